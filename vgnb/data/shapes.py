@@ -30,10 +30,23 @@ class ImageSource:
     size: int|None = None # side of the pictures where all are equal squares
     streaming = False     # True: only `iter_items`, no length
 
-    def __init__(self): self.bad = []    # BadItem of every unreadable picture met so far
+    def __init__(self,
+        max_bad:int=0, # unreadable pictures to leave out before one stops the run
+    ): self.max_bad, self.bad = check_int("max_bad", max_bad, 0), []    # bad: a BadItem for each one met so far
 
     def __len__(self) -> int: raise TypeError(f"{type(self).__name__} has no length")
     def __getitem__(self, i:int) -> Item: raise TypeError(f"{type(self).__name__} has no item {i}: read it with iter_items")
+
+    def excuse(self, error:BadItem):
+        "Note a bad item; raise it when it is one more than `max_bad`. A picture met again counts once."
+        if error.name in {e.name for e in self.bad}: return
+        if len(self.bad) >= self.max_bad: raise BadItem(error.name, f"{error.reason} (max_bad={self.max_bad} is used up)") from error
+        self.bad.append(error)
+
+    def get(self, i:int) -> Item|None:
+        "Item i, or None when it is unreadable and `max_bad` still allows that; `source[i]` always raises."
+        try: return self[i]
+        except BadItem as e: self.excuse(e)
 
     def iter_items(self,
         epoch:int=0, seed:int=0,   # decide the order
@@ -45,9 +58,7 @@ class ImageSource:
         for start in range(rank, len(self), world * 1024):
             places = np.arange(start, min(start + world * 1024, len(self)), world)
             for i in shuffled(places, len(self), seed, epoch) if shuffle else places:
-                try: yield self[int(i)]
-                except BadItem as e:
-                    if e not in self.bad: raise
+                if (item := self.get(int(i))) is not None: yield item
 
 # %% ../../nbs/data/100_shapes.ipynb #725552c6
 def _box(x, y, a, b): return np.maximum(np.abs(x) - a, np.abs(y) - b)
