@@ -98,7 +98,7 @@ class FolderImages(StoredImages):
         max_bad:int=0, alpha:str="drop",
     ):
         self.folder = root = Path(folder)
-        check(root.is_dir(), "uri", root, "no such folder", Missing)
+        check(root.is_dir(), "uri", root, "no such folder (or .tar)", Missing)
         subs = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
         inside = {p.name: _pictures(p) for p in subs}
         flat = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))

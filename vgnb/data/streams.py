@@ -50,6 +50,7 @@ class StreamImages(ImageSource):
         order = shuffled(np.arange(n), n, seed, epoch) if shuffle else np.arange(n)
         for s in (int(v) for v in (order[rank::world] if whole else order)):
             for place, row in enumerate(self.rows(self.shards[s])):
+                check(place < 1 << self.place_bits, "shard", self.shards[s], f"must hold at most {1 << self.place_bits} samples beside {n - 1} other shards")
                 if whole or place % world == rank: yield (s << self.place_bits) | place, row
 
     def iter_items(self, epoch=0, seed=0, rank=0, world=1, shuffle=True):
