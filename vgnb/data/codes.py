@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['write_sealed', 'read_sealed', 'tokenizer_fingerprint', 'CodePlan', 'ShardWriter', 'load_index', 'CodeWriter',
-           'augmentation', 'Codes', 'CodeStore']
+           'augmentation', 'Codes', 'map_sealed', 'CodeStore']
 
 # %% ../../nbs/data/120_codes.ipynb #c838f927
 import hashlib
@@ -252,6 +252,25 @@ class Codes:
         return tuple(torch.from_numpy(c) for c in counts)
 
 # %% ../../nbs/data/120_codes.ipynb #d1bed73c
+def map_sealed(
+    folder:Path, entry:dict, # a shard of the index: file, rows, bytes, sha256
+    kind:str,                # kind of store, for the error
+    look=None,               # called with the body read and hashed; None compares the size only
+) -> np.ndarray: # read-only bytes, memory-mapped
+    "The body of a shard that is what the index says."
+    file = Path(folder) / entry["file"]
+    check(file.is_file(), kind, Path(folder), f"shard {file.name} is missing; run the extraction again to add it", Missing)
+    size = file.stat().st_size
+    check(size == entry["bytes"], kind, file, f"must have {entry['bytes']} bytes, found {size}; remove it and run the extraction again")
+    if look:
+        body, rows, sha = read_sealed(file)
+        check(sha == entry["sha256"], kind, file, f"must have hash {entry['sha256'][:16]}, found {sha[:16]}; it belongs to another store", Mismatch)
+        look(np.frombuffer(body, np.uint8))
+    mapped = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
+    mapped.flags.writeable = False
+    return mapped[:-_SEAL]
+
+# %% ../../nbs/data/120_codes.ipynb #6620addd
 class CodeStore(Codes):
     "A finished code store, memory-mapped; refuses unfinished, damaged and foreign ones."
     def __init__(self,
@@ -272,17 +291,8 @@ class CodeStore(Codes):
 
     def _open(self, entry:dict, verify:bool) -> tuple[np.ndarray, ...]:
         "(ids, labels, codes) of one shard as views of the mapped file."
-        file = self.path / entry["file"]
-        check(file.is_file(), "codes", self.path, f"shard {file.name} is missing; run the extraction again to add it", Missing)
-        size = file.stat().st_size
-        check(size == entry["bytes"], "codes", file, f"must have {entry['bytes']} bytes, found {size}; remove it and run the extraction again")
-        if verify:
-            body, rows, sha = read_sealed(file)
-            check(sha == entry["sha256"], "codes", file, f"must have hash {entry['sha256'][:16]}, found {sha[:16]}; it belongs to another store", Mismatch)
-            self._check_range(file, _views(np.frombuffer(body, np.uint8), rows, self.plan)[2])
-        bytes_ = torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8).numpy()
-        bytes_.flags.writeable = False
-        return _views(bytes_[:-_SEAL], entry["rows"], self.plan)
+        def look(body): self._check_range(self.path / entry["file"], _views(body, entry["rows"], self.plan)[2])
+        return _views(map_sealed(self.path, entry, "codes", look if verify else None), entry["rows"], self.plan)
 
     def _check_range(self, file:Path, codes:np.ndarray):
         for level, v in enumerate(self.vocab):
