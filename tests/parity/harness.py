@@ -87,13 +87,14 @@ def holds(name: str, ref: np.ndarray, got: np.ndarray, tolerance: dict, refs: di
     if ref.shape != got.shape or (ref.dtype.kind in "iub" and got.dtype.kind not in "iub"): return False, float("inf")
     where = np.broadcast_to(refs[t["where"]].astype(bool), ref.shape) if "where" in t else np.ones(ref.shape, bool)
     a, b = ref.astype(np.float64)[where], got.astype(np.float64)[where]
-    with np.errstate(invalid="ignore"): d = np.abs(a - b)
+    with np.errstate(invalid="ignore"): d, scale = np.abs(a - b), np.abs(a) * t.get("rtol", 0.0)
     d[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
     d[np.isnan(d)] = np.inf
     if not d.size: return True, 0.0
     if ref.dtype.kind in "iub": bound = t.get("levels", 0) if ref.dtype == np.uint8 else 0
     elif "rmax" in t: bound = t["rmax"] * np.abs(a).max()
-    else: bound = t.get("atol", 0.0) + t.get("rtol", 0.0) * np.abs(a)
+    else: bound = t.get("atol", 0.0) + scale
+    bound = np.nan_to_num(bound, nan=0.0, posinf=np.inf)          # 0 * inf: infinities must be equal, and then d is 0
     return bool((d <= bound).mean() >= t.get("fraction", 1.0)), float(d.max())
 
 

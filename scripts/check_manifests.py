@@ -1,0 +1,56 @@
+"""Hold our models against the state dicts of published ones: same names, same shapes.
+
+    python scripts/check_manifests.py DIR [--system llamagen]
+
+Every DIR/<system>-<model>.json describes a model in its authors' words (`config`, `upstream_class`) and lists its entries (`manifest`: name -> shape). Ours is
+built on the meta device and exported through its name table. Ends `N met, M failed, K missing`; exit code 0 only when all are met.
+"""
+import fnmatch
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Options:
+    "Where the manifests are."
+    folder: tyro.conf.Positional[Path]
+    "folder with <system>-<model>.json files"
+    system: str = "*"
+    "only this system (a glob)"
+
+
+def compare(path: Path) -> tuple[str, str]:
+    "(met | failed | missing, what to say) for one manifest."
+    import torch
+
+    from vgnb.core import BadInput
+    from vgnb.zoo import published_model
+    spec = json.loads(path.read_text())
+    try:
+        with torch.device("meta"): model, table = published_model(spec["config"], spec.get("upstream_class", ""), system=path.name.split("-")[0])
+    except BadInput as e: return "missing", str(e)
+    got = {k: list(v.shape) for k, v in table.export(model.state_dict(), model).items()}
+    want = spec["manifest"]
+    wrong = sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k))
+    return ("failed", f"{len(wrong)} differ: " + ", ".join(f"{k} {got.get(k)} for {want.get(k)}" for k in wrong[:3])) if wrong else ("met", f"{len(want)} entries")
+
+
+def main(o: Options) -> int:
+    if not o.folder.is_dir(): print(f"folder={o.folder}: no such folder", file=sys.stderr); return 2
+    count = Counter()
+    for path in sorted(p for p in o.folder.glob("*.json") if fnmatch.fnmatchcase(p.name.split("-")[0], o.system)):
+        verdict, why = compare(path)
+        count[verdict] += 1
+        print(f"{verdict.upper():7} {path.stem}: {why}", flush=True)
+    print(f"{count['met']} met, {count['failed']} failed, {count['missing']} missing")
+    return int(bool(count["failed"] or count["missing"] or not count))
+
+
+if __name__ == "__main__": sys.exit(main(tyro.cli(Options, description=__doc__)))
