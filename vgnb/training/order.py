@@ -63,7 +63,7 @@ class Data(Protocol):
 class Feed(torch.utils.data.Dataset):
     "`feed[k]` = micro-batch k of this process: (index, epochs, tensors), or the error that kept it from being read."
     def __init__(self, data:Data, batch:int, seed:int, share:Share=Share()):
-        share.check(batch); check(len(data) > 0, "data", getattr(data, "fingerprint", data), "holds no examples")
+        share.check(batch); check(getattr(data, "streaming", False) or len(data) > 0, "data", getattr(data, "fingerprint", data), "holds no examples")
         self.data, self.batch, self.seed, self.share = data, batch, seed, share
 
     def __getitem__(self, k:int):
@@ -73,6 +73,26 @@ class Feed(torch.utils.data.Dataset):
         try: return index, epochs, self.data.fetch(index, epochs, Keyed(self.seed).fork("data"))
         except VgnbError as e: return e
 
+def _walk(feed:Feed, start:int, stop:int, workers:int):
+    "The same for a source that can only be read front to back: each process reads its share; what was seen before is read over."
+    check(workers == 0, "workers", workers, "must be 0 for a source that streams")
+    data, share = feed.data, feed.share
+    size, k, last = feed.batch // (share.world * share.accumulate), start * share.accumulate, stop * share.accumulate
+    seen, held, epoch = k * size, [], 0
+    while k < last:
+        empty = True
+        for item in data.items(epoch, feed.seed, share.rank, share.world):
+            empty = False
+            if seen: seen -= 1; continue
+            held.append((item, epoch))
+            if len(held) < size: continue
+            items, epochs = zip(*held)
+            yield np.array([i.id for i in items]), np.array(epochs), data.collate(list(items), np.array(epochs), Keyed(feed.seed).fork("data"))
+            held, k = [], k + 1
+            if k == last: return
+        check(not empty, "data", data.fingerprint, "holds no examples for this process")
+        epoch += 1
+
 def stream(
     feed:Feed,
     start:int,       # first step
@@ -81,6 +101,7 @@ def stream(
     pin:bool=False,  # page-locked memory, for an accelerator
 ):
     "Micro-batches of steps [start, stop) in order: (index, epochs, tensors)."
+    if getattr(feed.data, "streaming", False): yield from _walk(feed, start, stop, workers); return
     todo = range(start * feed.share.accumulate, stop * feed.share.accumulate)
     loader = torch.utils.data.DataLoader(feed, batch_size=None, sampler=todo, num_workers=check_int("workers", workers, 0), pin_memory=pin,
                                          generator=torch.Generator(), prefetch_factor=4 if workers else None)
