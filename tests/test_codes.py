@@ -1,0 +1,264 @@
+"Code stores: killed writers, concurrent writers, damaged files, and published layouts."
+import os
+import pickle
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import vgnb.core
+from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError, digest, load_json, save_json
+from vgnb.data.codes import CodePlan, CodeStore, CodeWriter, augmentation
+from vgnb.data.layouts import convert, store_from
+
+PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"), classes=("a", "b", "c"), shard_size=10)
+BAD = (7, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49)      # one bad image, and a whole shard of them
+
+
+def codes_of(i):
+    g = np.random.default_rng(i)
+    return np.stack([g.integers(0, v, (2, 2, 3)) for v in PLAN.vocab], -1)
+
+
+def extract(path, rank=0, world=1, plan=PLAN):
+    writer = CodeWriter(path, plan, rank, world)
+    for shard in writer.todo():
+        ids = [i for i in writer.span(shard) if i not in BAD]
+        writer.write(shard, np.stack([codes_of(i) for i in ids]) if ids else np.zeros((0, 2, 2, 3, 2), int), [i % 3 for i in ids], ids)
+    return writer
+
+
+def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def in_child(f):
+    "Run `f` in a forked child; its exit status."
+    pid = os.fork()
+    if pid == 0:
+        try: f()
+        except BaseException: os._exit(1)
+        os._exit(0)
+    return pid
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("codes") / "whole"
+    extract(path).finish()
+    return path
+
+
+def test_rows_come_back_as_they_were_written(whole):
+    store = CodeStore(whole, tokenizer="t" * 64)
+    assert len(store) == 103 - len(BAD) and store.absent.tolist() == list(BAD)
+    for row, (codes, label, id) in enumerate(store):
+        assert torch.equal(codes, torch.from_numpy(codes_of(id)).reshape(2, 6, 2)) and label == id % 3 and id == store.ids[row]
+    rows, aug = torch.randperm(len(store)), torch.arange(len(store)) % 2
+    x, y = store.batch(rows, aug)
+    assert x.dtype == y.dtype == torch.int64 and y.tolist() == (store.ids[rows] % 3).tolist()
+    assert all(torch.equal(a, store[int(r)][0][k]) for a, r, k in zip(x, rows, aug))
+    assert sum(int(u.sum()) for u in store.usage()) == len(store) * 2 * 6 * 2
+    wide = CodePlan((70_000,), (2,), 3, "t")
+    assert wide.dtype == np.uint32
+
+
+def test_a_large_codebook_takes_32_bits(tmp_path):
+    writer = CodeWriter(tmp_path / "s", CodePlan((2 ** 20,), (2,), 2, "t"))
+    writer.write(0, torch.tensor([[[0, 2 ** 20 - 1]], [[65_536, 7]]]), [0, 0], [0, 1]); writer.finish()
+    assert CodeStore(tmp_path / "s").batch([0, 1])[0][..., 0].tolist() == [[0, 2 ** 20 - 1], [65_536, 7]]
+
+
+def die_after(calls, monkeypatch, work):
+    "Run `work` in a process that ends, as if killed, at its call number `calls` of fsync or rename; True when it was."
+    left = [calls]
+    def wrap(f):
+        def call(*a, **k):
+            left[0] -= 1
+            if left[0] < 0: os._exit(9)
+            return f(*a, **k)
+        return call
+    def child():
+        monkeypatch.setattr(vgnb.core.os, "fsync", wrap(os.fsync)); monkeypatch.setattr(vgnb.core.os, "replace", wrap(os.replace))
+        work()
+    status = os.waitstatus_to_exitcode(os.waitpid(in_child(child), 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+def test_killed_at_every_system_call(whole, tmp_path, monkeypatch):
+    "A run that dies at its k-th fsync or rename, for every k, is completed by the next one to the same bytes."
+    for calls in range(99):
+        path = tmp_path / f"{calls}"
+        killed = die_after(calls, monkeypatch, lambda: extract(path).finish())
+        if not killed: break
+        if not (path / "index.json").exists():
+            with pytest.raises(BadInput): CodeStore(path)
+        extract(path).finish()
+        assert contents(path) == contents(whole), calls
+    assert calls == 3 * (1 + 11 + 1)                       # plan, shards and index: flush, rename, flush the folder
+
+
+def test_killed_again_and_again(whole, tmp_path, monkeypatch):
+    "Each process publishes one shard and dies in the next; one shard a life is all that is lost."
+    path, lives = tmp_path / "store", 0
+    extract(path, 1, 2)
+    while die_after(4, monkeypatch, lambda: extract(path, 0, 2)): lives += 1
+    assert lives == 5
+    CodeWriter(path, PLAN).finish()
+    assert contents(path) == contents(whole)
+
+
+def test_processes_that_start_together(whole, tmp_path):
+    pids = [in_child(lambda: extract(tmp_path / "store", rank, 4)) for rank in range(4)]
+    assert [os.waitpid(p, 0)[1] for p in pids] == [0] * 4
+    CodeWriter(tmp_path / "store", PLAN).finish()
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+def test_resume_with_another_number_of_processes(whole, tmp_path):
+    extract(tmp_path / "store", 1, 2); extract(tmp_path / "store", 2, 3)
+    with pytest.raises(BadInput, match="of 11 shards are missing"): CodeWriter(tmp_path / "store", PLAN).finish()
+    extract(tmp_path / "store").finish()
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    writer = CodeWriter(tmp_path / "store", PLAN)
+    def full(fd): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(vgnb.core.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"): writer.write(0, codes_of(0)[None], [0], [0])
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["plan.json"]
+
+
+def test_random_damage_is_found(whole, tmp_path):
+    g, files = random.Random(0), sorted(p.name for p in whole.iterdir() if p.name != "plan.json")
+    for n in range(120):
+        name = g.choice(files); raw = bytearray((whole / name).read_bytes())
+        kind = g.choice(("bit", "cut", "zero", "grow"))
+        if kind == "bit": raw[g.randrange(len(raw))] ^= 1 << g.randrange(8)
+        elif kind == "cut": del raw[g.randrange(len(raw)):]
+        elif kind == "grow": raw += b"x"
+        else:
+            at = g.randrange(len(raw)); raw[at:at + 64] = bytes(len(raw[at:at + 64]))
+        if bytes(raw) == (whole / name).read_bytes(): continue
+        if name == "index.json" and kind in ("bit", "grow") and _same_json(bytes(raw), whole / name): continue
+        copy = tmp_path / f"{n}"; shutil.copytree(whole, copy); (copy / name).write_bytes(raw)
+        with pytest.raises(VgnbError): CodeStore(copy)
+        shutil.rmtree(copy)
+
+
+def _same_json(raw, file):
+    "A changed space between values changes nothing that is read."
+    import json
+    try: return json.loads(raw) == load_json(file)
+    except ValueError: return False
+
+
+def test_a_lying_index_is_found(whole, tmp_path):
+    "Whole files with right hashes, but codes outside the codebook that the index claims."
+    copy = tmp_path / "copy"; shutil.copytree(whole, copy)
+    index = load_json(copy / "index.json"); del index["fingerprint"]
+    index["vocab"] = [16, 200]
+    save_json(copy / "index.json", dict(index, fingerprint=digest(index)))
+    with pytest.raises(BadInput, match=r"must lie in \[0, 200\) at level 1"): CodeStore(copy)
+
+
+def test_another_run_cannot_continue_a_store(whole, tmp_path):
+    other = CodePlan(**{**PLAN.__dict__, "tokenizer": "u" * 64, "augs": ("center", "flop")})
+    with pytest.raises(Mismatch, match="augs is .*tokenizer is tttt.*uuuu"): CodeWriter(whole, other)
+    with pytest.raises(Mismatch, match="tttt.*not by uuuu"): CodeStore(whole, tokenizer="u" * 64)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="is not empty and holds no store"): CodeWriter(tmp_path, PLAN)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    with pytest.raises(Missing, match="holds no store of codes"): CodeStore(tmp_path)
+
+
+@pytest.mark.parametrize("argument, change", [
+    ("codes", dict(codes=torch.full((1, 2, 2, 3, 2), 16))), ("codes", dict(codes=torch.full((1, 2, 2, 3, 2), -1))), ("codes", dict(codes=torch.zeros(1, 2, 2, 3, 2))),
+    ("codes", dict(codes=torch.zeros(1, 1, 2, 3, 2).long())), ("codes", dict(codes=torch.zeros(2, 2, 2, 3, 2).long())), ("labels", dict(labels=[3])), ("labels", dict(labels=[-1])),
+    ("ids", dict(ids=[10])), ("ids", dict(ids=[3, 3], labels=[0, 0], codes=torch.zeros(2, 2, 2, 3, 2).long())), ("shard", dict(shard=11))])
+def test_bad_rows_are_refused_before_anything_is_written(tmp_path, argument, change):
+    writer = CodeWriter(tmp_path / "store", PLAN)
+    given = dict(dict(shard=0, codes=torch.zeros(1, 2, 2, 3, 2).long(), labels=[0], ids=[3]), **change)
+    with pytest.raises(BadInput) as e: writer.write(**given)
+    assert e.value.argument == argument and [p.name for p in (tmp_path / "store").iterdir()] == ["plan.json"]
+
+
+def test_mapping_keeps_no_descriptors_and_copies_cheaply(whole):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    stores = [CodeStore(whole) for _ in range(5)]
+    assert (len(os.listdir("/proc/self/fd")) if before else 0) == before
+    assert len(pickle.dumps(stores[0])) < 500
+    loader = torch.utils.data.DataLoader(stores[0], batch_size=16, num_workers=2)
+    assert torch.equal(torch.cat([c for c, _, _ in loader]), torch.stack([c for c, _, _ in stores[0]]))
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_id():
+    rows = augmentation(3, 5, range(5000), 10)
+    assert torch.equal(torch.cat([augmentation(3, 5, [i], 10) for i in range(40)]), rows[:40])
+    assert torch.equal(augmentation(3, 5, list(range(5000))[::-1], 10).flip(0), rows)
+    for other in (augmentation(4, 5, range(5000), 10), augmentation(3, 6, range(5000), 10)): assert 0.05 < float((other == rows).float().mean()) < 0.15
+    assert rows.bincount(minlength=10).min() > 400 and set(augmentation(0, 0, range(50), 1).tolist()) == {0}
+
+
+# published layouts
+
+def save(file, a):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, a)
+
+
+def llamagen(root, n=4, size=9):
+    for i in range(n):
+        save(root / f"x_codes/{i}.npy", np.full((1, 2, size), i)); save(root / f"x_labels/{i}.npy", np.array([i]))
+    return root / "x_codes"
+
+
+def test_randar_numbers_repeat_in_each_class(tmp_path):
+    for y in (0, 2, 10):
+        for k in (0, 1, 11): save(tmp_path / f"{y}/{k}.npy", np.full((2, 4), y))
+    (tmp_path / "5").mkdir()
+    r = store_from("randar", tmp_path, vocab=16)
+    assert r.labels.tolist() == [0] * 3 + [2] * 3 + [10] * 3 and r.index.tolist() == [0, 1, 11] * 3 and r.ids.tolist() == list(range(9))
+    store = convert(r, tmp_path / "store", tokenizer="t", shard_size=4)
+    assert torch.equal(store.batch(range(9))[0], r.batch(range(9))[0]) and store.grid == (2, 2)
+
+
+def test_sparse_numbers_keep_their_ids(tmp_path):
+    folder = llamagen(tmp_path)
+    for name in ("codes", "labels"): (tmp_path / f"x_{name}/3.npy").rename(tmp_path / f"x_{name}/30.npy")
+    r = store_from("llamagen", folder, vocab=8)
+    assert r.ids.tolist() == [0, 1, 2, 30] and convert(r, tmp_path / "s", tokenizer="t", shard_size=5).ids.tolist() == [0, 1, 2, 30]
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda f: (f / "2.npy").write_bytes(b""), "2.npy: not a readable array"),
+    (lambda f: (f / "2.npy").write_bytes((f / "2.npy").read_bytes()[:-1]), "2.npy: not a readable array"),
+    (lambda f: np.save(f / "2.npy", np.array([print], dtype=object)), "2.npy: not a readable array"),
+    (lambda f: np.save(f / "2.npy", np.zeros((1, 2, 9))), "2.npy: must be an integer array, found float64"),
+    (lambda f: np.save(f / "2.npy", np.zeros((1, 2, 8), int)), "2.npy: must hold codes"),
+    (lambda f: np.save(f / "2.npy", np.zeros((2, 9), int)), "2.npy: holds no item of this layout"),
+    (lambda f: np.save(f / "2.npy", np.full((1, 2, 9), 8)), r"2.npy: codes must lie in \[0, 8\), found \[8, 8\]"),
+    (lambda f: np.save(f / "2.npy", np.full((1, 2, 9), -1)), "2.npy: codes must lie in"),
+    (lambda f: np.save(f.parent / "x_labels/2.npy", np.array([4])), r"2.npy: label must lie in \[0, 4\), found 4"),
+    (lambda f: np.save(f.parent / "x_labels/2.npy", np.array([1, 2])), "x_labels/2.npy: must hold one label")])
+def test_bad_items_are_named_and_counted(tmp_path, damage, words):
+    folder = llamagen(tmp_path)
+    damage(folder)
+    r = store_from("llamagen", folder, vocab=8, classes=4)
+    with pytest.raises(BadItem, match=words): r.batch([0, 2])
+    with pytest.raises(BadItem, match=words): convert(r, tmp_path / "s", tokenizer="t")
+    assert convert(r, tmp_path / "s", tokenizer="t", max_bad=1).ids.tolist() == [0, 1, 3]
+
+
+def test_layout_arguments(tmp_path):
+    folder = llamagen(tmp_path)
+    assert store_from("llamagen", folder, vocab=8, grid=(9,)).grid == (9,)
+    for words, given in (("needs 1 codebook sizes", dict(vocab=(8, 8))), ("must hold the 9 positions", dict(vocab=8, grid=(2, 2))), ("vocab=0: must be an integer >= 1", dict(vocab=0)),
+                         ("must be a folder named", dict(vocab=8, more=tmp_path))):
+        with pytest.raises(BadInput, match=words): store_from("llamagen", folder, **given)
+    (tmp_path / "x_labels/3.npy").unlink()
+    with pytest.raises(BadInput, match=r"must hold the same numbers as x_codes; \[3\] is in one only"): store_from("llamagen", folder, vocab=8)
+    with pytest.raises(Missing, match="no such folder"): store_from("iar2", tmp_path / "y_codes")
