@@ -6,7 +6,7 @@
 __all__ = ['RMSNorm', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath', 'rotary_angles',
            'rotary_table', 'rotary_1d', 'rotary_2d', 'zero_prefix', 'rotate', 'causal_mask', 'Past', 'Cache',
            'Attention', 'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder', 'CaptionEmbedder', 'modulate',
-           'start_normal', 'decay_groups']
+           'start_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import hashlib
@@ -327,10 +327,3 @@ def start_normal(
         m.weight.normal_(0, std, generator=torch.Generator(m.weight.device).manual_seed(word))
         if getattr(m, "bias", None) is not None: m.bias.zero_()
     return module
-
-# %% ../nbs/200_layers.ipynb #91f186e3
-def decay_groups(module:nn.Module, weight_decay:float) -> list[dict]:
-    "Two optimizer groups: trainable tensors of two or more dimensions decay, vectors don't."
-    check_float("weight_decay", weight_decay, 0)
-    wanted = [p for p in module.parameters() if p.requires_grad]
-    return [{"params": [p for p in wanted if p.dim() >= 2], "weight_decay": weight_decay}, {"params": [p for p in wanted if p.dim() < 2], "weight_decay": 0.0}]

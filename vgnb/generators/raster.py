@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import BadInput, Ignore, NameTable, Rename, check, check_choice, check_codes, check_float, check_int
 from ..draws import At
 from .generator import Cond, Generator, Grid, Loss, Prediction, State
-from ..layers import (Blocks, Cache, CaptionEmbedder, Dropout, LabelEmbedder, Noise, RMSNorm, TransformerBlock, causal_mask, decay_groups,
+from ..layers import (Blocks, Cache, CaptionEmbedder, Dropout, LabelEmbedder, Noise, RMSNorm, TransformerBlock, causal_mask,
                          drop_path_rates, ffn_width, rotary_1d, rotary_2d, rotary_table, start_normal, zero_prefix)
 
 # %% ../../nbs/generators/320_raster.ipynb #7f4acf88
@@ -32,8 +32,8 @@ class RasterConfig:
     ffn_multiple: int = 256               # feed-forward width: see `ffn_width`
     ffn_multiplier: float|None = None
     vocab: int = 16384                    # codebook size
-    grid: tuple[int, int] = (16, 16)      # cells in training; sampling may use others
-    condition: str = "class"              # "class" | "text"
+    grid: tuple[int, ...] = (16, 16)      # cells in training; sampling may use others
+    condition: Literal["class", "text"] = "class"
     classes: int = 1000
     text_dim: int = 2048                  # caption features ...
     text_tokens: int = 120                # ... and their fixed number
@@ -42,13 +42,13 @@ class RasterConfig:
     residual_dropout: float = 0.1         # after attention
     ffn_dropout: float = 0.1              # after the feed-forward
     drop_path: float = 0.0                # of the last layer, rising linearly; the published recipe then sets the two above to 0
-    rope: str = "grid"                    # "grid" = rows and columns | "sequence" = one angle along the whole sequence (D-AR)
+    rope: Literal["grid", "sequence"] = "grid"  # "grid" = rows and columns | "sequence" = one angle along the whole sequence (D-AR)
     rope_base: float = 10000
     zero_prefix: bool = True              # the condition's places have zero queries and keys, as published
     class_everywhere: bool = False        # also add the class to every code (helps tiny models; not published)
     eps: float = 1e-5                     # of the norms
     std: float = 0.02                     # of the starting weights
-    compat: str|None = None               # "upstream" = with the original's faults: see `RasterTransformer.quirks`
+    compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `RasterTransformer.quirks`
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -90,6 +90,10 @@ def _table(c:RasterConfig, grid:Grid) -> Tensor:
     return torch.cat((front if c.rope == "sequence" else rotary_table(0 * front[..., 0]), cells))
 
 # %% ../../nbs/generators/320_raster.ipynb #2568c296
+def _on_host(t:Tensor) -> bool:
+    "Whether values can be looked at without waiting for a device or breaking a compiled graph."
+    return t.device.type == "cpu" and not torch.compiler.is_compiling()
+
 class _RasterNetwork(Generator):
     "The network: weights, teacher-forced logits and the training loss."
     quirks: tuple[tuple[str, str], ...] = (
@@ -121,10 +125,6 @@ class _RasterNetwork(Generator):
         nn.init.zeros_(self.head.weight)
         return self
 
-    def param_groups(self, weight_decay:float) -> list[dict]:
-        "Optimizer groups: matrices decay, vectors don't."
-        return decay_groups(self, weight_decay)
-
     def table(self, grid:Grid, device) -> Tensor:
         "Rotary table (prefix + n, c/2, 2), computed once a grid, on the host in fp32."
         if (key := (grid, str(device))) not in self._tables:
@@ -137,7 +137,7 @@ class _RasterNetwork(Generator):
         if c.condition == "class":
             rows, text = self.condition.table.num_embeddings if null else c.classes, f"must be class ids in [0, {c.classes})"
             check(cond.labels is not None and cond.labels.dim() == 1, "labels", None if cond.labels is None else tuple(cond.labels.shape), text + ", one a sample")
-            if cond.labels.device.type != "cpu": return
+            if not _on_host(cond.labels): return
             ok = not cond.labels.is_floating_point() and cond.labels.dtype != torch.bool and bool(((0 <= cond.labels) & (cond.labels < rows)).all())
             return check(ok, "labels", cond.labels.tolist(), text + (f"; {c.classes} = no class" if rows > c.classes else ""))
         shape = (c.text_tokens, c.text_dim)
@@ -165,7 +165,7 @@ class _RasterNetwork(Generator):
         check_codes(codes[:0], self.config.vocab)
         codes = codes.long().flatten(1)
         check(codes.shape == (cond.b, grid.n), "codes", tuple(codes.shape), f"must be (b, n) = {(cond.b, grid.n)}: one row a condition, one code a cell of {grid.shape}")
-        return check_codes(codes, self.config.vocab) if codes.device.type == "cpu" else codes
+        return check_codes(codes, self.config.vocab) if _on_host(codes) else codes
 
     def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
         p, n = self.prefix, codes.shape[1]
@@ -228,7 +228,7 @@ class RasterState(State):
 
     def check_next(self, positions:Tensor):
         "Raster order only: the cells must be the next ones (looked at on the host, or for a bulk of known cells)."
-        if positions.is_cuda and positions.shape[1] == 1: return
+        if not _on_host(positions) and (positions.shape[1] == 1 or torch.compiler.is_compiling()): return
         want = torch.arange(self.done, self.done + positions.shape[1], device=positions.device)
         check(bool((positions == want).all()), "positions", positions[0, :8].tolist(),
               f"must be the next cells in raster order from {self.done} on: this model continues a beginning, it can't fill gaps")
