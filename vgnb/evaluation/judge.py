@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['judge_input', 'Judge', 'blurred', 'coarse', 'damaged', 'empty_grounds', 'shuffled_tiles', 'chimeras', 'JudgeRecipe',
-           'judge_batch', 'train_judge', 'save_judge', 'load_judge', 'examine', 'graded', 'ShapesJudge']
+           'judge_batch', 'train_judge', 'save_judge', 'load_judge', 'examine', 'ShapesJudge']
 
 # %% ../../nbs/evaluation/630_judge.ipynb #06a421c4
 import math
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_json, save_json, write_aside
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
-from .features import Extractor, Features, extractors, load_extractor, read_weights
+from .features import Extractor, Features, extractors, read_weights
 
 # %% ../../nbs/evaluation/630_judge.ipynb #9d8dfead
 def judge_input(
@@ -199,16 +199,6 @@ def examine(
     return right, {k: (float(v.mean()), float((v > 0.9).float().mean())) for k, v in sure.items()}
 
 # %% ../../nbs/evaluation/630_judge.ipynb #37a2af7a
-def graded(
-    logits:Tensor, # (n, 10) scores of the judge
-    labels,        # (n,) classes that were asked for
-) -> float:        # 0 ... 1
-    "Share of samples that the judge takes for what was asked."
-    y = torch.as_tensor(np.asarray(labels)).reshape(-1).long()
-    check(len(y) == len(logits) and len(y), "labels", len(y), f"must be one for each of the {len(logits)} samples")
-    check(0 <= y.min() and y.max() < logits.shape[1], "labels", [int(y.min()), int(y.max())], f"must lie in [0, {logits.shape[1]})")
-    return float((logits.argmax(1) == y).double().mean())
-
 @extractors.register(name="shapes-judge")
 class ShapesJudge(Extractor):
     "The judge as a feature extractor: 64 features, 10 scores."

@@ -1,0 +1,95 @@
+"""Compare samples with a reference: FID, inception score, KID, precision and recall, and on shapes the share drawn as asked.
+
+    python scripts/evaluate.py REF.npz SAMPLES.npz                                  # Inception; weights downloaded once, or --weights FILE
+    python scripts/evaluate.py shapes://?n=5000 runs/x/samples.npz --extractor shapes-judge --metrics fid pr accuracy
+    python scripts/evaluate.py photos/ out_pngs/ --size 256 --json metrics.json     # folders of pictures
+    python scripts/evaluate.py originals.npz reconstructions.npz --metrics fid      # rFID
+
+REF and SAMPLES are npz files as the published evaluators exchange them (arr_0 uint8 (n, h, w, 3); REF may hold mu and sigma, which are then used for FID;
+SAMPLES may hold labels), folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
+
+A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. A run.json beside SAMPLES.npz adds
+the sampler's settings and seed. Wrong input ends with one line on stderr and exit code 2, before anything is computed.
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Options:
+    "What to compare, and how."
+    reference: tyro.conf.Positional[str]
+    "npz, statistics, folder or address"
+    samples: tyro.conf.Positional[str]
+    "npz, folder or address"
+    extractor: Literal["inception", "shapes-judge"] = "inception"
+    "the network that looks; numbers of different extractors have nothing to do with each other"
+    weights: Path | None = None
+    "its weights (Inception: a local copy of torch-fidelity's file)"
+    metrics: tuple[Literal["fid", "is", "kid", "pr", "accuracy"], ...] = ("fid", "is", "kid", "pr")
+    "what to compute; pr = precision and recall, accuracy needs labels in SAMPLES and an extractor that knows the classes"
+    size: int | None = None
+    "centre-crop pictures of folders and sources to this side"
+    batch: int = 64
+    "pictures that are looked at together"
+    device: str = "cpu"
+    "where the extractor runs: cpu, cuda, cuda:1"
+    is_split: int = 5000
+    "samples in a part of the inception score"
+    is_shuffle: int | None = None
+    "seed of a keyed order for the inception score; samples sorted by class need one"
+    kid_subsets: int = 100
+    "subsets over which KID is averaged"
+    kid_size: int | None = None
+    "pictures in a subset of KID (default 1000, or all of the smaller side)"
+    k: int = 3
+    "neighbours for precision and recall"
+    uint8_rule: str | None = None
+    "how SAMPLES became bytes, recorded with the result"
+    json: Path | None = None
+    "also write values and protocol here"
+    dry_run: bool = False
+    "open everything, say what would be compared, stop"
+
+
+def told_by_run(samples: str) -> dict:
+    "Seed, sampler settings and uint8 rule from a run.json beside the samples."
+    from vgnb.core import load_json
+    path = Path(samples).parent / "run.json"
+    if "://" in samples or not samples.endswith(".npz") or not path.is_file(): return {}
+    run = load_json(path)
+    return {"seed": run.get("seed"), "sampler": run.get("sampler") or run.get("config"), "uint8_rule": run.get("uint8_rule", "unknown")}
+
+
+def main(o: Options) -> int:
+    from vgnb.core import check
+    from vgnb.evaluation.features import load_extractor
+    from vgnb.evaluation.fid import check_request, measure
+    from vgnb.evaluation.samples import open_samples
+    check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
+    reference, samples = open_samples(o.reference, o.size), open_samples(o.samples, o.size)
+    extractor = load_extractor(o.extractor, o.weights, o.device)
+    asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets, kid_size=o.kid_size, k=o.k)
+    settings, stored = check_request(samples, reference, extractor, **asked)
+    print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{' and stored statistics' if stored else ''} ({reference.id}), through {extractor.id}")
+    if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here"); return 0
+    recorded = told_by_run(o.samples)
+    if o.uint8_rule: recorded["uint8_rule"] = o.uint8_rule
+    def progress(side, done): sys.stderr.isatty() and print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
+    report = measure(samples, reference, extractor, batch=o.batch, progress=progress, **asked, **recorded)
+    if sys.stderr.isatty(): print(file=sys.stderr)
+    print(report)
+    if o.json: report.save(o.json); print(f"written to {o.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.core import VgnbError
+    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
