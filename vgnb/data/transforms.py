@@ -81,10 +81,11 @@ def five_crop(image:Image.Image, size:int) -> list[Image.Image]:
 def ten_crop(
     image:Image.Image, size:int,
     crop_range:float=1.1, # the views lie in a centre crop this much larger
+    crop:Callable=center_crop, # (image, size) -> that centre crop; VQ-KD's extraction passes the bilinear `resize_crop` below
 ) -> list[Image.Image]:
     "Five crops of the centre crop, then the five of its mirror picture."
     check_float("crop_range", crop_range, 1)
-    image = center_crop(image, int(size * crop_range))
+    image = crop(image, int(size * crop_range))
     return five_crop(image, size) + five_crop(flip(image), size)
 
 # %% ../../nbs/data/115_transforms.ipynb #326fe668
@@ -101,22 +102,24 @@ def resize_crop(
     y = choose(image.height - size + 1)
     return _window(image, choose(image.width - size + 1), y, size)
 
+def _area_box(w:int, h:int, trials, scale:tuple, ratio:tuple) -> tuple[int, int, int, int]:
+    "(left, top, right, bottom) of the first of the trials (n, 4) that fits a w x h picture, else of its middle."
+    for a, r, v, u in trials:
+        area, shape = w * h * (scale[0] + a * (scale[1] - scale[0])), math.exp(math.log(ratio[0]) + r * math.log(ratio[1] / ratio[0]))
+        cw, ch = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < cw <= w and 0 < ch <= h: return (x := int(u * (w - cw + 1))), (y := int(v * (h - ch + 1))), x + cw, y + ch
+    cw, ch = min(w, round(h * ratio[1])), min(h, round(w / ratio[0]))
+    return (x := (w - cw) // 2), (y := (h - ch) // 2), x + cw, y + ch
+
 def area_crop(
     image:Image.Image, size:int,
     draws:Draws, at:At,
     scale:tuple=(0.8, 1.0), # the window's share of the picture's area
     ratio:tuple=(3/4, 4/3), # its width / height, uniform in the logarithm
 ) -> Image.Image:
-    "A window of random area and shape, resized to a square with bicubic; the first of ten trials that fits, else the middle."
-    w, h = image.size
-    for a, r, v, u in draws.uniform("area", at, 10, 4)[0].double().tolist():
-        area, shape = w * h * (scale[0] + a * (scale[1] - scale[0])), math.exp(math.log(ratio[0]) + r * math.log(ratio[1] / ratio[0]))
-        cw, ch = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < cw <= w and 0 < ch <= h: x, y = int(u * (w - cw + 1)), int(v * (h - ch + 1)); break
-    else:
-        cw, ch = min(w, round(h * ratio[1])), min(h, round(w / ratio[0]))
-        x, y = (w - cw) // 2, (h - ch) // 2
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + cw, y + ch))
+    "A window of random area and shape, cut out and then resized to a square with bicubic."
+    box = _area_box(*image.size, draws.uniform("area", at, 10, 4)[0].double().tolist(), scale, ratio)
+    return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
 
 # %% ../../nbs/data/115_transforms.ipynb #329b29c0
 _RULES = ("round", "truncate", "save-image")
