@@ -24,8 +24,9 @@ from .codes import ShardWriter, load_index, map_sealed
 from ..draws import At, Keyed
 
 # %% ../../nbs/data/130_text.ipynb #d4d233e7
-_SILENT = {"script", "style", "template", "rt", "rp"}                                          # their text is not part of the page's
-_VOID = set("area base br col embed hr img input link meta param source track wbr basefont bgsound command frame image isindex nextid spacer keygen menuitem".split())
+_SILENT = {"script", "style", "template", "rt", "rp"}                                          # their text is not the page's
+_VOID = set("area base br col embed hr img input link meta param source track wbr "
+            "basefont bgsound command frame image isindex nextid spacer keygen menuitem".split())
 
 class _Page(HTMLParser):
     "Collects the text of a piece of HTML; character references are resolved, unknown ones lose their semicolon."
@@ -51,13 +52,15 @@ _ODD = re.compile("[^\t\n\r\x20-\x7eß-öø-ıĵ-ňŋ-ſ]|[^\x00-\x7f]{2}")     
 def repair_text(text:str) -> str:
     "Undo wrongly decoded characters (ftfy). Missing: ftfy, where the text needs it."
     if not _ODD.search(text): return text
-    check(importlib.util.find_spec("ftfy"), "package", "ftfy", f"{_INSTALL} (the caption {text[:40]!r} needs it)", Missing)
+    check(importlib.util.find_spec("ftfy"), "package", "ftfy",
+          f"{_INSTALL} (the caption {text[:40]!r} needs it)", Missing)
     return importlib.import_module("ftfy").fix_text(text)
 
 # %% ../../nbs/data/130_text.ipynb #243d6a4d
 _SITE = r"[a-z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _FILE = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
-_DASHES = "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
+_DASHES = ("\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
+           "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d")
 
 def _rules(*lines): return tuple((name, re.compile(pattern), new) for name, pattern, new in lines)
 
@@ -78,12 +81,15 @@ _NOISE = _rules(("nickname", r"@[\w\d]+\b", ""),
                 ("repeated quotes", "[\"']{2,}", '"'), ("dots", r"\.{2,}", " "),
                 ("signs", r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
                 ("lone full stop", r"\s+\.\s+", " "))
-_JARGON = _rules(("ab1234", r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""), ("ab12cd", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""), ("12ab34", r"\b\d+[a-zA-Z]+\d+\b", ""),
+_JARGON = _rules(("ab1234", r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
+                 ("ab12cd", r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""), ("12ab34", r"\b\d+[a-zA-Z]+\d+\b", ""),
                  ("shipping", r"(?:worldwide\s+)?(?:free\s+)?shipping", ""), ("download", r"(?:free\s)?download(?:\sfree)?", ""),
-                 ("click", r"\bclick\b\s(?:for|on)\s\w+", ""), ("file kind", rf"\b{_FILE}(?:\simages?)?", "") , ("page", r"\bpage\s+\d+\b", ""),
+                 ("click", r"\bclick\b\s(?:for|on)\s\w+", ""), ("file kind", rf"\b{_FILE}(?:\simages?)?", ""),
+                 ("page", r"\bpage\s+\d+\b", ""),
                  ("a1b2c", r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
                  ("size", r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),
-                 ("space before colon", r"\b\s+:\s+", ": "), ("space after a stop", r"(\D[,./])\b", r"\1 "), ("spaces", r"\s+", " "),
+                 ("space before colon", r"\b\s+:\s+", ": "), ("space after a stop", r"(\D[,./])\b", r"\1 "),
+                 ("spaces", r"\s+", " "),
                  ("outer quotes", r"^[\"']([\w\W]+)[\"']$", r"\1"),
                  ("first sign", r"^['_,\-:;]", ""), ("last sign", r"['_,\-:+]$", ""), ("only a suffix", r"^\.\S+$", ""))
 
@@ -99,7 +105,7 @@ def _clean_once(text:str) -> str:
     return _apply(_JARGON, text).strip()
 
 def clean_caption(text:str) -> str:
-    "A caption as the text encoder of LlamaGen's text-to-image models expects it. Idempotence is not promised: two passes are the definition."
+    "A caption as the text encoder of LlamaGen's text-to-image models expects it: two passes, by definition."
     check(isinstance(text, str), "caption", text, "must be a string")
     return _clean_once(_clean_once(text))
 
@@ -132,9 +138,13 @@ class TextEncoder:
             from transformers import AutoTokenizer, T5EncoderModel, __version__
             try:
                 self.tokenizer = AutoTokenizer.from_pretrained(str(path))
-                model, info = T5EncoderModel.from_pretrained(str(path), output_loading_info=True, **{"dtype" if int(__version__.split(".")[0]) > 4 else "torch_dtype": dtype})
-            except (OSError, ValueError) as e: raise Missing("path", path, f"must be a T5 model, a folder or a name on the hub ({str(e).splitlines()[0][:120]})") from None
-        check(not info["missing_keys"], "path", path, f"lacks weights of a T5 encoder: {sorted(info['missing_keys'])[:3]}", Mismatch)
+                named = {"dtype" if int(__version__.split(".")[0]) > 4 else "torch_dtype": dtype}
+                model, info = T5EncoderModel.from_pretrained(str(path), output_loading_info=True, **named)
+            except (OSError, ValueError) as e:
+                raise Missing("path", path,
+                              f"must be a T5 model, a folder or a name on the hub ({str(e).splitlines()[0][:120]})") from None
+        check(not info["missing_keys"], "path", path,
+              f"lacks weights of a T5 encoder: {sorted(info['missing_keys'])[:3]}", Mismatch)
         self.model = model.to(device).eval().requires_grad_(False)
 
     @property
@@ -148,9 +158,11 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, captions:list[str]) -> tuple[Tensor, Tensor]:
         "Features of a list of captions."
-        check(isinstance(captions, (list, tuple)) and len(captions), "captions", captions, "must be a non-empty list of strings")
+        check(isinstance(captions, (list, tuple)) and len(captions), "captions", captions,
+              "must be a non-empty list of strings")
         texts = [clean_caption(c) if self.clean else c.lower().strip() for c in captions]
-        t = self.tokenizer(texts, max_length=self.tokens, padding="max_length", truncation=True, return_attention_mask=True, return_tensors="pt").to(self.device)
+        t = self.tokenizer(texts, max_length=self.tokens, padding="max_length", truncation=True,
+                           return_attention_mask=True, return_tensors="pt").to(self.device)
         features = self.model(input_ids=t["input_ids"], attention_mask=t["attention_mask"]).last_hidden_state
         return features.float(), t["attention_mask"].bool()
 
@@ -160,10 +172,12 @@ def left_pad(
     mask:Tensor,     # (b, t), ones then zeros
 ) -> tuple[Tensor, Tensor]: # features (b, t, d) with the valid part last and zeros before; its mask (b, t)
     "Move the valid part of each row to its end."
-    check(features.dim() == 3 and mask.shape == features.shape[:2], "mask", tuple(mask.shape), f"must be (b, t) of features {tuple(features.shape)}")
+    check(features.dim() == 3 and mask.shape == features.shape[:2], "mask", tuple(mask.shape),
+          f"must be (b, t) of features {tuple(features.shape)}")
     valid = mask.ne(0).sum(1)                                                                        # (b,)
     where = torch.arange(mask.shape[1], device=mask.device)                                          # (t,)
-    check(torch.equal(mask.ne(0), where < valid[:, None]), "mask", mask.int().tolist(), "must be ones, then zeros, in each row")
+    check(torch.equal(mask.ne(0), where < valid[:, None]), "mask", mask.int().tolist(),
+          "must be ones, then zeros, in each row")
     turned = (where + valid[:, None]) % mask.shape[1]                                                # (b, t)
     moved, flipped = features.gather(1, turned[..., None].expand_as(features)), mask.flip(1)
     return moved * flipped[..., None].to(features.dtype), flipped
@@ -200,7 +214,8 @@ class Captions:
         check(path.exists(), "path", path, "no such file or folder", Missing)
         self.files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         check(self.files, "path", path, "holds no .jsonl files", Missing)
-        self.column, self.first_sentence, self.root = _CAPTIONS.index(check_choice("caption", caption, _CAPTIONS)), first_sentence, root
+        self.column = _CAPTIONS.index(check_choice("caption", caption, _CAPTIONS))
+        self.first_sentence, self.root = first_sentence, root
         self.lines = [self._offsets(f) for f in self.files]
         self.starts = np.cumsum([0] + [len(o) for o in self.lines])
         check(len(self), "path", path, "holds no captions")
@@ -228,7 +243,9 @@ class Captions:
             row = json.loads(raw); text = row["text"] if isinstance(row["text"], str) else row["text"][self.column]
             if not isinstance(text, str): raise TypeError(f"caption is {type(text).__name__}")
             image = Path(self.root or file.parent) / row["image_path"] if row.get("image_path") else None
-        except (ValueError, KeyError, IndexError, TypeError) as e: raise BadItem(f"{file}:{line + 1}", f"must be JSON with a text ({type(e).__name__}: {str(e)[:60]})") from None
+        except (ValueError, KeyError, IndexError, TypeError) as e:
+            raise BadItem(f"{file}:{line + 1}",
+                          f"must be JSON with a text ({type(e).__name__}: {str(e)[:60]})") from None
         return Caption(text.split(".")[0] if self.first_sentence else text, image, int(i), f"{file.stem}/{line}")
 
 # %% ../../nbs/data/130_text.ipynb #eae27357
@@ -279,10 +296,12 @@ class FeatureWriter(ShardWriter):
         "Check and publish one shard."
         check(len(features) == len(ids), "features", len(features), f"must be one a caption ({len(ids)})")
         for f in features:
-            check(f.dim() == 2 and f.shape[1] == self.plan.width and 1 <= len(f) <= self.plan.tokens, "features", tuple(f.shape), f"must be (1 to {self.plan.tokens}, {self.plan.width})")
+            check(f.dim() == 2 and f.shape[1] == self.plan.width and 1 <= len(f) <= self.plan.tokens,
+                  "features", tuple(f.shape), f"must be (1 to {self.plan.tokens}, {self.plan.width})")
         flat = torch.cat(list(features)) if len(features) else torch.zeros(0, self.plan.width)
         flat = flat.float().cpu().to(getattr(torch, self.plan.dtype))
-        check(bool(flat.isfinite().all()), "features", self.plan.dtype, "must be finite in this dtype; float32 holds larger numbers")
+        check(bool(flat.isfinite().all()), "features", self.plan.dtype,
+              "must be finite in this dtype; float32 holds larger numbers")
         ends = np.cumsum([len(f) for f in features], dtype="<i8")
         return self.publish(shard, np.asarray(ids, "<i8"), ends, flat.numpy())
 
@@ -315,7 +334,8 @@ class FeatureStore(Features):
     ):
         self.path, self.index = Path(path), load_index(path, "features")
         self.plan = FeaturePlan(**{k: self.index[k] for k in FeaturePlan.__dataclass_fields__})
-        self.width, self.tokens, self.encoder, self.fingerprint = self.plan.width, self.plan.tokens, self.plan.encoder, self.index["fingerprint"]
+        self.width, self.tokens, self.encoder = self.plan.width, self.plan.tokens, self.plan.encoder
+        self.fingerprint = self.index["fingerprint"]
         check(encoder in (None, self.encoder), "features", self.path,
               f"were written by encoder {self.encoder[:16]}, not by {str(encoder)[:16]}; extract them again with this one", Mismatch)
         def look(s): return (lambda body: _views(body, s["rows"], self.plan)) if verify else None
@@ -363,13 +383,19 @@ class PublishedFeatures(Features):
         *, width:int=2048, tokens:int=120,
     ):
         self.path, self.captions, self.width, self.tokens = Path(path), captions, width, tokens
-        for f in captions.files: check((self.path / f.stem).is_dir(), "path", self.path / f.stem, f"no such folder (features of {f.name})", Missing)
+        for f in captions.files:
+            check((self.path / f.stem).is_dir(), "path", self.path / f.stem,
+                  f"no such folder (features of {f.name})", Missing)
         self.ids = np.arange(len(captions), dtype=np.int64)
 
     def _row(self, i):
         file = self.path / f"{self.captions[i].key}.npy"
         try: a = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as e: raise BadItem(str(file), f"not a readable array ({str(e)[:80]})") from None
-        good = isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.ndim == 3 and len(a) == 1 and a.shape[2] == self.width and a.shape[1]
-        if not good: raise BadItem(str(file), f"must be (1, length, {self.width}) floats, found {getattr(a, 'shape', type(a).__name__)}")
+        except (OSError, ValueError, EOFError, SyntaxError) as e:
+            raise BadItem(str(file), f"not a readable array ({str(e)[:80]})") from None
+        good = isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.ndim == 3
+        good = good and len(a) == 1 and a.shape[1] and a.shape[2] == self.width
+        if not good:
+            raise BadItem(str(file),
+                          f"must be (1, length, {self.width}) floats, found {getattr(a, 'shape', type(a).__name__)}")
         return a[0, :self.tokens]
