@@ -1,0 +1,189 @@
+"Both widgets, driven once each by keyboard and mouse in a real JupyterLab with Chromium. Nothing of the user's Jupyter settings is read or written."
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = "apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
+
+PLAYER = """
+import numpy as np, torch
+from torch import nn
+from vgnb.draws import Keyed
+from vgnb.generators.generator import Cond, Generator, Grid, Prediction
+from vgnb.generators.orders import Random
+from vgnb.generators.schedules import even
+from vgnb.sampling.sampler import Sampler
+from vgnb.views.player import SamplingPlayer
+
+class Noise(Generator):
+    vocab, traits = (64,), frozenset({"any_order", "parallel"})
+    def null(self, cond): return cond
+    def predict(self, state, positions, given=None, *, live, independent=False):
+        return Prediction(torch.randn(1, *positions.shape, 64, generator=torch.Generator().manual_seed(state.done)))
+
+def decode(codes):
+    c = codes.numpy()
+    return (np.stack([c // 16, c // 4 % 4, c % 4], -1) * 85).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+
+steps = Sampler(Noise(), Random(), even, steps=6, rows=4).stream(Cond(labels=torch.arange(4)), torch.arange(4), Keyed(0), grid=Grid((8, 8)))
+player = SamplingPlayer(steps, decode, (8, 8), labels=["one", "<img src=x onerror=document.title=1>", "$\\\\frac$", "four"], side=160)
+player
+"""
+
+DESK = """
+import torch
+from vgnb.data.shapes import Shapes
+from vgnb.tokenizers.vqgan import vqgan
+from vgnb.views.desk import ReconstructionDesk
+
+torch.manual_seed(0)
+pixels, labels = Shapes().batch(range(4))
+models = {"untrained": vqgan("tiny-shapes", codebook=64, width=16, z=16), "grey": lambda x: x.mean(1, keepdim=True).expand_as(x)}
+desk = ReconstructionDesk(pixels, models, labels=["<b>bold</b>", "b", "c", "d"], side=160)
+desk
+"""
+
+
+def _notebook(path: Path, code: str):
+    "A notebook of one cell."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.strip())])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, path)
+
+
+def _free_port() -> int:
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "A JupyterLab of our own: (address, token). Ends with the module."
+    tmp = tmp_path_factory.mktemp("lab")
+    root = tmp / "root"; root.mkdir()
+    for name, code in (("player", PLAYER), ("desk", DESK)): _notebook(root / f"{name}.ipynb", code)
+    places = {k: str(tmp / k.lower()) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"
+    news.parent.mkdir(parents=True)
+    news.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    port, token = _free_port(), secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
+               f"--IdentityProvider.token={token}", "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with open(tmp / "lab.log", "w") as log:
+        server = subprocess.Popen(command, env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, cwd=root, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(240):
+                assert server.poll() is None, "JupyterLab ended: " + (tmp / "lab.log").read_text()[-2000:]
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{url}/api/status?token={token}", timeout=2).close(); break
+                time.sleep(.25)
+            yield url, token
+        finally:
+            server.terminate()
+            try: server.wait(20)
+            except subprocess.TimeoutExpired: server.kill(); server.wait(5)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "A browser; a missing one is a failure that says how to install it."
+    try: from playwright.sync_api import sync_playwright
+    except ImportError: pytest.fail("the browser tests need playwright: pip install playwright", pytrace=False)
+    binary = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+    if not binary: pytest.fail(f"the browser tests need Chromium: {CHROMIUM}", pytrace=False)
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=binary, headless=True, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@contextlib.contextmanager
+def opened(lab, chromium, name: str):
+    "A page with the notebook run and its widget on show; errors of the page's own scripts fail the test."
+    url, token = lab
+    page, errors = chromium.new_page(viewport={"width": 1200, "height": 900}), []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    try:
+        page.goto(f"{url}/doc/tree/{name}.ipynb?token={token}&reset")
+        page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
+        page.wait_for_function("() => window.jupyterapp")
+        page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)
+        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-all-cells"); }')    # braces: not awaited
+        page.locator(".jp-OutputArea-output .widget-image").first.wait_for(timeout=60_000)
+        yield page
+        assert not errors, errors
+    finally: page.close()
+
+
+def options(page, n: int) -> list[str]:
+    "What the n-th chooser offers (ipywidgets writes no-break spaces)."
+    return [t.replace("\xa0", " ") for t in page.locator(".jp-OutputArea-output select").nth(n).locator("option").all_inner_texts()]
+
+
+def shown(page) -> str:
+    "A digest of the picture in the widget's image, as the browser holds it."
+    source = page.locator(".jp-OutputArea-output .widget-image").first.evaluate(
+        "async e => { const b = await (await fetch(e.src)).arrayBuffer(); return Array.from(new Uint8Array(b)); }")
+    return hashlib.sha256(bytes(source)).hexdigest()
+
+
+def changed(page, before: str) -> str:
+    "Wait until the picture is another one; returns its digest."
+    for _ in range(100):
+        if (now := shown(page)) != before: return now
+        page.wait_for_timeout(100)
+    raise AssertionError("the picture did not change")
+
+
+def test_sampling_player(lab, chromium, tmp_path):
+    with opened(lab, chromium, "player") as page:
+        page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=20_000)
+        first = shown(page)
+        handle = page.locator(".noUi-handle").first
+        handle.focus(); page.keyboard.press("ArrowRight")
+        page.get_by_text("step 2 of 6").wait_for(timeout=10_000)
+        second = changed(page, first)
+        assert options(page, 0) == ["0 one", "1 <img src=x onerror=document.title=1>", "2 $\\frac$", "3 four"]
+        page.locator(".jp-OutputArea-output select").first.select_option(index=1)
+        other = changed(page, second)
+        page.get_by_role("button", name="confidence").click()
+        changed(page, other)
+        page.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()        # play runs to the end
+        page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=15_000)
+        page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "player.png")
+        assert (tmp_path / "player.png").stat().st_size > 5_000 and page.title() != "1"
+
+
+def test_reconstruction_desk(lab, chromium, tmp_path):
+    with opened(lab, chromium, "desk") as page:
+        words = page.get_by_text("PSNR").first
+        words.wait_for(timeout=20_000)
+        first, said = shown(page), words.inner_text()
+        page.locator(".noUi-handle").first.focus(); page.keyboard.press("ArrowRight")
+        wiped = changed(page, first)
+        assert words.inner_text() == said
+        page.get_by_role("button", name="error map").click()
+        mapped = changed(page, wiped)
+        page.locator(".jp-OutputArea-output select").nth(1).select_option("grey")
+        grey = changed(page, mapped)
+        assert words.inner_text() != said
+        page.locator(".jp-OutputArea-output select").first.select_option(index=2)
+        changed(page, grey)
+        assert options(page, 0) == ["0 <b>bold</b>", "1 b", "2 c", "3 d"]
+        page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "desk.png")
+        assert (tmp_path / "desk.png").stat().st_size > 5_000
