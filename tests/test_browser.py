@@ -150,7 +150,7 @@ def changed(page, before: str) -> str:
     raise AssertionError("the picture did not change")
 
 
-def test_sampling_player(lab, chromium, tmp_path):
+def test_sampling_player(chromium, lab, tmp_path):
     with opened(lab, chromium, "player") as page:
         page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=20_000)
         first = shown(page)
@@ -169,7 +169,7 @@ def test_sampling_player(lab, chromium, tmp_path):
         assert (tmp_path / "player.png").stat().st_size > 5_000 and page.title() != "1"
 
 
-def test_reconstruction_desk(lab, chromium, tmp_path):
+def test_reconstruction_desk(chromium, lab, tmp_path):
     with opened(lab, chromium, "desk") as page:
         words = page.get_by_text("PSNR").first
         words.wait_for(timeout=20_000)
