@@ -43,14 +43,16 @@ class Average:
         self.module, self.decay = module, decay
         self.names = {id(t): k for k, t in reversed(list(self._state().items()))}     # each storage once, under its first name
         self.kept = {k: t.detach().clone() for k, t in self._state().items() if self.names[id(t)] == k}
+        norms = tuple(f"{k}." for k, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        live = self._state()
+        self.smooth = [k for k in self.kept if isinstance(live[k], nn.Parameter) or (live[k].is_floating_point() and k.startswith(norms))]
 
     def _state(self) -> dict[str, Tensor]: return self.module.state_dict(keep_vars=True)
 
     @torch.no_grad()
     def update(self, ok:Tensor):
         "Move towards the module's weights; `ok` (0-d bool) false leaves everything as it is."
-        skip, live = tuple(getattr(self.module, "statistics", ())), self._state()
-        smooth = [k for k, t in self.kept.items() if t.is_floating_point() and not k.endswith(skip or ("\0",))]
+        live, smooth = self._state(), self.smooth
         for k in self.kept.keys() - set(smooth): self.kept[k].copy_(live[k])
         gap = torch._foreach_sub([live[k].detach() for k in smooth], [self.kept[k] for k in smooth])
         torch._foreach_mul_(gap, (1 - self.decay) * ok.float())

@@ -33,7 +33,7 @@ class Phase(NamedTuple):
     step: tuple[str, ...] = ()  # moved by their optimizers
 
 class Task(Protocol):
-    "What a trainer runs. `groups`, `averaged`, `prepare` and `helpers` may be left out."
+    "What a trainer runs. all but the first three may be left out."
     modules: dict[str, nn.Module]
     def phases(self, step:int) -> tuple[Phase, ...]: ...
     def loss(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Loss: ...
@@ -41,6 +41,7 @@ class Task(Protocol):
     def groups(self) -> dict[str, dict[str, nn.Parameter]]: ...             # default: one group a module, under its name
     def averaged(self) -> tuple[str, ...]: ...                              # modules that get averaged weights; default: the first
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync): ... # before the iteration: codebook start, counters, ...
+    def report(self) -> dict[str, float]: ...                               # more numbers for a line of the log
 
 def parameter_groups(task:Task) -> dict[str, dict[str, nn.Parameter]]:
     "{group: {module.parameter: parameter}} of what requires a gradient; a parameter belongs to one group."
@@ -156,3 +157,8 @@ class TokenizerTask:
         tokenizer = self.modules["tokenizer"]
         made = tokenizer(images, draws, at)
         return Loss(*self.objective.generator(images, made, carry, at.step, critic, tokenizer.last_layer, self.sync))
+
+    def report(self) -> dict[str, float]:
+        "Share of the codebook among recent codes."
+        q = self.modules["tokenizer"].quantizer
+        return {"usage": q.usage()} if getattr(q, "window", 0) else {}

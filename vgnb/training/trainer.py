@@ -272,6 +272,7 @@ class Trainer:
         means, now = self.meter.read(self.processes), time.perf_counter()
         line = {**means, "lr": self.recipe.optim.lr * rate_at(self.recipe.rate, self.step - 1, self.recipe.steps), "skipped": float(self.guard.skipped),
                 "samples": self.step * self.recipe.batch, "per_second": round((self.step - since[0]) * self.recipe.batch / max(1e-9, now - since[1]), 2)}
+        if hasattr(self.task, "report"): line |= self.task.report()
         since[:] = [self.step, now]
         line = {k: v if math.isfinite(v) else None for k, v in line.items()}                   # JSON has no NaN
         if not self.processes.main: return
