@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resize_short', 'center_crop', 'chosen_crop', 'random_crop', 'flip', 'five_crop', 'ten_crop', 'resize_crop',
-           'area_crop', 'to_tensor', 'to_uint8', 'resize_bicubic', 'image_grid', 'Augment', 'load_batch']
+           'area_crop', 'to_tensor', 'to_uint8', 'resize_bicubic', 'image_grid', 'Augment', 'batch_of', 'load_batch']
 
 # %% ../../nbs/data/115_transforms.ipynb #88d53145
 import math
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import check, check_choice, check_float, check_int
-from .shapes import ImageSource
+from .shapes import ImageSource, Item
 from ..draws import At, Draws
 
 # %% ../../nbs/data/115_transforms.ipynb #ea411223
@@ -218,6 +218,30 @@ class Augment:
         return 10 if self.kind == "ten-crop" else 1 + self.flip
 
 # %% ../../nbs/data/115_transforms.ipynb #2c8fda9b
+_NEEDS = {"random-crop": {"crop": (3,)}, "ten-crop": {"view": (1,)}, "resize-crop": {"crop": (2,)}, "area-crop": {"area": (10, 4)}}
+
+class _Drawn:
+    "The draws of a whole batch, made in one go; `at.ids` is then the row in the batch."
+    def __init__(self, augment:Augment, draws:Draws, at:At):
+        needs = {**_NEEDS.get(augment.kind, {}), **({"flip": ()} if augment.flip else {})}
+        self.rows = {name: draws.uniform(name, at, *shape) for name, shape in needs.items()}
+
+    def uniform(self, name, at, *shape): return self.rows[name][at.ids]
+
+def _visits(ids:Tensor, epoch) -> At:
+    "The address of pictures `ids` (b,) in one epoch, or each in its own."
+    return At(ids, step=epoch if isinstance(epoch, int) else torch.as_tensor(np.asarray(epoch, np.int64))[:, None, None])
+
+def batch_of(
+    items:list[Item], augment:Augment,
+    draws:Draws, epoch=0,       # decide crops and flips, keyed by the items' ids; one epoch, or (b,) of them
+) -> tuple[Tensor, Tensor, Tensor]: # (b, 3, size, size) in [-1, 1], (b,) labels, (b,) ids, int64
+    "Items, from a stream or from anywhere, as one batch."
+    ids, labels = (torch.tensor([getattr(item, k) for item in items], dtype=torch.int64) for k in ("id", "label"))
+    drawn = _Drawn(augment, draws, _visits(ids, epoch))
+    x = [augment(item.image, drawn, At(torch.tensor([row]))) for row, item in enumerate(items)]
+    return (torch.stack(x) if x else torch.zeros(0, 3, augment.size, augment.size)), labels, ids
+
 def _ready(source:ImageSource, augment:Augment) -> bool:
     "Whether the source's own batches are already what `augment` would crop."
     return hasattr(source, "batch") and augment.kind in ("center", "resize", "resize-crop") and source.size == augment.size
@@ -226,16 +250,14 @@ def load_batch(
     source:ImageSource,
     ids,                        # (b,) indices into the source
     augment:Augment,
-    draws:Draws, epoch:int=0,   # decide crops and flips
-) -> tuple[Tensor, Tensor, Tensor]: # (b, 3, size, size) in [-1, 1], (b,) labels, (b,) ids, int64; without unreadable pictures
-    "Pictures `ids` as one batch."
-    ids = torch.as_tensor(np.asarray(ids, np.int64))
-    if _ready(source, augment):
-        images, labels = source.batch(ids.numpy())
-        x = to_tensor(images)
-        turn = draws.uniform("flip", At(ids, step=epoch)) < 0.5 if augment.flip else torch.zeros(len(ids), dtype=torch.bool)
-        return torch.where(turn[:, None, None, None], flip(x), x), torch.from_numpy(labels), ids
-    items = [item for i in ids.tolist() if (item := source.get(i)) is not None]
-    x = [augment(item.image, draws, At(torch.tensor([item.id]), step=epoch)) for item in items]
-    made = torch.stack(x) if x else torch.zeros(0, 3, augment.size, augment.size)
-    return made, torch.tensor([item.label for item in items], dtype=torch.int64), torch.tensor([item.id for item in items], dtype=torch.int64)
+    draws:Draws, epoch=0,       # decide crops and flips; one epoch, or (b,) of them
+) -> tuple[Tensor, Tensor, Tensor]: # as `batch_of`; without unreadable pictures
+    "Pictures `ids` of a source as one batch."
+    ids, epoch = np.asarray(ids, np.int64), epoch if isinstance(epoch, int) else np.asarray(epoch, np.int64)
+    if not _ready(source, augment):
+        kept = [(item, row) for row, i in enumerate(ids.tolist()) if (item := source.get(i)) is not None]
+        return batch_of([item for item, _ in kept], augment, draws, epoch if isinstance(epoch, int) else epoch[[row for _, row in kept]])
+    images, labels = source.batch(ids)
+    x, ids = to_tensor(images), torch.from_numpy(ids)
+    if augment.flip: x = torch.where(draws.uniform("flip", _visits(ids, epoch))[:, None, None, None] < 0.5, flip(x), x)
+    return x, torch.from_numpy(labels), ids
