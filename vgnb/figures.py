@@ -395,7 +395,7 @@ def moments(
         if last is None or s.clock.step <= last.step or not np.array_equal(ids, last.ids):
             before, drawn, confidence = None, np.full(codes.shape[:2], -1, np.int32), np.full(codes.shape[:2], np.nan, np.float32)
         else: before, drawn, confidence = last, last.drawn.copy(), last.confidence.copy()
-        fixed = np.zeros_like(drawn, bool) if before is None else before.known & (before.drawn < 0)      # given before sampling began
+        fixed = _array(s.filled()) == -1 if hasattr(s, "filled") else np.zeros_like(drawn, bool) if before is None else before.known & (before.drawn < 0)   # given beforehand
         now = np.full(codes.shape[:2], False); np.put_along_axis(now, cells, True, 1); now &= ~fixed
         all_sure = np.full(codes.shape[:2], np.nan, np.float32); np.put_along_axis(all_sure, cells, sure.astype(np.float32), 1)
         drawn[now], confidence[now] = s.clock.step, all_sure[now]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import BadInput, Mismatch, check, check_choice, check_int, digest, load_json, run_manifest, save_json, write_aside
+from .core import BadInput, Mismatch, check, check_choice, check_int, digest, digest_file, load_json, run_manifest, save_json, write_aside
 from .evaluation.samples import save_samples
 from .pipeline import Pipeline
 
@@ -104,15 +104,15 @@ class SampleJob:
         if processes: processes.wait()
         return self.out
 
+    @property
+    def record_file(self) -> Path: return self.out.with_suffix(".run.json")
+
     def join(self):
-        "Write `out` (arr_0, labels) and run.json beside it, then drop the parts."
+        "Write `out` (arr_0, labels) and `<out>.run.json` beside it, then drop the parts."
         batches = (np.load(file, allow_pickle=False) for _, file in self.parts())
         save_samples(self.out, batches, self.labels if self.text is None else None, count=self.count)
-        record = dict(sampling=asdict(self.pipe.sampling), count=self.count, out=str(self.out), classes=self.pipe.classes, size=self.size)
-        save_json(self.out.with_suffix(".json"), {**_run(self), **record, **(self.record or {})})
+        plan = self.plan()
+        run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, sampler=asdict(self.pipe.sampling), count=self.count,
+                           classes=self.pipe.classes, uint8_rule="round", outputs={self.out.name: digest_file(self.out)}, **(self.record or {}))
+        save_json(self.record_file, run)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-def _run(job:SampleJob) -> dict:
-    "The run manifest of a sampling job."
-    plan = job.plan()
-    return run_manifest(plan, seed=job.seed, data=plan["generator"], device=job.pipe.device)

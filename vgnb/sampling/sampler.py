@@ -39,6 +39,10 @@ class Step:
         "A copy of the canvas after this step: (b, n, L), -1 = not yet known. Right at any later time, too."
         return self._canvas.masked_fill((self._filled > self.clock.step)[..., None], -1)
 
+    def filled(self) -> Tensor:
+        "The step that filled each cell, (b, n): -1 = given beforehand, -2 = not yet known."
+        return self._filled.masked_fill(self._filled > self.clock.step, -2)
+
 def by_rows(f:Callable, rows:int, *tensors:Tensor) -> Tensor:
     "f over slices of exactly `rows` rows, the last one padded with its own last row: the same numbers at any batch size."
     def padded(t, i): t = t[i:i + rows]; return torch.cat([t, t[-1:].expand(rows - len(t), *t.shape[1:])]) if len(t) < rows else t
