@@ -141,6 +141,15 @@ def test_half_precision():
         torch.testing.assert_close(got, exact, atol=0.05, rtol=0.05)
 
 
+def test_compiled_equals_eager():
+    "The loss with every dropout on, and its gradients."
+    m, (codes, cond) = build(replace(NOISY, layers=1)).train(), case(NOISY)
+    other = copy.deepcopy(m)
+    other.compile(backend="aot_eager")
+    for model in (m, other): model(codes, cond, Keyed(0), At(torch.arange(3), step=2)).total.backward()
+    for a, b in zip(m.parameters(), other.parameters()): torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
 def test_codes_of_any_integer_type():
     m, (codes, cond) = build(SMALL), case(SMALL)
     want = m.logits(codes, cond)[0]

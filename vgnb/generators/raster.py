@@ -57,6 +57,8 @@ class RasterConfig:
         check_choice("condition", self.condition, ("class", "text")); check_choice("rope", self.rope, ("grid", "sequence"))
         check_choice("compat", self.compat, (None, "upstream"))
         check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
+        channels, pairs = self.dim // self.heads, 4 if self.rope == "grid" else 2
+        check(channels % pairs == 0, "dim / heads", channels, f'must be divisible by {pairs}: rotary positions on a {self.rope} turn pairs of channels')
         check(len(self.grid) == 2 or self.rope == "sequence", "grid", self.grid, 'must be (h, w); only rope="sequence" has grids of one number')
         check(not self.class_everywhere or self.condition == "class", "class_everywhere", True, 'needs condition="class"')
 
@@ -75,7 +77,8 @@ def _sizes(**common) -> dict[str, RasterConfig]:
 raster_presets: dict[str, RasterConfig] = {
     **{f"c2i-{k}": c for k, c in _sizes().items()},
     "t2i-XL": _sizes(condition="text")["XL"],
-    "tiny": RasterConfig(4, 128, 2, ffn_multiple=32, vocab=512, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0, class_everywhere=True)}
+    "tiny": RasterConfig(4, 128, 2, ffn_multiple=32, vocab=512, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0,
+                         ffn_dropout=0, class_everywhere=True)}
 
 # %% ../../nbs/generators/320_raster.ipynb #0f060fc7
 def _table(c:RasterConfig, grid:Grid) -> Tensor:
@@ -94,6 +97,8 @@ def _on_host(t:Tensor) -> bool:
     "Whether values can be looked at without waiting for a device or breaking a compiled graph."
     return t.device.type == "cpu" and not torch.compiler.is_compiling()
 
+def _shape(t:Tensor|None) -> tuple|None: return None if t is None else tuple(t.shape)
+
 class _RasterNetwork(Generator):
     "The network: weights, teacher-forced logits and the training loss."
     quirks: tuple[tuple[str, str], ...] = (
@@ -111,7 +116,8 @@ class _RasterNetwork(Generator):
             CaptionEmbedder(c.text_dim, c.dim, c.text_tokens, c.class_dropout, learn_null=c.compat is None)
         self.tokens, self.drop = nn.Embedding(c.vocab, c.dim), Dropout(c.token_dropout, "drop.tokens")
         width, rates = ffn_width(c.dim, c.ffn_multiple, c.ffn_multiplier), drop_path_rates(c.drop_path, c.layers)
-        self.blocks = Blocks(TransformerBlock(c.dim, c.heads, width, c.kv_heads, c.eps, (c.residual_dropout, c.ffn_dropout), r, f"drop.{i}") for i, r in enumerate(rates))
+        rest = (c.kv_heads, c.eps, (c.residual_dropout, c.ffn_dropout))
+        self.blocks = Blocks(TransformerBlock(c.dim, c.heads, width, *rest, r, f"drop.{i}") for i, r in enumerate(rates))
         self.norm, self.head = RMSNorm(c.dim, c.eps), nn.Linear(c.dim, c.vocab, bias=False)
         self._tables: dict = {}
         self.start(seed)
@@ -132,17 +138,17 @@ class _RasterNetwork(Generator):
         return self._tables[key]
 
     def check_cond(self, cond:Cond, null:bool=True):
-        "Labels in [0, classes) or, where `null` is fine, the null class itself; captions of the right length and width. Values are looked at on the host only."
+        "Labels in [0, classes), or the null class where `null`; captions of the right length and width. Training doesn't wait for a device to look at values."
         c = self.config
         if c.condition == "class":
             rows, text = self.condition.table.num_embeddings if null else c.classes, f"must be class ids in [0, {c.classes})"
-            check(cond.labels is not None and cond.labels.dim() == 1, "labels", None if cond.labels is None else tuple(cond.labels.shape), text + ", one a sample")
-            if not _on_host(cond.labels): return
+            check(cond.labels is not None and cond.labels.dim() == 1, "labels", _shape(cond.labels), text + ", one a sample")
+            if torch.compiler.is_compiling() or not (null or _on_host(cond.labels)): return
             ok = not cond.labels.is_floating_point() and cond.labels.dtype != torch.bool and bool(((0 <= cond.labels) & (cond.labels < rows)).all())
             return check(ok, "labels", cond.labels.tolist(), text + (f"; {c.classes} = no class" if rows > c.classes else ""))
         shape = (c.text_tokens, c.text_dim)
-        check(cond.text is not None and tuple(cond.text.shape[1:]) == shape, "text", None if cond.text is None else tuple(cond.text.shape), f"must be caption features (b, {shape[0]}, {shape[1]})")
-        check(cond.mask is None or cond.mask.shape == cond.text.shape[:2], "mask", None if cond.mask is None else tuple(cond.mask.shape), f"must be (b, {shape[0]})")
+        check(cond.text is not None and cond.text.shape[1:] == shape, "text", _shape(cond.text), f"must be caption features (b, {shape[0]}, {shape[1]})")
+        check(cond.mask is None or cond.mask.shape == cond.text.shape[:2], "mask", _shape(cond.mask), f"must be (b, {shape[0]})")
 
     def null(self, cond:Cond) -> Cond:
         "The null class, or the null caption under the same mask."
@@ -159,12 +165,13 @@ class _RasterNetwork(Generator):
         x = x if blind is None else x.masked_fill(blind[..., None], 0)
         return x + prefix if self.config.class_everywhere else x
 
-    def _checked(self, codes:Tensor, cond:Cond, grid:Grid) -> Tensor:
+    def _checked(self, codes:Tensor, cond:Cond, grid:Grid, null:bool=True) -> Tensor:
         "Codes (b, n) int64."
-        self.check_cond(cond)
+        self.check_cond(cond, null)
         check_codes(codes[:0], self.config.vocab)
         codes = codes.long().flatten(1)
-        check(codes.shape == (cond.b, grid.n), "codes", tuple(codes.shape), f"must be (b, n) = {(cond.b, grid.n)}: one row a condition, one code a cell of {grid.shape}")
+        want = (cond.b, grid.n)
+        check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n) = {want}: a row for each condition, a code for each cell of {grid.shape}")
         return check_codes(codes, self.config.vocab) if _on_host(codes) else codes
 
     def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
@@ -194,8 +201,7 @@ class _RasterNetwork(Generator):
     ) -> Loss:
         "Mean cross entropy of all codes."
         grid = Grid(self.config.grid)
-        self.check_cond(cond, null=False)
-        codes = self._checked(codes, cond, grid)
+        codes = self._checked(codes, cond, grid, null=False)
         logits = self._logits(codes, cond, grid, Noise(draws, at._replace(positions=None)))
         ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="mean" if valid is None else "none")
         if valid is not None:
