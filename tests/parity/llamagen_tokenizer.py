@@ -3,9 +3,11 @@ import re
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from tests.parity.harness import adapter
 from vgnb.core import NameTable, Rename
+from vgnb.data.transforms import center_crop, flip, ten_crop, to_tensor
 from vgnb.tokenizers.discriminators import Blur, published_discriminator
 from vgnb.tokenizers.losses import LPIPS, VQGANLoss, VQGANLossConfig, discriminator_loss, generator_loss, lpips_names
 from vgnb.tokenizers.quantizers import VectorQuantizer
@@ -132,3 +134,16 @@ def vq_train_steps(case):
     full = {"out.param_decoder_conv_out": model.last_layer, "out.param_embedding": model.quantizer.table, "out.ema_decoder_conv_out": average["decoder.head.weight"],
             "out.param_disc_last": critic.layers[-1].weight, "out.disc_bn_running_mean": critic.layers[3].running_mean}
     return {f"out.{k}": torch.stack(v) for k, v in logs.items()} | {k: v[tuple(map(slice, case.outs[k][0]))] for k, v in full.items()}
+
+
+@adapter("llamagen", "autoregressive/train/extract_codes_c2i.py")
+@torch.no_grad()
+def extract_codes(case):
+    model, size, out = vqgan(case), case.config["image_size"], {}
+    for key in case.outs:
+        n = re.search(r"\d+$", key)[0]
+        image = Image.fromarray(case[f"in.img{n}"].numpy())
+        still = center_crop(image, size)
+        views = ten_crop(image, size, case.config["crop_range"]) if "tencrop" in key else [still, flip(still)]
+        out[key] = model.tokens(model.encode(torch.stack([to_tensor(v) for v in views])))[None, ..., 0]
+    return out

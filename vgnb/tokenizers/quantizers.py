@@ -153,14 +153,18 @@ class VectorQuantizer(nn.Module):
         if self.entropy: out["entropy"] = self.entropy * entropy_loss(z, self.rows())
         return out
 
-    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None) -> Quantized:
-        "(b, d, *grid) -> rows in the same shape, codes (b, *grid), losses."
+    def forward(self,
+        z:Tensor,                 # (b, d, *grid)
+        draws:Draws|None=None, at:At|None=None, # for revival
+        learn:bool=True,          # False: a look; nothing is updated, even in train mode
+    ) -> Quantized:
+        "Rows in the shape of z, codes (b, *grid), losses."
         grid = z.shape[:1] + z.shape[2:]
         with exact(z, self.compat is None):
             x = self.flat(z)                                                        # (n, d)
             if self.bypass: return Quantized(x.view(*grid, -1).movedim(-1, 1), None, {})
             codes = nearest(x.detach(), self.rows().detach())                       # (n,)
-            if self.training: self.update(x.detach(), codes, draws, at)
+            if self.training and learn: self.update(x.detach(), codes, draws, at)
             q = F.embedding(codes, self.rows())                                     # (n, d)
             out = straight_through(x, q).view(*grid, -1).movedim(-1, 1)             # (b, d, *grid)
             return Quantized(out, codes.view(grid), self.losses(x, q))

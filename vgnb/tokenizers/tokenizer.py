@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import check, check_codes, check_int, digest
+from ..core import check, check_codes, check_int
 from ..draws import At, Draws
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #00bef253
@@ -63,7 +63,6 @@ class Tokenizer(nn.Module, ABC):
     dims: int = 2                        # axes of the code grid: 2 for (h, w), 1 for a sequence
     factor: int = 1                      # pixels a code, along one side
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
-    statistics: tuple[str, ...] = ()     # endings of state entries that describe training, not the function
     config: Any = None                   # the dataclass it was built from
 
     @abstractmethod
@@ -127,8 +126,3 @@ class Tokenizer(nn.Module, ABC):
         grid = tuple(grid or ((n,) if self.dims == 1 else (_side(n),) * 2))
         check(prod(grid) == n, "grid", grid, f"must have {n} cells")
         return tokens.reshape(len(tokens), *grid, *((self.levels,) if self.levels > 1 else ()))
-
-    def fingerprint(self) -> str:
-        "SHA-256 over kind, configuration and weights; entries that end in one of `statistics` don't count."
-        weights = {k: v for k, v in self.state_dict().items() if not k.endswith(self.statistics or ("\0",))}
-        return digest(type(self).__name__, self.config, weights)

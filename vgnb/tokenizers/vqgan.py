@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Fuse, Ignore, NameTable, Registry, Rename, check, check_choice, check_float, check_int
+from ..data.transforms import resize_bicubic
 from ..draws import At, Draws
-from .coders import Decoder, Encoder, middle
+from ..layers import Noise
+from .coders import Decoder, Encoder, SmallDecoder, SmallEncoder, middle
 from .quantizers import VectorQuantizer
 from .tokenizer import Quantized, Reconstruction, Tokenizer
 
@@ -31,6 +32,7 @@ class VQGANConfig:
     legacy: bool = False                    # beta on the other term (taming)
     window: int = 65536                     # recent codes remembered for usage
     revive: int = 0                         # steps between revivals of dead codes; 0: never
+    coder: Literal["stair", "small"] = "stair" # which pair of networks; `small` reads width, patch, groups and dropout only
     z: int = 256                            # channels between coder and code space
     width: int = 128                        # channels at full resolution
     mults: tuple[int, ...] = (1, 1, 2, 2, 4) # width of each level
@@ -39,7 +41,7 @@ class VQGANConfig:
     decoder_depth: int|None = None          # default: one more than the encoder
     attention: tuple[int, ...] = (4,)       # levels with attention, 0 is full resolution
     middle: bool = True                     # block, attention, block at the bottom
-    patch: int = 1                          # pixels folded into channels along a side
+    patch: int = 4                          # pixels folded into channels along a side (small)
     groups: int = 32                        # of the group norms
     dropout: float = 0.0
     compat: Literal["upstream"]|None = None
@@ -51,26 +53,32 @@ class VQGANConfig:
         check(self.mults and all(isinstance(m, int) and m > 0 for m in self.mults), "mults", self.mults, "must be positive integers, one a level")
         check(len(self.decoder_mults or self.mults) == len(self.mults), "decoder_mults", self.decoder_mults, f"must have {len(self.mults)} levels")
         check_float("dropout", self.dropout, 0, 1)
+        check_choice("coder", self.coder, ("stair", "small"))
 
     @property
-    def factor(self) -> int: return self.patch * 2 ** (len(self.mults) - 1)
+    def factor(self) -> int: return 2 * self.patch if self.coder == "small" else 2 ** (len(self.mults) - 1)
+
+    def build(self) -> tuple[nn.Module, int, nn.Module]:
+        "Encoder, channels of its features, decoder."
+        if self.coder == "small":
+            pair = [half(self.width, self.patch, self.groups, self.dropout) for half in (SmallEncoder, SmallDecoder)]
+            return pair[0], 2 * self.width, pair[1]
+        shared = dict(width=self.width, attention=self.attention, bottom=middle if self.middle else None, groups=self.groups, dropout=self.dropout)
+        return (Encoder(self.z, mults=self.mults, depth=self.depth, **shared), self.z,
+                Decoder(self.z, mults=self.decoder_mults or self.mults, depth=self.decoder_depth or self.depth + 1, **shared))
 
 # %% ../../nbs/tokenizers/240_vqgan.ipynb #904844a4
 class VQGAN(Tokenizer):
     "Convolutional coder around a vector quantizer (Esser et al. 2021, arXiv 2012.09841; LlamaGen, arXiv 2406.06525 §3.1)."
     quirks = VectorQuantizer.quirks
-    statistics = (".recent", ".fresh")
 
     def __init__(self, config:VQGANConfig=VQGANConfig()):
         super().__init__()
         c = self.config = config
         self.vocab, self.factor = (c.codebook,), c.factor
-        shared = dict(width=c.width, attention=c.attention, bottom=middle if c.middle else None, patch=c.patch, groups=c.groups, dropout=c.dropout)
-        self.encoder = Encoder(c.z, mults=c.mults, depth=c.depth, **shared)
-        self.to_code = nn.Conv2d(c.z, c.dim, 1)
+        self.encoder, z, self.decoder = c.build()
+        self.to_code, self.from_code = nn.Conv2d(z, c.dim, 1), nn.Conv2d(c.dim, z, 1)
         self.quantizer = VectorQuantizer(c.codebook, c.dim, c.l2, c.beta, c.entropy, c.legacy, c.window, c.revive, c.compat)
-        self.from_code = nn.Conv2d(c.dim, c.z, 1)
-        self.decoder = Decoder(c.z, mults=c.decoder_mults or c.mults, depth=c.decoder_depth or c.depth + 1, **shared)
 
     @property
     def last_layer(self) -> nn.Parameter: return self.decoder.head.weight
@@ -79,28 +87,31 @@ class VQGAN(Tokenizer):
         "Parameters by what they are: the `codebook`, and the `coder`, which is all the rest."
         return dict(codebook=[self.quantizer.table], coder=[p for p in self.parameters() if p is not self.quantizer.table])
 
-    def features(self, images:Tensor) -> Tensor:
-        "(b, 3, h, w) -> unquantized features (b, dim, h/f, w/f)."
-        return self.to_code(self.encoder(images))
+    def noise(self, draws:Draws|None, at:At|None) -> Noise|None:
+        "Where dropout draws from; None where there is none to draw."
+        return Noise(draws, at) if self.config.dropout and self.training and draws is not None else None
 
-    def quantize(self, images:Tensor) -> Quantized: return self.quantizer(self.features(self.check_images(images)))
+    def features(self, images:Tensor, noise:Noise|None=None) -> Tensor:
+        "(b, 3, h, w) -> unquantized features (b, dim, h/f, w/f)."
+        return self.to_code(self.encoder(images, noise))
+
+    def quantize(self, images:Tensor) -> Quantized: return self.quantizer(self.features(self.check_images(images)), learn=False)
     def lookup(self, codes:Tensor) -> Tensor: return self.quantizer.lookup(self.shaped(codes))
 
     def render(self,
         z:Tensor,                          # (b, dim, h/f, w/f)
-        *, draws:Draws|None=None, at:At|None=None, # not needed here: this decoder is a function
+        *, draws:Draws|None=None, at:At|None=None, # only a dropout in training asks for them
         size:int|tuple[int, int]|None=None, # sides of the picture if they shall differ: bicubic
     ) -> Tensor: # (b, 3, h, w) fp32, about [-1, 1]
         "Codes' rows -> pixels."
-        x = self.decoder(self.from_code(z)).float()
-        size = (size, size) if isinstance(size, int) else size
-        return x if size is None or tuple(size) == tuple(x.shape[-2:]) else F.interpolate(x, size=tuple(size), mode="bicubic")
+        x = self.decoder(self.from_code(z), self.noise(draws, at)).float()
+        return x if size is None else resize_bicubic(x, size)
 
     def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None) -> Reconstruction:
         "Training entry: reconstruction, codes and the quantizer's losses. Values of `images` are looked at only where that is free."
         self.check_images(images, look=images.device.type == "cpu")
-        q = self.quantizer(self.features(images), draws, at)
-        return Reconstruction(self.render(q.z), q, {})
+        q = self.quantizer(self.features(images, self.noise(draws, at)), draws, at)
+        return Reconstruction(self.render(q.z, draws=draws, at=at), q, {})
 
     @torch.no_grad()
     def start(self, images:Tensor, draws:Draws, iterations:int=10):
@@ -116,8 +127,7 @@ VQGANS["vqgan_imagenet_f16_1024"] = replace(_taming, codebook=1024)
 VQGANS["vqgan_imagenet_f16_16384"] = _taming
 VQGANS["vqgan_openimage_f8_16384"] = replace(_taming, dim=4, z=4, mults=(1, 2, 2, 4), attention=(3,))
 VQGANS["vqgan_openimage_f8_256"] = replace(VQGANS["vqgan_openimage_f8_16384"], codebook=256)
-VQGANS["tiny-shapes"] = VQGANConfig(codebook=512, revive=20, window=16384, z=32, width=48, mults=(1, 2), depth=1, decoder_depth=1,
-                                    attention=(), middle=False, patch=4, groups=16)
+VQGANS["tiny-shapes"] = VQGANConfig(codebook=512, revive=20, window=16384, coder="small", width=48, groups=16)
 
 def vqgan(name:str|VQGANConfig, **changes) -> VQGAN:
     "A VQGAN by name or configuration, with some fields changed."
