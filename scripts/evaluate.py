@@ -8,13 +8,13 @@
 REF and SAMPLES are npz files as the published evaluators exchange them (arr_0 uint8 (n, h, w, 3); REF may hold mu and sigma, which are then used for FID;
 SAMPLES may hold labels), folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
 
-A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. A run.json beside SAMPLES.npz adds
+A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. SAMPLES.run.json beside SAMPLES.npz adds
 the sampler's settings and seed. Wrong input ends with one line on stderr and exit code 2, before anything is computed.
 """
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 @dataclass
 class Options:
     "What to compare, and how."
-    reference: tyro.conf.Positional[str]
+    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REF")]
     "npz, statistics, folder or address"
-    samples: tyro.conf.Positional[str]
+    samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     "npz, folder or address"
     extractor: Literal["inception", "shapes-judge"] = "inception"
     "the network that looks; numbers of different extractors have nothing to do with each other"
@@ -59,20 +59,21 @@ class Options:
 
 
 def told_by_run(samples: str) -> dict:
-    "Seed, sampler settings and uint8 rule from a run.json beside the samples."
+    "Seed, sampler settings and uint8 rule from NAME.run.json beside the samples."
     from vgnb.core import load_json
-    path = Path(samples).parent / "run.json"
+    path = Path(samples).with_suffix(".run.json")
     if "://" in samples or not samples.endswith(".npz") or not path.is_file(): return {}
     run = load_json(path)
     return {"seed": run.get("seed"), "sampler": run.get("sampler") or run.get("config"), "uint8_rule": run.get("uint8_rule", "unknown")}
 
 
 def main(o: Options) -> int:
-    from vgnb.core import check
+    from vgnb.core import check, check_int
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.fid import check_request, measure
     from vgnb.evaluation.samples import open_samples
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
+    check_int("batch", o.batch, 1)
     reference, samples = open_samples(o.reference, o.size), open_samples(o.samples, o.size)
     extractor = load_extractor(o.extractor, o.weights, o.device)
     asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets, kid_size=o.kid_size, k=o.k)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, Missing, Registry, check, check_choice, check_int, digest_file
+from ..core import BadInput, Mismatch, Missing, Registry, check, check_choice, check_int, digest_file
 
 # %% ../../nbs/evaluation/610_features.ipynb #bab31d92
 class Features(NamedTuple):
@@ -39,7 +39,7 @@ class Extractor:
     @torch.inference_mode()
     def __call__(self, images) -> Features:
         "Features of uint8 pictures (b, h, w, 3), array or tensor; returned on the CPU in fp32."
-        images = torch.as_tensor(images)
+        images = images if torch.is_tensor(images) else torch.from_numpy(np.array(images))    # a copy: memory maps are read-only
         ok = images.dim() == 4 and images.shape[-1] == 3 and images.dtype == torch.uint8
         check(ok, "images", (str(images.dtype).removeprefix("torch."), tuple(images.shape)), "must be uint8 pictures (b, h, w, 3)")
         seen = self.look(images.permute(0, 3, 1, 2).contiguous().to(self.device))
@@ -71,6 +71,8 @@ def load_extractor(
 ) -> Extractor:
     "An extractor by name, its weights loaded and its id known."
     check_choice("extractor", name, extractor_names())
+    try: torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e: raise BadInput("device", str(device), f"cannot be used here: {str(e).splitlines()[0][:100]}") from e
     if name not in extractors: importlib.import_module(_HOMES[name])
     return extractors[name](weights=weights, device=device)
 

@@ -182,7 +182,7 @@ def measure(
     progress:Callable[[str, int], None]|None=None, # ("samples" | "reference", pictures done)
 ) -> Report:
     "Compare samples with a reference."
-    samples, reference = open_samples(samples), open_samples(reference)
+    samples, reference = open_samples(samples), open_samples(reference); check_int("batch", batch, 1)
     settings, stored = check_request(samples, reference, extractor, metrics, kid_size, is_split=is_split, is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
     tell = lambda side: (lambda n: progress(side, n)) if progress else None
     seen = extract(extractor, samples.batches(batch), tell("samples"))
