@@ -21,7 +21,8 @@ from .streams import StreamImages, find_shards, is_remote, shard_rows
 from ..draws import shuffled
 
 # %% ../../nbs/data/110_images.ipynb #0703ae28
-_IMAGE_NAMES, _LABEL_NAMES = ("image", "img", "jpg", "png", "picture", "path", "file", "file_name"), ("label", "labels", "cls", "class", "category", "target", "fine_label")
+_IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "path", "file", "file_name")
+_LABEL_NAMES = ("label", "labels", "cls", "class", "category", "target", "fine_label")
 
 def _pick_column(argument:str, wanted:str|None, features:dict, sure:list[str], names:tuple) -> str|None:
     "The column asked for, or the only candidate; several are an error that lists them."
@@ -128,7 +129,8 @@ class WrappedImages(ImageSource):
     ):
         super().__init__(max_bad)
         kind = type(dataset).__name__
-        check(isinstance(dataset, torch.utils.data.Dataset) and hasattr(dataset, "__len__") and len(dataset), "uri", kind, "must be a torch Dataset with a length > 0")
+        sized = isinstance(dataset, torch.utils.data.Dataset) and hasattr(dataset, "__len__")
+        check(sized and len(dataset), "uri", kind, "must be a torch Dataset with a length > 0")
         self.dataset, targets = dataset, getattr(dataset, "targets", None)
         self.pair = isinstance(first := dataset[0], (tuple, list))
         try: _as_picture(first[0] if self.pair else first, "item 0")

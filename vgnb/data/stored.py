@@ -210,7 +210,8 @@ class ShardImages(StoredImages):
             for m in _tar_members(shard):
                 key, kind = _sample_key(m.name)
                 if kind in _PICTURE_KEYS + _LABEL_KEYS: samples.setdefault((f, key), {})[kind] = (f, m.offset_data, m.size)
-        check(any(k in p for p in samples.values() for k in _PICTURE_KEYS), "uri", [str(s) for s in shards], f"must hold samples with {', '.join(_PICTURE_KEYS)}")
+        pictures = any(k in parts for parts in samples.values() for k in _PICTURE_KEYS)
+        check(pictures, "uri", [str(s) for s in shards], f"must hold samples with {', '.join(_PICTURE_KEYS)}")
         self.where, names = [], [f"{shards[f].name}:{key}" for f, key in samples]
         for i, (name, parts) in enumerate(zip(names, samples.values())):
             self.where.append(next((parts[k] for k in _PICTURE_KEYS if k in parts), None))
