@@ -28,7 +28,8 @@ class PatchGAN(nn.Module):
         widths = [width * min(2 ** n, 8) for n in range(depth + 1)]
         layers = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for n in range(1, depth + 1):
-            layers += [nn.Conv2d(widths[n - 1], widths[n], 4, 2 if n < depth else 1, 1, bias=False), nn.BatchNorm2d(widths[n]), nn.LeakyReLU(0.2, inplace=True)]
+            layers += [nn.Conv2d(widths[n - 1], widths[n], 4, 2 if n < depth else 1, 1, bias=False),
+                       nn.BatchNorm2d(widths[n]), nn.LeakyReLU(0.2, inplace=True)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
         self.start()
 
@@ -96,11 +97,12 @@ class StyleGANCritic(nn.Module):
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #dadddd8c
 def stylegan_names(size:int=256) -> NameTable:
     "Published names of the StyleGAN discriminator for pictures of this size."
-    rules = [Rename("blocks.0.{p}", "stem.{p}"), Rename("final_conv.0.{p}", "conv.{p}"), Rename("final_linear.0.{p}", "dense.{p}"), Rename("final_linear.2.{p}", "head.{p}")]
+    ends = {"blocks.0": "stem", "final_conv.0": "conv", "final_linear.0": "dense", "final_linear.2": "head"}
+    parts = {"downsample.1": "down", "conv_res": "skip", "net.0": "conv1", "net.2": "conv2"}
+    rules = [Rename(f"{theirs}.{{p}}", f"{ours}.{{p}}") for theirs, ours in ends.items()]
     for n in range(int(math.log2(size)) - 2):
-        theirs, ours = f"blocks.{n + 2}", f"blocks.{n}"
-        rules += [Recreate(f"{theirs}.downsample.0.f", lambda module: torch.tensor([1.0, 2.0, 1.0])), Rename(f"{theirs}.downsample.1.{{p}}", f"{ours}.down.{{p}}"),
-                  Rename(f"{theirs}.conv_res.{{p}}", f"{ours}.skip.{{p}}"), Rename(f"{theirs}.net.0.{{p}}", f"{ours}.conv1.{{p}}"), Rename(f"{theirs}.net.2.{{p}}", f"{ours}.conv2.{{p}}")]
+        rules += [Recreate(f"blocks.{n + 2}.downsample.0.f", lambda module: torch.tensor([1.0, 2.0, 1.0])),
+                  *(Rename(f"blocks.{n + 2}.{theirs}.{{p}}", f"blocks.{n}.{ours}.{{p}}") for theirs, ours in parts.items())]
     return NameTable(*rules)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #cbe03486

@@ -28,14 +28,16 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 class LPIPS(nn.Module):
     "Perceptual distance with VGG-16 features (arXiv 1801.03924). Frozen; weights come through `lpips_names` or `load_lpips`."
-    quirks = (("In train mode half of the squared differences are dropped before weighting (a dropout inside the linear heads).", "A noisy perceptual loss during training."),)
+    quirks = (("In train mode half of the squared differences are dropped before weighting (a dropout in the heads).",
+               "A noisy perceptual loss during training."),)
 
     def __init__(self, compat:Literal["upstream"]|None=None):
         super().__init__()
         self.compat, widths = check_choice("compat", compat, (None, "upstream")), [3, *_CONVS.values()]
         self.vgg = nn.ModuleDict({str(i): nn.Conv2d(a, b, 3, padding=1) for i, a, b in zip(_CONVS, widths, widths[1:])})
         self.heads = nn.ParameterList(torch.full((1, _CONVS[i]), 1 / _CONVS[i]) for i in _TAPS)      # (1, c)
-        for name, values in (("shift", _SHIFT), ("scale", _SCALE)): self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        for name, values in (("shift", _SHIFT), ("scale", _SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
     def features(self, x:Tensor) -> list[Tensor]:
@@ -87,7 +89,8 @@ def load_lpips(
     state = {}
     for what, names, origin in _FILES:
         path = next((p for n in names if (p := Path(folder) / n).is_file()), None)
-        check(path, "weights", Path(folder) / names[1], f"no {what}: put {' or '.join(names)} into {Path(folder)} ({origin}), or train with lpips=0", Missing)
+        check(path, "weights", Path(folder) / names[1],
+              f"no {what}: put {' or '.join(names)} into {Path(folder)} ({origin}), or train with lpips=0", Missing)
         state |= _tensors(path)
     return vgg_names().load_into(LPIPS(compat), state, str(folder)).eval()
 
@@ -149,6 +152,7 @@ class VQGANLossConfig:
         check_int("start", self.start, 0)
         check_choice("disc_loss", self.disc_loss, ("hinge", "vanilla", "non-saturating"))
         check_choice("gen_loss", self.gen_loss, ("hinge", "non-saturating"))
+        check_choice("compat", self.compat, (None, "upstream"))
 
 @contextlib.contextmanager
 def frozen(module:nn.Module):
@@ -161,8 +165,10 @@ def frozen(module:nn.Module):
 
 class VQGANLoss(nn.Module):
     "The two phases' losses of a pixel tokenizer (arXiv 2012.09841 eq. 4-7; arXiv 2406.06525 §3.1). Returns (total, parts)."
-    quirks = (("Before `start` the discriminator already runs and is optimized with weight 0.", "Its batch-norm statistics and its optimizer's clock move; three needless passes a step."),
-              ("The non-saturating losses swap logits and targets.", "The discriminator never learns from reconstructions; its loss has no lower bound."),
+    quirks = (("Before `start` the discriminator already runs and is optimized with weight 0.",
+               "Its batch-norm statistics and its optimizer's clock move; three needless passes a step."),
+              ("The non-saturating losses swap logits and targets.",
+               "The discriminator never learns from reconstructions; its loss has no lower bound."),
               *LPIPS.quirks)
 
     def __init__(self, config:VQGANLossConfig=VQGANLossConfig(), lpips:LPIPS|None=None):

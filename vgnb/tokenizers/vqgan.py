@@ -54,6 +54,7 @@ class VQGANConfig:
         check(len(self.decoder_mults or self.mults) == len(self.mults), "decoder_mults", self.decoder_mults, f"must have {len(self.mults)} levels")
         check_float("dropout", self.dropout, 0, 1)
         check_choice("coder", self.coder, ("stair", "small"))
+        check_choice("compat", self.compat, (None, "upstream"))
 
     @property
     def factor(self) -> int: return 2 * self.patch if self.coder == "small" else 2 ** (len(self.mults) - 1)
@@ -149,8 +150,8 @@ def _level(theirs:str, ours:str, blocks:str, resample:str) -> list:
     return [*_attention(f"{theirs}.attn.{{j}}", f"{ours}.attention.{{j}}"), Rename(f"{theirs}.{resample}.conv.{{p}}", f"{ours}.resample.conv.{{p}}"),
             *_block(f"{theirs}.{blocks}.{{j}}", f"{ours}.blocks.{{j}}")]
 
-_ENDS = [Rename("{half}.conv_in.{p}", "{half}.stem.{p}"), Rename("{half}.norm_out.{p}", "{half}.norm.{p}"), Rename("{half}.conv_out.{p}", "{half}.head.{p}"),
-         Rename("quantize.embedding.weight", "quantizer.table"), Rename("quantize.codebook_used", "quantizer.recent"),
+_ENDS = [Rename("{half}.conv_in.{p}", "{half}.stem.{p}"), Rename("{half}.norm_out.{p}", "{half}.norm.{p}"),
+         Rename("{half}.conv_out.{p}", "{half}.head.{p}"), Rename("quantize.embedding.weight", "quantizer.table"), Rename("quantize.codebook_used", "quantizer.recent"),
          Rename("quant_conv.{p}", "to_code.{p}"), Rename("post_quant_conv.{p}", "from_code.{p}")]
 
 def llamagen_names() -> NameTable:
