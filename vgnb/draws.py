@@ -8,6 +8,7 @@ __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shu
 # %% ../nbs/001_draws.ipynb #b04c45a7
 import hashlib
 import math
+from functools import lru_cache
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -60,6 +61,12 @@ class Draws(Protocol):
     def categorical(self, name:str, at:At, logits:Tensor) -> Tensor: ...
 
 # %% ../nbs/001_draws.ipynb #f92c9b55
+@lru_cache(maxsize=4096)
+def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
+    "Two 32-bit key words of a named stream."
+    h = hashlib.sha256("\x1f".join(("vgnb", str(seed), *path, name)).encode()).digest()
+    return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
+
 class Keyed:
     "Draws as a pure function of (seed, name, address). `fork` gives an uncorrelated family of the same kind."
     def __init__(self,
@@ -76,8 +83,7 @@ class Keyed:
 
     def key(self, name:str) -> tuple[int, int]:
         "The two 32-bit key words of a named stream."
-        h = hashlib.sha256("\x1f".join(("vgnb", str(self.seed), *self.path, name)).encode()).digest()
-        return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
+        return _key(self.seed, self.path, name)
 
     def bits(self, name:str, at:At, *shape:int) -> Tensor:
         "32-bit words as int64, (b, *shape) or (b, k, *shape)."

@@ -7,6 +7,7 @@ __all__ = ['planned_labels', 'SampleJob']
 
 # %% ../nbs/720_jobs.ipynb #1b370812
 import shutil
+import sys
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,8 +90,9 @@ class SampleJob:
         return self.pipe.sample(None if self.text is not None else self.labels[cut].tolist(), text=pick(self.text), mask=pick(self.mask),
                                 ids=torch.arange(cut.start, cut.stop), seed=self.seed, size=self.size)
 
-    def run(self, processes=None, progress:bool=True) -> Path:
-        "Make the missing parts (this process's share), wait for the others, join. Returns `out`."
+    def run(self, processes=None, progress:bool|None=None) -> Path:
+        "Make the missing parts (this process's share), wait for the others, join. Returns `out`. A progress bar by default if stderr is a terminal."
+        if progress is None: progress = sys.stderr.isatty()
         rank, world = (processes.rank, processes.world) if processes else (0, 1)
         if rank == 0: self.begin()
         if processes: processes.wait()

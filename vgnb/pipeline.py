@@ -55,7 +55,8 @@ class Pipeline:
         if text is not None: return Cond(text=text, mask=mask).to(self.device)
         check(labels is not None and len(labels) > 0, "labels", labels, "must be a non-empty list of class ids or names (or give text features)")
         known = {n: i for i, n in enumerate(self.classes)}
-        ids = [known[check_choice("label", v, tuple(self.classes))] if isinstance(v, str) else check_int("label", v if not torch.is_tensor(v) else int(v), 0) for v in labels]
+        top = self.generator.config.classes - 1
+        ids = [known[check_choice("label", v, tuple(self.classes))] if isinstance(v, str) else check_int("label", int(v) if torch.is_tensor(v) else v, 0, top) for v in labels]
         return Cond(labels=torch.tensor(ids)).to(self.device)
 
     def codes(self, labels=None, *, text=None, mask=None, seed:int=0, ids=None, given=None, progress:bool=False, **changes) -> Tensor:

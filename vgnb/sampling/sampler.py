@@ -112,6 +112,8 @@ class Sampler:
         check(codes.shape == (len(ids), grid.n, len(self.generator.vocab)), "given codes", tuple(codes.shape), f"must be (b, n, levels) = {(len(ids), grid.n, len(self.generator.vocab))}")
         check(known.shape == (len(ids), grid.n) and known.dtype == torch.bool, "given known", f"{tuple(known.shape)} {known.dtype}", f"must be a bool mask of shape {(len(ids), grid.n)}")
         for level, v in enumerate(self.generator.vocab): check_codes(codes[..., level][known], v, "given codes")
+        beginnings = torch.equal(known, known.long().cumprod(1).bool()) and bool((known.sum(1) == known[0].sum()).all())
+        check("any_order" in self.generator.traits or beginnings, "given known", f"{int(known.sum())} cells", f"must be the same beginning of the raster for all samples: {type(self.generator).__name__} can't fill gaps")
 
     def _run(self, cond, ids, draws, given, grid, keep):
         "The loop, for exactly one micro-batch."
