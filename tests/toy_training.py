@@ -53,10 +53,43 @@ class Pair:
 RECIPE = Recipe(steps=300, batch=8, optim=Optim(lr=1e-2, weight_decay=0.1), rate=Rate("cosine", warmup=10), precision="fp32", ema=0.95)
 
 
-def train(folder, slow=0.0, log=None):
+def train(folder, slow=0.0, log=None, until=None):
     torch.set_num_threads(1)
     trainer = Trainer(Pair(slow), Points(log), RECIPE, folder, Run(save_every=10, log_every=20, progress=False))
-    return trainer.fit(), trainer
+    return trainer.fit(until), trainer
+
+
+def killed_inside_the_save(folder) -> dict:
+    "One child a file-system call of a save: it publishes step 10, then dies at its n-th call while saving step 20. Reports what was left each time."
+    left, n = [], 0
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            code = 3
+            try:
+                if not newest(Path(folder) / "checkpoints"): train(folder, until=10)
+                die_at(n); train(folder, until=20); code = 0
+            finally: os._exit(code)
+        code = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+        found = newest(Path(folder) / "checkpoints")
+        left.append(found.name if found else None)
+        if code == 0: return {"left": left, "calls": n, "result": result(folder)}
+        assert code == 9, code
+        for p in (Path(folder) / "checkpoints").glob("step-000000020"): __import__("shutil").rmtree(p)
+        n += 1
+
+
+def die_at(n: int):
+    "From now on the n-th call that touches the disk is the last thing this process does."
+    calls = iter(range(10**6))
+    def last(call):
+        def f(*a, **k):
+            if next(calls) >= n: os._exit(9)
+            return call(*a, **k)
+        return f
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"): setattr(os, name, last(getattr(os, name)))
+    import vgnb.training.checkpoints as c
+    c.save_file = last(c.save_file)
 
 
 def result(folder) -> str:
@@ -73,10 +106,10 @@ def killed_again_and_again(folder, kills: int, seed: int) -> dict:
         pid = os.fork()
         if pid == 0:
             code = 3
-            try: code = train(folder, slow=0.002)[0].code
+            try: code = train(folder, slow=0.01)[0].code
             finally: os._exit(code)
         if deaths < kills:
-            time.sleep(rng.uniform(0.05, 0.6)); os.kill(pid, signal.SIGKILL)
+            time.sleep(rng.uniform(0.02, 0.28)); os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         after = newest(Path(folder) / "checkpoints")
         if before and (after is None or after.name < before.name): lost.append(before.name)
@@ -85,6 +118,11 @@ def killed_again_and_again(folder, kills: int, seed: int) -> dict:
 
 
 if __name__ == "__main__":
-    root, kills = Path(sys.argv[1]), int(sys.argv[2])
-    train(root / "whole")
-    print(json.dumps({"whole": result(root / "whole"), **killed_again_and_again(root / "killed", kills, seed=0)}))
+    what, root = sys.argv[1], Path(sys.argv[2])
+    if what == "kills":
+        train(root / "whole")
+        print(json.dumps({"whole": result(root / "whole"), **killed_again_and_again(root / "killed", int(sys.argv[3]), seed=int(sys.argv[4]))}))
+    if what == "saves":
+        train(root / "whole", until=20)
+        print(json.dumps({"whole": result(root / "whole"), **killed_inside_the_save(root / "killed")}))
+    if what == "signal": sys.exit(train(root, slow=0.02)[0].code)

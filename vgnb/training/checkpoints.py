@@ -43,14 +43,14 @@ def save_tensors(path:str|Path, state:dict[str, Tensor], **meta:str):
     "Write a state dict as safetensors; ties and `meta` go into the header."
     once, aliases = split_ties(state)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in once.items()}
-    save_file(plain, path, metadata={"aliases": json.dumps(aliases), **meta})
+    save_file(plain, path, metadata={"vgnb": json.dumps({"aliases": aliases, **meta}, sort_keys=True)})    # one key: several have no fixed order
 
 def load_tensors(path:str|Path, device="cpu") -> dict[str, Tensor]:
     "A state dict from safetensors, aliases included; anything else is one clear error."
     check(Path(path).is_file(), "path", Path(path), "no such file", Missing)
     try:
         with safe_open(path, "pt", device=str(device)) as f:
-            state, aliases = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("aliases", "{}"))
+            state, aliases = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get("vgnb", "{}")).get("aliases", {})
     except (SafetensorError, OSError, ValueError) as e: raise Mismatch("path", Path(path), f"must be a readable safetensors file ({e})") from None
     check(all(v in state for v in aliases.values()), "path", Path(path), "names an alias of a tensor it does not hold", Mismatch)
     return state | {k: state[v] for k, v in aliases.items()}
@@ -106,7 +106,8 @@ def write_checkpoint(
         save_json(aside / "manifest.json", {"format": "vgnb-checkpoint/1", "step": step, "samples_seen": state.get("samples_seen"), "files": sums})
         if final.exists(): _remove(final)
         publish_dir(aside, final)
-    except OSError as e: raise BadInput("checkpoint", final, f"could not be written: {e.strerror or e}; the previous checkpoint is untouched") from e
+    except (OSError, SafetensorError) as e:
+        raise BadInput("checkpoint", final, f"could not be written ({getattr(e, 'strerror', None) or e}); the previous checkpoint is untouched") from e
     finally: shutil.rmtree(aside, ignore_errors=True)
     verify(final)
     for old in checkpoints(folder)[keep:]: _remove(old)

@@ -25,8 +25,11 @@ class Processes:
         from accelerate import PartialState
         for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
             check(os.environ.get(name, "false").lower() != "true", name, os.environ.get(name), "sharded launches are not supported; launch with plain data parallelism")
-        self.state = PartialState()
+        use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
+        self.state = PartialState(cpu=use_cpu)
         self.device, self.rank, self.world = self.state.device, self.state.process_index, self.state.num_processes
+        launched = os.environ.get("WORLD_SIZE", "1")
+        check(launched in ("1", str(self.world)), "WORLD_SIZE", launched, f"but only {self.world} process joined: set ACCELERATE_USE_CPU=true for processes on the CPU")
 
     @property
     def main(self) -> bool: return self.rank == 0

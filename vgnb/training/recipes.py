@@ -13,7 +13,9 @@ import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Callable, ClassVar, Literal, NamedTuple
+
+import tyro
 
 from ..core import BadInput, Mismatch, Registry, check, check_choice, check_float, check_int
 from ..data.transforms import Augment
@@ -79,7 +81,7 @@ class Recipe:
     ema: float = 0.0                            # decay of the averaged weights; 0 = none
     seed: int = 0                               # weights, data order and every draw count from it
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
-    name: str = ""                              # the registered recipe it started from
+    name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
 
     def __post_init__(self):
         for f in ("steps", "batch"): check_int(f, getattr(self, f), 1)

@@ -165,6 +165,7 @@ class Trainer:
         names = task.averaged() if hasattr(task, "averaged") else tuple(task.modules)[:1]
         self.averages = {m: Average(task.modules[m], recipe.ema) for m in names if recipe.ema}
         self.guard, self.meter, self.draws, self.step = Guard(device, recipe.precision == "fp16"), Meter(), Keyed(recipe.seed).fork("train"), 0
+        self.saved:int|None = None     # step of the last published checkpoint
 
     @property
     def saves(self) -> Path: return self.folder / "checkpoints"
@@ -176,15 +177,16 @@ class Trainer:
 
     def save(self):
         "Publish a checkpoint of this moment (all processes call it)."
-        if (newest_step := self.processes.together(lambda: next((p.name for p in checkpoints(self.saves)), ""))) == f"step-{self.step:09d}": return
+        if self.saved == self.step: return
         def write():
             state = dict(samples_seen=self.step * self.recipe.batch, recipe=to_json(self.recipe), data=self.data.fingerprint,
                          guard=self.guard.numbers(), world=self.processes.world, versions=self.versions)
             try: write_checkpoint(self.saves, self.step, self._files(), state, keep=self.run.keep)
             except BadInput as e:
                 if self.run.on_save_error == "stop": raise
-                print(f"warning: {e}", file=sys.stderr)
-        self.processes.together(write)
+                print(f"warning: {e}", file=sys.stderr); return False
+            return True
+        if self.processes.together(write): self.saved = self.step
 
     def _choose(self) -> str|None:
         "The checkpoint to go on from, by the resume rule; main process."
@@ -207,7 +209,7 @@ class Trainer:
         for m, x in self.task.modules.items(): fill(x, files[f"model.{m}"], path)
         for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], path)
         for m, a in self.averages.items(): a.load(files[f"ema.{m}"])
-        self.guard.load(state["guard"]); self.step = state["step"]
+        self.guard.load(state["guard"]); self.step = self.saved = state["step"]
 
     def _open(self):
         "Take over the run folder: last checkpoint or start, equal weights everywhere, run.json, log."

@@ -1,0 +1,72 @@
+"""Turn pictures into codes, once.
+
+    python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer/model --data shapes:// --out runs/shapes-codes --size 32
+
+The tokenizer is a model folder (train_tokenizer.py writes <run>/model). Each picture becomes one row (its centre), two with --flip, or ten with --ten-crop (five crops of a --crop-range larger
+centre crop, and their mirror images). --data may also be a .jsonl file of captions with image_path, for text-conditional models.
+Any number of processes may work on one store, and after a kill the same command writes what is missing:
+
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_codes.py --tokenizer runs/vq-16/model --data IMAGENET/train --out runs/codes --ten-crop
+
+Exit codes: 0 done, 2 something named on stderr.
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Options:
+    "Which pictures, by which tokenizer, in which views."
+    tokenizer: Path                # folder of a saved tokenizer
+    data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., or captions in a .jsonl
+    out: Path                      # the code store, made or completed
+    size: int = 256                # side of the views in pixels
+    flip: bool = False             # also the mirror image
+    ten_crop: bool = False         # ten crops instead of the centre
+    crop_range: float = 1.1        # of ten-crop: how much larger the centre crop is that they lie in
+    batch: int = 64                # pictures the tokenizer sees at once; the codes do not depend on the number of processes
+    shard_size: int = 1024         # pictures a file of the store covers
+    workers: int = 0               # processes that read pictures ahead
+    max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
+    ema: bool | None = None        # averaged weights (default: where there are some)
+    progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
+    dry_run: bool = False          # say what would happen, and stop
+
+
+def main(argv: list[str]) -> int:
+    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.core import check, write_run
+    from vgnb.data.images import open_images
+    from vgnb.data.text import Captions
+    from vgnb.data.transforms import Augment
+    from vgnb.tokenizers.tokenizer import Tokenizer
+    from vgnb.training.checkpoints import load_model
+    from vgnb.training.extract import CaptionImages, code_plan, extract_codes
+    from vgnb.training.processes import Processes
+    from vgnb.training.recipes import to_json
+    check(not (o.ten_crop and o.flip), "flip", True, "can't be combined with --ten-crop, which has the mirror images already")
+    augment = Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
+    tokenizer = load_model(o.tokenizer, ema=o.ema)
+    check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
+    source = CaptionImages(Captions(o.data), o.max_bad) if o.data.endswith(".jsonl") else open_images(o.data, max_bad=o.max_bad)
+    plan, processes = code_plan(tokenizer, source, augment, o.shard_size), Processes()
+    if processes.main:
+        print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> {plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
+    if o.dry_run: return 0
+    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size, workers=o.workers, progress=o.progress, processes=processes)
+    bad = [str(e) for e in source.bad]
+    if bad: print("\n".join(f"left out: {e}" for e in bad), file=sys.stderr)
+    if processes.main:
+        write_run(o.out, to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world, tokenizer=plan.tokenizer, codes=store.fingerprint, left_out=store.absent.tolist())
+        print(f"{len(store):,} pictures, {len(store.absent)} left out; codes used: {', '.join(f'{int((u > 0).sum()):,} of {len(u):,}' for u in store.usage())}")
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))
