@@ -75,9 +75,10 @@ class Guard:
 
     def allow(self,
         norms:list[tuple[Tensor, Optim]], # of the groups about to move
+        bad:Tensor|None=None,             # 0-d: more than 0 if a loss was not finite
     ) -> Tensor: # 0-d bool
         "Whether this phase may step."
-        ok = torch.ones((), dtype=torch.bool, device=self.bad.device)
+        ok = torch.ones((), dtype=torch.bool, device=self.bad.device) if bad is None else bad == 0
         for norm, optim in norms: ok = ok & (norm.isfinite() if not optim.skip_norm else norm <= optim.skip_norm)
         self.bad = torch.maximum(self.bad, (~ok).float())
         return ok

@@ -228,28 +228,31 @@ class Trainer:
         if self.run.compile:
             for m in self.task.modules.values(): m.compile()
 
-    def _backward(self, phase:Phase, items:list, carries:list[dict]):
+    def _backward(self, phase:Phase, items:list, carries:list[dict]) -> Tensor: # (1,) how many losses were not finite
         "The losses of a phase over this process's micro-batches, and their gradients."
         device, precision, n = self.processes.device, self.recipe.precision, len(items)
+        bad = torch.zeros(1, device=device)
         for micro, (at, batch) in enumerate(items):
             a, b = self.draws.fork("torch").key(f"{self.step}/{self.share.chunk(micro)}")
             torch.manual_seed((a << 31) ^ b)
             with torch.autocast(device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
                 loss = self.task.loss(phase, batch, carries[micro], self.draws, at)
             if loss.total.requires_grad: (loss.total * self.guard.scale / n).backward()
+            bad += ~loss.total.detach().isfinite()
             self.meter.add({"loss" if phase.name == "train" else f"{phase.name}.loss": loss.total, **loss.parts}, 1 / n)
+        return bad
 
     def _phase(self, phase:Phase, items:list, carries:list[dict], rate:float):
         "Zero, backward, average, clip, step."
         params = {g: list(self.groups[g].values()) for g in dict.fromkeys((*phase.zero, *phase.clip, *phase.step))}
         for g in phase.zero:
             for p in params[g]: p.grad = None
-        self._backward(phase, items, carries)
+        bad = self._backward(phase, items, carries)
         grads = [p.grad for ps in params.values() for p in ps if p.grad is not None]
-        average(grads, self.processes)
+        average([*grads, bad], self.processes)                                                 # a bad loss anywhere is known everywhere
         if self.guard.fp16 and grads: torch._foreach_div_(grads, self.guard.scale)
         norms = {g: gradient_norm(params[g]).to(self.guard.bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
-        ok = self.guard.allow([(norms[g], self.optims[g]) for g in norms])
+        ok = self.guard.allow([(norms[g], self.optims[g]) for g in norms], bad[0])
         for g in phase.clip:
             if self.optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], self.optims[g].clip, norms[g])
         for g in phase.step: guarded_step(self.optimizers[g], ok, self.optims[g].lr * rate)
