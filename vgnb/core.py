@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
-           'check_codes', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file', 'write_aside',
-           'publish_dir', 'save_json', 'load_json', 'run_manifest', 'write_run', 'Rename', 'Fuse', 'Ignore', 'Recreate',
-           'NameTable']
+           'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
+           'write_aside', 'publish_dir', 'save_json', 'load_json', 'run_manifest', 'write_run', 'Rename', 'Fuse',
+           'Ignore', 'Recreate', 'NameTable']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import contextlib, difflib, fnmatch, hashlib, json, os, platform, re, subprocess, sys, time, uuid
@@ -48,7 +48,7 @@ class BadItem(VgnbError):
         self.name, self.reason = name, reason
         super().__init__(f"{name}: {reason}")
 
-# %% ../nbs/000_core.ipynb #3688b4e0
+# %% ../nbs/000_core.ipynb #7c99d670
 def check(ok, argument:str, value, allowed:str, error=BadInput):
     "Raise `error(argument, value, allowed)` unless `ok`."
     if not ok: raise error(argument, value, allowed)
@@ -83,6 +83,14 @@ def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes"):
         low, high = (int(v) for v in codes.aminmax())
         check(low >= 0 and high < vocab, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range")
     return codes
+
+# %% ../nbs/000_core.ipynb #3688b4e0
+def check_place(argument:str, folder):
+    "`folder` is one, or can be made: the first thing that exists on the way up is a folder one may write to. Returns it as a Path."
+    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
+    check(there.is_dir(), argument, Path(folder), f"must be a folder, or a place where one can be made; {there.name} is a file")
+    check(os.access(there, os.W_OK), argument, Path(folder), f"must be a place one may write to; {there} is not")
+    return Path(folder)
 
 # %% ../nbs/000_core.ipynb #904953ef
 class Section(dict):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import BadInput, Mismatch, check, check_choice, check_int, digest, digest_file, load_json, run_manifest, save_json, write_aside
+from .core import BadInput, Mismatch, check, check_choice, check_int, check_place, digest, digest_file, load_json, run_manifest, save_json, write_aside
 from .evaluation.samples import save_samples
 from .pipeline import Pipeline
 
@@ -53,11 +53,12 @@ class SampleJob:
     def __post_init__(self):
         self.out = Path(self.out)
         check(self.out.suffix == ".npz", "out", self.out, "must end in .npz")
+        check_place("out", self.out.parent)
         check_int("part", self.part, 1); check_int("seed", self.seed, 0)
         if self.size is not None: check_int("size", self.size, 1)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
-        self.pipe.generator.check_cond(self.pipe.condition(self.labels, self.text, self.mask))
+        self.pipe.sampler().check_request(self.pipe.condition(self.labels, self.text, self.mask), torch.arange(self.count), self.pipe.grid)
 
     @property
     def count(self) -> int: return len(self.labels if self.text is None else self.text)
@@ -94,27 +95,26 @@ class SampleJob:
         "Make the missing parts (this process's share), wait for the others, join. Returns `out`. A progress bar by default if stderr is a terminal."
         if progress is None: progress = sys.stderr.isatty()
         rank, world = (processes.rank, processes.world) if processes else (0, 1)
-        if rank == 0: self.begin()
-        if processes: processes.wait()
+        together = processes.together if processes else lambda work: work()
+        together(self.begin)
         mine = [p for n, p in enumerate(self.parts()) if n % world == rank]
         for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
             if file.exists(): continue
             with write_aside(file) as aside:
                 with open(aside, "wb") as f: np.save(f, self.make(start))
         if processes: processes.wait()
-        if rank == 0: self.join()
-        if processes: processes.wait()
+        together(lambda: self.join(world))
         return self.out
 
     @property
     def record_file(self) -> Path: return self.out.with_suffix(".run.json")
 
-    def join(self):
+    def join(self, world:int=1):
         "Write `out` (arr_0, labels) and `<out>.run.json` beside it, then drop the parts."
         batches = (np.load(file, allow_pickle=False) for _, file in self.parts())
         save_samples(self.out, batches, self.labels if self.text is None else None, count=self.count)
         plan = self.plan()
-        run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, sampler=asdict(self.pipe.sampling), count=self.count,
+        run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, world=world, sampler=asdict(self.pipe.sampling), count=self.count,
                            classes=self.pipe.classes, uint8_rule="round", outputs={self.out.name: digest_file(self.out)}, **(self.record or {}))
         save_json(self.record_file, run)
         shutil.rmtree(self.folder, ignore_errors=True)

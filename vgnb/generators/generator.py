@@ -124,6 +124,9 @@ class Generator(nn.Module):
     def check_cond(self, cond:Cond):
         "Raise `BadInput` for a condition this model cannot follow."
 
+    def check_grid(self, grid:Grid):
+        "Raise `BadInput` for a grid this model cannot fill."
+
     def begin(self, branches:Sequence[Cond], grid:Grid, reuse:State|None=None) -> State:
         "A state for these branches and this grid; `reuse` is taken over when its signature fits."
         b, device = branches[0].b, next(self.parameters(), torch.empty(0)).device
@@ -138,7 +141,11 @@ class Generator(nn.Module):
         "Record tokens (b, k, L) at positions (b, k). No computation."
         state.record(positions, tokens)
 
-def require_traits(generator:Generator, needs, argument:str="generator"):
+def require_traits(generator:Generator, needs,
+    argument:str="generator", part=None, # whose fault it is: the generator's, or that of the order or guidance it was given
+):
     "Raise `BadInput` unless the generator has every trait in `needs`."
     lacking = sorted(set(needs) - set(generator.traits))
-    check(not lacking, argument, type(generator).__name__, f"must have the trait{'s' * (len(lacking) > 1)} {', '.join(lacking)}; it has {', '.join(sorted(generator.traits)) or 'none'}")
+    who, traits, has = type(generator).__name__, f"the trait{'s' * (len(lacking) > 1)} {', '.join(lacking)}", ", ".join(sorted(generator.traits)) or "none"
+    if part is None: check(not lacking, argument, who, f"must have {traits}; it has {has}")
+    else: check(not lacking, argument, type(part).__name__, f"needs a generator with {traits}; {who} has {has}")

@@ -37,6 +37,9 @@ class Order:
         "The order itself, before known cells are moved to the front."
         return torch.arange(grid.n)
 
+    def check(self, grid:Grid, ids:Tensor):
+        "Raise `BadInput` if samples `ids` (b,) can't be filled in this order."
+
     def plan(self, grid:Grid, known:Tensor|None, draws, at:At) -> Tensor:
         "(b, n) permutation of the cells, known cells first."
         perm = self.fixed(grid, draws, at).to(at.ids.device)
@@ -56,9 +59,16 @@ class Raster(Order):
     needs = frozenset()
 
 class Given(Order):
-    "A user's own order: a permutation of the grid's cells, one (n,) for all samples or one (b, n) each."
+    "A user's own order: a permutation of the grid's cells, one (n,) for all samples, or rows (k, n) of which sample id i takes row i."
     def __init__(self, order): self.order = torch.as_tensor(order)
-    def fixed(self, grid, draws, at): return check_permutation(self.order, grid.n)
+
+    def check(self, grid, ids):
+        rows = check_permutation(self.order, grid.n)
+        check(len(rows) == 1 or int(ids.max()) < len(rows), "order", tuple(self.order.shape), f"must have a row for every sample id up to {int(ids.max())}, or one for all")
+
+    def fixed(self, grid, draws, at):
+        rows = check_permutation(self.order, grid.n)
+        return rows if len(rows) == 1 else rows[at.ids.to(rows.device)]
 
 class Random(Order):
     "A uniform permutation a sample, keyed: sample 17 of seed 0 always has the same one. RandAR (arXiv 2412.01827) §3."

@@ -137,6 +137,8 @@ class _RasterNetwork(Generator):
             with torch.inference_mode(False): self._tables[key] = _table(self.config, grid).to(device)
         return self._tables[key]
 
+    def check_grid(self, grid:Grid): self.table(grid, "cpu")
+
     def check_cond(self, cond:Cond, null:bool=True):
         "Labels in [0, classes), or the null class where `null`; captions of the right length and width. Training doesn't wait for a device to look at values."
         c = self.config

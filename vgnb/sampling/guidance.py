@@ -57,8 +57,8 @@ class CFG(Unguided):
         scale:float|Ramp,  # 1 = conditional only; > 1 strengthens the condition
         interval:int=-1,   # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
     ):
-        self.scale, self.interval = as_ramp(scale), check_int("interval", interval, -1)
         if not callable(scale): check_float("scale", scale, 0)
+        self.scale, self.interval = as_ramp(scale), check_int("interval", interval, -1)
 
     def live(self, clock):
         off = self.interval >= 0 and clock.step - 1 > self.interval

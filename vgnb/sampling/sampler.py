@@ -65,7 +65,7 @@ class Sampler:
     def __post_init__(self):
         check_int("steps", self.steps, 1); check_int("rows", self.rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
-        require_traits(self.generator, self.order.needs | self.guidance.needs)
+        for name in ("order", "guidance"): require_traits(self.generator, getattr(self, name).needs, name, getattr(self, name))
         check(len(self.picks) == len(self.generator.vocab), "picks", len(self.picks), f"must be one Pick for each of the generator's {len(self.generator.vocab)} code levels")
         self._state: State|None = None
 
@@ -78,7 +78,7 @@ class Sampler:
         keep:tuple[str, ...]=(), # "logits" keeps what the pick saw
     ) -> Iterator[Step]:
         "Steps of one micro-batch after the other. Raises BadInput before any work."
-        self._check(cond, ids, given, grid, keep)
+        self.check_request(cond, ids, grid, given, keep)
         return self._stream(cond, ids, draws, given, grid, keep)
 
     @torch.no_grad()
@@ -90,7 +90,7 @@ class Sampler:
 
     def sample(self, cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid, progress:bool=False) -> Tensor:
         "The finished codes (b, n, L). `progress` shows a bar over the micro-batches."
-        self._check(cond, ids, given, grid, ())
+        self.check_request(cond, ids, grid, given)
         out = torch.full((len(ids), grid.n, len(self.generator.vocab)), -1, dtype=torch.long, device=ids.device)
         if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
         batches, last, done = -(-len(ids) // self.rows), None, 0
@@ -100,20 +100,27 @@ class Sampler:
                     out[done:done + len(last.ids)] = last.codes(); done += len(last.ids); bar.update()
         return out
 
-    def _check(self, cond, ids, given, grid, keep):
-        "Raise BadInput for anything that cannot work."
+    def check_request(self, cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=()):
+        "Raise BadInput for anything that cannot work; arguments as in `stream`."
         check(ids.dim() == 1 and not ids.is_floating_point() and len(ids) > 0, "ids", tuple(ids.shape), "must be a non-empty 1-d tensor of integer sample ids")
         check(int(ids.min()) >= 0, "ids", int(ids.min()), "must be >= 0")
         check(cond.b == len(ids), "cond", cond.b, f"must have as many rows as ids ({len(ids)})")
-        self.generator.check_cond(cond)
+        self.generator.check_cond(cond); self.generator.check_grid(grid); self.order.check(grid, ids)
         for k in keep: check_choice("keep", k, ("logits",))
-        if given is None: return
+        if given is None: self._counts(grid.n, 0); return
         codes, known = given
         check(codes.shape == (len(ids), grid.n, len(self.generator.vocab)), "given codes", tuple(codes.shape), f"must be (b, n, levels) = {(len(ids), grid.n, len(self.generator.vocab))}")
         check(known.shape == (len(ids), grid.n) and known.dtype == torch.bool, "given known", f"{tuple(known.shape)} {known.dtype}", f"must be a bool mask of shape {(len(ids), grid.n)}")
         for level, v in enumerate(self.generator.vocab): check_codes(codes[..., level][known], v, "given codes")
         beginnings = torch.equal(known, known.long().cumprod(1).bool()) and bool((known.sum(1) == known[0].sum()).all())
         check("any_order" in self.generator.traits or beginnings, "given known", f"{int(known.sum())} cells", f"must be the same beginning of the raster for all samples: {type(self.generator).__name__} can't fill gaps")
+        for start in {int(k.min()) for k in known.sum(1).split(self.rows)}: self._counts(grid.n, start)
+
+    def _counts(self, n:int, start:int) -> list[int]:
+        "Group sizes for the n - start missing cells."
+        counts = check_counts(self.schedule(n, self.steps, start), n, start)
+        check(max(counts, default=1) == 1 or "parallel" in self.generator.traits, "schedule", counts[:8], f"must be groups of one: {type(self.generator).__name__} decides one cell at a time")
+        return counts
 
     def _run(self, cond, ids, draws, given, grid, keep):
         "The loop, for exactly one micro-batch."
@@ -121,8 +128,7 @@ class Sampler:
         known = torch.zeros(b, n, dtype=torch.bool, device=ids.device) if given is None else given[1]
         canvas = torch.zeros(b, n, len(g.vocab), dtype=torch.long, device=ids.device) if given is None else given[0].long() * known[..., None]
         start = 0 if given is None else int(known.sum(1).min())
-        counts = check_counts(self.schedule(n, self.steps, start), n, start)
-        check(max(counts, default=1) == 1 or "parallel" in g.traits, "schedule", counts[:8], f"must be groups of one: {type(g).__name__} decides one cell at a time")
+        counts = self._counts(n, start)
         filled = torch.where(known, -1, len(counts))
         state = self._state = g.begin(self.guidance.branches(cond, g.null(cond), draws, At(ids)), grid, reuse=self._state)
         perm, done = self.order.plan(grid, known, draws, At(ids)), start
