@@ -9,7 +9,7 @@ REF and SAMPLES are npz files as the published evaluators exchange them (arr_0 u
 SAMPLES may hold labels), folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
 
 A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. SAMPLES.run.json beside SAMPLES.npz adds
-the sampler's settings and seed. Wrong input ends with one line on stderr and exit code 2, before anything is computed.
+the sampler's settings and seed. Several processes (accelerate launch) share the pictures. Wrong input ends with one line on stderr and exit code 2, before anything is computed.
 """
 import sys
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class Options:
     "centre-crop pictures of folders and sources to this side"
     batch: int = 64
     "pictures that are looked at together"
-    device: str = "cpu"
-    "where the extractor runs: cpu, cuda, cuda:1"
+    device: str | None = None
+    "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
     is_split: int = 5000
     "samples in a part of the inception score"
     is_shuffle: int | None = None
@@ -53,7 +53,7 @@ class Options:
     uint8_rule: str | None = None
     "how SAMPLES became bytes, recorded with the result"
     json: Path | None = None
-    "also write values and protocol here"
+    "also write values and protocol here, and NAME.run.json beside it"
     dry_run: bool = False
     "open everything, say what would be compared, stop"
 
@@ -67,30 +67,40 @@ def told_by_run(samples: str) -> dict:
     return {"seed": run.get("seed"), "sampler": run.get("sampler") or run.get("config"), "uint8_rule": run.get("uint8_rule", "unknown")}
 
 
-def main(o: Options) -> int:
-    from vgnb.core import check, check_int
+def main(argv: list[str]) -> int:
+    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.core import check, check_int, run_manifest, save_json
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.fid import check_request, measure
     from vgnb.evaluation.samples import open_samples
+    from vgnb.training.processes import Processes
+    from vgnb.training.recipes import to_json
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
     check_int("batch", o.batch, 1)
     reference, samples = open_samples(o.reference, o.size), open_samples(o.samples, o.size)
-    extractor = load_extractor(o.extractor, o.weights, o.device)
+    processes = Processes()
+    extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets, kid_size=o.kid_size, k=o.k)
     settings, stored = check_request(samples, reference, extractor, **asked)
-    print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{' and stored statistics' if stored else ''} ({reference.id}), through {extractor.id}")
-    if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here"); return 0
+    if processes.main:
+        print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{' and stored statistics' if stored else ''} ({reference.id}), through {extractor.id}")
+        if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
+    if o.dry_run: return 0
     recorded = told_by_run(o.samples)
     if o.uint8_rule: recorded["uint8_rule"] = o.uint8_rule
-    def progress(side, done): sys.stderr.isatty() and print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
-    report = measure(samples, reference, extractor, batch=o.batch, progress=progress, **asked, **recorded)
-    if sys.stderr.isatty(): print(file=sys.stderr)
+    shown = processes.main and sys.stderr.isatty()
+    def progress(side, done): shown and print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
+    report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes, **asked, **recorded)
+    if not processes.main: return 0
+    if shown: print(file=sys.stderr)
     print(report)
-    if o.json: report.save(o.json); print(f"written to {o.json}")
+    if o.json:
+        report.save(o.json)
+        run = run_manifest(to_json(o), seed=recorded.get("seed") or 0, data=samples.id, device=extractor.device, world=processes.world, reference=reference.id, extractor=extractor.id)
+        save_json(o.json.with_suffix(".run.json"), run); print(f"written to {o.json}")
     return 0
 
 
 if __name__ == "__main__":
-    from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))

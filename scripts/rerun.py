@@ -59,8 +59,9 @@ def compare(old: Path, new: Path) -> int:
     return len(wrong)
 
 
-def main(o: Options) -> int:
+def main(argv: list[str]) -> int:
     from vgnb.core import Missing, check, load_json
+    o = tyro.cli(Options, args=argv, description=__doc__)
     run = load_json(o.run)
     check(isinstance(run, dict) and {"command", "seed", "versions", "cwd"} <= run.keys(), "run", o.run, "must be a run.json written by vgnb")
     command = command_of(run, o.out)
@@ -76,6 +77,5 @@ def main(o: Options) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))

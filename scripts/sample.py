@@ -61,11 +61,8 @@ class Options:
 
 def saved_sampling(words: list[str]) -> Sampling:
     "The settings of the pipeline named on the command line, as defaults."
-    from vgnb.core import load_json
-    for w in words:
-        card = Path(w) / "pipeline.json"
-        if not w.startswith("-") and card.is_file(): return Sampling(**load_json(card)["sampling"])
-    return Sampling()
+    from vgnb.pipeline import read_card
+    return next((read_card(w)["sampling"] for w in words if not w.startswith("-") and (Path(w) / "pipeline.json").is_file()), Sampling())
 
 
 def open_part(where: str, argument: str, ema, device):
@@ -97,12 +94,15 @@ def encode_prompts(o: Options, pipe):
     return left_pad(features, mask)
 
 
-def main(o: Options) -> int:
-    from vgnb.core import check, check_choice, check_int
+def main(argv: list[str]) -> int:
+    from vgnb.core import check, check_choice, check_int, check_place
     from vgnb.jobs import SampleJob, planned_labels
+    from vgnb.training.commands import typed_cli
     from vgnb.training.processes import Processes
+    o = typed_cli(Options, args=argv, default=Options(sampling=saved_sampling(argv)), description=__doc__)
     check_int("count", o.count, 1)
     check(o.out.suffix == ".npz", "out", o.out, "must end in .npz")
+    if o.sheet: check_place("sheet", o.sheet.parent)
     processes = Processes()
     pipe = open_pipeline(o, processes.device)
     labels = text = mask = None
@@ -133,6 +133,5 @@ def write_sheet(o: Options, pipe):
 
 
 if __name__ == "__main__":
-    from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, default=Options(sampling=saved_sampling(sys.argv[1:])), description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))

@@ -22,6 +22,7 @@ from ..core import Mismatch, check, check_choice, check_int, save_json
 from ..draws import shuffled
 from .features import Extractor, Features, accuracy, extract, fidelity
 from .samples import Samples, Statistics, open_samples
+from ..training.processes import Processes
 
 # %% ../../nbs/evaluation/620_fid.ipynb #75be7345
 def _same(a:str, b:str, argument:str):
@@ -170,6 +171,18 @@ def _values(metrics, seen:Features, base:Features|None, ours:Statistics, theirs:
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
     return out
 
+def _look(extractor:Extractor, samples:Samples, batch:int, tell, processes:Processes|None) -> Features:
+    "Features of all pictures; each process looks at a share and gets the others'."
+    if processes is None or processes.world == 1: return extract(extractor, samples.batches(batch), tell)
+    n = len(samples); per = -(-n // processes.world)
+    start = min(processes.rank * per, n - 1)
+    mine = extract(extractor, samples.batches(batch, start, min(start + per, n)), tell)
+    def joined(x):                                                                            # equal shares to be sent; the surplus lies at the end
+        if x is None: return None
+        whole = torch.cat([x, x[-1:].expand(per - len(x), -1)]) if len(x) < per else x
+        return processes.gather(whole.to(processes.device))[:n].to(x.device)
+    return Features(*(joined(x) for x in mine))
+
 def measure(
     samples, reference,                # whatever `open_samples` opens
     extractor:Extractor,
@@ -180,14 +193,15 @@ def measure(
     k:int=3,                                     # neighbours for precision and recall
     uint8_rule:str="unknown", seed:int|None=None, sampler:dict|None=None, # recorded
     progress:Callable[[str, int], None]|None=None, # ("samples" | "reference", pictures done)
+    processes:Processes|None=None,     # of a run: each looks at a share of the pictures
 ) -> Report:
     "Compare samples with a reference."
     samples, reference = open_samples(samples), open_samples(reference); check_int("batch", batch, 1)
     settings, stored = check_request(samples, reference, extractor, metrics, kid_size, is_split=is_split, is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
     tell = lambda side: (lambda n: progress(side, n)) if progress else None
-    seen = extract(extractor, samples.batches(batch), tell("samples"))
+    seen = _look(extractor, samples, batch, tell("samples"), processes)
     needed = bool({"kid", "pr"} & set(metrics)) or ("fid" in metrics and stored is None)
-    base = extract(extractor, reference.batches(batch), tell("reference")) if needed else None
+    base = _look(extractor, reference, batch, tell("reference"), processes) if needed else None
     statistics = lambda x, source: Statistics(extractor.dims, extractor.id, source).update(x.pool)
     ours, theirs = statistics(seen, samples.id), stored or (statistics(base, reference.id) if base else None)
     values = _values(metrics, seen, base, ours, theirs, samples.labels, settings)

@@ -187,9 +187,10 @@ class Samples:
 
     def __len__(self): return 0 if self.images is None else self.images.shape[0]
 
-    def batches(self, size:int=64) -> Iterator[np.ndarray]:
-        "Pictures in stored order, (b, h, w, 3) uint8."
-        for a in range(0, len(self), check_int("batch", size, 1)): yield np.ascontiguousarray(self.images[a:a + size])
+    def batches(self, size:int=64, start:int=0, stop:int|None=None) -> Iterator[np.ndarray]:
+        "Pictures in stored order (or a range of them), (b, h, w, 3) uint8."
+        stop = len(self) if stop is None else stop
+        for a in range(start, stop, check_int("batch", size, 1)): yield np.ascontiguousarray(self.images[a:min(a + size, stop)])
 
 def _open_npz(path:Path) -> Samples:
     members = npz_members(path)

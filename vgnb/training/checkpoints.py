@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..core import BadInput, Mismatch, Missing, NameTable, VgnbError, check, check_int, digest_file, load_json, publish_dir, save_json
+from ..core import BadInput, Mismatch, Missing, NameTable, VgnbError, check, check_int, check_place, digest_file, load_json, publish_dir, save_json
 from .recipes import Kind, from_json, kind_of, kinds, to_json
 
 # %% ../../nbs/training/520_checkpoints.ipynb #61e7cade
@@ -142,12 +142,12 @@ def verify(path:str|Path) -> dict:
 
 def newest(
     folder:str|Path,
-    say:Callable[[str], None]=lambda text: print(text, file=sys.stderr), # told about damaged ones
+    say:Callable[[str], None]=lambda text: print(f"{text}; falling back to the one before", file=sys.stderr), # told about damaged ones
 ) -> Path|None:
     "The newest checkpoint that verifies, or None."
     for path in checkpoints(folder):
         try: verify(path); return path
-        except Mismatch as e: say(f"{e}; falling back to the one before")
+        except Mismatch as e: say(str(e))
     return None
 
 def read_checkpoint(path:str|Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
@@ -163,7 +163,7 @@ _HELD = set()
 def hold(folder:str|Path):
     "Own a run folder; a second owner is refused with the first one's process id. A dead owner's lock is taken over."
     import fcntl, socket
-    path = Path(folder).resolve() / "lock"; path.parent.mkdir(parents=True, exist_ok=True)
+    path = check_place("folder", folder).resolve() / "lock"; path.parent.mkdir(parents=True, exist_ok=True)
     check(path not in _HELD, "folder", Path(folder), f"is in use by this process ({os.getpid()})", Mismatch)
     with open(path, "a+", encoding="utf-8") as f:
         try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)                # record locks: a forked worker does not inherit them

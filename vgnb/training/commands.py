@@ -27,11 +27,10 @@ from ..data.text import FeatureStore
 from ..tokenizers.discriminators import discriminator
 from ..tokenizers.losses import vqgan_loss
 from .checkpoints import checkpoints, save_model
-from .order import Share
 from .processes import Processes
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, from_json, kind_of, kinds, recipe, recipes, to_json
 from .tasks import CodeData, GeneratorTask, ImageData, TokenizerTask
-from .trainer import Outcome, Run, Trainer
+from .trainer import Outcome, Run, Trainer, check_run
 
 # %% ../../nbs/training/550_commands.ipynb #6207e378
 def run_main(
@@ -170,7 +169,7 @@ def _count(module:nn.Module) -> str: return f"{sum(p.numel() for p in module.par
 
 def describe(recipe:Recipe, task, data, run:Run, folder:Path, processes:Processes) -> str:
     "What a run would do, in lines; checks what the trainer would check."
-    Share(processes.rank, processes.world, run.accumulate).check(recipe.batch)
+    check_run(task, recipe, folder, run, processes)
     n, seen, found = None if getattr(data, "streaming", False) else len(data), recipe.steps * recipe.batch, checkpoints(folder / "checkpoints")
     rows, said = recipe.batch // (processes.world * run.accumulate), recipes[recipe.name].__doc__ if recipe.name in recipes else ""
     state = "is new" if not found else "would be emptied" if run.resume == "fresh" else f"has checkpoints up to {found[0].name}; the run would go on if the recipe is the same"

@@ -16,13 +16,12 @@ from ..core import BadItem, Mismatch, check, check_int, digest
 from ..data.codes import Codes
 from ..data.shapes import ImageSource, Item
 from ..data.text import Features
-from ..data.transforms import Augment, flip, to_tensor
+from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
 from ..tokenizers.losses import VQGANLoss
 from ..tokenizers.quantizers import Alone
 from ..tokenizers.tokenizer import Tokenizer
-from .order import visit
 
 # %% ../../nbs/training/510_tasks.ipynb #8641da34
 class Phase(NamedTuple):
@@ -40,6 +39,7 @@ class Task(Protocol):
     helpers: tuple[nn.Module, ...]                                          # modules that are only used: moved to the device, never trained or saved
     def groups(self) -> dict[str, dict[str, nn.Parameter]]: ...             # default: one group a module, under its name
     def averaged(self) -> tuple[str, ...]: ...                              # modules that get averaged weights; default: the first
+    def check(self, accumulate:int): ...                                    # refuse, before any work, what this task can't do
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync): ... # before the iteration: codebook start, counters, ...
     def report(self) -> dict[str, float]: ...                               # more numbers for a line of the log
 
@@ -67,10 +67,8 @@ class ImageData:
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch; crop and flip are keyed by (sample, epoch)."
         if not self.ready: return self.collate([self._readable(int(i)) for i in index], epochs, draws)
-        pixels, labels = self.source.batch(index)                                                        # (b, h, w, 3) uint8
-        images = to_tensor(pixels)
-        turn = draws.uniform("flip", visit(index, epochs)) < 0.5 * self.augment.flip
-        return {"images": torch.where(turn[:, None, None, None], flip(images), images), "labels": torch.as_tensor(labels)}
+        images, labels, _ = load_batch(self.source, index, self.augment, draws, epochs)
+        return {"images": images, "labels": labels}
 
     def items(self, epoch:int, seed:int, rank:int, world:int):
         "This process's share of a streamed epoch."
@@ -78,8 +76,8 @@ class ImageData:
 
     def collate(self, items:list[Item], epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch of read items."
-        images = torch.stack([self.augment(item.image, draws, visit([item.id], [e])) for item, e in zip(items, epochs)])
-        return {"images": images, "labels": torch.tensor([item.label for item in items])}
+        images, labels, _ = batch_of(items, self.augment, draws, epochs)
+        return {"images": images, "labels": labels}
 
     def _readable(self, i:int) -> Item:
         "Item i, or the next one that can be read."
@@ -142,11 +140,15 @@ class TokenizerTask:
         both = self.objective.active(step) or (self.objective.config.compat and "discriminator" in self.modules)
         return tuple(Phase(m, *((m,),) * 3) for m in ("tokenizer", "discriminator")[:1 + bool(both)])
 
+    def check(self, accumulate:int):
+        "Dead codes come back from the features of one batch."
+        revive = getattr(self.modules["tokenizer"].quantizer, "revive", 0)
+        check(accumulate == 1 or not revive, "accumulate", accumulate, f"must be 1 while dead codes are revived (revive={revive})")
+
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync):
         "Start the codebook when its time has come; hand over `sync`."
         tokenizer, self.sync = self.modules["tokenizer"], sync
         q = tokenizer.quantizer
-        check(len(batches) == 1 or not getattr(q, "revive", 0), "accumulate", len(batches), "must be 1 while dead codes are revived (revive > 0)")
         q.sync, q.bypass = sync, step < self.free_steps
         if step == self.free_steps > 0: tokenizer.start(torch.cat([b["images"] for b in batches]), draws)
 
