@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .core import check, check_float, check_int
 from .draws import At, Draws
@@ -257,7 +258,8 @@ class TransformerBlock(nn.Module):
         return x + self.path2(self.drop2(self.ffn(self.norm2(x)), noise), noise)
 
 class Blocks(nn.ModuleList):
-    "Blocks one after the other."
+    "Blocks one after the other. With `recompute` set, training keeps only what stands between them and runs each a second time in the backward pass."
+    recompute = False
     def forward(self,
         x:Tensor,                                       # (b, n, d)
         rotary:Tensor|None=None, mask:Tensor|str|None=None,
@@ -265,8 +267,10 @@ class Blocks(nn.ModuleList):
         noise:Noise|None=None,
         taps:dict[int, Tensor|None]|None=None,          # filled with the output of each block whose index it holds
     ) -> Tensor:
+        again = self.recompute and past is None and torch.is_grad_enabled()
         for i, block in enumerate(self):
-            x = block(x, rotary, mask, None if past is None else past[i], noise)
+            args = (x, rotary, mask, None if past is None else past[i], noise)
+            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if again else block(*args)
             if taps is not None and i in taps: taps[i] = x
         return x
 
