@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['kinds', 'recipes', 'Rate', 'rate_at', 'Optim', 'Recipe', 'Kind', 'kind_of', 'to_json', 'from_json', 'check_same',
            'TokenizerRecipe', 'GeneratorRecipe', 'recipe', 'vq_16', 'vq_8', 'taming_f16_1024', 'taming_f16_16384',
-           'taming_f8_256', 'taming_f8_16384', 'shapes_tokenizer', 'shapes_generator', 'gpt_xl_t2i']
+           'taming_f8_256', 'taming_f8_16384', 'shapes_tokenizer', 'shapes_generator', 'cifar_tokenizer',
+           'cifar_generator', 'gpt_xl_t2i']
 
 # %% ../../nbs/training/500_recipes.ipynb #ffada63d
 import math
@@ -283,6 +284,23 @@ def shapes_generator() -> GeneratorRecipe:
     The class is a prefix and is added to every code. Sample with guidance scale 3.
     Command: python scripts/train_generator.py shapes-generator --data runs/shapes-codes --out runs/shapes-generator"""
     return GeneratorRecipe(model=raster_presets["tiny"], steps=10_000, batch=32, optim=Optim("adamw", lr=3e-3, weight_decay=0.05), rate=Rate("cosine", warmup=100))
+
+# %% ../../nbs/training/500_recipes.ipynb #ce5af113
+@_recipe
+def cifar_tokenizer() -> TokenizerRecipe:
+    """A tokenizer for 32 px photographs such as CIFAR-10: 8x8 codes of 512, 0.5M parameters, minutes on two CPU cores.
+
+    No perceptual loss and no discriminator: details come out soft, no VGG file is read.
+    Command: python scripts/train_tokenizer.py cifar-tokenizer --data 'datasets://data/cifar10?split=train' --out runs/cifar/tokenizer"""
+    return replace(shapes_tokenizer(), model=replace(VQGANS["tiny-shapes"], patch=2), data="datasets://data/cifar10?split=train", augment=Augment("center", 32, flip=True), steps=3000)
+
+@_recipe
+def cifar_generator() -> GeneratorRecipe:
+    """A generator on the codes of `cifar-tokenizer`: 64 codes a picture, 1M parameters, minutes on two CPU cores.
+
+    Extract the codes with --flip: every picture then comes in two views.
+    Command: python scripts/train_generator.py cifar-generator --data runs/cifar/codes --out runs/cifar/generator"""
+    return replace(shapes_generator(), model=replace(raster_presets["tiny"], grid=(8, 8)), steps=6000)
 
 # %% ../../nbs/training/500_recipes.ipynb #234e2db1
 _GPT = {"b": ("B", 16, "111M", "FID 5.46, IS 194 at guidance 2.0"), "l": ("L", 16, "343M", "FID 3.80, IS 248 at guidance 2.0 (3.07 with --model.grid 24 24)"),

@@ -1,0 +1,128 @@
+"""One set of stored bytes in four containers: the scripts give the same codes for the same picture, and what moves between containers arrives whole."""
+import io
+import os
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.run_scripts import Scripts
+from vgnb.core import BadInput, BadItem
+from vgnb.data.codes import CodeStore
+from vgnb.data.export import contents, export_images, source_row, suffix_of
+from vgnb.data.images import open_images
+from vgnb.data.shapes import Shapes
+
+CLASSES = ["square", "disc", "heart"]    # not in alphabetical order, as hub data sets may have them
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory):
+    "60 JPEG, PNG and WebP pictures, no two sizes alike, classes mixed; returns the folder that holds train.parquet."
+    folder, shapes, files = tmp_path_factory.mktemp("set"), Shapes(700, 48, seed=3), []
+    of = {c: [i for i, l in enumerate(shapes.labels(np.arange(700))) if shapes.classes[l] == c] for c in CLASSES}
+    for i in range(60):
+        image, f = shapes[of[CLASSES[i * 7 % 3]][i]].image.resize((36 + i % 5, 40 + i % 7)), io.BytesIO()
+        image.save(f, ("JPEG", "PNG", "WEBP")[i % 4 % 3], quality=80)
+        files.append((f.getvalue(), i * 7 % 3))
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=CLASSES))
+    datasets.Dataset.from_dict(dict(image=[{"bytes": d, "path": None} for d, _ in files], label=[l for _, l in files]), features).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    "Tables are prepared here, not in the home folder."
+    place, was = tmp_path_factory.mktemp("cache"), datasets.config.HF_DATASETS_CACHE
+    os.environ["HF_DATASETS_CACHE"], datasets.config.HF_DATASETS_CACHE = str(place), place
+    yield place
+    datasets.config.HF_DATASETS_CACHE = was; del os.environ["HF_DATASETS_CACHE"]
+
+
+@pytest.fixture
+def table(parquet, cache): return open_images(f"datasets://{parquet}?split=train")
+
+
+def test_the_scripts_give_the_same_codes_from_every_container(parquet, cache, tmp_path):
+    scripts, uris = Scripts(tmp_path), {"table": f"datasets://{parquet}?split=train", "folder": "photos", "tar": "photos.tar", "shards": "wds://shards"}
+    def run(*words):
+        ran = scripts(*words)
+        assert ran.code == 0, (words, ran.out, ran.err)
+        return ran.out
+    try:
+        said = [run("export_images.py", uris["table"], uris[c], "--shard-size", 25) for c in ("folder", "tar", "shards")]
+        assert all("60 pictures written, 0 left out" in s for s in said) and len({s.rsplit("contents ", 1)[1] for s in said}) == 1
+        run("train_tokenizer.py", "cifar-tokenizer", "--data", uris["table"], "--out", "tokenizer", "--steps", 6, "--batch", 8, "--free-steps", 2, "--precision", "fp32",
+            "--model.width", 16, "--model.groups", 8, "--model.codebook", 64)
+        for c, uri in uris.items():
+            run("extract_codes.py", "--tokenizer", "tokenizer/model", "--data", uri, "--out", f"codes/{c}", "--size", 32, "--flip", "--batch", 16, "--shard-size", 25)
+        run("train_generator.py", "cifar-generator", "--data", "codes/shards", "--out", "generator", "--steps", 2, "--batch", 8, "--precision", "fp32", "--model.layers", 1, "--model.dim", 32)
+        run("sample.py", "--tokenizer", "tokenizer/model", "--generator", "generator/model", "--count", 6, "--out", "samples.npz")
+        assert "fid" in run("evaluate.py", "photos.tar", "samples.npz", "--size", 32, "--extractor", "shapes-judge", "--metrics", "fid", "--json", "fid.json")
+    finally: scripts.close()
+    found = {}
+    for c, uri in uris.items():
+        source, store = open_images(uri if "://" in uri and "wds" not in uri else uri.replace("wds://", f"wds://{tmp_path}/") if "://" in uri else tmp_path / uri), CodeStore(tmp_path / "codes" / c)
+        row = np.array([i if c == "table" else source_row(source.names[i]) for i in store.ids])
+        assert sorted(row) == list(range(60))
+        found[c] = {r: (store[k][0].tolist(), store.classes[store[k][1]]) for k, r in enumerate(row)}
+    assert all(found[c] == found["table"] for c in uris)
+    assert len({str(codes) for codes, _ in found["table"].values()}) > 50, "codes that hardly differ would prove nothing"
+    assert sorted({label for _, label in found["folder"].values()}) == sorted(CLASSES)
+
+
+def test_pictures_travel_through_every_container_and_back(table, tmp_path):
+    want, uris = contents(table), [f"wds://{tmp_path}/a", f"{tmp_path}/b.tar", f"{tmp_path}/c", f"{tmp_path}/d.tar"]
+    source = table
+    for uri in uris:
+        assert export_images(source, uri, shard_size=20) == 60
+        source = open_images(uri)
+        assert contents(source) == want and sorted(source.classes) == sorted(CLASSES)
+    shards = open_images(uris[0])
+    assert [source_row(n) for n in shards.names] == list(range(60)) and len(list((tmp_path / "a").iterdir())) == 3
+    for i in (0, 31, 59): assert shards.read(i) == table.read(i) and np.array_equal(shards[i].image, table[i].image)
+    folder, tar = open_images(tmp_path / "c"), open_images(tmp_path / "d.tar")
+    assert folder.names == tar.names and (folder.labels == tar.labels).all(), "picture i of a folder is picture i of its tar"
+    export_images(table, tmp_path / "e.tar"); export_images(table, tmp_path / "f.tar")
+    assert (tmp_path / "e.tar").read_bytes() == (tmp_path / "f.tar").read_bytes()
+
+
+def test_contents_notice_a_byte_and_a_label(table, tmp_path):
+    export_images(table, tmp_path / "a")
+    one = next((tmp_path / "a" / "disc").iterdir())
+    for change in (lambda: one.write_bytes(one.read_bytes() + b"\0"), lambda: one.rename(tmp_path / "a" / "heart" / one.name)):
+        change()
+        assert contents(open_images(tmp_path / "a")) != contents(table)
+
+
+@pytest.mark.parametrize("out", ["{}/a", "{}/a.tar", "wds://{}/a"])
+def test_an_export_is_there_whole_or_not_at_all(out, table, tmp_path):
+    class Broken(type(table)):
+        def read(self, i):
+            if i == 40: raise BadItem("row 40", "is broken")
+            return super().read(i)
+    table.__class__ = Broken
+    with pytest.raises(BadItem, match="row 40: is broken"): export_images(table, out.format(tmp_path), shard_size=10)
+    assert not list(tmp_path.iterdir())
+    table.max_bad = 1
+    assert export_images(table, out.format(tmp_path), shard_size=10) == 59 and [e.name for e in table.bad] == ["row 40"]
+    with pytest.raises(BadInput, match="exists already"): export_images(table, out.format(tmp_path))
+
+
+def test_what_no_container_can_hold_is_refused(table, tmp_path):
+    def refused(words, out="a"):
+        with pytest.raises((BadInput, BadItem), match=words): export_images(table, tmp_path / out)
+        assert not list(tmp_path.iterdir())
+    for name in ("a/b", "..", ".hidden", "__pycache__", "", "disc "):
+        table.classes = [name, "disc", "heart"]
+        refused("must be a name that a folder can have")
+    table.classes = CLASSES + ["ring"]; refused("classes='ring': has no pictures")
+    table.classes, table.labels = CLASSES, np.where(np.arange(60) == 5, -1, table.labels); refused("labels=-1")
+    with pytest.raises(BadInput, match="out='s3://x'"): export_images(table, "s3://x")
+    with pytest.raises(BadItem, match="is bmp, which webdataset shards"):
+        (tmp_path / "bmp").mkdir(); Image.new("RGB", (8, 8)).save(tmp_path / "bmp" / "x.bmp")
+        export_images(open_images(tmp_path / "bmp"), f"wds://{tmp_path}/shards")
+    assert [p.name for p in tmp_path.iterdir()] == ["bmp"] and suffix_of(b"RIFF\0\0\0\0WEBPVP8 ") == "webp"
+    for name in ("0000001.jpg", "disc/17.jpg"):
+        with pytest.raises(BadInput, match="eight digits"): source_row(name)
