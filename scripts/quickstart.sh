@@ -3,4 +3,5 @@
 #   bash scripts/quickstart.sh [--data DIR] [--out DIR] ...     (python scripts/quickstart.py --help lists the options)
 . "$(dirname "$0")/env.sh"
 ready "[eval]"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"   # for networks this small a second thread gains little, and loses tenfold when the machine is busy
 exec python scripts/quickstart.py "$@"

@@ -59,7 +59,7 @@ def test_dry_runs_touch_nothing(tmp_path):
     said = script("train_generator", "gpt-7b", "--data", tmp_path / "codes", "--out", tmp_path / "run", "--dry-run").stdout
     assert "100 examples" in said and "epochs" in said and "is new" in said and not (tmp_path / "run").exists()
     said = script("train_tokenizer", "shapes-tokenizer", "--out", tmp_path / "run", "--dry-run", "--batch", 32).stdout
-    assert "611,352 parameters" in said and "3,600 steps x 32" in said and "60,000 examples" in said and not (tmp_path / "run").exists()
+    assert "611,352 parameters" in said and "3,000 steps x 32" in said and "60,000 examples" in said and not (tmp_path / "run").exists()
 
 
 WRONG = [   # script, arguments, words of the one line on stderr

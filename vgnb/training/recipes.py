@@ -273,7 +273,7 @@ def shapes_tokenizer() -> TokenizerRecipe:
 
     Perceptual weight 0 and no discriminator: no VGG file is read. 200 unquantized steps, then k-means, then dead codes are revived every 20 steps.
     Command: python scripts/train_tokenizer.py shapes-tokenizer --out runs/shapes-tokenizer"""
-    return TokenizerRecipe(model=VQGANS["tiny-shapes"], data="shapes://?n=60000&size=32&seed=0", augment=Augment("center", 32), steps=3600, batch=64,
+    return TokenizerRecipe(model=VQGANS["tiny-shapes"], data="shapes://?n=60000&size=32&seed=0", augment=Augment("center", 32), steps=3000, batch=64,
                            optim=Optim("adamw", lr=3e-3), rate=Rate("cosine", warmup=100), free_steps=200,
                            loss=VQGANLossConfig(l2=1.0, l1=0.2, lpips=0.0, quantizer=0.1, gan=0.0))
 
@@ -281,9 +281,9 @@ def shapes_tokenizer() -> TokenizerRecipe:
 def shapes_generator() -> GeneratorRecipe:
     """The quickstart's generator: 0.9M parameters on the codes of the quickstart's tokenizer, minutes on two CPU cores.
 
-    The class is a prefix and is added to every code. Sample with guidance scale 3.
+    The class is a prefix and is added to every code. Sample with guidance scale 2.
     Command: python scripts/train_generator.py shapes-generator --data runs/shapes-codes --out runs/shapes-generator"""
-    return GeneratorRecipe(model=raster_presets["tiny"], steps=10_000, batch=32, optim=Optim("adamw", lr=3e-3, weight_decay=0.05), rate=Rate("cosine", warmup=100))
+    return GeneratorRecipe(model=raster_presets["tiny"], steps=8000, batch=32, optim=Optim("adamw", lr=3e-3, weight_decay=0.05), rate=Rate("cosine", warmup=100))
 
 # %% ../../nbs/training/500_recipes.ipynb #ce5af113
 @_recipe
