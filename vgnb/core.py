@@ -35,6 +35,8 @@ class BadInput(VgnbError, ValueError):
         shown = str(value) if isinstance(value, Path) else repr(value)
         super().__init__(f"{argument}={shown if len(shown) <= 120 else shown[:117] + '...'}: {allowed}")
 
+    def __reduce__(self): return type(self), (self.argument, self.value, self.allowed)    # errors travel between processes
+
 class Missing(BadInput, FileNotFoundError):
     "A path, package or weight file that is not there; says where to put it."
     __str__ = Exception.__str__
@@ -47,6 +49,8 @@ class BadItem(VgnbError):
     def __init__(self, name:str, reason:str):
         self.name, self.reason = name, reason
         super().__init__(f"{name}: {reason}")
+
+    def __reduce__(self): return type(self), (self.name, self.reason)
 
 # %% ../nbs/000_core.ipynb #7c99d670
 def check(ok, argument:str, value, allowed:str, error=BadInput):

@@ -27,7 +27,7 @@ from ..data.text import FeatureStore
 from ..tokenizers.discriminators import discriminator
 from ..tokenizers.losses import vqgan_loss
 from .checkpoints import checkpoints, save_model
-from .processes import Processes, leave
+from .processes import Processes
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, from_json, kind_of, kinds, recipe, recipes, to_json
 from .tasks import CodeData, GeneratorTask, ImageData, TokenizerTask
 from .trainer import Outcome, Run, Trainer, check_run
@@ -39,10 +39,7 @@ def run_main(
 ) -> int:
     "Run a script's `main`; typed errors become one line on stderr and code 2."
     rank = os.environ.get("RANK", "0")
-    try:
-        code = main(sys.argv[1:] if argv is None else argv) or 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.barrier()
-        return code
+    try: return main(sys.argv[1:] if argv is None else argv) or 0
     except VgnbError as e:
         print(("" if rank == "0" else f"process {rank}: ") + " ".join(str(e).split("\n")), file=sys.stderr)
         return 2
@@ -50,7 +47,8 @@ def run_main(
         print(f"{e.filename or 'the operating system'}: {e.strerror or e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
-    finally: leave()
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
 
 # %% ../../nbs/training/550_commands.ipynb #2eca67d5
 @dataclass
@@ -200,6 +198,7 @@ def train(
         return Outcome(0, True, "dry run")
     trainer = Trainer(task, data, r, out, run, watch=watch)
     done = trainer.fit()
+    for e in getattr(data, "bad", ()): print(f"left out: {e}", file=sys.stderr)
     if done.finished: trainer.processes.together(lambda: finish(trainer, out / "model"))
     elif trainer.processes.main: print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; run the same command again to go on", file=sys.stderr)
     return done
@@ -208,7 +207,7 @@ def finish(trainer:Trainer, folder:Path) -> str:
     "Write the trained model with its card."
     name, model = next(iter(trainer.task.modules.items()))
     facts = dict(recipe=to_json(trainer.recipe), step=trainer.step, data=trainer.data.fingerprint)
-    if isinstance(trainer.data, ImageData): facts |= dict(classes=list(trainer.data.source.classes), preprocessing=repr(trainer.data.augment))
+    if isinstance(trainer.data, ImageData): facts |= dict(classes=list(trainer.data.source.classes), preprocessing=repr(trainer.data.augment), left_out=[e.name for e in trainer.data.bad])
     if isinstance(trainer.data, CodeData): facts |= dict(classes=list(trainer.data.store.classes), tokenizer=getattr(trainer.data.store, "tokenizer", ""))
     average = trainer.averages.get(name)
     return str(save_model(folder, model, trainer.recipe.model, ema=average.state() if average else None, **facts))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import VgnbError, check, check_int
+from ..core import BadItem, VgnbError, check, check_int
 from ..draws import At, Keyed, shuffled
 
 # %% ../../nbs/training/515_order.ipynb #693d1e71
@@ -59,9 +59,11 @@ class Data(Protocol):
     fingerprint: str
     def __len__(self) -> int: ...
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]: ... # rows first; augmentation at `visit(index, epochs)`
+    bad: list                                # items left out so far; may be missing
+    def excuse(self, error:BadItem): ...     # note one, or raise it; needed with `bad`
 
 class Feed(torch.utils.data.Dataset):
-    "`feed[k]` = micro-batch k of this process: (index, epochs, tensors), or the error that kept it from being read."
+    "`feed[k]` = micro-batch k of this process: ((index, epochs, tensors), bad items met so far), or the error that kept it from being read."
     def __init__(self, data:Data, batch:int, seed:int, share:Share=Share()):
         share.check(batch); check(getattr(data, "streaming", False) or len(data) > 0, "data", getattr(data, "fingerprint", data), "holds no examples")
         self.data, self.batch, self.seed, self.share = data, batch, seed, share
@@ -70,7 +72,7 @@ class Feed(torch.utils.data.Dataset):
         step, micro = divmod(k, self.share.accumulate)
         rows = self.share.rows(self.batch, micro)
         index, epochs = (x[rows] for x in global_batch(step, self.batch, len(self.data), self.seed))
-        try: return index, epochs, self.data.fetch(index, epochs, Keyed(self.seed).fork("data"))
+        try: return (index, epochs, self.data.fetch(index, epochs, Keyed(self.seed).fork("data"))), list(getattr(self.data, "bad", ()))
         except VgnbError as e: return e
 
 def _walk(feed:Feed, start:int, stop:int, workers:int):
@@ -108,7 +110,8 @@ def stream(
     try:
         for item in loader:
             if isinstance(item, VgnbError): raise item
-            yield item
+            for e in item[1]: feed.data.excuse(e)                                              # what the workers met is counted here
+            yield item[0]
     except RuntimeError as e:
         if "DataLoader worker" not in str(e): raise
         raise VgnbError(f"a data worker died ({str(e).splitlines()[0]}); run the same command again to go on from the last checkpoint") from e

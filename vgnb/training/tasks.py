@@ -64,6 +64,10 @@ class ImageData:
 
     def __len__(self) -> int: return len(self.source)
 
+    @property
+    def bad(self) -> list[BadItem]: return self.source.bad
+    def excuse(self, error:BadItem): self.source.excuse(error)
+
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch; crop and flip are keyed by (sample, epoch)."
         if not self.ready: return self.collate([self._readable(int(i)) for i in index], epochs, draws)
