@@ -27,7 +27,7 @@ from ..data.text import FeatureStore
 from ..tokenizers.discriminators import discriminator
 from ..tokenizers.losses import vqgan_loss
 from .checkpoints import checkpoints, save_model
-from .processes import Processes
+from .processes import Processes, leave
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, from_json, kind_of, kinds, recipe, recipes, to_json
 from .tasks import CodeData, GeneratorTask, ImageData, TokenizerTask
 from .trainer import Outcome, Run, Trainer, check_run
@@ -39,7 +39,10 @@ def run_main(
 ) -> int:
     "Run a script's `main`; typed errors become one line on stderr and code 2."
     rank = os.environ.get("RANK", "0")
-    try: return main(sys.argv[1:] if argv is None else argv) or 0
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+        if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.barrier()
+        return code
     except VgnbError as e:
         print(("" if rank == "0" else f"process {rank}: ") + " ".join(str(e).split("\n")), file=sys.stderr)
         return 2
@@ -47,8 +50,7 @@ def run_main(
         print(f"{e.filename or 'the operating system'}: {e.strerror or e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt: return 130
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
+    finally: leave()
 
 # %% ../../nbs/training/550_commands.ipynb #2eca67d5
 @dataclass
