@@ -86,7 +86,7 @@ class Pipeline:
         "Codes (b, n, L) -> images (b, h, w, 3) uint8, always in micro-batches of `rows`."
         codes = self.tokenizer.untoken(codes, self.grid.shape)
         pixels = by_rows(lambda c: self.tokenizer.decode(c, size=size), rows or self.sampling.rows, codes)
-        return to_uint8(pixels).cpu().numpy()
+        return to_uint8(self.tokenizer.leave(pixels)).cpu().numpy()
 
     @torch.no_grad()
     def encode(self, images:np.ndarray|Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Pipeline:
         x = torch.as_tensor(images)
         check(x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
         x = (x.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1)
-        return by_rows(lambda v: self.tokenizer.tokens(self.tokenizer.encode(v)), self.sampling.rows, x)
+        return by_rows(lambda v: self.tokenizer.tokens(self.tokenizer.encode(self.tokenizer.enter(v))), self.sampling.rows, x)
 
     def save_pretrained(self, folder:str|Path) -> Path:
         "Write `tokenizer/`, `generator/` and `pipeline.json` (last) below `folder`."

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
 from .generators import raster
-from .tokenizers import discriminators, losses, vqgan
+from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
 from .training.checkpoints import load_tensors, save_tensors
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
@@ -41,6 +41,7 @@ PUBLISHED: dict[str, Published] = {p.name: p for p in [
     *(Published("llamagen", f"GPT-{k}", "generator", {"model": f"GPT-{k}"}, tuple(f"{_LLAMAGEN}: {f}" for f in _GPT_FILES.get(k, ())))
       for k in ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")),
     Published("llamagen", "GPT-XL-t2i", "generator", {"model": "GPT-XL", "model_type": "t2i", "cls_token_num": 120}, (f"{_T2I}: t2i_XL_stage1_256.pt", f"{_T2I}: t2i_XL_stage2_512.pt")),
+    Published("randar", "maskgit-vqgan-f16", "tokenizer", {"channel_mult": [1, 1, 2, 2, 4]}, ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)),
     *(Published("taming", k, "tokenizer", {"taming": k}, ("CompVis/taming-transformers release: last.ckpt",)) for k in
       ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384", "vqgan_openimage_f8_256"))]}
 
@@ -61,9 +62,10 @@ def published_model(
     **changes,                # fields of our configuration to set on top
 ) -> tuple[nn.Module, NameTable]:
     "Our model of a published description, and the table of its names."
-    check_choice("system", system, ("llamagen",))
+    check_choice("system", system, ("llamagen", "randar"))
     said = str(spec.get("model") or spec.get("factory") or "")
     if "LPIPS" in upstream_class: return losses.LPIPS(**changes), losses.lpips_names()
+    if "channel_mult" in spec or "MaskGITTokenizer" in upstream_class: return maskgit_vqgan.published_maskgit(spec, **changes)
     if "ddconfig" in spec or "VQ-" in said: return vqgan.published_vqgan(spec, **changes)
     if said.startswith("GPT") or "n_layer" in spec: return raster.RasterTransformer(raster.llamagen_config(spec, **changes)), raster.llamagen_names
     if "input_nc" in spec: return discriminators.published_discriminator(spec)
@@ -127,16 +129,23 @@ def _taming_spec(state) -> dict:
     return {"n_embed": codes, "embed_dim": dim, "ddconfig": dict(double_z=False, z_channels=len(state["encoder.conv_out.weight"]), resolution=256, ch=width,
             ch_mult=mults, num_res_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."), attn_resolutions=attend, dropout=0.0)}
 
+def _maskgit_spec(state) -> dict:
+    "MaskGIT-VQGAN arguments from names and shapes."
+    width, levels = len(state["encoder.conv_in.weight"]), _count(state, r"encoder\.down\.(\d+)\.")
+    codes, dim = state["quantize.embedding.weight"].shape
+    return {"channel_mult": [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // width for i in range(levels)], "num_resolutions": levels, "hidden_channels": width,
+            "num_res_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."), "z_channels": dim, "embedding_dim": dim, "num_embeddings": codes}
+
 def identify(state:dict[str, Tensor]) -> dict:
     "The original's arguments for a published state dict, from its names and shapes."
     if "tok_embeddings.weight" in state and "output.weight" in state: return _gpt_spec(state)
-    if any(k.startswith("encoder.down.") for k in state): return _taming_spec(state)
+    if any(k.startswith("encoder.down.") for k in state): return _taming_spec(state) if "quant_conv.weight" in state else _maskgit_spec(state)
     if "quantize.embedding.weight" in state and "encoder.conv_blocks.0.res.0.norm1.weight" in state:
         codes, dim = state["quantize.embedding.weight"].shape
         levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
         check(levels in (4, 5), "checkpoint", f"{levels} levels", "is no published size; give its arguments as spec=", Mismatch)
         return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes, "codebook_embed_dim": dim, "z_channels": len(state["encoder.conv_out.weight"])}
-    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, taming VQGAN); give its arguments as spec=")
+    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, taming VQGAN, MaskGIT-VQGAN); give its arguments as spec=")
 
 # %% ../nbs/700_zoo.ipynb #d92eee6d
 def load_published(
@@ -155,7 +164,8 @@ def load_published(
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
     "The state dict under the authors' names; with `path` also as a flat .safetensors file."
     table = _table_of(model)
-    state = {k: v.detach().cpu() for k, v in table.export(model.state_dict(), model).items()}
+    own = ("quantizer.recent", "quantizer.fresh")                                              # a training's own counters, where the published form has none
+    state = {k: v.detach().cpu() for k, v in table.export(model.state_dict(), model).items() if k not in own}
     if path is not None:
         check(Path(path).suffix == ".safetensors", "path", Path(path), "must end in .safetensors")
         save_tensors(path, state)
@@ -164,5 +174,6 @@ def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tens
 def _table_of(model:nn.Module) -> NameTable:
     "The name table of one of our models."
     if isinstance(model, raster.RasterTransformer): return raster.llamagen_names
-    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a RasterTransformer or a VQGAN")
+    if isinstance(model, maskgit_vqgan.MaskGITVQGAN): return maskgit_vqgan.maskgit_names(len(model.config.mults))
+    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, VQGAN or MaskGITVQGAN")
     return vqgan.taming_names(len(model.config.mults)) if model.config.legacy else vqgan.llamagen_names()

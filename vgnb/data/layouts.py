@@ -6,8 +6,10 @@
 __all__ = ['layouts', 'PublishedCodes', 'LlamaGenCodes', 'IAR2Codes', 'RandARCodes', 'PGMCodes', 'store_from', 'convert']
 
 # %% ../../nbs/data/125_layouts.ipynb #1c9234e5
+import io
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 
 from ..core import BadInput, BadItem, Missing, Registry, check, check_choice, check_int, digest
 from .codes import Codes, CodePlan, CodeStore, CodeWriter
+from .stored import _Bytes, _tar_members
 
 # %% ../../nbs/data/125_layouts.ipynb #c534eb90
 layouts = Registry("layout")
@@ -27,13 +30,14 @@ def _numbers(folder:Path, suffix:str) -> np.ndarray:
     check(len(found), "path", folder, f"holds no {suffix and 'files' or 'folders'} named <number>{suffix}", Missing)
     return found
 
-def _array(file:Path) -> np.ndarray:
-    "An integer array from .npy; never a pickle."
+def _array(file, name:str="") -> np.ndarray:
+    "An integer array from .npy (a path, or bytes with a `name`); never a pickle."
+    name = name or str(file)
     try: a = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise BadItem(str(file), f"not a readable array ({str(e)[:80]})") from None
+        raise BadItem(name, f"not a readable array ({str(e)[:80]})") from None
     kind = a.dtype if isinstance(a, np.ndarray) else type(a).__name__
-    if not isinstance(a, np.ndarray) or kind.kind not in "iu": raise BadItem(str(file), f"must be an integer array, found {kind}")
+    if not isinstance(a, np.ndarray) or kind.kind not in "iu": raise BadItem(name, f"must be an integer array, found {kind}")
     return a
 
 def _square(n:int) -> tuple[int, ...]: return (math.isqrt(n),) * 2 if math.isqrt(n) ** 2 == n else (n,)
@@ -111,23 +115,36 @@ class IAR2Codes(LlamaGenCodes):
 # %% ../../nbs/data/125_layouts.ipynb #65ddece8
 @layouts.register(name="randar")
 class RandARCodes(PublishedCodes):
-    "`<label>/<index>.npy` (augs, n)."
-    def __init__(self, path, vocab=16384, *, grid=None, classes=1000):
+    "`<label>/<index>.npy` (augs, n), in a folder or in an uncompressed tar, as the authors' archives are; a tar is never unpacked."
+    def __init__(self,
+        path,               # the `…_codes` folder, or its tar
+        vocab=None,         # default: 1024 if the name speaks of maskgit, else 16384
+        *, grid=None, classes=1000,
+    ):
         self.path = Path(path)
-        found = [(int(y), k) for y in _numbers(self.path, "") for k in self._files(self.path / str(y))]
-        check(found, "path", self.path, "holds no <label>/<index>.npy", Missing)
-        labels, index = np.array(found, np.int64).T
+        packed = self.path.suffix == ".tar" and not self.path.is_dir()
+        found = self._packed() if packed else [(int(y), k, 0, 0) for y in _numbers(self.path, "") for k in self._files(self.path / str(y))]
+        check(len(found), "path", self.path, "holds no <label>/<index>.npy", Missing)
+        labels, index, *place = np.array(found, np.int64).T
         unique = len(np.unique(index)) == len(index)
-        order = np.argsort(index) if unique else np.arange(len(index))
-        self.labels, self.index = labels[order], index[order]
-        self.ids = self.index if unique else order
-        self._settle(vocab, grid, classes)
+        order = np.argsort(index) if unique else np.lexsort((index, labels))
+        self.labels, self.index, self.place = labels[order], index[order], np.stack(place, 1)[order]
+        self.ids, self.bytes = self.index if unique else np.arange(len(order)), _Bytes([self.path]) if packed else None
+        self._settle(vocab or (1024 if "maskgit" in self.path.name else 16384), grid, classes)
 
     def _files(self, folder:Path) -> np.ndarray:
         return _numbers(folder, ".npy") if any(e.name.endswith(".npy") for e in os.scandir(folder)) else []
-    def name(self, i): return str(self.path / str(self.labels[i]) / f"{self.index[i]}.npy")
+
+    def _packed(self) -> list:
+        "(label, index, offset, size) of the arrays in the tar."
+        check(self.path.is_file(), "path", self.path, "no such folder or tar", Missing)
+        named = ((re.search(r"(?:^|/)(0|[1-9]\d*)/(0|[1-9]\d*)\.npy$", m.name), m) for m in _tar_members(self.path))
+        return [(int(n[1]), int(n[2]), m.offset_data, m.size) for n, m in named if n]
+
+    def name(self, i): return f"{self.path}{':' if self.bytes else '/'}{self.labels[i]}/{self.index[i]}.npy"
     def _read(self, i):
-        a = _array(Path(self.name(i)))
+        if self.bytes: a = _array(io.BytesIO(self.bytes(0, *(int(v) for v in self.place[i]))), self.name(i))
+        else: a = _array(Path(self.name(i)))
         if a.ndim != 2: raise BadItem(self.name(i), f"must be (augmentations, positions), found {a.shape}")
         return a[..., None], int(self.labels[i])
 

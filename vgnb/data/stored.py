@@ -125,7 +125,8 @@ class _Header(tarfile.TarInfo):
 
 def tar_files(tar:tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     "The regular files of an archive opened with `tarinfo=_Header`; `tarfile.ReadError` unless it ends as a whole archive does."
-    for m in tar:
+    while (m := tar.next()) is not None:
+        tar.members.clear()                                      # `tarfile` would keep a header of every member: a gigabyte for ImageNet
         if m.isreg(): yield m
     if not getattr(tar, "ended", False): raise tarfile.ReadError("a header is damaged or the end is missing")
 

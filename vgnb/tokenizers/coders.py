@@ -32,10 +32,13 @@ class ResBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
-    def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:                # (b, cin, h, w)
-        h = F.silu(self.norm2(self.conv1(F.silu(self.norm1(x)))))
+    def branch(self, x:Tensor, noise:Noise|None=None) -> Tensor:
+        "What is added to the input."
+        h = F.silu(self.norm2(self.conv1(F.silu(self.norm1(x)))))                # (b, cin, h, w) -> (b, cout, h, w)
         if noise and self.dropout.rate: h = self.dropout(h.flatten(2), noise).view_as(h)
-        return self.skip(x) + self.conv2(h)                                      # (b, cout, h, w)
+        return self.conv2(h)
+
+    def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor: return self.skip(x) + self.branch(x, noise)
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #3b5e7ad6
 class SpatialAttention(nn.Module):
@@ -69,9 +72,9 @@ class Upsample(nn.Module):
 # %% ../../nbs/tokenizers/220_coders.ipynb #eb51cfc6
 class Level(nn.Module):
     "`depth` residual blocks, each followed by attention if `attend`; then `resample`."
-    def __init__(self, cin:int, cout:int, depth:int, attend:bool, resample:nn.Module, groups:int=32, dropout:float=0.0):
+    def __init__(self, cin:int, cout:int, depth:int, attend:bool, resample:nn.Module, groups:int=32, dropout:float=0.0, block:Callable=ResBlock):
         super().__init__()
-        self.blocks = nn.ModuleList(ResBlock(cin if n == 0 else cout, cout, groups, dropout) for n in range(depth))
+        self.blocks = nn.ModuleList(block(cin if n == 0 else cout, cout, groups, dropout) for n in range(depth))
         self.attention = nn.ModuleList(SpatialAttention(cout, groups) for _ in range(depth * attend))
         self.resample = resample
 
@@ -107,13 +110,14 @@ class Encoder(nn.Module):
         attention:tuple=(4,),           # levels with attention; 0 is full resolution
         bottom:Callable|None=middle,    # width -> module between the deepest level and the head
         groups:int=32, dropout:float=0.0, channels:int=3,
+        block:Callable=ResBlock, down:Callable=Downsample, # (cin, cout, groups, dropout) and width -> module
     ):
         super().__init__()
         check(all(0 <= a < len(mults) for a in attention), "attention", tuple(attention), f"must name levels in [0, {len(mults)})")
         widths, last = [width * m for m in mults], len(mults) - 1
         self.factor = 2 ** last
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.levels = nn.ModuleList(Level(cin, c, depth, n in attention, nn.Identity() if n == last else Downsample(c), groups, dropout)
+        self.levels = nn.ModuleList(Level(cin, c, depth, n in attention, nn.Identity() if n == last else down(c), groups, dropout, block)
                                     for n, (cin, c) in enumerate(zip([width, *widths], widths)))
         self.middle = bottom(widths[-1], groups, dropout) if bottom else Chain()
         self.norm, self.head = norm(widths[-1], groups), nn.Conv2d(widths[-1], out, 3, padding=1)
@@ -131,7 +135,7 @@ class Decoder(nn.Module):
         cin:int=256,                    # channels of the features
         width:int=128, mults:tuple=(1, 1, 2, 2, 4),
         depth:int=3,                    # residual blocks a level: one more than the encoder's
-        attention:tuple=(4,), bottom:Callable|None=middle, groups:int=32, dropout:float=0.0, channels:int=3,
+        attention:tuple=(4,), bottom:Callable|None=middle, groups:int=32, dropout:float=0.0, channels:int=3, block:Callable=ResBlock,
     ):
         super().__init__()
         check(all(0 <= a < len(mults) for a in attention), "attention", tuple(attention), f"must name levels in [0, {len(mults)})")
@@ -140,7 +144,7 @@ class Decoder(nn.Module):
         self.stem = nn.Conv2d(cin, widths[-1], 3, padding=1)
         self.middle = bottom(widths[-1], groups, dropout) if bottom else Chain()
         self.levels = nn.ModuleList(Level(widths[min(n + 1, len(mults) - 1)], widths[n], depth, n in attention,
-                                          Upsample(widths[n]) if n else nn.Identity(), groups, dropout) for n in steps)
+                                          Upsample(widths[n]) if n else nn.Identity(), groups, dropout, block) for n in steps)
         self.norm, self.head = norm(widths[0], groups), nn.Conv2d(widths[0], channels, 3, padding=1)
         name_noise(self, "decoder")
 

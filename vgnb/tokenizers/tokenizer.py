@@ -84,6 +84,16 @@ class Tokenizer(nn.Module, ABC):
         "Images this tokenizer can take, or `BadInput`."
         return check_images(images, self.factor, self.span, look=look)
 
+    def enter(self, images:Tensor) -> Tensor:
+        "Images with values in [-1, 1], as transforms make them -> this tokenizer's `span`."
+        low, high = self.span
+        return images if (low, high) == (-1.0, 1.0) else images * ((high - low) / 2) + (high + low) / 2
+
+    def leave(self, pixels:Tensor) -> Tensor:
+        "This tokenizer's pixels -> [-1, 1], as figures, losses and `to_uint8` take them."
+        low, high = self.span
+        return pixels if (low, high) == (-1.0, 1.0) else (pixels - (high + low) / 2) * (2 / (high - low))
+
     def code_shape(self, h:int, w:int) -> tuple[int, ...]:
         "The shape of one image's codes: (h/f, w/f), with the number of levels last if there are several."
         for name, side in (("h", h), ("w", w)):

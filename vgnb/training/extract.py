@@ -66,7 +66,7 @@ class Views(torch.utils.data.Dataset):
 @torch.no_grad()
 def encode_rows(
     tokenizer:Tokenizer,
-    images:Tensor,  # (m, 3, h, w)
+    images:Tensor,  # (m, 3, h, w) in [-1, 1]
     rows:int=64,    # pictures the tokenizer sees at once, always
     device="cpu",
 ) -> Tensor: # (m, n, levels) int64 on the host
@@ -74,7 +74,7 @@ def encode_rows(
     out = []
     for part in images.split(rows):
         whole = torch.cat([part, part[:1].expand(rows - len(part), -1, -1, -1)]) if len(part) < rows else part
-        out.append(tokenizer.tokens(tokenizer.encode(whole.to(device)))[:len(part)].cpu())
+        out.append(tokenizer.tokens(tokenizer.encode(tokenizer.enter(whole.to(device))))[:len(part)].cpu())
     return torch.cat(out)
 
 def code_plan(tokenizer:Tokenizer, source:ImageSource, augment:Augment, shard_size:int=1024) -> CodePlan:

@@ -31,7 +31,7 @@ def reconstruct(
         check(model.makes == "pixels", "model", type(model).__name__, f"must make pixels; this tokenizer makes {model.makes}")
         where, training = next(model.parameters(), x).device, model.training
         try:
-            with torch.no_grad(): out = model.eval().render(model.quantize(x.to(where)).z)
+            with torch.no_grad(): out = model.leave(model.eval().render(model.quantize(model.enter(x.to(where))).z))
         finally: model.train(training)
     out = to_pixels(out)
     check(out.shape == pixels.shape, "model", out.shape, f"must return pictures of the images' shape {pixels.shape}")
