@@ -6,7 +6,7 @@
 __all__ = ['TableImages', 'WrappedImages', 'open_images']
 
 # %% ../../nbs/data/110_images.ipynb #6a56396a
-import os, re
+import os, re, sys
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -80,6 +80,8 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     if path.is_file(): check_choice("uri suffix", path.suffix.lower(), tuple(_TABLE_KINDS))
     args = (_TABLE_KINDS[path.suffix.lower()],) if path.is_file() else (str(path) if local else where, *([config] if config else []))
     files = {"data_files": {split or "train": str(path)}} if path.is_file() else {}
+    quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+    if quiet: datasets.disable_progress_bars()
     try:
         found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(*args, streaming=True, **files)
         if isinstance(found, dict):
@@ -88,6 +90,8 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
         elif saved and streaming: found = found.to_iterable_dataset(min(64, len(found)))
     except BadInput: raise
     except Exception as e: raise Missing("uri", f"datasets://{where}", f"cannot be opened: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+    finally:
+        if quiet: datasets.enable_progress_bars()
     return found, (path if path.is_dir() else path.parent) if local else None
 
 def _table_rows(table, image:str, label:str|None, root):
