@@ -199,3 +199,23 @@ def test_text_conditional_training(tmp_path):
     r = recipe("gpt-xl-t2i", data=str(tmp_path / "codes"), features=str(tmp_path / "text"), steps=3, batch=8, precision="fp32")
     r = replace(r, model=replace(r.model, layers=1, dim=32, heads=2, vocab=48, grid=(4, 4), text_dim=8, text_tokens=4))
     assert train(TrainOptions(r, tmp_path / "run", progress=False)).finished and load_model(tmp_path / "run" / "model").config.condition == "text"
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_slurm_template(tmp_path, told):
+    "With stand-ins for the cluster's commands: the launcher gets the words, SIGTERM is passed on and the job queues itself again; otherwise the exit code is the program's."
+    import signal, time
+    (tmp_path / "srun").write_text(f"#!/bin/bash\necho \"$@\" > {tmp_path}/words\ntrap 'echo came > {tmp_path}/signal; exit 1' TERM\nfor i in $(seq {100 if told else 1}); do sleep 0.1; done\nexit 7\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\n[ $1 = show ] && echo node1 || echo \"$@\" > {tmp_path}/queued\n")
+    for name in ("srun", "scontrol"): (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_GPUS_ON_NODE": "4", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    process = subprocess.Popen(["bash", str(ROOT / "scripts" / "slurm" / "run.sbatch"), "scripts/train_generator.py", "gpt-b"], env=env, stdout=subprocess.PIPE)
+    if told:
+        for _ in range(100):
+            if (tmp_path / "words").exists(): break
+            time.sleep(0.05)
+        time.sleep(0.2); process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == (0 if told else 7)
+    words = (tmp_path / "words").read_text()
+    assert "--nproc_per_node 4" in words and "node1:20012" in words and words.strip().endswith("scripts/train_generator.py gpt-b")
+    assert (tmp_path / "queued").exists() == (tmp_path / "signal").exists() == told
