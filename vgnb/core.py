@@ -106,7 +106,7 @@ class Section(dict):
 _DEFAULTS = {"paths": {"data": "data", "codes": "runs/codes", "runs": "runs", "weights": "weights"},
              "run": {"precision": "bf16", "tracker": "jsonl", "seed": "0"},
              "notebook": {"image_size": "32", "dpi": "80", "fast": "true"}}
-_CHOICES = {"precision": ("fp32", "bf16", "fp16"), "tracker": ("none", "jsonl", "tensorboard", "wandb")}
+_CHOICES = {"precision": ("fp32", "bf16", "fp16"), "tracker": ("none", "jsonl", "tensorboard", "wandb", "wandb-offline")}
 
 def _typed(section:str, key:str, text:str, home:Path):
     "A setting as what it means: a path, a number, a truth value or one of a few words."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['split_ties', 'save_tensors', 'load_tensors', 'fill', 'optimizer_tensors', 'fill_optimizer', 'write_checkpoint',
-           'checkpoints', 'sweep', 'verify', 'newest', 'read_checkpoint', 'hold', 'save_model', 'read_config',
-           'load_model']
+           'checkpoints', 'sweep', 'verify', 'newest', 'read_checkpoint', 'mirror_checkpoint', 'hold', 'save_model',
+           'read_config', 'load_model']
 
 # %% ../../nbs/training/520_checkpoints.ipynb #b397d7c7
 import contextlib
@@ -155,6 +155,25 @@ def read_checkpoint(path:str|Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
     path, manifest = Path(path), verify(path)
     files = {n.removesuffix(".safetensors"): load_tensors(path / n) for n in manifest["files"] if n.endswith(".safetensors")}
     return files, load_json(path / "state.json")
+
+# %% ../../nbs/training/520_checkpoints.ipynb #e5a493ec
+def mirror_checkpoint(
+    path:str|Path,        # a published checkpoint
+    folder:str|Path,      # where its copy goes
+    keep:int|None=None,   # copies to keep there, this one included; None = all
+) -> Path:
+    "Copy a checkpoint: aside, verified, renamed; then drop older copies. Errors: `OSError`, or `Mismatch` if what arrived is not what was sent."
+    path, folder = Path(path), Path(folder)
+    final, aside = folder / path.name, folder / f"{_ASIDE}{path.name}-{uuid.uuid4().hex[:8]}"
+    aside.mkdir(parents=True)
+    try:
+        for file in sorted(path.iterdir()): shutil.copyfile(file, aside / file.name)
+        verify(aside)
+        if final.exists(): _remove(final)
+        publish_dir(aside, final)
+    finally: shutil.rmtree(aside, ignore_errors=True)
+    for old in checkpoints(folder)[keep:] if keep else (): _remove(old)
+    return final
 
 # %% ../../nbs/training/520_checkpoints.ipynb #ac70bc06
 _HELD = set()
