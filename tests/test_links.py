@@ -1,0 +1,59 @@
+"Every notebook is on the tour, and every relative link of a page or of the README leads somewhere."
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def prose(path: Path) -> str:
+    "The text of a page: its markdown cells, or the whole file."
+    if path.suffix != ".ipynb": return path.read_text(encoding="utf-8")
+    return "\n\n".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+def links(path: Path) -> list[str]:
+    "Targets of a page's relative links, without their anchors; code is not prose."
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", prose(path), flags=re.S)
+    found = re.findall(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)", text)
+    return [t.split("#")[0] for t in found if not re.match(r"[a-z]+:", t) and t.split("#")[0]]
+
+
+def notebooks(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*.ipynb")) if not any(part.startswith((".", "_")) for part in p.relative_to(folder).parts)]
+
+
+def broken(pages: list[Path]) -> list[str]:
+    return [f"{p.name} -> {t}" for p in pages for t in links(p) if not (p.parent / t).exists()]
+
+
+def missing_from(index: Path, pages: list[Path]) -> list[str]:
+    there = {(index.parent / t).resolve() for t in links(index)}
+    return [str(p.relative_to(index.parent)) for p in pages if p != index and p.resolve() not in there]
+
+
+def test_every_relative_link_leads_somewhere():
+    pages = [ROOT / "README.md", *notebooks(ROOT / "nbs")]
+    assert sum(len(links(p)) for p in pages) > 40
+    assert not (found := broken(pages)), found
+
+
+def test_the_index_links_every_notebook():
+    missing = missing_from(ROOT / "nbs" / "index.ipynb", notebooks(ROOT / "nbs"))
+    assert not missing, f"nbs/index.ipynb must link {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("text, wrong", [("[a](there.md) and [b](gone.md#part)", ["page.md -> gone.md"]), ("`[x](code.md)`\n```\n[y](code.md)\n```", []),
+                                         ("[web](https://example.org/x) [here](#anchor)", []), ("![p](<no such.png>)", []), ("![p](no.png \"title\")", ["page.md -> no.png"])])
+def test_what_counts_as_a_broken_link(text, wrong, tmp_path):
+    (tmp_path / "there.md").write_text("")
+    (tmp_path / "page.md").write_text(text)
+    assert broken([tmp_path / "page.md"]) == wrong
+
+
+def test_a_notebook_that_the_index_forgets_is_noticed(tmp_path):
+    cell = lambda text: json.dumps({"cells": [{"cell_type": "markdown", "source": [text]}]})
+    for name, text in (("index", "[a](a.ipynb)"), ("a", ""), ("b", "")): (tmp_path / f"{name}.ipynb").write_text(cell(text))
+    assert missing_from(tmp_path / "index.ipynb", notebooks(tmp_path)) == ["b.ipynb"]
