@@ -80,7 +80,8 @@ def open_pipeline(o: Options, device):
     from vgnb.pipeline import Pipeline
     if o.pipeline: pipe = Pipeline.from_pretrained(o.pipeline, device, ema=o.ema)
     else: pipe = Pipeline(open_part(o.tokenizer, "tokenizer", o.ema, device), open_part(o.generator, "generator", o.ema, device))
-    return Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, o.grid or pipe.grid.shape)
+    classes = pipe.classes or getattr(pipe.generator, "card", {}).get("classes")
+    return Pipeline(pipe.tokenizer, pipe.generator, o.sampling, classes, o.grid or pipe.grid.shape)
 
 
 def encode_prompts(o: Options, pipe):

@@ -1,7 +1,7 @@
 """Runs many short scripts for the price of one start: a process that has the imports behind it forks a child for each command.
 
 The child runs the script as `__main__` with its own argv, stdout and stderr; what comes back is what `python script.py ...` would give.
-Run as a program (`python -m tests.run_scripts`) it is that process: one JSON list (folder, script, words) a line in, one JSON object a line out.
+Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON list (folder, script, words) a line in, one JSON object a line out.
 """
 import json
 import os
@@ -16,19 +16,23 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 
 
+HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub", "sklearn")
+
+
 class Ran(NamedTuple):
     "How a script ended."
     code: int
     out: str
     err: str
+    loaded: list = []   # which of HEAVY were imported in the end
 
 
 class Scripts:
     "`scripts('sample.py', '--count', 4)` runs it; close() at the end."
-    def __init__(self, cwd: Path):
+    def __init__(self, cwd: Path, warm: bool = True):   # warm: everything is imported once; else torch and tyro only
         self.cwd = cwd
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts"], cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", "warm" if warm else "cold"], cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __call__(self, script: str, *words, cwd: Path | None = None) -> Ran:
         self.process.stdin.write(json.dumps([str(cwd or self.cwd), script, *map(str, words)]) + "\n"); self.process.stdin.flush()
@@ -54,21 +58,24 @@ def _child(words: list[str], files: list):
         for number, f in zip((1, 2), files): os.dup2(f.fileno(), number)
         code = _script(words)
         sys.stdout.flush(); sys.stderr.flush()
+        files[2].write(json.dumps([m for m in HEAVY if m in sys.modules])); files[2].flush()
     finally: os._exit(code)
 
 
-def _serve():
-    import accelerate, datasets, torch, tyro  # noqa: paid for once
+def _serve(warm: bool):
+    import torch, tyro  # noqa: paid for once
+    if warm:
+        import accelerate, datasets  # noqa
 
-    import vgnb.evaluation.fid, vgnb.evaluation.judge, vgnb.jobs, vgnb.training.commands, vgnb.training.extract, vgnb.zoo  # noqa
+        import vgnb.evaluation.fid, vgnb.evaluation.judge, vgnb.jobs, vgnb.training.commands, vgnb.training.extract, vgnb.zoo  # noqa
     torch.set_num_threads(1)
     for line in sys.stdin:
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as loaded:
             pid = os.fork()
-            if pid == 0: _child(json.loads(line), [out, err])
+            if pid == 0: _child(json.loads(line), [out, err, loaded])
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            out.seek(0); err.seek(0)
-            print(json.dumps(dict(code=code, out=out.read(), err=err.read())), flush=True)
+            for f in (out, err, loaded): f.seek(0)
+            print(json.dumps(dict(code=code, out=out.read(), err=err.read(), loaded=json.loads(loaded.read() or "[]"))), flush=True)
 
 
-if __name__ == "__main__": _serve()
+if __name__ == "__main__": _serve(sys.argv[1] == "warm")

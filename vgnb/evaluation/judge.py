@@ -100,14 +100,14 @@ def chimeras(x:Tensor) -> Tensor:
 @dataclass(frozen=True)
 class JudgeRecipe:
     "How the shipped judge was trained: `scripts/train_judge.py`, a minute or two on one CPU core."
-    steps: int = 500
+    steps: int = 500           # optimizer steps
     batch: int = 128           # shapes in a batch; a quarter as many without
     lr: float = 8e-3           # peak of the cycle
-    weight_decay: float = 0.01
-    difficulty: float = Shapes().difficulty
+    weight_decay: float = 0.01 # of AdamW
+    difficulty: float = Shapes().difficulty # of the pictures
     seed: int = 977            # of the pictures, the damage and the first weights; held-out pictures have another
-    width: int = 24
-    dims: int = 64
+    width: int = 24            # channels of the first convolution
+    dims: int = 64             # length of the feature vector
 
 def _begin(recipe:JudgeRecipe) -> Judge:
     "A judge with keyed first weights (fan-in scaled normal; biases zero)."

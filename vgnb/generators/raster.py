@@ -26,16 +26,16 @@ from ..layers import (Blocks, Cache, CaptionEmbedder, Dropout, LabelEmbedder, No
 @dataclass(frozen=True)
 class RasterConfig:
     "Everything that decides the shape and the training of a `RasterTransformer`; plain values, so JSON can carry it."
-    layers: int = 12
-    dim: int = 768
-    heads: int = 12
+    layers: int = 12                      # transformer blocks
+    dim: int = 768                        # channels of a position
+    heads: int = 12                       # of attention; must divide dim
     kv_heads: int|None = None             # key-value heads (grouped queries); None = heads
     ffn_multiple: int = 256               # feed-forward width: see `ffn_width`
-    ffn_multiplier: float|None = None
+    ffn_multiplier: float|None = None     # on top of that
     vocab: int = 16384                    # codebook size
     grid: tuple[int, ...] = (16, 16)      # cells in training; sampling may use others
-    condition: Literal["class", "text"] = "class"
-    classes: int = 1000
+    condition: Literal["class", "text"] = "class" # what an image is generated from
+    classes: int = 1000                   # that labels name
     text_dim: int = 2048                  # caption features ...
     text_tokens: int = 120                # ... and their fixed number
     class_dropout: float = 0.1            # of the condition, for guidance; 0 = there is no null class
@@ -44,7 +44,7 @@ class RasterConfig:
     ffn_dropout: float = 0.1              # after the feed-forward
     drop_path: float = 0.0                # of the last layer, rising linearly; the published recipe then sets the two above to 0
     rope: Literal["grid", "sequence"] = "grid"  # "grid" = rows and columns | "sequence" = one angle along the whole sequence (D-AR)
-    rope_base: float = 10000
+    rope_base: float = 10000              # of the rotary angles
     zero_prefix: bool = True              # the condition's places have zero queries and keys, as published
     class_everywhere: bool = False        # also add the class to every code (helps tiny models; not published)
     eps: float = 1e-5                     # of the norms

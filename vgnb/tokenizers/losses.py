@@ -142,10 +142,10 @@ class VQGANLossConfig:
     quantizer: float = 1.0   # scales the quantizer's own losses
     gan: float = 0.5         # against the discriminator; 0: there is none
     start: int = 20000       # first step (counted from 1) with the discriminator
-    disc_loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
-    gen_loss: Literal["hinge", "non-saturating"] = "hinge"
+    disc_loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge" # what the discriminator minimises
+    gen_loss: Literal["hinge", "non-saturating"] = "hinge" # what the tokenizer minimises against it
     adaptive: bool = False   # multiply `gan` by the adaptive weight
-    compat: Literal["upstream"]|None = None
+    compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
         for k in ("l2", "l1", "lpips", "quantizer", "gan"): check_float(k, getattr(self, k), 0)

@@ -43,7 +43,7 @@ class VQGANConfig:
     middle: bool = True                     # block, attention, block at the bottom
     patch: int = 4                          # pixels folded into channels along a side (small)
     groups: int = 32                        # of the group norms
-    dropout: float = 0.0
+    dropout: float = 0.0                    # in the residual blocks
     compat: Literal["upstream"]|None = None
 
     def __post_init__(self):

@@ -77,10 +77,10 @@ def rate_at(
 @dataclass(frozen=True)
 class Optim:
     "One optimizer's settings."
-    name: Literal["adam", "adamw"] = "adamw"
+    name: Literal["adam", "adamw"] = "adamw"    # adamw takes the weight decay out of the moments
     lr: float = 1e-4                            # at full rate
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.95)    # memory of the gradient and of its square
+    eps: float = 1e-8                           # added to the root of the square
     weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are never decayed
     clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
     skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
