@@ -73,6 +73,7 @@ class TrainOptions:
     compile: bool = False         # torch.compile the modules
     progress: bool|None = None    # a progress bar (default: if stderr is a terminal)
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
+    mirror: Path|None = None      # slow storage: <mirror>/<name of the run's folder>/checkpoints gets a copy of each checkpoint
 
     def run(self) -> Run:
         "The part that says how the run is carried out."
