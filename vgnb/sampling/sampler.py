@@ -93,11 +93,12 @@ class Sampler:
         self.check_request(cond, ids, grid, given)
         out = torch.full((len(ids), grid.n, len(self.generator.vocab)), -1, dtype=torch.long, device=ids.device)
         if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
-        batches, last, done = -(-len(ids) // self.rows), None, 0
-        with tqdm(total=batches, desc="sampling", unit="batch", disable=not progress) as bar:
+        batches = [i for i in range(0, len(ids), self.rows) if given is None or not given[1][i:i + self.rows].all()]    # the others have nothing to do
+        first = iter(batches)
+        with tqdm(total=len(batches), desc="sampling", unit="batch", disable=not progress) as bar:
             for last in self.stream(cond, ids, draws, given=given, grid=grid):
                 if last.clock.step == last.clock.steps - 1:
-                    out[done:done + len(last.ids)] = last.codes(); done += len(last.ids); bar.update()
+                    i = next(first); out[i:i + len(last.ids)] = last.codes(); bar.update()
         return out
 
     def check_request(self, cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=()):
@@ -118,6 +119,7 @@ class Sampler:
 
     def _counts(self, n:int, start:int) -> list[int]:
         "Group sizes for the n - start missing cells."
+        check(self.compat or self.schedule is one_by_one or self.steps <= n, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
         counts = check_counts(self.schedule(n, self.steps, start), n, start)
         check(max(counts, default=1) == 1 or "parallel" in self.generator.traits, "schedule", counts[:8], f"must be groups of one: {type(self.generator).__name__} decides one cell at a time")
         return counts
@@ -130,8 +132,9 @@ class Sampler:
         start = 0 if given is None else int(known.sum(1).min())
         counts = self._counts(n, start)
         filled = torch.where(known, -1, len(counts))
-        state = self._state = g.begin(self.guidance.branches(cond, g.null(cond), draws, At(ids)), grid, reuse=self._state)
         perm, done = self.order.plan(grid, known, draws, At(ids)), start
+        branches = self.guidance.branches(cond, g.null(cond), draws, At(ids, perm, index=start))               # where: the order, of which `index` cells are known
+        state = self._state = g.begin(branches, grid, reuse=self._state)
         if start: g.accept(state, perm[:, :start], _at(canvas, perm[:, :start]))
         for step, count in enumerate(counts):
             clock, cells = Clock(step, len(counts), done, n), self.order.candidates(perm, done, count)

@@ -9,11 +9,12 @@ __all__ = ['Sampling']
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from ..core import check_choice, check_float, check_int
+import vgnb.generators.adaptive_orders                     # registers its orders
+from ..core import check, check_choice, check_float, check_int
 from ..generators.generator import Generator
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES
-from .guidance import cfg
+from .guidance import CFG, cfg, linear
 from .pick import Pick
 from .sampler import Sampler
 
@@ -23,6 +24,7 @@ class Sampling:
     "How tokens are drawn; JSON-able."
     cfg_scale: float = 1.0        # guidance scale, 1 = none (LlamaGen 256: 2.0)
     cfg_interval: int = -1        # guide only up to this step, -1 = always
+    cfg_start: float|None = None  # the scale at the first cell, growing linearly to cfg_scale at the last (RandAR-L: 1.0 to 3.4); None = constant
     temperature: float = 1.0      # 0 = greedy
     top_k: int = 0                # 0 = all
     top_p: float = 1.0            # 1 = all
@@ -35,6 +37,7 @@ class Sampling:
 
     def __post_init__(self):
         check_float("cfg_scale", self.cfg_scale, 0); check_int("cfg_interval", self.cfg_interval, -1)
+        if self.cfg_start is not None: check(0 <= check_float("cfg_start", self.cfg_start) <= self.cfg_scale, "cfg_start", self.cfg_start, f"must be from 0 to cfg_scale={self.cfg_scale}: guidance grows")
         check_float("temperature", self.temperature, 0); check_int("top_k", self.top_k, 0); check_float("top_p", self.top_p, 0, 1)
         check_choice("order", self.order, tuple(ORDERS)); check_choice("schedule", self.schedule, tuple(SCHEDULES))
         check_int("steps", self.steps, 1); check_int("rows", self.rows, 1); check_choice("compat", self.compat, (None, "upstream"))
@@ -42,5 +45,6 @@ class Sampling:
     def sampler(self, generator:Generator) -> Sampler:
         "The parts these values stand for, around a generator."
         pick = Pick(self.temperature, self.top_k, self.top_p, self.greedy)
-        return Sampler(generator, ORDERS[self.order], SCHEDULES[self.schedule], cfg(self.cfg_scale, self.cfg_interval),
+        guidance = cfg(self.cfg_scale, self.cfg_interval) if self.cfg_start is None else CFG(linear(self.cfg_start, self.cfg_scale), self.cfg_interval)
+        return Sampler(generator, ORDERS[self.order], SCHEDULES[self.schedule], guidance,
                        (pick,) * len(generator.vocab), self.steps, self.rows, self.compat)
