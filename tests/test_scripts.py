@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,11 +82,16 @@ def run(mode: str, words: list, place: Path, first: Path) -> subprocess.Complete
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory) -> dict[str, Path]:
     "The five scripts in a folder for each launch; all sample with the weights of the first."
-    places = {mode: tmp_path_factory.mktemp(mode) for mode in LAUNCHES}
+    places, trained = {mode: tmp_path_factory.mktemp(mode) for mode in LAUNCHES}, threading.Event()
     def walk(mode):
-        for words in WALK: run(mode, words, places[mode], places["plain"])
-    walk("plain")
-    with ThreadPoolExecutor(2) as pool: list(pool.map(walk, ("accelerate", "two")))
+        try:
+            for words in WALK:
+                if words is SAMPLES and mode == "plain": trained.set()
+                if words is SAMPLES: assert trained.wait(240)
+                run(mode, words, places[mode], places["plain"])
+        finally:
+            if mode == "plain": trained.set()
+    with ThreadPoolExecutor(3) as pool: list(pool.map(walk, LAUNCHES))
     return places
 
 
