@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MASKGIT_VQGANS', 'OutputBlock', 'InputBlock', 'MaskGITVQGANConfig', 'MaskGITVQGAN', 'soften', 'maskgit_vqgan',
-           'maskgit_names', 'published_maskgit']
+           'maskgit_names', 'published_maskgit_config', 'published_maskgit']
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #d42e3e2f
 from dataclasses import asdict, dataclass, replace
@@ -177,13 +177,17 @@ def maskgit_names(levels:int) -> NameTable:
                      Rename("quantize.embedding.weight", "quantizer.table"), *block("{half}.mid.{i}", "{half}.middle.{i}"),
                      *block("encoder.down.{i}.block.{j}", "encoder.levels.{i}.blocks.{j}"), *ups)
 
-def published_maskgit(spec:dict, **changes) -> tuple[MaskGITVQGAN, NameTable]:
-    "Our model of a published description, and the table of its names."
+def published_maskgit_config(spec:dict) -> MaskGITVQGANConfig:
+    "Our configuration for a published description."
     z, d = spec.get("z_channels", 256), spec.get("embedding_dim", 256)
     check(z == d, "z_channels", z, f"must be embedding_dim ({d}): nothing projects between the two")
     mults = tuple(spec.get("channel_mult", (1, 1, 2, 2, 4)))
     check(spec.get("num_resolutions", len(mults)) == len(mults), "num_resolutions", spec.get("num_resolutions"), f"must be the number of channel_mult, {len(mults)}")
     check(spec.get("num_channels", 3) == 3, "num_channels", spec.get("num_channels"), "must be 3")
     words = dict(num_embeddings="codebook", embedding_dim="dim", commitment_cost="beta", hidden_channels="width", num_res_blocks="depth", dropout="dropout")
-    config = MaskGITVQGANConfig(mults=mults, **{ours: spec[theirs] for theirs, ours in words.items() if theirs in spec})
-    return MaskGITVQGAN(replace(config, **changes)), maskgit_names(len(mults))
+    return MaskGITVQGANConfig(mults=mults, **{ours: spec[theirs] for theirs, ours in words.items() if theirs in spec})
+
+def published_maskgit(spec:dict, **changes) -> tuple[MaskGITVQGAN, NameTable]:
+    "Our model of a published description, and the table of its names."
+    config = replace(published_maskgit_config(spec), **changes)
+    return MaskGITVQGAN(config), maskgit_names(len(config.mults))
