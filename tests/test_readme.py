@@ -82,7 +82,7 @@ def test_every_script_explains_itself(script, scripts):
     assert done.code == 0 and len(done.out) > 300 and not done.err, done.err
 
 
-FEW = {"train_tokenizer.py": ["--steps", 3, "--free-steps", 1, "--batch", 16], "train_generator.py": ["--steps", 3, "--batch", 16], "sample.py": ["--count", 20]}
+FEW = {"train_tokenizer.py": ["--steps", 3, "--free-steps", 1, "--batch", 32], "train_generator.py": ["--steps", 3, "--batch", 16], "sample.py": ["--count", 20]}
 
 
 def test_the_tutorial_s_commands_run_in_this_order(home, scripts):
