@@ -31,7 +31,7 @@ class Processes:
         for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
             check(os.environ.get(name, "false").lower() != "true", name, os.environ.get(name), "sharded launches are not supported; launch with plain data parallelism")
         use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
-        if os.environ.get("WORLD_SIZE", "1") != "1": import torch.distributed.nn       # its defaults keep a group alive that exists at import
+        if os.environ.get("WORLD_SIZE", "1") != "1": from torch.distributed import nn as _       # its defaults keep a group alive that exists at import
         self.state = PartialState(cpu=use_cpu)
         atexit.register(leave)
         self.device, self.rank, self.world = self.state.device, self.state.process_index, self.state.num_processes
