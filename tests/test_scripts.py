@@ -46,7 +46,7 @@ def options(text: str) -> dict[str, str]:
     for line in text.splitlines():
         line = line.strip("│ \t") if line.startswith("│") else None
         if line is None: continue
-        if re.match(r"--?\w", line): entries.append(line)
+        if re.match(r"--?[a-z]", line): entries.append(line)
         elif entries: entries[-1] += "  " + line
     split = (re.split(r"\s{2,}", e, maxsplit=1) for e in entries)
     return {head: re.sub(r"\((default|required).*\)", "", rest[0] if rest else "").strip() for head, *rest in split}
