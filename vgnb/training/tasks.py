@@ -154,14 +154,15 @@ class TokenizerTask:
         tokenizer, self.sync = self.modules["tokenizer"], sync
         q = tokenizer.quantizer
         q.sync, q.bypass = sync, step < self.free_steps
-        if step == self.free_steps > 0: tokenizer.start(torch.cat([b["images"] for b in batches]), draws)
+        if step == self.free_steps > 0: tokenizer.start(tokenizer.enter(torch.cat([b["images"] for b in batches])), draws)
 
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
         "The tokenizer's loss, or the discriminator's on the same reconstruction."
         images, critic = batch["images"], self.modules.get("discriminator")
         if phase.name == "discriminator": return Loss(*self.objective.discriminator(images, carry, at.step, critic))
         tokenizer = self.modules["tokenizer"]
-        made = tokenizer(images, draws, at)
+        made = tokenizer(tokenizer.enter(images), draws, at)
+        made = made._replace(output=tokenizer.leave(made.output))                                # the objective compares in [-1, 1]
         return Loss(*self.objective.generator(images, made, carry, at.step, critic, tokenizer.last_layer, self.sync))
 
     def report(self) -> dict[str, float]:
