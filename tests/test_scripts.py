@@ -87,7 +87,7 @@ def walks(tmp_path_factory) -> dict[str, Path]:
         try:
             for words in WALK:
                 if words is SAMPLES and mode == "plain": trained.set()
-                if words is SAMPLES: assert trained.wait(240)
+                if words is SAMPLES: assert trained.wait(600)
                 run(mode, words, places[mode], places["plain"])
         finally:
             if mode == "plain": trained.set()
