@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
-from .generators import raster
+from .generators import random_order, raster
 from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
 from .training.checkpoints import load_tensors, save_tensors
 
@@ -34,6 +34,11 @@ class Published:
 
 _LLAMAGEN, _T2I = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 _GPT_FILES = {"B": ("c2i_B_256.pt", "c2i_B_384.pt"), "L": ("c2i_L_256.pt", "c2i_L_384.pt"), "XL": ("c2i_XL_384.pt",), "XXL": ("c2i_XXL_384.pt",), "3B": ("c2i_3B_384.pt",)}
+_RANDAR_FILES = {"L": "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004", "L-maskgit": "randar_0.3b_maskgit_360k_bs_1024_lr_0.0004", "XL": "randar_0.7b_llamagen_360k_bs_1024_lr_0.0004"}
+
+def _randar_spec(c:random_order.RandomOrderConfig) -> dict:
+    "The published arguments of a size."
+    return {"n_layer": c.layers, "n_head": c.heads, "dim": c.dim, "vocab_size": c.vocab, "num_classes": c.classes, "position_order": "random"}
 
 PUBLISHED: dict[str, Published] = {p.name: p for p in [
     Published("llamagen", "VQ-16", "tokenizer", {"model": "VQ-16"}, (f"{_LLAMAGEN}: vq_ds16_c2i.pt", f"{_T2I}: vq_ds16_t2i.pt")),
@@ -42,6 +47,8 @@ PUBLISHED: dict[str, Published] = {p.name: p for p in [
       for k in ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")),
     Published("llamagen", "GPT-XL-t2i", "generator", {"model": "GPT-XL", "model_type": "t2i", "cls_token_num": 120}, (f"{_T2I}: t2i_XL_stage1_256.pt", f"{_T2I}: t2i_XL_stage2_512.pt")),
     Published("randar", "maskgit-vqgan-f16", "tokenizer", {"channel_mult": [1, 1, 2, 2, 4]}, ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)),
+    *(Published("randar", f"RandAR-{k}", "generator", _randar_spec(c), tuple(f"ziqipang/RandAR: {f}.safetensors" for f in [_RANDAR_FILES.get(k)] if f))
+      for k, c in random_order.random_order_presets.items() if k != "tiny"),
     *(Published("taming", k, "tokenizer", {"taming": k}, ("CompVis/taming-transformers release: last.ckpt",)) for k in
       ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384", "vqgan_openimage_f8_256"))]}
 
@@ -66,10 +73,12 @@ def published_model(
     said = str(spec.get("model") or spec.get("factory") or "")
     if "LPIPS" in upstream_class: return losses.LPIPS(**changes), losses.lpips_names()
     if "channel_mult" in spec or "MaskGITTokenizer" in upstream_class: return maskgit_vqgan.published_maskgit(spec, **changes)
+    if "RandARTransformer" in upstream_class or "position_order" in spec:
+        return random_order.RandomOrderTransformer(random_order.randar_config(spec, **changes)), random_order.randar_names
     if "ddconfig" in spec or "VQ-" in said: return vqgan.published_vqgan(spec, **changes)
     if said.startswith("GPT") or "n_layer" in spec: return raster.RasterTransformer(raster.llamagen_config(spec, **changes)), raster.llamagen_names
     if "input_nc" in spec: return discriminators.published_discriminator(spec)
-    raise BadInput("spec", spec, "must describe a published model: a VQ or GPT name, taming's ddconfig, or a discriminator's arguments")
+    raise BadInput("spec", spec, "must describe a published model: a VQ or GPT name, RandAR's arguments with their position_order, taming's ddconfig, or a discriminator's arguments")
 
 # %% ../nbs/700_zoo.ipynb #64ffee91
 _WRAPS = ("ema", "model", "module", "state_dict")
@@ -110,7 +119,7 @@ def _count(state, pattern:str) -> int:
     return len({m.group(1) for k in state if (m := re.match(pattern, k))})
 
 def _gpt_spec(state) -> dict:
-    "LlamaGen transformer arguments from names and shapes; heads follow from the published sizes."
+    "LlamaGen or RandAR transformer arguments from names and shapes; heads follow from the published sizes, which they share."
     dim, vocab = state["tok_embeddings.weight"].shape[::-1]
     layers = _count(state, r"layers\.(\d+)\.")
     size = next((k for k, c in raster.raster_presets.items() if k.startswith("c2i-") and (c.layers, c.dim) == (layers, dim)), None)
@@ -118,7 +127,8 @@ def _gpt_spec(state) -> dict:
     if "cls_embedding.uncond_embedding" in state:
         tokens, features = state["cls_embedding.uncond_embedding"].shape
         return {"model": f"GPT-{size[4:]}", "vocab_size": vocab, "model_type": "t2i", "cls_token_num": tokens, "caption_dim": features}
-    return {"model": f"GPT-{size[4:]}", "vocab_size": vocab, "num_classes": len(state["cls_embedding.embedding_table.weight"]) - 1}
+    known = {"vocab_size": vocab, "num_classes": len(state["cls_embedding.embedding_table.weight"]) - 1}
+    return {"model": f"GPT-{size[4:]}", **known} if "pos_instruct_embeddings" not in state else _randar_spec(raster.raster_presets[size]) | known
 
 def _taming_spec(state) -> dict:
     "taming arguments from names and shapes (at a nominal resolution of 256)."
@@ -145,7 +155,7 @@ def identify(state:dict[str, Tensor]) -> dict:
         levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
         check(levels in (4, 5), "checkpoint", f"{levels} levels", "is no published size; give its arguments as spec=", Mismatch)
         return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes, "codebook_embed_dim": dim, "z_channels": len(state["encoder.conv_out.weight"])}
-    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, taming VQGAN, MaskGIT-VQGAN); give its arguments as spec=")
+    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, RandAR, taming VQGAN, MaskGIT-VQGAN); give its arguments as spec=")
 
 # %% ../nbs/700_zoo.ipynb #d92eee6d
 def load_published(
@@ -174,6 +184,7 @@ def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tens
 def _table_of(model:nn.Module) -> NameTable:
     "The name table of one of our models."
     if isinstance(model, raster.RasterTransformer): return raster.llamagen_names
+    if isinstance(model, random_order.RandomOrderTransformer): return random_order.randar_names
     if isinstance(model, maskgit_vqgan.MaskGITVQGAN): return maskgit_vqgan.maskgit_names(len(model.config.mults))
-    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, VQGAN or MaskGITVQGAN")
+    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, RandomOrderTransformer, VQGAN or MaskGITVQGAN")
     return vqgan.taming_names(len(model.config.mults)) if model.config.legacy else vqgan.llamagen_names()

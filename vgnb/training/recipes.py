@@ -20,6 +20,7 @@ import tyro
 
 from ..core import BadInput, Mismatch, Registry, check, check_choice, check_float, check_int
 from ..data.transforms import Augment
+from ..generators.random_order import RandomOrderConfig, RandomOrderTransformer, random_order_presets
 from ..generators.raster import RasterConfig, RasterTransformer, raster_presets
 from ..tokenizers.losses import VQGANLossConfig
 from ..tokenizers.maskgit_vqgan import MASKGIT_VQGANS, MaskGITVQGAN, MaskGITVQGANConfig
@@ -213,7 +214,8 @@ class GeneratorRecipe(Recipe):
     model: Any = field(default_factory=RasterConfig)                     # a registered generator's configuration
     features: str = ""                                                   # caption features (a folder), for text conditions
 
-for _kind, _config, _build in (("tokenizer", TokenizerRecipe, None), ("generator", GeneratorRecipe, None), ("vqgan", VQGANConfig, VQGAN), ("maskgit-vqgan", MaskGITVQGANConfig, MaskGITVQGAN), ("raster", RasterConfig, RasterTransformer)):
+for _kind, _config, _build in (("tokenizer", TokenizerRecipe, None), ("generator", GeneratorRecipe, None), ("vqgan", VQGANConfig, VQGAN), ("maskgit-vqgan", MaskGITVQGANConfig, MaskGITVQGAN), ("raster", RasterConfig, RasterTransformer),
+                              ("random-order", RandomOrderConfig, RandomOrderTransformer)):
     kinds.register(Kind(_config, _build), name=_kind)
 
 # %% ../../nbs/training/500_recipes.ipynb #56ca2b1e
@@ -366,3 +368,27 @@ def gpt_xl_t2i() -> GeneratorRecipe:
     Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the length is our choice. Stage 2 goes on at 512 px with --model.grid 32 32.
     Command: python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""
     return GeneratorRecipe(model=raster_presets["t2i-XL"], steps=500_000, batch=256, optim=_ADAMW)
+
+# %% ../../nbs/training/500_recipes.ipynb #b5ca86e4
+_RANDAR = {"l": ("L", "342.9M", "LlamaGen's VQ-16", "FID 2.65, IS 249 with guidance growing to 3.4 (the paper's own run: 2.55, 288)"),
+           "xl": ("XL", "774.7M", "LlamaGen's VQ-16", "FID 2.27, IS 275 with guidance growing to 4.0 (the paper's own run: 2.25, 318)"),
+           "xxl": ("XXL", "1411M", "LlamaGen's VQ-16", "FID 2.15 in the paper; neither weights nor settings are published, these are the smaller sizes'"),
+           "l-maskgit": ("L-maskgit", "311.5M", "MaskGIT-VQGAN", "FID 2.47, IS 271 with guidance growing to 4.0"),
+           "xl-maskgit": ("XL-maskgit", "735.4M", "MaskGIT-VQGAN", "no result is published")}
+
+def _randar(key:str) -> Callable:
+    "The recipe function of one published size."
+    size, parameters, codes, result = _RANDAR[key]
+    def build() -> GeneratorRecipe:
+        return GeneratorRecipe(model=replace(random_order_presets[size], recompute=True), steps=360_000, batch=1024, rate=Rate("cosine", warmup=50_000, floor=0.05),
+                               optim=Optim("adamw", lr=4e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, skip_norm=10.0, skip_from=100))
+    flops = 6 * float(parameters[:-1]) * 1e6 * 513 * 1024 * 360_000
+    build.__name__ = f"randar_{key.replace('-', '_')}"
+    build.__doc__ = f"""RandAR-{size.split('-')[0]}, class-conditional in random orders, 16x16 codes of {codes} (arXiv 2412.01827, README).
+
+    Result: {result} (50,000 samples, 256 px, 88 steps). {parameters} parameters, 288 epochs at batch 1024: about {flops:.0e} operations, a third more with recomputed blocks
+    (--model.no-recompute where memory allows). The codes are of centre crops and their mirror images.
+    Command: python scripts/train_generator.py randar-{key} --data CODES --out runs/randar-{key}"""
+    return _recipe(build)
+
+for _key in _RANDAR: _randar(_key)
