@@ -51,7 +51,7 @@ def accuracy(
     labels,        # (n,) classes that were asked for
 ) -> float:        # 0 ... 1
     "Share of pictures that are taken for what was asked."
-    y = torch.from_numpy(np.asarray(labels).reshape(-1)).long()
+    y = torch.from_numpy(np.array(labels).reshape(-1)).long()          # a copy: memory maps are read-only
     check(len(y) == len(logits) and len(y), "labels", len(y), f"must be one for each of the {len(logits)} pictures")
     check(0 <= y.min() and y.max() < logits.shape[1], "labels", [int(y.min()), int(y.max())], f"must lie in [0, {logits.shape[1]})")
     return float((logits.argmax(1) == y).double().mean())

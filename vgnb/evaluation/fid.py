@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'frechet_distance', 'inception_score', 'kernel_distance', 'precision_recall', 'MetricProtocol', 'Report',
-           'spread', 'check_request', 'measure']
+           'spread', 'check_request', 'look_at', 'measure']
 
 # %% ../../nbs/evaluation/620_fid.ipynb #6dd006b5
 import math
@@ -171,8 +171,12 @@ def _values(metrics, seen:Features, base:Features|None, ours:Statistics, theirs:
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
     return out
 
-def _look(extractor:Extractor, samples:Samples, batch:int, tell, processes:Processes|None) -> Features:
-    "Features of all pictures; each process looks at a share and gets the others'."
+def look_at(
+    extractor:Extractor, samples:Samples, batch:int=64,
+    tell:Callable[[int], None]|None=None, # pictures done
+    processes:Processes|None=None,        # each looks at a share and gets the others'
+) -> Features:
+    "Features of all pictures."
     if processes is None or processes.world == 1: return extract(extractor, samples.batches(batch), tell)
     n = len(samples); per = -(-n // processes.world)
     start = min(processes.rank * per, n - 1)
@@ -194,14 +198,16 @@ def measure(
     uint8_rule:str="unknown", seed:int|None=None, sampler:dict|None=None, # recorded
     progress:Callable[[str, int], None]|None=None, # ("samples" | "reference", pictures done)
     processes:Processes|None=None,     # of a run: each looks at a share of the pictures
+    base:Features|None=None,           # the reference's, where they were looked at before (`look_at`)
 ) -> Report:
     "Compare samples with a reference."
     samples, reference = open_samples(samples), open_samples(reference); check_int("batch", batch, 1)
     settings, stored = check_request(samples, reference, extractor, metrics, kid_size, is_split=is_split, is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
     tell = lambda side: (lambda n: progress(side, n)) if progress else None
-    seen = _look(extractor, samples, batch, tell("samples"), processes)
+    seen = look_at(extractor, samples, batch, tell("samples"), processes)
     needed = bool({"kid", "pr"} & set(metrics)) or ("fid" in metrics and stored is None)
-    base = _look(extractor, reference, batch, tell("reference"), processes) if needed else None
+    if needed and base is None: base = look_at(extractor, reference, batch, tell("reference"), processes)
+    check(base is None or base.pool.shape == (len(reference), extractor.dims), "base", base and tuple(base.pool.shape), f"must be the features of the reference's {len(reference)} pictures", Mismatch)
     statistics = lambda x, source: Statistics(extractor.dims, extractor.id, source).update(x.pool)
     ours, theirs = statistics(seen, samples.id), stored or (statistics(base, reference.id) if base else None)
     values = _values(metrics, seen, base, ours, theirs, samples.labels, settings)

@@ -1,0 +1,101 @@
+"""Find the guidance scale of a pipeline: a grid of scales with some images each, then the best one with the full number.
+
+    python scripts/search_guidance.py runs/quickstart shapes://?n=5000 --extractor shapes-judge --metrics fid pr accuracy --scales 1 6 --interval 1 --count 500 --final 2000
+    python scripts/search_guidance.py runs/randar-l VIRTUAL_imagenet256_labeled.npz --out runs/search --scales 2 8 --interval 0.2      # 31 scales x 10,000, then 50,000
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/search_guidance.py ...                                     # all GPUs
+
+REF is what evaluate.py takes: npz, statistics, folder or address. OUT gets results.json (after each scale; every value with its protocol), search.png, the reference's features and the
+images of the second round. Killed, the same command goes on; with more --scales it adds to what is there. Wrong input ends with one line on stderr and exit code 2.
+"""
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from vgnb.sampling.settings import Sampling
+
+
+@dataclass
+class Options:
+    "What to search, and against what."
+    pipeline: Annotated[str, tyro.conf.Positional]
+    "folder of a saved pipeline, or hub repository owner/name"
+    reference: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REF")]
+    "npz, statistics, folder or address"
+    out: Path = Path("runs/search")
+    "the search's folder, made or continued"
+    scales: tuple[float, float] = (2.0, 8.0)
+    "lowest and highest scale"
+    interval: float = 0.2
+    "between two scales"
+    count: int = 10_000
+    "images a scale"
+    final: int = 50_000
+    "images at the best scale; 0 = no second round"
+    metrics: tuple[Literal["fid", "is", "kid", "pr", "accuracy"], ...] = ("fid", "is", "pr")
+    "what to compute; pr = precision and recall"
+    by: str = "fid"
+    "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
+    setting: str = "cfg_scale"
+    "the field of the sampling that takes the scales"
+    extractor: Literal["inception", "shapes-judge"] = "inception"
+    "the network that looks"
+    weights: Path | None = None
+    "its weights (Inception: a local copy of torch-fidelity's file)"
+    labels: Literal["balanced", "random"] = "balanced"
+    "classes in turn, or drawn"
+    seed: int = 0
+    "all draws count from it"
+    size: int | None = None
+    "side of the images (default: as decoded)"
+    reference_size: int | None = None
+    "centre-crop pictures of a folder or source to this side"
+    batch: int = 64
+    "pictures that the extractor sees at once"
+    part: int = 64
+    "images a part of a sampling job"
+    sampling: Sampling = field(default_factory=Sampling)
+    "how tokens are drawn (default: as the pipeline was saved)"
+    ema: bool | None = None
+    "averaged weights: required, refused, or (default) where there are some"
+    keep_samples: bool = False
+    "keep the images of every scale"
+    dry_run: bool = False
+    "load, check and say what would be done"
+
+
+def saved_sampling(words: list[str]) -> Sampling:
+    "The settings of the pipeline named on the command line, as defaults."
+    from vgnb.pipeline import read_card
+    return next((read_card(w)["sampling"] for w in words if not w.startswith("-") and (Path(w) / "pipeline.json").is_file()), Sampling())
+
+
+def main(argv: list[str]) -> int:
+    from vgnb.training.commands import typed_cli
+    unset = tyro.MISSING
+    o = typed_cli(Options, args=argv, default=Options(unset, unset, sampling=saved_sampling(argv)), description=__doc__)
+    from vgnb.evaluation.features import load_extractor
+    from vgnb.evaluation.samples import open_samples
+    from vgnb.pipeline import Pipeline
+    from vgnb.search import GuidanceSearch, scale_grid
+    from vgnb.training.processes import Processes
+    scales, processes = scale_grid(*o.scales, o.interval), Processes()
+    pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
+    pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape)
+    search = GuidanceSearch(pipe, open_samples(o.reference, o.reference_size), load_extractor(o.extractor, o.weights, processes.device), o.out, scales, o.count, o.final, o.metrics, o.by,
+                            o.setting, o.labels, o.seed, o.size, o.batch, o.part, o.keep_samples)
+    todo = search.todo()
+    if processes.main:
+        print(f"{len(scales)} scales from {scales[0]:g} to {scales[-1]:g}, {len(scales) - len(todo)} of them done: {len(todo)} x {o.count:,} images, then {o.final:,}, against {search.reference.id} through {search.extractor.id}")
+    if o.dry_run: return 0
+    results = search.run(processes, tell=lambda line: processes.main and print(line, flush=True))
+    if processes.main: print(f"best {o.setting} by {o.by}: {results['best']:g}; written to {search.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))

@@ -1,0 +1,171 @@
+"MaskGIT-VQGAN: what its page can't hold. Spans through every consumer, training, files."
+from dataclasses import replace
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vgnb.core import BadInput, BadItem, Mismatch, Missing
+from vgnb.data.images import open_images
+from vgnb.data.layouts import store_from
+from vgnb.data.shapes import Shapes
+from vgnb.data.transforms import Augment, to_tensor
+from vgnb.draws import At, Keyed
+from vgnb.generators.raster import RasterConfig, RasterTransformer
+from vgnb.pipeline import Pipeline
+from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig, maskgit_vqgan, soften
+from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+from vgnb.training.checkpoints import load_model, save_model
+from vgnb.training.commands import TrainOptions, open_codes, train
+from vgnb.training.extract import encode_rows, extract_codes
+from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.views.desk import reconstruct
+from vgnb.zoo import PUBLISHED, build, export_published, identify, load_published
+
+TINY = MaskGITVQGANConfig(codebook=32, dim=8, width=16, mults=(1, 2, 2), depth=1, groups=8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return MaskGITVQGAN(TINY).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures(): return Shapes(6, 32).batch(range(6))[0]
+
+
+def test_everyone_who_calls_it_speaks_its_span(model, pictures):
+    "Pipeline, extraction, a widget: each gives the codes and bytes that [0, 1] by hand gives."
+    by_hand = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    codes = model.encode(by_hand)
+    generator = RasterTransformer(RasterConfig(layers=1, dim=16, heads=2, ffn_multiple=8, vocab=32, grid=(8, 8), classes=10))
+    pipe = Pipeline(model, generator)
+    bytes_ = (model.decode(codes) * 255 + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    assert torch.equal(pipe.encode(pictures)[..., 0], codes.flatten(1)) and np.abs(pipe.decode(pipe.encode(pictures)).astype(int) - bytes_).max() <= 1
+    assert torch.equal(encode_rows(model, to_tensor(pictures))[..., 0], codes.flatten(1))
+    assert np.abs(reconstruct(model, pictures).astype(int) - bytes_).max() <= 1
+
+
+def test_enter_and_leave_are_inverse_and_free_where_spans_agree(model):
+    x = torch.rand(2, 3, 4, 4) * 2 - 1
+    torch.testing.assert_close(model.leave(model.enter(x)), x)
+    assert model.enter(x).min() >= 0 and model.enter(x).max() <= 1
+    vq = VQGAN(VQGANConfig(codebook=8, width=16, mults=(1, 2), attention=(), z=8, groups=8))
+    assert vq.enter(x) is x and vq.leave(x) is x
+
+
+def test_training_learns_on_its_span(tmp_path):
+    "Through the recipe family, with k-means and revival; the loss falls, the model comes back from its folder, and its pictures look like pictures."
+    r = recipe("shapes-tokenizer")
+    r = replace(r, model=replace(TINY, window=1024, revive=10), data="shapes://?n=200&size=32", steps=60, batch=16, free_steps=20, precision="fp32", ema=0.9, optim=Optim("adamw", lr=4e-3), rate=Rate())
+    assert train(TrainOptions(r, tmp_path / "run", log_every=5, progress=False)).finished
+    from vgnb.training.trainer import read_log
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert log[-1]["l2"] < 0.6 * log[0]["l2"] and log[-1]["usage"] > 0.2
+    back = load_model(tmp_path / "run" / "model")
+    assert isinstance(back, MaskGITVQGAN) and back.config == r.model
+    exported = export_published(back, tmp_path / "flat.safetensors")
+    assert not any(k.startswith("quantizer.") for k in exported)
+
+
+def test_training_through_the_discriminator_is_resumed_to_the_bit(tmp_path):
+    r = recipe("maskgit-vqgan")
+    r = replace(r, model=replace(TINY, window=256, revive=4), data="shapes://?n=64&size=32", steps=8, batch=8, precision="fp32", augment=Augment("center", 32), loss=replace(r.loss, lpips=0.0, start=2))
+    options = lambda where, **kw: TrainOptions(r, tmp_path / where, progress=False, save_every=3, tracker="none", **kw)
+    train(options("whole"))
+    from vgnb.training.commands import build_tokenizer
+    from vgnb.training.trainer import Run, Trainer
+    Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "parts", Run(progress=False, save_every=3, tracker="none")).fit(5)
+    train(options("parts"))
+    assert all((tmp_path / d / "model" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes() for d in ("parts",))
+
+
+@pytest.mark.parametrize("shortcut", ["output", "input"])
+def test_published_files(tmp_path, shortcut):
+    "Recognised from its names, loaded, exported, round."
+    torch.manual_seed(1)
+    made = MaskGITVQGAN(replace(TINY, shortcut="output"))
+    export_published(made, tmp_path / "published.safetensors")
+    if shortcut == "input":
+        with pytest.raises(Mismatch, match="of another shape"): load_published(tmp_path / "published.safetensors", groups=8, shortcut="input")
+        return
+    back = load_published(tmp_path / "published.safetensors", groups=8)
+    assert back.config == made.config and identify(export_published(back))["num_resolutions"] == 3
+    assert all(torch.equal(v, back.state_dict()[k]) for k, v in made.state_dict().items())
+
+
+def test_the_published_size():
+    with torch.device("meta"): model, table = build("maskgit-vqgan-f16")
+    assert sum(p.numel() for p in model.parameters()) == 54_515_587 and len(table.export(model.state_dict())) == 168
+    assert PUBLISHED["maskgit-vqgan-f16"].files == ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)
+
+
+def test_soft_codes_follow_their_probabilities():
+    "Drawn codes have the frequencies of the softmax, and are the same for the same sample in any batch."
+    torch.manual_seed(0)
+    z, table = torch.randn(1, 4, 1, 1).expand(4000, 4, 1, 1), torch.randn(6, 4)
+    p, codes = soften(z, table, 2.0, Keyed(0), At(torch.arange(4000)))
+    torch.testing.assert_close(p[0, 0, 0], (-torch.cdist(z[:1, :, 0, 0], table)[0].square() / 2).softmax(0))
+    torch.testing.assert_close(codes.flatten().bincount(minlength=6) / 4000, p[0, 0, 0], atol=0.03, rtol=0)
+    assert torch.equal(soften(z[:7], table, 2.0, Keyed(0), At(torch.arange(100, 107)))[1], codes[100:107])
+
+
+def test_compat_trades_the_weights_of_the_two_terms(model):
+    theirs = maskgit_vqgan(TINY, compat="upstream")
+    theirs.load_state_dict(model.state_dict())
+    h = torch.randn(2, 8, 4, 4)
+    ours, quirky = (m.quantizer(h.clone().requires_grad_()).losses for m in (model, theirs))
+    torch.testing.assert_close(ours["commit"], quirky["vq"]); torch.testing.assert_close(ours["vq"], quirky["commit"])
+
+
+def archive(path, items, other=()):
+    with tarfile.open(path, "w") as tar:
+        for name, value in [*items, *other]:
+            data = value if isinstance(value, bytes) else _npy(value)
+            info = tarfile.TarInfo(name); info.size = len(data); tar.addfile(info, io.BytesIO(data))
+
+
+def _npy(value):
+    with io.BytesIO() as f: np.save(f, value); return f.getvalue()
+
+
+def test_archives_are_read_where_they_lie(tmp_path):
+    "The authors' layout with and without ./, other files left alone, damage named; also through the training script's address."
+    codes = torch.randint(1024, (6, 2, 16), generator=torch.Generator().manual_seed(0)).numpy()
+    names = [f"./imagenet-maskgit-adm-64_codes/{i % 3}/{i}.npy" for i in (4, 1, 0, 5, 3, 2)]
+    path = tmp_path / "imagenet-maskgit-adm-64_codes.tar"
+    archive(path, [(n, codes[int(n.split("/")[-1][:-4])]) for n in names], [("imagenet-maskgit-adm-64_codes/README.txt", b"hello"), ("imagenet-maskgit-adm-64_codes/0/x.npy", b"no number")])
+    store = store_from("randar", path, classes=3)
+    assert store.vocab == (1024,) and store.ids.tolist() == [0, 1, 2, 3, 4, 5] and store.grid == (4, 4) and store.augs == ("row 0", "row 1")
+    assert all(torch.equal(store[i][0][..., 0], torch.from_numpy(codes[i])) and store[i][1] == i % 3 for i in range(6))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name], "nothing is unpacked"
+    assert open_codes(f"randar://{path}?vocab=2048&classes=4").vocab == (2048,)
+    import pickle
+    assert torch.equal(pickle.loads(pickle.dumps(store)).batch([3], 1)[0], store.batch([3], 1)[0]), "workers read it too"
+
+    archive(path, [(names[0], codes[4]), (names[1], b"\x93NUMPY broken")])
+    with pytest.raises(BadItem, match="1/1.npy"): store_from("randar", path).batch([0, 1])
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(BadInput, match="whole, uncompressed tar"): store_from("randar", path)
+    with pytest.raises(Missing, match="no such folder or tar"): store_from("randar", tmp_path / "none.tar")
+    archive(path, [("readme.txt", b"x")])
+    with pytest.raises(Missing, match="holds no <label>/<index>.npy"): store_from("randar", path)
+    for wrong in ("?vocab=many", "?grid=4"):
+        with pytest.raises(BadInput): open_codes(f"randar://{path}{wrong}")
+
+
+def test_extraction_from_a_tar(tmp_path, model):
+    "Pictures in the ImageNet layout inside a tar, to ten views each."
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for i, label in enumerate(("n02", "n01", "n02")):
+            with io.BytesIO() as f: Shapes(3, 40)[i].image.save(f, "PNG"); data = f.getvalue()
+            info = tarfile.TarInfo(f"train/{label}/im{i}.png"); info.size = len(data); tar.addfile(info, io.BytesIO(data))
+    store = extract_codes(model, open_images(tmp_path / "train.tar"), tmp_path / "codes", Augment("ten-crop", 32), progress=False)
+    assert store.vocab == (32,) and len(store.augs) == 10 and store.classes == ("n01", "n02") and [store[i][1] for i in range(3)] == [1, 0, 1]
+    x = torch.stack([to_tensor(v) for v in Augment("ten-crop", 32).views(Shapes(3, 40)[2].image)])
+    assert torch.equal(store[2][0][..., 0], model.encode(model.enter(x)).flatten(1))
