@@ -1,18 +1,22 @@
 """One set of stored bytes in four containers: the scripts give the same codes for the same picture, and what moves between containers arrives whole."""
+import importlib.util
 import io
+import json
 import os
+import shlex
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.run_scripts import Scripts
+from tests.run_scripts import ROOT, Scripts
 from vgnb.core import BadInput, BadItem
 from vgnb.data.codes import CodeStore
 from vgnb.data.export import contents, export_images, source_row, suffix_of
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
+from vgnb.training.recipes import from_json, recipe
 
 CLASSES = ["square", "disc", "heart"]    # not in alphabetical order, as hub data sets may have them
 
@@ -126,3 +130,21 @@ def test_what_no_container_can_hold_is_refused(table, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["bmp"] and suffix_of(b"RIFF\0\0\0\0WEBPVP8 ") == "webp"
     for name in ("0000001.jpg", "disc/17.jpg"):
         with pytest.raises(BadInput, match="eight digits"): source_row(name)
+
+
+# ---- the study of real photographs
+
+STUDY = json.loads((ROOT / "nbs/studies/real_photographs.json").read_text())
+
+
+def test_the_study_was_made_by_the_commands_that_its_script_runs():
+    spec = importlib.util.spec_from_file_location("real_photographs_study", ROOT / "scripts/studies/real_photographs.py")
+    study = importlib.util.module_from_spec(spec); spec.loader.exec_module(study)
+    now = {name: "python " + " ".join(shlex.quote(str(w)) for w in words) for name, words, _ in study.steps(study.Options())}
+    assert {name: s["command"] for name, s in STUDY["steps"].items()} == now
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_the_study_used_the_recipe_as_it_is(kind):
+    used = from_json(STUDY[kind]["recipe"])
+    assert used == recipe(f"cifar-{kind}", data=used.data), "the recipe has changed: run scripts/studies/real_photographs.py --record again"
