@@ -97,7 +97,18 @@ class RandomOrderTransformer(DecoderOnly):
         self.traits = frozenset({"any_order", "parallel", "cached", "grid2d", "blind"})
         self.instruction = nn.Parameter(torch.empty(1, config.dim))
         self.blocks.recompute = config.recompute
-        if not self.instruction.is_meta: nn.init.normal_(self.instruction, 0, config.std, generator=torch.Generator(self.instruction.device).manual_seed(seed))
+        self._start_instruction(seed)
+
+    @torch.no_grad()
+    def _start_instruction(self, seed:int):
+        p = self.instruction
+        if not p.is_meta: p.normal_(0, self.config.std, generator=torch.Generator(p.device).manual_seed(seed + 1))
+
+    def start(self, seed:int=0) -> "RandomOrderTransformer":
+        "Starting weights: N(0, std²), and a head of zeros."
+        super().start(seed)
+        if hasattr(self, "instruction"): self._start_instruction(seed)
+        return self
 
     def new_table(self, grid:Grid) -> Tensor:
         "Rotary table (prefix + n, c/2, 2); mixed if the grid has a base."
