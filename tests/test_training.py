@@ -21,7 +21,7 @@ from vgnb.training.recipes import from_json, kind_of, kinds, recipe, recipes, to
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 PARAMETERS = {"gpt-b": 110_888_448, "gpt-l": 342_910_976, "gpt-xl": 774_699_520, "gpt-xxl": 1_410_972_672, "gpt-xxxl": 3_893_027_840, "gpt-1b": 1_199_616_000, "gpt-3b": 3_096_659_200,
-              "gpt-7b": 6_614_589_440, "vq-16": 71_883_403, "vq-8": 70_109_835}    # as published
+              "gpt-7b": 6_614_589_440, "vq-16": 71_883_403, "vq-8": 70_109_835, "maskgit-vqgan": 54_515_587}    # as published
 
 
 def script(name, *args, code=0):
@@ -45,7 +45,7 @@ def test_all_of_the_papers_sizes_are_there():
     assert sum(n.startswith("taming") for n in recipes) == 4 and set(list_recipes("tokenizer")) | set(list_recipes("generator")) == set(recipes)
 
 
-@pytest.mark.parametrize("name", ["train_tokenizer", "train_generator", "extract_codes", "extract_text"])
+@pytest.mark.parametrize("name", ["train_tokenizer", "train_generator", "extract_codes", "extract_text", "search_guidance"])
 def test_help_is_light(name):
     "`--help` explains and does not load data-set, model or launcher libraries."
     program = f"import sys, runpy; sys.argv = ['{name}.py', '--help']\ntry: runpy.run_path('scripts/{name}.py', run_name='__main__')\nexcept SystemExit as e: print('code', e.code)\n" \

@@ -133,7 +133,7 @@ class GuidanceSearch:
         results = share(self.results)
         needed = {"kid", "pr"} & set(self.metrics) or ("fid" in self.metrics and not (self.reference.statistics and self.reference.statistics.dims == self.extractor.dims))
         def note(scale, count, found):
-            share(lambda: self.save(results))
+            share(lambda: self.save(results, processes.world if processes else 1))
             tell(f"{self.setting} {scale:g}, {count} images: " + ", ".join(f"{k} {v:.4g}" for k, v in found["values"].items()))
         for s in self.scales:
             if (key := f"{s:g}") in results["scales"]: continue
@@ -143,12 +143,12 @@ class GuidanceSearch:
         if self.final and (results["final"] is None or (results["final"]["scale"], results["final"]["count"]) != (best, self.final)):
             found = results["final"] = {"scale": best, "count": self.final, **self.measure(best, self.final, self.look(processes) if needed else None, processes, True)}
             note(best, self.final, found)
-        share(lambda: self.save(results))
+        share(lambda: self.save(results, processes.world if processes else 1))
         return results
 
-    def save(self, results:dict):
+    def save(self, results:dict, world:int=1):
         "Write results.json and its picture."
-        run = run_manifest(self.plan, seed=self.seed, data=self.reference.id, device=self.pipe.device, count=self.count, final=self.final, by=self.by)
+        run = run_manifest(self.plan, seed=self.seed, data=self.reference.id, device=self.pipe.device, world=world, count=self.count, final=self.final, by=self.by)
         save_json(self.file, results | {"scales": dict(sorted(results["scales"].items(), key=lambda kv: float(kv[0]))), "run": run})
         with write_aside(self.out / "search.png") as aside: aside.write_bytes(png_bytes(search_figure(results), None))
 
