@@ -2,7 +2,7 @@
 
     python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer/model --data shapes:// --out runs/shapes-codes --size 32
 
-The tokenizer is a model folder (train_tokenizer.py writes <run>/model). Each picture becomes one row (its centre), two with --flip, or ten with --ten-crop (five crops of a --crop-range larger
+The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file (vq_ds16_c2i.pt, maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its centre), two with --flip, or ten with --ten-crop (five crops of a --crop-range larger
 centre crop, and their mirror images). --data may also be a .jsonl file of captions with image_path, for text-conditional models.
 Any number of processes may work on one store, and after a kill the same command writes what is missing:
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 @dataclass
 class Options:
     "Which pictures, by which tokenizer, in which views."
-    tokenizer: Path                # folder of a saved tokenizer
+    tokenizer: Path                # folder of a saved tokenizer, or a published file
     data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., or captions in a .jsonl
     out: Path                      # the code store, made or completed
     size: int = 256                # side of the views in pixels
@@ -49,9 +49,10 @@ def main(argv: list[str]) -> int:
     from vgnb.training.extract import CaptionImages, code_plan, extract_codes
     from vgnb.training.processes import Processes
     from vgnb.training.recipes import to_json
+    from vgnb.zoo import load_published
     check(not (o.ten_crop and o.flip), "flip", True, "can't be combined with --ten-crop, which has the mirror images already")
     augment = Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
-    tokenizer = load_model(o.tokenizer, ema=o.ema)
+    tokenizer = load_published(o.tokenizer) if o.tokenizer.is_file() else load_model(o.tokenizer, ema=o.ema)
     check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
     source = CaptionImages(Captions(o.data), o.max_bad) if o.data.endswith(".jsonl") else open_images(o.data, max_bad=o.max_bad)
     plan, processes = code_plan(tokenizer, source, augment, o.shard_size), Processes()

@@ -7,7 +7,6 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from vgnb.core import BadInput, BadItem, Mismatch, Missing
 from vgnb.data.images import open_images
@@ -169,3 +168,26 @@ def test_extraction_from_a_tar(tmp_path, model):
     assert store.vocab == (32,) and len(store.augs) == 10 and store.classes == ("n01", "n02") and [store[i][1] for i in range(3)] == [1, 0, 1]
     x = torch.stack([to_tensor(v) for v in Augment("ten-crop", 32).views(Shapes(3, 40)[2].image)])
     assert torch.equal(store[2][0][..., 0], model.encode(model.enter(x)).flatten(1))
+
+
+def test_the_script_takes_a_published_file(tmp_path, monkeypatch):
+    "A flat pickled state dict, as TiTok's .bin is, and pictures in a tar: codes of the published size's shape."
+    import importlib.util
+    import sys
+    from pathlib import Path
+
+    from vgnb.data.codes import CodeStore
+    torch.manual_seed(2)
+    made = MaskGITVQGAN(MaskGITVQGANConfig(codebook=32, dim=8, width=32, mults=(1, 2, 2), depth=1)).eval()
+    torch.save(export_published(made), tmp_path / "maskgit.bin")
+    with tarfile.open(tmp_path / "val.tar", "w") as tar:
+        for i, label in enumerate(("n1", "n2")):
+            with io.BytesIO() as f: Shapes(3, 40)[i].image.save(f, "PNG"); data = f.getvalue()
+            info = tarfile.TarInfo(f"val/{label}/im{i}.png"); info.size = len(data); tar.addfile(info, io.BytesIO(data))
+    spec = importlib.util.spec_from_file_location("extract_codes", Path(__file__).resolve().parents[1] / "scripts" / "extract_codes.py")
+    module = importlib.util.module_from_spec(spec); monkeypatch.setitem(sys.modules, "extract_codes", module); spec.loader.exec_module(module)
+    words = ["--tokenizer", tmp_path / "maskgit.bin", "--data", tmp_path / "val.tar", "--out", tmp_path / "codes", "--size", 32, "--flip"]
+    assert module.main([str(w) for w in words]) == 0
+    store = CodeStore(tmp_path / "codes")
+    x = made.enter(to_tensor(Augment("center", 32).views(Shapes(3, 40)[1].image)[0]))
+    assert store.vocab == (32,) and store.classes == ("n1", "n2") and torch.equal(store[1][0][0, :, 0], made.encode(x[None]).flatten())
