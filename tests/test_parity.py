@@ -31,7 +31,8 @@ def one_case_a_class():
     for p in CASES:
         spec = json.loads(p.read_text())
         if not spec.get("manifest") or not p.with_suffix(".safetensors").exists(): continue
-        key, rank = (p.parent.name, spec["upstream_class"]), spec.get("checks", {}).get("margin", sum(int(np.prod(s)) for s in spec["manifest"].values()))
+        key, checks = (p.parent.name, spec["upstream_class"]), spec.get("checks", {})
+        rank = checks.get("margin") or checks.get("min_margin") or sum(int(np.prod(s)) for s in spec["manifest"].values())
         if key not in best or rank < best[key][0]: best[key] = (rank, p, spec)
     return [(p, spoiled(spec)) for _, p, spec in best.values()]
 
@@ -39,7 +40,8 @@ def one_case_a_class():
 def spoiled(spec) -> str:
     "A published parameter that the compared outputs depend on."
     names = [k for k, s in spec["manifest"].items() if k not in spec.get("keep", ()) and len(s) > 1]
-    if "extr" in spec["upstream_class"]: names = [k for k in names if k.startswith("encoder.mid.")]
+    if "extrapolation" in spec["upstream_class"]: return "pos_instruct_embeddings"
+    if "extrac" in spec["upstream_class"]: names = [k for k in names if k.startswith("encoder.mid.")]
     return next((k for t in TELLING for k in names if k == t or k.endswith("." + t)), names[len(names) // 2])
 
 
