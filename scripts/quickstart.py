@@ -147,7 +147,8 @@ def report(o: Options, out: Path, pipe, metrics: dict, seen: dict, spent: dict):
     logs = {k: fig.read_records(out / f"{k}-run" / "log.jsonl") for k in ("tokenizer", "generator")}
     flat = [{"number": k, "value": v["value"] if isinstance(v, dict) else "null" if v is None else v,
              "rests on": f"{v['count']} against {v['reference_count']} images, features of {v['extractor']}" if isinstance(v, dict) else ""} for k, v in metrics.items() if k != "seconds"]
-    page = html_page("vgnb quickstart", ("p", f"A tokenizer and a generator, trained on {o.uri} in {sum(spent.values()) / 60:.1f} minutes. No pretrained weights were read but the judge's."),
+    page = html_page("vgnb quickstart", ("p", f"A tokenizer and a generator, trained on {o.uri}. No pretrained weights were read but the judge's. "
+                     f"This run took {sum(spent.values()) / 60:.1f} minutes; what an earlier one had finished is not repeated."),
         ("h2", "Samples"), html_figure(fig.tile_sheet([r for r in rows if r], names=[n for n, r in zip(names, rows) if r], side=48), "Class-conditional samples, one row a class.", limit=None),
         html_figure(strip, "Codes arrive in raster order; undecided cells are hatched.", limit=None),
         ("h2", "Reconstructions"), html_figure(fig.reconstruction_sheet(seen["images"][shown], seen["rebuilt"][shown], [names[int(seen['labels'][i])] for i in shown], side=80),
