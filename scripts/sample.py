@@ -59,12 +59,6 @@ class Options:
     "load, check and say what would be done"
 
 
-def saved_sampling(words: list[str]) -> Sampling:
-    "The settings of the pipeline named on the command line, as defaults."
-    from vgnb.pipeline import read_card
-    return next((read_card(w)["sampling"] for w in words if not w.startswith("-") and (Path(w) / "pipeline.json").is_file()), Sampling())
-
-
 def open_part(where: str, argument: str, ema, device):
     "A tokenizer or generator from a model folder or a published file."
     from vgnb.core import Missing, check
@@ -98,6 +92,7 @@ def encode_prompts(o: Options, pipe):
 def main(argv: list[str]) -> int:
     from vgnb.core import check, check_choice, check_int, check_place
     from vgnb.jobs import SampleJob, planned_labels
+    from vgnb.pipeline import saved_sampling
     from vgnb.training.commands import typed_cli
     from vgnb.training.processes import Processes
     o = typed_cli(Options, args=argv, default=Options(sampling=saved_sampling(argv)), description=__doc__)

@@ -67,13 +67,8 @@ class Options:
     "load, check and say what would be done"
 
 
-def saved_sampling(words: list[str]) -> Sampling:
-    "The settings of the pipeline named on the command line, as defaults."
-    from vgnb.pipeline import read_card
-    return next((read_card(w)["sampling"] for w in words if not w.startswith("-") and (Path(w) / "pipeline.json").is_file()), Sampling())
-
-
 def main(argv: list[str]) -> int:
+    from vgnb.pipeline import saved_sampling
     from vgnb.training.commands import typed_cli
     unset = tyro.MISSING
     o = typed_cli(Options, args=argv, default=Options(unset, unset, sampling=saved_sampling(argv)), description=__doc__)
