@@ -22,6 +22,7 @@ from .generators.generator import Cond, Generator, Grid
 from .sampling.sampler import Sampler, Step, by_rows
 from .sampling.settings import Sampling
 from .tokenizers.tokenizer import Tokenizer
+from .shipped import shipped, shipped_folder
 from .training.checkpoints import load_model, save_model
 from .training.recipes import from_json
 
@@ -106,14 +107,14 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(cls,
-        where:str|Path,         # a folder written by `save_pretrained`, or a hub repository "owner/name" that holds one
+        where:str|Path,         # a folder written by `save_pretrained`, a shipped model ("tiny-randar"), or a hub repository "owner/name"
         device="cpu",
         *, ema:bool|None=None,  # averaged weights: None = where there are some
     ) -> "Pipeline":
         "Load a pipeline."
         folder = find_pretrained(where)
         card = read_card(folder)
-        parts = [load_model(folder / p, ema=ema, device=device) for p in ("tokenizer", "generator")]
+        parts = [load_model(folder / card.get(p, p), ema=ema, device=device) for p in ("tokenizer", "generator")]
         return cls(*parts, card["sampling"], card["classes"], tuple(card["grid"]))
 
 def read_card(folder:str|Path) -> dict:
@@ -127,15 +128,17 @@ def saved_sampling(
     words:Sequence[str], # a script's arguments; one of them may be a pipeline's folder
 ) -> Sampling:
     "The settings of the first pipeline folder among `words`, for a script to offer as defaults; else `Sampling()`."
-    return next((read_card(w)["sampling"] for w in words if not w.startswith("-") and (Path(w) / "pipeline.json").is_file()), Sampling())
+    folders = (shipped().get(w, Path(w)) if not Path(w).exists() else Path(w) for w in words if not w.startswith("-"))
+    return next((read_card(f)["sampling"] for f in folders if (f / "pipeline.json").is_file()), Sampling())
 
 def find_pretrained(where:str|Path) -> Path:
-    "The local folder of a pipeline; `owner/name` is fetched from the hub."
+    "The local folder of a pipeline; shipped ones go by name, `owner/name` is fetched from the hub."
     folder = Path(where)
+    if not folder.exists() and where in shipped(): return shipped_folder(where)
     if folder.is_dir():
         check((folder / "pipeline.json").is_file(), "where", folder, "has no pipeline.json, so it is no saved pipeline", Missing)
         return folder
-    check(isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where), "where", where, "must be a folder written by save_pretrained, or a hub repository owner/name", Missing)
+    check(isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where), "where", where, f"must be a folder written by save_pretrained, one of {', '.join(shipped())}, or a hub repository owner/name", Missing)
     from huggingface_hub import snapshot_download
     try: return find_pretrained(Path(snapshot_download(where, allow_patterns=["*.json", "*.safetensors"])))
     except Missing: raise
