@@ -6,7 +6,7 @@
 __all__ = ['RMSNorm', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath', 'rotary_angles',
            'rotary_table', 'rotary_1d', 'rotary_2d', 'zero_prefix', 'rotate', 'causal_mask', 'Past', 'Cache', 'attend',
            'Attention', 'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder', 'CaptionEmbedder', 'modulate',
-           'start_normal']
+           'Modulation', 'AdaBlock', 'start_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import hashlib
@@ -196,11 +196,13 @@ class Cache:
 # %% ../nbs/200_layers.ipynb #a078dc58
 def attend(
     q:Tensor, k:Tensor, v:Tensor, # (b, h, n, c), (b, kv, m, c) twice; kv divides h
-    mask:Tensor|str|None=None,    # see `causal_mask`
+    mask:Tensor|str|None=None,    # see `causal_mask`; or floats to add to the scores, 0 and -inf, which several layers share more cheaply
 ) -> Tensor:                      # (b, h, n, c)
     "Scaled dot-product attention. Training in half precision on a CPU runs it in fp32, where its backward pass is several times faster."
+    if torch.is_tensor(mask) and mask.is_floating_point(): mask = mask.to(q.dtype)
     kw = dict(attn_mask=None if isinstance(mask, str) else mask, is_causal=isinstance(mask, str), enable_gqa=q.shape[1] != k.shape[1])
     if q.device.type != "cpu" or q.dtype == torch.float32 or not q.requires_grad: return F.scaled_dot_product_attention(q, k, v, **kw)
+    if torch.is_tensor(mask) and mask.is_floating_point(): kw["attn_mask"] = mask.float()
     with torch.autocast("cpu", enabled=False): return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **kw).to(q.dtype)
 
 class Attention(nn.Module):
@@ -326,6 +328,47 @@ def modulate(
 ) -> Tensor:
     "x * (1 + scale) + shift, the same for all places."
     return x * (1 + scale[:, None]) + shift[:, None]
+
+# %% ../nbs/200_layers.ipynb #67e7cf3b
+class Modulation(nn.Module):
+    "What a block takes from the condition: `parts` vectors out of one linear layer that starts at zero."
+    def __init__(self,
+        dim:int,
+        parts:int=6,       # shift, scale, gate of the attention, then of the feed-forward; 2 = shift, scale
+        silu:bool=False,   # bend the condition first (DiT); False = as it is
+    ):
+        super().__init__()
+        self.parts, self.bend, self.linear = parts, nn.SiLU() if silu else nn.Identity(), nn.Linear(dim, parts * dim)
+        self.start()
+
+    def start(self): nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition:Tensor) -> tuple[Tensor, ...]:
+        "Condition (b, d) -> `parts` tensors (b, d)."
+        return self.linear(self.bend(condition)).chunk(self.parts, -1)
+
+class AdaBlock(nn.Module):
+    "Pre-norm block steered by the condition: x + gate * f(modulate(norm x)), first attention, then the feed-forward. adaLN-Zero, arXiv 2212.09748 §3.2."
+    def __init__(self,
+        attention:nn.Module, ffn:nn.Module,     # (b, n, d), ... -> (b, n, d)
+        norms:tuple[nn.Module, nn.Module],      # before attention, before the feed-forward
+        modulation:Modulation,
+        dropout:tuple[float, float]=(0., 0.),   # after attention, after the feed-forward
+        name:str="block",                       # prefix of its draws' names
+    ):
+        super().__init__()
+        self.attention, self.ffn, (self.norm1, self.norm2), self.modulation = attention, ffn, norms, modulation
+        self.drop1, self.drop2 = (Dropout(r, f"{name}.{s}") for r, s in zip(dropout, ("attention", "ffn")))
+
+    def forward(self,
+        x:Tensor,                    # (b, n, d)
+        steer:tuple[Tensor, ...],    # what `modulation` made of the condition: it is the same in every step of a run
+        *attended,                   # passed on to the attention: rotary table, mask, ...
+        noise:Noise|None=None,
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = steer
+        x = x + gate1[:, None] * self.drop1(self.attention(modulate(self.norm1(x), shift1, scale1), *attended), noise)      # (b, n, d)
+        return x + gate2[:, None] * self.drop2(self.ffn(modulate(self.norm2(x), shift2, scale2)), noise)
 
 # %% ../nbs/200_layers.ipynb #26d28e55
 @torch.no_grad()
