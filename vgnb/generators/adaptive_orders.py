@@ -9,7 +9,7 @@ __all__ = ['Confidence', 'Uncertainty']
 import torch
 from torch import Tensor
 
-from ..core import check_float
+from ..core import check_float, check_int
 from .generator import Clock
 from .orders import ORDERS, Order
 
@@ -17,25 +17,37 @@ from .orders import ORDERS, Order
 class Confidence(Order):
     "The cells whose drawn tokens the model finds most probable. MaskGIT, arXiv 2202.04200 §3.2."
     adaptive = True
-    needs = frozenset({"any_order", "parallel"})
     sign = 1
+    quirks = (("known tokens are drawn again in every step", "a decided cell changes its token until the last step, and cells given beforehand are overwritten, too"),)
 
     def __init__(self,
-        noise=0.0,  # weight of the Gumbel noise on log probabilities: a number, or a function of the clock
+        noise=0.0,           # weight of the Gumbel noise on log probabilities: a number, or a function of the clock
+        warmup:int=0,        # first steps in which the cells are chosen at random instead (published: 2); -1 = in all
+        redraw:bool=False,   # the original's loop: see `quirks`
     ):
-        self.noise = noise if callable(noise) else check_float("noise", noise, 0)
+        self.noise, self.redraw = noise if callable(noise) else check_float("noise", noise, 0), redraw
+        self.warmup = check_int("warmup", warmup, -1)
+        self.needs = frozenset({"any_order", "parallel"} | ({"rewrite"} if redraw else set()))
 
     def candidates(self, perm:Tensor, done:int, count:int) -> Tensor:
-        "All cells that are still open."
-        return perm[:, done:]
+        "All cells that are still open; all there are, if known ones are drawn again."
+        return perm if self.redraw else perm[:, done:]
 
-    def choose(self, confidence:Tensor, known:Tensor, done:int, count:int, clock:Clock, draws, at) -> Tensor:
-        "The columns (b, count) of the winners, ascending."
+    def score(self, confidence:Tensor, clock:Clock, draws, at) -> Tensor:
+        "What is compared, (b, m): log probability and noise, or chance alone."
+        if self.warmup == -1 or clock.step < self.warmup: return draws.uniform("choice", at)
         noise = self.noise(clock) if callable(self.noise) else self.noise
         score = self.sign * confidence.clamp(min=1e-30).log()                                         # (b, m)
-        if noise: score = score + noise * draws.gumbel("choice", at)
-        score = score.masked_fill(known, torch.inf)
-        return score.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(-1).values
+        return score + noise * draws.gumbel("choice", at) if noise else score
+
+    def choose(self, confidence:Tensor, known:Tensor, done:int, count:int, clock:Clock, draws, at) -> Tensor:
+        "The columns of the winners, (b, count), ascending; known cells always win. Drawing again, all known cells and as many others as make `done + count`."
+        score = self.score(confidence, clock, draws, at).masked_fill(known, torch.inf)
+        ranked = score.argsort(dim=-1, descending=True, stable=True)
+        if not self.redraw: return ranked[:, :count].sort(-1).values
+        many = known.sum(1, keepdim=True).clamp(min=done + count)                                     # (b, 1): samples may differ, then the first is repeated
+        place = torch.arange(int(many.max()), device=many.device)
+        return ranked.gather(1, torch.where(place < many, place, 0)).sort(-1).values
 
 class Uncertainty(Confidence):
     "The cells whose drawn tokens the model finds least probable."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'PATHS', 'known_first', 'check_permutation', 'Order', 'Raster', 'Given', 'Random', 'halton', 'spiral',
-           'hilbert', 'checkerboard', 'subsampled', 'Path', 'coarse_cells', 'Hierarchical']
+           'hilbert', 'checkerboard', 'subsampled', 'Path', 'Rolled', 'coarse_cells', 'Hierarchical']
 
 # %% ../../nbs/generators/310_orders.ipynb #a6f8455a
 from functools import lru_cache
@@ -161,6 +161,20 @@ class Path(Order):
 PATHS = {"halton": Path(halton), "spiral-in": Path(spiral), "spiral-out": Path(spiral, backwards=True), "hilbert": Path(hilbert),
          "checkerboard": Path(checkerboard), "subsample": Path(subsampled)}
 ORDERS.update(PATHS)
+
+# %% ../../nbs/generators/310_orders.ipynb #b9b23efb
+class Rolled(Order):
+    "Another order, begun at a place of its own for each sample."
+    def __init__(self, order:Order): self.order = order
+
+    def check(self, grid, ids): self.order.check(grid, ids)
+
+    def fixed(self, grid, draws, at):
+        cells = self.order.fixed(grid, draws, at).to(at.ids.device).expand(len(at.ids), -1)
+        shift = (draws.uniform("order.roll", at._replace(positions=None)) * grid.n).long()[:, None]           # (b, 1)
+        return cells.gather(1, (torch.arange(grid.n, device=cells.device) - shift) % grid.n)
+
+ORDERS["halton-rolled"] = Rolled(PATHS["halton"])
 
 # %% ../../nbs/generators/310_orders.ipynb #226d53a2
 def coarse_cells(grid:Grid) -> Tensor:
