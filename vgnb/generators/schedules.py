@@ -69,13 +69,12 @@ def randar(n:int, steps:int, start:int=0) -> list[int]:
 SCHEDULES["randar"] = randar
 
 # %% ../../nbs/generators/315_schedules.ipynb #e59cd0bc
-def _groups(targets, left:int) -> list[int]:
-    "Cumulative targets -> positive group sizes that add up to `left`, whatever the targets."
-    counts, done = [], 0
-    for t in targets:
-        upto = min(max(int(t), done + 1), left)
-        if upto > done: counts.append(upto - done); done = upto
-    if counts: counts[-1] += left - done
+def _groups(targets, steps:int, left:int) -> list[int]:
+    "Cumulative targets -> min(steps, left) positive group sizes that add up to `left`, as close to the targets as that allows."
+    counts, done, k = [], 0, min(steps, left)
+    for i, t in zip(range(k), targets):
+        upto = max(done + 1, min(int(t), left - (k - 1 - i))) if i < k - 1 else left
+        counts.append(upto - done); done = upto
     return counts
 
 def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
@@ -83,7 +82,7 @@ def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
     check_int("steps", steps, 1)
     left = n - start
     share = 1 - torch.arccos(torch.arange(1, steps + 1, device="cpu", dtype=torch.float32) / steps) / (math.pi / 2)
-    return _groups((max(i + 1, int(c)) for i, c in enumerate(share * left)), left)
+    return _groups((max(i + 1, int(c)) for i, c in enumerate(share * left)), steps, left)
 
 def targets(curve:str, n:int, steps:int) -> list[int]:
     "Cells that the confidence sampler wants known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, rounded down."
@@ -95,7 +94,7 @@ def confidence_steps(curve:str) -> Schedule:
     "MaskGIT's confidence schedule as Halton-MaskGIT's code has it."
     def schedule(n:int, steps:int, start:int=0) -> list[int]:
         left = n - start
-        return _groups((max(t, i + 1) for i, t in enumerate(targets(curve, left, steps))), left)
+        return _groups((max(t, i + 1) for i, t in enumerate(targets(curve, left, steps))), steps, left)
     return schedule
 
 def pgm_steps(curve:str) -> Schedule:
@@ -104,7 +103,7 @@ def pgm_steps(curve:str) -> Schedule:
         left = n - start
         t, done = targets(curve, left, steps), 0
         sizes = [max(t[0], 1), *(max(b - a, 1) for a, b in zip(t, t[1:]))]
-        return _groups((done := done + k for k in sizes), left)
+        return _groups((done := done + k for k in sizes), steps, left)
     return schedule
 
 SCHEDULES["halton"] = halton_steps
