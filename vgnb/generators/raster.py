@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput, Ignore, NameTable, Rename, check, check_choice, check_codes, check_float, check_int
+from ..core import BadInput, Ignore, NameTable, Rename, check, check_choice, check_float, check_int
 from ..draws import At
-from .generator import Cond, Generator, Grid, Loss, Prediction, State
+from .generator import (Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes, cross_entropy,
+                                       on_host)
 from ..layers import (Blocks, Cache, CaptionEmbedder, Dropout, LabelEmbedder, Noise, RMSNorm, TransformerBlock, causal_mask,
                          drop_path_rates, ffn_width, rotary_1d, rotary_2d, rotary_table, start_normal, zero_prefix)
 
@@ -94,10 +95,6 @@ def _table(c:RasterConfig, grid:Grid) -> Tensor:
     return torch.cat((front if c.rope == "sequence" else rotary_table(0 * front[..., 0]), cells))
 
 # %% ../../nbs/generators/320_raster.ipynb #2568c296
-def _on_host(t:Tensor) -> bool:
-    "Whether values can be looked at without waiting for a device or breaking a compiled graph."
-    return t.device.type == "cpu" and not torch.compiler.is_compiling()
-
 def _shape(t:Tensor|None) -> tuple|None: return None if t is None else tuple(t.shape)
 
 class DecoderOnly(Generator):
@@ -152,11 +149,8 @@ class DecoderOnly(Generator):
         "Labels in [0, classes), or the null class where `null`; captions of the right length and width. Training doesn't wait for a device to look at values."
         c = self.config
         if c.condition == "class":
-            rows, text = self.condition.table.num_embeddings if null else c.classes, f"must be class ids in [0, {c.classes})"
-            check(cond.labels is not None and cond.labels.dim() == 1, "labels", _shape(cond.labels), text + ", one a sample")
-            if torch.compiler.is_compiling() or not (null or _on_host(cond.labels)): return
-            ok = not cond.labels.is_floating_point() and cond.labels.dtype != torch.bool and bool(((0 <= cond.labels) & (cond.labels < rows)).all())
-            return check(ok, "labels", cond.labels.tolist(), text + (f"; {c.classes} = no class" if rows > c.classes else ""))
+            rows = self.condition.table.num_embeddings if null else c.classes
+            return check_classes(cond, c.classes, rows, wait=null)
         shape = (c.text_tokens, c.text_dim)
         check(cond.text is not None and cond.text.shape[1:] == shape, "text", _shape(cond.text), f"must be caption features (b, {shape[0]}, {shape[1]})")
         check(cond.mask is None or cond.mask.shape == cond.text.shape[:2], "mask", _shape(cond.mask), f"must be (b, {shape[0]})")
@@ -179,19 +173,11 @@ class DecoderOnly(Generator):
     def _checked(self, codes:Tensor, cond:Cond, grid:Grid, null:bool=True) -> Tensor:
         "Codes (b, n) int64."
         self.check_cond(cond, null)
-        check_codes(codes[:0], self.config.vocab)
-        codes = codes.long().flatten(1)
-        want = (cond.b, grid.n)
-        check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n) = {want}: a row for each condition, a code for each cell of {grid.shape}")
-        return check_codes(codes, self.config.vocab) if _on_host(codes) else codes
+        return check_canvas(codes, cond, self.config.vocab, grid)
 
     def _objective(self, logits:Tensor, codes:Tensor, valid:Tensor|None) -> Loss:
         "Mean cross entropy of codes (b, n) under logits (b, n, V); `valid` (b,) weights the samples."
-        ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="mean" if valid is None else "none")
-        if valid is not None:
-            w = valid.to(ce.dtype).repeat_interleave(codes.shape[1])
-            ce = (ce * w).sum() / w.sum().clamp(min=1)
-        return Loss(ce, {"cross_entropy": ce.detach()})
+        return cross_entropy(logits, codes, valid)
 
     def signature(self, branches:int, b:int, grid:Grid, device, dtype) -> tuple:
         "What a state must agree on to be used again."
@@ -241,7 +227,7 @@ class RasterState(DecoderState):
     "The memory of a run in raster order."
     def check_next(self, positions:Tensor):
         "Raster order only: the cells must be the next ones (looked at on the host, or for a bulk of known cells)."
-        if not _on_host(positions) and (positions.shape[1] == 1 or torch.compiler.is_compiling()): return
+        if not on_host(positions) and (positions.shape[1] == 1 or torch.compiler.is_compiling()): return
         want = torch.arange(self.done, self.done + positions.shape[1], device=positions.device)
         check(bool((positions == want).all()), "positions", positions[0, :8].tolist(),
               f"must be the next cells in raster order from {self.done} on: this model continues a beginning, it can't fill gaps")
