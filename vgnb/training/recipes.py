@@ -20,6 +20,7 @@ import tyro
 
 from ..core import BadInput, Mismatch, Registry, check, check_choice, check_float, check_int
 from ..data.transforms import Augment
+from ..generators.masked import MaskedConfig, MaskedTransformer, masked_presets
 from ..generators.random_order import RandomOrderConfig, RandomOrderTransformer, random_order_presets
 from ..generators.raster import RasterConfig, RasterTransformer, raster_presets
 from ..tokenizers.losses import VQGANLossConfig
@@ -215,7 +216,7 @@ class GeneratorRecipe(Recipe):
     features: str = ""                                                   # caption features (a folder), for text conditions
 
 for _kind, _config, _build in (("tokenizer", TokenizerRecipe, None), ("generator", GeneratorRecipe, None), ("vqgan", VQGANConfig, VQGAN), ("maskgit-vqgan", MaskGITVQGANConfig, MaskGITVQGAN), ("raster", RasterConfig, RasterTransformer),
-                              ("random-order", RandomOrderConfig, RandomOrderTransformer)):
+                              ("random-order", RandomOrderConfig, RandomOrderTransformer), ("masked", MaskedConfig, MaskedTransformer)):
     kinds.register(Kind(_config, _build), name=_kind)
 
 # %% ../../nbs/training/500_recipes.ipynb #56ca2b1e
