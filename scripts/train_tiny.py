@@ -122,7 +122,8 @@ def generator(o: Options) -> int:
 
 
 SCALES = (1.0, 2.0, 3.0, 5.0)
-SETTINGS = {"randar": dict(order="random", schedule="cosine", steps=22, rows=50)}      # how the shipped pipeline samples unless asked otherwise
+SETTINGS = {"randar": dict(order="random", schedule="cosine", steps=22, rows=50), "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
+            "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50)}      # how the shipped pipeline samples unless asked otherwise
 
 
 def examine(o: Options, pipe, steps: int, scale: float) -> dict:
