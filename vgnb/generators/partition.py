@@ -56,6 +56,11 @@ class PartitionConfig:
         check(self.dim % (2 * self.heads) == 0, "dim", self.dim, f"must be divisible by 2 * heads={2 * self.heads}: rotary positions turn pairs of channels")
         decoder_plan(self.mode, self.decoder, self.self_attn_first)
 
+    @property
+    def layers(self) -> int:
+        "Blocks in all."
+        return self.encoder + self.decoder
+
 partition_presets: dict[str, PartitionConfig] = {
     "12-12": PartitionConfig(), "14-10": PartitionConfig(14, 10),
     "tiny": PartitionConfig(3, 2, 96, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0)}
