@@ -19,6 +19,10 @@ from .core import BadInput, Mismatch, Missing, check, check_choice, check_int, l
 from .data.transforms import to_uint8
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
+from .sampling.applications import check_mask, inpaint, morph, outpaint, placed
+from .sampling.applications import paste as _paste
+from .sampling.extrapolation import Extrapolation, extrapolate, extrapolation
+from .sampling.painting import Painting
 from .sampling.sampler import Sampler, Step, by_rows
 from .sampling.settings import Sampling
 from .tokenizers.tokenizer import Tokenizer
@@ -27,7 +31,95 @@ from .training.checkpoints import load_model, save_model
 from .training.recipes import from_json
 
 # %% ../nbs/710_pipeline.ipynb #d9cf244a
-class Pipeline:
+def _pixels(images, one:bool=True) -> Tensor:
+    "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3) will do where `one`."
+    x = torch.as_tensor(images)
+    x = x[None] if one and x.dim() == 3 else x
+    check(x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x), "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
+    return x
+
+class _Applications:
+    "What a pipeline does with pictures that are there. Images are (b, h, w, 3) uint8; one picture (h, w, 3) serves all labels."
+    def _cells(self, argument:str, pixels:Sequence[int]) -> tuple[int, int]:
+        "A height and a width, or an offset, in cells."
+        f = self.tokenizer.factor
+        check(self.tokenizer.dims == 2, "tokenizer", type(self.tokenizer).__name__, "must have codes that lie on a grid (h, w)")
+        ok = len(pixels) == 2 and all(isinstance(p, (int, np.integer)) and p >= 0 and p % f == 0 for p in pixels)
+        check(ok, argument, tuple(pixels), f"{'height and width' if argument != 'at' else 'row and column'} must be multiples of {f} pixels, a cell's side")
+        return tuple(int(p) // f for p in pixels)
+
+    def _request(self, images, labels, seed:int, ids, changes:dict):
+        "(pixels, grid, sampler and what it is asked, codes that hold a place)."
+        x, cond = _pixels(images), self.condition(labels)
+        shape = self._cells("images", x.shape[1:3])
+        check(len(x) in (1, cond.b), "labels", cond.b, f"must be one for each of the {len(x)} images")
+        nothing = torch.zeros(cond.b, shape[0] * shape[1], len(self.generator.vocab), dtype=torch.long, device=self.device)
+        return x, Grid(shape), (self.sampler(**changes), cond, self._ids(ids, cond.b), Keyed(seed), nothing)
+
+    def inpainting(self, images, mask, labels, *, seed:int=0, ids=None, **changes) -> Painting:
+        "Marked pixels (`check_mask`) to be made anew as `labels`, the others kept; `changes` are fields of `Sampling`."
+        x, grid, request = self._request(images, labels, seed, ids, changes)
+        p = inpaint(*request, check_mask(mask, len(request[-1]), tuple(x.shape[1:3])), grid)
+        return p.hold(self.encode(x).expand_as(p.codes))
+
+    def inpaint(self, images, mask, labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
+        "Images with their marked pixels made anew. `paste` puts the other pixels back as they were, `seam` softens the edge; the rest as `inpainting`."
+        check_int("seam", seam, 0)
+        p = self.inpainting(images, mask, labels, **kw)
+        made = self.decode(p.sample(watch), shape=p.shape)
+        return _paste(made, _pixels(images), mask, seam) if paste else made
+
+    def edit(self, images, mask, labels, **kw) -> np.ndarray:
+        "Images with a region made anew as another class, the rest bit for bit as it was; arguments as `inpaint`."
+        return self.inpaint(images, mask, labels, **{"paste": True} | kw)
+
+    def outpainting(self, images, canvas:tuple[int, int], labels, *, at:tuple[int, int]|None=None, ntk_boundary:int|None=None, seed:int=0, ids=None, **changes) -> Painting:
+        "Images continued to a canvas (height, width) in pixels; `at` (row, column) in pixels is where they lie (default: the middle), `ntk_boundary` as in `outpaint`."
+        x, grid, request = self._request(images, labels, seed, ids, changes)
+        where = self._cells("canvas", canvas), None if at is None else self._cells("at", at)
+        p = outpaint(*request, grid.shape, *where, ntk_boundary)
+        return p.hold(p.codes.index_copy(1, placed(grid.shape, *where).to(self.device), self.encode(x).expand_as(request[-1])))
+
+    def outpaint(self, images, canvas:tuple[int, int], labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
+        "The finished images (b, *canvas, 3); `paste`, `seam` and `watch` as in `inpaint`, the rest as `outpainting`."
+        check_int("seam", seam, 0)
+        p = self.outpainting(images, canvas, labels, **kw)
+        made, x, f = self.decode(p.sample(watch), shape=p.shape), _pixels(images), self.tokenizer.factor
+        if not paste: return made
+        old, mask = torch.from_numpy(made).clone(), ~p.known[0].view(p.shape).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu()
+        old[:, ~mask] = x.flatten(1, 2).expand(len(old), -1, -1)
+        return _paste(made, old, mask, seam)
+
+    def morphing(self, images, labels, *, frames:int=8, order:str="halton", afresh:bool=False, mask=None, seed:int=0, ids=None, **changes) -> Painting:
+        "Images that turn into `labels` in a number of frames; arguments as in `morph`."
+        x, grid, request = self._request(images, labels, seed, ids, changes)
+        if mask is not None: check_mask(mask, 1, tuple(x.shape[1:3]))
+        p = morph(*request, frames, order, afresh, mask, grid)
+        return p.hold(self.encode(x).expand_as(p.codes))
+
+    def morph(self, images, labels, *, watch=None, **kw) -> np.ndarray:
+        "(frames + 1, b, h, w, 3) uint8: the pictures as they decode, then every frame; arguments as `morphing`."
+        p = self.morphing(images, labels, **kw)
+        return np.stack([self.decode(c, shape=p.shape) for c in (p.codes, *p.frames(watch))])
+
+    def larger(self, **changes) -> Extrapolation:
+        "The pipeline's settings as an `Extrapolation`; `changes` are fields of either."
+        ours = {k: changes.pop(k) for k in tuple(changes) if k in ("scale", "spatial", "ratio", "ntk_boundary")}
+        return Extrapolation.of(self.settings(**changes), **ours)
+
+    def extrapolation(self, labels, shape:tuple[int, int], *, seed:int=0, ids=None, **changes) -> Painting:
+        "Pictures on a code grid (h, w) larger than in training; `changes` are fields of `Sampling`, or `spatial`, `ratio`, `ntk_boundary` of `Extrapolation`."
+        cond = self.condition(labels)
+        return extrapolation(self.generator, cond, self._ids(ids, cond.b), Keyed(seed), shape, self.larger(**changes))
+
+    def extrapolate(self, labels, shape:tuple[int, int], *, seed:int=0, ids=None, size:int|None=None, watch=None, **changes) -> np.ndarray:
+        "The finished images; cells that the published fault leaves undecided are code 0."
+        cond = self.condition(labels)
+        codes = extrapolate(self.generator, cond, self._ids(ids, cond.b), Keyed(seed), tuple(shape), self.larger(**changes), watch)
+        return self.decode(codes.clamp(min=0), size=size, shape=tuple(shape))
+
+# %% ../nbs/710_pipeline.ipynb #5adad847
+class Pipeline(_Applications):
     "Tokenizer + generator + sampling settings: labels (or captions) in, uint8 images out."
     def __init__(self,
         tokenizer:Tokenizer, generator:Generator,
@@ -47,15 +139,20 @@ class Pipeline:
         "Where the generator lives."
         return next(self.generator.parameters()).device
 
+    def settings(self, **changes) -> Sampling:
+        "The pipeline's settings with some changed."
+        for k in changes: check_choice("setting", k, tuple(asdict(self.sampling)))
+        return replace(self.sampling, **changes)
+
     def sampler(self, **changes) -> Sampler:
         "The sampler of these settings with some changed; kept, so that its caches serve the next call."
-        try: s = replace(self.sampling, **changes)
-        except TypeError: check_choice("setting", next(k for k in changes if not hasattr(self.sampling, k)), tuple(asdict(self.sampling)))
+        s = self.settings(**changes)
         if s not in self._samplers: self._samplers[s] = s.sampler(self.generator)
         return self._samplers[s]
 
     def condition(self, labels=None, text:Tensor|None=None, mask:Tensor|None=None) -> Cond:
-        "Labels (ids or class names) or caption features as a `Cond` on the model's device."
+        "Labels (ids or class names) or caption features as a `Cond` on the model's device; a `Cond` stays what it is."
+        if isinstance(labels, Cond): return labels.to(self.device)
         if text is not None: return Cond(text=text, mask=mask).to(self.device)
         check(labels is not None and len(labels) > 0, "labels", labels, "must be a non-empty list of class ids or names (or give text features)")
         known = {n: i for i, n in enumerate(self.classes)}
@@ -83,18 +180,16 @@ class Pipeline:
         return ids.to(self.device)
 
     @torch.no_grad()
-    def decode(self, codes:Tensor, size:int|None=None, rows:int|None=None) -> np.ndarray:
-        "Codes (b, n, L) -> images (b, h, w, 3) uint8, always in micro-batches of `rows`."
-        codes = self.tokenizer.untoken(codes, self.grid.shape)
+    def decode(self, codes:Tensor, size:int|None=None, rows:int|None=None, shape:tuple[int, ...]|None=None) -> np.ndarray:
+        "Codes (b, n, L) -> images (b, h, w, 3) uint8, always in micro-batches of `rows`; `shape` is their grid where it is not the pipeline's."
+        codes = self.tokenizer.untoken(codes, shape or self.grid.shape)
         pixels = by_rows(lambda c: self.tokenizer.decode(c, size=size), rows or self.sampling.rows, codes)
         return to_uint8(self.tokenizer.leave(pixels)).cpu().numpy()
 
     @torch.no_grad()
     def encode(self, images:np.ndarray|Tensor) -> Tensor:
         "Images (b, h, w, 3) uint8 -> codes (b, n, L)."
-        x = torch.as_tensor(images)
-        check(x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
-        x = (x.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        x = (_pixels(images, one=False).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1)
         return by_rows(lambda v: self.tokenizer.tokens(self.tokenizer.encode(self.tokenizer.enter(v))), self.sampling.rows, x)
 
     def save_pretrained(self, folder:str|Path) -> Path:

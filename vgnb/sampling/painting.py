@@ -38,17 +38,22 @@ class Painting:
     legs: tuple[Leg, ...]
 
     def __post_init__(self):
-        b, n, (first, *_) = len(self.ids), Grid(tuple(self.shape)).n, self.legs
-        vocab = first.sampler.generator.vocab
-        check(self.codes.shape == (b, n, len(vocab)), "codes", tuple(self.codes.shape), f"must be (b, n, levels) = {(b, n, len(vocab))}")
+        b, n = len(self.ids), Grid(tuple(self.shape)).n
         check(self.known.shape == (b, n) and self.known.dtype == torch.bool, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
-        for level, v in enumerate(vocab): check_codes(self.codes[..., level][self.known], v)
-        self.codes = torch.where(self.known[..., None], self.codes.long(), 0)
+        self.hold(self.codes)
         self._cells = [torch.arange(n, device=self.ids.device) if leg.cells is None else leg.cells.to(self.ids.device) for leg in self.legs]
         self._before, end = self._knowledge()
         check(bool(end.all()), "legs", len(self.legs), f"must reach every unknown cell; {int((~end).sum())} are left")
         self._counts = torch.stack([k[:, c].sum(1) for k, c in zip(self._before, self._cells)], 1)      # (b, legs)
         for index in self.batches(): self._check(index)
+
+    def hold(self, codes:Tensor) -> "Painting":
+        "Take the known cells from these codes (b, n, L): what is to be painted may be checked before a picture is encoded."
+        vocab = self.legs[0].sampler.generator.vocab
+        check(codes.shape == (*self.known.shape, len(vocab)), "codes", tuple(codes.shape), f"must be (b, n, levels) = {(*self.known.shape, len(vocab))}")
+        for level, v in enumerate(vocab): check_codes(codes[..., level][self.known], v)
+        self.codes = torch.where(self.known[..., None], codes.long(), 0)
+        return self
 
     def _knowledge(self) -> tuple[list[Tensor], Tensor]:
         "What is known (b, n) before each leg, and in the end."
