@@ -43,12 +43,14 @@ class PartitionConfig:
     rate: str = "arccos"                 # how large the second group is: see `MASK_RATES`
     rope_base: float = 10000             # of the rotary angles
     eps: float = 1e-5                    # of the norms
+    code_std: float|None = None          # spread of the starting code embeddings; None = as published, uniform within 1/sqrt(dim). 1 starts a small model faster
     compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `PartitionTransformer.quirks`
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
         for k in ("encoder", "decoder", "dim", "heads", "vocab", "classes"): check_int(k, getattr(self, k), 1)
         for k in ("dropout", "class_dropout"): check_float(k, getattr(self, k), 0, 0.999)
+        if self.code_std is not None: check_float("code_std", self.code_std, 0)
         check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")
         check_choice("rate", self.rate, tuple(MASK_RATES)); check_choice("compat", self.compat, (None, "upstream"))
         check_choice("query", self.query, QUERIES); check_choice("network", self.network, ("linear", "mlp4"))
@@ -63,7 +65,7 @@ class PartitionConfig:
 
 partition_presets: dict[str, PartitionConfig] = {
     "12-12": PartitionConfig(), "14-10": PartitionConfig(14, 10),
-    "tiny": PartitionConfig(3, 2, 96, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0)}
+    "tiny": PartitionConfig(3, 2, 96, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0, code_std=1)}
 
 # %% ../../nbs/generators/350_partition.ipynb #b1bdc37f
 class Memory(NamedTuple):
@@ -125,7 +127,10 @@ class PartitionTransformer(Generator):
         start_uniform(self, seed)
         if self.head.weight.is_meta: return self
         g, bound = torch.Generator(self.head.weight.device).manual_seed(seed), self.config.dim ** -0.5
-        self.tokens.weight.uniform_(-bound, bound, generator=g); self.condition.table.weight.normal_(generator=g); self.swap.base.normal_(0, 0.02, generator=g)
+        std, w = self.config.code_std, self.tokens.weight
+        if std is None: w.uniform_(-bound, bound, generator=g)
+        else: w.normal_(0, std, generator=g)
+        self.condition.table.weight.normal_(generator=g); self.swap.base.normal_(0, 0.02, generator=g)
         if self.registers is not None: self.registers.normal_(0, 0.02, generator=g)
         nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
         return self
