@@ -35,6 +35,7 @@ def check_permutation(perm:Tensor, n:int, argument:str="order") -> Tensor:
 class Order:
     "Base of all orders: a fixed one. Subclasses define `fixed(grid, draws, at)` → (n,) or (b, n)."
     adaptive: bool = False     # True: choose() looks at the confidence of its candidates
+    redraw: bool = False       # True: cells that are decided are candidates again
     needs: frozenset[str] = frozenset({"any_order"})
 
     def fixed(self, grid:Grid, draws, at:At) -> Tensor:

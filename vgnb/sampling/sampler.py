@@ -75,7 +75,7 @@ class Sampler:
         draws,              # Keyed(seed)
         *, given:tuple[Tensor, Tensor]|None=None, # (codes (b, n, L), known (b, n) bool): cells that are fixed
         grid:Grid,          # the canvas
-        keep:tuple[str, ...]=(), # "logits" keeps what the pick saw
+        keep:tuple[str, ...]=(), # "logits" keeps what the pick saw; "drawn" the cells that were asked for and the tokens drawn for them
     ) -> Iterator[Step]:
         "Steps of one micro-batch after the other. Raises BadInput before any work."
         self.check_request(cond, ids, grid, given, keep)
@@ -99,7 +99,8 @@ class Sampler:
             for last in self.stream(cond, ids, draws, given=given, grid=grid):
                 if last.clock.step == last.clock.steps - 1:
                     i = next(first); out[i:i + len(last.ids)] = last.codes(); bar.update()
-        return out
+        if self.compat is None: return out
+        return torch.minimum(out, out.new_tensor(self.generator.vocab) - 1)                            # a special code that was drawn becomes the last one
 
     def check_request(self, cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=()):
         "Raise BadInput for anything that cannot work; arguments as in `stream`."
@@ -107,7 +108,7 @@ class Sampler:
         check(int(ids.min()) >= 0, "ids", int(ids.min()), "must be >= 0")
         check(cond.b == len(ids), "cond", cond.b, f"must have as many rows as ids ({len(ids)})")
         self.generator.check_cond(cond); self.generator.check_grid(grid); self.order.check(grid, ids)
-        for k in keep: check_choice("keep", k, ("logits",))
+        for k in keep: check_choice("keep", k, ("logits", "drawn"))
         if given is None: self._counts(grid.n, 0); return
         codes, known = given
         check(codes.shape == (len(ids), grid.n, len(self.generator.vocab)), "given codes", tuple(codes.shape), f"must be (b, n, levels) = {(len(ids), grid.n, len(self.generator.vocab))}")
@@ -115,12 +116,13 @@ class Sampler:
         for level, v in enumerate(self.generator.vocab): check_codes(codes[..., level][known], v, "given codes")
         beginnings = torch.equal(known, known.long().cumprod(1).bool()) and bool((known.sum(1) == known[0].sum()).all())
         check("any_order" in self.generator.traits or beginnings, "given known", f"{int(known.sum())} cells", f"must be the same beginning of the raster for all samples: {type(self.generator).__name__} can't fill gaps")
-        for start in {int(k.min()) for k in known.sum(1).split(self.rows)}: self._counts(grid.n, start)
+        for start in {0 if self.order.redraw else int(k.min()) for k in known.sum(1).split(self.rows)}: self._counts(grid.n, start)
 
     def _counts(self, n:int, start:int) -> list[int]:
         "Group sizes for the n - start missing cells."
         check(self.compat or self.schedule is one_by_one or self.steps <= n, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
-        counts = check_counts(self.schedule(n, self.steps, start), n, start)
+        counts = self.schedule(n, self.steps, start)
+        check_counts([c for c in counts if c] if self.order.redraw else counts, n, start)
         check(max(counts, default=1) == 1 or "parallel" in self.generator.traits, "schedule", counts[:8], f"must be groups of one: {type(self.generator).__name__} decides one cell at a time")
         return counts
 
@@ -129,24 +131,27 @@ class Sampler:
         g, n, b = self.generator, grid.n, len(ids)
         known = torch.zeros(b, n, dtype=torch.bool, device=ids.device) if given is None else given[1]
         canvas = torch.zeros(b, n, len(g.vocab), dtype=torch.long, device=ids.device) if given is None else given[0].long() * known[..., None]
-        start = 0 if given is None else int(known.sum(1).min())
+        start = 0 if given is None or self.order.redraw else int(known.sum(1).min())
         counts = self._counts(n, start)
         filled = torch.where(known, -1, len(counts))
         perm, done = self.order.plan(grid, known, draws, At(ids)), start
         branches = self.guidance.branches(cond, g.null(cond), draws, At(ids, perm, index=start))               # where: the order, of which `index` cells are known
         state = self._state = g.begin(branches, grid, reuse=self._state)
-        if start: g.accept(state, perm[:, :start], _at(canvas, perm[:, :start]))
+        if given is not None and "rewrite" in g.traits: g.accept(state, perm, _at(canvas, perm).masked_fill(~known.gather(1, perm)[..., None], -1))
+        elif start: g.accept(state, perm[:, :start], _at(canvas, perm[:, :start]))
         for step, count in enumerate(counts):
             clock, cells = Clock(step, len(counts), done, n), self.order.candidates(perm, done, count)
             tokens, confidence, kept = self._decide(state, cells, clock, ids, draws, keep)
-            tokens = torch.where(known.gather(1, cells)[..., None], _at(canvas, cells), tokens)          # ragged: some samples know more than others
-            columns = self.order.choose(confidence, known.gather(1, cells), done, count, clock, draws, At(ids, cells, done, step))
+            fixed = known.gather(1, cells)                                                                 # ragged: some samples know more than others
+            if self.order.redraw: fixed = ((filled < len(counts)) & (canvas < canvas.new_tensor(g.vocab)).all(-1)).gather(1, cells)
+            else: tokens = torch.where(fixed[..., None], _at(canvas, cells), tokens)
+            columns = self.order.choose(confidence, fixed, done, count, clock, draws, At(ids, cells, done, step))
             if columns is not None:
                 perm = _promote(perm, cells, columns, done)
                 cells, tokens, confidence = cells.gather(1, columns), _at(tokens, columns), confidence.gather(1, columns)
             g.accept(state, cells, tokens)
             canvas.scatter_(1, cells[..., None].expand_as(tokens), tokens)
-            filled.scatter_(1, cells, torch.where(known.gather(1, cells), -1, step))
+            filled.scatter_(1, cells, filled.gather(1, cells).clamp(max=step))
             yield Step(clock, cells, tokens, confidence, ids, kept, canvas, filled)
             done += count
 
@@ -161,7 +166,9 @@ class Sampler:
             token, confidence = pick(logits, now, draws, At(ids, cells, clock.done, clock.step, level))
             tokens.append(token)
             if "logits" in kept: kept["logits"].append(logits)
-        return torch.stack(tokens, -1), confidence, kept
+        tokens = torch.stack(tokens, -1)
+        if "drawn" in kept: kept["drawn"] = [cells, tokens]
+        return tokens, confidence, kept
 
 def _at(x:Tensor, columns:Tensor) -> Tensor:
     "Rows of x (b, n, L) at columns (b, k)."
