@@ -1,4 +1,4 @@
-"Both widgets, driven once each by keyboard and mouse in a real JupyterLab with Chromium. Nothing of the user's Jupyter settings is read or written."
+"The widgets, driven once each by keyboard and mouse in a real JupyterLab with Chromium. Nothing of the user's Jupyter settings is read or written."
 import contextlib
 import hashlib
 import json
@@ -57,10 +57,21 @@ desk = ReconstructionDesk(pixels, models, labels=["<b>bold</b>", "b", "c", "d"],
 desk
 """
 
+EXPLORER = ("""
+from vgnb.views.explorer import OrderChoice, OrderExplorer
 
-def _notebook(path: Path, code: str):
-    "A notebook of one cell."
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.strip())])
+explorer = OrderExplorer(OrderChoice("halton", "cosine", 8, 8, 6), side=200)
+busy = 0
+explorer
+""", """
+import time
+time.sleep(busy); busy = 2.5
+""")
+
+
+def _notebook(path: Path, *cells: str):
+    "A notebook of these cells."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.strip()) for code in cells])
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(nb, path)
 
@@ -74,7 +85,7 @@ def lab(tmp_path_factory):
     "A JupyterLab of our own: (address, token). Ends with the module."
     tmp = tmp_path_factory.mktemp("lab")
     root = tmp / "root"; root.mkdir()
-    for name, code in (("player", PLAYER), ("desk", DESK)): _notebook(root / f"{name}.ipynb", code)
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)): _notebook(root / f"{name}.ipynb", *cells)
     places = {k: str(tmp / k.lower()) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"
     news.parent.mkdir(parents=True)
@@ -114,7 +125,7 @@ def chromium():
 
 @contextlib.contextmanager
 def opened(lab, chromium, name: str):
-    "A page with the notebook run and its widget on show; errors of the page's own scripts fail the test."
+    "A page with the notebook run and its widget on show; errors of the page's own scripts, and what they report to the console from then on, fail the test."
     url, token = lab
     page, errors = chromium.new_page(viewport={"width": 1200, "height": 900}), []
     page.on("pageerror", lambda e: errors.append(str(e)))
@@ -125,6 +136,7 @@ def opened(lab, chromium, name: str):
         page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)
         page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-all-cells"); }')    # braces: not awaited
         page.locator(".jp-OutputArea-output .widget-image").first.wait_for(timeout=60_000)
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         yield page
         assert not errors, errors
     finally: page.close()
@@ -135,17 +147,17 @@ def options(page, n: int) -> list[str]:
     return [t.replace("\xa0", " ") for t in page.locator(".jp-OutputArea-output select").nth(n).locator("option").all_inner_texts()]
 
 
-def shown(page) -> str:
-    "A digest of the picture in the widget's image, as the browser holds it."
-    source = page.locator(".jp-OutputArea-output .widget-image").first.evaluate(
+def shown(page, n: int = 0) -> str:
+    "A digest of the picture in the widget's n-th image, as the browser holds it."
+    source = page.locator(".jp-OutputArea-output .widget-image").nth(n).evaluate(
         "async e => { const b = await (await fetch(e.src)).arrayBuffer(); return Array.from(new Uint8Array(b)); }")
     return hashlib.sha256(bytes(source)).hexdigest()
 
 
-def changed(page, before: str) -> str:
-    "Wait until the picture is another one; returns its digest."
+def changed(page, before: str, n: int = 0) -> str:
+    "Wait until the n-th picture is another one; returns its digest."
     for _ in range(100):
-        if (now := shown(page)) != before: return now
+        if (now := shown(page, n)) != before: return now
         page.wait_for_timeout(100)
     raise AssertionError("the picture did not change")
 
@@ -187,3 +199,49 @@ def test_reconstruction_desk(chromium, lab, tmp_path):
         assert options(page, 0) == ["0 <b>bold</b>", "1 b", "2 c", "3 d"]
         page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "desk.png")
         assert (tmp_path / "desk.png").stat().st_size > 5_000
+
+
+def test_order_explorer(chromium, lab, tmp_path):
+    with opened(lab, chromium, "explorer") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        select, number, says = output.locator("select"), output.locator('input[type="number"]'), lambda text: output.get_by_text(text).first.wait_for(timeout=10_000)
+        says("step 2 of 6")
+        assert "halton" in (offered := options(page, 0)) and not {"confidence", "uncertainty"} & set(offered) and output.get_by_text("Not offered: confidence").is_visible()
+        picture = shown(page)
+        select.nth(0).select_option("spiral-in")
+        picture = changed(page, picture)
+        select.nth(1).select_option("even")
+        picture = changed(page, picture)
+        says("largest group 11")
+        number.nth(2).fill("65"); number.nth(2).press("Enter")                                      # a mistake, in words
+        says("steps=65: must be from 1 to 64, the cells of the grid")
+        faded = changed(page, picture)
+        number.nth(2).fill("9"); number.nth(2).press("Enter")
+        says("step 2 of 9"); picture = changed(page, faded)
+        handle = output.locator(".noUi-handle").first
+        handle.focus(); page.keyboard.press("ArrowRight")                                           # scrub
+        says("step 3 of 9"); picture = changed(page, picture)
+        output.locator("button:has(.fa-step-forward)").click()
+        says("step 4 of 9"); picture = changed(page, picture)
+        output.get_by_role("button", name="heat map").click()
+        picture = changed(page, picture)
+        images = output.locator(".widget-image")
+        assert [images.nth(i).is_visible() for i in (0, 1)] == [True, False]
+        output.get_by_role("button", name="second panel").click()
+        images.nth(1).wait_for(timeout=10_000)
+        second = shown(page, 1)
+        select.nth(3).select_option("random")                                                       # the second panel's own order
+        second = changed(page, second, 1)
+        assert shown(page) == picture
+        number.nth(8).fill("1"); number.nth(8).press("Enter")                                       # and its seed
+        changed(page, second, 1)
+        output.screenshot(path=tmp_path / "explorer.png")
+        sleeper, readout = page.locator(".jp-Notebook-cell").nth(1).locator(".jp-InputPrompt"), output.locator(".widget-slider .widget-readout").first
+        sleeper.click()
+        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-cell"); }')         # once more: now it keeps the kernel busy
+        page.wait_for_function("e => e.textContent.includes('*')", arg=sleeper.element_handle(), timeout=10_000)
+        output.locator(".widget-play button").first.click()                                         # play
+        page.wait_for_function("e => +e.textContent >= 6", arg=readout.element_handle(), timeout=10_000)
+        assert "*" in sleeper.inner_text()                                                          # the clock did not wait for the kernel
+        says("step 9 of 9, finished · 64 of 64 cells"); says("step 12 of 12, finished · 256 of 256 cells")
+        assert (tmp_path / "explorer.png").stat().st_size > 20_000

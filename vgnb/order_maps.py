@@ -125,17 +125,19 @@ def step_key(
     parts = [] if ahead else [hatch(np.full((12, 12, 3), 216, np.uint8), [[True]]), "open"]
     parts += [swatch("given"), "known"] * known + [swatch("alarm"), "decided now", "step 1", None, f"{total:,}"]
     wide = lambda part: font.getlength(part) + (5 if part == "step 1" else 10) * dense if isinstance(part, str) else 17 * dense
-    room = (width + 5) * dense - sum(wide(p) for p in parts if p is not None)                 # the ramp takes what is left
+    room = lambda: (width - 5) * dense - sum(wide(p) for p in parts if p is not None)
+    while room() < 12 * dense and len(parts) > 3: parts = parts[2:]
+    ramp = heat(np.linspace(0, 1, int(np.clip(room() / dense, 4, 64))))[None].repeat(12, 0)      # takes what is left
     key, x = Image.new("RGB", (width * dense, 16 * dense), TONES["paper"]), 0
     for part in parts:
-        if part is None: part = heat(np.linspace(0, 1, int(np.clip(room / dense, 8, 64))))[None].repeat(12, 0)
+        part = ramp if part is None else part
         if isinstance(part, str): ImageDraw.Draw(key).text((x, 8 * dense), part, TONES["muted"], font, "lm"); x += round(wide(part))
         else: key.paste(Image.fromarray(part.repeat(dense, 0).repeat(dense, 1)), (x, 2 * dense)); x += (part.shape[1] + 5) * dense
     return key
 
 def order_panel(
     steps, shape:tuple[int, ...], # see `step_map`
-    *, at:int|None=None, ahead:bool=True, total:int|None=None, side:int=320, numbers:bool=True, dense:int=1,
+    *, at:int|None=None, ahead:bool=True, total:int|None=None, side:int=320, numbers:bool=True, dense:int=1, # the picture is 16 pixels wider
     title:str="", text:str="", # a line each above the map, bold and plain
 ) -> Image.Image:
     "Map of the steps, cells per step, and the key to both."
@@ -146,9 +148,10 @@ def order_panel(
     key = step_key(total, bool((steps < 0).any()), ahead, side, dense)
     gap, lines = 8 * dense, [(t, font, tone) for t, font, tone in ((title, house_font(12 * dense, True), "ink"), (text, house_font(10 * dense), "muted")) if t]
     top = len(lines) * 16 * dense + 4 * dense * bool(lines)
-    out = Image.new("RGB", (side * dense, top + grid.height + bars.height + key.height + 2 * gap), TONES["paper"])
-    for k, (t, font, tone) in enumerate(lines): ImageDraw.Draw(out).text((0, (16 * k + 1) * dense), plain_text(t, 72), TONES[tone], font)
-    out.paste(grid, (0, top)); out.paste(bars, (0, top + grid.height + gap)); out.paste(key, (0, top + grid.height + bars.height + 2 * gap))
+    out = Image.new("RGB", (side * dense + 2 * gap, top + grid.height + bars.height + key.height + 4 * gap), TONES["paper"])
+    for k, (t, font, tone) in enumerate(lines): ImageDraw.Draw(out).text((gap, gap + (16 * k - 2) * dense), plain_text(t, 72), TONES[tone], font)
+    y = gap + top
+    for part in (grid, bars, key): out.paste(part, (gap, y)); y += part.height + gap
     return out
 
 # %% ../nbs/004_order_maps.ipynb #b0863a13

@@ -22,7 +22,7 @@ from PIL import Image
 from ..core import BadInput, check, check_choice, check_int
 from ..draws import At, Keyed
 from ..figures import TONES, order_steps, plain_text
-from ..generators.adaptive_orders import Confidence
+from ..generators.adaptive_orders import Confidence   # with it the orders that look at a model are registered
 from ..generators.generator import Grid
 from ..generators.orders import ORDERS, Given, Order, check_permutation
 from ..generators.schedules import SCHEDULES, check_counts, one_by_one
@@ -165,26 +165,27 @@ class Scene:
     def picture(self, side:int=320, dense:int=1) -> Image.Image:
         "All panels, side by side."
         made = [c.picture(self.at(i), ahead=self.heat, side=side, dense=dense) for i, c in enumerate(self.courses)]
-        gap = 14 * dense
-        out = Image.new("RGB", (sum(p.width + gap for p in made) + gap, max(p.height for p in made) + gap), TONES["paper"])
-        for i, p in enumerate(made): out.paste(p, (gap + i * (p.width + gap), gap // 2))
+        out = Image.new("RGB", (sum(p.width for p in made), max(p.height for p in made)), TONES["paper"])
+        for i, p in enumerate(made): out.paste(p, (i * p.width, 0))
         return out
 
 # %% ../../nbs/views/820_explorer.ipynb #bad0e3f1
-_HALF = {"style": {"description_width": "3.9rem"}, "layout": {"width": "10.4rem"}}
+def _size(width:float, description:float) -> dict: return {"style": {"description_width": f"{description}rem"}, "layout": {"width": f"{width}rem"}}
+
+_NEAR, _FAR = _size(9.6, 3.2), _size(11.4, 4)      # the controls of the left and of the right column
 
 class _Panel:
     "The controls, the words and the picture of one choice."
     def __init__(self, explorer, choice:OrderChoice, offered:list[str]):
-        self.explorer, number = explorer, lambda name: widgets.IntText(value=getattr(choice, name), description=name, **_HALF)
-        chooser = lambda name, options: widgets.Dropdown(options=[(plain_text(o, 40), o) for o in options], value=getattr(choice, name), description=name, **_HALF)
-        self.order, self.schedule = chooser("order", offered), chooser("schedule", list(SCHEDULES))
-        self.known = chooser("known", [*KNOWN, *explorer.masks])
-        self.height, self.width, self.steps, self.seed, self.sample = map(number, ("height", "width", "steps", "seed", "sample"))
-        self.cells = widgets.Text(value=choice.cells, description="cells", placeholder="0 1 2 ...", continuous_update=False,
-                                  style=_HALF["style"], layout={"width": "20.8rem"})
-        self.text = widgets.Label(layout={"width": "21rem"})
-        self.image = widgets.Image(format="png", layout={"width": f"{explorer.side}px", "align_self": "flex-start"})
+        self.explorer, said = explorer, dataclasses.asdict(choice)
+        number = lambda name, size: widgets.IntText(value=said[name], description=name, **size)
+        chooser = lambda name, options, size: widgets.Dropdown(options=[(plain_text(o, 40), o) for o in options], value=said[name], description=name, **size)
+        self.order, self.schedule, self.known = chooser("order", offered, _NEAR), chooser("schedule", SCHEDULES, _FAR), chooser("known", (*KNOWN, *explorer.masks), _FAR)
+        self.height, self.steps, self.seed = (number(name, _NEAR) for name in ("height", "steps", "seed"))
+        self.width, self.sample = (number(name, _FAR) for name in ("width", "sample"))
+        self.cells = widgets.Text(value=choice.cells, description="cells", placeholder="0 1 2 ...", continuous_update=False, **_size(21.2, 3.2))
+        self.text = widgets.HTML(layout={"width": "21rem"})
+        self.image = widgets.Image(format="png", layout={"width": f"{explorer.side + 16}px", "align_self": "flex-start"})
         rows = (self.order, self.schedule), (self.height, self.width), (self.steps, self.known), (self.seed, self.sample), (self.cells,)
         self.box = widgets.VBox([*map(widgets.HBox, rows), self.text, self.image], layout={"margin": "0 1rem 0 0"})
         self.course, self.error, self._shown = explorer.course(choice), None, None
@@ -215,13 +216,13 @@ class _Panel:
 
     def draw(self, course:Course, at:int, heat:bool):
         "Bring words and picture up to date."
-        self.text.value = _words(f"⚠ {self.error}" if self.error else course.line(at))
-        self.text.style.text_color, self.text.tooltip = (TONES["alarm"], str(self.error)) if self.error else (None, None)
+        self.words = f"⚠ {self.error}" if self.error else course.line(at)
+        self.text.value = f'<div style="line-height: 1.4; min-height: 2.8em{"; color: " + TONES["alarm"] if self.error else ""}">{_escaped(self.words)}</div>'
         if self._shown != (now := (course, at, heat, bool(self.error))): self._shown, self.image.value = now, self.explorer._png(*now)
 
-def _words(text:str) -> str:
-    "A line in which nothing is typeset as mathematics."
-    return plain_text(text, 160).replace("$", "＄").replace("\\", "＼")
+def _escaped(text:str) -> str:
+    "Text in which nothing is taken for HTML or mathematics."
+    return html.escape(plain_text(text, 240)).replace("$", "＄").replace("\\", "＼")
 
 # %% ../../nbs/views/820_explorer.ipynb #2a55d9e8
 class OrderExplorer:
@@ -259,7 +260,7 @@ class OrderExplorer:
         button = lambda icon, by, tip: widgets.Button(icon=icon, tooltip=tip, layout={"width": "2.4rem"})
         self.back, self.forward = button("step-backward", -1, "one step back"), button("step-forward", 1, "one step on")
         self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style={"button_width": "6rem"})
-        self.second = widgets.ToggleButton(value=two, description="second panel", layout={"width": "8rem"})
+        self.second = widgets.ToggleButton(value=two, description="second panel", layout={"width": "8rem", "margin": "0 0.6rem"})
         self.pace = widgets.ToggleButtons(options=[("same step", "step"), ("same share", "share")], style={"button_width": "6rem"},
                                           tooltips=["the course of fewer steps is finished earlier", "both end together"])
         self.note = widgets.HTML(value=self._note())
@@ -307,8 +308,8 @@ class OrderExplorer:
 
     def _note(self) -> str:
         "Why some orders are not offered."
-        missing = [plain_text(n, 40) for n, o in ORDERS.items() if o.adaptive and n not in self.runs]
-        return f"<small>Not offered: {html.escape(', '.join(missing))}. Such an order looks at a model's predictions; " \
+        missing = [n for n, o in ORDERS.items() if o.adaptive and n not in self.runs]
+        return f"<small>Not offered: {_escaped(', '.join(missing))}. Such an order looks at a model's predictions; " \
                "a run has one: <code>OrderExplorer(run=pipe.stream(labels, order=...))</code></small>" if missing else ""
 
     def snapshot(self) -> Image.Image:
