@@ -39,7 +39,7 @@ _LEFT = {   # shape -> (share of the decay that is done, rate) -> what is left, 
 @dataclass(frozen=True)
 class Rate:
     "How the learning rate moves; multiplies `Optim.lr`."
-    shape: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant"] = "constant"  # after the warm-up
+    shape: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant", "cosine_end"] = "constant"  # after the warm-up
     warmup: int = 0      # steps from 0 to the full rate
     hold: int = 0        # the full rate lasts at least until this step
     floor: float = 0.0   # where the decay ends, as a fraction of the full rate
@@ -48,7 +48,7 @@ class Rate:
     rules: str = ""      # piecewise_constant: multiplier:until, ..., last multiplier; "1:1000,0.1:2000,0.01"
 
     def __post_init__(self):
-        check_choice("rate.shape", self.shape, ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant"))
+        check_choice("rate.shape", self.shape, ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant", "cosine_end"))
         check_int("rate.warmup", self.warmup, 0); check_int("rate.hold", self.hold, 0); check_float("rate.floor", self.floor, 0, 1)
         for f in ("waves", "power"): check(check_float(f"rate.{f}", getattr(self, f)) > 0, f"rate.{f}", getattr(self, f), "must be above 0")
         check(bool(self.rules) == (self.shape == "piecewise_constant"), "rate.rules", self.rules, 'belong to the shape piecewise_constant: "multiplier:until,...,last"')
@@ -73,6 +73,9 @@ def rate_at(
     if step < rate.warmup: return step / rate.warmup
     start = max(rate.warmup, rate.hold)
     if rate.shape == "piecewise_constant": return next(m for m, until in rate.pieces() if step < until)
+    if rate.shape == "cosine_end":                                                    # full rate for nine tenths of the run, then half a wave, cut off at the floor (Halton-MaskGIT, PGM)
+        done = (step - 0.9 * steps) / (0.1 * steps)
+        return 1.0 if done <= 0 else max(0.5 * (1 + math.cos(math.pi * min(done, 1.0))), rate.floor)
     if rate.shape not in _LEFT or step <= start: return 1.0
     done = min(1.0, (step - start) / max(1, steps - start))
     return rate.floor + (1 - rate.floor) * _LEFT[rate.shape](done, rate)
@@ -85,7 +88,8 @@ class Optim:
     lr: float = 1e-4                            # at full rate
     betas: tuple[float, float] = (0.9, 0.95)    # memory of the gradient and of its square
     eps: float = 1e-8                           # added to the root of the square
-    weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are never decayed
+    weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are not
+    decay_vectors: bool = False                 # decay these, too: norms, biases (Halton-MaskGIT, PGM)
     clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
     skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
     skip_from: int = 0                          # steps at the start in which no norm is too large
@@ -186,9 +190,14 @@ def _flat(value, prefix="") -> dict:
     if not isinstance(value, dict): return {prefix: value}
     return {k: v for name, part in value.items() for k, v in _flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
+def _filled_in(saved:dict) -> dict:
+    "A saved recipe, with what recipes did not yet know when it was saved as it is without being said."
+    try: return to_json(from_json(saved))
+    except BadInput: return saved
+
 def check_same(saved:dict, asked:Recipe, source="checkpoint"):
     "Raise `Mismatch` naming the first field in which the recipe of a checkpoint (JSON) and the one asked for differ."
-    a, b = _flat(saved), _flat(to_json(asked))
+    a, b = _flat(_filled_in(saved)), _flat(to_json(asked))
     for name in sorted(a.keys() | b.keys()):
         was, now = a.get(name, "nothing"), b.get(name, "nothing")
         check(was == now, name, now, f"the run in {source} was started with {was!r}; use that value, or another folder, or --fresh", Mismatch)
@@ -405,6 +414,26 @@ def gpt_xl_t2i() -> GeneratorRecipe:
     Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the length is our choice. Stage 2 goes on at 512 px with --model.grid 32 32.
     Command: python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""
     return GeneratorRecipe(model=raster_presets["t2i-XL"], steps=500_000, batch=256, optim=_ADAMW)
+
+# %% ../../nbs/training/500_recipes.ipynb #86037af5
+_HALTON = {"tiny-256": (16, "23.0M", "FID 10.2, IS 185 at guidance weight 1.5"), "small-256": (16, "69.3M", "FID 6.40, IS 255 at guidance weight 1.0"),
+           "base-256": (16, "142.2M", "FID 4.17, IS 263 at guidance weight 0.7"), "small-384": (24, "69.5M", "FID 6.11, IS 241 at guidance weight 1.0"),
+           "base-384": (24, "142.5M", "FID 4.15, IS 257 at guidance weight 0.7"), "large-384": (24, "480.0M", "FID 2.59, IS 281 at guidance weight 0.5")}
+
+def _halton(key:str) -> Callable:
+    "The recipe function of one published size."
+    side, parameters, result = _HALTON[key]
+    def build() -> GeneratorRecipe:
+        return GeneratorRecipe(model=replace(masked_presets[key.split("-")[0]], grid=(side, side)), steps=1_500_000, batch=256, rate=Rate("cosine_end", warmup=2500, floor=0.01),
+                               optim=Optim("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.03, decay_vectors=True, clip=1.0))
+    build.__name__ = f"halton_{key.replace('-', '_')}"
+    build.__doc__ = f"""Halton-MaskGIT, {key.split("-")[0]}, on {side}x{side} codes of LlamaGen's VQ-16 for pictures of {key[-3:]} px (arXiv 2503.17076, README).
+
+    Result: {result}, 32 steps in Halton order (50,000 samples against the statistics of the training images); a weight of w is --sampling.cfg-scale 1 + w. {parameters} parameters, 1.5M steps at batch 256.
+    Command: python scripts/train_generator.py halton-{key} --data CODES --out runs/halton-{key}"""
+    return _recipe(build)
+
+for _key in _HALTON: _halton(_key)
 
 # %% ../../nbs/training/500_recipes.ipynb #b5ca86e4
 _RANDAR = {"l": ("L", "342.9M", "LlamaGen's VQ-16", "FID 2.65, IS 249 with guidance growing to 3.4 (the paper's own run: 2.55, 288)"),
