@@ -29,6 +29,7 @@ from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
 from vgnb.generators.orders import Given
 from vgnb.generators.raster import RasterConfig, RasterTransformer, raster_presets
 from vgnb.jobs import SampleJob, planned_labels
+from vgnb.order_maps import step_map
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
@@ -41,6 +42,7 @@ from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.order import Share
 from vgnb.training.recipes import Optim, from_json, recipe
 from vgnb.training.trainer import Run
+from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
 
 SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
 RASTER = RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0)
@@ -232,6 +234,9 @@ ROWS = [
     Bad("unknown-setting", "setting", "'top_q'", "did you mean top_p?", lambda w: w.pipe.sample([0], top_q=0.5)),
     Bad("unknown-setting-saved", "sampling field", "'top_q'", "did you mean top_p?", lambda w: pipeline.from_pretrained("pipe2"), "sample.py pipe2 --count 2 --out out/s.npz"),
     Bad("unknown-order", "order", "'spiral'", "must be one of raster, random", lambda w: Sampling(order="spiral"), SAMPLE + "--sampling.order spiral"),
+    Bad("explorer-of-too-many-steps", "steps", "257", "must be from 1 to 256, the cells of the grid", lambda w: OrderExplorer(OrderChoice(steps=257))),
+    Bad("explorer-of-an-adaptive-order", "order", "'confidence'", "looks at a model's confidence: show a run of it", lambda w: order_course(OrderChoice("confidence"))),
+    Bad("map-of-a-late-moment", "at", "3", "must be an integer >= 0 and <= 2", lambda w: step_map([0, 1], (1, 2), at=3)),
     Bad("order-no-permutation", "order", "[0, 0, 1, 2, 3, 4, 5, 6]", "must be a permutation: every cell of 0..15 exactly once", lambda w: w.sampler(AnyOrder(), order=Given([0, *range(15)]))),
     Bad("order-too-short", "order", "(9,)", "must list all 16 cells", lambda w: w.sampler(AnyOrder(), order=Given(range(9)))),
     Bad("order-it-cannot-follow", "order", "'Random'", "needs a generator with the trait any_order", lambda w: w.pipe.sample([0], order="random"), SAMPLE + "--sampling.order random"),

@@ -286,6 +286,7 @@ def test_only_what_matters_can_be_changed(explorer):
     assert "uncertainty" in with_run.note.value and "confidence" not in with_run.note.value
     left.order.value = "halton"
     assert not left.schedule.disabled and left.error is None
+    assert (with_run.right.height.value, with_run.right.width.value, with_run.right.order.value) == (6, 6, "raster") and not with_run.second.value
     with_run.close()
 
 

@@ -2,6 +2,7 @@
 breaks it."""
 import ast
 import base64
+import io
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60_000    # bytes of a picture
@@ -104,14 +106,21 @@ def cells_without_a_reason(pages, package):
     return [f"{path}: '#| eval: false' needs a comment with the reason on the next line" for path, reason in cells_never_run(pages) if len(reason) < 12]
 
 
+def see_through(picture: bytes) -> bool:
+    "Whether a PNG has pixels that are not opaque."
+    if not picture.startswith(b"\x89PNG"): return False
+    with Image.open(io.BytesIO(picture)) as image: return image.convert("RGBA").getextrema()[3][0] < 255
+
+
 def bad_outputs(pages, package):
     out = []
     for p in pages:
         for n, c in enumerate(p.cells):
             for o in c.get("outputs", []):
                 if o["output_type"] == "error": out.append(f"{p.path}, cell {n}: an error ({o.get('ename')})")
-                size = len(base64.b64decode("".join(o.get("data", {}).get("image/png", ""))))
-                if size > LIMIT: out.append(f"{p.path}, cell {n}: a picture of {size:,} bytes, at most {LIMIT:,}")
+                picture = base64.b64decode("".join(o.get("data", {}).get("image/png", "")))
+                if len(picture) > LIMIT: out.append(f"{p.path}, cell {n}: a picture of {len(picture):,} bytes, at most {LIMIT:,}")
+                if see_through(picture): out.append(f"{p.path}, cell {n}: a picture without a ground of its own, unreadable on a dark page")
     return out
 
 
@@ -202,3 +211,11 @@ def test_each_rule_notices_a_page_that_breaks_it(rule, words, tmp_path):
 def test_too_large_a_picture_is_noticed():
     big = {"output_type": "display_data", "data": {"image/png": base64.b64encode(bytes(LIMIT + 1)).decode()}}
     assert bad_outputs([Page(Path("001_a.ipynb"), [dict(cell_type="code", source=[], outputs=[big])])], ROOT)
+
+
+def test_a_picture_without_a_ground_is_noticed():
+    def page(picture):
+        with io.BytesIO() as f: picture.save(f, "PNG"); data = base64.b64encode(f.getvalue()).decode()
+        return [Page(Path("001_a.ipynb"), [dict(cell_type="code", source=[], outputs=[{"output_type": "display_data", "data": {"image/png": data}}])])]
+    assert "dark page" in bad_outputs(page(Image.new("RGBA", (4, 4), (0, 0, 0, 254))), ROOT)[0]
+    assert not bad_outputs(page(Image.new("RGBA", (4, 4), (0, 0, 0, 255))), ROOT) and not bad_outputs(page(Image.new("P", (4, 4))), ROOT)

@@ -229,7 +229,7 @@ class OrderExplorer:
     "Orders and schedules to play with. `.play .clock .back .forward .view .second .pace .left .right .box`; shows itself in a notebook."
     def __init__(self,
         left:OrderChoice|None=None, # what the panels begin with
-        right:OrderChoice|None=None, # None: the second panel is hidden at first
+        right:OrderChoice|None=None, # None: like the left one in another order, and hidden at first
         *, orders:dict|None=None, # orders of your own by name: an Order, or a permutation (n,) or (k, n)
         masks:dict|None=None, # known cells of your own by name: (h, w) bool
         run=None, # steps of a sampler's stream, or {name: steps}: their orders are offered too
@@ -247,9 +247,12 @@ class OrderExplorer:
         self.runs = {name: run_courses(steps, shape, name) for name, steps in given.items()}
         offered = [*self.runs, *fixed_orders(), *self.orders, "own"]
         left = left or OrderChoice(order=offered[0] if self.runs else "halton", sample=min(next(iter(self.runs.values()))) if self.runs else 0)
-        for c in (left, right): c is None or self.course(c)                                      # raises before any widget is made
+        here = self.course(left)                                                                 # raises before any widget is made
+        sides = dict(zip(("height", "width"), here.shape)) if len(here.shape) == 2 else {}
+        other = right or dataclasses.replace(left, order="raster" if left.order != "raster" else "halton", **sides)
+        self.course(other)
         self._png = functools.lru_cache(128)(self._encoded)
-        self.left, self.right = _Panel(self, left, offered), _Panel(self, right or OrderChoice("raster", "even"), offered)
+        self.left, self.right = _Panel(self, left, offered), _Panel(self, other, offered)
         self._controls(right is not None)
         self._refresh()
         self.clock.value = self.clock.max // 3 if clock is None else check_int("clock", clock, 0, self.clock.max)
