@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED', 'Published', 'build', 'published_model', 'read_published
 
 # %% ../nbs/700_zoo.ipynb #f15455d3
 import argparse
+import math
 import pickle
 import re
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
-from .generators import random_order, raster
+from .generators import group_swap, masked, partition, random_order, raster
 from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
 from .training.checkpoints import load_tensors, save_tensors
 
@@ -40,6 +41,14 @@ def _randar_spec(c:random_order.RandomOrderConfig) -> dict:
     "The published arguments of a size."
     return {"n_layer": c.layers, "n_head": c.heads, "dim": c.dim, "vocab_size": c.vocab, "num_classes": c.classes, "position_order": "random"}
 
+def _pgm_spec(c:partition.PartitionConfig) -> dict:
+    "The published arguments of a size."
+    return {"register": c.registers, "codebook_size": c.vocab, "model": {"length": math.prod(c.grid) + 1, "hidden_size": c.dim, "n_heads": c.heads, "mlp_ratio": c.mlp_ratio, "dropout": c.dropout,
+            "n_class": c.classes, "encoder": {"n_blocks": c.encoder}, "decoder": {"n_blocks": c.decoder, "mode": c.mode, "self_attn_first": c.self_attn_first},
+            "swap": {"pre_query_mode": c.query, "query_process_mode": c.network}}}
+
+_PGM_MASKGIT = {"input_size": 32, "hidden_dim": 1024, "codebook_size": 16384, "depth": 24, "heads": 16, "mlp_dim": 4096, "dropout": 0.1, "nclass": 1000, "register": 1, "proj": 1}
+
 PUBLISHED: dict[str, Published] = {p.name: p for p in [
     Published("llamagen", "VQ-16", "tokenizer", {"model": "VQ-16"}, (f"{_LLAMAGEN}: vq_ds16_c2i.pt", f"{_T2I}: vq_ds16_t2i.pt")),
     Published("llamagen", "VQ-8", "tokenizer", {"model": "VQ-8"}, (f"{_LLAMAGEN}: vq_ds8_c2i.pt",)),
@@ -49,6 +58,8 @@ PUBLISHED: dict[str, Published] = {p.name: p for p in [
     Published("randar", "maskgit-vqgan-f16", "tokenizer", {"channel_mult": [1, 1, 2, 2, 4]}, ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)),
     *(Published("randar", f"RandAR-{k}", "generator", _randar_spec(c), tuple(f"ziqipang/RandAR: {f}.safetensors" for f in [_RANDAR_FILES.get(k)] if f))
       for k, c in random_order.random_order_presets.items() if k != "tiny"),
+    *(Published("pgm", f"PGM-{k}", "generator", _pgm_spec(partition.partition_presets[k]), (f"jdeschena/pgm: images_pgm_{k.replace('-', '_')}_100epochs.ckpt",)) for k in ("12-12", "14-10")),
+    Published("pgm", "PGM-MaskGIT", "generator", _PGM_MASKGIT, ("jdeschena/pgm: maskgit_100epochs.ckpt",)),
     *(Published("taming", k, "tokenizer", {"taming": k}, ("CompVis/taming-transformers release: last.ckpt",)) for k in
       ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384", "vqgan_openimage_f8_256"))]}
 
@@ -69,8 +80,15 @@ def published_model(
     **changes,                # fields of our configuration to set on top
 ) -> tuple[nn.Module, NameTable]:
     "Our model of a published description, and the table of its names."
-    check_choice("system", system, ("llamagen", "randar"))
+    check_choice("system", system, ("llamagen", "randar", "halton", "pgm"))
+    if isinstance(spec.get("model"), dict):
+        config = partition.pgm_config(spec, **changes)
+        return partition.PartitionTransformer(config), partition.pgm_names(config)
+    if "hidden_dim" in spec:
+        model = masked.MaskedTransformer(masked.halton_config(spec, **changes))
+        return model, masked.masked_names(model)
     said = str(spec.get("model") or spec.get("factory") or "")
+    if not said and "encoder_ch_mult" in spec: spec = spec | {"model": (said := f"VQ-{2 ** (len(spec['encoder_ch_mult']) - 1)}")}
     if "LPIPS" in upstream_class: return losses.LPIPS(**changes), losses.lpips_names()
     if "channel_mult" in spec or "MaskGITTokenizer" in upstream_class: return maskgit_vqgan.published_maskgit(spec, **changes)
     if "RandARTransformer" in upstream_class or "position_order" in spec:
@@ -78,10 +96,10 @@ def published_model(
     if "ddconfig" in spec or "VQ-" in said: return vqgan.published_vqgan(spec, **changes)
     if said.startswith("GPT") or "n_layer" in spec: return raster.RasterTransformer(raster.llamagen_config(spec, **changes)), raster.llamagen_names
     if "input_nc" in spec: return discriminators.published_discriminator(spec)
-    raise BadInput("spec", spec, "must describe a published model: a VQ or GPT name, RandAR's arguments with their position_order, taming's ddconfig, or a discriminator's arguments")
+    raise BadInput("spec", spec, "must describe a published model: a VQ or GPT name, RandAR's arguments with their position_order, PGM's or Halton-MaskGIT's, taming's ddconfig, or a discriminator's arguments")
 
 # %% ../nbs/700_zoo.ipynb #64ffee91
-_WRAPS = ("ema", "model", "module", "state_dict")
+_WRAPS = ("ema", "model", "module", "state_dict", "model_state_dict")
 _ALLOWED = [argparse.Namespace]
 
 def read_published(path:str|Path) -> dict:
@@ -146,16 +164,39 @@ def _maskgit_spec(state) -> dict:
     return {"channel_mult": [len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // width for i in range(levels)], "num_resolutions": levels, "hidden_channels": width,
             "num_res_blocks": _count(state, r"encoder\.down\.0\.block\.(\d+)\."), "z_channels": dim, "embedding_dim": dim, "num_embeddings": codes}
 
+def _pgm_found(state) -> dict:
+    "PGM arguments from names and shapes; the grid and what queries are made of leave no trace and are the published ones."
+    d, count = state["vocab_embed.embedding"].shape[1], _count(state, r"decoder\.layers\.(\d+)\.")
+    cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(count)]
+    modes = ("cross-only", "interleave", *(m.format(k) for k in range(1, count) for m in ("interleave-{}-cross", "interleave-{}-self", "{}-cross-first")))
+    plans = ((m, f) for m in modes for f in (False, True) if not m.endswith("-cross") or count % (int(m.split("-")[1]) + 1) == 0)
+    mode, first = next((p for p in plans if group_swap.decoder_plan(p[0], count, p[1]) == cross), (None, None))
+    check(mode, "checkpoint", cross, "is no known decoder; give its arguments as spec=", Mismatch)
+    config = partition.PartitionConfig(_count(state, r"encoder\.blocks\.(\d+)\."), count, d, d // (2 * len(state["rotary_emb.inv_freq"])), len(state["encoder.blocks.0.mlp.0.bias"]) / d,
+        vocab=len(state["vocab_embed.embedding"]) - 2, classes=len(state["cls_embed.embedding_table.weight"]) - 1, registers=len(state.get("reg_tokens.weight", ())), mode=mode, self_attn_first=first,
+        network="mlp4" if "decoder.group_swap.query_processor.0.weight" in state else "linear")
+    return _pgm_spec(config)
+
+def _masked_found(state) -> dict:
+    "Halton-MaskGIT arguments from names and shapes; heads follow from the published sizes."
+    (vocab, d), depth = state["tok_emb.weight"].shape, _count(state, r"transformer\.layers\.(\d+)\.")
+    size = next((c for c in masked.masked_presets.values() if (c.layers, c.dim) == (depth, d)), None)
+    check(size is not None and "in_proj.weight" not in state, "checkpoint", f"{depth} layers of width {d}", "is no published size; give its arguments as spec=", Mismatch)
+    return {"input_size": math.isqrt(len(state["pos_emb.weight"])), "hidden_dim": d, "codebook_size": vocab - 1, "depth": depth, "heads": size.heads, "mlp_dim": 4 * d, "dropout": size.dropout,
+            "nclass": len(state["cls_emb.weight"]) - 1, "register": len(state.get("reg_tokens.weight", ())), "proj": 1}
+
 def identify(state:dict[str, Tensor]) -> dict:
     "The original's arguments for a published state dict, from its names and shapes."
     if "tok_embeddings.weight" in state and "output.weight" in state: return _gpt_spec(state)
+    if "vocab_embed.embedding" in state and "rotary_emb.inv_freq" in state: return _pgm_found(state)
+    if "tok_emb.weight" in state and "pos_emb.weight" in state: return _masked_found(state)
     if any(k.startswith("encoder.down.") for k in state): return _taming_spec(state) if "quant_conv.weight" in state else _maskgit_spec(state)
     if "quantize.embedding.weight" in state and "encoder.conv_blocks.0.res.0.norm1.weight" in state:
         codes, dim = state["quantize.embedding.weight"].shape
         levels = _count(state, r"encoder\.conv_blocks\.(\d+)\.")
         check(levels in (4, 5), "checkpoint", f"{levels} levels", "is no published size; give its arguments as spec=", Mismatch)
         return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes, "codebook_embed_dim": dim, "z_channels": len(state["encoder.conv_out.weight"])}
-    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, RandAR, taming VQGAN, MaskGIT-VQGAN); give its arguments as spec=")
+    raise Mismatch("checkpoint", sorted(state)[:3], "is none of the models known here (LlamaGen VQ and GPT, RandAR, Halton-MaskGIT, PGM, taming VQGAN, MaskGIT-VQGAN); give its arguments as spec=")
 
 # %% ../nbs/700_zoo.ipynb #d92eee6d
 def load_published(
@@ -185,6 +226,8 @@ def _table_of(model:nn.Module) -> NameTable:
     "The name table of one of our models."
     if isinstance(model, raster.RasterTransformer): return raster.llamagen_names
     if isinstance(model, random_order.RandomOrderTransformer): return random_order.randar_names
+    if isinstance(model, partition.PartitionTransformer): return partition.pgm_names(model.config)
+    if isinstance(model, masked.MaskedTransformer): return masked.masked_names(model)
     if isinstance(model, maskgit_vqgan.MaskGITVQGAN): return maskgit_vqgan.maskgit_names(len(model.config.mults))
-    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, RandomOrderTransformer, VQGAN or MaskGITVQGAN")
+    check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, RandomOrderTransformer, MaskedTransformer, PartitionTransformer, VQGAN or MaskGITVQGAN")
     return vqgan.taming_names(len(model.config.mults)) if model.config.legacy else vqgan.llamagen_names()
