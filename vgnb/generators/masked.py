@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['masked_presets', 'halton_names', 'MaskedConfig', 'unit', 'NormedAttention', 'MaskedBlock', 'AdaNorm', 'MaskedState',
-           'MaskedTransformer', 'masked_names', 'halton_config']
+           'MaskedTransformer', 'halton_config']
 
 # %% ../../nbs/generators/340_masked.ipynb #26b63d78
 import hashlib
@@ -278,14 +278,15 @@ class MaskedTransformer(Generator):
         codes:Tensor, cond:Cond, draws, at:At,  # (b, n); the condition; masks and dropped conditions are keyed by at.ids and at.step
         valid:Tensor|None=None,                 # (b,) weights of the samples (0 = unreadable image); None = all 1
     ) -> Loss:
-        "Mean cross entropy of all cells, or of the hidden ones; `hidden` in its parts is of the hidden ones."
+        "Mean cross entropy of all cells, or of the hidden ones; `hidden` and `accuracy` in its parts are of the hidden ones."
         codes, noise = self._checked(codes, cond, null=False), Noise(draws, at._replace(positions=None))
         mask = draw_mask(draws, at, codes.shape[1], self.config.mask_rate)
         logits = self._run(codes.masked_fill(mask, self.config.vocab), self._steer(self._condition(cond, noise)), noise=noise)
         ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)                # (b, n)
         w = torch.ones_like(ce) if valid is None else valid.to(ce.dtype)[:, None].expand_as(ce)
         total, hidden = ((ce * v).sum() / v.sum().clamp(min=1) for v in (w, w * mask))
-        return Loss(total if self.config.loss_cells == "all" else hidden, {"cross_entropy": total.detach(), "hidden": hidden.detach()})
+        with torch.no_grad(): right = ((logits.argmax(-1) == codes) * w * mask).sum() / (w * mask).sum().clamp(min=1)
+        return Loss(total if self.config.loss_cells == "all" else hidden, {"cross_entropy": total.detach(), "hidden": hidden.detach(), "accuracy": right})
 
     def signature(self, branches:int, b:int, grid:Grid, device, dtype) -> tuple:
         "What a state must agree on to be used again."
@@ -316,22 +317,17 @@ class MaskedTransformer(Generator):
         return Prediction(logits.unflatten(0, (live, state.b)), {})
 
 # %% ../../nbs/generators/340_masked.ipynb #d2d1221d
-def masked_names(
-    model:MaskedTransformer|None=None, # whose registers and patches decide what there is
-) -> NameTable:
-    "Halton-MaskGIT's names. The head's weight is the code embedding under another name."
-    layer, ours = "transformer.layers.{i}", "blocks.{i}"
-    return NameTable(
-        Recreate("head.weight", lambda m: m.tokens.weight), Rename("head.bias", "bias"), Rename("tok_emb.weight", "tokens.weight"),
-        Rename("cls_emb.weight", "condition.table.weight"), Rename("pos_emb.weight", "places.weight"), Rename("reg_tokens.weight", "registers.weight"),
-        Rename("in_proj.weight", "shrink.weight"), Rename("out_proj.weight", "grow.weight"),
-        Rename(f"{layer}.mlp.1.{{p}}", f"{ours}.modulation.linear.{{p}}"),
-        Fuse(tuple(f"{layer}.attn.w{k}.weight" for k in "qkv"), f"{ours}.attention.qkv.weight"), Rename(f"{layer}.attn.wo.weight", f"{ours}.attention.out.weight"),
-        Rename(f"{layer}.ln{{j}}.weight", f"{ours}.norm{{j}}.weight"),
-        *(Rename(f"{layer}.ff.{a}.weight", f"{ours}.ffn.{b}.weight") for a, b in (("w1", "gate"), ("w3", "up"), ("w2", "down"))),
-        Rename("last_norm.norm_final.{p}", "norm.{p}"), Rename("last_norm.mlp.1.{p}", "norm.modulation.linear.{p}"))
+_LAYER, _OURS = "transformer.layers.{i}", "blocks.{i}"
 
-halton_names = masked_names()
+halton_names = NameTable(      # the head's weight is the code embedding under another name
+    Recreate("head.weight", lambda m: m.tokens.weight), Rename("head.bias", "bias"), Rename("tok_emb.weight", "tokens.weight"),
+    Rename("cls_emb.weight", "condition.table.weight"), Rename("pos_emb.weight", "places.weight"), Rename("reg_tokens.weight", "registers.weight"),
+    Rename("in_proj.weight", "shrink.weight"), Rename("out_proj.weight", "grow.weight"),
+    Rename(f"{_LAYER}.mlp.1.{{p}}", f"{_OURS}.modulation.linear.{{p}}"),
+    Fuse(tuple(f"{_LAYER}.attn.w{k}.weight" for k in "qkv"), f"{_OURS}.attention.qkv.weight"), Rename(f"{_LAYER}.attn.wo.weight", f"{_OURS}.attention.out.weight"),
+    Rename(f"{_LAYER}.ln{{j}}.weight", f"{_OURS}.norm{{j}}.weight"),
+    *(Rename(f"{_LAYER}.ff.{a}.weight", f"{_OURS}.ffn.{b}.weight") for a, b in (("w1", "gate"), ("w3", "up"), ("w2", "down"))),
+    Rename("last_norm.norm_final.{p}", "norm.{p}"), Rename("last_norm.mlp.1.{p}", "norm.modulation.linear.{p}"))
 
 def halton_config(
     spec:dict,     # published arguments (`hidden_dim`, `depth`, `heads`, `mlp_dim`, ...); what we don't know is ignored

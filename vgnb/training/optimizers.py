@@ -13,9 +13,9 @@ from .recipes import Optim
 
 # %% ../../nbs/training/527_optimizers.ipynb #80dc2c38
 def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    "Fused Adam or AdamW over one group; decay only for tensors with two axes or more."
+    "Fused Adam or AdamW over one group; decay for tensors with two axes or more, or for all."
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    decayed, plain = ([p for p in named.values() if (p.dim() >= 2) == d] for d in (True, False))
+    decayed, plain = ([p for p in named.values() if (p.dim() >= 2 or optim.decay_vectors) == d] for d in (True, False))
     sets = [dict(params=ps, weight_decay=d) for ps, d in ((decayed, optim.weight_decay), (plain, 0.0)) if ps]
     return cls(sets, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
@@ -45,7 +45,7 @@ def guarded_step(
 
 # %% ../../nbs/training/527_optimizers.ipynb #9567ef83
 class Average:
-    "Exponential moving average of a module's state dict."
+    "Exponential moving average of a module's state dict. A module may name weights that are visited `averaged_twice`: a published slip with tied ones."
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
         self.names = {id(t): k for k, t in reversed(list(self._state().items()))}     # each storage once, under its first name
@@ -64,6 +64,7 @@ class Average:
         gap = torch._foreach_sub([live[k].detach() for k in smooth], [self.kept[k] for k in smooth])
         torch._foreach_mul_(gap, (1 - self.decay) * ok.float())
         torch._foreach_add_([self.kept[k] for k in smooth], gap)
+        for k in getattr(self.module, "averaged_twice", ()): self.kept[k].lerp_(live[k].detach(), (1 - self.decay) * ok.float())
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
