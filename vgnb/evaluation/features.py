@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['extractors', 'Features', 'Extractor', 'accuracy', 'extractor_names', 'load_extractor', 'import_torchvision',
-           'fidelity', 'read_weights', 'Inception', 'extract']
+           'fidelity', 'read_weights', 'Inception', 'clean_resize', 'CleanInception', 'HaltonInception', 'extract']
 
 # %% ../../nbs/evaluation/610_features.ipynb #89e5022f
 import importlib
 import importlib.util
 import io
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core import BadInput, Mismatch, Missing, Registry, check, check_choice, check_int, digest_file
@@ -140,6 +143,51 @@ class Inception(Extractor):
         self.net.to(device)
 
     def look(self, images:Tensor) -> Features: return Features(*self.net(images))     # (b, 3, h, w) -> (b, 2048), (b, 1008)
+
+# %% ../../nbs/evaluation/610_features.ipynb #20b03a5c
+def clean_resize(
+    pixels:Tensor,  # (b, c, h, w) in [0, 255], bytes or floats
+    size:int=299,
+) -> Tensor: # (b, c, size, size) fp32 in [0, 255], on the CPU
+    "Bicubic with antialiasing, every channel by itself in floating point, then clipped (Parmar et al. 2022, clean-fid)."
+    check(pixels.dim() == 4 and len(pixels), "pixels", tuple(pixels.shape), "must be (b, c, h, w)")
+    check_int("size", size, 1)
+    planes = pixels.float().cpu().flatten(0, 1).numpy()
+    def one(plane): return np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BICUBIC))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: done = np.stack(list(pool.map(one, planes)))
+    return torch.from_numpy(done).clamp_(0, 255).unflatten(0, pixels.shape[:2])
+
+@extractors.register(name="inception-clean")
+class CleanInception(Inception):
+    "The same network behind clean-fid's resize."
+    rule, compat = "clean", None
+    quirks = [("compat='upstream' (`inception-halton`): the resized picture is cut to whole numbers before the network sees it",
+               "pixels are half a level darker on average: its FID is neither clean-fid's nor ADM's"),
+              ("compat='upstream': pixels come out of [-1, 1] as ((x + 1) / 2) * 255, a hair below the byte they were",
+               "dark flat areas lose a whole level in the cut")]
+
+    def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
+        super().__init__(weights, device)
+        self.id = self.id.replace("@", f"-{self.rule}@")
+        self.net.Conv2d_1a_3x3.register_forward_pre_hook(lambda layer, given: (self.entering,))  # the engine takes bytes only
+
+    def resize(self, images:Tensor) -> Tensor: # uint8 (b, 3, h, w) -> fp32 (b, 3, 299, 299) in [0, 255]
+        return clean_resize(images)
+
+    def look(self, images:Tensor) -> Features:
+        self.entering = (self.resize(images).to(self.device) - 128) / 128
+        return Features(*self.net(torch.zeros(len(images), 3, 299, 299, dtype=torch.uint8, device=self.device)))
+
+@extractors.register(name="inception-halton")
+class HaltonInception(CleanInception):
+    "compat='upstream' of `CleanInception`: pictures through [-1, 1], resized, cut to whole numbers."
+    rule, compat = "clean-cut", "upstream"
+
+    def resize(self, images:Tensor) -> Tensor: return self.floats((images.float() / 255 - 0.5) / 0.5).to(torch.uint8).float()
+
+    @staticmethod
+    def floats(x:Tensor) -> Tensor: # fp32 (b, 3, h, w) in [-1, 1] -> fp32 (b, 3, 299, 299) in [0, 255], before the cut
+        return clean_resize(((x + 1) / 2 * 255).clamp(0, 255))
 
 # %% ../../nbs/evaluation/610_features.ipynb #e470c478
 def extract(
