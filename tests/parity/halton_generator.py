@@ -70,10 +70,10 @@ def run(case, sampler, given=None):
 
 
 @adapter("halton", "Sampler.halton_sampler.HaltonSampler")
-def halton_sampler(case):
+def halton_sampler(case, around=lambda order: order):
     m, s = loaded(case, case.config["model"]), case.config["sampler"]
     pick = Pick(sharpened(s["sm_temp_max"], s["sm_temp_min"], s["temp_pow"], s["temp_warmup"]), top_k=max(s["top_k"], 0))
-    sampler = Sampler(m, ORDERS["halton-rolled" if s["randomize"] else "halton"], halton_steps, cfg(1 + s["w"]), (pick,), s["step"], len(case["in.labels"]), "upstream")
+    sampler = Sampler(m, around(ORDERS["halton-rolled" if s["randomize"] else "halton"]), halton_steps, cfg(1 + s["w"]), (pick,), s["step"], len(case["in.labels"]), "upstream")
     codes, drawn, written, _ = run(case, sampler)
     return {"out.codes": codes, "out.l_codes": drawn, "out.l_mask": written}
 
@@ -128,16 +128,15 @@ def learning_rate(case):
     return {"out.lr64": torch.tensor([c["lr"] * rate_at(rate, int(i), c["max_iter"]) for i in case["in.iter"]], dtype=torch.float64)}
 
 
-@adapter("halton", "Trainer.cls_trainer.MaskGIT.train_one_epoch*")
-def training(case):
+def trained(case, m, names, places=lambda u: u.flatten(1)):
+    "Losses, norms, rates and weights of the case's steps on a model; `places` turns the recorded uniforms into those of the cells (b, n)."
     c, steps = case.config, sum(k.endswith(".code") for k in case.inputs)
-    m = loaded(case, c["model"], class_dropout=c["drop_label"], mask_rate=c["sched_mode"]).train()
-    params, logs, out = dict(m.named_parameters()), {k: [] for k in ("losses", "accs", "grad_norms", "lrs64")}, {}
+    params, logs = dict(m.train().named_parameters()), {k: [] for k in ("losses", "accs", "grad_norms", "lrs64")}
     optim = Optim(lr=c["lr"], betas=tuple(c["betas"]), eps=c["adam_eps"], weight_decay=c["weight_decay"], decay_vectors=True, clip=c["grad_clip"])
     rate, optimizer, ema = Rate("cosine_end", c["warm_up"], floor=0.01), make_optimizer(optim, params), Average(m, c["ema_decay"])
     for s in range(steps):
         get = lambda k: case[f"in.step{s}.{k}"]
-        codes, draws = get("code").flatten(1), Recorded({"class_drop": get("u_drop"), "mask.ratio": get("r"), "mask.cells": get("u_mask").flatten(1)})
+        codes, draws = get("code").flatten(1), Recorded({"class_drop": get("u_drop"), "mask.ratio": get("r"), "mask.cells": places(get("u_mask"))})
         loss = m(codes, Cond(get("y")), draws, At(torch.arange(len(codes)), step=s))
         optimizer.zero_grad(); loss.total.backward()
         norm, lr = gradient_norm(params.values()), optim.lr * rate_at(rate, c["start_iter"] + s, c["max_iter"])
@@ -146,5 +145,11 @@ def training(case):
         for k, v in zip(logs, (loss.total.detach(), loss.parts["accuracy"], norm, torch.tensor(lr, dtype=torch.float64))): logs[k].append(v)
     out = {f"out.{k}": torch.stack(v) for k, v in logs.items()}
     for kind, state in (("param", m.state_dict()), ("ema", ema.state())):
-        out |= {f"out.{kind}.{k}": v for k, v in halton_names.export(state, m).items()}
+        out |= {f"out.{kind}.{k}": v for k, v in names.export(state, m).items()}
     return {k: v[:case.outs[k][0][0]] if v.dim() else v for k, v in out.items() if k in case.outs}
+
+
+@adapter("halton", "Trainer.cls_trainer.MaskGIT.train_one_epoch*")
+def training(case):
+    m = loaded(case, case.config["model"], class_dropout=case.config["drop_label"], mask_rate=case.config["sched_mode"])
+    return trained(case, m, halton_names)

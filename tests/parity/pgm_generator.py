@@ -4,23 +4,22 @@ import re
 
 import torch
 
+from tests.parity import halton_generator
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
 from vgnb.draws import At, Inverse, Recorded
 from vgnb.generators.adaptive_orders import Confidence
 from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.masks import draw_mask
-from vgnb.generators.orders import ORDERS
+from vgnb.generators.orders import ORDERS, Redrawn
 from vgnb.generators.partition import PartitionTransformer, pgm_config, pgm_names
 from vgnb.generators.schedules import halton_steps, pgm_steps
 from vgnb.sampling.guidance import CFG, Unguided, linear, sharpened
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.tokenizers.vqgan import published_vqgan
-from vgnb.training.optimizers import Average, gradient_norm, guarded_step, make_optimizer
-from vgnb.training.recipes import Optim, Rate, rate_at
 
-CLASS, YES = "models.encoder_decoder.PartitionDIT", torch.tensor(True)
+CLASS = "models.encoder_decoder.PartitionDIT"
 
 
 def loaded(case, spec, **changes):
@@ -125,3 +124,16 @@ def tokenizer(case):
     q = model.quantize(case["in.x"])
     row = torch.cat((torch.tensor([case.config["codebook_size"] + 1]), q.codes.flatten())).int()
     return {"out.h": model.features(case["in.x"]), "out.idx": q.codes.flatten(), "out.quant": q.z, "out.dec": model.decode(case["in.code"]), "out.row": row}
+
+
+@adapter("pgm", "trainer.cls_trainer.MaskGIT.train_one_epoch*", when=lambda spec: "model" in spec["config"]["model"])
+def training(case):
+    m, names = loaded(case, case.config["model"], class_dropout=case.config["drop_label"], rate=case.config["sched_mode"])
+    return halton_generator.trained(case, m, names, lambda u: u[:, 1:])
+
+
+adapter("pgm", "sampler.confidence_sampler.ConfidenceSampler")(halton_generator.confidence_sampler)
+
+
+@adapter("pgm", "sampler.halton_sampler.HaltonSampler")
+def redrawn(case): return halton_generator.halton_sampler(case, Redrawn)

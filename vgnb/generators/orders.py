@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'PATHS', 'known_first', 'check_permutation', 'Order', 'Raster', 'Given', 'Random', 'halton', 'spiral',
-           'hilbert', 'checkerboard', 'subsampled', 'Path', 'Rolled', 'coarse_cells', 'Hierarchical']
+           'hilbert', 'checkerboard', 'subsampled', 'Path', 'Rolled', 'Redrawn', 'coarse_cells', 'Hierarchical']
 
 # %% ../../nbs/generators/310_orders.ipynb #a6f8455a
 from functools import lru_cache
@@ -176,6 +176,21 @@ class Rolled(Order):
         return cells.gather(1, (torch.arange(grid.n, device=cells.device) - shift) % grid.n)
 
 ORDERS["halton-rolled"] = Rolled(PATHS["halton"])
+
+# %% ../../nbs/generators/310_orders.ipynb #01345f13
+class Redrawn(Order):
+    "Another order; every step draws the cells of all earlier steps again. The Halton sampler of PGM's masked baseline."
+    redraw = True
+    needs = frozenset({"any_order", "parallel", "rewrite"})
+    quirks = (("earlier cells are drawn again in every step", "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
+
+    def __init__(self, order:Order): self.order = order
+
+    def check(self, grid, ids): self.order.check(grid, ids)
+
+    def fixed(self, grid, draws, at): return self.order.fixed(grid, draws, at)
+
+    def candidates(self, perm, done, count): return perm[:, :done + count]
 
 # %% ../../nbs/generators/310_orders.ipynb #226d53a2
 def coarse_cells(grid:Grid) -> Tensor:
