@@ -8,6 +8,7 @@ __all__ = ['PUBLISHED', 'Published', 'build', 'published_model', 'read_published
 
 # %% ../nbs/700_zoo.ipynb #f15455d3
 import argparse
+import io
 import math
 import pickle
 import re
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
+from .evaluation import features
 from .generators import group_swap, masked, partition, random_order, raster
 from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
 from .training.checkpoints import load_tensors, save_tensors
@@ -47,7 +49,11 @@ def _pgm_spec(c:partition.PartitionConfig) -> dict:
             "n_class": c.classes, "encoder": {"n_blocks": c.encoder}, "decoder": {"n_blocks": c.decoder, "mode": c.mode, "self_attn_first": c.self_attn_first},
             "swap": {"pre_query_mode": c.query, "query_process_mode": c.network}}}
 
-_PGM_MASKGIT = {"input_size": 32, "hidden_dim": 1024, "codebook_size": 16384, "depth": 24, "heads": 16, "mlp_dim": 4096, "dropout": 0.1, "nclass": 1000, "register": 1, "proj": 1}
+def _halton_spec(c:masked.MaskedConfig, side:int) -> dict:
+    "The published arguments of a size on side x side cells."
+    return {"input_size": side, "hidden_dim": c.dim, "codebook_size": c.vocab, "depth": c.layers, "heads": c.heads, "mlp_dim": 4 * c.dim, "dropout": c.dropout, "nclass": c.classes, "register": c.registers, "proj": c.patch}
+
+_HALTON_SIZES = (("tiny", 256), ("small", 256), ("base", 256), ("small", 384), ("base", 384), ("large", 384), ("xlarge", 384))   # the last was never published
 
 PUBLISHED: dict[str, Published] = {p.name: p for p in [
     Published("llamagen", "VQ-16", "tokenizer", {"model": "VQ-16"}, (f"{_LLAMAGEN}: vq_ds16_c2i.pt", f"{_T2I}: vq_ds16_t2i.pt")),
@@ -59,7 +65,9 @@ PUBLISHED: dict[str, Published] = {p.name: p for p in [
     *(Published("randar", f"RandAR-{k}", "generator", _randar_spec(c), tuple(f"ziqipang/RandAR: {f}.safetensors" for f in [_RANDAR_FILES.get(k)] if f))
       for k, c in random_order.random_order_presets.items() if k != "tiny"),
     *(Published("pgm", f"PGM-{k}", "generator", _pgm_spec(partition.partition_presets[k]), (f"jdeschena/pgm: images_pgm_{k.replace('-', '_')}_100epochs.ckpt",)) for k in ("12-12", "14-10")),
-    Published("pgm", "PGM-MaskGIT", "generator", _PGM_MASKGIT, ("jdeschena/pgm: maskgit_100epochs.ckpt",)),
+    *(Published("halton", f"Halton-{k}-{px}", "generator", _halton_spec(masked.masked_presets[k], px // 16), () if k == "xlarge" else (f"llvictorll/Halton-Maskgit: ImageNet_{px}_{k}.pth",))
+      for k, px in _HALTON_SIZES),
+    Published("pgm", "PGM-MaskGIT", "generator", _halton_spec(masked.masked_presets["large"], 32), ("jdeschena/pgm: maskgit_100epochs.ckpt",)),
     *(Published("taming", k, "tokenizer", {"taming": k}, ("CompVis/taming-transformers release: last.ckpt",)) for k in
       ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384", "vqgan_openimage_f8_256"))]}
 
@@ -73,6 +81,14 @@ def build(name:str, **changes) -> tuple[nn.Module, NameTable]:
     return published_model(spec, **changes)
 
 # %% ../nbs/700_zoo.ipynb #d1d0e69c
+def _inception(wanted:list[str]) -> nn.Module:
+    "torch-fidelity's FID network without weights, so that a file's entries can be held against it."
+    engine = features.fidelity("feature_extractor_inceptionv3")
+    class Bare(engine.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state, *args, **kw): return super().load_state_dict(state, *args, **kw) if state else None
+    nothing = io.BytesIO(); torch.save({}, nothing); nothing.seek(0)
+    return Bare("inception-v3-compat", wanted, feature_extractor_weights_path=nothing)
+
 def published_model(
     spec:dict,                # the original's arguments: {"model": "GPT-B"}, {"embed_dim": ..., "ddconfig": ...}, {"ndf": 64, ...}
     upstream_class:str="",    # where the arguments alone don't tell
@@ -84,9 +100,10 @@ def published_model(
     if isinstance(spec.get("model"), dict):
         config = partition.pgm_config(spec, **changes)
         return partition.PartitionTransformer(config), partition.pgm_names(config)
+    if "features_list" in spec: return _inception(spec["features_list"]), NameTable()
     if "hidden_dim" in spec:
         model = masked.MaskedTransformer(masked.halton_config(spec, **changes))
-        return model, masked.masked_names(model)
+        return model, masked.halton_names
     said = str(spec.get("model") or spec.get("factory") or "")
     if not said and "encoder_ch_mult" in spec: spec = spec | {"model": (said := f"VQ-{2 ** (len(spec['encoder_ch_mult']) - 1)}")}
     if "LPIPS" in upstream_class: return losses.LPIPS(**changes), losses.lpips_names()
@@ -227,7 +244,7 @@ def _table_of(model:nn.Module) -> NameTable:
     if isinstance(model, raster.RasterTransformer): return raster.llamagen_names
     if isinstance(model, random_order.RandomOrderTransformer): return random_order.randar_names
     if isinstance(model, partition.PartitionTransformer): return partition.pgm_names(model.config)
-    if isinstance(model, masked.MaskedTransformer): return masked.masked_names(model)
+    if isinstance(model, masked.MaskedTransformer): return masked.halton_names
     if isinstance(model, maskgit_vqgan.MaskGITVQGAN): return maskgit_vqgan.maskgit_names(len(model.config.mults))
     check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, RandomOrderTransformer, MaskedTransformer, PartitionTransformer, VQGAN or MaskGITVQGAN")
     return vqgan.taming_names(len(model.config.mults)) if model.config.legacy else vqgan.llamagen_names()
