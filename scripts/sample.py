@@ -6,6 +6,12 @@
     python scripts/sample.py --tokenizer vq_ds16_c2i.pt --generator c2i_L_384.pt --size 256     # published files
     python scripts/sample.py --tokenizer T --generator G --prompts prompts.txt --text-encoder google/flan-t5-xl
 
+With a generator that fills cells in any order, also from pictures (a file, a folder, a tar or an npz), and larger than in training:
+
+    python scripts/sample.py PIPE --inpaint photo.png --mask mask.png --classes heart --count 8 --paste     # white pixels of the mask made anew, 8 variants
+    python scripts/sample.py PIPE --outpaint photos/ --canvas 384 512 --at 64 128                            # pixels; the pictures' own classes
+    python scripts/sample.py PIPE --extrapolate 32 32 --spatial-scale 1 2.5 --ntk-boundary 2                 # cells; guided by --sampling.cfg-scale too
+
 Image i of a seed is the same on any number of processes. Writes OUT.npz (`arr_0` uint8 NHWC, `labels`) and OUT.run.json. The defaults of --sampling.* are
 the pipeline's own. Wrong input ends with one line on stderr and exit code 2, before anything is sampled.
 """
@@ -31,8 +37,8 @@ class Options:
     "instead of a pipeline: a model folder, or a published file"
     out: Path = Path("runs/samples.npz")
     "where the images go"
-    count: int = 64
-    "how many images; their ids are 0 ... count-1"
+    count: int | None = None
+    "how many images; their ids are 0 ... count-1 (default: as many as there are pictures to start from, else 64)"
     labels: Literal["balanced", "random"] = "balanced"
     "classes in turn, or drawn"
     classes: tuple[str, ...] = ()
@@ -47,6 +53,30 @@ class Options:
     "side of the images, resized with bicubic interpolation (default: as decoded)"
     grid: tuple[int, int] | None = None
     "code grid, where it differs from the generator's own"
+    inpaint: str = ""
+    "make the marked pixels of these pictures anew: image i starts from picture i, after the last one from the first again"
+    mask: str = ""
+    "for --inpaint: a picture, or a folder with one for each; white is made anew"
+    outpaint: str = ""
+    "continue these pictures on a larger canvas"
+    canvas: tuple[int, int] | None = None
+    "for --outpaint: height and width of the whole in pixels"
+    at: tuple[int, int] | None = None
+    "for --outpaint: row and column of the picture's upper left pixel (default: in the middle)"
+    extrapolate: tuple[int, int] | None = None
+    "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
+    spatial_scale: tuple[float, float] | None = None
+    "for --extrapolate: guidance by the context, at the first and at the last cell (default: 2.5 2.5; 1 1 = none)"
+    spatial_ratio: float | None = None
+    "for --extrapolate: share of the coarse cells that the blinded branch doesn't see (default: 0.5)"
+    ntk_boundary: int | None = None
+    "rotary frequencies below it go on counting, the others are squeezed (default of --extrapolate: 2; of --outpaint: no single run but windows of the training grid)"
+    crop: int | None = None
+    "centre-crop pictures and masks to this side first"
+    paste: bool = False
+    "put the known pixels back as they were"
+    seam: int = 0
+    "for --paste: pixels around the mask in which old and new are mixed"
     part: int = 64
     "images a part of the job"
     sheet: Path | None = None
@@ -78,38 +108,47 @@ def open_pipeline(o: Options, device):
     return Pipeline(pipe.tokenizer, pipe.generator, o.sampling, classes, o.grid or pipe.grid.shape)
 
 
-def encode_prompts(o: Options, pipe):
+def encode_prompts(o: Options, pipe, count: int):
     "Left-padded features (b, t, d) and mask (b, t) of the prompts."
     from vgnb.core import Missing, check
     from vgnb.data.text import TextEncoder, left_pad
     check(o.prompts.is_file(), "prompts", o.prompts, "no such file", Missing)
-    lines = [l.strip() for l in o.prompts.read_text(encoding="utf-8").splitlines() if l.strip()][:o.count]
+    lines = [l.strip() for l in o.prompts.read_text(encoding="utf-8").splitlines() if l.strip()][:count]
     check(lines, "prompts", o.prompts, "must hold at least one line of text")
     features, mask = TextEncoder(o.text_encoder)(lines)
     return left_pad(features, mask)
 
 
+def planned(o: Options, pipe, work, names):
+    "What is asked of each image: its class, or its caption's features and their mask."
+    from vgnb.core import check, check_choice
+    from vgnb.jobs import planned_labels
+    count = o.count or (len(work.images) if hasattr(work, "images") else 64)
+    if o.prompts: return (None, *encode_prompts(o, pipe, count))
+    check(pipe.generator.config.condition == "class", "prompts", None, "are needed: this generator follows captions")
+    known = {n: i for i, n in enumerate(pipe.classes)}
+    only = [int(c) if c.isdigit() else known[check_choice("classes", c, tuple(pipe.classes))] for c in o.classes]
+    if only or not names or not set(names) <= set(known): return planned_labels(count, pipe.generator.config.classes, o.labels, only, o.seed), None, None
+    own = [known[names[l]] for l in work.images.labels]
+    return planned_labels(count, pipe.generator.config.classes, only=[own[i % len(own)] for i in range(count)]), None, None
+
+
 def main(argv: list[str]) -> int:
-    from vgnb.core import check, check_choice, check_int, check_place
-    from vgnb.jobs import SampleJob, planned_labels
+    from vgnb.core import check, check_int, check_place
+    from vgnb.jobs import SampleJob, picture_work
     from vgnb.pipeline import saved_sampling
     from vgnb.training.commands import typed_cli
     from vgnb.training.processes import Processes
     o = typed_cli(Options, args=argv, default=Options(sampling=saved_sampling(argv)), description=__doc__)
-    check_int("count", o.count, 1)
+    if o.count is not None: check_int("count", o.count, 1)
     check(o.out.suffix == ".npz", "out", o.out, "must end in .npz")
     if o.sheet: check_place("sheet", o.sheet.parent)
     processes = Processes()
     pipe = open_pipeline(o, processes.device)
-    labels = text = mask = None
-    if o.prompts: text, mask = encode_prompts(o, pipe)
-    else:
-        check(pipe.generator.config.condition == "class", "prompts", None, "are needed: this generator follows captions")
-        known = {n: i for i, n in enumerate(pipe.classes)}
-        only = [int(c) if c.isdigit() else known[check_choice("classes", c, tuple(pipe.classes))] for c in o.classes]
-        labels = planned_labels(o.count, pipe.generator.config.classes, o.labels, only, o.seed)
-    job = SampleJob(pipe, labels, o.out, o.seed, o.size, o.part, text=text, mask=mask)
-    if processes.main: print(f"{job.count} images on grid {pipe.grid.shape} with {pipe.sampling} on {processes.world} process(es), {processes.device}")
+    work, names = picture_work(**{k: getattr(o, k) for k in ("inpaint", "mask", "outpaint", "canvas", "at", "extrapolate", "spatial_scale", "spatial_ratio", "ntk_boundary", "crop", "paste", "seam")})
+    labels, text, mask = planned(o, pipe, work, names)
+    job = SampleJob(pipe, labels, o.out, o.seed, o.size, o.part, text=text, mask=mask, work=work)
+    if processes.main: print(f"{job.count} images {work.words(pipe)} with {pipe.sampling} on {processes.world} process(es), {processes.device}")
     if o.dry_run: return 0
     job.run(processes)
     if processes.main:

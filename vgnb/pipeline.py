@@ -56,11 +56,11 @@ class _Applications:
         nothing = torch.zeros(cond.b, shape[0] * shape[1], len(self.generator.vocab), dtype=torch.long, device=self.device)
         return x, Grid(shape), (self.sampler(**changes), cond, self._ids(ids, cond.b), Keyed(seed), nothing)
 
-    def inpainting(self, images, mask, labels, *, seed:int=0, ids=None, **changes) -> Painting:
-        "Marked pixels (`check_mask`) to be made anew as `labels`, the others kept; `changes` are fields of `Sampling`."
+    def inpainting(self, images, mask, labels, *, seed:int=0, ids=None, encode:bool=True, **changes) -> Painting:
+        "Marked pixels (`check_mask`) to be made anew as `labels`, the others kept; `changes` are fields of `Sampling`. `encode=False` only checks: nothing is known yet of the pictures."
         x, grid, request = self._request(images, labels, seed, ids, changes)
         p = inpaint(*request, check_mask(mask, len(request[-1]), tuple(x.shape[1:3])), grid)
-        return p.hold(self.encode(x).expand_as(p.codes))
+        return p.hold(self.encode(x).expand_as(p.codes)) if encode else p
 
     def inpaint(self, images, mask, labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
         "Images with their marked pixels made anew. `paste` puts the other pixels back as they were, `seam` softens the edge; the rest as `inpainting`."
@@ -73,12 +73,15 @@ class _Applications:
         "Images with a region made anew as another class, the rest bit for bit as it was; arguments as `inpaint`."
         return self.inpaint(images, mask, labels, **{"paste": True} | kw)
 
-    def outpainting(self, images, canvas:tuple[int, int], labels, *, at:tuple[int, int]|None=None, ntk_boundary:int|None=None, seed:int=0, ids=None, **changes) -> Painting:
-        "Images continued to a canvas (height, width) in pixels; `at` (row, column) in pixels is where they lie (default: the middle), `ntk_boundary` as in `outpaint`."
+    def outpainting(self, images, canvas:tuple[int, int], labels, *, at:tuple[int, int]|None=None, ntk_boundary:int|None=None, seed:int=0, ids=None,
+                    encode:bool=True, **changes) -> Painting:
+        "Images continued to a canvas (height, width) in pixels; `at` (row, column) in pixels is where they lie (default: the middle), `ntk_boundary` as in `outpaint`, the rest as `inpainting`."
         x, grid, request = self._request(images, labels, seed, ids, changes)
-        where = self._cells("canvas", canvas), None if at is None else self._cells("at", at)
+        where, size = (self._cells("canvas", canvas), None if at is None else self._cells("at", at)), tuple(x.shape[1:3])
+        check(all(c >= s for c, s in zip(canvas, size)) and tuple(canvas) != size, "canvas", tuple(canvas), f"must be larger than the images' {size} pixels, and nowhere smaller")
+        if at is not None: check(all(a + s <= c for a, s, c in zip(at, size, canvas)), "at", tuple(at), f"must leave the images' {size} pixels inside the canvas of {tuple(canvas)}")
         p = outpaint(*request, grid.shape, *where, ntk_boundary)
-        return p.hold(p.codes.index_copy(1, placed(grid.shape, *where).to(self.device), self.encode(x).expand_as(request[-1])))
+        return p.hold(p.codes.index_copy(1, placed(grid.shape, *where).to(self.device), self.encode(x).expand_as(request[-1]))) if encode else p
 
     def outpaint(self, images, canvas:tuple[int, int], labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
         "The finished images (b, *canvas, 3); `paste`, `seam` and `watch` as in `inpaint`, the rest as `outpainting`."

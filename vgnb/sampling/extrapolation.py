@@ -60,8 +60,10 @@ class Extrapolation:
 
     @classmethod
     def of(cls, s:Sampling, **changes) -> "Extrapolation":
-        "As `s` samples (its order and interval have no meaning here), with other fields changed."
-        check(s.cfg_interval == -1, "cfg_interval", s.cfg_interval, "must be -1: a larger picture is guided to its end")
+        "As `s` samples (its order has no meaning here), with other fields changed."
+        for k in ("cfg_interval", "cfg_by", "sharpness", "sharpness_start", "temp_pow", "temp_warmup"):
+            default = getattr(Sampling(), k)
+            check(getattr(s, k) == default, k, getattr(s, k), f"must be {default!r}: larger pictures know no other")
         pick = Pick(s.temperature, s.top_k, s.top_p, s.greedy)
         own = dict(scale=(s.cfg_scale if s.cfg_start is None else s.cfg_start, s.cfg_scale), picks=(pick,), rows=s.rows, compat=s.compat,
                    **({} if s.schedule == "one-by-one" else dict(steps=s.steps, schedule=SCHEDULES[s.schedule])))

@@ -85,7 +85,7 @@ class Painting:
     def _steps(self, k:int, count:int) -> int:
         "Steps of a leg for samples of which `count` cells are known."
         s, n = self.legs[k].sampler, self.legs[k].grid.n
-        return len(s.schedule(n, s.steps, count)) if count < n else 0
+        return len(s.schedule(n, s.steps, 0 if s.order.redraw else count)) if count < n else 0
 
     def _play(self, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
         "(leg, step, canvas) of one micro-batch; each leg ends with a step of None."
@@ -102,7 +102,7 @@ class Painting:
                 clock = Clock(first + s.clock.step, total, done + s.clock.done, known.shape[1])
                 yield k, Step(clock, at, s.tokens, s.confidence, s.ids, s.kept, canvas, filled), canvas
             first += lengths[k]
-            yield k, None, canvas
+            yield k, None, canvas if leg.sampler.compat is None else torch.minimum(canvas, canvas.new_tensor(leg.sampler.generator.vocab) - 1)    # as `Sampler.sample`
 
     def stream(self, keep:tuple[str, ...]=()) -> Iterator[Step]:
         "Steps on the whole canvas, one micro-batch after the other (see `batches`); `keep` as in `Sampler.stream`."
