@@ -11,6 +11,7 @@ from vgnb.generators.orders import Given, Raster
 from vgnb.generators.random_order import RandomOrderTransformer, mixed_angles, randar_config, randar_names
 from vgnb.generators.schedules import randar
 from vgnb.layers import rotary_2d, rotary_table, rotate, zero_prefix
+from vgnb.sampling.applications import inpaint
 from vgnb.sampling.extrapolation import Extrapolation, extrapolate
 from vgnb.sampling.guidance import CFG, Unguided, linear
 from vgnb.sampling.pick import Pick, filtered
@@ -51,11 +52,11 @@ def forward(case):
     return {"out.logits": logits, "out.loss": loss}
 
 
-def drawn(case, m, schedule, guidance, picks, order, given=None):
+def drawn(case, m, schedule, guidance, picks, order):
     "Codes (b, n) of the real sampler."
     b, n = len(case["in.cond"]), math.prod(m.config.grid)
     sampler = Sampler(m, order, schedule, guidance, picks, rows=b, compat="upstream")
-    return sampler.sample(condition(m, case["in.cond"]), torch.arange(b), noise(case), grid=Grid(m.config.grid), given=given)[..., 0]
+    return sampler.sample(condition(m, case["in.cond"]), torch.arange(b), noise(case), grid=Grid(m.config.grid))[..., 0]
 
 
 @adapter("randar", CLASS, when=lambda spec: spec.get("call", {}).get("function") == "generate")
@@ -69,10 +70,11 @@ def generate(case):
 @adapter("randar", f"{CLASS} (composed*", when=lambda spec: spec.get("call", {}).get("function") == "prefix_conditioned_generate")
 def paint(case):
     m, call, codes = model(case), case.spec["call"], case["in.tokens"]
-    known = torch.zeros_like(codes, dtype=torch.bool); known[:, case["in.known_pos"]] = True
-    counts = case["in.group_sizes"].tolist()
+    marked = torch.ones_like(codes, dtype=torch.bool); marked[:, case["in.known_pos"]] = False
+    counts, b, grid = case["in.group_sizes"].tolist(), len(codes), Grid(m.config.grid)
     picks, order = (Pick(greedy=call["top_k"] == 1),), Given(case["in.token_order"])
-    return {"out.indices": drawn(case, m, lambda n, steps, start: counts if start else [1] * n, ramp(call["cfg_scales"]), picks, order, (codes[..., None], known))}
+    sampler = Sampler(m, order, lambda n, steps, start: counts if start else [1] * n, ramp(call["cfg_scales"]), picks, rows=b, compat="upstream")
+    return {"out.indices": inpaint(sampler, condition(m, case["in.cond"]), torch.arange(b), noise(case), codes, marked.view(b, *grid.shape), grid).sample()[..., 0]}
 
 
 @adapter("randar", f"{CLASS} (composed*", when=lambda spec: "call" not in spec)
