@@ -13,6 +13,7 @@ from typing import Callable
 
 import numpy as np
 import torch
+from PIL import Image
 
 from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
@@ -27,9 +28,11 @@ from vgnb.evaluation.fid import measure
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
 from vgnb.generators.orders import Given
+from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer, raster_presets
 from vgnb.jobs import SampleJob, planned_labels
 from vgnb.order_maps import step_map
+from vgnb.sampling.extrapolation import Extrapolation
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
@@ -65,6 +68,9 @@ class Work:
         torch.manual_seed(0); self.tok = vqgan("tiny-shapes", **SMALL).eval()
         self.gen = RasterTransformer(RASTER).eval()
         self.pipe = pipeline.Pipeline(self.tok, self.gen, Sampling(), Shapes.classes)
+        free = RandomOrderTransformer(RandomOrderConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10)).eval()
+        self.painter = pipeline.Pipeline(self.tok, free, Sampling(order="random", schedule="randar", steps=4), Shapes.classes)
+        self.photos, self.mask = self.source.batch(range(2))[0], np.arange(32 * 32).reshape(32, 32) < 300
         self.images = to_tensor(self.source.batch(range(2))[0])
         self.codes = torch.zeros(2, 16, dtype=torch.int64)
         self.cond, self.ids = Cond(labels=torch.tensor([0, 1])), torch.arange(2)
@@ -107,7 +113,8 @@ def _models(folder: Path, w: Work):
     torch.manual_seed(1)
     save_model(folder / "tok2", other := vqgan("tiny-shapes", **SMALL), other.config)
     save_model(folder / "tok64", wide := vqgan("tiny-shapes", **SMALL | {"codebook": 64}), wide.config)
-    w.pipe.save_pretrained(folder / "pipe")
+    w.pipe.save_pretrained(folder / "pipe"); w.painter.save_pretrained(folder / "painter")
+    for name, mask in (("mask", w.mask), ("no-mask", w.mask & False), ("small-mask", w.mask[:30])): Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
     for name in ("half", "cut", "mixed-up"): shutil.copytree(folder / "gen", folder / name)
     from safetensors.torch import load_file, save_file
     state = load_file(folder / "gen" / "model.safetensors")
@@ -158,6 +165,7 @@ EXTRACT = "extract_codes.py --tokenizer tok --size 32 --out out --data "
 TOKENIZER = "train_tokenizer.py shapes-tokenizer --out out --precision fp32 --steps 2 --batch 8 --data shapes://?n=16 "
 GENERATOR = "train_generator.py shapes-generator --out out --precision fp32 --steps 2 --batch 8 --model.layers 1 --model.dim 32 --data "
 SAMPLE = "sample.py pipe --count 2 --out out/s.npz "
+PAINT = "sample.py painter --count 2 --out out/s.npz "
 EVALUATE = "evaluate.py good.npz {} --extractor shapes-judge --json out.json"
 
 ROWS = [
@@ -248,6 +256,38 @@ ROWS = [
     Bad("grid-of-nothing", "grid", "(0, 4)", "must be (n,) or (h, w) of positive integers", lambda w: Grid((0, 4)), SAMPLE + "--grid 0 4"),
     Bad("given-of-another-grid", "given codes", "(2, 9, 1)", "must be (b, n, levels) = (2, 16, 1)",
         lambda w: w.pipe.sample([0, 1], given=(torch.zeros(2, 9, 1, dtype=torch.int64), torch.ones(2, 9, dtype=torch.bool)))),
+    # pictures that are there, and larger ones
+    Bad("mask-of-another-size", "mask", "(30, 32)", "must be (32, 32), the size of the pictures", lambda w: w.painter.inpaint(w.photos, w.mask[:30], [0, 1])),
+    Bad("mask-file-of-another-size", "mask", "(1, 30, 32)", "must be (32, 32), the size of the pictures", None, PAINT + "--inpaint pictures --mask small-mask.png"),
+    Bad("mask-that-marks-nothing", "mask", "0", "must mark at least one pixel", lambda w: w.painter.inpaint(w.photos, w.mask & False, [0, 1]), PAINT + "--inpaint pictures --mask no-mask.png"),
+    Bad("mask-of-floats", "mask", "'float32'", "must be bool or uint8", lambda w: w.painter.inpaint(w.photos, w.mask.astype(np.float32), [0, 1])),
+    Bad("missing-mask", "mask", "nowhere.png", "no such file or folder", None, PAINT + "--inpaint pictures --mask nowhere.png"),
+    Bad("no-mask", "mask", "''", "is needed", None, PAINT + "--inpaint pictures"),
+    Bad("missing-pictures", "inpaint", "nowhere", "no such file or folder", None, PAINT + "--inpaint nowhere --mask mask.png"),
+    Bad("no-picture", "inpaint", "note.txt", "must be a picture, a folder of pictures or an npz", None, PAINT + "--inpaint note.txt --mask mask.png"),
+    Bad("two-works", "outpaint", "'pictures'", "can't be combined with inpaint", None, PAINT + "--inpaint pictures --mask mask.png --outpaint pictures"),
+    Bad("stray-canvas", "canvas", "(64, 64)", "only goes with outpaint", None, PAINT + "--canvas 64 64"),
+    Bad("picture-that-fits-no-cells", "images", "(30, 32)", "height and width must be multiples of 8 pixels", lambda w: w.painter.inpaint(w.photos[:, :30], w.mask[:30], [0, 1])),
+    Bad("crop-that-fits-no-cells", "images", "(30, 30)", "height and width must be multiples of 8 pixels", None, PAINT + "--outpaint pictures --canvas 64 64 --crop 30"),
+    Bad("edit-to-no-class", "label", "10", "must be an integer >= 0 and <= 9", lambda w: w.painter.edit(w.photos, w.mask, [0, 10])),
+    Bad("paint-as-no-class", "class id", "10", "must be an integer >= 0 and <= 9", None, PAINT + "--inpaint pictures --mask mask.png --classes 10"),
+    Bad("raster-asked-to-fill-gaps", "generator", "'RasterTransformer'", "must have the trait any_order to fill gaps", lambda w: w.pipe.inpaint(w.photos, w.mask, [0, 1]), SAMPLE + "--inpaint pictures --mask mask.png --crop 32"),
+    Bad("fewer-labels-than-pictures", "labels", "1", "must be one for each of the 2 images", lambda w: w.painter.inpaint(w.photos, w.mask, [0])),
+    Bad("smaller-canvas", "canvas", "(24, 64)", "must be larger than the images' (32, 32) pixels", lambda w: w.painter.outpaint(w.photos, (24, 64), [0, 1]), PAINT + "--outpaint pictures --canvas 24 64"),
+    Bad("canvas-between-cells", "canvas", "(36, 64)", "height and width must be multiples of 8 pixels", lambda w: w.painter.outpaint(w.photos, (36, 64), [0, 1]), PAINT + "--outpaint pictures --canvas 36 64"),
+    Bad("picture-outside-the-canvas", "at", "(16, 0)", "must leave the images' (32, 32) pixels inside the canvas of (40, 64)", lambda w: w.painter.outpaint(w.photos, (40, 64), [0, 1], at=(16, 0)),
+        PAINT + "--outpaint pictures --canvas 40 64 --at 16 0"),
+    Bad("ntk-boundary-of-a-canvas", "grid.ntk_boundary", "9", "must be an integer >= 0 and <= 4", lambda w: w.painter.outpaint(w.photos, (40, 64), [0, 1], ntk_boundary=9), PAINT + "--outpaint pictures --canvas 40 64 --ntk-boundary 9"),
+    Bad("ntk-boundary-of-a-larger-grid", "grid.ntk_boundary", "9", "must be an integer >= 0 and <= 4", lambda w: w.painter.extrapolate([0], (6, 6), ntk_boundary=9), PAINT + "--extrapolate 6 6 --ntk-boundary 9"),
+    Bad("negative-ntk-boundary", "ntk_boundary", "-1", "must be an integer >= 0", lambda w: Extrapolation(ntk_boundary=-1), PAINT + "--extrapolate 6 6 --ntk-boundary -1"),
+    Bad("smaller-grid", "grid.base", "(4, 4)", "must be (h, w), no larger than the grid (6, 3)", lambda w: w.painter.extrapolate([0], (6, 3)), PAINT + "--extrapolate 6 3"),
+    Bad("spatial-scales-that-fall", "spatial", "(3.0, 1.0)", "must not fall", lambda w: w.painter.extrapolate([0], (6, 6), spatial=(3.0, 1.0)), PAINT + "--extrapolate 6 6 --spatial-scale 3 1"),
+    Bad("negative-spatial-scale", "spatial", "-2.0", "must be a finite number >= 0", lambda w: Extrapolation(spatial=(-2.0, 1.0)), PAINT + "--extrapolate 6 6 --spatial-scale -2 1"),
+    Bad("larger-grid-of-a-raster", "generator", "'RasterTransformer'", "must have the trait any_order", lambda w: w.pipe.extrapolate([0], (6, 6)), SAMPLE + "--extrapolate 6 6"),
+    Bad("scales-that-fall", "cfg_start", "3.0", "must be from 0 to cfg_scale=2.0: guidance grows", lambda w: Sampling(cfg_start=3.0, cfg_scale=2.0), PAINT + "--sampling.cfg-start 3 --sampling.cfg-scale 2"),
+    Bad("negative-start-of-scales", "cfg_start", "-1.0", "must be from 0 to cfg_scale=2.0", lambda w: Sampling(cfg_start=-1.0, cfg_scale=2.0), PAINT + "--sampling.cfg-start -1 --sampling.cfg-scale 2"),
+    Bad("more-steps-than-cells", "steps", "17", "must be from 1 to 16, the cells of the grid", lambda w: w.painter.sample([0], steps=17), PAINT + "--sampling.steps 17"),
+    Bad("more-frames-than-cells", "frames", "17", "must be an integer >= 1 and <= 16", lambda w: w.painter.morph(w.photos, [0, 1], frames=17)),
     # models and files
     Bad("missing-pipeline", "where", "'nowhere'", "must be a folder written by save_pretrained", lambda w: pipeline.from_pretrained("nowhere"), "sample.py nowhere --count 2 --out out/s.npz"),
     Bad("no-pipeline", "where", "pictures", "has no pipeline.json", lambda w: pipeline.from_pretrained("pictures"), "sample.py pictures --count 2 --out out/s.npz"),

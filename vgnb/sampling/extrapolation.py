@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At
-from ..generators.generator import Cond, Generator, Grid
+from ..generators.generator import Cond, Generator, Grid, require_traits
 from ..generators.orders import Hierarchical, Order, coarse_cells
 from ..generators.schedules import SCHEDULES, Schedule, randar
 from .guidance import CFG, SpatialGuidance, Unguided, linear
@@ -86,6 +86,7 @@ def extrapolation(
     how:Extrapolation=Extrapolation(),
 ) -> Painting:
     "A picture on a grid larger than in training, ready to be made: the coarse cells, then the others. RandAR, arXiv 2412.01827 §4.4."
+    require_traits(generator, {"any_order"})
     grid, small = Grid(tuple(shape), generator.config.grid, how.ntk_boundary), Grid(generator.config.grid)
     coarse = coarse_cells(grid).to(ids.device)
     generator.check_grid(grid)
