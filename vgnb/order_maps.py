@@ -21,7 +21,8 @@ def _rgb(tone:str) -> np.ndarray: return np.array([int(TONES[tone][k:k + 2], 16)
 def _checked(steps, shape:tuple, at:int|None, total:int|None) -> tuple[np.ndarray, int]:
     "The steps, and how many there are."
     steps = np.asarray(steps.cpu() if hasattr(steps, "cpu") else steps)
-    check(steps.ndim == 1 and steps.size and steps.dtype.kind in "iu" and steps.min() >= -1, "steps", steps.tolist()[:12], "must be (n,) integers >= -1")
+    ok = steps.ndim == 1 and steps.size and steps.dtype.kind in "iu" and steps.min() >= -1
+    check(ok, "steps", steps.tolist()[:12], "must be (n,) integers >= -1")
     last = int(steps.max()) + 1
     total = last if total is None else check_int("total", total, last)
     if at is not None: check_int("at", at, 0, total)
@@ -33,7 +34,7 @@ def _number_font(largest:int, room:int, dense:int):
     return next((f for f in fonts if f.getlength(str(largest)) <= room and f.size <= .7 * room), None)
 
 @functools.lru_cache(16)
-def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int, numbers:bool) -> tuple[np.ndarray, ...]:
+def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int, numbers:bool) -> tuple:
     "The whole grid three times, (h * block, w * block, 3): in the steps' colours, as decided now, as still open."
     steps = np.frombuffer(cells, np.float32).reshape(shape)
     place = steps / max(total - 1, 1)
@@ -41,10 +42,12 @@ def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int,
     grown = lambda x: x.repeat(block, 0).repeat(block, 1)
     full, now = (Image.fromarray(grown(c)) for c in (colours, np.broadcast_to(_rgb("alarm"), colours.shape)))
     if numbers and (font := _number_font(total, block - 5 * dense, dense)):
-        for pen, inks in ((ImageDraw.Draw(full), ("#FFFFFF", TONES["ink"])), (ImageDraw.Draw(now), ("#FFFFFF", "#FFFFFF"))):
+        inks, spot = ("#FFFFFF", TONES["ink"]), lambda k: (k + .5) * block + dense / 2
+        for pen, pale in ((ImageDraw.Draw(full), place >= .6), (ImageDraw.Draw(now), np.zeros(shape, bool))):
             for (y, x), s in np.ndenumerate(steps):
-                if s >= 0: pen.text(((x + .5) * block + dense / 2, (y + .5) * block + dense / 2), str(int(s) + 1), inks[int(place[y, x] >= .6)], font, "mm")
-    still = hatch(np.full((shape[0] * block // dense, shape[1] * block // dense, 3), 216, np.uint8), [[True]]).repeat(dense, 0).repeat(dense, 1)
+                if s >= 0: pen.text((spot(x), spot(y)), str(int(s) + 1), inks[int(pale[y, x])], font, "mm")
+    paper = np.zeros((shape[0] * block // dense, shape[1] * block // dense, 3), np.uint8)
+    still = hatch(paper, [[True]]).repeat(dense, 0).repeat(dense, 1)
     layers = np.array(full), np.array(now), still
     for layer in layers:
         layer[grown(np.isnan(steps))] = _rgb("paper")
@@ -63,13 +66,15 @@ def step_map(
 ) -> Image.Image:
     "Which cell is decided in which step, as colour and number. Raises BadInput."
     steps, total = _checked(steps, shape, at, total)
-    cells, (side, dense) = fold(steps, tuple(shape)), (check_int("side", side, 16, 4096), check_int("dense", dense, 1, 4))
+    check_int("side", side, 16, 4096); check_int("dense", dense, 1, 4)
+    cells = fold(steps, tuple(shape))
     block = max(1, side // max(cells.shape)) * dense
     layers = _layers(cells.tobytes(), cells.shape, total, block, dense, bool(numbers))
     out = layers[0].copy()
     tiles = lambda x: x.reshape(cells.shape[0], block, cells.shape[1], block, 3).swapaxes(1, 2)
     if at is not None:
-        for layer, where in ((layers[1], (cells == at - 1) & (at > 0)), (layers[2], (cells >= at) & (not ahead))): tiles(out)[where] = tiles(layer)[where]
+        for layer, where in ((layers[1], (cells == at - 1) & (at > 0)), (layers[2], (cells >= at) & (not ahead))):
+            tiles(out)[where] = tiles(layer)[where]
     return Image.fromarray(out)
 
 # %% ../nbs/004_order_maps.ipynb #086c79aa
@@ -82,12 +87,13 @@ def count_bars(
 ) -> Image.Image:
     "How many cells each step decides. Raises BadInput."
     counts = np.asarray(counts)
-    check(counts.ndim == 1 and counts.dtype.kind in "iu" and (counts >= 0).all() or not counts.size, "counts", counts.tolist()[:12], "must be (steps,) integers >= 0")
+    ok = counts.ndim == 1 and counts.dtype.kind in "iu" and (counts >= 0).all() or not counts.size
+    check(ok, "counts", counts.tolist()[:12], "must be (steps,) integers >= 0")
     total, w, h, line = counts.size, width * dense, height * dense, 15 * dense
     if at is not None: check_int("at", at, 0, total)
     out, font = Image.new("RGB", (w, h), TONES["paper"]), house_font(10 * dense)
     if total:
-        first = np.arange(w) * total // w                                                    # (w,) the (first) step of each column of pixels
+        first = np.arange(w) * total // w                           # (w,) the (first) step of each column of pixels
         after = np.maximum(np.append(first[1:], total), first + 1)
         ends = np.stack([first, after], 1).ravel()
         tallest = np.maximum.reduceat(np.append(counts, 0), ends)[::2]
@@ -108,7 +114,8 @@ def count_bars(
     if not total: return out
     x, y, r, last = middle, h - line + 3 * dense, 4 * dense, f"{total:,}"
     if not at or x > 14 * dense: pen.text((0, h), "1", TONES["muted"], font, "ld")
-    if total > 1 and (not at or x < w - font.getlength(last) - 8 * dense): pen.text((w, h), last, TONES["muted"], font, "rd")
+    if total > 1 and (not at or x < w - font.getlength(last) - 8 * dense):
+        pen.text((w, h), last, TONES["muted"], font, "rd")
     if at: pen.polygon([(x, y), (x - r, y + 1.6 * r), (x + r, y + 1.6 * r)], TONES["alarm"])
     return out
 
@@ -124,20 +131,26 @@ def step_key(
     swatch, font = lambda tone: np.broadcast_to(_rgb(tone), (12, 12, 3)), house_font(10 * dense)
     parts = [] if ahead else [hatch(np.full((12, 12, 3), 216, np.uint8), [[True]]), "open"]
     parts += [swatch("given"), "known"] * known + [swatch("alarm"), "decided now", "step 1", None, f"{total:,}"]
-    wide = lambda part: font.getlength(part) + (5 if part == "step 1" else 10) * dense if isinstance(part, str) else 17 * dense
+    after = lambda part: (5 if part == "step 1" else 10) * dense
+    wide = lambda part: font.getlength(part) + after(part) if isinstance(part, str) else 17 * dense
     room = lambda: (width - 5) * dense - sum(wide(p) for p in parts if p is not None)
     while room() < 12 * dense and len(parts) > 3: parts = parts[2:]
     ramp = heat(np.linspace(0, 1, int(np.clip(room() / dense, 4, 64))))[None].repeat(12, 0)      # takes what is left
     key, x = Image.new("RGB", (width * dense, 16 * dense), TONES["paper"]), 0
     for part in parts:
         part = ramp if part is None else part
-        if isinstance(part, str): ImageDraw.Draw(key).text((x, 8 * dense), part, TONES["muted"], font, "lm"); x += round(wide(part))
-        else: key.paste(Image.fromarray(part.repeat(dense, 0).repeat(dense, 1)), (x, 2 * dense)); x += (part.shape[1] + 5) * dense
+        if isinstance(part, str):
+            ImageDraw.Draw(key).text((x, 8 * dense), part, TONES["muted"], font, "lm")
+            x += round(wide(part))
+        else:
+            key.paste(Image.fromarray(part.repeat(dense, 0).repeat(dense, 1)), (x, 2 * dense))
+            x += (part.shape[1] + 5) * dense
     return key
 
 def order_panel(
     steps, shape:tuple[int, ...], # see `step_map`
-    *, at:int|None=None, ahead:bool=True, total:int|None=None, side:int=320, numbers:bool=True, dense:int=1, # the picture is 16 pixels wider
+    *, at:int|None=None, ahead:bool=True, total:int|None=None, numbers:bool=True, dense:int=1,
+    side:int=320, # of the map; the picture is 16 pixels wider
     title:str="", text:str="", # a line each above the map, bold and plain
 ) -> Image.Image:
     "Map of the steps, cells per step, and the key to both."
@@ -146,12 +159,14 @@ def order_panel(
     grid = step_map(steps, shape, total=total, side=side, numbers=numbers, **look)
     bars = count_bars(np.bincount(steps[steps >= 0], minlength=total), width=side, **look)
     key = step_key(total, bool((steps < 0).any()), ahead, side, dense)
-    gap, lines = 8 * dense, [(t, font, tone) for t, font, tone in ((title, house_font(12 * dense, True), "ink"), (text, house_font(10 * dense), "muted")) if t]
+    said = (title, house_font(12 * dense, True), "ink"), (text, house_font(10 * dense), "muted")
+    gap, lines = 8 * dense, [line for line in said if line[0]]
     top = len(lines) * 16 * dense + 4 * dense * bool(lines)
-    out = Image.new("RGB", (side * dense + 2 * gap, top + grid.height + bars.height + key.height + 4 * gap), TONES["paper"])
-    for k, (t, font, tone) in enumerate(lines): ImageDraw.Draw(out).text((gap, gap + (16 * k - 2) * dense), plain_text(t, 72), TONES[tone], font)
-    y = gap + top
-    for part in (grid, bars, key): out.paste(part, (gap, y)); y += part.height + gap
+    parts, y = (grid, bars, key), gap + top
+    out = Image.new("RGB", (side * dense + 2 * gap, y + sum(p.height + gap for p in parts)), TONES["paper"])
+    for k, (t, font, tone) in enumerate(lines):
+        ImageDraw.Draw(out).text((gap, gap + (16 * k - 2) * dense), plain_text(t, 72), TONES[tone], font)
+    for part in parts: out.paste(part, (gap, y)); y += part.height + gap
     return out
 
 # %% ../nbs/004_order_maps.ipynb #b0863a13
@@ -164,14 +179,19 @@ def order_strip(
     tokens:bool=False, # above each picture the map of its tokens, coloured by step
     side:int=96, title:str="",
 ) -> Image.Image:
-    "One row a run: what is decided after equal shares of its steps, hatched where nothing is known, the last column finished. Raises BadInput."
-    check(runs and all(len(seen) for seen in runs.values()), "runs", {name: len(seen) for name, seen in runs.items()}, "must hold at least one run of at least one moment")
-    check_int("count", count, 1); check_int("sample", sample, 0, min(len(m.ids) for seen in runs.values() for m in seen) - 1)
+    "One row a run: what is decided after equal shares of its steps, the rest hatched; last finished. Raises BadInput."
+    lengths = {name: len(seen) for name, seen in runs.items()}
+    check(runs and all(lengths.values()), "runs", lengths, "must hold at least one run of at least one moment")
+    check_int("count", count, 1)
+    check_int("sample", sample, 0, min(len(m.ids) for seen in runs.values() for m in seen) - 1)
     rows, captions, names = [], [], []
     for name, seen in runs.items():
         shown = [seen[max(0, round((k + 1) * len(seen) / count) - 1)] for k in range(count)]
         pictures = [preview(m, sample, decode, shape, side=side) for m in shown]
-        said = [f"step {m.step + 1}: {m.known[sample].mean():.0%}" for m in shown[:-1]] + [f"step {shown[-1].step + 1}, finished"]
-        if tokens: rows.append([token_picture(m, sample, shape, side=max(p.size)) for m, p in zip(shown, pictures)]); captions.append([""] * count); names.append(name)
+        said = [f"step {m.step + 1}: {m.known[sample].mean():.0%}" for m in shown]
+        said[-1] = f"step {shown[-1].step + 1}, finished"
+        if tokens:
+            rows.append([token_picture(m, sample, shape, side=max(p.size)) for m, p in zip(shown, pictures)])
+            captions.append([""] * count); names.append(name)
         rows.append(pictures); captions.append(said); names.append("" if tokens else name)
     return tile_sheet(rows, captions, names, side=max(rows[-1][0].size), title=title)

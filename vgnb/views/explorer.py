@@ -71,13 +71,16 @@ class Course:
         "What there is to say after `at` steps, with the size of the largest group or without."
         known, done, n = int((self.steps < 0).sum()), int(self.counts[:at].sum()), self.steps.size
         if not self.total: return f"all {n:,} cells are known"
-        said = [f"step {at:,} of {self.total:,}" + ", finished" * (at == self.total), f"{done + known:,} of {n:,} cells" + f" ({known:,} known)" * bool(known)]
-        return " · ".join(said + [f"{self.counts[at - 1]:,} now"] * (at > 0) + [f"largest group {self.counts.max():,}"] * largest)
+        said = [f"step {at:,} of {self.total:,}" + ", finished" * (at == self.total),
+                f"{done + known:,} of {n:,} cells" + f" ({known:,} known)" * bool(known)]
+        if at: said.append(f"{self.counts[at - 1]:,} now")
+        if largest: said.append(f"largest group {self.counts.max():,}")
+        return " · ".join(said)
 
-    def picture(self, at:int|None=None, *, ahead:bool=False, side:int=320, dense:int=1, titled:bool=True) -> Image.Image:
-        "Map, bars and key after `at` steps (None: the whole plan)."
+    def picture(self, at:int|None=None, *, ahead:bool=False, titled:bool=True, **look) -> Image.Image:
+        "Map, bars and key after `at` steps (None: the whole plan). `look`: side and dense, see `order_panel`."
         text = dict(title=self.title, text=self.line(self.total if at is None else at, False)) if titled else {}
-        return order_panel(self.steps, self.shape, at=at, ahead=ahead or at is None, total=self.total, side=side, dense=dense, **text)
+        return order_panel(self.steps, self.shape, at=at, ahead=ahead or at is None, total=self.total, **text, **look)
 
 # %% ../../nbs/views/820_explorer.ipynb #d0e33bb5
 class _Watched(Keyed):
@@ -88,13 +91,15 @@ class _Watched(Keyed):
 def _own(cells:str, n:int) -> Given:
     "The order that a text field spells."
     words = cells.replace(",", " ").split()
-    check(words and all(w.isdecimal() and len(w) < 7 for w in words), "cells", plain_text(cells, 40), f"must be the numbers 0 to {n - 1}, each once, separated by spaces or commas")
+    check(words and all(w.isdecimal() and len(w) < 7 for w in words), "cells", plain_text(cells, 40),
+          f"must be the numbers 0 to {n - 1}, each once, separated by spaces or commas")
     return Given(check_permutation(torch.tensor([int(w) for w in words]), n, "cells")[0])
 
 def _known(name:str, masks:dict, shape:tuple[int, int]) -> torch.Tensor: # (n,) bool
     check_choice("known", name, (*KNOWN, *masks))
     mask = np.asarray(masks[name] if name in masks else KNOWN[name](*shape))
-    check(mask.shape == shape and mask.dtype == bool, "known", f"{name} {mask.dtype} {mask.shape}", f"must be a bool mask of the grid's shape {shape}")
+    check(mask.shape == shape and mask.dtype == bool, "known", f"{name} {mask.dtype} {mask.shape}",
+          f"must be a bool mask of the grid's shape {shape}")
     return torch.from_numpy(mask.ravel().copy())
 
 def fixed_orders() -> dict[str, Order]:
@@ -111,18 +116,21 @@ def order_course(
     orders = fixed_orders() | {name: o if isinstance(o, Order) else Given(o) for name, o in (orders or {}).items()}
     shape = tuple(check_int(name, getattr(c, name), 1, 128) for name in ("height", "width"))
     grid = Grid(shape)
-    check(c.order not in ORDERS or c.order in orders, "order", c.order, "looks at a model's confidence: show a run of it")
+    looks = "looks at a model's confidence: show a run of it"
+    check(c.order not in ORDERS or c.order in orders, "order", c.order, looks)
     order = _own(c.cells, grid.n) if check_choice("order", c.order, (*orders, "own")) == "own" else orders[c.order]
-    check(not order.adaptive, "order", c.order, "looks at a model's confidence: show a run of it")
+    check(not order.adaptive, "order", c.order, looks)
     schedule = SCHEDULES[check_choice("schedule", c.schedule, tuple(SCHEDULES))]
     check_int("seed", c.seed, 0); check_int("sample", c.sample, 0, 2 ** 32 - 1); check_int("steps", c.steps)
-    check(schedule is one_by_one or 1 <= c.steps <= grid.n, "steps", c.steps, f"must be from 1 to {grid.n}, the cells of the grid")
+    check(schedule is one_by_one or 1 <= c.steps <= grid.n, "steps", c.steps,
+          f"must be from 1 to {grid.n}, the cells of the grid")
     known, at, draws = _known(c.known, masks, shape), At(torch.tensor([c.sample])), _Watched(c.seed)
     order.check(grid, at.ids)
     perm, start = order.plan(grid, known[None], draws, at)[0], int(known.sum())
     counts = check_counts(schedule(grid.n, c.steps, start), grid.n, start)
-    return Course(f"{c.order} · {c.schedule} · {c.height}x{c.width}", shape, order_steps(perm, [start, *counts]) - 1, len(counts),
-                  draws.asked or getattr(order, "order", at.ids).dim() == 2)
+    keyed = draws.asked or isinstance(order, Given) and order.order.dim() == 2
+    title, steps = f"{c.order} · {c.schedule} · {c.height}x{c.width}", order_steps(perm, [start, *counts]) - 1
+    return Course(title, shape, steps, len(counts), keyed)
 
 # %% ../../nbs/views/820_explorer.ipynb #14d74ec7
 def run_courses(
@@ -139,7 +147,9 @@ def run_courses(
         side = math.isqrt(filled.shape[1])
         grid = Grid(tuple(shape) if shape else (side, side) if side ** 2 == filled.shape[1] else filled.shape[1:])
         check(grid.n == filled.shape[1], "shape", shape, f"must hold the run's {filled.shape[1]} cells")
-        out |= {int(i): Course(f"{title} · sample {int(i)} · {'x'.join(map(str, grid.shape))}", grid.shape, row, s.clock.steps, True) for i, row in zip(s.ids, filled)}
+        size = "x".join(map(str, grid.shape))
+        for i, row in zip(s.ids.tolist(), filled):
+            out[i] = Course(f"{title} · sample {i} · {size}", grid.shape, row, s.clock.steps, True)
     check(out, "run", title, f"must be whole; its last step is {steps[-1].clock.step + 1} of {steps[-1].clock.steps}")
     return out
 
@@ -149,7 +159,7 @@ class Scene:
     "What the explorer shows: courses side by side under one clock."
     courses: tuple[Course, ...]
     clock: int = 0           # 0 = before the first step
-    pace: str = "step"       # "step": each course after `clock` steps, the shorter finished earlier; "share": all at the same share of their steps
+    pace: str = "step"       # "step": each after `clock` steps, the shorter finished earlier; "share": at equal shares
     heat: bool = False       # the whole plan in colour, the steps to come as well
 
     @property
@@ -158,7 +168,8 @@ class Scene:
     def at(self, i:int) -> int:
         "After how many of its own steps course `i` is shown."
         total = self.courses[i].total
-        return min(self.clock, total) if self.pace == "step" else -(-min(self.clock, self.ticks) * total // max(self.ticks, 1))
+        if self.pace == "step": return min(self.clock, total)
+        return -(-min(self.clock, self.ticks) * total // max(self.ticks, 1))       # the first tick is a first step
 
     def lines(self) -> list[str]: return [c.line(self.at(i)) for i, c in enumerate(self.courses)]
 
@@ -170,7 +181,8 @@ class Scene:
         return out
 
 # %% ../../nbs/views/820_explorer.ipynb #bad0e3f1
-def _size(width:float, description:float) -> dict: return {"style": {"description_width": f"{description}rem"}, "layout": {"width": f"{width}rem"}}
+def _size(width:float, description:float) -> dict:
+    return {"style": {"description_width": f"{description}rem"}, "layout": {"width": f"{width}rem"}}
 
 _NEAR, _FAR = _size(9.6, 3.2), _size(11.4, 4)      # the controls of the left and of the right column
 
@@ -179,14 +191,19 @@ class _Panel:
     def __init__(self, explorer, choice:OrderChoice, offered:list[str]):
         self.explorer, said = explorer, dataclasses.asdict(choice)
         number = lambda name, size: widgets.IntText(value=said[name], description=name, **size)
-        chooser = lambda name, options, size: widgets.Dropdown(options=[(plain_text(o, 40), o) for o in options], value=said[name], description=name, **size)
-        self.order, self.schedule, self.known = chooser("order", offered, _NEAR), chooser("schedule", SCHEDULES, _FAR), chooser("known", (*KNOWN, *explorer.masks), _FAR)
+        chooser = lambda name, options, size: widgets.Dropdown(options=[(plain_text(o, 40), o) for o in options],
+                                                               value=said[name], description=name, **size)
+        self.order, self.schedule = chooser("order", offered, _NEAR), chooser("schedule", SCHEDULES, _FAR)
+        self.known = chooser("known", (*KNOWN, *explorer.masks), _FAR)
         self.height, self.steps, self.seed = (number(name, _NEAR) for name in ("height", "steps", "seed"))
         self.width, self.sample = (number(name, _FAR) for name in ("width", "sample"))
-        self.cells = widgets.Text(value=choice.cells, description="cells", placeholder="0 1 2 ...", continuous_update=False, **_size(21.2, 3.2))
+        self.cells = widgets.Text(value=choice.cells, description="cells", placeholder="0 1 2 ...",
+                                  continuous_update=False, **_size(21.2, 3.2))
         self.text = widgets.HTML(layout={"width": "21rem"})
-        self.image = widgets.Image(format="png", layout={"width": f"{explorer.side + 16}px", "align_self": "flex-start"})
-        rows = (self.order, self.schedule), (self.height, self.width), (self.steps, self.known), (self.seed, self.sample), (self.cells,)
+        place = {"width": f"{explorer.side + 16}px", "align_self": "flex-start"}
+        self.image = widgets.Image(format="png", layout=place)
+        rows = ((self.order, self.schedule), (self.height, self.width), (self.steps, self.known),
+                (self.seed, self.sample), (self.cells,))
         self.box = widgets.VBox([*map(widgets.HBox, rows), self.text, self.image], layout={"margin": "0 1rem 0 0"})
         self.course, self.error, self._shown = explorer.course(choice), None, None
         self._enable()
@@ -198,7 +215,7 @@ class _Panel:
     def choice(self) -> OrderChoice: return OrderChoice(**{name: getattr(self, name).value for name in self.names})
 
     def _changed(self, change):
-        if change["owner"] is self.order and self.order.value == "own" and not self.cells.value:      # something to begin with
+        if change["owner"] is self.order and self.order.value == "own" and not self.cells.value:    # an example
             n = self.height.value * self.width.value
             if 0 < n <= 256: self.cells.set_trait("value", " ".join(map(str, reversed(range(n))))); return
         try: self.course, self.error = self.explorer.course(self.choice), None
@@ -211,14 +228,17 @@ class _Panel:
         ran = self.order.value in self.explorer.runs
         for control in (self.schedule, self.height, self.width, self.known): control.disabled = ran
         self.steps.disabled = ran or SCHEDULES[self.schedule.value] is one_by_one
-        self.seed.disabled, self.sample.disabled = ran or not self.course.keyed and not self.error, not self.course.keyed and not self.error
+        self.sample.disabled = not self.course.keyed and not self.error
+        self.seed.disabled = ran or self.sample.disabled
         self.cells.layout.display = None if self.order.value == "own" else "none"
 
     def draw(self, course:Course, at:int, heat:bool):
         "Bring words and picture up to date."
         self.words = f"⚠ {self.error}" if self.error else course.line(at)
-        self.text.value = f'<div style="line-height: 1.4; min-height: 2.8em{"; color: " + TONES["alarm"] if self.error else ""}">{_escaped(self.words)}</div>'
-        if self._shown != (now := (course, at, heat, bool(self.error))): self._shown, self.image.value = now, self.explorer._png(*now)
+        style = "line-height: 1.4; min-height: 2.8em" + (f"; color: {TONES['alarm']}" if self.error else "")
+        self.text.value = f'<div style="{style}">{_escaped(self.words)}</div>'
+        now = course, at, heat, bool(self.error)
+        if self._shown != now: self._shown, self.image.value = now, self.explorer._png(*now)
 
 def _escaped(text:str) -> str:
     "Text in which nothing is taken for HTML or mathematics."
@@ -226,7 +246,7 @@ def _escaped(text:str) -> str:
 
 # %% ../../nbs/views/820_explorer.ipynb #2a55d9e8
 class OrderExplorer:
-    "Orders and schedules to play with. `.play .clock .back .forward .view .second .pace .left .right .box`; shows itself in a notebook."
+    "Orders and schedules to play with. `.play .clock .back .forward .view .second .pace .left .right`; shows itself."
     def __init__(self,
         left:OrderChoice|None=None, # what the panels begin with
         right:OrderChoice|None=None, # None: like the left one in another order, and hidden at first
@@ -240,14 +260,16 @@ class OrderExplorer:
     ):
         self.side, self.dense = check_int("side", side, 64, 1024), check_int("dense", dense, 1, 4)
         self.orders, self.masks = dict(orders or {}), dict(masks or {})
-        for argument, given, taken in (("orders", self.orders, (*ORDERS, "own")), ("masks", self.masks, KNOWN)):
-            check(not (twice := sorted(set(given) & set(taken))), argument, twice, "must have names that are not taken yet")
         given = {} if run is None else dict(run) if isinstance(run, dict) else {"run": run}
-        check(not (twice := sorted(set(given) & {*fixed_orders(), *self.orders, "own"})), "run", twice, "must have names that are not those of fixed orders")
+        for argument, names, taken in (("orders", self.orders, (*ORDERS, "own")), ("masks", self.masks, KNOWN),
+                                       ("run", given, (*fixed_orders(), *self.orders, "own"))):
+            twice = sorted(set(names) & set(taken))
+            check(not twice, argument, twice, "must have names that are not taken by others")
         self.runs = {name: run_courses(steps, shape, name) for name, steps in given.items()}
         offered = [*self.runs, *fixed_orders(), *self.orders, "own"]
-        left = left or OrderChoice(order=offered[0] if self.runs else "halton", sample=min(next(iter(self.runs.values()))) if self.runs else 0)
-        here = self.course(left)                                                                 # raises before any widget is made
+        if left is None and not self.runs: left = OrderChoice()
+        elif left is None: left = OrderChoice(order=offered[0], sample=min(self.runs[offered[0]]))
+        here = self.course(left)                                               # raises before any widget is made
         sides = dict(zip(("height", "width"), here.shape)) if len(here.shape) == 2 else {}
         other = right or dataclasses.replace(left, order="raster" if left.order != "raster" else "halton", **sides)
         self.course(other)
@@ -259,17 +281,22 @@ class OrderExplorer:
 
     def _controls(self, two:bool):
         "What both panels share."
-        self.play, self.clock = widgets.Play(min=0, max=0, tooltip="play"), widgets.IntSlider(min=0, max=0, description="step", layout={"width": "24rem"})
+        self.play = widgets.Play(min=0, max=0, tooltip="play")
+        self.clock = widgets.IntSlider(min=0, max=0, description="step", layout={"width": "24rem"})
         button = lambda icon, by, tip: widgets.Button(icon=icon, tooltip=tip, layout={"width": "2.4rem"})
         self.back, self.forward = button("step-backward", -1, "one step back"), button("step-forward", 1, "one step on")
-        self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style={"button_width": "6rem"})
-        self.second = widgets.ToggleButton(value=two, description="second panel", layout={"width": "8rem", "margin": "0 0.6rem"})
-        self.pace = widgets.ToggleButtons(options=[("same step", "step"), ("same share", "share")], style={"button_width": "6rem"},
-                                          tooltips=["the course of fewer steps is finished earlier", "both end together"])
+        wide = {"button_width": "6rem"}
+        self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style=wide)
+        place = {"width": "8rem", "margin": "0 0.6rem"}
+        self.second = widgets.ToggleButton(value=two, description="second panel", layout=place)
+        tips = ["the course of fewer steps is finished earlier", "both end together"]
+        paces = [("same step", "step"), ("same share", "share")]
+        self.pace = widgets.ToggleButtons(options=paces, style=wide, tooltips=tips)
         self.note = widgets.HTML(value=self._note())
-        self.box = widgets.VBox([widgets.HBox([self.play, self.back, self.clock, self.forward]), widgets.HBox([self.view, self.second, self.pace]),
-                                 widgets.HBox([self.left.box, self.right.box], layout={"flex_flow": "row wrap"}), self.note])
-        self._link = widgets.jslink((self.play, "value"), (self.clock, "value"))                 # in the browser: a busy kernel does not stop the clock
+        panels = widgets.HBox([self.left.box, self.right.box], layout={"flex_flow": "row wrap"})
+        self.box = widgets.VBox([widgets.HBox([self.play, self.back, self.clock, self.forward]),
+                                 widgets.HBox([self.view, self.second, self.pace]), panels, self.note])
+        self._link = widgets.jslink((self.play, "value"), (self.clock, "value"))   # in the browser, kernel busy or not
         self.back.on_click(lambda _: self._go(-1)); self.forward.on_click(lambda _: self._go(1))
         for control in (self.clock, self.view, self.second, self.pace): control.observe(self._refresh, "value")
         self.play.observe(self._stopped, "playing")
@@ -312,8 +339,9 @@ class OrderExplorer:
     def _note(self) -> str:
         "Why some orders are not offered."
         missing = [n for n, o in ORDERS.items() if o.adaptive and n not in self.runs]
+        if not missing: return ""
         return f"<small>Not offered: {_escaped(', '.join(missing))}. Such an order looks at a model's predictions; " \
-               "a run has one: <code>OrderExplorer(run=pipe.stream(labels, order=...))</code></small>" if missing else ""
+               "a run has one: <code>OrderExplorer(run=pipe.stream(labels, order=...))</code></small>"
 
     def snapshot(self) -> Image.Image:
         "What the explorer shows now, as a picture."
