@@ -7,6 +7,7 @@ __all__ = ['check_export', 'export_codes']
 
 # %% ../../nbs/data/127_published.ipynb #df7cfb79
 import contextlib
+import inspect
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,9 @@ def _write_pgm(codes, out, items, aug, split):
     def rows():
         for c, y, _ in items: yield {"input_ids": np.concatenate([[begin], c[aug, :, 0]]).astype(np.uint16), "attention_mask": np.ones(n + 1, np.uint16), "label": y}
     with folder_aside(out / split) as a, _no_bars(datasets):
-        table = datasets.Dataset.from_generator(rows, features, cache_dir=str(a / "rows"), fingerprint=f"{codes.fingerprint[:16] or 'codes'}-{aug}")
+        named = {"fingerprint": f"{codes.fingerprint[:16] or 'codes'}-{aug}"}             # newer releases take it, older ones hash the function
+        if "fingerprint" not in inspect.signature(datasets.Dataset.from_generator).parameters: named = {}
+        table = datasets.Dataset.from_generator(rows, features, cache_dir=str(a / "rows"), **named)
         table.with_format("torch").save_to_disk(str(a / "whole"))
         shutil.rmtree(a / "rows")
         for p in (a / "whole").iterdir(): p.rename(a / p.name)

@@ -168,14 +168,14 @@ def build_tokenizer(
     return TokenizerTask(model, objective, critic, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
-    "A code store, or `LAYOUT://folder` for codes in a published layout; `?vocab=1024&classes=10` says what its files don't."
+    "A code store, or `LAYOUT://folder` for codes in a published layout; `?vocab=1024&classes=10&split=eval` says what its files don't."
     check(uri, "data", uri, "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
     where, _, asked = rest.partition("?")
-    options = dict(parse_qsl(asked, keep_blank_values=True))
-    for k, v in options.items(): check(check_choice("codes option", k, ("vocab", "classes")) and v.isdigit(), k, v, "must be a whole number")
-    return store_from(check_choice("layout", layout, tuple(layouts)), where, **{k: int(v) for k, v in options.items()})
+    reader, options = layouts[check_choice("layout", layout, tuple(layouts))], dict(parse_qsl(asked, keep_blank_values=True))
+    for k, v in options.items(): check(check_choice("codes option", k, reader.asks) == "split" or v.isdigit(), k, v, "must be a whole number")
+    return store_from(layout, where, **{k: v if k == "split" else int(v) for k, v in options.items()})
 
 def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:
     "The recipe with vocabulary, grid and classes of the codes, unless others were asked for: then `Mismatch`."
