@@ -22,7 +22,7 @@ def test_fixture(path):
 
 # Where a 5% change of the middle matrix is too small for what a case compares (an argmax keeps its winner, channel-normalised features cancel a
 # scale), the parameter that reaches the outputs is named here; the first one that a case has is taken. Extraction never decodes.
-TELLING = ("layers.0.attention.wqkv.weight", "discriminator.main.2.weight", "lin0.model.1.weight", "encoder.down.1.block.0.nin_shortcut.weight")
+TELLING = ("layers.0.attention.wqkv.weight", "output_layer.linear.weight", "discriminator.main.2.weight", "lin0.model.1.weight", "encoder.down.1.block.0.nin_shortcut.weight")
 
 
 def one_case_a_class():
