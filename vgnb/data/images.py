@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_float, check_int, digest
 from .shapes import ImageSource, Item, Shapes
-from .stored import FolderImages, ShardImages, StoredImages, TarImages, _classes_of
+from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, _classes_of, is_kaggle
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from ..draws import shuffled
 
@@ -71,6 +71,16 @@ class TableImages(StoredImages):
 _TABLE_OPTIONS = ("split", "image", "label", "config", "streaming", "buffer")
 _TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
 
+def _why(e:Exception) -> str:
+    "What a person can do about a data set that does not open."
+    chain = [e]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None: chain.append(deeper)
+    told = " ".join(f"{type(x).__name__} {x}" for x in chain)
+    if re.search("gated", told, re.I): return "is gated: accept its terms on its page, then log in (hf auth login, or HF_TOKEN)"
+    if re.search("OfflineMode|Couldn't reach|ConnectionError|ConnectError|LocalEntryNotFound", told):
+        return "cannot be reached: there is no connection to the Hub, or HF_HUB_OFFLINE is set; fetch it elsewhere (hf download) and give its folder"
+    return f"cannot be opened: {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+
 def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     "(data set, folder of local data or None) from the `datasets` library; its many ways to fail become one error."
     import datasets
@@ -89,7 +99,7 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
             found = found[split] if saved or streaming else datasets.load_dataset(*args, split=split, **files)
         elif saved and streaming: found = found.to_iterable_dataset(min(64, len(found)))
     except BadInput: raise
-    except Exception as e: raise Missing("uri", f"datasets://{where}", f"cannot be opened: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+    except Exception as e: raise Missing("uri", f"datasets://{where}", _why(e)) from e
     finally:
         if quiet: datasets.enable_progress_bars()
     return found, (path if path.is_dir() else path.parent) if local else None
@@ -183,8 +193,15 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     if not (is_remote(where) or _flag(options, "streaming")): return ShardImages(shards, classes, **kw)
     return StreamImages(shards, shard_rows, classes, digest([s.rsplit("/", 1)[-1] for s in shards]), buffer=_number(options, "buffer", 2000), **kw)
 
+_SCHEMES = dict(shapes=("n", "size", "seed", "difficulty"), wds=("streaming", "buffer"), datasets=_TABLE_OPTIONS, kaggle=("split",))
+
+def _open_path(path:Path, kw:dict) -> StoredImages:
+    "A tar, the root of Kaggle's layout, or a folder of pictures."
+    if path.name.lower().endswith(".tar"): return TarImages(path, **kw)
+    return KaggleImages(path, **kw) if is_kaggle(path) else FolderImages(path, **kw)
+
 def open_images(
-    uri, # a folder, a .tar, wds://..., datasets://..., shapes://..., a torch Dataset or a source
+    uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
     alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
     classes:list[str]|None=None, # names, for shards and streams whose labels do not tell
@@ -194,8 +211,9 @@ def open_images(
     kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ("drop", "white")))
     if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
     scheme, _, rest = str(uri).partition("://") if "://" in str(uri) else ("", "", str(uri))
-    if scheme == "": return (TarImages if rest.lower().endswith(".tar") else FolderImages)(Path(rest).expanduser(), **kw)
-    check_choice("uri scheme", scheme, ("shapes", "wds", "datasets"))
-    where, options = _options(rest, dict(shapes=("n", "size", "seed", "difficulty"), wds=("streaming", "buffer"), datasets=_TABLE_OPTIONS)[scheme])
+    if scheme == "": return _open_path(Path(rest).expanduser(), kw)
+    check_choice("uri scheme", scheme, tuple(_SCHEMES))
+    where, options = _options(rest, _SCHEMES[scheme])
     if scheme == "shapes": return _open_shapes(where, options)
+    if scheme == "kaggle": return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)
     return (_open_wds if scheme == "wds" else _open_table)(where, options, classes, **kw)
