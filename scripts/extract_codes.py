@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 class Options:
     "Which pictures, by which tokenizer, in which views."
     tokenizer: Path                # folder of a saved tokenizer, or a published file
-    data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., or captions in a .jsonl
+    data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
     out: Path                      # the code store, made or completed
     size: int = 256                # side of the views in pixels
     flip: bool = False             # also the mirror image
@@ -32,6 +32,8 @@ class Options:
     batch: int = 64                # pictures the tokenizer sees at once; the codes do not depend on the number of processes
     shard_size: int = 1024         # pictures a file of the store covers
     workers: int = 0               # processes that read pictures ahead
+    compile: bool = False          # compile the tokenizer's encoding; a compiled network may round the last bit differently
+    backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
     progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
     if processes.main:
         print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> {plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0
-    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size, workers=o.workers, progress=o.progress, processes=processes)
+    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None, progress=o.progress, processes=processes)
     bad = [str(e) for e in source.bad]
     if bad: print("\n".join(f"left out: {e}" for e in bad), file=sys.stderr)
     if processes.main:
