@@ -32,8 +32,8 @@ class Options:
     "the network that looks; numbers of different extractors have nothing to do with each other"
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
-    metrics: tuple[Literal["fid", "is", "kid", "pr", "accuracy"], ...] = ("fid", "is", "kid", "pr")
-    "what to compute; pr = precision and recall, accuracy needs labels in SAMPLES and an extractor that knows the classes"
+    metrics: tuple[Literal["fid", "is", "kid", "pr", "dc", "accuracy"], ...] = ("fid", "is", "kid", "pr")
+    "what to compute; pr = precision and recall, dc = density and coverage, accuracy needs labels in SAMPLES and an extractor that knows the classes"
     size: int | None = None
     "centre-crop pictures of folders and sources to this side"
     batch: int = 64
