@@ -43,7 +43,7 @@ class PartitionConfig:
     rate: str = "arccos"                 # how large the second group is: see `MASK_RATES`
     rope_base: float = 10000             # of the rotary angles
     eps: float = 1e-5                    # of the norms
-    code_std: float|None = None          # spread of the starting code embeddings; None = as published, uniform within 1/sqrt(dim). 1 starts a small model faster
+    code_std: float|None = None          # spread of the starting code embeddings; None = as published, uniform within 1/sqrt(dim)
     compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `PartitionTransformer.quirks`
 
     def __post_init__(self):
@@ -288,7 +288,7 @@ class PartitionTransformer(Generator):
     def _others(self, state:PartitionState) -> Tensor:
         "The cells that are not known, ascending: (b, n - done)."
         known = torch.zeros(state.b, state.grid.n, dtype=torch.uint8, device=state.positions.device).scatter_(1, state.positions[:, :state.done], 1)
-        return known.argsort(dim=1, stable=True)[:, :state.grid.n - state.done]
+        return known.argsort(dim=1, stable=True)[:, :state.grid.n - state.done].contiguous()
 
     @torch.no_grad()
     def predict(self, state:PartitionState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
@@ -305,7 +305,7 @@ class PartitionTransformer(Generator):
         else:
             others, alike = self._others(state), False                               # all of the group, as in training
             group = torch.cat((torch.arange(half, device=positions.device).expand(state.b, -1), self.front + others), 1)
-            column = half + torch.searchsorted(others, positions)
+            column = half + torch.searchsorted(others, positions.contiguous())
             y = self.ask(memory, group.repeat(live, 1), steer, n).gather(1, column.repeat(live, 1)[..., None].expand(-1, -1, c.dim))
         logits = self._head(y, steer)
         logits = logits if c.compat and independent else logits[..., :c.vocab]
