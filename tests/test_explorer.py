@@ -286,8 +286,19 @@ def test_only_what_matters_can_be_changed(explorer):
     assert "uncertainty" in with_run.note.value and "confidence" not in with_run.note.value
     left.order.value = "halton"
     assert not left.schedule.disabled and left.error is None
-    assert (with_run.right.height.value, with_run.right.width.value, with_run.right.order.value) == (6, 6, "raster") and not with_run.second.value
+    assert with_run.right.choice == OrderChoice("raster", "cosine", 6, 6, 5, sample=4) and not with_run.second.value
+    assert left.choice == OrderChoice("halton", "cosine", 6, 6, 5, sample=4)                      # on the run's grid, to compare
     with_run.close()
+
+
+@pytest.mark.parametrize("shape, run_shape", [((2, 2), None), ((7,), None), ((3, 5), (3, 5))])
+def test_runs_on_small_and_odd_grids_open(shape, run_shape):
+    b = 2
+    run = list(Sampler(Noise(), Confidence(), SCHEDULES["even"], steps=3, rows=2).stream(Cond(labels=torch.zeros(b, dtype=torch.long)), torch.arange(b), Keyed(0), grid=Grid(shape)))
+    e = OrderExplorer(run=run, shape=run_shape, side=64, dense=1)
+    e.second.value = True
+    assert e.left.course.shape == shape and e.left.course.total == e.right.course.total == 3 and not e.left.error and not e.right.error
+    e.close()
 
 
 def test_adaptive_orders_are_offered_only_with_a_run(explorer):
@@ -299,7 +310,7 @@ def test_adaptive_orders_are_offered_only_with_a_run(explorer):
 @pytest.mark.parametrize("call, words", [
     (lambda: OrderExplorer(OrderChoice(steps=0)), "steps=0: "), (lambda: OrderExplorer(right=OrderChoice(height=-1)), "height=-1: "), (lambda: OrderExplorer(orders={"halton": [0]}), "orders=['halton']: "),
     (lambda: OrderExplorer(masks={"nothing": 0}), "masks=['nothing']: "), (lambda: OrderExplorer(run={"halton": []}), "run=['halton']: "), (lambda: OrderExplorer(run=[]), "run='run': "),
-    (lambda: OrderExplorer(side=2), "side=2: "), (lambda: OrderExplorer(OrderChoice("confidence")), "order='confidence': ")])
+    (lambda: OrderExplorer(side=2), "side=2: "), (lambda: OrderExplorer(clock=13), "clock=13: must be an integer >= 0 and <= 12"), (lambda: OrderExplorer(OrderChoice("confidence")), "order='confidence': ")])
 def test_a_bad_explorer_is_refused_before_any_widget_is_made(call, words):
     before = set(_instances)
     with pytest.raises(BadInput) as e: call()

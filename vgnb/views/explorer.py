@@ -227,6 +227,7 @@ class _Panel:
         "Only what matters for this choice can be changed."
         ran = self.order.value in self.explorer.runs
         for control in (self.schedule, self.height, self.width, self.known): control.disabled = ran
+        for name, value in _sizes(self.course).items() if ran and not self.error else (): getattr(self, name).value = value
         self.steps.disabled = ran or SCHEDULES[self.schedule.value] is one_by_one
         self.sample.disabled = not self.course.keyed and not self.error
         self.seed.disabled = ran or self.sample.disabled
@@ -239,6 +240,11 @@ class _Panel:
         self.text.value = f'<div style="{style}">{_escaped(self.words)}</div>'
         now = course, at, heat, bool(self.error)
         if self._shown != now: self._shown, self.image.value = now, self.explorer._png(*now)
+
+def _sizes(course:Course) -> dict:
+    "The controls' words for a course on a grid."
+    h, w = course.shape if len(course.shape) == 2 and max(course.shape) <= 128 else (16, 16)
+    return dict(height=h, width=w, steps=min(max(course.total, 1), h * w))
 
 def _escaped(text:str) -> str:
     "Text in which nothing is taken for HTML or mathematics."
@@ -270,14 +276,15 @@ class OrderExplorer:
         if left is None and not self.runs: left = OrderChoice()
         elif left is None: left = OrderChoice(order=offered[0], sample=min(self.runs[offered[0]]))
         here = self.course(left)                                               # raises before any widget is made
-        sides = dict(zip(("height", "width"), here.shape)) if len(here.shape) == 2 else {}
-        other = right or dataclasses.replace(left, order="raster" if left.order != "raster" else "halton", **sides)
-        self.course(other)
+        other = right or dataclasses.replace(OrderChoice() if left.order in self.runs else left, sample=left.sample,
+                                             order="halton" if left.order == "raster" else "raster", **_sizes(here))
+        ticks = max(here.total, self.course(other).total if right else 0)
+        start = ticks // 3 if clock is None else check_int("clock", clock, 0, ticks)
         self._png = functools.lru_cache(128)(self._encoded)
         self.left, self.right = _Panel(self, left, offered), _Panel(self, other, offered)
         self._controls(right is not None)
         self._refresh()
-        self.clock.value = self.clock.max // 3 if clock is None else check_int("clock", clock, 0, self.clock.max)
+        self.clock.value = start
 
     def _controls(self, two:bool):
         "What both panels share."
