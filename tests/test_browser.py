@@ -65,7 +65,9 @@ busy = 0
 explorer
 """, """
 import time
-time.sleep(busy); busy = 2.5
+try: time.sleep(busy)
+except KeyboardInterrupt: pass
+busy = 60
 """)
 
 
@@ -204,7 +206,7 @@ def test_reconstruction_desk(chromium, lab, tmp_path):
 def test_order_explorer(chromium, lab, tmp_path):
     with opened(lab, chromium, "explorer") as page:
         output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
-        select, number, says = output.locator("select"), output.locator('input[type="number"]'), lambda text: output.get_by_text(text).first.wait_for(timeout=10_000)
+        select, number, says = output.locator("select"), output.locator('input[type="number"]'), lambda text: output.get_by_text(text).first.wait_for(timeout=20_000)
         says("step 2 of 6")
         assert "halton" in (offered := options(page, 0)) and not {"confidence", "uncertainty"} & set(offered) and output.get_by_text("Not offered: confidence").is_visible()
         picture = shown(page)
@@ -228,7 +230,7 @@ def test_order_explorer(chromium, lab, tmp_path):
         images = output.locator(".widget-image")
         assert [images.nth(i).is_visible() for i in (0, 1)] == [True, False]
         output.get_by_role("button", name="second panel").click()
-        images.nth(1).wait_for(timeout=10_000)
+        images.nth(1).wait_for(timeout=20_000)
         second = shown(page, 1)
         select.nth(3).select_option("random")                                                       # the second panel's own order
         second = changed(page, second, 1)
@@ -239,9 +241,10 @@ def test_order_explorer(chromium, lab, tmp_path):
         sleeper, readout = page.locator(".jp-Notebook-cell").nth(1).locator(".jp-InputPrompt"), output.locator(".widget-slider .widget-readout").first
         sleeper.click()
         page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-cell"); }')         # once more: now it keeps the kernel busy
-        page.wait_for_function("e => e.textContent.includes('*')", arg=sleeper.element_handle(), timeout=10_000)
+        page.wait_for_function("e => e.textContent.includes('*')", arg=sleeper.element_handle(), timeout=20_000)
         output.locator(".widget-play button").first.click()                                         # play
-        page.wait_for_function("e => +e.textContent >= 6", arg=readout.element_handle(), timeout=10_000)
+        page.wait_for_function("e => +e.textContent >= 6", arg=readout.element_handle(), timeout=20_000)
         assert "*" in sleeper.inner_text()                                                          # the clock did not wait for the kernel
+        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:interrupt-kernel"); }')
         says("step 9 of 9, finished · 64 of 64 cells"); says("step 6 of 6, finished · 64 of 64 cells")
         assert (tmp_path / "explorer.png").stat().st_size > 20_000
