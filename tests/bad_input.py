@@ -7,7 +7,7 @@ import argparse
 import json
 import pickle
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -28,6 +28,7 @@ from vgnb.evaluation.fid import measure
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
 from vgnb.generators.orders import Given
+from vgnb.generators.partition import PartitionConfig, PartitionTransformer, partition_presets
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer, raster_presets
 from vgnb.jobs import SampleJob, planned_labels
@@ -164,6 +165,7 @@ class Bad:
 EXTRACT = "extract_codes.py --tokenizer tok --size 32 --out out --data "
 TOKENIZER = "train_tokenizer.py shapes-tokenizer --out out --precision fp32 --steps 2 --batch 8 --data shapes://?n=16 "
 GENERATOR = "train_generator.py shapes-generator --out out --precision fp32 --steps 2 --batch 8 --model.layers 1 --model.dim 32 --data "
+PARTITION = "train_generator.py shapes-8x8-pgm --out out --precision fp32 --steps 2 --batch 8 --data codes "
 SAMPLE = "sample.py pipe --count 2 --out out/s.npz "
 PAINT = "sample.py painter --count 2 --out out/s.npz "
 EVALUATE = "evaluate.py good.npz {} --extractor shapes-judge --json out.json"
@@ -229,6 +231,10 @@ ROWS = [
         "sample.py pipe --count 2 --out taken.npz --seed 1"),
     Bad("caption-length", "text", "(2, 100, 64)", "must be caption features (b, 120, 64)",
         lambda w: RasterTransformer(RasterConfig(1, 32, 2, vocab=48, grid=(4, 4), condition="text", text_dim=64)).begin([Cond(text=torch.zeros(2, 100, 64))], Grid((4, 4)))),
+    Bad("groups-of-another-grid", "plan", "(9,)", "must be the groups (b, n) = (1, 64) of the codes",
+        lambda w: PartitionTransformer(partition_presets["tiny"]).logits(torch.zeros(1, 64, dtype=torch.int64), Cond(torch.tensor([0])), torch.zeros(9))),
+    Bad("partition-of-a-larger-picture", "grid", "Grid(shape=(16, 16), base=(8, 8), ntk_boundary=0)", "must have no base: positions count along the raster",
+        lambda w: PartitionTransformer(partition_presets["tiny"]).check_grid(Grid((16, 16), (8, 8)))),
     Bad("missing-prompts", "prompts", "nowhere.txt", "no such file", None, SAMPLE + "--prompts nowhere.txt"),
     # how to sample
     Bad("top-k", "top_k", "-1", "must be an integer >= 0", lambda w: Pick(top_k=-1), SAMPLE + "--sampling.top-k -1"),
@@ -313,6 +319,11 @@ ROWS = [
     Bad("missing-recipe-file", "path", "nowhere.json", "no such file", None, "train_tokenizer.py nowhere.json --out out"),
     Bad("no-data", "data", "''", "must say where the pictures are", lambda w: train(TrainOptions(recipe("vq-16", loss=VQGANLossConfig(lpips=0)), Path("out"))), "train_tokenizer.py vq-16 --loss.lpips 0 --out out"),
     Bad("no-training-steps", "steps", "0", "must be an integer >= 1", lambda w: recipe("shapes-tokenizer", steps=0), TOKENIZER + "--steps 0"),
+    Bad("odd-registers", "registers", "3", "must be even: half of them belong to each group", lambda w: PartitionConfig(registers=3), PARTITION + "--model.registers 3"),
+    Bad("unknown-decoder", "mode", "'crossed'", "must be cross-only, interleave", lambda w: PartitionConfig(mode="crossed"), PARTITION + "--model.mode crossed"),
+    Bad("decoder-of-broken-periods", "decoder", "4", "must be a multiple of 3 for mode=interleave-2-cross", lambda w: PartitionConfig(decoder=4, mode="interleave-2-cross"),
+        PARTITION + "--model.mode interleave-2-cross --model.decoder 4"),
+    Bad("heads-of-a-partition", "dim", "90", "must be divisible by 2 * heads=8", lambda w: replace(partition_presets["tiny"], dim=90), PARTITION + "--model.dim 90"),
     Bad("negative-rate", "optim.lr", "-0.1", "must be a finite number >= 0", lambda w: Optim(lr=-0.1), TOKENIZER + "--optim.lr -0.1"),
     Bad("crop-not-divisible", "augment.size", "36", "must be a multiple of 8, the tokenizer's factor", lambda w: recipe("shapes-tokenizer", augment=Augment("center", 36)), TOKENIZER + "--augment.size 36"),
     Bad("batch-of-parts", "batch", "8", "must be a multiple of processes x accumulate = 1 x 3", lambda w: Share(0, 1, 3).check(8), GENERATOR + "codes --accumulate 3"),
