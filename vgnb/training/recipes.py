@@ -375,7 +375,7 @@ def shapes_8x8_pgm() -> GeneratorRecipe:
     """The shipped tiny partition transformer: 64 codes a picture in any order without mask tokens, 0.85M parameters, within an hour on two CPU cores.
 
     Command: python scripts/train_generator.py shapes-8x8-pgm --data runs/tiny/codes --out runs/tiny/pgm"""
-    return _tiny(partition_presets["tiny"], 14_000)
+    return _tiny(partition_presets["tiny"], 9_000)
 
 @_recipe
 def shapes_8x8_maskgit() -> GeneratorRecipe:
@@ -383,7 +383,7 @@ def shapes_8x8_maskgit() -> GeneratorRecipe:
 
     Its loss counts hidden cells only (as in MaskGIT's paper, not as in Halton-MaskGIT's code): nothing is spent on copying what is visible.
     Command: python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes --out runs/tiny/maskgit"""
-    return _tiny(replace(masked_presets["tiny-shapes"], layers=3, dim=128, ffn=352, loss_cells="hidden"), 18_000)
+    return _tiny(replace(masked_presets["tiny-shapes"], layers=3, dim=128, ffn=352, loss_cells="hidden"), 9_000)
 
 # %% ../../nbs/training/500_recipes.ipynb #234e2db1
 _GPT = {"b": ("B", 16, "111M", "FID 5.46, IS 194 at guidance 2.0"), "l": ("L", 16, "343M", "FID 3.80, IS 248 at guidance 2.0 (3.07 with --model.grid 24 24)"),
