@@ -128,6 +128,7 @@ class MetricProtocol:
     sampler: dict|None = None        # its settings
     settings: dict = field(default_factory=dict) # of the metrics
     engine: str = ""
+    reference_protocol: dict|None = None # of stored statistics, where their file tells
 
 @dataclass
 class Report:
@@ -171,22 +172,23 @@ def check_request(
     metrics:tuple, kid_size:int|None, **settings, # as in `measure`
 ) -> tuple[dict, Statistics|None]:                # settings filled in; stored statistics that serve this extractor
     "Everything that could fail, before any picture is looked at."
-    if kid_size is None: kid_size = max(2, min(1000, len(samples), len(reference)))
+    stored = reference.statistics if reference.statistics and reference.statistics.dims == extractor.dims else None
+    points = len(reference) or (reference.points if stored else 0)
+    if kid_size is None: kid_size = max(2, min(1000, len(samples), points))
     settings = dict(metrics=list(metrics), kid_size=kid_size, **settings)
     _check_settings(settings)
     check(len(samples), "samples", samples.id, "must hold pictures, not only statistics")
     check_int("number of samples", len(samples), 2)
-    stored = reference.statistics if reference.statistics and reference.statistics.dims == extractor.dims else None
     if stored: _same(extractor.id, stored.extractor, "reference")
     for m in {"kid", "pr", "dc"} & set(metrics) | ({"fid"} & set(metrics) if stored is None else set()):
-        check(len(reference) >= 2, "reference", reference.id, f"must hold pictures for {m}" + ("; its statistics do not fit the extractor" if m == "fid" else ""))
+        check(points >= 2, "reference", reference.id, f"must hold pictures for {m}, or their features" + ("; its statistics do not fit the extractor" if m == "fid" else ""))
     if {"is", "accuracy"} & set(metrics): check(extractor.classes, "metrics", "is", f"needs class scores; {extractor.id} has none")
     if "accuracy" in metrics:
         check(samples.labels is not None, "metrics", "accuracy", "needs the labels that were asked for, in samples")
         low, high = int(np.min(samples.labels)), int(np.max(samples.labels))
         check(0 <= low and high < extractor.classes, "labels", [low, high], f"must lie in [0, {extractor.classes}), the classes of {extractor.id}")
-    if "kid" in metrics: check(settings["kid_size"] <= min(len(samples), len(reference)), "kid_size", settings["kid_size"], f"must be at most the number of pictures, {min(len(samples), len(reference))}")
-    if {"pr", "dc"} & set(metrics): check(settings["k"] < min(len(samples), len(reference)), "k", settings["k"], f"must be below the number of pictures, {min(len(samples), len(reference))}")
+    if "kid" in metrics: check(settings["kid_size"] <= min(len(samples), points), "kid_size", settings["kid_size"], f"must be at most the number of pictures, {min(len(samples), points)}")
+    if {"pr", "dc"} & set(metrics): check(settings["k"] < min(len(samples), points), "k", settings["k"], f"must be below the number of pictures, {min(len(samples), points)}")
     return settings, stored
 
 def _values(metrics, seen:Features, base:Features|None, ours:Statistics, theirs:Statistics|None, labels, s:dict) -> dict:
@@ -205,7 +207,8 @@ def look_at(
     tell:Callable[[int], None]|None=None, # pictures done
     processes:Processes|None=None,        # each looks at a share and gets the others'
 ) -> Features:
-    "Features of all pictures."
+    "Features of all pictures, or those that are stored in their place."
+    if samples.images is None and samples.features is not None: return Features(torch.from_numpy(np.array(samples.features)))
     if processes is None or processes.world == 1: return extract(extractor, samples.batches(batch), tell)
     n = len(samples); per = -(-n // processes.world)
     start = min(processes.rank * per, n - 1)
@@ -236,14 +239,21 @@ def measure(
     seen = look_at(extractor, samples, batch, tell("samples"), processes)
     needed = bool({"kid", "pr", "dc"} & set(metrics)) or ("fid" in metrics and stored is None)
     if needed and base is None: base = look_at(extractor, reference, batch, tell("reference"), processes)
-    check(base is None or base.pool.shape == (len(reference), extractor.dims), "base", base and tuple(base.pool.shape), f"must be the features of the reference's {len(reference)} pictures", Mismatch)
+    check(base is None or base.pool.shape == (reference.points, extractor.dims), "base", base and tuple(base.pool.shape), f"must be the features of the reference's {reference.points} pictures", Mismatch)
     statistics = lambda x, source: Statistics(extractor.dims, extractor.id, source).update(x.pool)
     ours, theirs = statistics(seen, samples.id), stored or (statistics(base, reference.id) if base else None)
     values = _values(metrics, seen, base, ours, theirs, samples.labels, settings)
     count = theirs.count if theirs else len(reference)
     protocol = MetricProtocol(len(samples), count, extractor.id, samples.id, reference.id, spread(samples.labels), "stored" if stored else "computed",
-                              uint8_rule, seed, sampler, settings, f"torch-fidelity {metadata.version('torch-fidelity')}")
-    return Report(values, protocol, _notes(metrics, ours, theirs, stored, extractor))
+                              uint8_rule, seed, sampler, settings, f"torch-fidelity {metadata.version('torch-fidelity')}", reference.protocol if stored else None)
+    return Report(values, protocol, _notes(metrics, ours, theirs, stored, extractor) + _reference_notes(needed, samples, reference, count))
+
+def _reference_notes(needed:bool, samples:Samples, reference:Samples, count) -> list[str]:
+    "What a reader should know of a reference that was looked at before."
+    size, theirs = list(samples.images.shape[1:3]), (reference.protocol or {}).get("size")
+    out = [f"the samples are {size[1]}x{size[0]}, the reference's pictures were {theirs[1]}x{theirs[0]}"] if theirs and list(theirs) != size else []
+    if needed and len(reference) == 0 and reference.points != count: out.append(f"distances between single pictures rest on {reference.points} of the reference's {count or 'unknown number of'} pictures")
+    return out
 
 def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored, extractor:Extractor) -> list[str]:
     "What weakens a number."
