@@ -65,7 +65,7 @@ class PartitionConfig:
 
 partition_presets: dict[str, PartitionConfig] = {
     "12-12": PartitionConfig(), "14-10": PartitionConfig(14, 10),
-    "tiny": PartitionConfig(3, 2, 96, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0, code_std=1)}
+    "tiny": PartitionConfig(3, 2, 96, 3, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0, rope_base=20, code_std=1)}
 
 # %% ../../nbs/generators/350_partition.ipynb #b1bdc37f
 class Memory(NamedTuple):
@@ -101,7 +101,7 @@ class PartitionTransformer(Generator):
         ("half of the registers count as known codes", "with 2 registers the newest known code is never looked at, and in the first step all cells get the same answer"),
         ("sampling by confidence leaves a training model in training mode", "dropout is on while it samples; a model in eval mode is not affected"),
         ("sampling by confidence may draw the mask and BOS ids", "they are fed back as codes, and end as the last code of the codebook"),
-        ("the BOS id competes in the loss", "probability is learnt for an id that never occurs"),
+        ("the BOS id competes in the loss", "an id that never occurs has to be learnt away"),
         ("in mixed decoders the queries of a step see only each other", "training showed them all cells of their group and its registers: the answer depends on what else is asked"))
 
     def __init__(self,
