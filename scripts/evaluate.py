@@ -6,7 +6,7 @@
     python scripts/evaluate.py originals.npz reconstructions.npz --metrics fid      # rFID
 
 REF and SAMPLES are npz files as the published evaluators exchange them (arr_0 uint8 (n, h, w, 3); REF may hold mu and sigma, which are then used for FID;
-SAMPLES may hold labels), folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
+SAMPLES may hold labels; scripts/extract_reference.py writes REF of a data set), folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
 
 A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. SAMPLES.run.json beside SAMPLES.npz adds
 the sampler's settings and seed. Several processes (accelerate launch) share the pictures. Wrong input ends with one line on stderr and exit code 2, before anything is computed.
@@ -28,7 +28,7 @@ class Options:
     "npz, statistics, folder or address"
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     "npz, folder or address"
-    extractor: Literal["inception", "shapes-judge"] = "inception"
+    extractor: Literal["inception", "inception-clean", "inception-halton", "shapes-judge"] = "inception"
     "the network that looks; numbers of different extractors have nothing to do with each other"
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
@@ -36,6 +36,8 @@ class Options:
     "what to compute; pr = precision and recall, dc = density and coverage, accuracy needs labels in SAMPLES and an extractor that knows the classes"
     size: int | None = None
     "centre-crop pictures of folders and sources to this side"
+    crop: Literal["adm", "bilinear", "bicubic"] = "adm"
+    "how: halving with a box filter and bicubic (adm), or the short side in one antialiased step"
     batch: int = 64
     "pictures that are looked at together"
     device: str | None = None
@@ -77,7 +79,7 @@ def main(argv: list[str]) -> int:
     from vgnb.training.recipes import to_json
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
     check_int("batch", o.batch, 1)
-    reference, samples = open_samples(o.reference, o.size), open_samples(o.samples, o.size)
+    reference, samples = open_samples(o.reference, o.size, o.crop), open_samples(o.samples, o.size, o.crop)
     processes = Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets, kid_size=o.kid_size, k=o.k)

@@ -13,6 +13,7 @@ Exit codes: 0 done, 2 something named on stderr.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -26,6 +27,7 @@ class Options:
     data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
     out: Path                      # the code store, made or completed
     size: int = 256                # side of the views in pixels
+    crop: Literal["adm", "bilinear", "bicubic"] = "adm" # how pictures come to that side: halving with a box filter and bicubic, or one antialiased step (bilinear: published for the masked and the partition transformers)
     flip: bool = False             # also the mirror image
     ten_crop: bool = False         # ten crops instead of the centre
     crop_range: float = 1.1        # of ten-crop: how much larger the centre crop is that they lie in
@@ -53,7 +55,8 @@ def main(argv: list[str]) -> int:
     from vgnb.training.recipes import to_json
     from vgnb.zoo import load_published
     check(not (o.ten_crop and o.flip), "flip", True, "can't be combined with --ten-crop, which has the mirror images already")
-    augment = Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
+    check(not o.ten_crop or o.crop == "adm", "crop", o.crop, "can't be combined with --ten-crop, whose crops lie in adm's")
+    augment = Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range) if o.crop == "adm" else Augment("resize", o.size, o.flip, filter=o.crop)
     tokenizer = load_published(o.tokenizer) if o.tokenizer.is_file() else load_model(o.tokenizer, ema=o.ema)
     check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
     source = CaptionImages(Captions(o.data), o.max_bad) if o.data.endswith(".jsonl") else open_images(o.data, max_bad=o.max_bad)

@@ -2,7 +2,8 @@
 
     python scripts/train_generator.py RECIPE --data CODES --out runs/mine [options]
 
-CODES is a folder that extract_codes.py wrote, or a published layout: llamagen://FOLDER, randar://FOLDER, iar2://FOLDER, pgm://FOLDER. Codebook size, grid
+CODES is a folder that extract_codes.py wrote, or a published layout: llamagen://FOLDER, randar://FOLDER, iar2://FOLDER, pgm://FOLDER,
+halton://FOLDER (pgm and halton: ?split=eval). Codebook size, grid
 and number of classes follow the codes unless you ask for others. Text-conditional recipes also need --features, a folder that extract_text.py wrote.
 The run's folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what sample.py reads.
 

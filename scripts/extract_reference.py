@@ -1,0 +1,84 @@
+"""Look at a data set once: the statistics that FID compares with, in one file.
+
+    python scripts/extract_reference.py IMAGENET/train --size 256 --out adm_style.npz                                                 # crop and network as ADM's evaluator
+    python scripts/extract_reference.py kaggle://IMAGENET?split=val --size 256 --crop bilinear --extractor inception-halton --out val.npz   # as published for the masked and the partition transformers
+    python scripts/extract_reference.py photos/ --size 256 --extractor inception-clean --features 10000 --out photos.npz              # clean-fid, with features for precision and recall
+    python scripts/evaluate.py val.npz samples.npz --extractor inception-halton --metrics fid is
+
+The file holds mean, covariance, count, extractor (its weights' hash) and how the pictures were brought to their size; evaluate.py takes it as REF, and refuses it for another extractor. OUT may also end in .safetensors,
+or in .pt: mu and cov alone, as the masked transformer's code base reads them. Killed, the same command goes on where it stopped (finished parts lie in OUT.parts). Several processes share the pictures:
+
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_reference.py IMAGENET/train --size 256 --workers 8 --out train.npz
+
+Exit codes: 0 done, 2 something named on stderr.
+"""
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Options:
+    "Which pictures, through which network."
+    images: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES")]
+    "a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., or an npz of pictures"
+    out: Path
+    "the file to write: .npz, .safetensors or .pt"
+    extractor: Literal["inception", "inception-clean", "inception-halton", "shapes-judge"] = "inception"
+    "the network that looks, and its way to 299 pixels"
+    weights: Path | None = None
+    "its weights (Inception: a local copy of torch-fidelity's file)"
+    size: int | None = None
+    "crop pictures to this side; none = they are all alike and stay as they are"
+    crop: Literal["adm", "bilinear", "bicubic"] = "adm"
+    "centre crop after: halving with a box filter and bicubic (adm), or the short side in one antialiased step"
+    features: int = 0
+    "pictures, evenly spread, whose features are kept for precision, recall and KID"
+    batch: int = 64
+    "pictures that are looked at together"
+    shard_size: int = 1024
+    "pictures between two points at which a killed run can go on"
+    workers: int = 0
+    "processes that read pictures ahead"
+    max_bad: int = 0
+    "unreadable pictures to leave out and list before one stops the run"
+    device: str | None = None
+    "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
+    progress: bool | None = None
+    "a progress bar (default: if stderr is a terminal)"
+    dry_run: bool = False
+    "open everything, say what would be looked at, stop"
+
+
+def main(argv: list[str]) -> int:
+    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.core import check_place, run_manifest, save_json
+    from vgnb.evaluation.features import load_extractor
+    from vgnb.evaluation.reference import extract_reference, reference_plan
+    from vgnb.evaluation.samples import open_samples
+    from vgnb.training.processes import Processes
+    from vgnb.training.recipes import to_json
+    check_place("out", o.out.parent)
+    images, processes = open_samples(o.images, o.size, o.crop, o.max_bad), Processes()
+    extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
+    plan = reference_plan(images, extractor, o.out, o.features, o.shard_size)
+    if processes.main: print(f"{plan.total:,} pictures of {plan.size[1]}x{plan.size[0]} ({plan.images}) through {plan.extractor} -> {o.out}, on {processes.world} process(es)")
+    if o.dry_run: return 0
+    statistics = extract_reference(images, o.out, extractor, keep=o.features, batch=o.batch, shard_size=o.shard_size, workers=o.workers, progress=o.progress, processes=processes,
+                                   record={"crop": f"{o.crop} {o.size}" if o.size else "as stored"})
+    bad = [str(e) for e in getattr(getattr(images.images, "source", None), "bad", [])]
+    if bad: print("\n".join(f"left out: {e}" for e in bad), file=sys.stderr)
+    if processes.main:
+        save_json(o.out.with_suffix(".run.json"), run_manifest(to_json(o), seed=0, data=plan.images, device=extractor.device, world=processes.world, extractor=extractor.id, count=statistics.count))
+        print(f"{statistics.count:,} pictures, {plan.total - statistics.count} left out")
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.training.commands import run_main
+    sys.exit(run_main(main))
