@@ -148,7 +148,7 @@ class AdaNorm(RMSNorm):
         return modulate(torch.addcmul(self.bias, unit(x, self.eps), self.weight), *steer)
 
 # %% ../../nbs/generators/340_masked.ipynb #e0b4bb7e
-def start_xavier(module:nn.Module, seed:int, prefix:str=""):
+def start_xavier(module:nn.Module, seed:int, prefix:str="") -> nn.Module:
     "Uniform Xavier weights, keyed by name: linear layers (fused ones part by part), convolutions by their own fan-in; biases 0."
     for name, m in module.named_modules(prefix=prefix):
         if not isinstance(m, (nn.Linear, nn.Conv2d)) or m.weight.is_meta: continue
@@ -157,6 +157,7 @@ def start_xavier(module:nn.Module, seed:int, prefix:str=""):
         bound = math.sqrt(6 / (fan + rows)) if isinstance(m, nn.Linear) else fan ** -0.5
         with torch.no_grad(): m.weight.uniform_(-bound, bound, generator=torch.Generator(m.weight.device).manual_seed(word))
         if m.bias is not None: nn.init.zeros_(m.bias)
+    return module
 
 class MaskedState(State):
     "The canvas of one running batch, and what the condition does to each layer; rows are branch-major."
