@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import BadInput, Mismatch, Missing, check, check_choice, check_float, check_int, check_place, digest, digest_file, load_json, run_manifest, save_json, write_aside
+from .core import (BadInput, Mismatch, Missing, check, check_choice, check_int, check_place, digest, digest_file,
+                       load_json, run_manifest, save_json, write_aside)
 from .evaluation.samples import Samples, open_samples, save_samples
 from .generators.generator import Cond
 from .pipeline import Pipeline
@@ -71,7 +72,9 @@ class ExtrapolateWork(Work):
     def words(self, pipe): return f"on grid {self.shape}, larger than {tuple(pipe.generator.config.grid)}"
     def plan(self): return {"work": "extrapolate"} | asdict(self)
     def check(self, pipe, cond, size): pipe.extrapolation(cond, **asdict(self))
-    def make(self, pipe, cond, ids, seed, size): return pipe.extrapolate(cond, ids=ids, seed=seed, size=size, **asdict(self))
+
+    def make(self, pipe, cond, ids, seed, size):
+        return pipe.extrapolate(cond, ids=ids, seed=seed, size=size, **asdict(self))
 
 @dataclass(frozen=True, eq=False)
 class _PictureWork(Work):
@@ -98,7 +101,9 @@ class InpaintWork(_PictureWork):
         m = np.asarray(self.masks)
         return m if m.ndim == 2 else m[ids.numpy() % len(m)]
 
-    def words(self, pipe): return f"from {len(self.images)} pictures, {np.asarray(self.masks).mean():.0%} of their pixels marked,"
+    def words(self, pipe):
+        return f"from {len(self.images)} pictures, {np.asarray(self.masks, bool).mean():.0%} of their pixels marked,"
+
     def plan(self): return {"work": "inpaint", "masks": digest(np.asarray(self.masks))} | super().plan()
 
     def check(self, pipe, cond, size):
@@ -126,7 +131,8 @@ class OutpaintWork(_PictureWork):
         pipe.outpainting(self.some(first), labels=cond.rows(first), encode=False, **self._where())
 
     def make(self, pipe, cond, ids, seed, size):
-        return pipe.outpaint(self.some(ids), labels=cond, paste=self.paste, seam=self.seam, ids=ids, seed=seed, **self._where())
+        how = dict(paste=self.paste, seam=self.seam) | self._where()
+        return pipe.outpaint(self.some(ids), labels=cond, ids=ids, seed=seed, **how)
 
 # %% ../nbs/720_jobs.ipynb #b8adddd0
 def open_pictures(
@@ -142,7 +148,7 @@ def open_pictures(
     check("://" in str(where) or path.exists(), argument, path, "no such file or folder", Missing)
     if path.is_file() and path.suffix.lower() not in (".npz", ".tar"):
         try: picture = Image.open(path).convert("RGB")
-        except OSError as e: raise BadInput(argument, path, f"must be a picture, a folder of pictures or an npz ({e})") from None
+        except OSError: raise BadInput(argument, path, "must be a picture, a folder of pictures or an npz") from None
         x = np.asarray(center_crop(picture, crop) if crop else picture)[None]
         return Samples(x, None, None, f"{path.name}@{digest(x)[:12]}"), []
     if path.suffix == ".npz": return open_samples(path), []
@@ -152,7 +158,11 @@ def open_pictures(
 def open_masks(where, crop:int|None=None) -> np.ndarray:
     "Masks (m, h, w) bool from a picture or a folder of pictures, in the order of their names."
     found, _ = open_pictures(where, crop, "mask")
-    return np.concatenate([np.asarray(found.images[i:i + 1]).astype(np.float32).mean(-1) >= 128 for i in range(len(found))])
+    return np.concatenate([np.asarray(found.images[i:i + 1], np.float32).mean(-1) >= 128 for i in range(len(found))])
+
+_HOMES = {"mask": ("inpaint",), "canvas": ("outpaint",), "at": ("outpaint",), "spatial_scale": ("extrapolate",),
+          "spatial_ratio": ("extrapolate",), "ntk_boundary": ("outpaint", "extrapolate"),
+          **dict.fromkeys(("crop", "paste", "seam"), ("inpaint", "outpaint"))}  # what an option goes with
 
 def picture_work(
     inpaint="", mask="",          # pictures, and where they are marked
@@ -163,25 +173,27 @@ def picture_work(
     crop=None, paste=False, seam=0, # of pictures
 ) -> tuple[Work, list[str]]:
     "The work that a command asks for, and the class names of its pictures. Errors: options that don't go together."
-    kinds = [k for k, v in (("inpaint", inpaint), ("outpaint", outpaint), ("extrapolate", extrapolate)) if v]
-    check(len(kinds) <= 1, kinds[-1] if kinds else "", str(outpaint or extrapolate), f"can't be combined with {kinds[0] if kinds else ''}: ask for one of inpaint, outpaint, extrapolate")
-    kind = kinds[0] if kinds else ""
-    for name, value, homes in (("mask", mask, ("inpaint",)), ("canvas", canvas, ("outpaint",)), ("at", at, ("outpaint",)), ("spatial_scale", spatial_scale, ("extrapolate",)), ("spatial_ratio", spatial_ratio, ("extrapolate",)),
-                               ("ntk_boundary", ntk_boundary, ("outpaint", "extrapolate")), ("crop", crop, ("inpaint", "outpaint")), ("paste", paste, ("inpaint", "outpaint")), ("seam", seam, ("inpaint", "outpaint"))):
-        unset = value is None or value is False or value == "" or (name == "seam" and value == 0)
-        check(unset or kind in homes, name, value, f"only goes with {' or '.join(homes)}")
+    asked = {"inpaint": inpaint, "outpaint": outpaint, "extrapolate": extrapolate}
+    kind, *more = [k for k, v in asked.items() if v] or [""]
+    for k in more: check(False, k, str(asked[k]), f"can't be combined with {kind}: ask for one of {', '.join(asked)}")
+    given = dict(mask=mask, canvas=canvas, at=at, spatial_scale=spatial_scale, spatial_ratio=spatial_ratio,
+                 ntk_boundary=ntk_boundary, crop=crop, paste=paste, seam=seam or None)
+    for name, value in given.items():
+        unset = value is None or value is False or value == ""
+        check(unset or kind in _HOMES[name], name, value, f"only goes with {' or '.join(_HOMES[name])}")
     if ntk_boundary is not None: check_int("ntk_boundary", ntk_boundary, 0)
     if kind == "extrapolate":
-        given = {"spatial": spatial_scale, "ratio": spatial_ratio, "ntk_boundary": ntk_boundary}
-        return ExtrapolateWork(tuple(extrapolate), **{k: v for k, v in given.items() if v is not None}), []
+        how = {"spatial": spatial_scale, "ratio": spatial_ratio, "ntk_boundary": ntk_boundary}
+        return ExtrapolateWork(tuple(extrapolate), **{k: v for k, v in how.items() if v is not None}), []
     if not kind: return Work(), []
     images, classes = open_pictures(inpaint or outpaint, crop, kind)
     if kind == "outpaint":
         check(canvas is not None, "canvas", None, "is needed: height and width of the whole in pixels")
-        return OutpaintWork(images, paste, seam, tuple(canvas), None if at is None else tuple(at), ntk_boundary), classes
-    check(mask, "mask", mask, "is needed: a picture, or a folder with one for each, white where pixels are to be made anew")
+        return OutpaintWork(images, paste, seam, tuple(canvas), at and tuple(at), ntk_boundary), classes
+    check(mask, "mask", mask, "is needed: a picture, or a folder with one for each, white where it is to be made anew")
     masks = open_masks(mask, crop)
-    check(len(masks) in (1, len(images)), "mask", str(mask), f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}")
+    check(len(masks) in (1, len(images)), "mask", str(mask),
+          f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}")
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return InpaintWork(images, paste, seam, masks[0] if len(masks) == 1 else masks), classes
 
@@ -224,8 +236,10 @@ class SampleJob:
     def plan(self) -> dict:
         "What decides the pixels; parts of another plan are refused."
         condition = self.labels if self.text is None else {"text": self.text, "mask": self.mask if self.mask is not None else 0}
-        return dict(tokenizer=digest(self.pipe.tokenizer.state_dict()), generator=digest(self.pipe.generator.state_dict()), sampling=asdict(self.pipe.sampling),
-                    grid=list(self.pipe.grid.shape), seed=self.seed, size=self.size, part=self.part, condition=digest(condition), count=self.count) | self.work.plan()
+        own = dict(tokenizer=digest(self.pipe.tokenizer.state_dict()), generator=digest(self.pipe.generator.state_dict()),
+                   sampling=asdict(self.pipe.sampling), grid=list(self.pipe.grid.shape), seed=self.seed, size=self.size,
+                   part=self.part, condition=digest(condition), count=self.count)
+        return own | self.work.plan()
 
     def parts(self) -> list[tuple[int, Path]]:
         "(first id, file) of every part."
@@ -236,7 +250,9 @@ class SampleJob:
         plan, file = self.plan(), self.folder / "plan.json"
         if file.exists():
             was = load_json(file)
-            for k, v in plan.items(): check(was.get(k) == (list(v) if isinstance(v, tuple) else v), k, v, f"another job began {self.out} with {was.get(k)!r}; finish that one, or remove {self.folder}", Mismatch)
+            for k, v in plan.items():
+                same = was.get(k) == (list(v) if isinstance(v, tuple) else v)
+                check(same, k, v, f"another job began {self.out} with {was.get(k)!r}; finish that one, or remove {self.folder}", Mismatch)
         else: save_json(file, plan)
 
     def make(self, start:int) -> np.ndarray:

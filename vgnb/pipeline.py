@@ -35,17 +35,20 @@ def _pixels(images, one:bool=True) -> Tensor:
     "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3) will do where `one`."
     x = torch.as_tensor(images)
     x = x[None] if one and x.dim() == 3 else x
-    check(x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x), "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
+    ok = x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x)
+    check(ok, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
     return x
 
 class _Applications:
-    "What a pipeline does with pictures that are there. Images are (b, h, w, 3) uint8; one picture (h, w, 3) serves all labels."
+    "What a pipeline does with pictures that are there: (b, h, w, 3) uint8, or one (h, w, 3) for all labels."
     def _cells(self, argument:str, pixels:Sequence[int]) -> tuple[int, int]:
         "A height and a width, or an offset, in cells."
         f = self.tokenizer.factor
-        check(self.tokenizer.dims == 2, "tokenizer", type(self.tokenizer).__name__, "must have codes that lie on a grid (h, w)")
+        name, flat = type(self.tokenizer).__name__, self.tokenizer.dims == 2
+        check(flat, "tokenizer", name, "must have codes that lie on a grid (h, w)")
         ok = len(pixels) == 2 and all(isinstance(p, (int, np.integer)) and p >= 0 and p % f == 0 for p in pixels)
-        check(ok, argument, tuple(pixels), f"{'height and width' if argument != 'at' else 'row and column'} must be multiples of {f} pixels, a cell's side")
+        sides = "row and column" if argument == "at" else "height and width"
+        check(ok, argument, tuple(pixels), f"{sides} must be multiples of {f} pixels, a cell's side")
         return tuple(int(p) // f for p in pixels)
 
     def _request(self, images, labels, seed:int, ids, changes:dict):
@@ -53,17 +56,18 @@ class _Applications:
         x, cond = _pixels(images), self.condition(labels)
         shape = self._cells("images", x.shape[1:3])
         check(len(x) in (1, cond.b), "labels", cond.b, f"must be one for each of the {len(x)} images")
-        nothing = torch.zeros(cond.b, shape[0] * shape[1], len(self.generator.vocab), dtype=torch.long, device=self.device)
+        size = (cond.b, shape[0] * shape[1], len(self.generator.vocab))
+        nothing = torch.zeros(size, dtype=torch.long, device=self.device)
         return x, Grid(shape), (self.sampler(**changes), cond, self._ids(ids, cond.b), Keyed(seed), nothing)
 
     def inpainting(self, images, mask, labels, *, seed:int=0, ids=None, encode:bool=True, **changes) -> Painting:
-        "Marked pixels (`check_mask`) to be made anew as `labels`, the others kept; `changes` are fields of `Sampling`. `encode=False` only checks: nothing is known yet of the pictures."
+        "Marked pixels (`check_mask`) to be made anew as `labels`, the others kept; `changes` are fields of `Sampling`. `encode=False` only checks."
         x, grid, request = self._request(images, labels, seed, ids, changes)
         p = inpaint(*request, check_mask(mask, len(request[-1]), tuple(x.shape[1:3])), grid)
         return p.hold(self.encode(x).expand_as(p.codes)) if encode else p
 
     def inpaint(self, images, mask, labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
-        "Images with their marked pixels made anew. `paste` puts the other pixels back as they were, `seam` softens the edge; the rest as `inpainting`."
+        "Images with marked pixels made anew; `paste` puts the others back as they were, `seam` softens the edge; else as `inpainting`."
         check_int("seam", seam, 0)
         p = self.inpainting(images, mask, labels, **kw)
         made = self.decode(p.sample(watch), shape=p.shape)
@@ -73,15 +77,23 @@ class _Applications:
         "Images with a region made anew as another class, the rest bit for bit as it was; arguments as `inpaint`."
         return self.inpaint(images, mask, labels, **{"paste": True} | kw)
 
-    def outpainting(self, images, canvas:tuple[int, int], labels, *, at:tuple[int, int]|None=None, ntk_boundary:int|None=None, seed:int=0, ids=None,
-                    encode:bool=True, **changes) -> Painting:
-        "Images continued to a canvas (height, width) in pixels; `at` (row, column) in pixels is where they lie (default: the middle), `ntk_boundary` as in `outpaint`, the rest as `inpainting`."
+    def outpainting(self, images,
+        canvas:tuple[int, int], labels, *,  # height and width in pixels
+        at:tuple[int, int]|None=None,       # row and column of the images in pixels; None = the middle
+        ntk_boundary:int|None=None,         # None = in windows of the training grid, see the applications' `outpaint`
+        seed:int=0, ids=None, encode:bool=True, **changes,
+    ) -> Painting:
+        "Images continued on a larger canvas; the rest as `inpainting`."
         x, grid, request = self._request(images, labels, seed, ids, changes)
         where, size = (self._cells("canvas", canvas), None if at is None else self._cells("at", at)), tuple(x.shape[1:3])
-        check(all(c >= s for c, s in zip(canvas, size)) and tuple(canvas) != size, "canvas", tuple(canvas), f"must be larger than the images' {size} pixels, and nowhere smaller")
-        if at is not None: check(all(a + s <= c for a, s, c in zip(at, size, canvas)), "at", tuple(at), f"must leave the images' {size} pixels inside the canvas of {tuple(canvas)}")
+        larger = all(c >= s for c, s in zip(canvas, size)) and tuple(canvas) != size
+        check(larger, "canvas", tuple(canvas), f"must be larger than the images' {size} pixels, and nowhere smaller")
+        inside = at is None or all(a + s <= c for a, s, c in zip(at, size, canvas))
+        check(inside, "at", at, f"must leave the images' {size} pixels inside the canvas of {tuple(canvas)}")
         p = outpaint(*request, grid.shape, *where, ntk_boundary)
-        return p.hold(p.codes.index_copy(1, placed(grid.shape, *where).to(self.device), self.encode(x).expand_as(request[-1]))) if encode else p
+        if not encode: return p
+        cells = placed(grid.shape, *where).to(self.device)
+        return p.hold(p.codes.index_copy(1, cells, self.encode(x).expand_as(request[-1])))
 
     def outpaint(self, images, canvas:tuple[int, int], labels, *, paste:bool=False, seam:int=0, watch=None, **kw) -> np.ndarray:
         "The finished images (b, *canvas, 3); `paste`, `seam` and `watch` as in `inpaint`, the rest as `outpainting`."
@@ -89,11 +101,13 @@ class _Applications:
         p = self.outpainting(images, canvas, labels, **kw)
         made, x, f = self.decode(p.sample(watch), shape=p.shape), _pixels(images), self.tokenizer.factor
         if not paste: return made
-        old, mask = torch.from_numpy(made).clone(), ~p.known[0].view(p.shape).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu()
+        old = torch.from_numpy(made).clone()
+        mask = ~p.known[0].view(p.shape).repeat_interleave(f, 0).repeat_interleave(f, 1).cpu()
         old[:, ~mask] = x.flatten(1, 2).expand(len(old), -1, -1)
         return _paste(made, old, mask, seam)
 
-    def morphing(self, images, labels, *, frames:int=8, order:str="halton", afresh:bool=False, mask=None, seed:int=0, ids=None, **changes) -> Painting:
+    def morphing(self, images, labels, *, frames:int=8, order:str="halton", afresh:bool=False, mask=None,
+                 seed:int=0, ids=None, **changes) -> Painting:
         "Images that turn into `labels` in a number of frames; arguments as in `morph`."
         x, grid, request = self._request(images, labels, seed, ids, changes)
         if mask is not None: check_mask(mask, 1, tuple(x.shape[1:3]))
@@ -111,14 +125,15 @@ class _Applications:
         return Extrapolation.of(self.settings(**changes), **ours)
 
     def extrapolation(self, labels, shape:tuple[int, int], *, seed:int=0, ids=None, **changes) -> Painting:
-        "Pictures on a code grid (h, w) larger than in training; `changes` are fields of `Sampling`, or `spatial`, `ratio`, `ntk_boundary` of `Extrapolation`."
+        "Pictures on a code grid (h, w) larger than in training; `changes` as in `larger`."
         cond = self.condition(labels)
         return extrapolation(self.generator, cond, self._ids(ids, cond.b), Keyed(seed), shape, self.larger(**changes))
 
-    def extrapolate(self, labels, shape:tuple[int, int], *, seed:int=0, ids=None, size:int|None=None, watch=None, **changes) -> np.ndarray:
+    def extrapolate(self, labels, shape:tuple[int, int], *, seed:int=0, ids=None, size:int|None=None, watch=None,
+                    **changes) -> np.ndarray:
         "The finished images; cells that the published fault leaves undecided are code 0."
-        cond = self.condition(labels)
-        codes = extrapolate(self.generator, cond, self._ids(ids, cond.b), Keyed(seed), tuple(shape), self.larger(**changes), watch)
+        cond, how = self.condition(labels), self.larger(**changes)
+        codes = extrapolate(self.generator, cond, self._ids(ids, cond.b), Keyed(seed), tuple(shape), how, watch)
         return self.decode(codes.clamp(min=0), size=size, shape=tuple(shape))
 
 # %% ../nbs/710_pipeline.ipynb #5adad847
@@ -184,7 +199,7 @@ class Pipeline(_Applications):
 
     @torch.no_grad()
     def decode(self, codes:Tensor, size:int|None=None, rows:int|None=None, shape:tuple[int, ...]|None=None) -> np.ndarray:
-        "Codes (b, n, L) -> images (b, h, w, 3) uint8, always in micro-batches of `rows`; `shape` is their grid where it is not the pipeline's."
+        "Codes (b, n, L) on the grid `shape` (default: the pipeline's) -> images (b, h, w, 3) uint8, in micro-batches of `rows`."
         codes = self.tokenizer.untoken(codes, shape or self.grid.shape)
         pixels = by_rows(lambda c: self.tokenizer.decode(c, size=size), rows or self.sampling.rows, codes)
         return to_uint8(self.tokenizer.leave(pixels)).cpu().numpy()

@@ -65,7 +65,8 @@ class Extrapolation:
             default = getattr(Sampling(), k)
             check(getattr(s, k) == default, k, getattr(s, k), f"must be {default!r}: larger pictures know no other")
         pick = Pick(s.temperature, s.top_k, s.top_p, s.greedy)
-        own = dict(scale=(s.cfg_scale if s.cfg_start is None else s.cfg_start, s.cfg_scale), picks=(pick,), rows=s.rows, compat=s.compat,
+        scale = (s.cfg_scale if s.cfg_start is None else s.cfg_start, s.cfg_scale)
+        own = dict(scale=scale, picks=(pick,), rows=s.rows, compat=s.compat,
                    **({} if s.schedule == "one-by-one" else dict(steps=s.steps, schedule=SCHEDULES[s.schedule])))
         return cls(**own | changes)
 
@@ -85,7 +86,7 @@ def extrapolation(
     shape:tuple[int, int],     # the large grid (h, w), nowhere smaller than the training grid; any factor, not only 2
     how:Extrapolation=Extrapolation(),
 ) -> Painting:
-    "A picture on a grid larger than in training, ready to be made: the coarse cells, then the others. RandAR, arXiv 2412.01827 §4.4."
+    "A picture on a grid larger than in training: the coarse cells, then the others. RandAR, arXiv 2412.01827 §4.4."
     require_traits(generator, {"any_order"})
     grid, small = Grid(tuple(shape), generator.config.grid, how.ntk_boundary), Grid(generator.config.grid)
     coarse = coarse_cells(grid).to(ids.device)
@@ -95,8 +96,11 @@ def extrapolation(
     codes = torch.zeros(len(ids), grid.n, len(generator.vocab), dtype=torch.long, device=ids.device)
     return Painting(cond, ids, grid.shape, codes, torch.zeros_like(codes[..., 0], dtype=torch.bool), legs)
 
-def extrapolate(generator:Generator, cond:Cond, ids:Tensor, draws, shape:tuple[int, int], how:Extrapolation=Extrapolation(), watch=None) -> Tensor:
-    "The finished codes (b, h*w, L) of an `extrapolation`; `watch` is shown every step. With the published fault the last group is -1."
+def extrapolate(
+    generator:Generator, cond:Cond, ids:Tensor, draws, shape:tuple[int, int], how:Extrapolation=Extrapolation(), # see `extrapolation`
+    watch=None,                # is shown every step
+) -> Tensor:                   # (b, h*w, L)
+    "The finished codes of an `extrapolation`; with the published fault the last group is -1."
     painting, last = extrapolation(generator, cond, ids, draws, shape, how), {}
     def look(s):
         if s.clock.step == s.clock.steps - 1: last.update(zip(s.ids.tolist(), s.filled() == s.clock.step))
