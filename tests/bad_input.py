@@ -19,14 +19,18 @@ from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
 from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
 from vgnb.data.images import open_images
+from vgnb.data.layouts import store_from
+from vgnb.data.published import export_codes
 from vgnb.data.shapes import Shapes
 from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import Keyed
 from vgnb.evaluation.features import load_extractor
 from vgnb.evaluation.fid import measure
+from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
+from vgnb.generators.masked import MaskedConfig, MaskedTransformer, masked_presets
 from vgnb.generators.orders import Given
 from vgnb.generators.partition import PartitionConfig, PartitionTransformer, partition_presets
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
@@ -41,7 +45,7 @@ from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.losses import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import hold, load_model, save_model, verify
-from vgnb.training.commands import TrainOptions, train
+from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.order import Share
 from vgnb.training.recipes import Optim, from_json, recipe
@@ -82,7 +86,7 @@ class Work:
 def build(folder: Path) -> Work:
     "Fill `folder`."
     w = Work(folder)
-    _pictures(folder, w.source); _models(folder, w); _codes(folder, w); _samples(folder, w)
+    _pictures(folder, w.source); _models(folder, w); _codes(folder, w); _published(folder, w); _samples(folder, w)
     save_json(folder / "recipe.json", {"kind": "tokenizer", "stepz": 10})
     (folder / "odd").mkdir(); (folder / "odd" / "settings.ini").write_text("[run]\nsead = 1\n")
     r = recipe("shapes-tokenizer", data="shapes://?n=16&size=32", steps=2, batch=8, free_steps=0, precision="fp32", model=w.tok.config)
@@ -139,12 +143,27 @@ def _codes(folder: Path, w: Work):
     shard = folder / "torn-codes" / "00000.codes"; shard.write_bytes(shard.read_bytes()[:-1])
 
 
+def _published(folder: Path, w: Work):
+    "Codes in the masked transformer's layout, good and evil; ImageNet in Kaggle's layout without its labels."
+    class Evil:
+        def __reduce__(self): return (Path.touch, (Path(folder / "evil-was-here"),))
+    for place, code in (("published", np.zeros((4, 4), np.uint16)), ("evil-codes", Evil())):
+        (folder / place / "Train").mkdir(parents=True)
+        for i in range(8): (folder / place / "Train" / f"{i:07d}.pth").write_bytes(pickle.dumps({"code": code, "y": i}))
+    for n, synset in enumerate(("n01440764", "n02012849")):
+        for place in (f"train/{synset}/{n}.JPEG", f"val/{n}.JPEG"):
+            path = folder / "imagenet/ILSVRC/Data/CLS-LOC" / place
+            path.parent.mkdir(parents=True, exist_ok=True); w.source[n].image.save(path)
+    save_json(folder / "imagenet" / "imagenet_class_index.json", {"0": ["n01440764", "tench"], "1": ["n02012849", "crane"]})
+
+
 def _samples(folder: Path, w: Work):
     images, labels = w.source.batch(range(8))
     save_samples(folder / "good.npz", images, labels); save_samples(folder / "one.npz", images[:1], labels[:1])
     np.savez(folder / "nameless.npz", pixels=images); np.savez(folder / "floats.npz", images.astype(np.float32))
     np.savez(folder / "objects.npz", arr_0=np.array([{"a": 1}], dtype=object)); np.savez(folder / "fewer.npz", arr_0=images, labels=labels[:5])
     np.savez(folder / "strange.npz", arr_0=images, labels=labels + 90)
+    for name, by in (("statistics", ""), ("foreign", "inception-v3-clean@0")): np.savez(folder / f"{name}.npz", mu=np.zeros(64), sigma=np.eye(64), extractor=np.array(by))
     (folder / "short.npz").write_bytes((folder / "good.npz").read_bytes()[:-200])
 
 
@@ -165,9 +184,11 @@ class Bad:
 EXTRACT = "extract_codes.py --tokenizer tok --size 32 --out out --data "
 TOKENIZER = "train_tokenizer.py shapes-tokenizer --out out --precision fp32 --steps 2 --batch 8 --data shapes://?n=16 "
 GENERATOR = "train_generator.py shapes-generator --out out --precision fp32 --steps 2 --batch 8 --model.layers 1 --model.dim 32 --data "
+MASKED = "train_generator.py shapes-8x8-maskgit --out out --precision fp32 --steps 2 --batch 8 --data codes "
 PARTITION = "train_generator.py shapes-8x8-pgm --out out --precision fp32 --steps 2 --batch 8 --data codes "
 SAMPLE = "sample.py pipe --count 2 --out out/s.npz "
 PAINT = "sample.py painter --count 2 --out out/s.npz "
+REFERENCE = "extract_reference.py {} --extractor shapes-judge"
 EVALUATE = "evaluate.py good.npz {} --extractor shapes-judge --json out.json"
 
 ROWS = [
@@ -188,6 +209,9 @@ ROWS = [
         EXTRACT + "datasets://pairs.parquet?image=left&label=labels"),
     Bad("stream-to-extract", "data", None, "must have a length", lambda w: code_plan(w.tok, open_images("datasets://pairs.parquet?streaming=1&image=left"), Augment("center", 32)),
         EXTRACT + "datasets://pairs.parquet?streaming=1&image=left"),
+    Bad("kaggle-without-labels", "uri", "imagenet", "must hold ILSVRC2012_val_labels.json or LOC_val_solution.csv", lambda w: open_images("kaggle://imagenet?split=val"), EXTRACT + "kaggle://imagenet?split=val"),
+    Bad("kaggle-split", "split", "'test'", "must be one of train, val", lambda w: open_images("kaggle://imagenet?split=test"), EXTRACT + "kaggle://imagenet?split=test"),
+    Bad("kaggle-elsewhere", "uri", "pictures/ILSVRC/Data/CLS-LOC/train", "no such folder", lambda w: open_images("kaggle://pictures"), REFERENCE.format("kaggle://pictures") + " --out out.npz"),
     Bad("negative-max-bad", "max_bad", "-1", "must be an integer >= 0", lambda w: open_images("pictures", max_bad=-1), EXTRACT + "pictures --max-bad -1"),
     Bad("corrupt-picture", "", "a/torn.png", "is no JPEG, PNG, WEBP, BMP, PPM picture", lambda w: open_images("broken")[0], "evaluate.py broken good.npz --extractor shapes-judge --json out.json"),
     Bad("missing-captions", "path", "nowhere.jsonl", "no such file or folder", lambda w: Captions("nowhere.jsonl"), EXTRACT + "nowhere.jsonl"),
@@ -215,6 +239,15 @@ ROWS = [
         lambda w: train(TrainOptions(recipe("shapes-generator", data="codes", model=RasterConfig(1, 32, 2, vocab=64)), Path("out"))), GENERATOR + "codes --model.vocab 64"),
     Bad("features-without-captions", "features", "'codes'", "must be empty: this model is conditioned on classes",
         lambda w: train(TrainOptions(recipe("shapes-generator", data="codes", features="codes"), Path("out"))), GENERATOR + "codes --features codes"),
+    Bad("codes-that-are-a-program", "", "evil-codes/Train/0000000.pth", "it names pathlib.", lambda w: store_from("halton", "evil-codes"), GENERATOR + "halton://evil-codes"),
+    Bad("published-codes-of-another-split", "split", "'test'", "must be one of train, eval", lambda w: store_from("halton", "published", split="test"), GENERATOR + "halton://published?split=test"),
+    Bad("published-codes-without-split", "path", "published", "holds neither .pth nor a folder Eval", lambda w: store_from("halton", "published", split="eval"), GENERATOR + "halton://published?split=eval"),
+    Bad("rows-in-a-folder-of-codes", "path", "published", "holds neither state.json nor a folder train", lambda w: store_from("pgm", "published"), GENERATOR + "pgm://published"),
+    Bad("split-of-a-layout-without", "codes option", "'split'", "must be one of vocab, classes", lambda w: open_codes("randar://published?split=train"), GENERATOR + "randar://published?split=train"),
+    Bad("export-onto-codes", "out", "published/Train", "exists already", lambda w: export_codes(CodeStore("codes"), "halton", "published")),
+    Bad("backend-of-compile", "backend", "'inducter'", "did you mean inductor?", lambda w: extract_codes(w.tok, w.source, "out", Augment("center", 32), compile="inducter"),
+        EXTRACT + "pictures --compile --backend inducter"),
+    Bad("ten-crops-of-another-crop", "crop", "'bilinear'", "can't be combined with --ten-crop", None, EXTRACT + "pictures --ten-crop --crop bilinear"),
     # what to sample
     Bad("class-beyond-the-classes", "label", "10", "must be an integer >= 0 and <= 9", lambda w: w.pipe.sample([0, 10])),
     Bad("classes-beyond-the-classes", "labels", "[0, 11]", "must be class ids in [0, 10)", lambda w: w.gen(w.codes, Cond(labels=torch.tensor([0, 11])), Keyed(0), None)),
@@ -247,6 +280,11 @@ ROWS = [
     Bad("no-rows", "rows", "0", "must be an integer >= 1", lambda w: w.sampler(rows=0), SAMPLE + "--sampling.rows 0"),
     Bad("unknown-setting", "setting", "'top_q'", "did you mean top_p?", lambda w: w.pipe.sample([0], top_q=0.5)),
     Bad("unknown-setting-saved", "sampling field", "'top_q'", "did you mean top_p?", lambda w: pipeline.from_pretrained("pipe2"), "sample.py pipe2 --count 2 --out out/s.npz"),
+    Bad("sharpness-of-zero", "sharpness", "0.0", "must be above 0", lambda w: Sampling(sharpness=0.0), SAMPLE + "--sampling.sharpness 0"),
+    Bad("noise-of-an-order-that-does-not-look", "choice_noise", "4.5", "needs an order that looks at the model (confidence, uncertainty); this is raster", lambda w: Sampling(choice_noise=4.5), SAMPLE + "--sampling.choice-noise 4.5"),
+    Bad("warmup-of-a-fixed-order", "choice_warmup", "2", "needs an order that looks at the model", lambda w: Sampling(choice_warmup=2, order="halton"), SAMPLE + "--sampling.choice-warmup 2 --sampling.order halton"),
+    Bad("negative-warmup", "temp_warmup", "-1", "must be an integer >= 0", lambda w: Sampling(temp_warmup=-1), SAMPLE + "--sampling.temp-warmup -1"),
+    Bad("masked-on-another-grid", "grid", "(4, 4)", "must be (8, 8): positions are learnt one by one", lambda w: MaskedTransformer(masked_presets["tiny-shapes"]).check_grid(Grid((4, 4)))),
     Bad("unknown-order", "order", "'spiral'", "must be one of raster, random", lambda w: Sampling(order="spiral"), SAMPLE + "--sampling.order spiral"),
     Bad("explorer-of-too-many-steps", "steps", "257", "must be from 1 to 256, the cells of the grid", lambda w: OrderExplorer(OrderChoice(steps=257))),
     Bad("explorer-of-an-adaptive-order", "order", "'confidence'", "looks at a model's confidence: show a run of it", lambda w: order_course(OrderChoice("confidence"))),
@@ -319,11 +357,14 @@ ROWS = [
     Bad("missing-recipe-file", "path", "nowhere.json", "no such file", None, "train_tokenizer.py nowhere.json --out out"),
     Bad("no-data", "data", "''", "must say where the pictures are", lambda w: train(TrainOptions(recipe("vq-16", loss=VQGANLossConfig(lpips=0)), Path("out"))), "train_tokenizer.py vq-16 --loss.lpips 0 --out out"),
     Bad("no-training-steps", "steps", "0", "must be an integer >= 1", lambda w: recipe("shapes-tokenizer", steps=0), TOKENIZER + "--steps 0"),
+    Bad("unknown-mask-rate", "mask_rate", "'arcos'", "did you mean arccos?", lambda w: MaskedConfig(mask_rate="arcos"), MASKED + "--model.mask-rate arcos"),
+    Bad("patches-of-three", "patch", "3", "must be one of 1, 2", lambda w: MaskedConfig(patch=3), MASKED + "--model.patch 3"),
+    Bad("more-heads-than-channels", "heads", "999", "must be an integer >= 1 and <= 1", lambda w: replace(masked_presets["tiny-shapes"], heads=999), MASKED + "--model.heads 999"),
     Bad("odd-registers", "registers", "3", "must be even: half of them belong to each group", lambda w: PartitionConfig(registers=3), PARTITION + "--model.registers 3"),
     Bad("unknown-decoder", "mode", "'crossed'", "must be cross-only, interleave", lambda w: PartitionConfig(mode="crossed"), PARTITION + "--model.mode crossed"),
     Bad("decoder-of-broken-periods", "decoder", "4", "must be a multiple of 3 for mode=interleave-2-cross", lambda w: PartitionConfig(decoder=4, mode="interleave-2-cross"),
         PARTITION + "--model.mode interleave-2-cross --model.decoder 4"),
-    Bad("heads-of-a-partition", "dim", "90", "must be divisible by 2 * heads=8", lambda w: replace(partition_presets["tiny"], dim=90), PARTITION + "--model.dim 90"),
+    Bad("heads-of-a-partition", "dim", "90", "must be divisible by 2 * heads=8", lambda w: replace(partition_presets["tiny"], dim=90, heads=4), PARTITION + "--model.dim 90 --model.heads 4"),
     Bad("negative-rate", "optim.lr", "-0.1", "must be a finite number >= 0", lambda w: Optim(lr=-0.1), TOKENIZER + "--optim.lr -0.1"),
     Bad("crop-not-divisible", "augment.size", "36", "must be a multiple of 8, the tokenizer's factor", lambda w: recipe("shapes-tokenizer", augment=Augment("center", 36)), TOKENIZER + "--augment.size 36"),
     Bad("batch-of-parts", "batch", "8", "must be a multiple of processes x accumulate = 1 x 3", lambda w: Share(0, 1, 3).check(8), GENERATOR + "codes --accumulate 3"),
@@ -344,6 +385,15 @@ ROWS = [
     Bad("run-in-a-file", "folder", "note.txt", "must be a folder, or a place where one can be made", lambda w: hold("note.txt").__enter__(), TOKENIZER.replace("--out out", "--out note.txt")),
     Bad("unknown-settings-key", "settings.ini [run] key", "'sead'", "did you mean seed?", lambda w: get_settings("odd"), "odd: train_tokenizer.py shapes-tokenizer --dry-run"),
     # numbers
+    Bad("reference-of-statistics", "images", None, "must be at least two pictures", lambda w: extract_reference("statistics.npz", "out.npz", load_extractor("shapes-judge")), REFERENCE.format("statistics.npz") + " --out out.npz"),
+    Bad("reference-in-another-file", "out", "out.csv", "must end in .npz, .safetensors or .pt", lambda w: extract_reference("good.npz", "out.csv", load_extractor("shapes-judge")), REFERENCE.format("good.npz") + " --out out.csv"),
+    Bad("reference-over-a-file", "out", "good.npz", "exists already", lambda w: extract_reference("good.npz", "good.npz", load_extractor("shapes-judge")), REFERENCE.format("good.npz") + " --out good.npz"),
+    Bad("features-beside-a-torch-file", "features", "5", "can be kept in an .npz only", lambda w: extract_reference("good.npz", "out.pt", load_extractor("shapes-judge"), keep=5), REFERENCE.format("good.npz") + " --out out.pt --features 5"),
+    Bad("reference-of-another-extractor", "reference", "'inception-v3-clean@0'", "was made by another extractor", lambda w: measure("good.npz", "foreign.npz", load_extractor("shapes-judge"), ("fid",)),
+        "evaluate.py foreign.npz good.npz --extractor shapes-judge --metrics fid --json out.json"),
+    Bad("precision-against-statistics", "reference", None, "must hold pictures for pr, or their features", lambda w: measure("good.npz", "statistics.npz", load_extractor("shapes-judge"), ("pr",)),
+        "evaluate.py statistics.npz good.npz --extractor shapes-judge --metrics pr --json out.json"),
+    Bad("unknown-crop", "crop", "'centre'", "must be one of adm, bilinear, bicubic", lambda w: open_samples("pictures", 32, "centre")),
     Bad("missing-samples", "samples", "'nowhere.npz'", "no such file or folder", lambda w: open_samples("nowhere.npz"), EVALUATE.format("nowhere.npz")),
     Bad("npz-without-pictures", "npz", "nameless.npz", "must hold arr_0 (uint8 pictures) or mu and sigma; it holds pixels", lambda w: open_samples("nameless.npz"), EVALUATE.format("nameless.npz")),
     Bad("npz-of-objects", "npz", "'objects.npz[arr_0]'", "holds Python objects, which could run code", lambda w: open_samples("objects.npz"), EVALUATE.format("objects.npz")),
