@@ -62,7 +62,7 @@ class MaskedConfig:
 masked_presets: dict[str, MaskedConfig] = {
     "tiny": MaskedConfig(6, 384, 6), "small": MaskedConfig(12, 512, 6), "base": MaskedConfig(12, 768, 12), "large": MaskedConfig(24, 1024, 16, grid=(24, 24)),
     "xlarge": MaskedConfig(28, 1152, 16, grid=(24, 24)),
-    "tiny-shapes": MaskedConfig(4, 112, 4, ffn=256, vocab=256, grid=(8, 8), classes=10, dropout=0, attention_dropout=0)}
+    "tiny-shapes": MaskedConfig(3, 128, 4, ffn=352, vocab=256, grid=(8, 8), classes=10, loss_cells="hidden", dropout=0, attention_dropout=0)}
 
 # %% ../../nbs/generators/340_masked.ipynb #2a415dea
 def rows_at(x:Tensor, wanted:Tensor|None) -> Tensor:
