@@ -122,11 +122,11 @@ def extract_codes(
     processes = processes or Processes()
     plan = code_plan(tokenizer, source, augment, shard_size)
     tokenizer = tokenizer.to(processes.device).eval()
+    encode = compiled_encode(tokenizer, compile, batch, augment.size, processes.device) if compile else None
     if processes.main: CodeWriter(path, plan)                                    # the plan first, by one
     processes.wait()
     writer = CodeWriter(path, plan, processes.rank, processes.world)
     todo, step = writer.todo(), max(1, batch // len(plan.augs))
-    encode = compiled_encode(tokenizer, compile, batch, augment.size, processes.device) if compile and todo else None
     coded = lambda images: encode_rows(tokenizer, images, batch, processes.device, encode)
     pieces = {k: [range(a, min(a + step, writer.span(k).stop)) for a in range(writer.span(k).start, writer.span(k).stop, step)] for k in todo}
     read = Views(source, [p for k in todo for p in pieces[k]], augment, tokenizer.factor)
