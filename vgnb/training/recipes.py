@@ -22,6 +22,7 @@ import tyro
 from ..core import BadInput, Mismatch, Registry, check, check_choice, check_float, check_int
 from ..data.transforms import Augment
 from ..generators.masked import MaskedConfig, MaskedTransformer, masked_presets
+from ..generators.masked_text import MaskedTextConfig, MaskedTextTransformer
 from ..generators.partition import PartitionConfig, PartitionTransformer, partition_presets
 from ..generators.random_order import RandomOrderConfig, RandomOrderTransformer, random_order_presets
 from ..generators.raster import RasterConfig, RasterTransformer, raster_presets
@@ -227,7 +228,7 @@ class GeneratorRecipe(Recipe):
     features: str = ""                                                   # caption features (a folder), for text conditions
 
 for _kind, _config, _build in (("tokenizer", TokenizerRecipe, None), ("generator", GeneratorRecipe, None), ("vqgan", VQGANConfig, VQGAN), ("maskgit-vqgan", MaskGITVQGANConfig, MaskGITVQGAN), ("raster", RasterConfig, RasterTransformer),
-                              ("random-order", RandomOrderConfig, RandomOrderTransformer), ("masked", MaskedConfig, MaskedTransformer), ("partition", PartitionConfig, PartitionTransformer)):
+                              ("random-order", RandomOrderConfig, RandomOrderTransformer), ("masked", MaskedConfig, MaskedTransformer), ("masked-text", MaskedTextConfig, MaskedTextTransformer), ("partition", PartitionConfig, PartitionTransformer)):
     kinds.register(Kind(_config, _build), name=_kind)
 
 # %% ../../nbs/training/500_recipes.ipynb #56ca2b1e
