@@ -21,7 +21,7 @@ from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransform
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.pipeline import Pipeline
 from vgnb.sampling.applications import box_mask, brush_mask, cell_mask, check_mask, inpaint, morph, outpaint, paste, placed, windows
-from vgnb.sampling.extrapolation import Extrapolation, extrapolate, extrapolation
+from vgnb.sampling.extrapolation import Extrapolation, _Coarse, extrapolate, extrapolation
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.vqgan import vqgan
 
@@ -213,6 +213,8 @@ def test_extrapolation_decides_every_cell_once_the_last_group_too(shape, steps):
         assert sorted(cells.tolist()) == list(range(n)) and sorted(cells[:N].tolist()) == sorted(coarse.tolist())
     assert torch.equal(low[:, coarse], made[:, coarse]) and (low >= 0).sum() == 4 * N and int(made.min()) >= 0
     if steps is None: return
+    small = how.sampler(m, _Coarse(Keyed(0)), N, False).sample(cond, ids, Keyed(0).fork("coarse"), grid=Grid(SHAPE))
+    assert torch.equal(made[:, coarse], small), "the coarse picture, cell by cell"
     assert torch.equal(made, extrapolate(m, cond, ids, Keyed(0), shape, how))
     faulty = extrapolate(m, cond, ids, Keyed(0), shape, replace(how, compat="upstream"))
     last = [s for s in seen if s.clock.step == s.clock.steps - 1]
@@ -243,6 +245,11 @@ def test_pasting(seam):
     ring = ~far & ~mask
     assert ring.any() == (seam > 0)
     if seam: assert (np.minimum(old, new)[ring] <= out[ring]).all() and (out[ring] <= np.maximum(old, new)[ring]).all() and (out[ring] != old[ring]).any()
+
+
+def test_a_seam_falls_evenly():
+    old, new, mask = np.zeros((1, 1, 9, 3), np.uint8), np.full((1, 1, 9, 3), 200, np.uint8), torch.arange(9)[None] < 2
+    assert paste(new, old, mask, 3)[0, 0, :, 0].tolist() == [200, 200, 150, 100, 50, 0, 0, 0, 0]
 
 
 # ---- pipelines
