@@ -165,3 +165,10 @@ def test_published_settings_are_reachable():
     sampler = how.sampler(m)
     assert isinstance(sampler.guidance, CFG) and [round(sampler.guidance.scale(s.clock), 4) for s in sampler.stream(cond, ids, Keyed(0), grid=GRID)] == [round(1 + 3 * i / 7, 4) for i in range(8)]
     assert not sampler.order.redraw and replace(how, compat="upstream").sampler(m).order.redraw
+
+
+def test_captioned_models_are_saved_and_found_again(tmp_path):
+    m = build(TEXT)
+    save_model(tmp_path / "m", m, m.config)
+    again = load_model(tmp_path / "m")
+    assert type(again) is MaskedTextTransformer and again.config == TEXT and all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), m.state_dict().values()))

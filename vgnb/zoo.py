@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
 from .evaluation import features
-from .generators import group_swap, masked, partition, random_order, raster
+from .generators import group_swap, masked, masked_text, partition, random_order, raster
 from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
 from .training.checkpoints import load_tensors, save_tensors
 
@@ -101,6 +101,7 @@ def published_model(
         config = partition.pgm_config(spec, **changes)
         return partition.PartitionTransformer(config), partition.pgm_names(config)
     if "features_list" in spec: return _inception(spec["features_list"]), NameTable()
+    if "hidden_dim" in spec and "cond_dim" in spec: return masked_text.MaskedTextTransformer(masked_text.halton_text_config(spec, **changes)), masked_text.halton_text_names
     if "hidden_dim" in spec:
         model = masked.MaskedTransformer(masked.halton_config(spec, **changes))
         return model, masked.halton_names
@@ -245,6 +246,7 @@ def _table_of(model:nn.Module) -> NameTable:
     if isinstance(model, random_order.RandomOrderTransformer): return random_order.randar_names
     if isinstance(model, partition.PartitionTransformer): return partition.pgm_names(model.config)
     if isinstance(model, masked.MaskedTransformer): return masked.halton_names
+    if isinstance(model, masked_text.MaskedTextTransformer): return masked_text.halton_text_names
     if isinstance(model, maskgit_vqgan.MaskGITVQGAN): return maskgit_vqgan.maskgit_names(len(model.config.mults))
     check(isinstance(model, vqgan.VQGAN), "model", type(model).__name__, "must be a published family's: RasterTransformer, RandomOrderTransformer, MaskedTransformer, PartitionTransformer, VQGAN or MaskGITVQGAN")
     return vqgan.taming_names(len(model.config.mults)) if model.config.legacy else vqgan.llamagen_names()
