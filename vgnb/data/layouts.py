@@ -239,7 +239,7 @@ for _core in ("numpy.core", "numpy._core"):
     _NAMES |= {f"{_core}.multiarray._reconstruct": lambda kind, shape, code: _Held(), f"{_core}.numeric._frombuffer": _Held.buffer,
                f"{_core}.multiarray.scalar": lambda kind, raw: int(_Held._known(kind).read(raw, ()))}
 
-class _Plain(pickle.Unpickler):
+class _Plain(pickle._Unpickler):                                 # the one in C clears as much memory as a file asks for
     "Numbers, words, lists, dictionaries, and arrays of integers; nothing that is run."
     def find_class(self, module, name):
         if f"{module}.{name}" not in _NAMES: raise pickle.UnpicklingError(f"it names {module}.{name}, which is not read")
