@@ -35,7 +35,8 @@ def _write_randar(codes, out, items, aug, split):
 def _write_halton(codes, out, items, aug, split):
     with folder_aside(out / split.title()) as a:
         for c, y, k in items:
-            (a / f"{k:07d}.pth").write_bytes(pickle.dumps({"code": c[aug, :, 0].reshape(codes.grid).astype(np.uint16), "y": y}, protocol=4))
+            item = {"code": c[aug, :, 0].reshape(codes.grid).astype(np.uint16), "y": y}
+            (a / f"{k:07d}.pth").write_bytes(pickle.dumps(item, protocol=4))
 
 def _write_pgm(codes, out, items, aug, split):
     import datasets
@@ -43,9 +44,11 @@ def _write_pgm(codes, out, items, aug, split):
     whole = datasets.Sequence(datasets.Value("uint16"))
     features = datasets.Features(input_ids=whole, attention_mask=whole, label=datasets.Value("int64"))
     def rows():
-        for c, y, _ in items: yield {"input_ids": np.concatenate([[begin], c[aug, :, 0]]).astype(np.uint16), "attention_mask": np.ones(n + 1, np.uint16), "label": y}
+        for c, y, _ in items:
+            ids = np.concatenate([[begin], c[aug, :, 0]]).astype(np.uint16)
+            yield {"input_ids": ids, "attention_mask": np.ones(n + 1, np.uint16), "label": y}
     with folder_aside(out / split) as a, _no_bars(datasets):
-        named = {"fingerprint": f"{codes.fingerprint[:16] or 'codes'}-{aug}"}             # newer releases take it, older ones hash the function
+        named = {"fingerprint": f"{codes.fingerprint[:16] or 'codes'}-{aug}"}    # older releases hash the function
         if "fingerprint" not in inspect.signature(datasets.Dataset.from_generator).parameters: named = {}
         table = datasets.Dataset.from_generator(rows, features, cache_dir=str(a / "rows"), **named)
         table.with_format("torch").save_to_disk(str(a / "whole"))
@@ -77,9 +80,13 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
     check_choice("layout", layout, tuple(_WRITERS)); check_choice("split", split, ("train", "eval"))
     check_int("aug", aug, 0, len(codes.augs) - 1)
     out, levels = Path(out), len(codes.vocab)
-    check(levels > 1 if layout == "iar2" else levels == 1, "codes", codes.vocab, f"must have {'several levels' if layout == 'iar2' else 'one level'} for the layout {layout}")
-    if layout in ("llamagen", "iar2"): check(out.name.endswith("_codes"), "out", out, "must end in _codes; the labels go beside it")
-    if layout in ("halton", "pgm"): check(codes.vocab[0] <= 2 ** 16 - 2, "codes", codes.vocab, "must be at most 65534 codes: this layout keeps 16 bits, and two ids for itself")
+    fits, wanted = (levels > 1, "several levels") if layout == "iar2" else (levels == 1, "one level")
+    check(fits, "codes", codes.vocab, f"must have {wanted} for the layout {layout}")
+    if layout in ("llamagen", "iar2"):
+        check(out.name.endswith("_codes"), "out", out, "must end in _codes; the labels go beside it")
+    if layout in ("halton", "pgm"):
+        small = codes.vocab[0] <= 2 ** 16 - 2
+        check(small, "codes", codes.vocab, "must be at most 65534 codes: this layout keeps 16 bits, and two ids for itself")
     if layout == "halton": check(len(codes.grid) == 2, "codes", codes.grid, "must have a grid (h, w)")
     for p in _targets(layout, out, split): check(not p.exists(), "out", p, "exists already; choose a new folder")
     return out
