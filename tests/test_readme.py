@@ -50,14 +50,17 @@ def scripts(home):
     runner.close()
 
 
-def test_the_python_block_runs(home, monkeypatch, capsys):
-    code, = blocks(README, "python")
-    assert 'from_pretrained("runs/quickstart")' in code
+def test_the_python_blocks_run(home, monkeypatch, capsys):
+    walk, paint = blocks(README, "python")
+    assert 'from_pretrained("runs/quickstart")' in walk and 'from_pretrained("tiny-randar")' in paint
     monkeypatch.chdir(home)
     seen = {}
-    exec(compile(code, "README.md", "exec"), seen)
+    exec(compile(walk, "README.md", "exec"), seen)
     assert seen["images"].shape == (3, 32, 32, 3) and seen["images"].dtype == np.uint8
     assert capsys.readouterr().out.splitlines()[-1] == "15 16"
+    exec(compile(paint, "README.md", "exec"), seen)
+    assert seen["wide"].shape == (4, 32, 64, 3) and seen["large"].shape == (1, 48, 48, 3)
+    assert (seen["edited"][:, :, :16] == seen["hearts"][:, :, :16]).all() and (seen["edited"] != seen["hearts"]).any()
 
 
 def test_every_file_that_prose_names_is_there():

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FILE = ROOT / "nbs" / "studies" / "any_order.json"
+FEW = ("halton", "random", "confidence", "raster")      # for models that run over the whole grid in every step
 ORDERS = ("raster", "random", "halton", "subsample", "checkerboard", "hilbert", "spiral-in", "spiral-out", "confidence", "uncertainty")
 
 
@@ -107,19 +108,20 @@ def main(o: Options) -> int:
     pipes, bench = {name: Pipeline.from_pretrained(name) for name in o.models}, Bench(o.count)
     found = {name: {} for name in pipes}
     for name, pipe in pipes.items():
-        third, best = -(-pipe.grid.n // 3), pipe.sampling.cfg_scale
+        third, best, cached = -(-pipe.grid.n // 3), pipe.sampling.cfg_scale, "cached" in pipe.generator.traits
         print(name)
         if "steps" in o.parts: found[name]["steps"] = [bench.point(pipe, steps=s, cfg_scale=w) for w in o.scales for s in o.steps]
-        if "orders" in o.parts: found[name]["orders"] = [bench.point(pipe, order=order, steps=s, cfg_scale=best) for order in ORDERS for s in (pipe.grid.n, third, pipe.grid.n // 8)]
+        if "orders" in o.parts: found[name]["orders"] = [bench.point(pipe, order=order, steps=s, cfg_scale=best) for order in (ORDERS if cached else FEW)
+                                                           for s in ((pipe.grid.n, third, pipe.grid.n // 8) if cached else (third, pipe.grid.n // 8))]
         if "schedules" in o.parts:
             found[name]["schedules"] = [bench.point(pipe, schedule=k, steps=s, cfg_scale=best) for k in ("cosine", "linear", "square", "root", "arccos", "randar") for s in (third, pipe.grid.n // 8)]
     if "cost" in o.parts:
         for name, rows in cost(pipes, o).items(): found[name]["cost"] = {"with": list(pipes), "rows": rows}
     if o.record:
         study = json.loads(FILE.read_text()) if FILE.exists() else {"models": {}}
-        for name, parts in found.items(): study["models"].setdefault(name, {}).update(parts)
-        study |= {"count": o.count, "device": f"{platform.processor() or platform.machine()}, one thread", "torch": torch.__version__, "extractor": bench.judge.id}
-        study.setdefault("commands", {}).update({name: f"python scripts/studies/any_order.py {' '.join(o.models)} --record" + ("" if len(o.parts) == 4 else f" --parts {' '.join(o.parts)}") for name in o.models})
+        for name, parts in found.items(): study["models"].setdefault(name, {"count": o.count}).update(parts)
+        study |= {"device": f"{platform.processor() or platform.machine()}, one thread", "torch": torch.__version__, "extractor": bench.judge.id}
+        study.setdefault("commands", {}).update({name: f"python scripts/studies/any_order.py {' '.join(o.models)} --record" + (f" --count {o.count}" if o.count != 1000 else "") + (f" --steps {' '.join(map(str, o.steps))}" if o.steps != Options.steps else "") + ("" if len(o.parts) == 4 else f" --parts {' '.join(o.parts)}") for name in o.models})
         FILE.write_text(json.dumps(study, indent=1) + "\n")
     return 0
 

@@ -1,0 +1,93 @@
+"""What the published code's faults do to samples: each switched on, on the shipped tiny models.
+
+    python scripts/studies/faults.py                # measure, print
+    python scripts/studies/faults.py --record       # and write nbs/studies/faults.json
+
+Each row: COUNT samples of balanced classes with the default and with `compat="upstream"` (or the one part of it that the row names), the same weights and draws;
+accuracy and Fréchet distance by shapes-judge. Some minutes on one CPU core.
+"""
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import tyro
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+FILE = ROOT / "nbs" / "studies" / "faults.json"
+
+
+@dataclass
+class Options:
+    "How much to measure."
+    count: int = 1000
+    "samples of a row"
+    record: bool = False
+    "write nbs/studies/faults.json"
+
+
+def faulty(pipe, **changes):
+    "The pipeline with its generator's configuration changed; the same weights."
+    from vgnb.pipeline import Pipeline
+    model = type(pipe.generator)(replace(pipe.generator.config, **changes))
+    model.load_state_dict(pipe.generator.state_dict())
+    return Pipeline(pipe.tokenizer, model, pipe.sampling, pipe.classes)
+
+
+def overwritten(pipe, redraw: bool) -> float:
+    "Share of known codes that in-painting changed, the left half being given."
+    from vgnb.data.shapes import Shapes
+    images, labels = Shapes(100, 32, seed=5).batch(np.arange(100))
+    codes = pipe.encode(images)
+    known = (torch.arange(64) % 8 < 4).expand(100, -1)
+    made = pipe.codes(labels.tolist(), given=(codes, known), order="confidence", schedule="confidence-arccos" if redraw else "arccos", steps=8, compat="upstream" if redraw else None)
+    return float((made[known] != codes[known]).float().mean())
+
+
+def undecided(pipe, compat) -> float:
+    "Share of cells of a 16x16 picture that extrapolation leaves without a code."
+    from vgnb.draws import Keyed
+    from vgnb.sampling.extrapolation import Extrapolation, extrapolate
+    codes = extrapolate(pipe.generator, pipe.condition(list(range(10))), torch.arange(10), Keyed(0), (16, 16), Extrapolation(steps=22, compat=compat, rows=10))
+    return float((codes < 0).float().mean())
+
+
+def main(o: Options) -> int:
+    from any_order import Bench
+
+    from vgnb.pipeline import Pipeline
+    torch.set_num_threads(1)
+    bench, rows, shares = Bench(o.count), [], []
+    randar, maskgit, pgm = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("randar", "maskgit", "pgm"))
+
+    def row(system, fault, right, wrong, **settings):
+        rows.append({"system": system, "fault": fault, "settings": settings, "default": bench.point(right[0], **settings, **right[1]), "upstream": bench.point(wrong[0], **settings, **wrong[1])})
+
+    off, dropping, plain = faulty(pgm, compat="upstream"), faulty(pgm, compat="upstream", dropout=0.1), {"compat": "upstream"}
+    for steps in (22, 8):
+        row("MaskGIT", "the mask code can be drawn", (maskgit, {}), (faulty(maskgit, compat="upstream"), plain), steps=steps, order="halton", schedule="arccos")
+        row("MaskGIT", "known tokens are drawn again in every step", (maskgit, {"schedule": "confidence-arccos"}), (maskgit, {"schedule": "confidence-arccos"} | plain), steps=steps, order="confidence", choice_noise=4.5)
+        row("PGM", "half of the registers count as known codes", (pgm, {}), (off, plain), steps=steps, order="halton", schedule="arccos")
+        row("PGM", "the mask and BOS ids can be drawn", (pgm, {}), (off, plain), steps=steps, order="confidence", choice_noise=4.5, schedule="arccos")
+        dropping.generator.train()
+        row("PGM", "dropout stays on while sampling by confidence", (off, plain), (dropping, plain), steps=steps, order="confidence", choice_noise=4.5, schedule="arccos")
+    shares.append({"system": "MaskGIT", "fault": "in-painting overwrites what was given", "of": "given codes that changed", "default": overwritten(maskgit, False), "upstream": overwritten(maskgit, True)})
+    shares.append({"system": "RandAR", "fault": "extrapolation stops before its last group", "of": "cells without a code", "default": undecided(randar, None), "upstream": undecided(randar, "upstream")})
+    for s in shares: print(s)
+    if o.record:
+        FILE.write_text(json.dumps({"command": "python scripts/studies/faults.py --record", "count": o.count, "device": f"{platform.processor() or platform.machine()}, one thread", "torch": torch.__version__,
+                                    "extractor": bench.judge.id, "rows": rows, "shares": shares}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.core import VgnbError
+    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
