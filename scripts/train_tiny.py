@@ -101,6 +101,7 @@ def generator(o: Options) -> int:
     if o.dry_run: return 0
     import torch
 
+    from scripts.studies.any_order import Bench
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
     from vgnb.shipped import ship_pipeline
@@ -111,9 +112,11 @@ def generator(o: Options) -> int:
     ship_pipeline(shipped, model, asdict(Sampling(**settings)), classes, model.config.grid, result="")
     pipe = Pipeline(load_model(o.ship / "tokenizer"), load_model(shipped / "generator"), Sampling(**settings), classes)
     torch.set_num_threads(o.threads)
-    table = [examine(o, pipe, -(-n // 3), scale) for scale in SCALES]
+    bench = Bench(o.count)
+    examine = lambda steps, scale: bench.point(pipe, steps=steps, cfg_scale=scale) | {"count": o.count}
+    table = [examine(-(-n // 3), scale) for scale in SCALES]
     best = chosen(table, -(-n // 3))
-    table += [examine(o, pipe, steps, best["cfg_scale"]) for steps in (n, n // 8)]
+    table += [examine(steps, best["cfg_scale"]) for steps in (n, n // 8)]
     if best["accuracy"] < o.at_least: print(f"accuracy {best['accuracy']:.1%} at {best['steps']} steps is below --at-least {o.at_least:.0%}; nothing shipped", file=sys.stderr); return 1
     record = {"command": f"python scripts/train_tiny.py {o.name}", "recipe": wanted.name, "seconds": round(seconds(run)), "threads": o.threads, "torch": torch.__version__, "table": table,
               "result": f"{best['accuracy']:.1%} of {o.count} samples as asked at {best['steps']} of {n} steps, guidance {best['cfg_scale']:g}"}
@@ -131,25 +134,6 @@ def chosen(table: list[dict], steps: int) -> dict:
 SCALES = (1.0, 2.0, 3.0, 5.0)
 SETTINGS = {"randar": dict(order="random", schedule="cosine", steps=22, rows=50), "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
             "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50)}      # how the shipped pipeline samples unless asked otherwise
-
-
-def examine(o: Options, pipe, steps: int, scale: float) -> dict:
-    "Class accuracy and FID (features of the judge) of samples at one setting."
-    import numpy as np
-
-    from vgnb.data.shapes import Shapes
-    from vgnb.evaluation.features import load_extractor
-    from vgnb.evaluation.fid import measure
-    from vgnb.evaluation.samples import Samples
-    labels = np.arange(o.count) % len(pipe.classes)
-    start = time.perf_counter()
-    images = pipe.sample(labels.tolist(), seed=0, steps=steps, cfg_scale=scale)
-    spent = time.perf_counter() - start
-    report = measure(Samples(images, labels, id="samples"), Samples(*Shapes(2000, 32, seed=1).batch(np.arange(2000)), id="2000 held-out shapes (seed 1)"), load_extractor("shapes-judge"),
-                     metrics=("fid", "accuracy"), uint8_rule="round", seed=0)
-    row = {"steps": steps, "cfg_scale": scale, "accuracy": report.values["accuracy"], "fid": round(report.values["fid"], 3), "seconds": round(spent, 1), "count": o.count}
-    print("  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
-    return row
 
 
 def main(o: Options) -> int:
