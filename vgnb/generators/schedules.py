@@ -41,16 +41,21 @@ CURVES: dict[str, Callable[[float], float]] = {    # share of the steps -> share
     "cosine": lambda t: 1 - math.cos(math.pi * t / 2), "linear": lambda t: t, "square": lambda t: t * t,
     "root": math.sqrt, "arccos": lambda t: 1 - math.acos(t) / (math.pi / 2)}
 
+def _groups(targets, steps:int, left:int) -> list[int]:
+    "Cumulative targets -> min(steps, left) positive group sizes that add up to `left`, as close to the targets as that allows."
+    counts, done, k = [], 0, min(steps, left)
+    for i, t in zip(range(k), targets):
+        upto = max(done + 1, min(int(t), left - (k - 1 - i))) if i < k - 1 else left
+        counts.append(upto - done); done = upto
+    return counts
+
 def by_curve(curve:Callable[[float], float]) -> Schedule:
     "The schedule whose groups follow a rising curve from (0, 0) to (1, 1)."
     def schedule(n:int, steps:int, start:int=0) -> list[int]:
         check_int("steps", steps, 1)
-        left, counts, done = n - start, [], 0
+        left = n - start
         k = min(steps, left)
-        for i in range(1, k + 1):
-            upto = max(done + 1, min(int(curve(i / k) * left) if i < k else left, left - (k - i)))
-            counts.append(upto - done); done = upto
-        return counts
+        return _groups((curve(i / k) * left for i in range(1, k + 1)), k, left)
     return schedule
 
 SCHEDULES.update({name: by_curve(curve) for name, curve in CURVES.items()})
@@ -69,14 +74,6 @@ def randar(n:int, steps:int, start:int=0) -> list[int]:
 SCHEDULES["randar"] = randar
 
 # %% ../../nbs/generators/315_schedules.ipynb #e59cd0bc
-def _groups(targets, steps:int, left:int) -> list[int]:
-    "Cumulative targets -> min(steps, left) positive group sizes that add up to `left`, as close to the targets as that allows."
-    counts, done, k = [], 0, min(steps, left)
-    for i, t in zip(range(k), targets):
-        upto = max(done + 1, min(int(t), left - (k - 1 - i))) if i < k - 1 else left
-        counts.append(upto - done); done = upto
-    return counts
-
 def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
     "Halton-MaskGIT's schedule: an arccos curve that ends with the largest groups."
     check_int("steps", steps, 1)

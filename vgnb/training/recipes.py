@@ -384,7 +384,7 @@ def shapes_8x8_maskgit() -> GeneratorRecipe:
 
     Its loss counts hidden cells only (as in MaskGIT's paper, not as in Halton-MaskGIT's code): nothing is spent on copying what is visible.
     Command: python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes --out runs/tiny/maskgit"""
-    return _tiny(replace(masked_presets["tiny-shapes"], layers=3, dim=128, ffn=352, loss_cells="hidden"), 9_000)
+    return _tiny(masked_presets["tiny-shapes"], 9_000)
 
 # %% ../../nbs/training/500_recipes.ipynb #234e2db1
 _GPT = {"b": ("B", 16, "111M", "FID 5.46, IS 194 at guidance 2.0"), "l": ("L", 16, "343M", "FID 3.80, IS 248 at guidance 2.0 (3.07 with --model.grid 24 24)"),
