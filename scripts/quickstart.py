@@ -76,7 +76,7 @@ def assemble(out: Path):
     "The trained parts as one pipeline in OUT."
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     tokenizer, generator = load_model(out / "tokenizer-run/model"), load_model(out / "generator-run/model")
     pipe = Pipeline(tokenizer, generator, Sampling(cfg_scale=2.0, rows=50), generator.card["classes"])
     pipe.save_pretrained(out)

@@ -23,7 +23,7 @@ from vgnb.evaluation.fid import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import load_statistics, open_samples
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.checkpoints import load_model
+from vgnb.saved import load_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import recipe

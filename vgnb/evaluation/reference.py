@@ -23,7 +23,7 @@ from ..core import BadItem, check, check_int, write_aside
 from ..data.codes import ShardWriter, read_sealed
 from .features import Extractor
 from .samples import Samples, Statistics, open_samples, save_statistics
-from ..training.processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/evaluation/622_reference.ipynb #ccc0adca
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..data.text import Captions, FeatureStore, FeatureWriter, TextEncoder, extr
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
 from ..tokenizers.tokenizer import Tokenizer
-from .processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/training/540_extract.ipynb #ffeb161e
 def view_names(augment:Augment) -> tuple[str, ...]:
