@@ -107,9 +107,9 @@ class Plan(NamedTuple):
         return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 class Prediction(NamedTuple):
-    "Logits (branches, b, k, V) in fp32, and what guidance may want to know (e.g. `class_attention` (b,)); extras of a level are there for the later ones of the step."
-    logits: Tensor
-    extras: dict[str, Any] = {}
+    "What a generator says of some cells."
+    logits: Tensor                  # (branches, b, k, V) fp32
+    extras: dict[str, Any] = {}     # what guidance may want to know, e.g. `class_attention` (b,); kept for later levels of the step
 
 class Loss(NamedTuple):
     "A scalar to minimise, and its named parts (detached) for the log."
@@ -144,7 +144,7 @@ class State:
 
 # %% ../../nbs/generators/300_generator.ipynb #c266a891
 class Generator(nn.Module):
-    "A model of tokens on a grid. Subclasses say `vocab`, `traits`, `columns` and `most`; the rest comes from `config` where there is one."
+    "A model of tokens on a grid. Subclasses say `vocab`, `traits`, `columns` and `most`; the rest comes from `config`."
     vocab:tuple[int, ...] = ()              # codes of each level
     traits:frozenset[str] = frozenset()
     columns:Literal["separate", "ordered", "joint"] = "separate"
@@ -202,7 +202,7 @@ def prepare(self:Generator, state:State):
 @patch
 @torch.no_grad()
 def begin(self:Generator, branches:Sequence[Cond], grid:Grid, reuse:State|None=None) -> State:
-    "A state for these branches and this grid; `reuse` is taken over when its signature fits. Errors: `BadInput` for conditions."
+    "A state for these branches and this grid; `reuse` is taken over when its signature fits. Errors: bad conditions."
     for cond in branches: self.check_cond(cond)
     b = branches[0].b
     equal = all(cond.b == b for cond in branches)
@@ -243,7 +243,8 @@ def running_on(module:nn.Module) -> tuple[torch.device, torch.dtype]:
 # %% ../../nbs/generators/300_generator.ipynb #9db2c117
 def require_traits(
     generator:Generator, needs,
-    argument:str="generator", part=None, # whose fault it is: the generator's, or that of the order or guidance it was given
+    argument:str="generator",   # whose fault it is: the generator's ...
+    part=None,                  # ... or that of the order or guidance it was given
 ):
     "Raise `BadInput` unless the generator has every trait in `needs`."
     lacking = sorted(set(needs) - set(generator.traits))
@@ -286,8 +287,8 @@ def check_canvas(
     "Codes in [0, vocab) at each level: a row for each condition, a code of each level for each cell."
     check_codes(codes[:0], max(vocab))
     want = (cond.b, grid.n, len(vocab))
-    check(codes.shape == want, "codes", tuple(codes.shape),
-          f"must be (b, n, levels) = {want}: a row for each condition, a code of each level for each cell of {grid.shape}")
+    meaning = f"a row for each condition, a code of each level for each cell of {grid.shape}"
+    check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n, levels) = {want}: {meaning}")
     codes = codes.long()
     if on_host(codes):
         for level, size in enumerate(vocab): check_codes(codes[..., level], size)

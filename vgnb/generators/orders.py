@@ -41,7 +41,7 @@ def check_permutation(perm:Tensor, n:int, argument:str="order") -> Tensor:
 # %% ../../nbs/generators/310_orders.ipynb #174364b4
 @dataclass(frozen=True)
 class Order:
-    "Base of all orders: a fixed one. Subclasses define `fixed(grid, draws, at)` -> (n,) or (b, n); those with options are frozen dataclasses."
+    "Base of all orders. Subclasses define `fixed`; those with options are frozen dataclasses."
     adaptive = False     # True: choose() looks at the confidence of its candidates
     redraw = False       # True: cells that are decided are candidates again
     needs = frozenset({"any_order"})
@@ -51,7 +51,7 @@ class Order:
         kinds.register(Kind(cls), name=f"order.{cls.__name__.lower()}")
 
     def fixed(self, grid:Grid, draws, at:At) -> Tensor:
-        "The order itself, before known cells are moved to the front."
+        "The order itself, (n,) or (b, n), before known cells are moved to the front."
         return torch.arange(grid.n)
 
     def counts(self, grid:Grid, schedule:Schedule, steps:int, known:int) -> list[int]:
@@ -102,8 +102,8 @@ class Raster(Order):
 
 @dataclass(frozen=True)
 class Given(Order):
-    "A user's own order: a permutation of the grid's cells, one (n,) for all samples, or rows (k, n) of which sample id i takes row i."
-    cells: Any = ()     # a list or a tensor
+    "A user's own order of the grid's cells."
+    cells: Any = ()     # a permutation (n,) for all samples, or rows (k, n) of which sample id i takes row i; a list or a tensor
 
     def __post_init__(self):
         given = torch.as_tensor(self.cells).tolist()
@@ -117,7 +117,8 @@ class Given(Order):
     def check(self, grid, ids):
         rows = self._rows(grid.n)
         reaches = len(rows) == 1 or int(ids.max()) < len(rows)
-        check(reaches, "order", tuple(rows.shape), f"must have a row for every sample id up to {int(ids.max())}, or one for all")
+        allowed = f"must have a row for every sample id up to {int(ids.max())}, or one for all"
+        check(reaches, "order", tuple(rows.shape), allowed)
 
     def fixed(self, grid, draws, at):
         rows = self._rows(grid.n).to(at.ids.device)
@@ -204,7 +205,7 @@ def checkerboard(h:int, w:int) -> np.ndarray:
     return np.argsort((y + x) % 2, kind="stable")
 
 def subsampled(h:int, w:int) -> np.ndarray:
-    "Coarse to fine: every second cell of every second row first (themselves coarse to fine), then the diagonal ones, then the rest."
+    "Coarse to fine: every second cell of every second row first, themselves coarse to fine, then those between."
     if h * w == 1: return np.zeros(1, np.int64)
     cells = np.arange(h * w).reshape(h, w)
     coarse = cells[::2, ::2]
@@ -260,7 +261,8 @@ class Redrawn(Order):
     order: Any = FixedPath("halton")
     redraw = True
     needs = frozenset({"any_order", "rewrite"})
-    quirks = (("earlier cells are drawn again in every step", "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
+    quirks = (("earlier cells are drawn again in every step",
+               "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
 
     def check(self, grid, ids): self.order.check(grid, ids)
 

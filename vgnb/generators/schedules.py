@@ -109,7 +109,7 @@ def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
     return _groups((max(i + 1, int(c)) for i, c in enumerate(cells)), steps, left)
 
 def targets(curve:str, n:int, steps:int) -> list[int]:
-    "Cells that the confidence sampler wants known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, rounded down."
+    "Cells the confidence sampler wants known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, floored."
     check_choice("curve", curve, tuple(CURVES))
     at = torch.linspace(0, 1, check_int("steps", steps, 1), device="cpu")
     return [int(c) for c in CURVES[curve].share(at, torch) * n]

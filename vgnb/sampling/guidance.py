@@ -48,22 +48,28 @@ class Linear:
         if isinstance(share, tuple): return tuple(self.start + (self.end - self.start) * s for s in share)
         return self.start + (self.end - self.start) * share
 
-PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {     # what a ramp grows with, 0 to 1
-    "done": lambda c: c.done / max(c.total, 1),                         # cells before the step: never reaches 1 (RandAR)
-    "after": lambda c: (c.done + c.count) / max(c.total, 1),            # cells after the step (ARPG)
-    "column": lambda c: tuple((c.done + j) / max(c.total, 1) for j in range(c.count)),    # each cell by itself (LPD)
-    "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0}   # steps (MaskGIT)
+# what a ramp grows with, 0 to 1
+PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
+    # cells before the step: never reaches 1 (RandAR)
+    "done": lambda c: c.done / max(c.total, 1),
+    # cells after the step (ARPG)
+    "after": lambda c: (c.done + c.count) / max(c.total, 1),
+    # each cell by itself (LPD)
+    "column": lambda c: tuple((c.done + j) / max(c.total, 1) for j in range(c.count)),
+    # steps (MaskGIT)
+    "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0}
 
 @dataclass(frozen=True)
 class Sharpened:
-    "A temperature as Halton-MaskGIT's samplers know it (sm_temp, temp_pow, temp_warmup): theirs multiply the logits, ours divide them."
+    "The temperature of Halton-MaskGIT's samplers (sm_temp, temp_pow, temp_warmup); theirs multiply the logits, ours divide."
     end: float = 1.0             # what multiplies the logits in the last step; above 1 is sharper
     start: float|None = None     # in the first step; None = the same
     power: float = 1.0           # of that factor
     warmup: int = 0              # first steps with half of it
 
     def __post_init__(self):
-        for name, value in (("sharpness", self.end), ("sharpness_start", self.end if self.start is None else self.start)):
+        start = self.end if self.start is None else self.start
+        for name, value in (("sharpness", self.end), ("sharpness_start", start)):
             check(check_float(name, value) > 0, name, value, "must be above 0")
         check_float("temp_pow", self.power)
         check_int("temp_warmup", self.warmup, 0)
@@ -75,7 +81,7 @@ class Sharpened:
 
 @dataclass(frozen=True)
 class Between:
-    "`inside` while low <= done/total < high, else `outside`. Guidance in an interval: Kynkäänniemi et al., arXiv 2404.07724."
+    "`inside` while low <= done/total < high, else `outside`. Kynkäänniemi et al., arXiv 2404.07724."
     low: float
     high: float
     inside: Any               # a number or a ramp
@@ -108,7 +114,7 @@ class Unguided:
         kinds.register(Kind(cls), name=f"guidance.{cls.__name__.lower()}")
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
-        "Conditions to run, the real one first. `at.positions` (b, n) is the order, its first `at.index` cells are known."
+        "Conditions to run, the real one first. `at.positions` (b, n): the order, whose first `at.index` cells are known."
         return (cond,)
 
     def live(self, clock:Clock) -> int:
@@ -126,7 +132,7 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     return torch.tensor(value, device=like.device)[:, None] if isinstance(value, tuple) else value
 
 class Guided(Unguided):
-    "Classifier-free guidance: uncond + scale * (cond - uncond); off where the scale is 1 and, with an interval, after it."
+    "Classifier-free guidance: uncond + scale * (cond - uncond); off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
 
     def ramp(self) -> Ramp:
@@ -199,7 +205,7 @@ def blinded(
 
 @dataclass(frozen=True)
 class SpatialGuidance(CFG):
-    "Guidance by the condition and by the context: three branches, the last with a part of the known cells blinded. RandAR, arXiv 2412.01827 §4.4."
+    "Guidance by the condition and by the context; a third branch is blind to a part of it. RandAR, arXiv 2412.01827 §4.4."
     spatial: float = 2.5                 # of the context; 1 = classifier-free guidance only
     spatial_start: float|None = None     # at the beginning, growing linearly to `spatial`; None = constant
     ratio: float = 0.5                   # share of the known cells that the last branch doesn't see

@@ -7,12 +7,11 @@ __all__ = ['PICKS', 'top_k_filter', 'top_p_filter', 'filtered', 'Pick', 'HaltonP
 
 # %% ../../nbs/sampling/410_pick.ipynb #561bad81
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core import check, check_float, check_int
+from ..core import check_float, check_int
 from ..draws import At
 from ..generators.generator import Clock
 from ..kinds import Kind, kinds, shelf
@@ -25,7 +24,7 @@ def top_k_filter(logits:Tensor, k:int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], -torch.inf)
 
 def top_p_filter(logits:Tensor, p:float) -> Tensor:
-    "-inf outside the smallest set of most likely tokens whose probability exceeds p; p = 1 changes nothing, p = 0 keeps one."
+    "-inf outside the smallest set of most likely tokens that exceeds p; p = 1 changes nothing, p = 0 keeps one."
     if p >= 1: return logits
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
     before = sorted_logits.softmax(-1).cumsum(-1).roll(1, -1)           # probability up to the previous token
@@ -64,7 +63,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class HaltonPick(Pick):
-    "Halton-MaskGIT's: the logits are multiplied by a sharpness besides, which may move along the run (its sm_temp, temp_pow, temp_warmup)."
+    "Halton-MaskGIT's: a sharpness that may move along the run multiplies the logits (sm_temp, temp_pow, temp_warmup)."
     sharpness: float = 1.0               # in the last step
     sharpness_start: float|None = None   # in the first step, changing linearly; None = constant
     power: float = 1.0                   # of the sharpness

@@ -83,13 +83,14 @@ class Sampler:
         g = self.generator
         for name in ("order", "guidance"): require_traits(g, getattr(self, name).needs, name, getattr(self, name))
         alone = g.columns == "separate" or "independent" in g.traits
-        check(alone or not self.order.adaptive, "order", type(self.order).__name__,
-              f"needs a generator that answers each cell by itself; the cells that {type(g).__name__} is asked in one step are {g.columns}")
-        check(len(self.picks) == len(g.vocab), "picks", len(self.picks), f"must be one Pick for each of the generator's {len(g.vocab)} code levels")
+        allowed = f"needs a generator that answers each cell by itself; the columns of {type(g).__name__} are {g.columns}"
+        check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
+        allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
+        check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
         self._state: State|None = None
 
     def counts(self, grid:Grid, known:int) -> list[int]:
-        "Sizes of the groups in which the cells are decided of which `known` are there. Errors: `BadInput` for steps and groups that cannot be."
+        "Sizes of the groups in which the missing cells are decided. Errors: `BadInput` for impossible steps and groups."
         n, g = grid.n, self.generator
         possible = self.compat or self.schedule is one_by_one or self.steps <= n
         check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
@@ -99,8 +100,9 @@ class Sampler:
         else: check_counts(counts, n, known)
 
         can_be_asked = g.most is None or max(counts, default=1) <= g.most
-        few = "one: {} decides one cell at a time" if g.most == 1 else f"at most {g.most}: {{}} can be asked no more at once"
-        check(can_be_asked, "schedule", counts[:8], "must be groups of " + few.format(type(g).__name__))
+        who = type(g).__name__
+        few = f"one: {who} decides one cell at a time" if g.most == 1 else f"at most {g.most}: {who} can be asked no more"
+        check(can_be_asked, "schedule", counts[:8], f"must be groups of {few}")
         return counts
 
 # %% ../../nbs/sampling/420_sampler.ipynb #ec6b30d0
@@ -198,13 +200,14 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
 
 @patch
 def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, Tensor, dict]:
-    "Tokens (b, m, L) for the candidate cells, level by level, the confidence of the last level, and what was asked to be kept."
+    "Tokens (b, m, L) for the candidates, level by level, the last level's confidence, and what was asked to be kept."
     tokens, extras = [], {}
     kept = {k: [] for k in run.keep}
     for level, pick in enumerate(self.picks):
         now = clock._replace(level=level)
         lower = torch.stack(tokens, -1) if tokens else None
-        p = self.generator.predict(run.state, cells, lower, live=self.guidance.live(now), independent=self.order.adaptive)
+        live = self.guidance.live(now)
+        p = self.generator.predict(run.state, cells, lower, live=live, independent=self.order.adaptive)
         extras = extras | p.extras                                            # of earlier levels, too
         logits = self.guidance.mix(Prediction(p.logits, extras), now)         # (b, m, V)
 
@@ -230,7 +233,7 @@ def stream(self:Sampler,
     draws,              # Keyed(seed)
     *, given:tuple[Tensor, Tensor]|None=None, # (codes (b, n, L), known (b, n) bool): cells that are fixed
     grid:Grid,          # the canvas
-    keep:tuple[str, ...]=(), # "logits" keeps what the pick saw; "drawn" the cells that were asked for and the tokens drawn for them
+    keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": the cells that were asked for, and the tokens drawn for them
 ) -> Iterator[Step]:
     "Steps of one micro-batch after the other (see `micro_batches`). Raises BadInput before any work."
     self.check_request(cond, ids, grid, given, keep)
@@ -238,7 +241,9 @@ def stream(self:Sampler,
 
 @patch
 @torch.no_grad()
-def _stream(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tuple[str, ...]=()) -> Iterator[tuple[Tensor, Step]]:
+def _stream(self:Sampler,
+    cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tuple[str, ...]=(),
+) -> Iterator[tuple[Tensor, Step]]:
     "(rows of the request, step)."
     known = [0] * len(ids) if given is None else given[1].sum(1).tolist()
     for rows in micro_batches(known, self.rows):
@@ -263,4 +268,5 @@ def sample(self:Sampler, cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid,
             out[index] = step.codes()
             bar.update(len(index))
     if self.compat is None: return out
-    return torch.minimum(out, out.new_tensor(self.generator.vocab) - 1)           # a special code that was drawn becomes the last one
+    last_code = out.new_tensor(self.generator.vocab) - 1
+    return torch.minimum(out, last_code)                                          # what a special code that was drawn becomes
