@@ -162,14 +162,14 @@ class Generator(nn.Module):
         return len(self.grid)
 
     @property
-    def condition(self) -> Literal["class", "text"]:
-        "What an image is generated from."
+    def conditioned_on(self) -> Literal["class", "text"]:
+        "What an image is generated from (`condition` is the families' embedder of it)."
         return getattr(self.config, "condition", "class")
 
     @property
     def classes(self) -> int:
         "How many classes labels name; 0 where captions are asked for."
-        return self.config.classes if self.condition == "class" else 0
+        return self.config.classes if self.conditioned_on == "class" else 0
 
     def forward(self, codes:Tensor, cond:Cond, draws, at:At, valid:Tensor|None=None) -> Loss:
         "Training loss of codes (b, n, L) given the condition; `valid` (b,) weights the samples."
