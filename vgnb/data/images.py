@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_float, check_int, digest
-from .shapes import ImageSource, Item, Shapes
+from .shapes import Shapes
+from .sources import ImageSource, Item
 from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, _classes_of, is_kaggle
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from ..draws import shuffled

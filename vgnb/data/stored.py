@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest, load_json
-from .shapes import ImageSource, Item
+from .sources import ImageSource, Item
 
 # %% ../../nbs/data/105_stored.ipynb #f3c0aa8e
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")

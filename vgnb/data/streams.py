@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
-from .shapes import ImageSource, Item
+from .sources import ImageSource, Item
 from .stored import _ALPHA, _LABEL_KEYS, _PICTURE_KEYS, _Header, _raw_label, _sample_key, decode_image, tar_files
 from ..draws import At, Keyed, shuffled
 
@@ -61,7 +61,7 @@ class StreamImages(ImageSource):
                 if isinstance(data, BadItem): raise data
                 image = data if isinstance(data, Image.Image) else decode_image(data, key, self.alpha)
                 yield Item(image, self._label(raw, key), i, key)
-            except BadItem as e: self.excuse(e)
+            except BadItem as e: self.skip(e)
 
 def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
     "Each new row takes the place of a drawn one of `size` held rows; the rest leaves in a drawn order."
