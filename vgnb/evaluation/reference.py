@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import BadItem, check, check_int, write_aside
-from ..data.codes import ShardWriter, read_sealed
+from ..data.shards import ShardWriter, read_sealed
 from .features import Extractor
 from .samples import Samples, Statistics, open_samples, save_statistics
 from ..training.processes import Processes
