@@ -4,6 +4,7 @@ Its rules, and the reason of each exception, stand in pyproject.toml. `python -m
 the offences of each file as a table, `ruff check PATH` each with its line.
 """
 import json
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -100,6 +101,45 @@ def test_a_table_has_a_row_for_each_file_and_a_column_for_each_rule():
     assert rows[1].split() == ["scripts/b.py", "2", "1", "1"]
     assert rows[2].split() == ["scripts/a.py", "1", "1"]
     assert rows[3].split() == ["all", "3", "2", "1"]
+
+
+# ---- scripts/mirror.py
+
+SEEN = '''
+# a comment
+def one(a, b): return a + b   # a sum
+
+class Thing:
+    def grow(self, rows):
+        "With a docstring."
+        x, y, size = 1, 2, 3
+        h, w = rows
+        # why
+
+        if size > 2: return [c for row in rows for c in row]
+        for row in rows:
+            x = 1; y = row
+        return x
+'''
+
+
+def test_the_mirror_counts_what_it_says():
+    mirror = runpy.run_path(str(ROOT / "scripts/mirror.py"))
+    found = mirror["count"](mirror["Text"]("seen", SEEN))
+    body = {"inside": 10, "blank": 1, "comments": 2}   # of the one-line def its own line, with its comment
+    assert found["lines"] == 10
+    assert {k: found[k] for k in body} == body
+    assert [found[k] for k in ("semicolons", "tuples", "tuples of three", "nested", "defs", "blocks")] == [1] * 6
+    assert (found["letters"], found["names"]) == (7, 10)
+    assert mirror["sizes"]([mirror["Text"]("seen", SEEN)])[2] == "1 / 1 / 10"
+
+
+def test_the_mirror_reads_the_lesson_cells_of_a_page(tmp_path):
+    mirror = runpy.run_path(str(ROOT / "scripts/mirror.py"))
+    cells = ["#| export\nhidden = 1", "#| eval: false\nx = 1\n%time x", "%%bash\nls", "y = 2"]
+    (tmp_path / "page.ipynb").write_text(notebook(*cells))
+    (tmp_path / "_modidx.py").write_text("table = 1\n")
+    assert [text.code for text in mirror["texts"](tmp_path)] == ["x = 1\npass\ny = 2"]
 
 
 if __name__ == "__main__":
