@@ -12,8 +12,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .charts import fold
 from .core import check, check_int
-from .figures import TONES, Moment, fold, hatch, heat, house_font, plain_text, preview, tile_sheet, token_picture
+from .figures import TONES, hatch, heat, house_font, plain_text, tile_sheet
+from .moments import Moment, preview, token_picture
 
 # %% ../nbs/004_order_maps.ipynb #b627fd18
 def _rgb(tone:str) -> np.ndarray: return np.array([int(TONES[tone][k:k + 2], 16) for k in (1, 3, 5)], np.uint8)
