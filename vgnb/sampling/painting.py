@@ -7,14 +7,15 @@ __all__ = ['Leg', 'Painting']
 
 # %% ../../nbs/sampling/435_painting.ipynb #d78d7196
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import check, check_codes
-from ..generators.generator import Clock, Cond, Grid
-from .sampler import Sampler, Step
+from ..generators.generator import Cond, Grid
+from .sampler import Sampler, Step, micro_batches
 
 # %% ../../nbs/sampling/435_painting.ipynb #0201cb17
 @dataclass(frozen=True, eq=False)
@@ -39,14 +40,18 @@ class Painting:
 
     def __post_init__(self):
         b, n = len(self.ids), Grid(tuple(self.shape)).n
-        ok = self.known.shape == (b, n) and self.known.dtype == torch.bool
-        check(ok, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
+        is_mask = self.known.shape == (b, n) and self.known.dtype == torch.bool
+        check(is_mask, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
         self.hold(self.codes)
-        everything, device = torch.arange(n, device=self.ids.device), self.ids.device
+
+        device = self.ids.device
+        everything = torch.arange(n, device=device)
         self._cells = [everything if leg.cells is None else leg.cells.to(device) for leg in self.legs]
         self._before, end = self._knowledge()
         check(bool(end.all()), "legs", len(self.legs), f"must reach every unknown cell; {int((~end).sum())} are left")
-        self._counts = torch.stack([k[:, c].sum(1) for k, c in zip(self._before, self._cells)], 1)      # (b, legs)
+
+        known_cells = [known[:, cells].sum(1) for known, cells in zip(self._before, self._cells)]
+        self._counts = torch.stack(known_cells, 1)                                        # (b, legs)
         for index in self.batches(): self._check(index)
 
     def hold(self, codes:Tensor) -> "Painting":
@@ -54,7 +59,7 @@ class Painting:
         vocab = self.legs[0].sampler.generator.vocab
         want = (*self.known.shape, len(vocab))
         check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n, levels) = {want}")
-        for level, v in enumerate(vocab): check_codes(codes[..., level][self.known], v)
+        for level, size in enumerate(vocab): check_codes(codes[..., level][self.known], size)
         self.codes = torch.where(self.known[..., None], codes.long(), 0)
         return self
 
@@ -63,74 +68,91 @@ class Painting:
         known, before = self.known, []
         for leg, cells in zip(self.legs, self._cells):
             if leg.forget is not None: known = known & ~leg.forget.to(known.device)
-            before.append(known); known = known.index_fill(1, cells, True)
+            before.append(known)
+            known = known.index_fill(1, cells, True)
         return before, known
 
     def batches(self) -> list[Tensor]:
         "Which samples run together: at most `rows`, all of which know equally many cells before each leg."
         rows = self.legs[0].sampler.rows
-        groups: dict[tuple, list[int]] = {}
-        for i, key in enumerate(self._counts.tolist()): groups.setdefault(tuple(key), []).append(i)
-        parts = [g[i:i + rows] for g in groups.values() for i in range(0, len(g), rows)]
-        return [torch.tensor(p, device=self.ids.device) for p in parts]
+        keys = [tuple(counts) for counts in self._counts.tolist()]
+        return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(keys, rows)]
 
     def _given(self, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, Tensor]:
-        return canvas[:, self._cells[k]], self._before[k][index][:, self._cells[k]]
+        "Codes and known cells of leg `k`, for the samples `index`."
+        cells = self._cells[k]
+        return canvas[:, cells], self._before[k][index][:, cells]
 
     def _check(self, index:Tensor):
         "Raise `BadInput` for a leg that its sampler cannot run."
         for k, leg in enumerate(self.legs):
-            codes, here = given = self._given(k, index, self.codes[index])
-            g = leg.sampler.generator
-            gaps = not torch.equal(here, here.long().cumprod(1).bool())
+            given = self._given(k, index, self.codes[index])
+            g, known = leg.sampler.generator, given[1]
+            gaps = not torch.equal(known, known.long().cumprod(1).bool())
             check(not gaps or "any_order" in g.traits, "generator", type(g).__name__,
                   "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
             leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given)
 
-    def _steps(self, k:int, count:int) -> int:
-        "Steps of a leg for samples of which `count` cells are known."
-        s, n = self.legs[k].sampler, self.legs[k].grid.n
-        return len(s.schedule(n, s.steps, 0 if s.order.redraw else count)) if count < n else 0
+# %% ../../nbs/sampling/435_painting.ipynb #27bf0364
+@patch
+def _length(self:Painting, k:int, known:int) -> int:
+    "Steps of a leg for samples of which `known` cells are known."
+    leg = self.legs[k]
+    return len(leg.sampler.counts(leg.grid, known)) if known < leg.grid.n else 0
 
-    def _play(self, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
-        "(leg, step, canvas) of one micro-batch; each leg ends with a step of None."
-        lengths = [self._steps(k, c) for k, c in enumerate(self._counts[index[0]].tolist())]
-        canvas, total, first = self.codes[index], sum(lengths), 0
-        filled = torch.where(self.known[index], -1, total)
-        for k, leg in enumerate(self.legs):
-            known, cells = self._before[k][index], self._cells[k]
-            canvas = torch.where(known[..., None], canvas, 0)                    # a new tensor: the steps of earlier legs keep theirs
-            filled = torch.where(known, filled, total)
-            given, done = self._given(k, index, canvas), int(known.sum(1).min()) - int(known[0, cells].sum())
-            what = dict(given=given, grid=leg.grid, keep=keep)
-            for s in leg.sampler.stream(self.cond.rows(index), self.ids[index], leg.draws, **what) if lengths[k] else ():
-                at = cells[s.positions]
-                canvas.scatter_(1, at[..., None].expand_as(s.tokens), s.tokens)
-                filled.scatter_(1, at, first + s.clock.step)
-                clock = Clock(first + s.clock.step, total, done + s.clock.done, known.shape[1])
-                yield k, Step(clock, at, s.tokens, s.confidence, s.ids, s.kept, canvas, filled), canvas
-            first += lengths[k]
-            last = canvas.new_tensor(leg.sampler.generator.vocab) - 1
-            yield k, None, canvas if leg.sampler.compat is None else torch.minimum(canvas, last)      # as `Sampler.sample` does
+@patch
+def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
+    "(leg, step, canvas) of one micro-batch; each leg ends with a step of None."
+    lengths = [self._length(k, known) for k, known in enumerate(self._counts[index[0]].tolist())]
+    total, first = sum(lengths), 0
+    canvas = self.codes[index]
+    when = torch.where(self.known[index], -1, total)
+    for k, leg in enumerate(self.legs):
+        known = self._before[k][index]
+        canvas = torch.where(known[..., None], canvas, 0)        # a new tensor: the steps of earlier legs keep theirs
+        when = torch.where(known, when, total)
+        if lengths[k]:
+            for step in self._walk(k, index, canvas, keep):
+                cells = self._cells[k][step.positions]
+                canvas.scatter_(1, cells[..., None].expand_as(step.tokens), step.tokens)
+                when.scatter_(1, cells, first + step.clock.step)
+                elsewhere = int(known[0].sum()) - int(known[0, self._cells[k]].sum())
+                clock = step.clock._replace(step=first + step.clock.step, steps=total,
+                                            done=elsewhere + step.clock.done, total=known.shape[1])
+                yield k, replace(step, clock=clock, positions=cells, canvas=canvas, when=when), canvas
+        first += lengths[k]
+        last_code = canvas.new_tensor(leg.sampler.generator.vocab) - 1
+        yield k, None, canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)      # as `Sampler.sample` does
 
-    def stream(self, keep:tuple[str, ...]=()) -> Iterator[Step]:
-        "Steps on the whole canvas, one micro-batch after the other (see `batches`); `keep` as in `Sampler.stream`."
-        for index in self.batches():
-            for _, step, _ in self._play(index, keep):
-                if step is not None: yield step
+@patch
+def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor, keep:tuple[str, ...]) -> Iterator[Step]:
+    "The steps of leg `k` for the samples `index`."
+    leg = self.legs[k]
+    given = self._given(k, index, canvas)
+    return leg.sampler.stream(self.cond.rows(index), self.ids[index], leg.draws, given=given, grid=leg.grid, keep=keep)
 
-    def frames(self,
-        watch:Callable[[Step], object]|None=None, # is shown every step
-    ) -> Tensor:
-        "The canvas after each leg, (legs, b, n, L); -1 = not yet known."
-        out = torch.where(self.known[..., None], self.codes, -1).repeat(len(self.legs), 1, 1, 1)
-        unknown = torch.stack([~k.index_fill(1, c, True) for k, c in zip(self._before, self._cells)])[..., None]
-        for index in self.batches():
-            for k, step, canvas in self._play(index, ()):
-                if step is None: out[k, index] = canvas
-                elif watch: watch(step)
-        return out.masked_fill(unknown, -1)
+# %% ../../nbs/sampling/435_painting.ipynb #da283a72
+@patch
+def stream(self:Painting, keep:tuple[str, ...]=()) -> Iterator[Step]:
+    "Steps on the whole canvas, one micro-batch after the other (see `batches`); `keep` as in `Sampler.stream`."
+    for index in self.batches():
+        for _, step, _ in self._play(index, keep):
+            if step is not None: yield step
 
-    def sample(self, watch:Callable[[Step], object]|None=None) -> Tensor:
-        "The finished codes (b, n, L); `watch` as in `frames`."
-        return self.frames(watch)[-1]
+@patch
+def frames(self:Painting,
+    watch:Callable[[Step], object]|None=None, # is shown every step
+) -> Tensor:
+    "The canvas after each leg, (legs, b, n, L); -1 = not yet known."
+    out = torch.where(self.known[..., None], self.codes, -1).repeat(len(self.legs), 1, 1, 1)
+    reached = [known.index_fill(1, cells, True) for known, cells in zip(self._before, self._cells)]
+    for index in self.batches():
+        for k, step, canvas in self._play(index, ()):
+            if step is None: out[k, index] = canvas
+            elif watch: watch(step)
+    return out.masked_fill(~torch.stack(reached)[..., None], -1)
+
+@patch
+def sample(self:Painting, watch:Callable[[Step], object]|None=None) -> Tensor:
+    "The finished codes (b, n, L); `watch` as in `frames`."
+    return self.frames(watch)[-1]
