@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import tyro
 
-from .core import VgnbError, check, check_choice
-from .kinds import discover, kind_of, shelf_of, shelves
+from .core import VgnbError, check
+from .kinds import shelf_of, shelves
 from .processes import leave
 
 # %% ../nbs/010_cli.ipynb #6207e378
@@ -82,13 +82,8 @@ def _chosen(part, words:list[str], name:str, inner:str) -> tuple[Any, list[str]]
     if not is_dataclass(part): return part, words
     if shelf_name := shelf_of(part):
         chosen, words = _option(words, name)
-        if chosen is not None: part = _from_shelf(shelf_name, chosen)
+        if chosen is not None: part = shelves[shelf_name][chosen]
     return choose_parts(part, words, inner)
-
-def _from_shelf(shelf_name:str, chosen:str):
-    "A ready-made value; unknown names are looked for in every room first."
-    if chosen not in shelves[shelf_name]: discover()
-    return shelves[shelf_name][check_choice(shelf_name, chosen, tuple(sorted(shelves[shelf_name])))]
 
 def typed_cli(
     cls:type,

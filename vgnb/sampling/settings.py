@@ -6,11 +6,10 @@
 __all__ = ['Sampling']
 
 # %% ../../nbs/sampling/430_settings.ipynb #e703ae37
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..core import check, check_choice, check_int
-from ..generators.adaptive_orders import Confidence
 from ..generators.generator import Generator
 from ..generators.orders import ORDERS, Raster
 from ..generators.schedules import SCHEDULES
