@@ -72,7 +72,7 @@ class Pipeline:
         if settings not in self._samplers: self._samplers[settings] = settings.sampler(self.generator)
         return self._samplers[settings]
 
-# %% ../nbs/710_pipeline.ipynb #8c4daa0e
+# %% ../nbs/710_pipeline.ipynb #3bd1f423
 @patch
 def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|None=None) -> Cond:
     "Labels (ids or class names) or caption features as a `Cond` on the model's device; a `Cond` stays what it is."
@@ -98,7 +98,7 @@ def _ids(self:Pipeline, ids, b:int) -> Tensor:
     check(ids.shape == (b,), "ids", tuple(ids.shape), f"must number the {b} samples")
     return ids.to(self.device)
 
-# %% ../nbs/710_pipeline.ipynb #511a6224
+# %% ../nbs/710_pipeline.ipynb #5a62e5bb
 @patch
 def codes(self:Pipeline,
     labels=None,                # class ids or names, or a `Cond`
@@ -164,7 +164,7 @@ def _pixels(images, one:bool=True) -> Tensor:
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
     return x
 
-# %% ../nbs/710_pipeline.ipynb #21e7081c
+# %% ../nbs/710_pipeline.ipynb #5fd82d6f
 @patch
 def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, changes:dict) -> Request:
     "Whom to ask, and about what; the codes hold a place."
@@ -215,7 +215,7 @@ def apply(self:Pipeline,
     if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
     return what.finish(self.decode(codes, **how), None if images is None else _pixels(images), painting)
 
-# %% ../nbs/710_pipeline.ipynb #8d4ccf28
+# %% ../nbs/710_pipeline.ipynb #5c638533
 @patch
 def inpaint(self:Pipeline, images, mask, labels, *, paste:bool=False, seam:int=0, **kw) -> np.ndarray:
     "Images with marked pixels made anew; `paste` puts the others back as they were, `seam` softens the edge."
@@ -243,7 +243,7 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kw)
 
-# %% ../nbs/710_pipeline.ipynb #64d35370
+# %% ../nbs/710_pipeline.ipynb #fa27e0e2
 _FORMAT = "vgnb-pipeline/1"
 
 @patch
@@ -298,7 +298,7 @@ def from_pretrained(
     tokenizer, generator = (load_model(folder / card.get(p, p), ema=ema, device=device) for p in ("tokenizer", "generator"))
     return Pipeline(tokenizer, generator, card["sampling"], card["classes"], tuple(card["grid"]))
 
-# %% ../nbs/710_pipeline.ipynb #9f2b2fc6
+# %% ../nbs/710_pipeline.ipynb #89b2deb3
 def saved_sampling(
     words:Sequence[str], # a script's arguments; one of them may be a pipeline's folder
 ) -> Sampling:

@@ -167,7 +167,7 @@ def windows(
         known[out[-1]] = True
     return out
 
-# %% ../../nbs/sampling/445_applications.ipynb #2f8edc5b
+# %% ../../nbs/sampling/445_applications.ipynb #9a2289a2
 @dataclass(frozen=True, eq=False)
 class Outpaint(Application):
     "A picture continued on all sides, its own cells kept."
@@ -235,6 +235,9 @@ class Morph(Application):
     order: Order|str = "halton"   # in which the region grows: halton = everywhere at once, spiral-out = from the middle
     afresh: bool = False          # make the whole region anew in each frame
     mask: Any = None              # only these pixels or cells change, see `check_mask`; None = all
+
+    @property
+    def each(self) -> int: return self.frames + 1
 
     def path(self, request:Request) -> Tensor:
         "The cells that change, (m,), in the order in which the region grows."

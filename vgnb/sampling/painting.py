@@ -94,7 +94,7 @@ class Painting:
                   "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
             leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given)
 
-# %% ../../nbs/sampling/435_painting.ipynb #9dffe9fa
+# %% ../../nbs/sampling/435_painting.ipynb #78357f72
 @patch
 def _length(self:Painting, k:int, known:int) -> int:
     "Steps of a leg for samples of which `known` cells are known."
@@ -132,7 +132,7 @@ def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor, keep:tuple[str, ...
     given = self._given(k, index, canvas)
     return leg.sampler.stream(self.cond.rows(index), self.ids[index], leg.draws, given=given, grid=leg.grid, keep=keep)
 
-# %% ../../nbs/sampling/435_painting.ipynb #c1b233bf
+# %% ../../nbs/sampling/435_painting.ipynb #b14d0dce
 @patch
 def stream(self:Painting, keep:tuple[str, ...]=()) -> Iterator[Step]:
     "Steps on the whole canvas, one micro-batch after the other (see `batches`); `keep` as in `Sampler.stream`."
@@ -158,7 +158,7 @@ def sample(self:Painting, watch:Callable[[Step], object]|None=None) -> Tensor:
     "The finished codes (b, n, L); `watch` as in `frames`."
     return self.frames(watch)[-1]
 
-# %% ../../nbs/sampling/435_painting.ipynb #beb89a27
+# %% ../../nbs/sampling/435_painting.ipynb #5bc9732a
 @dataclass(frozen=True, eq=False)
 class Request:
     "Whom to ask for a painting, and about what."
@@ -203,6 +203,7 @@ class Request:
 class Application:
     "What one can ask of a model. Subclasses say how it is painted; the rest has defaults."
     takes_pictures = True      # whether it starts from pictures that are there
+    each = 1                   # pictures that are made of one sample
 
     def paint(self, request:Request) -> Painting:
         "The painting that is asked for. Errors: `BadInput` for whatever cannot work, before any network runs."
