@@ -36,7 +36,8 @@ def compare(path: Path) -> tuple[str, str]:
     spec = json.loads(path.read_text())
     system = path.name.split("-")[0]
     try:
-        with torch.device("meta"): model, table = published_model(spec["config"], spec.get("upstream_class", ""), system)
+        with torch.device("meta"):
+            model, table = published_model(spec["config"], spec.get("upstream_class", ""), system)
     except VgnbError as e:
         return "missing", str(e)
 

@@ -15,7 +15,16 @@ from vgnb.tokenizers.discriminators import PatchGAN, StyleGANCritic, discriminat
 from vgnb.tokenizers.losses import LPIPS, VQGANLoss, VQGANLossConfig, adaptive_weight, load_lpips
 from vgnb.tokenizers.quantizers import VectorQuantizer, entropy_loss, kmeans, nearest, straight_through
 from vgnb.tokenizers.tokenizer import Quantized, Reconstruction, Tokenizer, check_images
-from vgnb.tokenizers.vqgan import VQGAN, VQGANS, VQGANConfig, LLAMAGEN_VQ, llamagen_vq_config, llamagen_vq_names, taming_names, vqgan
+from vgnb.tokenizers.vqgan import (
+    LLAMAGEN_VQ,
+    VQGAN,
+    VQGANS,
+    VQGANConfig,
+    llamagen_vq_config,
+    llamagen_vq_names,
+    taming_names,
+    vqgan,
+)
 
 NARROW = VQGANConfig(codebook=48, dim=4, width=32, mults=(1, 2), attention=(1,), z=32, depth=1)
 

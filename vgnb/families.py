@@ -38,14 +38,14 @@ class Family:
     config: type                            # dataclass; a model keeps its own as `model.config`
     build: Callable[..., nn.Module]         # configuration [, seed] -> module
     role: Literal["tokenizer", "generator", "helper"]  # helper: what training and metrics use besides
-    system: str = ""                        # whose words the fields below are: llamagen, randar, ...; "" = our own, never published
+    system: str = ""                        # whose words the rest is in: llamagen, ...; "" = our own, never published
     names: NameTable|Callable = field(default_factory=NameTable)  # the authors' names; or configuration -> their names
     read: Callable|None = None              # (the authors' arguments, **changes) -> configuration
     reads: Callable[[dict], bool] = _no     # whether these arguments mean this family
     write: Callable|None = None             # configuration -> the authors' arguments
-    recognise: Callable|None = None         # published state dict -> the authors' arguments, or None if it is another family's
+    recognise: Callable|None = None         # published state dict -> the authors' arguments; None = another family's
     owns: Callable[..., bool] = _yes        # whether a model of this configuration can be written under these names
-    unpublished: tuple[str, ...] = ()       # beginnings of entries that no published file has: a training's own counters
+    unpublished: tuple[str, ...] = ()       # beginnings of entries that no published file has: counters of a training
     classes: tuple[str, ...] = ()           # the authors' classes, as `module.Class` or `Class`
     also: tuple[str, ...] = ()              # other systems that publish this very model
     published: tuple[Published, ...] = ()
@@ -70,10 +70,10 @@ class Family:
 _FAMILIES: dict[tuple[str, str], Family] = {}
 
 def register(family:Family) -> Family:
-    "Add a record, in place of an older one of the same system and kind. Errors: a kind that stands for another configuration."
-    known = kinds.get(family.kind)
-    same = known is None or known.config.__qualname__ == family.config.__qualname__
-    check(same, "kind", family.kind, f"is the word for {known and known.config.__qualname__}; {family.config.__qualname__} needs another")
+    "Add a record, in place of one of the same system and kind. Errors: a kind that stands for another configuration."
+    ours = family.config.__qualname__
+    known = kinds[family.kind].config.__qualname__ if family.kind in kinds else ours
+    check(known == ours, "kind", family.kind, f"is the word for {known}; {ours} needs another")
     kinds.register(Kind(family.config, family.build), name=family.kind)
     _FAMILIES[family.system, family.kind] = family
     return family
@@ -95,10 +95,12 @@ class Match(NamedTuple):
     spec: dict
 
 def family_of(model:nn.Module) -> Family:
-    "The family under whose names a model of ours can be written. Errors: `BadInput` for a model that no published family has."
+    "The family under whose names a model of ours can be written. Errors: `BadInput` if there is none."
     config = getattr(model, "config", None)
-    found = [f for f in families() if f.system and f.config is type(config) and f.owns(config)]
-    check(found, "model", type(model).__name__, f"has no published form with this configuration ({config}); published families: {_list(families())}")
+    known = families()
+    found = [f for f in known if f.system and f.config is type(config) and f.owns(config)]
+    why = f"has no published form with this configuration ({config}); published families: {_list(known)}"
+    check(found, "model", type(model).__name__, why)
     return found[0]
 
 def _list(found:list[Family]) -> str: return ", ".join(str(f) for f in found if f.system)
@@ -128,7 +130,8 @@ def recognised(
     known = families(system)
     specs = [(f, f.recognise(state)) for f in known if f.recognise]
     found = [Match(f, spec) for f, spec in specs if spec is not None]
-    check(found, "checkpoint", sorted(state)[:3], f"is none of the models known here ({_list(known)}); give its arguments as spec=", Mismatch)
+    why = f"is none of the models known here ({_list(known)}); give its arguments as spec="
+    check(found, "checkpoint", sorted(state)[:3], why, Mismatch)
     return found
 
 # %% ../nbs/007_families.ipynb #d68f9c92
@@ -145,7 +148,9 @@ def the_one(
     left = by_name or matches
     choices = " or ".join(f'"{system}"' for system in dict.fromkeys(m.family.system for m in left))
     source = str(file) or sorted(left[0].spec)
-    check(len(left) == 1, "checkpoint", source, f"fits several models alike ({_list([m.family for m in left])}); say system={choices}", Mismatch)
+    several = _list([m.family for m in left])
+    why = f"fits several models alike ({several}); say system={choices}"
+    check(len(left) == 1, "checkpoint", source, why, Mismatch)
     return left[0]
 
 def find(spec:dict, upstream_class:str="", system:str|None=None) -> Family:
@@ -161,7 +166,7 @@ def published_model(
     "Our model of a published description, with random weights, and the table of its names."
     return find(spec, upstream_class, system).make(spec, **changes)
 
-# %% ../nbs/007_families.ipynb #27975912
+# %% ../nbs/007_families.ipynb #7b435d4f
 def counted(
     state:dict[str, Tensor],
     before:str,              # what stands in front of the number

@@ -25,7 +25,7 @@ def published() -> dict[str, tuple[Family, Published]]:
     return {p.name: (family, p) for family in families() for p in family.published}
 
 def build(name:str, **changes) -> tuple[nn.Module, NameTable]:
-    "Our model of a published name, with random weights, and the table of its names. Use `torch.device('meta')` for the big ones."
+    "Our model of a published name, with random weights, and its table of names. Big ones: in `torch.device('meta')`."
     known = published()
     family, entry = known[check_choice("name", name, tuple(known))]
     return family.make(entry.spec, **changes)
@@ -40,14 +40,15 @@ def _forbidden(error:pickle.UnpicklingError) -> str:
     return (found[1] or found[2]) if found else "unknown"
 
 def read_published(path:str|Path) -> dict:
-    "What a published file holds, safely: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
+    "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
     path = Path(path)
     check(path.is_file(), "path", path, "no such file; `vgnb.zoo.published()` says where published files live", Missing)
     if path.suffix == ".safetensors": return load_tensors(path)
     try:
         with torch.serialization.safe_globals(_ALLOWED): return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        why = f"holds pickled objects that are not tensors ({_forbidden(e)}) and is not opened; ask its authors for safetensors, or convert it where you trust it"
+        why = f"holds pickled objects that are not tensors ({_forbidden(e)}) and is not opened; " \
+              "ask its authors for safetensors, or convert it where you trust it"
     except (RuntimeError, EOFError, OSError, ValueError) as e:
         why = f"must be a readable checkpoint ({str(e).splitlines()[0][:80]})"
     raise BadInput("path", path, why)
@@ -60,11 +61,12 @@ def unwrap(
     check(isinstance(content, dict), "checkpoint", type(content).__name__, "must hold a dictionary of tensors")
     inner = next((content[k] for k in prefer if isinstance(content.get(k), dict)), content)
     state = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", k): v for k, v in inner.items() if torch.is_tensor(v)}
-    check(state, "checkpoint", sorted(map(str, content))[:5], f"must hold tensors, at the top or under {', '.join(prefer)}")
+    found = sorted(map(str, content))[:5]
+    check(state, "checkpoint", found, f"must hold tensors, at the top or under {', '.join(prefer)}")
     return state
 
 def split(state:dict[str, Tensor], *prefixes:str) -> dict[str, dict[str, Tensor]]:
-    "A bundle by prefix: `split(s, 'loss.discriminator.')` gives that part (names without the prefix) and the rest under ''."
+    "A bundle by prefix: `split(s, 'loss.')` gives that part (names without the prefix) and the rest under ''."
     parts = {p: {k[len(p):]: v for k, v in state.items() if k.startswith(p)} for p in prefixes}
     return parts | {"": {k: v for k, v in state.items() if not k.startswith(prefixes)}}
 
@@ -72,7 +74,7 @@ def split(state:dict[str, Tensor], *prefixes:str) -> dict[str, dict[str, Tensor]
 def load_published(
     path:str|Path,
     spec:dict|None=None,           # the original's arguments; default: recognised from the file
-    system:str|None=None,          # whose model it is; needed where several fit and the file's name is none of the published ones
+    system:str|None=None,          # whose model it is; where several fit and the file's name tells nothing
     prefer:tuple[str, ...]=_WRAPS, # which weights, where a file holds several
     **changes,                     # fields of our configuration, e.g. grid=(24, 24)
 ) -> nn.Module:
@@ -88,7 +90,7 @@ def load_published(
     return model.eval()
 
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
-    "The state dict under the authors' names; with `path` also as a flat .safetensors file. Errors: a model that no published family has."
+    "The state dict under the authors' names; with `path` also as a .safetensors file. Errors: no family owns the model."
     family = family_of(model)
     entries = family.table(model.config).export(model.state_dict(), model)
     state = {k: v.detach().cpu() for k, v in entries.items() if not k.startswith(family.unpublished)}

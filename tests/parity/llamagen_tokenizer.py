@@ -61,7 +61,8 @@ def quantizer(case):
 
 @adapter("llamagen", "tokenizer.tokenizer_image.discriminator_patchgan.NLayerDiscriminator")
 def patchgan(case):
-    model, x = filled(case, published_model(case.config, system="llamagen")).eval(), case["in.x"].clone().requires_grad_()
+    model = filled(case, published_model(case.config, system="llamagen")).eval()
+    x = case["in.x"].clone().requires_grad_()
     with torch.no_grad(): still = model(x)
     logits = model.train()(x)
     logits.sum().backward()
@@ -71,7 +72,9 @@ def patchgan(case):
 
 @adapter("llamagen", "tokenizer.tokenizer_image.discriminator_stylegan.Discriminator")
 @torch.no_grad()
-def stylegan(case): return {"out.logits": filled(case, published_model(case.config, system="llamagen"))(case["in.x"]), "out.blur": Blur()(case["in.blur_x"])}
+def stylegan(case):
+    critic = filled(case, published_model(case.config, system="llamagen"))
+    return {"out.logits": critic(case["in.x"]), "out.blur": Blur()(case["in.blur_x"])}
 
 
 @adapter("llamagen", "tokenizer.tokenizer_image.lpips.LPIPS")
@@ -90,7 +93,8 @@ def loss_config(c, **kw):
 @adapter("llamagen", "tokenizer.tokenizer_image.vq_loss.VQLoss")
 def vq_loss(case):
     c, out = case.config, {}
-    critic = filled(case, published_model({"ndf": c.get("disc_dim", 64), "n_layers": c.get("disc_num_layers", 3)}, system="llamagen"), "discriminator.").eval()
+    spec = {"ndf": c.get("disc_dim", 64), "n_layers": c.get("disc_num_layers", 3)}
+    critic = filled(case, published_model(spec, system="llamagen"), "discriminator.").eval()
     perception = filled(case, (LPIPS("upstream"), lpips_names()), "perceptual_loss.")
     last = case["in.last_layer"].clone().requires_grad_()
     parts = dict(zip(("vq", "commit", "entropy"), case["in.codebook_loss"]))
@@ -114,7 +118,8 @@ def vq_loss(case):
 def vq_train_steps(case):
     c, logs = case.config, {k: [] for k in ("gen_loss", "disc_loss", "gen_grad_norm", "disc_grad_norm", "codebook_losses")}
     model = filled(case, published_model(c, system="llamagen", compat="upstream"), "model.", "").train()
-    critic = filled(case, published_model({}, "NLayerDiscriminator", "llamagen"), "loss.discriminator.", "discriminator.").train()
+    judge = published_model({}, "NLayerDiscriminator", "llamagen")
+    critic = filled(case, judge, "loss.discriminator.", "discriminator.").train()
     perception = filled(case, (LPIPS("upstream"), lpips_names()), "loss.perceptual_loss.", "perceptual_loss.")
     objective = VQGANLoss(loss_config(c), perception).eval()
     optimizers = [torch.optim.Adam(m.parameters(), c["lr"], betas=tuple(c["betas"])) for m in (model, critic)]

@@ -384,11 +384,16 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     size = next((c for c in masked_presets.values() if (c.layers, c.dim) == (depth, dim)), None)
     one_to_one = "in_proj.weight" not in state            # no patches of cells, no captions
     is_published = size is not None and one_to_one
-    check(is_published, "checkpoint", f"{depth} layers of width {dim}", "is no published size; give its arguments as spec=", Mismatch)
+    found, why = f"{depth} layers of width {dim}", "is no published size; give its arguments as spec="
+    check(is_published, "checkpoint", found, why, Mismatch)
 
     side = math.isqrt(len(state["pos_emb.weight"]))
-    found = replace(size, vocab=vocab - 1, grid=(side, side), classes=len(state["cls_emb.weight"]) - 1, registers=len(state.get("reg_tokens.weight", ())))
-    return halton_spec(found)
+    return halton_spec(replace(
+        size,
+        vocab=vocab - 1,
+        grid=(side, side),
+        classes=len(state["cls_emb.weight"]) - 1,
+        registers=len(state.get("reg_tokens.weight", ()))))
 
 def _published(size:str, pixels:int) -> Published:
     "One of Halton-MaskGIT's sizes; the largest was never published."

@@ -21,7 +21,8 @@ from ..names import NameTable, Rename
 from ..draws import At
 from .generator import Cond, Grid, Loss, Prediction, State
 from .orders import check_permutation
-from .raster import DecoderOnly, DecoderState, RasterConfig, llamagen_config, llamagen_gpt_names, llamagen_spec, recognise_gpt
+from .raster import (
+    DecoderOnly, DecoderState, RasterConfig, llamagen_config, llamagen_gpt_names, llamagen_spec, recognise_gpt)
 from ..layers import Noise, causal_mask, rotary_angles, rotary_table, rotate, zero_prefix
 
 # %% ../../nbs/generators/330_random_order.ipynb #1b8d2ed7

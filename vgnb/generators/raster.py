@@ -378,7 +378,8 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
     vocab, dim = state["tok_embeddings.weight"].shape
     layers = counted(state, "layers.")
     size = next((c for c in _sizes().values() if (c.layers, c.dim) == (layers, dim)), None)
-    check(size is not None, "checkpoint", f"{layers} layers of width {dim}", "is no published size; give its arguments as spec=", Mismatch)
+    found, why = f"{layers} layers of width {dim}", "is no published size; give its arguments as spec="
+    check(size is not None, "checkpoint", found, why, Mismatch)
 
     spec = {"n_layer": layers, "dim": dim, "n_head": size.heads, "vocab_size": vocab}
     if "cls_embedding.uncond_embedding" not in state:

@@ -185,7 +185,7 @@ _WORDS = {     # LlamaGen's argument: our field
     "dropout_p": "dropout"}
 
 def llamagen_vq_config(spec:dict, **changes) -> VQGANConfig:
-    "Our configuration for {model | factory, codebook_size, codebook_embed_dim, ...}; without a name the levels tell it."
+    "Our configuration for {model | factory, codebook_size, ...}; without a name the levels tell it."
     levels = len(spec.get("encoder_ch_mult", VQGANS["VQ-16"].mults))
     name = spec.get("model") or spec.get("factory") or f"VQ-{2 ** (levels - 1)}"
     name = next((n for n in ("VQ-16", "VQ-8") if n in name), name)
@@ -237,7 +237,8 @@ def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
     "LlamaGen's arguments from names and shapes."
     if "encoder.conv_blocks.0.res.0.norm1.weight" not in state: return None
     levels = counted(state, "encoder.conv_blocks.")
-    check(levels in (4, 5), "checkpoint", f"{levels} levels", "is no published size; give its arguments as spec=", Mismatch)
+    why = "is no published size; give its arguments as spec="
+    check(levels in (4, 5), "checkpoint", f"{levels} levels", why, Mismatch)
     codes, dim = state["quantize.embedding.weight"].shape
     z = len(state["encoder.conv_out.weight"])
     return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes, "codebook_embed_dim": dim, "z_channels": z}
@@ -258,6 +259,7 @@ def _recognise_taming(state:dict[str, Tensor]) -> dict|None:
         attention=tuple(i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state)))
 
 _HUB, _T2I_HUB = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
+_TAMING_FILE = "CompVis/taming-transformers release: last.ckpt"
 _TAMING = ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384", "vqgan_openimage_f8_256")
 
 LLAMAGEN_VQ = register(Family(
@@ -280,4 +282,4 @@ TAMING = register(Family(
     unpublished=("quantizer.recent", "quantizer.fresh"),
     classes=("taming.models.vqgan.VQModel", "tokenizer.vqgan.model.VQModel"),
     also=("llamagen",),
-    published=tuple(Published(name, taming_spec(VQGANS[name]), ("CompVis/taming-transformers release: last.ckpt",)) for name in _TAMING)))
+    published=tuple(Published(name, taming_spec(VQGANS[name]), (_TAMING_FILE,)) for name in _TAMING)))

@@ -43,7 +43,8 @@ def configure(block, where:str):
     return family.read(block.get("params") or {})
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #ee77afcd
-_RATES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant")
+_RATES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+          "piecewise_constant")
 
 def _number(spec:dict, key:str, default, where:str, kind=float):
     "A number of the file; `4e-4`, which YAML reads as text, counts as one."
@@ -57,7 +58,7 @@ def _number(spec:dict, key:str, default, where:str, kind=float):
     return out
 
 def published_rate(
-    spec:dict,        # {name | type, num_warmup_steps | warm_up_iters, min_lr_ratio, num_cycles, power, lr_end, step_rules}
+    spec:dict,        # the file's lr_scheduler: name | type, num_warmup_steps | warm_up_iters, min_lr_ratio, ...
     lr:float=1e-4,    # the full rate; a polynomial's end is absolute
 ) -> Rate:
     "Our schedule for a published one."
@@ -67,10 +68,11 @@ def published_rate(
     if name == "constant": return Rate(name)
     if name == "piecewise_constant": return Rate(name, rules=str(spec.get("step_rules", "")))
     warmup = number("num_warmup_steps" if "num_warmup_steps" in spec else "warm_up_iters", 0, int)
-    if name == "cosine": return Rate(name, warmup, floor=number("min_lr_ratio", 0.05), waves=2 * number("num_cycles", 0.5))
-    if name == "cosine_with_restarts": return Rate(name, warmup, waves=number("num_cycles", 1))
-    if name == "polynomial": return Rate(name, warmup, floor=number("lr_end", 1e-7) / lr, power=number("power", 1))
-    return Rate(name, warmup)
+    own = {}
+    if name == "cosine": own = {"floor": number("min_lr_ratio", 0.05), "waves": 2 * number("num_cycles", 0.5)}
+    if name == "cosine_with_restarts": own = {"waves": number("num_cycles", 1)}
+    if name == "polynomial": own = {"floor": number("lr_end", 1e-7) / lr, "power": number("power", 1)}
+    return Rate(name, warmup, **own)
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #718c906d
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ _SECTIONS = {  # section: keys that have an effect
     "model": ("target", "params"),
     "optimizer": (*_OPTIM, "beta1", "beta2", "skip_grad_iter"),
     "accelerator": ("mixed_precision", "gradient_accumulation_steps", "log_with"),
-    "lr_scheduler": ("name", "type", "num_warmup_steps", "warm_up_iters", "min_lr_ratio", "num_cycles", "power", "lr_end", "step_rules")}
+    "lr_scheduler": ("name", "type", "num_warmup_steps", "warm_up_iters", "min_lr_ratio", "num_cycles", "power",
+                     "lr_end", "step_rules")}
 _NUMBERS = ("max_iters", "global_batch_size", "global_seed")
 
 def _sections(content:dict) -> dict:
@@ -115,13 +118,17 @@ def _optim(section:dict) -> Optim:
     return Optim("adamw", betas=betas, skip_from=number("skip_grad_iter", 0, int), **given)
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #3d4a6c12
-_TRAINED_LIKE = {("vqgan", 8): "vq-8", ("vqgan", 16): "vq-16", ("maskgit-vqgan", 16): "maskgit-vqgan"}   # (kind, pixels a code): recipe
+_TRAINED_LIKE = {   # (kind, pixels a code): recipe
+    ("vqgan", 8): "vq-8",
+    ("vqgan", 16): "vq-16",
+    ("maskgit-vqgan", 16): "maskgit-vqgan"}
 
 def _tokenizer(content:dict) -> Configuration:
     "A tokenizer's file: the published architecture with the training of a recipe of ours."
     model = configure(content["model"], "model")
     key = kind_of(model), model.factor
-    check(key in _TRAINED_LIKE, "model", key, f"must be one of the kinds and pixels a code that have a recipe: {', '.join(map(str, _TRAINED_LIKE))}")
+    known = ", ".join(map(str, _TRAINED_LIKE))
+    check(key in _TRAINED_LIKE, "model", key, f"must be a kind and pixels a code that have a recipe: {known}")
     base = recipe(_TRAINED_LIKE[key])
     model = replace(model, window=base.model.window, revive=base.model.revive)
     return Configuration(replace(base, model=model, name=""), {}, tuple(_unused(content)))
@@ -134,7 +141,8 @@ def _generator(content:dict) -> Configuration:
     model = configure(content["ar_model"], "ar_model")
     if content.get("tokenizer"):
         codes = configure(content["tokenizer"], "tokenizer").codebook
-        check(model.vocab == codes, "ar_model.params.vocab_size", model.vocab, f"must be the tokenizer's {codes} codes", Mismatch)
+        wanted = f"must be the tokenizer's {codes} codes"
+        check(model.vocab == codes, "ar_model.params.vocab_size", model.vocab, wanted, Mismatch)
 
     optim, accelerator = _optim(sections["optimizer"]), sections["accelerator"]
     precision = str(accelerator.get("mixed_precision", "bf16"))
@@ -159,5 +167,6 @@ def _generator(content:dict) -> Configuration:
 def published_recipe(content:dict) -> Configuration:
     "The recipe of a published configuration: a generator's (`ar_model`), or a tokenizer's (`model`)."
     if "model" in content: return _tokenizer(content)
-    check("ar_model" in content, "recipe", sorted(map(str, content)), "must have an ar_model (or, for a tokenizer, a model)")
+    wanted = "must have an ar_model (or, for a tokenizer, a model)"
+    check("ar_model" in content, "recipe", sorted(map(str, content)), wanted)
     return _generator(content)

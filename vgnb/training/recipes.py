@@ -31,7 +31,8 @@ _SHAPES = ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant", "co
 class Rate:
     "How the learning rate moves; multiplies `Optim.lr`."
     shape: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "piecewise_constant", "cosine_end"
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+        "piecewise_constant", "cosine_end"
     ] = "constant"       # after the warm-up
     warmup: int = 0      # steps from 0 to the full rate
     hold: int = 0        # the full rate lasts at least until this step
@@ -46,11 +47,12 @@ class Rate:
         check_int("rate.hold", self.hold, 0)
         check_float("rate.floor", self.floor, 0, 1)
         for f in ("waves", "power"):
-            value = check_float(f"rate.{f}", getattr(self, f))
-            check(value > 0, f"rate.{f}", value, "must be above 0")
+            value = getattr(self, f)
+            check(check_float(f"rate.{f}", value) > 0, f"rate.{f}", value, "must be above 0")
 
         has_its_rules = bool(self.rules) == (self.shape == "piecewise_constant")
-        check(has_its_rules, "rate.rules", self.rules, 'belong to the shape piecewise_constant: "multiplier:until,...,last"')
+        whose = 'belong to the shape piecewise_constant: "multiplier:until,...,last"'
+        check(has_its_rules, "rate.rules", self.rules, whose)
         if self.rules: self.pieces()
 
     def pieces(self) -> list[tuple[float, float]]:
@@ -130,8 +132,7 @@ class Recipe:
         check_int("batch", self.batch, 1)
         check_int("seed", self.seed, 0)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
-        decay = check_float("ema", self.ema, 0, 1)
-        check(decay < 1, "ema", decay, "must be in [0, 1)")
+        check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")
         if self.compat: self._pass_on("model")
 
     def _pass_on(self, name:str):
@@ -148,7 +149,7 @@ def _flat(value, prefix="") -> dict:
     return flat
 
 def _filled_in(saved:dict) -> dict:
-    "A saved recipe, with the defaults of fields that recipes did not have yet when it was saved; as it is if it can't be read."
+    "A saved recipe, with the defaults of fields that are newer than it; as it is if it can't be read."
     try: return to_json(from_json(saved))
     except BadInput: return saved
 
@@ -165,11 +166,11 @@ def check_same(saved:dict, asked:Recipe, source="checkpoint"):
 class TokenizerRecipe(Recipe):
     "Everything that decides a tokenizer."
     kind: ClassVar[str] = "tokenizer"
-    model: Any = None                                           # a registered tokenizer's configuration: architecture and codebook
+    model: Any = None                                           # a registered tokenizer's configuration
     augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
     loss: Any = None                                            # a registered objective's configuration
     discriminator: Literal["patchgan", "stylegan"] = "patchgan" # used if loss.gan > 0
-    free_steps: int = 0                                         # unquantized steps before k-means sets the codebook; 0 = from the start
+    free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
 
     def __post_init__(self):
         super().__post_init__()
