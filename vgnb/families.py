@@ -166,7 +166,7 @@ def published_model(
     "Our model of a published description, with random weights, and the table of its names."
     return find(spec, upstream_class, system).make(spec, **changes)
 
-# %% ../nbs/007_families.ipynb #7b435d4f
+# %% ../nbs/007_families.ipynb #910f49cc
 def counted(
     state:dict[str, Tensor],
     before:str,              # what stands in front of the number
