@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['raster_presets', 'llamagen_gpt_names', 'LLAMAGEN_GPT', 'DAR_GPT', 'RasterConfig', 'DecoderOnly', 'RasterTransformer',
-           'DecoderState', 'RasterState', 'llamagen_config', 'dar_config', 'llamagen_spec', 'recognise_gpt']
+           'DecoderState', 'llamagen_config', 'dar_config', 'llamagen_spec', 'recognise_gpt']
 
 # %% ../../nbs/generators/320_raster.ipynb #3cdf1bfb
 import math
@@ -382,25 +382,19 @@ def prepare(self:DecoderOnly, state:DecoderState):
     state.prefix.copy_(torch.cat([self.embed_condition(c) for c in state.cond]))
 
 # %% ../../nbs/generators/320_raster.ipynb #3c9b29c3
-class RasterState(DecoderState):
-    "The memory of a run in raster order."
-    def check_next(self, positions:Tensor):
-        "Raster order only: the cells must be the next ones (looked at on the host, or for a bulk of known cells)."
-        would_wait = positions.shape[1] == 1 or torch.compiler.is_compiling()
-        if not on_host(positions) and would_wait: return
+@patch
+def _check_next(self:RasterTransformer, state:DecoderState, positions:Tensor):
+    "The cells (b, k) must be the next ones (looked at on the host, or for a bulk of known cells)."
+    would_wait = positions.shape[1] == 1 or torch.compiler.is_compiling()
+    if not on_host(positions) and would_wait: return
 
-        want = torch.arange(self.done, self.done + positions.shape[1], device=positions.device)
-        check(bool((positions == want).all()), "positions", positions[0, :8].tolist(),
-              f"must be the next cells in raster order from {self.done} on: "
-              "this model continues a beginning, it can't fill gaps")
+    want = torch.arange(state.done, state.done + positions.shape[1], device=positions.device)
+    check(bool((positions == want).all()), "positions", positions[0, :8].tolist(),
+          f"must be the next cells in raster order from {state.done} on: "
+          "this model continues a beginning, it can't fill gaps")
 
 @patch
-def new_state(self:RasterTransformer, branches:int, b:int, grid:Grid, device, dtype) -> RasterState:
-    "Memory for a run in raster order."
-    return RasterState(self, branches, b, grid, device, dtype)
-
-@patch
-def _inputs(self:RasterTransformer, state:RasterState, rows:slice, start:int, end:int) -> Tensor:
+def _inputs(self:RasterTransformer, state:DecoderState, rows:slice, start:int, end:int) -> Tensor:
     "Embedded places start..end-1 of some rows: (rows, end - start, d)."
     p = self.prefix_places
     cells = slice(max(start - p, 0), max(end - p, 0))
@@ -410,7 +404,7 @@ def _inputs(self:RasterTransformer, state:RasterState, rows:slice, start:int, en
     return torch.cat((prefix[:, start:p], x), 1) if start < p else x
 
 @patch
-def _feed(self:RasterTransformer, state:RasterState, first:int, last:int) -> Tensor:
+def _feed(self:RasterTransformer, state:DecoderState, first:int, last:int) -> Tensor:
     "Run what branches first..last-1 (equally far) have not seen; the last place's output ((last - first) * b, 1, d)."
     rows = state.rows(first, last)
     end = self.prefix_places + state.done
@@ -426,22 +420,22 @@ def _feed(self:RasterTransformer, state:RasterState, first:int, last:int) -> Ten
 @patch
 @torch.no_grad()
 def predict(self:RasterTransformer,
-    state:RasterState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
+    state:DecoderState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
     "Logits (live, b, 1, V) of the next cell."
     check(positions.shape[1] == 1, "positions", tuple(positions.shape),
           "must be one cell: this model decides one at a time")
     check(state.done < state.grid.n, "positions", state.done, f"all {state.grid.n} cells are filled")
     check_int("live", live, 1, state.branches)
-    state.check_next(positions)
+    self._check_next(state, positions)
 
     x = torch.cat([self._feed(state, first, last) for first, last in state.runs(live)])          # (live * b, 1, d)
     logits = self.head(self.norm(x)).float()
     return Prediction(logits.unflatten(0, (live, state.b)))
 
 @patch
-def accept(self:RasterTransformer, state:RasterState, positions:Tensor, tokens:Tensor):
+def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:Tensor):
     "Record the next cells' tokens (b, k, 1). No computation."
-    state.check_next(positions)
+    self._check_next(state, positions)
     state.record(positions, tokens)
 
 # %% ../../nbs/generators/320_raster.ipynb #76131723
