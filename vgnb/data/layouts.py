@@ -19,7 +19,7 @@ import torch
 
 from ..core import BadInput, BadItem, Missing, Registry, check, check_choice, check_int, digest
 from .codes import Codes, CodePlan, CodeStore, CodeWriter
-from .stored import _Bytes, _tar_members
+from .tars import FileBytes, tar_members
 
 # %% ../../nbs/data/125_layouts.ipynb #c534eb90
 layouts = Registry("layout")
@@ -133,7 +133,7 @@ class RandARCodes(PublishedCodes):
         unique = len(np.unique(index)) == len(index)
         order = np.argsort(index) if unique else np.lexsort((index, labels))
         self.labels, self.index, self.place = labels[order], index[order], np.stack(place, 1)[order]
-        self.ids, self.bytes = self.index if unique else np.arange(len(order)), _Bytes([self.path]) if packed else None
+        self.ids, self.bytes = self.index if unique else np.arange(len(order)), FileBytes([self.path]) if packed else None
         self._settle(vocab or (1024 if "maskgit" in self.path.name else 16384), grid, classes)
 
     def _files(self, folder:Path) -> np.ndarray:
@@ -142,7 +142,7 @@ class RandARCodes(PublishedCodes):
     def _packed(self) -> list:
         "(label, index, offset, size) of the arrays in the tar."
         check(self.path.is_file(), "path", self.path, "no such folder or tar", Missing)
-        named = ((re.search(r"(?:^|/)(0|[1-9]\d*)/(0|[1-9]\d*)\.npy$", m.name), m) for m in _tar_members(self.path))
+        named = ((re.search(r"(?:^|/)(0|[1-9]\d*)/(0|[1-9]\d*)\.npy$", m.name), m) for m in tar_members(self.path))
         return [(int(n[1]), int(n[2]), m.offset_data, m.size) for n, m in named if n]
 
     def name(self, i): return f"{self.path}{':' if self.bytes else '/'}{self.labels[i]}/{self.index[i]}.npy"
