@@ -25,6 +25,10 @@ from ..sampling.settings import Sampling
 from ..tokenizers.tokenizer import Tokenizer
 
 # %% ../../nbs/training/545_previews.ipynb #09824558
+def _likely(logits:tuple[Tensor, ...]) -> Tensor:
+    "(b, n, V) of each level -> the most likely codes (b, n, L)."
+    return torch.stack([level.argmax(-1) for level in logits], -1)
+
 @torch.no_grad()
 def teacher_forced(
     generator:Generator,
@@ -34,11 +38,11 @@ def teacher_forced(
 ) -> Tensor:           # (b, n, L)
     "The most likely code of each cell, given the true ones before it."
     b, n, _ = codes.shape
-    given = codes[..., 0] if codes.shape[-1] == 1 else codes
-    if "any_order" not in generator.traits: return torch.stack([l.argmax(-1) for l in generator.logits(given, cond)], -1)
-    order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)                     # (b, n)
-    said = torch.stack([l.argmax(-1) for l in generator.logits(given, cond, order)], -1)                  # in the order of generation
-    return torch.empty_like(codes).scatter_(1, order[..., None].expand_as(said), said)
+    if "any_order" not in generator.traits:
+        return _likely(generator.logits(codes, cond))
+    order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)      # (b, n)
+    likely = _likely(generator.logits(codes, cond, order))                                 # in that order
+    return torch.empty_like(codes).scatter_(1, order[..., None].expand_as(likely), likely)
 
 # %% ../../nbs/training/545_previews.ipynb #3c6ae39f
 @dataclass
@@ -46,50 +50,66 @@ class Preview:
     "Draws `previews/step-….png` into the folder of a trainer that calls it."
     tokenizer: Tokenizer
     count: int = 8                                       # pictures a row
-    sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=3.0)) # the published script previews with guidance 4
+    sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=3.0)) # the published script: guidance 4
     seed: int = 0
     side: int = 64                                       # of a tile, pixels
 
-    def __post_init__(self): check_int("preview count", self.count, 1); self.tokenizer.eval()
+    def __post_init__(self):
+        check_int("preview count", self.count, 1)
+        self.tokenizer.eval()
 
     def check(self, codes:Codes, generator:Generator|None=None):
         "Raise `Mismatch` unless the tokenizer speaks these codes; `BadInput` if the generator cannot be sampled so."
-        check(tuple(self.tokenizer.vocab or ()) == tuple(codes.vocab), "preview tokenizer", self.tokenizer.vocab, f"must be the one that made the codes, of {codes.vocab}", Mismatch)
+        vocab = tuple(self.tokenizer.vocab or ())
+        message = f"must be the one that made the codes, of {codes.vocab}"
+        check(vocab == tuple(codes.vocab), "preview tokenizer", self.tokenizer.vocab, message, Mismatch)
         if generator is not None: self.sampling.sampler(generator)
 
     @torch.no_grad()
     def draw(self,
         generator:Generator,
-        batch:dict[str, Tensor],  # of a `CodeData`: codes (b, n) or (b, n, L), labels or text and mask
+        batch:dict[str, Tensor],  # of a `CodeData`: codes (b, n, L), labels or text and mask
         names:tuple[str, ...]=(), # of the classes
         title:str="",
     ) -> Image.Image:
         "The sheet for some stored codes."
-        codes = batch["codes"] if batch["codes"].dim() == 3 else batch["codes"][..., None]                # (b, n, L)
-        cond, shape = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask")), tuple(generator.config.grid)
-        training, draws = generator.training, Keyed(self.seed).fork("preview")
+        codes = batch["codes"]                                                                            # (b, n, L)
+        cond = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask"))
+        shape = tuple(generator.config.grid)
+        ids, draws = torch.arange(len(codes), device=codes.device), Keyed(self.seed).fork("preview")
+        training = generator.training
         try:
             generator.eval()
             forced = teacher_forced(generator, codes, cond, draws)
-            made = self.sampling.sampler(generator).sample(cond, torch.arange(len(codes), device=codes.device), draws, grid=Grid(shape))
+            made = self.sampling.sampler(generator).sample(cond, ids, draws, grid=Grid(shape))
         finally: generator.train(training)
+
         rows = [list(self.pictures(c, shape)) for c in (codes, forced, made)]
-        words = [names[int(y)] if len(names) > int(y) else str(int(y)) for y in batch["labels"]] if "labels" in batch else [""] * len(codes)
-        return tile_sheet(rows, [[""] * len(codes), [""] * len(codes), words], ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
+        blank = [""] * len(codes)
+        captions = [blank, blank, self._captions(batch, names) or blank]
+        return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
+
+    def _captions(self, batch:dict[str, Tensor], names:tuple[str, ...]) -> list[str]:
+        "The names of the classes, or their numbers."
+        labels = batch["labels"].tolist() if "labels" in batch else []
+        return [names[y] if y < len(names) else str(y) for y in labels]
 
     def pictures(self, codes:Tensor, shape:tuple[int, ...]) -> np.ndarray:
         "Codes (b, n, L) -> (b, h, w, 3) uint8."
         device = next(self.tokenizer.parameters()).device
-        return to_uint8(self.tokenizer.leave(self.tokenizer.decode(self.tokenizer.untoken(codes.to(device), shape)))).cpu().numpy()
+        codes = self.tokenizer.untoken(codes.to(device), shape)
+        return to_uint8(self.tokenizer.leave(self.tokenizer.decode(codes))).cpu().numpy()
 
     def __call__(self, trainer):
         "One sheet of the trainer's first pictures, at its present step."
-        data, generator = trainer.data, next(iter(trainer.task.modules.values()))
+        data, generator = trainer.data, trainer.task.modules["generator"]
         device = next(generator.parameters()).device
         index = np.arange(min(self.count, len(data)))
-        batch = {k: v.to(device) for k, v in data.fetch(index, np.zeros_like(index), Keyed(self.seed)).items()}
+        batch = data.fetch(index, np.zeros_like(index), Keyed(self.seed))
+        batch = {k: v.to(device) for k, v in batch.items()}
         self.tokenizer.to(device)
         sheet = self.draw(generator, batch, tuple(data.store.classes), f"step {trainer.step:,}")
+        path = trainer.folder.path / "previews" / f"step-{trainer.step:09d}.png"
         try:
-            with write_aside(trainer.folder / "previews" / f"step-{trainer.step:09d}.png") as aside: sheet.save(aside, "PNG")
+            with write_aside(path) as aside: sheet.save(aside, "PNG")
         except OSError as e: print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)
