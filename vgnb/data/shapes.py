@@ -23,7 +23,7 @@ def _crescent(x, y): return np.maximum(_circle(x, y, 0.95), -_circle(x - 0.45, y
 def _hourglass(x, y): return np.maximum(np.abs(y) - 0.8, 0.8575 * (np.abs(x) - 0.1) - 0.5145 * np.abs(y))
 
 def _star(x, y):
-    "Five points, one up: two mirrors fold the plane into a tenth, which holds one edge, from the tip (0, -1) to a notch at radius 0.45."
+    "Five points, one up: mirrors fold the plane into a tenth with one edge, from the tip (0, -1) to a notch at 0.45."
     x = np.abs(x)
     for c in (0.809017, -0.809017):
         d = 2 * np.maximum(c * x + 0.5877853 * y, 0)
@@ -32,12 +32,22 @@ def _star(x, y):
 
 def _heart(x, y):
     "A square on its corner and a disc on each of its upper edges."
-    x = np.abs(x); u, v = 0.7071068 * (x - y + 0.198), 0.7071068 * (x + y - 0.198)
+    x = np.abs(x)
+    u, v = 0.7071068 * (x - y + 0.198), 0.7071068 * (x + y - 0.198)
     return np.minimum(_circle(x - 0.397, y + 0.198, 0.561), _box(u, v, 0.561, 0.561))
 
-_OUTLINES = dict(disc=lambda x, y: _circle(x, y, 0.88), ring=lambda x, y: np.abs(_circle(x, y, 0.7)) - 0.25, triangle=_triangle,
-                 square=lambda x, y: _box(x, y, 0.7, 0.7), plus=_plus, star=_star, heart=_heart, crescent=_crescent,
-                 hourglass=_hourglass, bars=lambda x, y: _box(np.abs(x) - 0.5, y, 0.25, 0.66))
+_OUTLINES = dict(
+    disc=lambda x, y: _circle(x, y, 0.88),
+    ring=lambda x, y: np.abs(_circle(x, y, 0.7)) - 0.25,
+    triangle=_triangle,
+    square=lambda x, y: _box(x, y, 0.7, 0.7),
+    plus=_plus,
+    star=_star,
+    heart=_heart,
+    crescent=_crescent,
+    hourglass=_hourglass,
+    bars=lambda x, y: _box(np.abs(x) - 0.5, y, 0.25, 0.66),
+)
 
 # %% ../../nbs/data/102_shapes.ipynb #27b142f8
 def shape_ranges(
@@ -45,14 +55,16 @@ def shape_ranges(
 ) -> dict:
     "Ranges of everything that varies, at one difficulty. Lengths are in half-widths of the picture."
     d = check_float("difficulty", difficulty, 0, 1)
-    return dict(angle=120 * d,                                      # degrees, both ways
-                radius=(0.70 - 0.48 * d, 0.82),                     # of the circle around the shape
-                shift=min(1.0, 4 * d),                              # share of the room that is left
-                saturation=(max(0.0, 0.9 - 0.6 * d), 1.0),          # of the shape's colour
-                value=(max(0.0, 0.95 - 0.6 * d), 1.0),
-                ground=0.10 + 0.6 * d + 0.3 * d * d,               # brightest ground, 0 ... 1
-                tint=min(1.0, 2 * d),                               # saturation of the ground
-                relief=0.9 * min(1.0, 4 * d))                       # how much the ground varies over the picture
+    return dict(
+        angle=120 * d,                                 # degrees, both ways
+        radius=(0.70 - 0.48 * d, 0.82),                # of the circle around the shape
+        shift=min(1.0, 4 * d),                         # share of the room that is left
+        saturation=(max(0.0, 0.9 - 0.6 * d), 1.0),     # of the shape's colour
+        value=(max(0.0, 0.95 - 0.6 * d), 1.0),
+        ground=0.10 + 0.6 * d + 0.3 * d * d,           # brightest ground, 0 ... 1
+        tint=min(1.0, 2 * d),                          # saturation of the ground
+        relief=0.9 * min(1.0, 4 * d),                  # how much the ground varies over the picture
+    )
 
 # %% ../../nbs/data/102_shapes.ipynb #777a2da8
 def _hsv(h, s, v):
@@ -60,7 +72,10 @@ def _hsv(h, s, v):
     k = [(n + 6 * h) % 6 for n in (5, 3, 1)]
     return [(v - v * s * np.clip(np.minimum(a, 4 - a), 0, 1)).astype(np.float32) for a in k]
 
-def _between(u, low_high): return (low_high[0] + u * (low_high[1] - low_high[0])).astype(np.float32)
+def _between(u, low_high):
+    "Uniforms u (b,) spread over a range."
+    low, high = low_high
+    return (low + u * (high - low)).astype(np.float32)
 
 def _tents(size):
     "(4, size): linear interpolation weights of four knots over the pixels of a row."
@@ -73,12 +88,29 @@ def _field(knots, size):
     rows = sum(knots[:, :, k, None] * t[k] for k in range(4))                                # (b, 4, size)
     return sum(rows[:, k, None, :] * t[k][:, None] for k in range(4))
 
+# %% ../../nbs/data/102_shapes.ipynb #02ae5e9e
 def _coverage(labels, x, y, radius, size):
     "(b, size, size): how much of each pixel the shape covers; x, y (b, size, size) are the shape's own coordinates."
+    pixels = radius[:, None, None] * np.float32(size / 2)                   # a unit of the shape, in pixels
     out = np.empty(x.shape, np.float32)
     for n, distance in enumerate(_OUTLINES.values()):
-        if len(w := np.flatnonzero(labels == n)): out[w] = distance(x[w], y[w]) * (radius[w, None, None] * np.float32(size / 2))
+        here = np.flatnonzero(labels == n)
+        if len(here): out[here] = distance(x[here], y[here]) * pixels[here]
     return np.clip(0.5 - out, 0, 1)
+
+def _column(x): return x[:, None, None]                                     # (b,) -> (b, 1, 1)
+
+def _placed(u, r, size):
+    "Radius (b,) and the pixels' coordinates x, y (b, size, size) as the turned, scaled and shifted shapes see them."
+    turn = np.deg2rad(r["angle"] * (2 * u[:, 0] - 1))
+    radius = _between(u[:, 1], r["radius"])
+    cx, cy = (_column((r["shift"] * (1 - radius) * (2 * u[:, k] - 1)).astype(np.float32)) for k in (2, 3))
+
+    grid = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
+    px, py = grid[None, None, :] - cx, grid[None, :, None] - cy             # (b, 1, size), (b, size, 1)
+    c = _column(np.cos(turn).astype(np.float32) / radius)
+    s = _column(np.sin(turn).astype(np.float32) / radius)
+    return radius, c * px + s * py, c * py - s * px
 
 def draw_shapes(
     labels:np.ndarray,  # (b,) class indices
@@ -87,21 +119,18 @@ def draw_shapes(
 ) -> np.ndarray:        # (b, size, size, 3) uint8
     "Ten kinds of shapes as anti-aliased pictures."
     r = shape_ranges(difficulty)
-    turn = np.deg2rad(r["angle"] * (2 * u[:, 0] - 1)); cos, sin = np.cos(turn).astype(np.float32), np.sin(turn).astype(np.float32)
-    radius = _between(u[:, 1], r["radius"])
-    cx, cy = ((r["shift"] * (1 - radius) * (2 * u[:, k] - 1)).astype(np.float32)[:, None, None] for k in (2, 3))
-    grid = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
-    px, py = (grid[None, None, :] - cx), (grid[None, :, None] - cy)                          # (b, 1, size), (b, size, 1)
-    c, s = (cos / radius)[:, None, None], (sin / radius)[:, None, None]
-    cover = _coverage(labels, c * px + s * py, c * py - s * px, radius, size)
-    shape = _hsv(u[:, 4], _between(u[:, 5], r["saturation"]), _between(u[:, 6], r["value"]))
+    radius, x, y = _placed(u, r, size)
+    cover = _coverage(labels, x, y, radius, size)
+
+    colour = _hsv(u[:, 4], _between(u[:, 5], r["saturation"]), _between(u[:, 6], r["value"]))
     low, high = (_hsv(u[:, k], u[:, k + 1] * r["tint"], u[:, k + 2] * r["ground"]) for k in (7, 10))
     weight = _field(u[:, 16:].astype(np.float32).reshape(-1, 4, 4), size) * np.float32(r["relief"])
+
     out = np.empty((*cover.shape, 3), np.uint8)
-    for k in range(3):
-        a, b, f = (v[k][:, None, None] for v in (low, high, shape))
+    for k in range(3):                                                      # red, green, blue
+        a, b, shape = (_column(v[k]) for v in (low, high, colour))
         ground = a + (b - a) * weight
-        out[..., k] = (ground + (f - ground) * cover) * 255 + np.float32(0.5)
+        out[..., k] = (ground + (shape - ground) * cover) * 255 + np.float32(0.5)
     return out
 
 # %% ../../nbs/data/102_shapes.ipynb #6aa1a16c
@@ -115,29 +144,39 @@ class Shapes(ImageSource):
         difficulty:float=0.25,    # 0 ... 1, see `shape_ranges`
     ):
         super().__init__()
-        self.n, self.size, self.seed = check_int("n", n, 1, 2 ** 32), check_int("size", size, 8, 4096), check_int("seed", seed, 0)
-        self.difficulty, self.draws = check_float("difficulty", difficulty, 0, 1), Keyed(seed).fork("shapes")
+        self.n = check_int("n", n, 1, 2 ** 32)
+        self.size = check_int("size", size, 8, 4096)
+        self.seed = check_int("seed", seed, 0)
+        self.difficulty = check_float("difficulty", difficulty, 0, 1)
+        self.draws = Keyed(seed).fork("shapes")
         self.fingerprint = "shapes-" + digest("shapes/1", self.n, self.size, self.seed, self.difficulty)[:16]
 
-    def __repr__(self): return f"Shapes(n={self.n}, size={self.size}, seed={self.seed}, difficulty={self.difficulty})"
+    def __repr__(self):
+        return f"Shapes(n={self.n}, size={self.size}, seed={self.seed}, difficulty={self.difficulty})"
+
     def __len__(self): return self.n
 
     def labels(self, ids) -> np.ndarray:
         "(b,) int64 class indices, without drawing."
         ids = torch.as_tensor(ids, dtype=torch.int64)
-        return self.draws.permutation("label", At(ids // 10), 10).gather(1, ids[:, None] % 10)[:, 0].numpy()
+        tens = self.draws.permutation("label", At(ids // 10), 10)                    # (b, 10): every class once
+        return tens.gather(1, ids[:, None] % 10)[:, 0].numpy()
 
     def batch(self,
         ids, # (b,) integers in [0, 2^32)
     ) -> tuple[np.ndarray, np.ndarray]: # (b, size, size, 3) uint8, (b,) int64
         "Pictures and labels of many ids at once."
         ids = np.asarray(ids, np.int64).reshape(-1)
-        check(ids.size == 0 or (ids.min() >= 0 and ids.max() < 2 ** 32), "ids", ids, "must lie in [0, 2^32)")
-        images, labels = np.empty((len(ids), self.size, self.size, 3), np.uint8), self.labels(ids)
-        step = max(1, 2 ** 18 // self.size ** 2)                                            # pictures that stay in the cache
+        known = ids.size == 0 or (ids.min() >= 0 and ids.max() < 2 ** 32)
+        check(known, "ids", ids, "must lie in [0, 2^32)")
+
+        labels = self.labels(ids)
+        images = np.empty((len(ids), self.size, self.size, 3), np.uint8)
+        step = max(1, 2 ** 18 // self.size ** 2)                                     # pictures that stay in the cache
         for a in range(0, len(ids), step):
-            u = self.draws.uniform("look", At(torch.from_numpy(ids[a:a + step])), 32).double().numpy()
-            images[a:a + step] = draw_shapes(labels[a:a + step], u, self.size, self.difficulty)
+            part = slice(a, a + step)
+            u = self.draws.uniform("look", At(torch.from_numpy(ids[part])), 32).double().numpy()
+            images[part] = draw_shapes(labels[part], u, self.size, self.difficulty)
         return images, labels
 
     def __getitem__(self, i:int) -> Item:
@@ -151,7 +190,13 @@ def nearest_mean_accuracy(
     test:tuple,  # likewise, held out
 ) -> float:      # share of `test` whose nearest class mean is its own class
     "Accuracy of the nearest-class-mean classifier on raw pixels."
-    (a, la), (b, lb) = ((torch.as_tensor(x).flatten(1).float() / 255, torch.as_tensor(y)) for x, y in (train, test))
-    check(len(a) and len(b) and a.shape[1] == b.shape[1], "test", tuple(b.shape), "must hold pictures of the same size as `train`")
-    means = torch.stack([a[la == k].mean(0) for k in la.unique()])
-    return float((la.unique()[torch.cdist(b, means).argmin(1)] == lb).float().mean())
+    def flat(images): return torch.as_tensor(images).flatten(1).float() / 255
+    a, b = flat(train[0]), flat(test[0])                                             # (b, pixels)
+    labels, expected = torch.as_tensor(train[1]), torch.as_tensor(test[1])
+    alike = len(a) and len(b) and a.shape[1] == b.shape[1]
+    check(alike, "test", tuple(b.shape), "must hold pictures of the same size as `train`")
+
+    classes = labels.unique()
+    means = torch.stack([a[labels == k].mean(0) for k in classes])
+    found = classes[torch.cdist(b, means).argmin(1)]
+    return float((found == expected).float().mean())

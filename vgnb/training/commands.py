@@ -23,7 +23,7 @@ from ..cli import typed_cli
 from ..core import Mismatch, check, check_choice, check_int, get_settings, load_json
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
-from ..data.layouts import layouts, store_from
+from ..data.layouts import find_layouts, store_from
 from ..data.text import FeatureStore
 from ..kinds import from_json, kind_of, kinds, to_json
 from ..processes import Processes
@@ -41,7 +41,7 @@ from .run_folder import Run
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask
 from .trainer import Outcome, Trainer, check_run
 
-# %% ../../nbs/training/550_commands.ipynb #05ee049c
+# %% ../../nbs/training/550_commands.ipynb #47f6fe4d
 def default_run() -> Run:
     "How a run is carried out unless asked otherwise: settings.ini names the tracker."
     return Run(tracker=get_settings().run.tracker)
@@ -159,10 +159,10 @@ def open_codes(uri:str) -> Codes:
     if not rest: return CodeStore(uri)
 
     where, _, query = rest.partition("?")
-    reader = layouts[check_choice("layout", layout, tuple(layouts))]
+    reader = find_layouts()[layout]
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
-        is_text = check_choice("codes option", name, reader.asks) == "split"
+        is_text = check_choice("codes option", name, reader.options) == "split"
         check(is_text or text.isdigit(), name, text, "must be a whole number")
         options[name] = text if is_text else int(text)
     return store_from(layout, where, **options)
