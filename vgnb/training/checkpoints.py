@@ -16,8 +16,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..core import (BadInput, Mismatch, aside_dir, check, check_int, digest_file, load_json, publish_dir, remove_dir,
-                       save_json)
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    aside_dir,
+    check,
+    check_int,
+    digest_file,
+    load_json,
+    publish_dir,
+    remove_dir,
+    save_json,
+)
 from ..saved import load_tensors, save_tensors
 
 # %% ../../nbs/training/520_checkpoints.ipynb #1ee2cd83
@@ -151,7 +161,7 @@ def mirror_checkpoint(
     folder:str|Path,      # where its copy goes
     keep:int|None=None,   # copies to keep there, this one included; None = all
 ) -> Path:
-    "Copy a checkpoint: aside, verified, renamed; older copies go last. Errors: `OSError`; `Mismatch` if it arrives damaged."
+    "Copy a checkpoint: aside, verified, renamed; older copies go last. `Mismatch` if it arrives damaged; `OSError`."
     path, folder = Path(path), Path(folder)
     final = folder / path.name
     aside = aside_dir(folder, path.name)

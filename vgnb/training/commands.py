@@ -153,7 +153,7 @@ def build_tokenizer(
     return TokenizerTask(model, objective, critic, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
-    "A code store, or `LAYOUT://folder` of published codes; `?vocab=1024&classes=10&split=eval` says what its files don't."
+    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&split=eval` says what files don't."
     check(uri, "data", uri, "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
@@ -167,6 +167,7 @@ def open_codes(uri:str) -> Codes:
         options[name] = text if is_text else int(text)
     return store_from(layout, where, **options)
 
+# %% ../../nbs/training/550_commands.ipynb #f65fb37e
 def _is_text(model) -> bool:
     "Whether a configuration asks for captions; one that does not say is of a model of classes."
     return getattr(model, "condition", "class") == "text"

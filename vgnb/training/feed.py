@@ -94,7 +94,7 @@ class Data:
         raise NotImplementedError
 
 class Feed(torch.utils.data.Dataset):
-    "`feed[k]` = micro-batch k of this process: ((index, epochs, tensors), bad items met so far), or the error in its way."
+    "`feed[k]` = micro-batch k: ((index, epochs, tensors), bad items met so far), or the error in its way."
     def __init__(self, data:Data, batch:int, seed:int, share:Share=Share()):
         share.check(batch)
         check(data.streaming or len(data) > 0, "data", data.fingerprint, "holds no examples")
@@ -108,7 +108,7 @@ class Feed(torch.utils.data.Dataset):
         try: return (index, epochs, self.data.fetch(index, epochs, self.draws)), list(self.data.bad)
         except VgnbError as e: return e
 
-# %% ../../nbs/training/515_feed.ipynb #58d9b6cf
+# %% ../../nbs/training/515_feed.ipynb #d0208f14
 def _read_on(feed:Feed, seen:int):
     "(item, epoch) of this process's share of a stream, epoch after epoch, without the first `seen` ones."
     data, epoch = feed.data, 0

@@ -49,7 +49,7 @@ def guarded_step(
 
 # %% ../../nbs/training/527_optimizers.ipynb #9567ef83
 class Average:
-    "Exponential moving average of a state dict; weights that a module calls `averaged_twice` (a published slip) are visited twice."
+    "Exponential moving average of a state dict; a module may name weights `averaged_twice`, a published slip."
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
         live = self._state()

@@ -19,8 +19,19 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from ..core import (BadInput, Mismatch, Missing, VgnbError, check, check_choice, check_int, check_place, load_json,
-                       remove_dir, sweep_aside)
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    VgnbError,
+    check,
+    check_choice,
+    check_int,
+    check_place,
+    load_json,
+    remove_dir,
+    sweep_aside,
+)
 from .checkpoints import checkpoints, mirror_checkpoint, newest, read_checkpoint, write_checkpoint
 from .recipes import Recipe, check_same
 from .trackers import trackers

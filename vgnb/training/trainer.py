@@ -17,13 +17,12 @@ from typing import NamedTuple
 import torch
 
 from ..core import VgnbError, check, write_run
-from ..draws import At
 from ..kinds import to_json
 from ..processes import INTERRUPTED, Processes, catch_signals
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at
 from .run_folder import Run, RunFolder, locked, read_same
-from .step import Micro, Stepper, TrainState
+from .step import Stepper, TrainState, micro_batches
 from .tasks import Task
 from .trackers import Tracker, trackers
 
@@ -128,6 +127,17 @@ def _check_streak(session:Session):
     raise VgnbError(f"stopped at step {step}: {streak} steps in a row were skipped for gradients that are not finite "
                     f"or too large; the last checkpoint is in {session.folder.saves}")
 
+def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, float|None]:
+    "What is logged: means, learning rate, counters, speed, and what the task adds."
+    recipe, step = session.recipe, session.step
+    line = means | {
+        "lr": recipe.optim.lr * rate_at(recipe.rate, step - 1, recipe.steps),
+        "skipped": float(session.state.guard.skipped),
+        "samples": step * recipe.batch,
+        "per_second": round(speed * recipe.batch, 2)}
+    line |= session.state.task.report()
+    return {k: v if math.isfinite(v) else None for k, v in line.items()}     # JSON has no NaN
+
 def _bar(session:Session):
     "A progress bar, if it is asked for or somebody looks at the terminal."
     from tqdm import tqdm
@@ -145,9 +155,8 @@ class Trainer(Session):
         folder:str|Path,               # checkpoints/, log.jsonl, run.json and lock go here
         run:Run=Run(),
         *, optims:dict[str, Optim]|None=None,      # settings of groups that differ from `recipe.optim`
-        # both on the main process; they must not draw from torch's generator
         on_log:Callable|None=None,                 # on_log(trainer, numbers) at every line of the log
-        every:tuple[tuple[int, Callable], ...]=(), # (n, call): call(trainer) after every n steps
+        every:tuple[tuple[int, Callable], ...]=(), # (n, call): call(trainer) every n steps
     ):
         processes = Processes()
         check_run(task, recipe, folder, run, processes)
@@ -157,10 +166,8 @@ class Trainer(Session):
         self.stepper = Stepper(self.state, share)
         self.task, self.run, self.on_log, self.every = task, run, on_log, every
 
-    def fit(self,
-        until:int|None=None, # leave after this step, as if interrupted
-    ) -> Outcome:
-        "Train to the end of the recipe, or until a signal; either way the last step is in a published checkpoint."
+    def fit(self, until:int|None=None) -> Outcome:
+        "Train to the end of the recipe, to step `until` or to a signal; either way the last step is published."
         stop = min(until or self.recipe.steps, self.recipe.steps)
         with contextlib.ExitStack() as stack:
             self.processes.together(lambda: stack.enter_context(locked(self.folder.path)))
@@ -180,7 +187,7 @@ class Trainer(Session):
         speed = Speed(self.step)
         while self.step < stop:
             if reason := _must_stop(self, signals): return reason
-            self.stepper(self.step, self._take(feed))
+            self.stepper(self.step, micro_batches(feed, self.run.accumulate, self.step, self.processes.device))
             self.step += 1
             bar.update()
             _check_streak(self)
@@ -190,25 +197,10 @@ class Trainer(Session):
             if self.step % self.run.save_every == 0: self.save()
         return ""
 
-    def _take(self, feed) -> list[Micro]:
-        "This process's micro-batches of a step, on its device."
-        device, micros = self.processes.device, []
-        for _ in range(self.run.accumulate):
-            index, _, batch = next(feed)
-            at = At(torch.as_tensor(index, device=device), step=self.step)
-            micros.append((at, {k: v.to(device, non_blocking=True) for k, v in batch.items()}))
-        return micros
-
     def _log(self, speed:Speed, bar):
         "One line of the log: means and speed since the last one."
         means = self.stepper.meter.read(self.processes)
-        line = means | {
-            "lr": self.recipe.optim.lr * rate_at(self.recipe.rate, self.step - 1, self.recipe.steps),
-            "skipped": float(self.state.guard.skipped),
-            "samples": self.step * self.recipe.batch,
-            "per_second": round(speed.read(self.step) * self.recipe.batch, 2)}
-        line |= self.task.report()
-        line = {k: v if math.isfinite(v) else None for k, v in line.items()}     # JSON has no NaN
+        line = _line(self, means, speed.read(self.step))
         if not self.processes.main: return
         self.tracker.log(self.step, line)
         bar.set_postfix({k: f"{v:.4g}" for k, v in means.items() if "loss" in k}, refresh=False)
