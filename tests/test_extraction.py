@@ -28,6 +28,7 @@ from vgnb.saved import load_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import recipe
+from vgnb.training.run_folder import Run
 
 
 # ---- pickled codes
@@ -123,7 +124,7 @@ def test_pickled_codes_by_split_and_their_faults(halton):
 
 def test_a_generator_trains_on_pickled_codes(halton, tmp_path):
     r = recipe("shapes-generator", data=f"halton://{halton}?vocab=48&classes=10", steps=2, batch=8, precision="fp32", model=replace(recipe("shapes-generator").model, layers=1, dim=32))
-    done = train(TrainOptions(r, tmp_path / "run", progress=False))
+    done = train(TrainOptions(r, tmp_path / "run", run=Run(progress=False)))
     assert done.code == 0 and load_model(tmp_path / "run" / "model").vocab == (48,)
 
 

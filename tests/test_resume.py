@@ -17,7 +17,9 @@ from vgnb.training.checkpoints import checkpoints, newest
 from vgnb.training.commands import TrainOptions
 from vgnb.training.commands import train as command
 from vgnb.training.recipes import Optim
-from vgnb.training.trainer import Run, Trainer, read_log
+from vgnb.training.run_folder import Run
+from vgnb.training.trackers import read_log
+from vgnb.training.trainer import Trainer
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,6 +18,7 @@ from vgnb.saved import load_model, load_tensors, save_model, save_tensors
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.cli import run_main
 from vgnb.training.recipes import recipe, recipes
+from vgnb.training.run_folder import Run
 from vgnb.kinds import from_json, kind_of, kinds, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +135,7 @@ def test_allowed_bad_pictures_are_listed(room):
 
 def test_a_run_json_is_a_recipe(tmp_path):
     r = tokenizer_recipe(name="shapes-tokenizer")
-    train(TrainOptions(replace(r, steps=2), tmp_path / "run", progress=False))
+    train(TrainOptions(replace(r, steps=2), tmp_path / "run", run=Run(progress=False)))
     again = parse("tokenizer", [str(tmp_path / "run" / "run.json"), "--out", str(tmp_path / "again")], "")
     assert again.recipe == replace(r, steps=2)
     train(again)
@@ -144,7 +145,7 @@ def test_a_run_json_is_a_recipe(tmp_path):
 
 
 def test_model_folders(tmp_path):
-    r = tokenizer_recipe(); train(TrainOptions(replace(r, steps=2), tmp_path / "run", progress=False))
+    r = tokenizer_recipe(); train(TrainOptions(replace(r, steps=2), tmp_path / "run", run=Run(progress=False)))
     folder = tmp_path / "run" / "model"
     averaged, plain = load_model(folder), load_model(folder, ema=False)
     assert averaged.card["recipe"]["steps"] == 2 and not torch.equal(averaged.to_code.weight, plain.to_code.weight) and not plain.training
@@ -159,7 +160,7 @@ def test_model_folders(tmp_path):
 
 def test_steps_with_bad_gradients_are_skipped_in_every_phase(tmp_path):
     "One NaN in the discriminator's loss, one in the tokenizer's: that phase changes nothing, the other one goes on."
-    from vgnb.training.trainer import Run, Trainer
+    from vgnb.training.trainer import Trainer
     from vgnb.generators.generator import Loss
     r = tokenizer_recipe(); r = replace(r, loss=replace(r.loss, gan=0.1, start=0), free_steps=0)
     task, data = build_tokenizer(r, tmp_path)
@@ -174,18 +175,18 @@ def test_steps_with_bad_gradients_are_skipped_in_every_phase(tmp_path):
     for stop, name in ((3, "tokenizer"), (5, "discriminator")):
         t.fit(stop)
         assert all(torch.equal(v, frozen[name][k]) for k, v in task.modules[name].named_parameters())
-    assert t.guard.numbers()["skipped"] == 2 and t.guard.numbers()["streak"] == 1
+    assert t.state.guard.numbers()["skipped"] == 2 and t.state.guard.numbers()["streak"] == 1
 
 
 def test_workers_do_not_change_the_result(tmp_path):
     write_codes(tmp_path / "codes")
-    for w in (0, 2): train(TrainOptions(generator_recipe(tmp_path / "codes"), tmp_path / f"w{w}", workers=w, progress=False))
+    for w in (0, 2): train(TrainOptions(generator_recipe(tmp_path / "codes"), tmp_path / f"w{w}", run=Run(workers=w, progress=False)))
     assert (tmp_path / "w0" / "model" / "model.safetensors").read_bytes() == (tmp_path / "w2" / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_dead_worker_is_named(tmp_path):
-    from vgnb.training.feed import Feed, stream
-    class Fatal:
+    from vgnb.training.feed import Data, Feed, stream
+    class Fatal(Data):
         fingerprint = "fatal"
         def __len__(self): return 8
         def fetch(self, index, epochs, draws): os._exit(9)
@@ -200,7 +201,7 @@ def test_text_conditional_training(tmp_path):
     writer.write(0, [torch.full((1 + i % 4, 8), i / 100) for i in range(100)], range(100)); writer.finish()
     r = recipe("gpt-xl-t2i", data=str(tmp_path / "codes"), features=str(tmp_path / "text"), steps=3, batch=8, precision="fp32")
     r = replace(r, model=replace(r.model, layers=1, dim=32, heads=2, vocab=48, grid=(4, 4), text_dim=8, text_tokens=4))
-    assert train(TrainOptions(r, tmp_path / "run", progress=False)).finished and load_model(tmp_path / "run" / "model").config.condition == "text"
+    assert train(TrainOptions(r, tmp_path / "run", run=Run(progress=False))).finished and load_model(tmp_path / "run" / "model").config.condition == "text"
 
 
 @pytest.mark.parametrize("told", [False, True])

@@ -11,7 +11,7 @@ import torch
 from vgnb.data.codes import CodeStore
 from vgnb.training.checkpoints import checkpoints, read_checkpoint
 from vgnb.saved import load_tensors
-from vgnb.training.trainer import read_log
+from vgnb.training.trackers import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

@@ -14,13 +14,14 @@ from torch import nn
 from vgnb.core import digest
 from vgnb.generators.generator import Loss
 from vgnb.training.checkpoints import newest, read_checkpoint
-from vgnb.training.feed import visit
+from vgnb.training.feed import Data, visit
 from vgnb.training.recipes import Optim, Rate, Recipe
-from vgnb.training.tasks import Phase
-from vgnb.training.trainer import Run, Trainer
+from vgnb.training.run_folder import Run
+from vgnb.training.tasks import Phase, Task
+from vgnb.training.trainer import Trainer
 
 
-class Points:
+class Points(Data):
     "240 points with keyed noise; with `log`, writes down what was fetched."
     fingerprint = "points/240"
     def __init__(self, log: Path | None = None): self.log = log
@@ -33,14 +34,14 @@ class Points:
         return {"x": x, "y": x.sin()}
 
 
-class Pair:
+class Pair(Task):
     "Two modules and two phases, as a tokenizer and its discriminator: one forward, `carry` between them; dropout from torch's own generator."
     def __init__(self, slow=0.0):
         torch.manual_seed(0)
         self.modules = {"net": nn.Sequential(nn.Linear(1, 24), nn.BatchNorm1d(24), nn.GELU(), nn.Dropout(0.2), nn.Linear(24, 1)), "critic": nn.Linear(1, 1)}
         self.slow = slow
 
-    def phases(self, step): return (Phase("net", ("net",), ("net",), ("net",)), Phase("critic", ("critic",), ("critic",), ("critic",)))
+    def phases(self, step): return (Phase.all("net"), Phase.all("critic"))
 
     def loss(self, phase, batch, carry, draws, at):
         if phase.name == "net":
@@ -88,8 +89,8 @@ def die_at(n: int):
             return call(*a, **k)
         return f
     for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"): setattr(os, name, last(getattr(os, name)))
-    import vgnb.training.checkpoints as c
-    c.save_file = last(c.save_file)
+    import vgnb.saved
+    vgnb.saved.save_file = last(vgnb.saved.save_file)
 
 
 def result(folder) -> str:

@@ -16,6 +16,7 @@ from vgnb.training.commands import TrainOptions, train
 from vgnb.training.extract import extract_codes
 from vgnb.processes import Processes
 from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.training.run_folder import Run
 from vgnb.tokenizers.vqgan import vqgan
 
 
@@ -42,9 +43,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     out, accumulate = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     processes = Processes()
-    train(TrainOptions(tokenizer_recipe(), out / "tokenizer", progress=False, log_every=1))
+    train(TrainOptions(tokenizer_recipe(), out / "tokenizer", run=Run(progress=False, log_every=1)))
     processes.together(lambda: write_codes(out / "codes"))
-    train(TrainOptions(generator_recipe(out / "codes"), out / "generator", accumulate=accumulate, progress=False, log_every=1))
+    train(TrainOptions(generator_recipe(out / "codes"), out / "generator", run=Run(accumulate=accumulate, progress=False, log_every=1)))
     torch.manual_seed(0)
     extract_codes(vqgan("tiny-shapes", codebook=48, width=16, z=16, groups=8), Shapes(70, 32), out / "extracted", Augment("center", 32, flip=True), batch=16, shard_size=10, processes=processes)
     if processes.main: (out / "world.json").write_text(json.dumps(processes.world))
