@@ -176,7 +176,7 @@ def partition_block(
 def init_uniform(module:nn.Module, seed:int=0) -> nn.Module:
     "Linear layers from U(-1/sqrt(inputs), 1/sqrt(inputs)), keyed by name; those of a `Modulation` are 0."
     for name, m in module.named_modules():
-        if isinstance(m, Modulation): m.start()
+        if isinstance(m, Modulation): m.init_weights()
         skipped = not isinstance(m, nn.Linear) or m.weight.is_meta or name.endswith("modulation.linear")
         if skipped: continue
 
