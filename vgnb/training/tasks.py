@@ -59,7 +59,7 @@ class ImageData:
         augment:Augment,    # crop and flip
     ):
         self.source, self.augment, self.streaming = source, augment, source.streaming
-        self.ready = hasattr(source, "batch") and augment.kind in ("center", "resize", "resize-crop") and source.size == augment.size
+        self.ready = augment.keeps(source)
         self.fingerprint = digest(source.fingerprint, augment)
 
     def __len__(self) -> int: return len(self.source)
