@@ -85,6 +85,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vgnb.data.export': { 'vgnb.data.export.Piece': ('data/export.html#piece', 'vgnb/data/export.py'),
                                   'vgnb.data.export.Piece.stem': ('data/export.html#piece.stem', 'vgnb/data/export.py'),
                                   'vgnb.data.export._add': ('data/export.html#_add', 'vgnb/data/export.py'),
+                                  'vgnb.data.export._container': ('data/export.html#_container', 'vgnb/data/export.py'),
                                   'vgnb.data.export._labels': ('data/export.html#_labels', 'vgnb/data/export.py'),
                                   'vgnb.data.export.contents': ('data/export.html#contents', 'vgnb/data/export.py'),
                                   'vgnb.data.export.export_images': ('data/export.html#export_images', 'vgnb/data/export.py'),
