@@ -86,8 +86,7 @@ class ImageData(Data):
         augment:Augment,    # crop and flip
     ):
         self.source, self.augment, self.streaming = source, augment, source.streaming
-        fits = augment.kind in ("center", "resize", "resize-crop") and source.size == augment.size
-        self.ready = hasattr(source, "batch") and fits
+        self.ready = augment.keeps(source)
         self.fingerprint = digest(source.fingerprint, augment)
 
     def __len__(self) -> int: return len(self.source)
