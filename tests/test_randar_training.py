@@ -71,7 +71,7 @@ def test_wrong_rates(bad, words):
 class Steep(Task):
     "One weight; its gradient is whatever the batch says."
     def __init__(self, tensors=1): self.modules = {"net": torch.nn.ParameterDict({f"w{i}": torch.nn.Parameter(torch.ones(2)) for i in range(tensors)})}
-    def phases(self, step): return (Phase.all("net"),)
+    def phases(self, step): return (Phase.of("net", "net"),)
     def loss(self, phase, batch, carry, draws, at): return Loss(sum((w * g).sum() for w, g in zip(self.modules["net"].values(), self.slopes(at.step))), {})
 
 

@@ -33,9 +33,8 @@ class Phase(NamedTuple):
     step: tuple[str, ...] = ()  # moved by their optimizers
 
     @classmethod
-    def all(cls, name:str, *groups:str) -> "Phase":
-        "The same groups zeroed, clipped and stepped; without any, the one that has the phase's name."
-        groups = groups or (name,)
+    def of(cls, name:str, *groups:str) -> "Phase":
+        "A phase that zeroes, clips and steps the same groups."
         return cls(name, groups, groups, groups)
 
 # %% ../../nbs/training/517_tasks.ipynb #8641da34
@@ -165,7 +164,7 @@ class GeneratorTask(Task):
     "Any token generator on stored codes."
     def __init__(self, generator:Generator): self.modules = {"generator": generator}
 
-    def phases(self, step:int) -> tuple[Phase, ...]: return (Phase.all("train", "generator"),)
+    def phases(self, step:int) -> tuple[Phase, ...]: return (Phase.of("train", "generator"),)
 
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
         "The generator's own loss, given labels or captions."
@@ -192,7 +191,7 @@ class TokenizerTask(Task):
     def phases(self, step:int) -> tuple[Phase, ...]:
         both = self.objective.active(step) or (self.objective.config.compat and "discriminator" in self.modules)
         names = ("tokenizer", "discriminator") if both else ("tokenizer",)
-        return tuple(Phase.all(name) for name in names)
+        return tuple(Phase.of(name, name) for name in names)
 
     def check(self, accumulate:int):
         "Dead codes come back from the features of one batch."
