@@ -44,8 +44,13 @@ def guarded_step(
     optimizer.step()
 
 # %% ../../nbs/training/527_optimizers.ipynb #9567ef83
+def _averaged_twice(module:nn.Module) -> tuple[str, ...]:
+    "Weights that the published loops visit under two names: those a model with `compat` says are `tied` to its head."
+    compat = getattr(getattr(module, "config", None), "compat", None)
+    return getattr(module, "tied", ()) if compat else ()
+
 class Average:
-    "Exponential moving average of a module's state dict. A module may name weights that are visited `averaged_twice`: a published slip with tied ones."
+    "Exponential moving average of a module's state dict."
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
         self.names = {id(t): k for k, t in reversed(list(self._state().items()))}     # each storage once, under its first name
@@ -64,7 +69,7 @@ class Average:
         gap = torch._foreach_sub([live[k].detach() for k in smooth], [self.kept[k] for k in smooth])
         torch._foreach_mul_(gap, (1 - self.decay) * ok.float())
         torch._foreach_add_([self.kept[k] for k in smooth], gap)
-        for k in getattr(self.module, "averaged_twice", ()): self.kept[k].lerp_(live[k].detach(), (1 - self.decay) * ok.float())
+        for k in _averaged_twice(self.module): self.kept[k].lerp_(live[k].detach(), (1 - self.decay) * ok.float())
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
