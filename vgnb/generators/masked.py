@@ -27,7 +27,7 @@ from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_can
 from .masks import draw_mask
 from .schedules import CURVES
 from ..layers import (
-    AdaBlock, Dropout, LabelEmbedder, Modulation, Noise, RMSNorm, SwiGLU, attend, ffn_width, modulate, start_normal)
+    AdaBlock, Dropout, LabelEmbedder, Modulation, Noise, RMSNorm, SwiGLU, attend, ffn_width, init_normal, modulate, null_class)
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/340_masked.ipynb #0c1dbc71
@@ -411,9 +411,9 @@ class MaskedTransformer(MaskedGenerator):
 
     def init_weights(self, seed:int=0) -> "MaskedTransformer":
         "Xavier, embeddings N(0, std²), block modulations 0, so that blocks begin as the identity."
-        start_normal(self, self.config.std, seed)
+        init_normal(self, self.config.std, seed)
         init_xavier(self, seed)
-        for block in self.blocks: block.modulation.start()
+        for block in self.blocks: block.modulation.init_weights()
         nn.init.zeros_(self.bias)
         nn.init.zeros_(self.norm.bias)
         return self
@@ -425,7 +425,7 @@ class MaskedTransformer(MaskedGenerator):
 
     def null(self, cond:Cond) -> Cond:
         "The null class."
-        return replace(cond, labels=torch.full_like(cond.labels, self.config.classes))
+        return null_class(cond, self.config.classes)
 
     def modulations(self) -> list[Modulation]:
         "Of the blocks, then of the last norm."

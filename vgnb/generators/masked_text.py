@@ -22,7 +22,7 @@ from ..families import Family, register
 from ..names import NameTable, Rename
 from .generator import Cond
 from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
-from ..layers import Dropout, Noise, attend, dropped, start_normal
+from ..layers import Dropout, Noise, attend, dropped, init_normal
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/342_masked_text.ipynb #236851ff
@@ -146,7 +146,7 @@ class MaskedTextTransformer(MaskedGenerator):
 
     def init_weights(self, seed:int=0) -> "MaskedTextTransformer":
         "Xavier, embeddings N(0, std²); captions say nothing at first."
-        start_normal(self, self.config.std, seed)
+        init_normal(self, self.config.std, seed)
         init_xavier(self, seed)
         for block in self.blocks: nn.init.zeros_(block.text.weight)
         nn.init.zeros_(self.bias)
