@@ -936,8 +936,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'vgnb/generators/group_swap.py'),
                                             'vgnb.generators.group_swap.LayerNorm.forward': ( 'generators/group_swap.html#layernorm.forward',
                                                                                               'vgnb/generators/group_swap.py'),
-                                            'vgnb.generators.group_swap.additive': ( 'generators/group_swap.html#additive',
-                                                                                     'vgnb/generators/group_swap.py'),
                                             'vgnb.generators.group_swap.decoder_plan': ( 'generators/group_swap.html#decoder_plan',
                                                                                          'vgnb/generators/group_swap.py'),
                                             'vgnb.generators.group_swap.group_masks': ( 'generators/group_swap.html#group_masks',
