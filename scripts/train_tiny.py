@@ -53,7 +53,7 @@ def call(o: Options, *words) -> float:
 
 def seconds(run: Path) -> float:
     "What a run took, over all its sessions, from its log."
-    from vgnb.figures import read_records
+    from vgnb.charts import read_records
     records = [r for r in read_records(run / "log.jsonl") if "per_second" in r]
     return sum((b["samples"] - a["samples"]) / b["per_second"] for a, b in zip([{"samples": 0}, *records], records) if b["samples"] > a["samples"])
 

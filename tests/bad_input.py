@@ -19,8 +19,7 @@ from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
 from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
 from vgnb.data.images import open_images
-from vgnb.data.layouts import store_from
-from vgnb.data.published import export_codes
+from vgnb.data.layouts import export_codes, store_from
 from vgnb.data.shapes import Shapes
 from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor

@@ -13,8 +13,9 @@ import torch
 
 from vgnb.core import BadInput, BadItem, Mismatch, Missing
 from vgnb.data.codes import CodeStore
+from vgnb.data.halton_codes import read_pickled_codes
 from vgnb.data.images import open_images
-from vgnb.data.layouts import read_pickled_codes, store_from
+from vgnb.data.layouts import store_from
 from vgnb.data.shapes import Shapes
 from vgnb.data.stored import KaggleImages
 from vgnb.data.transforms import Augment

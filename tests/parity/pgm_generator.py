@@ -9,6 +9,7 @@ from tests.parity.halton_generator import by_step, surest_first
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
 from vgnb.draws import At, Inverse, Recorded
+from vgnb.families import published_model
 from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.masks import draw_mask
 from vgnb.generators.orders import ORDERS, Redrawn
@@ -17,7 +18,6 @@ from vgnb.generators.schedules import halton_steps, pgm_steps
 from vgnb.sampling.guidance import Sharpened
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
-from vgnb.tokenizers.vqgan import published_vqgan
 
 CLASS = "models.encoder_decoder.PartitionDIT"
 
@@ -132,8 +132,8 @@ def partitions(case):
 @adapter("pgm", "models.vq_model.VQ_models*")
 @torch.no_grad()
 def tokenizer(case):
-    name = re.search(r"VQ-\d+", case.spec["upstream_class"])[0]
-    model = filled(case, published_vqgan({"model": name, **case.config}, compat="upstream")).eval()
+    spec = {"model": re.search(r"VQ-\d+", case.spec["upstream_class"])[0], **case.config}
+    model = filled(case, published_model(spec, system="pgm", compat="upstream")).eval()
     q = model.quantize(case["in.x"])
     row = torch.cat((torch.tensor([case.config["codebook_size"] + 1]), q.codes.flatten())).int()
     return {

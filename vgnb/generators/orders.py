@@ -48,7 +48,7 @@ class Order:
 
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
-        kinds.register(Kind(cls), name=f"order.{cls.__name__.lower()}")
+        if not cls.__name__.startswith("_"): kinds.register(Kind(cls), name=f"order.{cls.__name__.lower()}")
 
     def fixed(self, grid:Grid, draws, at:At) -> Tensor:
         "The order itself, (n,) or (b, n), before known cells are moved to the front."

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import check, check_choice, check_float, check_int
@@ -125,6 +126,10 @@ class Unguided:
         "(branches, b, k, V) -> (b, k, V)."
         return p.logits[0]
 
+    def with_context(self, spatial:tuple[float, float], ratio:float) -> "Unguided":
+        "The same, guided by the context of known cells besides; a guidance that can't be stays what it is."
+        return self
+
 kinds.register(Kind(Unguided), name="guidance.unguided")
 
 def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
@@ -236,3 +241,13 @@ class SpatialGuidance(CFG):
         return blind + (full - free) * scale + (free - blind) * spatial
 
 GUIDANCES["spatial"] = SpatialGuidance(scale=3.0)
+
+@patch
+def with_context(self:CFG,
+    spatial:tuple[float, float],   # scale of the context, at the first and at the last cell; 1 at the last = none
+    ratio:float,                   # share of the known cells that the last branch doesn't see
+) -> CFG:
+    "The same, guided by the context besides: but only if it guides by the condition."
+    first, last = spatial
+    if self.scale <= 1 or last <= 1: return self
+    return SpatialGuidance(self.scale, self.start, self.by, self.interval, last, first, ratio)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..core import check, check_choice, check_codes, check_int
 from ..draws import At
 from ..generators.generator import Clock, Cond, Generator, Grid, Prediction, State, require_traits
-from ..generators.orders import Order, Raster, check_permutation
+from ..generators.orders import Order, Raster
 from ..generators.schedules import Schedule, check_counts, one_by_one
 from ..rows import gather_rows, padded
 from .guidance import Unguided

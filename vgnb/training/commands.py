@@ -23,7 +23,7 @@ from torch import nn
 from ..core import BadInput, Mismatch, VgnbError, check, check_choice, check_int, get_settings, load_json
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
-from ..data.layouts import layouts, store_from
+from ..data.layouts import find_layouts, store_from
 from ..data.text import FeatureStore
 from ..sampling.settings import Sampling
 from ..tokenizers.discriminators import discriminator
@@ -145,8 +145,8 @@ def open_codes(uri:str) -> Codes:
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
     where, _, asked = rest.partition("?")
-    reader, options = layouts[check_choice("layout", layout, tuple(layouts))], dict(parse_qsl(asked, keep_blank_values=True))
-    for k, v in options.items(): check(check_choice("codes option", k, reader.asks) == "split" or v.isdigit(), k, v, "must be a whole number")
+    reader, options = find_layouts()[layout], dict(parse_qsl(asked, keep_blank_values=True))
+    for k, v in options.items(): check(check_choice("codes option", k, reader.options) == "split" or v.isdigit(), k, v, "must be a whole number")
     return store_from(layout, where, **{k: v if k == "split" else int(v) for k, v in options.items()})
 
 def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:

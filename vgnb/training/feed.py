@@ -60,7 +60,7 @@ class Data(Protocol):
     def __len__(self) -> int: ...
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]: ... # rows first; augmentation at `visit(index, epochs)`
     bad: list                                # items left out so far; may be missing
-    def excuse(self, error:BadItem): ...     # note one, or raise it; needed with `bad`
+    def skip(self, error:BadItem): ...     # note one, or raise it; needed with `bad`
 
 class Feed(torch.utils.data.Dataset):
     "`feed[k]` = micro-batch k of this process: ((index, epochs, tensors), bad items met so far), or the error that kept it from being read."
@@ -110,7 +110,7 @@ def stream(
     try:
         for item in loader:
             if isinstance(item, VgnbError): raise item
-            for e in item[1]: feed.data.excuse(e)                                              # what the workers met is counted here
+            for e in item[1]: feed.data.skip(e)                                              # what the workers met is counted here
             yield item[0]
     except RuntimeError as e:
         if "DataLoader worker" not in str(e): raise
