@@ -7,23 +7,23 @@ __all__ = ['halton_text_names', 'HALTON_TEXT', 'MaskedTextConfig', 'BiasedAttent
            'halton_text_config']
 
 # %% ../../nbs/generators/342_masked_text.ipynb #5cf972ae
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-import math
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from ..names import NameTable, Rename
 from .generator import Cond
-from .masked import MaskedGenerator, rows_at, start_xavier
-from .masks import MASK_RATES
-from ..layers import Dropout, Noise, attend, dropped, start_normal
+from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
+from ..layers import Dropout, Noise, attend, dropped, init_normal
+from ..rows import gather_rows
 
 # %% ../../nbs/generators/342_masked_text.ipynb #236851ff
 @dataclass(frozen=True)
@@ -45,113 +45,157 @@ class MaskedTextConfig:
     dropout: float = 0.0                  # inside the feed-forward, and after attention
     recompute: bool = False               # run blocks again in the backward pass
     std: float = 0.02                     # of the starting embeddings
-    compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `MaskedTextTransformer.quirks`
+    compat: Literal["upstream"]|None = None  # "upstream" = the original's faults: see `MaskedTextTransformer.quirks`
     condition: Literal["text"] = "text"   # what an image is generated from
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
-        for k in ("layers", "dim", "heads", "ffn", "code_dim", "vocab", "text_dim", "text_tokens"): check_int(k, getattr(self, k), 1)
-        for k in ("class_dropout", "dropout"): check_float(k, getattr(self, k), 0, 0.999)
-        check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
-        check_choice("patch", self.patch, (1, 2)); check_choice("mask_rate", self.mask_rate, tuple(MASK_RATES))
-        check_choice("loss_cells", self.loss_cells, ("all", "hidden")); check_choice("compat", self.compat, (None, "upstream")); check_choice("condition", self.condition, ("text",))
-        check(len(self.grid) == 2 and all(isinstance(s, int) and s > 0 and s % self.patch == 0 for s in self.grid), "grid", self.grid, f"must be (h, w), multiples of patch={self.patch}")
+        sizes = "layers", "dim", "heads", "ffn", "code_dim", "vocab", "text_dim", "text_tokens"
+        for name in sizes: check_int(name, getattr(self, name), 1)
+        for name in ("class_dropout", "dropout"): check_float(name, getattr(self, name), 0, 0.999)
+        divides = self.dim % self.heads == 0
+        check(divides, "dim", self.dim, f"must be divisible by heads={self.heads}")
+        check_choice("condition", self.condition, ("text",))
+        check_masking(self)
 
 # %% ../../nbs/generators/342_masked_text.ipynb #4e398e3a
 class BiasedAttention(nn.Module):
     "Multi-head attention with biases, on itself or on a context."
     def __init__(self, dim:int, heads:int):
         super().__init__()
-        self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
 
-    def part(self, x:Tensor, first:int, last:int) -> tuple[Tensor, ...]:
-        "Queries, keys, values number first..last-1 of x (b, n, d): each (b, h, n, c)."
+    def _projected(self, x:Tensor, first:int, last:int) -> tuple[Tensor, ...]:
+        "Numbers first..last-1 of (queries, keys, values) of x (b, n, d): each (b, h, n, c)."
         d = self.out.in_features
         y = F.linear(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
         return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in y.chunk(last - first, -1))
+
+    def keys_values(self, context:Tensor) -> tuple[Tensor, ...]:
+        "Keys and values of a context (b, m, d): (b, h, m, c) each."
+        return self._projected(context, 1, 3)
 
     def forward(self,
         x:Tensor,                            # (b, n, d)
         kv:tuple[Tensor, Tensor],            # keys and values (b, h, m, c)
         mask:Tensor|None=None,               # (b, 1, 1, m) bool: places that may be looked at
-    ) -> Tensor: return self.out(attend(self.part(x, 0, 1)[0], *kv, mask).transpose(1, 2).flatten(2))
+    ) -> Tensor:                             # (b, n, d)
+        q, = self._projected(x, 0, 1)
+        return self.out(attend(q, *kv, mask).transpose(1, 2).flatten(2))
 
 class TextBlock(nn.Module):
     "Self attention, cross attention to the caption, feed-forward; each behind a layer norm."
     def __init__(self, c:MaskedTextConfig, name:str):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c.dim, 1e-6) for _ in range(3))
-        self.text, self.text_norm = nn.Linear(c.text_dim, c.dim), nn.LayerNorm(c.dim)
-        self.inner, self.cross = BiasedAttention(c.dim, c.heads), BiasedAttention(c.dim, c.heads)
-        self.up, self.down, self.drop = nn.Linear(c.dim, c.ffn), nn.Linear(c.ffn, c.dim), [Dropout(c.dropout, f"{name}.{s}") for s in ("inner", "cross", "ffn")]
-        for i, d in enumerate(self.drop): self.add_module(f"drop{i}", d)
+        self.text = nn.Linear(c.text_dim, c.dim)
+        self.text_norm = nn.LayerNorm(c.dim)
+        self.inner = BiasedAttention(c.dim, c.heads)
+        self.cross = BiasedAttention(c.dim, c.heads)
+        self.up = nn.Linear(c.dim, c.ffn)
+        self.down = nn.Linear(c.ffn, c.dim)
+        self.drops = nn.ModuleList(Dropout(c.dropout, f"{name}.{part}") for part in ("inner", "cross", "ffn"))
 
-    def remember(self, text:Tensor) -> tuple[Tensor, Tensor]:
-        "Keys and values of a caption (b, t, f)."
-        return self.cross.part(self.text_norm(self.text(text)), 1, 3)
+    def keys_values(self, text:Tensor) -> tuple[Tensor, ...]:
+        "What the cross attention looks at of a caption (b, t, f): (b, h, t, c) each."
+        return self.cross.keys_values(self.text_norm(self.text(text)))
 
-    def forward(self, x:Tensor, k:Tensor, v:Tensor, seen:Tensor, mask:Tensor|None=None, noise:Noise|None=None, wanted:Tensor|None=None) -> Tensor:
-        a, b, f = self.drop
+    def forward(self,
+        x:Tensor,                                # (b, n, d)
+        caption:tuple[Tensor, Tensor, Tensor],   # keys, values (b, h, t, c); bool (b, 1, 1, t): what may be looked at
+        mask:Tensor|None=None,                   # (b, 1, 1, n) bool: places that may be looked at
+        noise:Noise|None=None,
+        queries:Tensor|None=None,                # (b, k) places that are computed; None = all
+    ) -> Tensor:                                 # (b, k or n, d)
+        k, v, visible = caption
+        drop_inner, drop_cross, drop_ffn = self.drops
         y = self.norm1(x)
-        x = rows_at(x, wanted) + a(self.inner(rows_at(y, wanted), self.inner.part(y, 1, 3), mask), noise)              # (b, k or n, d)
-        x = x + b(self.cross(self.norm2(x), (k, v), seen), noise)
-        return x + self.down(f(F.gelu(self.up(self.norm3(x)), approximate="tanh"), noise))
+        y = self.inner(gather_rows(y, queries), self.inner.keys_values(y), mask)
+        x = gather_rows(x, queries) + drop_inner(y, noise)                                      # (b, k or n, d)
+        x = x + drop_cross(self.cross(self.norm2(x), (k, v), visible), noise)
+        y = F.gelu(self.up(self.norm3(x)), approximate="tanh")
+        return x + self.down(drop_ffn(y, noise))
 
 # %% ../../nbs/generators/342_masked_text.ipynb #5dbf3035
 class MaskedTextTransformer(MaskedGenerator):
-    "Predicts the codes of hidden cells from the others and a caption's features. Halton-MaskGIT's repository, arXiv 2503.17076."
-    quirks: tuple[tuple[str, str], ...] = (("the mask code can be drawn", "the cell stays hidden for later steps and ends as the last code; by default it has no probability"),
-                                           ("padding of captions is looked at", "a short caption's answer depends on how far it was padded"))
+    "Predicts the codes of hidden cells from the others and a caption's features. Halton-MaskGIT, arXiv 2503.17076."
+    quirks: tuple[tuple[str, str], ...] = (
+        ("the mask code can be drawn",
+         "the cell stays hidden for later steps and ends as the last code; by default it has no probability"),
+        ("padding of captions is looked at",
+         "a short caption's answer depends on how far it was padded"),
+    )
 
     def __init__(self,
         config:MaskedTextConfig,
         seed:int=0,         # of the starting weights
     ):
         super().__init__(config)
-        c, self.averaged_twice = config, ()
-        self.tokens, self.places = nn.Embedding(c.vocab + 1, c.code_dim), nn.Embedding(math.prod(c.grid), c.code_dim)
-        self.first_norm, self.norm, self.bias = nn.LayerNorm(c.code_dim, 1e-6), nn.LayerNorm(c.code_dim, 1e-6), nn.Parameter(torch.zeros(1, 1, c.vocab + 1))
-        self.shrink, self.grow = nn.Conv2d(c.code_dim, c.dim, c.patch, c.patch, bias=False), nn.Conv2d(c.dim, c.code_dim * c.patch ** 2, 1, bias=False)
+        c = config
+        self.tokens = nn.Embedding(c.vocab + 1, c.code_dim)
+        self.places = nn.Embedding(math.prod(c.grid), c.code_dim)
+        self.first_norm = nn.LayerNorm(c.code_dim, 1e-6)
+        self.norm = nn.LayerNorm(c.code_dim, 1e-6)
+        self.bias = nn.Parameter(torch.zeros(1, 1, c.vocab + 1))
+        self.shrink = nn.Conv2d(c.code_dim, c.dim, c.patch, c.patch, bias=False)
+        self.grow = nn.Conv2d(c.dim, c.code_dim * c.patch ** 2, 1, bias=False)
         self.blocks = nn.ModuleList(TextBlock(c, f"drop.{i}") for i in range(c.layers))
-        self.start(seed)
+        self.init_weights(seed)
 
-    @torch.no_grad()
-    def start(self, seed:int=0) -> "MaskedTextTransformer":
-        "Starting weights: Xavier, embeddings N(0, std²); captions say nothing at first."
-        start_normal(self, self.config.std, seed); start_xavier(self, seed)
-        for b in self.blocks: nn.init.zeros_(b.text.weight)
+    def init_weights(self, seed:int=0) -> "MaskedTextTransformer":
+        "Xavier, embeddings N(0, std²); captions say nothing at first."
+        init_normal(self, self.config.std, seed)
+        init_xavier(self, seed)
+        for block in self.blocks: nn.init.zeros_(block.text.weight)
         nn.init.zeros_(self.bias)
         return self
 
-    def check_cond(self, cond:Cond, null:bool=True):
-        shape = (self.config.text_tokens, self.config.text_dim)
-        check(cond.text is not None and cond.text.shape[1:] == shape, "text", None if cond.text is None else tuple(cond.text.shape), f"must be caption features (b, {shape[0]}, {shape[1]})")
-        check(cond.mask is None or cond.mask.shape == cond.text.shape[:2], "mask", None if cond.mask is None else tuple(cond.mask.shape), f"must be (b, {shape[0]})")
+    def check_cond(self, cond:Cond, training:bool=False):
+        shape = self.config.text_tokens, self.config.text_dim
+        text, mask = cond.text, cond.mask
+        is_caption = text is not None and text.shape[1:] == shape
+        check(is_caption, "text", None if text is None else tuple(text.shape),
+              f"must be caption features (b, {shape[0]}, {shape[1]})")
+        fits = mask is None or mask.shape == text.shape[:2]
+        check(fits, "mask", None if fits else tuple(mask.shape), f"must be (b, {shape[0]})")
 
     def null(self, cond:Cond) -> Cond:
         "Zeros, which may all be looked at."
         return replace(cond, text=torch.zeros_like(cond.text), mask=None)
 
-    def steer(self, cond:Sequence[Cond], noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
-        w = self.tokens.weight
-        text = torch.cat([c.text for c in cond]).to(w.dtype)                                                      # (rows, t, f)
-        seen = torch.cat([torch.ones(c.text.shape[:2], dtype=torch.bool, device=w.device) if c.mask is None or self.config.compat else c.mask.bool() for c in cond])
-        gone = dropped(self.config.class_dropout, noise) if self.training else None
-        if gone is not None: text, seen = text.masked_fill(gone[:, None, None], 0), seen | gone[:, None]
-        return [(*b.remember(text), seen[:, None, None]) for b in self.blocks]
+# %% ../../nbs/generators/342_masked_text.ipynb #52d2f39e
+@patch
+def _visible(self:MaskedTextTransformer, cond:Cond, device) -> Tensor:
+    "Which places of the captions may be looked at, (b, t) bool; as published, all of them."
+    whole = cond.mask is None or self.config.compat is not None
+    if whole: return torch.ones(cond.text.shape[:2], dtype=torch.bool, device=device)
+    return cond.mask.bool()
 
-    def run(self, codes:Tensor, steer, mask:Tensor|None=None, noise:Noise|None=None, wanted:Tensor|None=None) -> Tensor:
-        c, again = self.config, self.config.recompute and torch.is_grad_enabled()
-        x = self.first_norm(self.tokens(codes) + self.places.weight).transpose(1, 2).unflatten(-1, c.grid)       # (b, c, h, w)
-        x = self.shrink(x).flatten(2).transpose(1, 2)                                                             # (b, n', d)
-        last = wanted if c.patch == 1 else None
-        for i, block in enumerate(self.blocks):
-            args = x, *steer[i], mask, noise, last if i == c.layers - 1 else None
-            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if again else block(*args)
-        if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
-        else: x = rows_at(F.pixel_shuffle(self.grow(x.transpose(1, 2).unflatten(-1, [s // c.patch for s in c.grid])), c.patch).flatten(2).transpose(1, 2), wanted)
-        v = self.answers()
-        return (F.linear(self.norm(x), self.tokens.weight[:v]) + self.bias[..., :v]).float()                      # (b, k or n, V)
+@patch
+def conditioning(self:MaskedTextTransformer, cond:Sequence[Cond], noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
+    "Keys and values (rows, h, t, c) of the captions for each layer, and (rows, 1, 1, t) bool: what may be looked at."
+    w = self.tokens.weight
+    text = torch.cat([c.text for c in cond]).to(w.dtype)                                        # (rows, t, f)
+    visible = torch.cat([self._visible(c, w.device) for c in cond])                             # (rows, t)
+    gone = dropped(self.config.class_dropout, noise) if self.training else None
+    if gone is not None:                                                # a dropped caption is the null caption
+        text = text.masked_fill(gone[:, None, None], 0)
+        visible = visible | gone[:, None]
+    return [(*block.keys_values(text), visible[:, None, None]) for block in self.blocks]
+
+@patch
+def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
+                queries:Tensor|None=None) -> Tensor:
+    "Logits (b, k or n, head_size) of the queried cells: see `MaskedGenerator.cell_logits`."
+    c, size = self.config, self.head_size
+    x = self.first_norm(self.tokens(codes) + self.places.weight)                                # (b, n, code_dim)
+    x = self.run_blocks(shrink_cells(x, self.shrink, c.grid), conditioning, mask, noise, queries)
+    if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
+    else: x = gather_rows(grow_cells(x, self.grow, c.grid, c.patch), queries)
+    y = F.linear(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]               # (b, k or n, head_size)
+    return y.float()
 
 # %% ../../nbs/generators/342_masked_text.ipynb #b3b734d7
 _LAYER, _OURS = "transformer.layers.{i}", "blocks.{i}"

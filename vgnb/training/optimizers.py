@@ -48,8 +48,13 @@ def guarded_step(
     optimizer.step()
 
 # %% ../../nbs/training/527_optimizers.ipynb #9567ef83
+def _averaged_twice(module:nn.Module) -> tuple[str, ...]:
+    "Weights that the published loops visit under two names: those a model with `compat` says are `tied` to its head."
+    compat = getattr(getattr(module, "config", None), "compat", None)
+    return getattr(module, "tied", ()) if compat else ()
+
 class Average:
-    "Exponential moving average of a state dict; a module may name weights `averaged_twice`, a published slip."
+    "Exponential moving average of a module's state dict."
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
         live = self._state()
@@ -73,7 +78,7 @@ class Average:
         gap = torch._foreach_sub([live[k].detach() for k in self.smooth], [self.kept[k] for k in self.smooth])
         torch._foreach_mul_(gap, share)
         torch._foreach_add_([self.kept[k] for k in self.smooth], gap)
-        for k in getattr(self.module, "averaged_twice", ()): self.kept[k].lerp_(live[k].detach(), share)
+        for k in _averaged_twice(self.module): self.kept[k].lerp_(live[k].detach(), share)
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
