@@ -329,7 +329,8 @@ class FeaturePlan:
     shard_size: int = 1024
 
     def __post_init__(self):
-        for name in ("width", "tokens", "total", "shard_size"): check_int(name, getattr(self, name), 1)
+        for name in ("width", "tokens", "total", "shard_size"):
+            check_int(name, getattr(self, name), 1)
         check_choice("dtype", self.dtype, ("float16", "float32"))
 
     def views(self, body:np.ndarray, rows:int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
