@@ -88,7 +88,8 @@ def no_progress_bars():
 def _why(e:Exception) -> str:
     "The reason why a data set does not open, as far as it is known, and what helps."
     chain = [e]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None: chain.append(deeper)
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
     text = " ".join(f"{type(x).__name__} {x}" for x in chain)
     if re.search("gated", text, re.I):
         return "is gated: accept its terms on its page, then log in (hf auth login, or HF_TOKEN)"

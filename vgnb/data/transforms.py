@@ -148,7 +148,7 @@ def to_tensor(
 
 def to_uint8(
     x:Tensor,          # (b, 3, h, w) in [-1, 1], or beyond: clamped
-    rule:str="round",  # round: floor(127.5 x + 128) | truncate: floor(127.5 (x + 1)) | save-image: clamped, then rounded
+    rule:str="round",  # round: floor(127.5 x + 128) | truncate: floor(127.5 (x + 1)) | save-image: clamped first
 ) -> Tensor:           # (b, h, w, 3) uint8
     "Pictures as bytes under a named rounding rule."
     check_choice("rule", rule, _RULES)
@@ -216,7 +216,8 @@ class Augment:
     def crop(self, image:Image.Image, draws:Draws, at:At) -> Image.Image:
         "One view, not mirrored."
         if self.kind == "random-crop": return random_crop(image, self.size, draws, at)
-        if self.kind == "area-crop": return area_crop(image, self.size, draws, at, (self.scale, 1.0))
+        if self.kind == "area-crop":
+            return area_crop(image, self.size, draws, at, (self.scale, 1.0))
         if self.kind == "resize-crop":
             return resize_crop(image, self.size, self.filter, _choice(draws, "crop", at, 2))
         views = self.views(image)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import BadItem, Mismatch, check, check_int, digest
 from ..data.codes import Codes
 from ..data.sources import ImageSource, Item
-from ..data.text import Features
+from ..data.text import CaptionFeatures
 from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
@@ -126,7 +126,7 @@ class CodeData(Data):
     "Stored codes as training batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
     def __init__(self,
         store:Codes,
-        features:Features|None=None, # caption features, for text-conditional models
+        features:CaptionFeatures|None=None, # caption features, for text-conditional models
     ):
         self.store, self.features = store, features
         self.fingerprint = store.fingerprint
