@@ -75,8 +75,8 @@ def main(argv: list[str]) -> int:
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.fid import check_request, measure
     from vgnb.evaluation.samples import open_samples
-    from vgnb.training.processes import Processes
-    from vgnb.training.recipes import to_json
+    from vgnb.processes import Processes
+    from vgnb.kinds import to_json
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
     check_int("batch", o.batch, 1)
     reference, samples = open_samples(o.reference, o.size, o.crop), open_samples(o.samples, o.size, o.crop)
@@ -104,5 +104,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

@@ -49,10 +49,10 @@ def main(argv: list[str]) -> int:
     from vgnb.data.text import Captions
     from vgnb.data.transforms import Augment
     from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     from vgnb.training.extract import CaptionImages, code_plan, extract_codes
-    from vgnb.training.processes import Processes
-    from vgnb.training.recipes import to_json
+    from vgnb.processes import Processes
+    from vgnb.kinds import to_json
     from vgnb.zoo import load_published
     check(not (o.ten_crop and o.flip), "flip", True, "can't be combined with --ten-crop, which has the mirror images already")
     check(not o.ten_crop or o.crop == "adm", "crop", o.crop, "can't be combined with --ten-crop, whose crops lie in adm's")
@@ -74,5 +74,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

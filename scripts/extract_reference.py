@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.reference import extract_reference, reference_plan
     from vgnb.evaluation.samples import open_samples
-    from vgnb.training.processes import Processes
-    from vgnb.training.recipes import to_json
+    from vgnb.processes import Processes
+    from vgnb.kinds import to_json
     check_place("out", o.out.parent)
     images, processes = open_samples(o.images, o.size, o.crop, o.max_bad), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
@@ -80,5 +80,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

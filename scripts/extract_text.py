@@ -35,8 +35,8 @@ def main(argv: list[str]) -> int:
     from vgnb.core import write_run
     from vgnb.data.text import Captions, TextEncoder
     from vgnb.training.extract import extract_text
-    from vgnb.training.processes import Processes
-    from vgnb.training.recipes import to_json
+    from vgnb.processes import Processes
+    from vgnb.kinds import to_json
     captions, processes = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence), Processes()
     if processes.main: print(f"{len(captions):,} captions -> at most {o.tokens} features each by {o.encoder}, in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0
@@ -49,5 +49,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

@@ -76,7 +76,7 @@ def assemble(out: Path):
     "The trained parts as one pipeline in OUT."
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     tokenizer, generator = load_model(out / "tokenizer-run/model"), load_model(out / "generator-run/model")
     pipe = Pipeline(tokenizer, generator, Sampling(cfg_scale=2.0, rows=50), generator.card["classes"])
     pipe.save_pretrained(out)
@@ -137,14 +137,15 @@ def report(o: Options, out: Path, pipe, metrics: dict, seen: dict, spent: dict):
     import numpy as np
     import torch
 
-    from vgnb import figures as fig
+    from vgnb import charts, figures as fig
+    from vgnb.moments import moments, sampling_strip
     from vgnb.report import html_figure, html_page, html_table
     names = pipe.classes or ["images"]
     shown = [int(i) for c in range(min(len(names), 10)) for i in np.flatnonzero(seen["labels"] == c)[:1]][:10]
     rows = [[seen["samples"][i] for i in np.flatnonzero(seen["asked"] == c)[:12]] for c in range(min(len(names), 20))]
-    strip = fig.sampling_strip(list(fig.moments(pipe.stream([min(6, len(names) - 1)], seed=o.seed, rows=1))), pipe.tokenizer.decode, pipe.grid.shape, title="one sample, as its codes arrive")
+    strip = sampling_strip(list(moments(pipe.stream([min(6, len(names) - 1)], seed=o.seed, rows=1))), pipe.tokenizer.decode, pipe.grid.shape, title="one sample, as its codes arrive")
     usage = torch.bincount(seen["codes"].flatten(), minlength=metrics["codebook"]).numpy()
-    logs = {k: fig.read_records(out / f"{k}-run" / "log.jsonl") for k in ("tokenizer", "generator")}
+    logs = {k: charts.read_records(out / f"{k}-run" / "log.jsonl") for k in ("tokenizer", "generator")}
     flat = [{"number": k, "value": v["value"] if isinstance(v, dict) else "null" if v is None else v,
              "rests on": f"{v['count']} against {v['reference_count']} images, features of {v['extractor']}" if isinstance(v, dict) else ""} for k, v in metrics.items() if k != "seconds"]
     page = html_page("vgnb quickstart", ("p", f"A tokenizer and a generator, trained on {o.uri}. No pretrained weights were read but the judge's. "
@@ -153,9 +154,9 @@ def report(o: Options, out: Path, pipe, metrics: dict, seen: dict, spent: dict):
         html_figure(strip, "Codes arrive in raster order; undecided cells are hatched.", limit=None),
         ("h2", "Reconstructions"), html_figure(fig.reconstruction_sheet(seen["images"][shown], seen["rebuilt"][shown], [names[int(seen['labels'][i])] for i in shown], side=80),
                     f"Originals ({metrics['reference']}), what 16 codes keep of them, and the error.", limit=None),
-        html_figure(fig.codebook_figure(usage, "codes"), f"{metrics['codes_used']} of {metrics['codebook']} codes are used."),
+        html_figure(charts.codebook_figure(usage, "codes"), f"{metrics['codes_used']} of {metrics['codebook']} codes are used."),
         ("h2", "Numbers"), html_table(flat), ("h2", "Training"),
-        *(html_figure(fig.curves_figure(log, keys=[k for k in ("loss", "tokenizer.loss", "l2", "lr") if any(k in r for r in log)] or None), f"The {k}'s training.") for k, log in logs.items()),
+        *(html_figure(charts.curves_figure(log, keys=[k for k in ("loss", "tokenizer.loss", "l2", "lr") if any(k in r for r in log)] or None), f"The {k}'s training.") for k, log in logs.items()),
         ("h2", "Time"), html_table([{"step": k, "seconds": round(v, 1)} for k, v in spent.items()]))
     (out / "report.html").write_text(page, encoding="utf-8")
 

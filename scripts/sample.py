@@ -92,7 +92,7 @@ class Options:
 def open_part(where: str, argument: str, ema, device):
     "A tokenizer or generator from a model folder or a published file."
     from vgnb.core import Missing, check
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     from vgnb.zoo import load_published
     check(where, argument, where or None, f"is needed: give a pipeline folder, or --tokenizer and --generator")
     check(Path(where).exists(), argument, where, "no such file or folder", Missing)
@@ -137,8 +137,8 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check, check_int, check_place
     from vgnb.jobs import SampleJob, picture_work
     from vgnb.pipeline import saved_sampling
-    from vgnb.training.commands import typed_cli
-    from vgnb.training.processes import Processes
+    from vgnb.cli import typed_cli
+    from vgnb.processes import Processes
     o = typed_cli(Options, args=argv, default=Options(sampling=saved_sampling(argv)), description=__doc__)
     if o.count is not None: check_int("count", o.count, 1)
     check(o.out.suffix == ".npz", "out", o.out, "must end in .npz")
@@ -168,5 +168,5 @@ def write_sheet(o: Options, pipe):
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

@@ -69,14 +69,14 @@ class Options:
 
 def main(argv: list[str]) -> int:
     from vgnb.pipeline import saved_sampling
-    from vgnb.training.commands import typed_cli
+    from vgnb.cli import typed_cli
     unset = tyro.MISSING
     o = typed_cli(Options, args=argv, default=Options(unset, unset, sampling=saved_sampling(argv)), description=__doc__)
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline
     from vgnb.search import GuidanceSearch, scale_grid
-    from vgnb.training.processes import Processes
+    from vgnb.processes import Processes
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
     pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape)
@@ -92,5 +92,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))

@@ -53,7 +53,7 @@ def call(o: Options, *words) -> float:
 
 def seconds(run: Path) -> float:
     "What a run took, over all its sessions, from its log."
-    from vgnb.figures import read_records
+    from vgnb.charts import read_records
     records = [r for r in read_records(run / "log.jsonl") if "per_second" in r]
     return sum((b["samples"] - a["samples"]) / b["per_second"] for a, b in zip([{"samples": 0}, *records], records) if b["samples"] > a["samples"])
 
@@ -71,7 +71,7 @@ def tokenizer(o: Options) -> int:
     from vgnb.evaluation.judge import judge_input, load_judge
     from vgnb.evaluation.reconstruction import ReconstructionMeter
     from vgnb.shipped import ship_model
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     images, labels = Shapes(2000, 32, seed=1).batch(np.arange(2000))
     ship_model(o.ship / "tokenizer", load_model(run / "model"), result="just trained")
     model, meter, right, used = load_model(o.ship / "tokenizer"), ReconstructionMeter(), 0, set()      # what is examined is what is shipped
@@ -105,7 +105,7 @@ def generator(o: Options) -> int:
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
     from vgnb.shipped import ship_pipeline
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     model = load_model(run / "model")
     n, settings, classes = model.config.grid[0] * model.config.grid[1], SETTINGS[o.name], model.card["classes"]
     shipped = o.out / "shipped" / o.name

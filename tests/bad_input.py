@@ -19,8 +19,7 @@ from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
 from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
 from vgnb.data.images import open_images
-from vgnb.data.layouts import store_from
-from vgnb.data.published import export_codes
+from vgnb.data.layouts import export_codes, store_from
 from vgnb.data.shapes import Shapes
 from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
@@ -44,11 +43,13 @@ from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.losses import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.checkpoints import hold, load_model, save_model, verify
+from vgnb.training.checkpoints import hold, verify
+from vgnb.saved import load_model, save_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
-from vgnb.training.order import Share
-from vgnb.training.recipes import Optim, from_json, recipe
+from vgnb.training.feed import Share
+from vgnb.training.recipes import Optim, recipe
+from vgnb.kinds import from_json
 from vgnb.training.trainer import Run
 from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
 

@@ -10,8 +10,8 @@ import torch
 
 import vgnb.core
 from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError, digest, load_json, save_json
-from vgnb.data.codes import CodePlan, CodeStore, CodeWriter, augmentation
-from vgnb.data.layouts import convert, store_from
+from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, augmentation
+from vgnb.data.layouts import convert, export_codes, find_layouts, layouts, store_from
 
 PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"), classes=("a", "b", "c"), shard_size=10)
 BAD = (7, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49)      # one bad image, and a whole shard of them
@@ -262,3 +262,45 @@ def test_layout_arguments(tmp_path):
     (tmp_path / "x_labels/3.npy").unlink()
     with pytest.raises(BadInput, match=r"must hold the same numbers as x_codes; \[3\] is in one only"): store_from("llamagen", folder, vocab=8)
     with pytest.raises(Missing, match="no such folder"): store_from("iar2", tmp_path / "y_codes")
+
+
+def in_memory(vocab):
+    "Twelve images of two rows and 2 x 3 codes; number 5 could not be read."
+    g = np.random.default_rng(0)
+    codes = np.stack([g.integers(0, v, (12, 2, 6)) for v in vocab], -1)
+    return ArrayCodes(codes, np.arange(12) % 3, vocab, (2, 3), classes=("a", "b", "c"), ids=np.delete(np.arange(13), 5))
+
+
+@pytest.mark.parametrize("layout", sorted(find_layouts()))
+@pytest.mark.parametrize("split, aug", [("train", 0), ("eval", 1)])
+def test_what_a_layout_writes_it_reads(layout, split, aug, tmp_path):
+    "Every format there is, by its own writer and its own reader, whatever rooms may come."
+    kind = layouts[layout]
+    source = in_memory((16, 300) if kind.many_levels else (300,))
+    seen = []
+    out = export_codes(source, layout, tmp_path / "x_codes", aug=aug, split=split, callback=seen.append)
+    assert seen == list(range(1, 13)) and not list(tmp_path.rglob("*.part*"))
+
+    options = {"split": split} if "split" in kind.options else {}
+    vocab = source.vocab if kind.many_levels else source.vocab[0]
+    back = store_from(layout, out, vocab=vocab, classes=source.classes, grid=(2, 3), **options)
+    rows = slice(None) if len(back.augs) == 2 else slice(aug, aug + 1)
+    assert back.vocab == source.vocab and back.classes == source.classes
+    assert back.ids.tolist() in (source.ids.tolist(), list(range(12)))              # a layout may only count rows
+    for (codes, label, _), (again, same, _) in zip(source, back):
+        assert torch.equal(again, codes[rows]) and same == label
+
+    with pytest.raises(BadInput, match="exists already"):
+        export_codes(source, layout, out, aug=aug, split=split)
+    with pytest.raises(BadInput, match="must have (one level|several levels) for the layout"):
+        export_codes(in_memory((300,) if kind.many_levels else (16, 300)), layout, tmp_path / "y_codes")
+    assert not (tmp_path / "y_codes").exists()
+
+
+def test_layouts_are_found_by_name(tmp_path):
+    assert set(layouts) >= {"halton", "iar2", "llamagen", "pgm", "randar"}
+    with pytest.raises(BadInput, match="layout='lamagen': must be one of .*did you mean llamagen"):
+        store_from("lamagen", tmp_path)
+    with pytest.raises(BadInput, match="layout='lamagen'"): export_codes(in_memory((300,)), "lamagen", tmp_path / "x")
+    with pytest.raises(BadInput, match="split='test'"):
+        export_codes(in_memory((300,)), "halton", tmp_path / "x", split="test")

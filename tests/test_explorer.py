@@ -11,11 +11,12 @@ from PIL import Image
 
 from vgnb.core import BadInput
 from vgnb.draws import At, Keyed
-from vgnb.figures import TONES, heat, moments
+from vgnb.figures import TONES, heat
 from vgnb.generators.adaptive_orders import Confidence, Uncertainty
 from vgnb.generators.generator import Cond, Generator, Grid, Prediction
 from vgnb.generators.orders import ORDERS, Given, Order, Random
 from vgnb.generators.schedules import SCHEDULES
+from vgnb.moments import moments
 from vgnb.order_maps import count_bars, order_panel, order_strip, step_key, step_map
 from vgnb.sampling.sampler import Sampler
 from vgnb.views.explorer import KNOWN, OrderChoice, OrderExplorer, Scene, fixed_orders, order_course, run_courses

@@ -13,8 +13,9 @@ import torch
 
 from vgnb.core import BadInput, BadItem, Mismatch, Missing
 from vgnb.data.codes import CodeStore
+from vgnb.data.halton_codes import read_pickled_codes
 from vgnb.data.images import open_images
-from vgnb.data.layouts import read_pickled_codes, store_from
+from vgnb.data.layouts import store_from
 from vgnb.data.shapes import Shapes
 from vgnb.data.stored import KaggleImages
 from vgnb.data.transforms import Augment
@@ -23,7 +24,7 @@ from vgnb.evaluation.fid import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import load_statistics, open_samples
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.checkpoints import load_model
+from vgnb.saved import load_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import recipe

@@ -15,7 +15,7 @@ from vgnb.generators.schedules import SCHEDULES, confidence_steps, halton_steps
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
-from vgnb.training.checkpoints import load_model, save_model
+from vgnb.saved import load_model, save_model
 from vgnb.training.optimizers import Average
 
 SMALL = MaskedConfig(2, 46, 5, ffn=64, vocab=32, grid=(4, 6), classes=5, registers=2, dropout=0, attention_dropout=0, std=0.3)    # heads of 9: 45 of 46

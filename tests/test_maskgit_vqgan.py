@@ -18,7 +18,7 @@ from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.pipeline import Pipeline
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig, maskgit_vqgan, soften
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
-from vgnb.training.checkpoints import load_model, save_model
+from vgnb.saved import load_model, save_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import encode_rows, extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe

@@ -17,11 +17,13 @@ from tests.train_on_two import generator_recipe, write_codes
 from vgnb.core import BadInput, Mismatch
 from vgnb.generators.generator import Loss
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
-from vgnb.training.checkpoints import checkpoints, mirror_checkpoint, newest, save_model, verify
+from vgnb.training.checkpoints import checkpoints, mirror_checkpoint, newest, verify
+from vgnb.saved import save_model
 from vgnb.training.commands import TrainOptions, parse, train
-from vgnb.training.configurations import published_rate, published_recipe
+from vgnb.training.randar_yaml import published_rate, published_recipe
 from vgnb.training.optimizers import clipped_sum, gradient_norm
-from vgnb.training.recipes import Optim, Rate, rate_at, to_json
+from vgnb.training.recipes import Optim, Rate, rate_at
+from vgnb.kinds import to_json
 from vgnb.training.tasks import Phase
 from vgnb.training.trainer import Run, Trainer, mirrored, read_log, trackers
 

@@ -58,7 +58,7 @@ WORKER = """
 import json, sys, torch
 sys.path.insert(0, {root!r})
 from tests.test_sampling import draw, model
-from vgnb.training.processes import Processes
+from vgnb.processes import Processes
 p = Processes()
 ids = torch.arange(64).split(8)[p.rank::p.world]
 codes = [draw(model(), part) for part in ids]

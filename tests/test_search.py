@@ -163,7 +163,7 @@ def test_two_processes_find_what_one_finds(saved, whole, tmp_path):
                                         (("--count", 1), "count=1: must be an integer >= 2"), (("--setting", "scale"), "setting='scale': must be one of"), (("--scales", -1, 2), "scales=-1.0: must be a finite number >= 0")])
 def test_wrong_input_is_one_line(saved, tmp_path, words, said, capsys, monkeypatch):
     import importlib.util
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     spec = importlib.util.spec_from_file_location("search_guidance", ROOT / "scripts" / "search_guidance.py")
     module = importlib.util.module_from_spec(spec); sys.modules["search_guidance"] = module; spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,8 @@ from vgnb.core import BadInput
 from vgnb.evaluation.judge import judge_input, load_judge
 from vgnb.pipeline import Pipeline
 from vgnb.shipped import shipped, shipped_folder, shipped_root
-from vgnb.training.recipes import from_json, recipe, to_json
+from vgnb.training.recipes import recipe
+from vgnb.kinds import from_json, to_json
 
 LEAST = {"tiny-maskgit": 0.75, "tiny-pgm": 0.75, "tiny-randar": 0.80}      # class accuracy at a third of the steps
 

@@ -14,9 +14,11 @@ import torch
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import BadInput, Mismatch, VgnbError
 from vgnb.data.codes import CodeStore
-from vgnb.training.checkpoints import load_model, load_tensors, save_model, save_tensors
-from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, run_main, train
-from vgnb.training.recipes import from_json, kind_of, kinds, recipe, recipes, to_json
+from vgnb.saved import load_model, load_tensors, save_model, save_tensors
+from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
+from vgnb.cli import run_main
+from vgnb.training.recipes import recipe, recipes
+from vgnb.kinds import from_json, kind_of, kinds, to_json
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -182,7 +184,7 @@ def test_workers_do_not_change_the_result(tmp_path):
 
 
 def test_a_dead_worker_is_named(tmp_path):
-    from vgnb.training.order import Feed, stream
+    from vgnb.training.feed import Feed, stream
     class Fatal:
         fingerprint = "fatal"
         def __len__(self): return 8

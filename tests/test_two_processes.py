@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vgnb.data.codes import CodeStore
-from vgnb.training.checkpoints import checkpoints, load_tensors, read_checkpoint
+from vgnb.training.checkpoints import checkpoints, read_checkpoint
+from vgnb.saved import load_tensors
 from vgnb.training.trainer import read_log
 
 ROOT = Path(__file__).resolve().parents[1]

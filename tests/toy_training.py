@@ -14,7 +14,7 @@ from torch import nn
 from vgnb.core import digest
 from vgnb.generators.generator import Loss
 from vgnb.training.checkpoints import newest, read_checkpoint
-from vgnb.training.order import visit
+from vgnb.training.feed import visit
 from vgnb.training.recipes import Optim, Rate, Recipe
 from vgnb.training.tasks import Phase
 from vgnb.training.trainer import Run, Trainer

@@ -14,7 +14,7 @@ from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.training.commands import TrainOptions, train
 from vgnb.training.extract import extract_codes
-from vgnb.training.processes import Processes
+from vgnb.processes import Processes
 from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.tokenizers.vqgan import vqgan
 

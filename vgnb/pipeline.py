@@ -23,12 +23,13 @@ from .sampling.applications import check_mask, inpaint, morph, outpaint, placed
 from .sampling.applications import paste as _paste
 from .sampling.extrapolation import Extrapolation, extrapolate, extrapolation
 from .sampling.painting import Painting
-from .sampling.sampler import Sampler, Step, by_rows
+from .sampling.sampler import Sampler, Step
+from .rows import by_rows
 from .sampling.settings import Sampling
 from .tokenizers.tokenizer import Tokenizer
 from .shipped import shipped, shipped_folder
-from .training.checkpoints import load_model, save_model
-from .training.recipes import from_json
+from .saved import load_model, save_model
+from .kinds import from_json
 
 # %% ../nbs/710_pipeline.ipynb #d9cf244a
 def _pixels(images, one:bool=True) -> Tensor:

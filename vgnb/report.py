@@ -17,30 +17,51 @@ def html_figure(picture, caption:str="", limit:int|None=60_000) -> str:
     text = html.escape(plain_text(caption, 2000))
     return f'<figure><img alt="{text}" src="{png_uri(picture, limit)}"><figcaption>{text}</figcaption></figure>'
 
+def _cell(value, tag:str="td") -> str:
+    "One cell of a table; numbers are right-aligned by a class of their own."
+    right = " class=n" if isinstance(value, (int, float)) else ""
+    text = plain_text(f"{value:,.4g}" if isinstance(value, float) else value, 200)
+    return f"<{tag}{right}>{html.escape(text)}</{tag}>"
+
 def html_table(
     rows:list[dict], # one dict a row, the first row's keys are the columns
 ) -> str:
     "Values (plain text) as an HTML table; numbers are right-aligned."
     check(len(rows), "rows", rows, "must hold at least one row")
-    cell = lambda v, tag="td": f'<{tag}{" class=n" if isinstance(v, (int, float)) else ""}>{html.escape(plain_text(f"{v:,.4g}" if isinstance(v, float) else v, 200))}</{tag}>'
-    lines = ["".join(cell(str(k), "th") for k in rows[0])] + ["".join(cell(r.get(k, "")) for k in rows[0]) for r in rows]
-    return "<table>" + "".join(f"<tr>{l}</tr>" for l in lines) + "</table>"
+    lines = ["".join(_cell(str(name), "th") for name in rows[0])]
+    for row in rows: lines.append("".join(_cell(row.get(name, "")) for name in rows[0]))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
-_CSS = f"""body{{font:15px/1.55 system-ui,"DejaVu Sans",sans-serif;color:{TONES['ink']};background:{TONES['paper']};max-width:62rem;margin:2.5rem auto;padding:0 1.2rem}}
-h1{{font-size:1.7rem;margin:0 0 1rem}}h2{{font-size:1.15rem;margin:2.2rem 0 .4rem;border-top:1px solid {TONES['line']};padding-top:1.1rem}}p{{max-width:46rem}}
-figure{{margin:1rem 0}}img{{max-width:100%;image-rendering:pixelated}}figcaption{{color:{TONES['muted']};font-size:.87rem}}table{{border-collapse:collapse}}
-td,th{{padding:.2rem .9rem .2rem 0;border-bottom:1px solid {TONES['line']};text-align:left}}td.n{{text-align:right;font-variant-numeric:tabular-nums}}
-pre{{background:#F1F0EB;padding:.7rem 1rem;overflow:auto;font-size:.85rem}}""".replace("\n", "")
+# %% ../nbs/003_report.ipynb #07ca5112
+_CSS = f"""
+body{{font:15px/1.55 system-ui,"DejaVu Sans",sans-serif;color:{TONES['ink']};background:{TONES['paper']};
+max-width:62rem;margin:2.5rem auto;padding:0 1.2rem}}
+h1{{font-size:1.7rem;margin:0 0 1rem}}
+h2{{font-size:1.15rem;margin:2.2rem 0 .4rem;border-top:1px solid {TONES['line']};padding-top:1.1rem}}
+p{{max-width:46rem}}
+figure{{margin:1rem 0}}
+img{{max-width:100%;image-rendering:pixelated}}
+figcaption{{color:{TONES['muted']};font-size:.87rem}}
+table{{border-collapse:collapse}}
+td,th{{padding:.2rem .9rem .2rem 0;border-bottom:1px solid {TONES['line']};text-align:left}}
+td.n{{text-align:right;font-variant-numeric:tabular-nums}}
+pre{{background:#F1F0EB;padding:.7rem 1rem;overflow:auto;font-size:.85rem}}
+""".replace("\n", "")
+
+_HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+
+def _piece(part) -> str:
+    "One part of a page as HTML."
+    if isinstance(part, str): return part
+    tag, text = part
+    check_choice("part", tag, ("h2", "p", "pre"))
+    return f"<{tag}>{html.escape(str(text))}</{tag}>"
 
 def html_page(
     title:str,
     *parts, # ("h2" | "p" | "pre", text) or HTML made by `html_figure` / `html_table`
 ) -> str:
     "A self-contained page: no scripts, no addresses outside."
-    def piece(p):
-        if isinstance(p, str): return p
-        check_choice("part", p[0], ("h2", "p", "pre"))
-        return f"<{p[0]}>{html.escape(str(p[1]))}</{p[0]}>"
     name = html.escape(plain_text(title, 200))
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>' \
-           f"<style>{_CSS}</style><h1>{name}</h1>\n" + "\n".join(map(piece, parts)) + "</html>\n"
+    top = f"{_HEAD}<title>{name}</title><style>{_CSS}</style><h1>{name}</h1>\n"
+    return top + "\n".join(map(_piece, parts)) + "</html>\n"

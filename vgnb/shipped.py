@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .core import Mismatch, check, check_choice, load_json, save_json
-from .training.checkpoints import save_model
+from .saved import save_model
 
 # %% ../nbs/705_shipped.ipynb #c772456b
 def shipped_root() -> Path:

@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .core import BadInput, Mismatch, Missing, NameTable, check, check_choice
+from .core import BadInput, Mismatch, Missing, check, check_choice
+from .names import NameTable
 from .evaluation import features
 from .generators import group_swap, masked, masked_text, partition, random_order, raster
 from .tokenizers import discriminators, losses, maskgit_vqgan, vqgan
-from .training.checkpoints import load_tensors, save_tensors
+from .saved import load_tensors, save_tensors
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
 @dataclass(frozen=True)

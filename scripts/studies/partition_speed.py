@@ -60,7 +60,7 @@ def main(o: Options) -> int:
     from vgnb.generators.orders import ORDERS
     from vgnb.generators.partition import PartitionTransformer, partition_presets
     from vgnb.generators.schedules import SCHEDULES
-    from vgnb.generators.work import run_work
+    from vgnb.generators.cost import run_work
     from vgnb.sampling.sampler import Sampler
     torch.set_num_threads(o.threads)
     schedule, order, grid = SCHEDULES["halton"], ORDERS["halton"], Grid((32, 32))
@@ -94,7 +94,7 @@ def main(o: Options) -> int:
 
 def everything_work(config, n: int, steps: int) -> int:
     "Multiply-adds of a masked run that asks for all cells in every step."
-    from vgnb.generators.work import class_work, step_work
+    from vgnb.generators.cost import class_work, step_work
     return steps * step_work(config, n, 0, n) + class_work(config)
 
 

@@ -99,7 +99,7 @@ def decoded(o: Options):
 
     from vgnb.data.codes import CodeStore
     from vgnb.data.transforms import to_uint8
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     tokenizer, store = load_model(o.out / "tokenizer/model").eval(), CodeStore(o.codes("test", "datasets"))
     codes = store.batch(np.arange(len(store)))[0]
     with torch.no_grad(): images = [to_uint8(tokenizer.decode(tokenizer.untoken(part, store.grid))).numpy() for part in codes.split(250)]
@@ -179,7 +179,7 @@ def record(o: Options, done: dict):
 
 def size(folder: Path) -> int:
     "Parameters of a saved model."
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     return sum(p.numel() for p in load_model(folder).parameters())
 
 

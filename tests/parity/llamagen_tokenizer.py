@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.parity.harness import adapter
-from vgnb.core import NameTable, Rename
+from vgnb.names import NameTable, Rename
 from vgnb.data.transforms import center_crop, flip, ten_crop, to_tensor
 from vgnb.tokenizers.discriminators import Blur, published_discriminator
 from vgnb.tokenizers.losses import LPIPS, VQGANLoss, VQGANLossConfig, discriminator_loss, generator_loss, lpips_names

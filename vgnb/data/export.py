@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import BadItem, check, check_int, digest, write_aside
-from .shapes import ImageSource
+from .sources import ImageSource
 from .stored import StoredImages
 
 # %% ../../nbs/data/118_export.ipynb #bb41e39d
@@ -81,7 +81,7 @@ def pieces(
         try:
             data = stored_bytes(source, i)
             yield Piece(i, source.classes[labels[i]], suffix_of(data, f"row {i}"), data)
-        except BadItem as e: source.excuse(e)
+        except BadItem as e: source.skip(e)
 
 # %% ../../nbs/data/118_export.ipynb #cd0636a3
 def _add(tar:tarfile.TarFile, name:str, data:bytes):

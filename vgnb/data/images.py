@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_float, check_int, digest
-from .shapes import ImageSource, Item, Shapes
-from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, _classes_of, is_kaggle
+from .shapes import Shapes
+from .sources import ImageSource, Item, classes_of
+from .stored import ALPHA, FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from ..draws import shuffled
 
@@ -60,7 +61,7 @@ class TableImages(StoredImages):
         raw = [None] * len(table) if label is None else list(table.select_columns([label])[:][label])
         check(not any(isinstance(r, (list, dict, float)) for r in raw), "label", label, "must be a column of whole numbers or names")
         named = getattr(table.features.get(label), "names", None)
-        classes, labels = _classes_of([-1 if r is None and label else r for r in raw], classes or named)
+        classes, labels = classes_of([-1 if r is None and label else r for r in raw], classes or named)
         super().__init__([f"row {i}" for i in range(len(table))], labels, classes, max_bad, alpha)
 
     def read(self, i):
@@ -149,7 +150,7 @@ class WrappedImages(ImageSource):
         self.pair = isinstance(first := dataset[0], (tuple, list))
         try: _as_picture(first[0] if self.pair else first, "item 0")
         except BadItem as e: raise BadInput("uri", kind, str(e)) from None
-        classes = classes or getattr(dataset, "classes", None) or (_classes_of([int(t) for t in targets])[0] if targets is not None else None)
+        classes = classes or getattr(dataset, "classes", None) or (classes_of([int(t) for t in targets])[0] if targets is not None else None)
         check(classes or not self.pair, "classes", None, "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]
         spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 16)})
@@ -208,7 +209,7 @@ def open_images(
 ) -> ImageSource:
     "Open pictures from wherever they are."
     if isinstance(uri, ImageSource): return uri
-    kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ("drop", "white")))
+    kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
     if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
     scheme, _, rest = str(uri).partition("://") if "://" in str(uri) else ("", "", str(uri))
     if scheme == "": return _open_path(Path(rest).expanduser(), kw)

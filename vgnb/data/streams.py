@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
-from .shapes import ImageSource, Item
-from .stored import _ALPHA, _LABEL_KEYS, _PICTURE_KEYS, _Header, _raw_label, _sample_key, decode_image, tar_files
+from .sources import ImageSource, Item
+from .stored import ALPHA, decode_image
+from .tars import LABEL_KEYS, PICTURE_KEYS, TarHeader, raw_label, sample_key, tar_files
 from ..draws import At, Keyed, shuffled
 
 # %% ../../nbs/data/107_streams.ipynb #b4620dad
@@ -33,7 +34,7 @@ class StreamImages(ImageSource):
     ):
         super().__init__(max_bad)
         self.shards, self.rows, self.known, self.classes = list(shards), rows, classes is not None, list(classes or [])
-        self.buffer, self.alpha = check_int("buffer", buffer, 1), check_choice("alpha", alpha, _ALPHA)
+        self.buffer, self.alpha = check_int("buffer", buffer, 1), check_choice("alpha", alpha, ALPHA)
         self.fingerprint = "stream-" + digest(fingerprint, self.classes, self.alpha)[:16]
         self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())
 
@@ -61,7 +62,7 @@ class StreamImages(ImageSource):
                 if isinstance(data, BadItem): raise data
                 image = data if isinstance(data, Image.Image) else decode_image(data, key, self.alpha)
                 yield Item(image, self._label(raw, key), i, key)
-            except BadItem as e: self.excuse(e)
+            except BadItem as e: self.skip(e)
 
 def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
     "Each new row takes the place of a drawn one of `size` held rows; the rest leaves in a drawn order."
@@ -106,10 +107,10 @@ def _tar_samples(url:str) -> Iterator[tuple[str, dict]]:
     file, length = _open_remote(url)
     with file:
         counted, key, parts = _Counted(file), None, {}
-        with tarfile.open(fileobj=counted, mode="r|", tarinfo=_Header) as tar:
+        with tarfile.open(fileobj=counted, mode="r|", tarinfo=TarHeader) as tar:
             for m in tar_files(tar):
-                k, kind = _sample_key(m.name)
-                if kind not in _PICTURE_KEYS + _LABEL_KEYS: continue
+                k, kind = sample_key(m.name)
+                if kind not in PICTURE_KEYS + LABEL_KEYS: continue
                 if k != key and parts: yield key, parts; parts = {}
                 key, parts[kind] = k, tar.extractfile(m).read()
                 if len(parts[kind]) < m.size: raise OSError("the shard ends inside a sample")
@@ -124,8 +125,8 @@ def shard_rows(url:str, tries:int=3) -> Iterator[tuple]:
         try:
             for n, (key, parts) in enumerate(_tar_samples(url)):
                 if n < done: continue
-                data = next((parts[k] for k in _PICTURE_KEYS if k in parts), BadItem(f"{name}:{key}", "has no picture"))
-                try: yield f"{name}:{key}", data, _raw_label(parts, f"{name}:{key}")
+                data = next((parts[k] for k in PICTURE_KEYS if k in parts), BadItem(f"{name}:{key}", "has no picture"))
+                try: yield f"{name}:{key}", data, raw_label(parts, f"{name}:{key}")
                 except BadItem as e: yield f"{name}:{key}", e, None
                 done = n + 1
             return

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import BadItem, Mismatch, Missing, check, check_choice, check_float, check_int, digest, digest_file
-from .codes import ShardWriter, load_index, map_sealed
+from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
 
 # %% ../../nbs/data/130_text.ipynb #d4d233e7
@@ -274,20 +274,19 @@ class FeaturePlan:
         for name in ("width", "tokens", "total", "shard_size"): check_int(name, getattr(self, name), 1)
         check_choice("dtype", self.dtype, ("float16", "float32"))
 
-def _views(body:np.ndarray, rows:int, plan:FeaturePlan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    "(ids (r,), ends (r,), features (tokens of all rows, width)) of a shard's bytes; a size that does not fit is an error."
-    check(len(body) >= rows * 16, "shard", len(body), f"must hold ids and lengths of {rows} rows")
-    ids, ends = body[:rows * 16].view("<i8").reshape(2, rows)
-    dtype = np.dtype(plan.dtype).newbyteorder("<")
-    size = rows * 16 + (int(ends[-1]) if rows else 0) * plan.width * dtype.itemsize
-    check(len(body) == size, "shard", len(body), f"must hold {size} bytes for {rows} rows")
-    return ids, ends, body[rows * 16:].view(dtype).reshape(-1, plan.width)
+    def views(self, body:np.ndarray, rows:int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        "(ids (r,), ends (r,), features (tokens of all rows, width)) of a shard's bytes; another size is an error."
+        check(len(body) >= rows * 16, "shard", len(body), f"must hold ids and lengths of {rows} rows")
+        ids, ends = body[:rows * 16].view("<i8").reshape(2, rows)
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        tokens = int(ends[-1]) if rows else 0
+        size = rows * 16 + tokens * self.width * dtype.itemsize
+        check(len(body) == size, "shard", len(body), f"must hold {size} bytes for {rows} rows")
+        return ids, ends, body[rows * 16:].view(dtype).reshape(-1, self.width)
 
 class FeatureWriter(ShardWriter):
     "Writes a `FeatureStore`, shard by shard (see `CodeWriter`)."
     kind = "features"
-    def ids_of(self, body, rows): return _views(np.frombuffer(body, np.uint8), rows, self.plan)[0]
-
     def write(self,
         shard:int,
         features:list, # of (valid tokens, width) tensors
@@ -325,31 +324,26 @@ class Features:
         for r, x_, m_ in zip(rows, x, mask): x_[self.tokens - len(r):], m_[self.tokens - len(r):] = r, True
         return x, mask
 
-class FeatureStore(Features):
+class FeatureStore(ShardStore, Features):
     "A finished feature store, memory-mapped; refuses unfinished, damaged and foreign ones."
+    kind, plan_type = "features", FeaturePlan
     def __init__(self,
         path:str|Path,
         *, encoder:str|None=None, # fingerprint that must have written it
         verify:bool=True,         # read every shard once and compare its hash
     ):
-        self.path, self.index = Path(path), load_index(path, "features")
-        self.plan = FeaturePlan(**{k: self.index[k] for k in FeaturePlan.__dataclass_fields__})
+        self._open_index(path)
         self.width, self.tokens, self.encoder = self.plan.width, self.plan.tokens, self.plan.encoder
-        self.fingerprint = self.index["fingerprint"]
         check(encoder in (None, self.encoder), "features", self.path,
-              f"were written by encoder {self.encoder[:16]}, not by {str(encoder)[:16]}; extract them again with this one", Mismatch)
-        def look(s): return (lambda body: _views(body, s["rows"], self.plan)) if verify else None
-        self._parts = [_views(map_sealed(self.path, s, "features", look(s)), s["rows"], self.plan) for s in self.index["shards"]]
-        self.starts, self.ids = np.cumsum([0] + [len(p[0]) for p in self._parts]), np.concatenate([p[0] for p in self._parts])
-
-    def __getstate__(self): return self.path
-    def __setstate__(self, path): self.__init__(path, verify=False)
+              f"were written by encoder {self.encoder[:16]}, not by {str(encoder)[:16]}; "
+              "extract them again with this one", Mismatch)
+        self._map_shards(verify)
 
     def _row(self, i):
-        s = int(np.searchsorted(self.starts, i, "right")) - 1
-        _, ends, flat = self._parts[s]
-        k = i - self.starts[s]
-        return flat[ends[k - 1] if k else 0:ends[k]]
+        shard, row = self._place(i)
+        _, ends, flat = self.views[shard]
+        first = ends[row - 1] if row else 0
+        return flat[first:ends[row]]
 
 def extract_features(
     encoder:TextEncoder, captions:Captions,

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import check, check_choice, check_float, check_int
-from .shapes import ImageSource, Item
+from .sources import ImageSource, Item
 from ..draws import At, Draws
 
 # %% ../../nbs/data/115_transforms.ipynb #ea411223

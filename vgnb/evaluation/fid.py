@@ -22,7 +22,7 @@ from ..core import Mismatch, check, check_choice, check_int, save_json
 from ..draws import shuffled
 from .features import Extractor, Features, accuracy, extract, fidelity
 from .samples import Samples, Statistics, open_samples
-from ..training.processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/evaluation/620_fid.ipynb #75be7345
 def _same(a:str, b:str, argument:str):

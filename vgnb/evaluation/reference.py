@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..core import BadItem, check, check_int, write_aside
-from ..data.codes import ShardWriter, read_sealed
+from ..data.shards import ShardWriter, read_sealed
 from .features import Extractor
 from .samples import Samples, Statistics, open_samples, save_statistics
-from ..training.processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/evaluation/622_reference.ipynb #ccc0adca
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _look(writer:FeatureShards, shard:int, parts:list, extractor:Extractor, sour
     "Look at the pictures of one shard and publish what was seen."
     seen, ids = [torch.zeros(0, extractor.dims)], []
     for pictures, who, bad in parts:
-        for e in bad: source.excuse(e)
+        for e in bad: source.skip(e)
         if who: seen.append(extractor(pictures).pool)
         ids += who; bar.update(len(who) + len(bad))
     writer.write(shard, ids, torch.cat(seen))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core import Mismatch, Missing, check, check_choice, check_int, digest, digest_file, write_aside
 from ..data.images import open_images
-from ..data.shapes import ImageSource
+from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
 
 # %% ../../nbs/evaluation/615_samples.ipynb #3d619bd0

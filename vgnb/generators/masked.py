@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Fuse, NameTable, Recreate, Rename, check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import Fuse, NameTable, Recreate, Rename
 from ..draws import At
 from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes
 from .masks import MASK_RATES, draw_mask
@@ -346,3 +348,6 @@ def halton_config(
     width, side, drop = int(2 * s.get("mlp_dim", 4 * s["hidden_dim"]) / 3), s["input_size"], s["dropout"]
     return replace(MaskedConfig(s["depth"], s["hidden_dim"], s["heads"], -(-width // 256) * 256, s["codebook_size"], (side, side), s["nclass"], s["register"], int(s["proj"]),
                                 dropout=drop, attention_dropout=drop), **changes)
+
+# %% ../../nbs/generators/340_masked.ipynb #f01e38df
+kinds.register(Kind(MaskedConfig, MaskedTransformer), name="masked")

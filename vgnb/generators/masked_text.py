@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import NameTable, Rename, check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import NameTable, Rename
 from .generator import Cond
 from .masked import MaskedGenerator, rows_at, start_xavier
 from .masks import MASK_RATES
@@ -167,3 +169,6 @@ def halton_text_config(
     "Our configuration from the original's."
     s = {"dropout": 0.0, "proj": 1} | spec
     return replace(MaskedTextConfig(s["depth"], s["hidden_dim"], s["heads"], s["mlp_dim"], s["c"], s["codebook_size"], (s["input_size"],) * 2, s["cond_dim"], patch=int(s["proj"]), dropout=s["dropout"]), **changes)
+
+# %% ../../nbs/generators/342_masked_text.ipynb #985f9fb4
+kinds.register(Kind(MaskedTextConfig, MaskedTextTransformer), name="masked-text")

@@ -14,7 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import NameTable, Recreate, Rename, check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import NameTable, Recreate, Rename
 from ..draws import At, Keyed
 from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes, cross_entropy
 from .group_swap import QUERIES, GroupSwap, LayerNorm, additive, decoder_plan, group_masks, partition_block, start_uniform
@@ -344,3 +346,6 @@ def pgm_names(config:PartitionConfig) -> NameTable:
         Rename("decoder.group_swap.base_embedding", "swap.base"), *(Rename(f"decoder.group_swap.{t}", f"swap.{o}") for t, o in swap.items()),
         Rename("output_layer.norm_final.weight", "norm.weight"), Rename("output_layer.linear.{p}", "head.{p}"), Rename("output_layer.adaLN_modulation.{p}", "modulation.linear.{p}"),
         *(Rename(f"{t}.{a}", f"{o}.{b}") for t, o, rules in blocks for a, b in rules))
+
+# %% ../../nbs/generators/350_partition.ipynb #dce62f83
+kinds.register(Kind(PartitionConfig, PartitionTransformer), name="partition")

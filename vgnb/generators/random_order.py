@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import NameTable, Rename, check, check_choice, check_int
+from ..core import check, check_choice, check_int
+from ..kinds import Kind, kinds
+from ..names import NameTable, Rename
 from ..draws import At
 from .generator import Cond, Grid, Loss, Prediction, State
 from .orders import check_permutation
@@ -254,3 +256,6 @@ def randar_config(
     base = llamagen_config({k: v for k, v in spec.items() if k != "model"})
     own = {"order": spec.get("position_order", "random"), "recompute": bool(spec.get("grad_checkpointing", False))}
     return RandomOrderConfig(**({f.name: getattr(base, f.name) for f in fields(base)} | own | changes))
+
+# %% ../../nbs/generators/330_random_order.ipynb #3490656e
+kinds.register(Kind(RandomOrderConfig, RandomOrderTransformer), name="random-order")

@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput, Ignore, NameTable, Rename, check, check_choice, check_float, check_int
+from ..core import BadInput, check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import Ignore, NameTable, Rename
 from ..draws import At
 from .generator import (Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes, cross_entropy,
                                        on_host)
@@ -334,3 +336,6 @@ def llamagen_config(
     base |= {ours: spec[theirs] for theirs, ours in _SPEC.items() if theirs in spec} | {"grid": (side, side), "condition": "class" if kind == "c2i" else "text"}
     base |= {"text_tokens": spec["cls_token_num"]} if kind == "t2i" and "cls_token_num" in spec else {}
     return RasterConfig(**(base | changes))
+
+# %% ../../nbs/generators/320_raster.ipynb #7f2ab47b
+kinds.register(Kind(RasterConfig, RasterTransformer), name="raster")

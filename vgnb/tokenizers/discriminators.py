@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import NameTable, Recreate, Rename, check, check_choice, check_int
+from ..core import check, check_choice, check_int
+from ..names import NameTable, Recreate, Rename
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #67e153b8
 class PatchGAN(nn.Module):

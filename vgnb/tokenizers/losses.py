@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Fuse, Ignore, Mismatch, Missing, NameTable, Recreate, Rename, check, check_choice, check_float, check_int
+from ..core import Mismatch, Missing, check, check_choice, check_float, check_int
+from ..names import Fuse, Ignore, NameTable, Recreate, Rename
 from .quantizers import Alone, Sync
 from .tokenizer import Reconstruction
 

@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import NameTable, Registry, Rename, check, check_choice, check_float, check_int
+from ..core import Registry, check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import NameTable, Rename
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws
 from ..layers import Noise
@@ -191,3 +193,6 @@ def published_maskgit(spec:dict, **changes) -> tuple[MaskGITVQGAN, NameTable]:
     "Our model of a published description, and the table of its names."
     config = replace(published_maskgit_config(spec), **changes)
     return MaskGITVQGAN(config), maskgit_names(len(config.mults))
+
+# %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #ca45389c
+kinds.register(Kind(MaskGITVQGANConfig, MaskGITVQGAN), name="maskgit-vqgan")

@@ -12,7 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import Fuse, Ignore, NameTable, Registry, Rename, check, check_choice, check_float, check_int
+from ..core import Registry, check, check_choice, check_float, check_int
+from ..kinds import Kind, kinds
+from ..names import Fuse, Ignore, NameTable, Rename
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws
 from ..layers import Noise
@@ -188,3 +190,6 @@ def published_vqgan(spec:dict, **changes) -> tuple[VQGAN, NameTable]:
     "Our model of a published description, and the table of its names."
     config = replace(published_config(spec), **changes)
     return VQGAN(config), taming_names(len(config.mults)) if "ddconfig" in spec else llamagen_names()
+
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #950b80ec
+kinds.register(Kind(VQGANConfig, VQGAN), name="vqgan")

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..core import BadInput, BadItem, VgnbError, check, check_choice, check_int, digest
 from ..data.codes import CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
-from ..data.shapes import ImageSource, Item
+from ..data.sources import ImageSource, Item
 from ..data.stored import decode_image
 from ..data.text import Captions, FeatureStore, FeatureWriter, TextEncoder, extract_features
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
 from ..tokenizers.tokenizer import Tokenizer
-from .processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/training/540_extract.ipynb #ffeb161e
 def view_names(augment:Augment) -> tuple[str, ...]:
@@ -142,7 +142,7 @@ def _write_shard(writer:CodeWriter, shard:int, parts:list, coded:Callable, sourc
     "Encode the pictures of one shard and publish it."
     codes, labels, ids = [], [], []
     for images, some, who, bad in parts:
-        for e in bad: source.excuse(e)
+        for e in bad: source.skip(e)
         if len(who): codes.append(coded(images.flatten(0, 1)).unflatten(0, images.shape[:2]))    # (k, views, n, levels)
         labels += some; ids += who; bar.update(len(who) + len(bad))
     writer.write(shard, torch.cat(codes) if codes else torch.zeros(0, *writer.plan.row, dtype=torch.int64), labels, ids)

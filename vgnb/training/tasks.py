@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..core import BadItem, Mismatch, check, check_int, digest
 from ..data.codes import Codes
-from ..data.shapes import ImageSource, Item
+from ..data.sources import ImageSource, Item
 from ..data.text import Features
 from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
@@ -66,7 +66,7 @@ class ImageData:
 
     @property
     def bad(self) -> list[BadItem]: return self.source.bad
-    def excuse(self, error:BadItem): self.source.excuse(error)
+    def skip(self, error:BadItem): self.source.skip(error)
 
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch; crop and flip are keyed by (sample, epoch)."

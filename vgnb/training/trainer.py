@@ -24,13 +24,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core import BadInput, Mismatch, Missing, Registry, VgnbError, check, check_choice, check_int, check_place, load_json, write_aside, write_run
+from ..core import BadInput, Mismatch, Missing, Registry, VgnbError, check, check_choice, check_int, check_place, load_json, remove_dir, sweep_aside, write_aside, write_run
 from ..draws import At, Keyed
-from .checkpoints import _remove, checkpoints, fill, fill_optimizer, hold, mirror_checkpoint, newest, optimizer_tensors, read_checkpoint, sweep, write_checkpoint
-from .order import Data, Feed, Share, stream
+from .checkpoints import (checkpoints, fill_optimizer, hold, mirror_checkpoint, newest,
+                                       optimizer_tensors, read_checkpoint, write_checkpoint)
+from ..saved import fill
+from .feed import Data, Feed, Share, stream
 from .optimizers import Average, Guard, clipped_sum, gradient_norm, guarded_step, make_optimizer
-from .processes import INTERRUPTED, Processes, average, catch_signals
-from .recipes import Optim, Recipe, check_same, rate_at, to_json
+from ..processes import INTERRUPTED, Processes, average, catch_signals
+from .recipes import Optim, Recipe, check_same, rate_at
+from ..kinds import to_json
 from .tasks import Phase, Task, parameter_groups
 
 # %% ../../nbs/training/530_trainer.ipynb #8b249f71
@@ -228,7 +231,7 @@ class Trainer:
 
     def _fetch(self):
         "Take the mirror's newest checkpoint over if it is ahead of this folder (which may be empty)."
-        there = mirrored(self.folder, self.run); sweep(there)
+        there = mirrored(self.folder, self.run); sweep_aside(there)
         here, found = checkpoints(self.saves), checkpoints(there)
         if not found or (here and here[0].name >= found[0].name): return
         path = newest(there)
@@ -238,10 +241,10 @@ class Trainer:
 
     def _choose(self) -> str|None:
         "The checkpoint to go on from, by the resume rule; main process."
-        sweep(self.saves)
+        sweep_aside(self.saves)
         if self.run.mirror: self._fetch()
         if self.run.resume == "fresh":
-            for p in checkpoints(self.saves): _remove(p)
+            for p in checkpoints(self.saves): remove_dir(p)
             (self.folder / "log.jsonl").unlink(missing_ok=True)
         told = []
         found = newest(self.saves, told.append)

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..charts import order_steps
 from ..core import BadInput, check, check_choice, check_int
 from ..draws import At, Keyed
-from ..figures import TONES, order_steps, plain_text
+from ..figures import TONES, plain_text
 from ..generators.adaptive_orders import Confidence   # with it the orders that look at a model are registered
 from ..generators.generator import Grid
 from ..generators.orders import ORDERS, Given, Order, check_permutation

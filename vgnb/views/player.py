@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core import check, check_choice, check_int
-from ..figures import (TONES, Moment, hatch, heat, house_font, moments, plain_text, png_bytes, preview, sampling_strip, tile_sheet,
-                          token_picture)
+from ..figures import TONES, hatch, heat, house_font, plain_text, png_bytes, tile_sheet
+from ..moments import Moment, moments, preview, sampling_strip, token_picture
 
 # %% ../../nbs/views/800_player.ipynb #22606d4f
 def colour_key(
