@@ -132,7 +132,7 @@ class CodeData(Data):
         self.fingerprint = store.fingerprint
         if features is not None: self._join(features)
 
-    def _join(self, features:Features):
+    def _join(self, features:CaptionFeatures):
         "Find the row of features that belongs to each row of codes."
         self.fingerprint = digest(self.store.fingerprint, features.fingerprint)
         self.rows = np.searchsorted(features.ids, self.store.ids)
