@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -143,7 +143,10 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
     from scripts.studies.any_order import Bench
     torch.set_num_threads(o.threads)
     bench, third = Bench(o.count), math.ceil(cells / 3)
-    def examine(steps, scale): return bench.point(pipe, steps=steps, cfg_scale=scale) | {"count": o.count}
+    def examine(steps, scale):
+        row = bench.point(pipe, steps=steps, guidance=scale)
+        measured = {name: row[name] for name in ("accuracy", "fid", "seconds")}
+        return {"steps": steps, "cfg_scale": scale, **measured, "count": o.count}
     table = [examine(third, scale) for scale in SCALES]
     best = chosen(table, third)
     table += [examine(steps, best["cfg_scale"]) for steps in (cells, cells // 8)]
@@ -158,15 +161,16 @@ def generator(o: Options) -> int:
 
     import torch
 
+    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
     from vgnb.saved import load_model
     from vgnb.shipped import ship_pipeline
     model, sampling = load_model(run / "model"), Sampling(**SETTINGS[o.name])
-    classes, grid = model.card["classes"], model.config.grid
+    classes, grid = model.card["classes"], model.grid
     cells = math.prod(grid)
     trial = o.out / "shipped" / o.name
-    ship_pipeline(trial, model, asdict(sampling), classes, grid, result="")
+    ship_pipeline(trial, model, to_json(sampling), classes, grid, result="")
     pipe = Pipeline(load_model(o.ship / "tokenizer"), load_model(trial / "generator"), sampling, classes)
 
     table, best = examine_generator(o, pipe, cells)
@@ -183,8 +187,8 @@ def generator(o: Options) -> int:
         "torch": torch.__version__,
         "table": table,
         "result": f"{found}, guidance {best['cfg_scale']:g}"}
-    shipped = Sampling(**SETTINGS[o.name], cfg_scale=best["cfg_scale"])
-    ship_pipeline(o.ship / o.name, model, asdict(shipped), classes, grid, **record)
+    shipped = Sampling(**SETTINGS[o.name], guidance=best["cfg_scale"])
+    ship_pipeline(o.ship / o.name, model, to_json(shipped), classes, grid, **record)
     print(record["result"])
     return 0
 

@@ -27,7 +27,7 @@ from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_can
 from .masks import draw_mask
 from .schedules import CURVES
 from ..layers import (
-    AdaBlock, Dropout, LabelEmbedder, Modulation, Noise, RMSNorm, SwiGLU, attend, ffn_width, init_normal, modulate)
+    AdaBlock, Dropout, LabelEmbedder, Modulation, Noise, RMSNorm, SwiGLU, attend, ffn_width, init_normal, modulate, null_class)
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/340_masked.ipynb #0c1dbc71
@@ -425,7 +425,7 @@ class MaskedTransformer(MaskedGenerator):
 
     def null(self, cond:Cond) -> Cond:
         "The null class."
-        return replace(cond, labels=torch.full_like(cond.labels, self.config.classes))
+        return null_class(cond, self.config.classes)
 
     def modulations(self) -> list[Modulation]:
         "Of the blocks, then of the last norm."

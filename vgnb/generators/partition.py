@@ -10,7 +10,7 @@ __all__ = ['partition_presets', 'RULES', 'PGM', 'PartitionConfig', 'Modulations'
 # %% ../../nbs/generators/350_partition.ipynb #bd78b2c5
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,10 +24,10 @@ from ..draws import At, Keyed
 from .generator import (
     Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes, cross_entropy)
 from .group_swap import (
-    NETWORKS, QUERIES, GroupSwap, LayerNorm, additive, decoder_plan, group_masks, init_uniform, partition_block)
+    NETWORKS, QUERIES, GroupSwap, LayerNorm, decoder_plan, group_masks, init_uniform, partition_block)
 from .masks import draw_mask
 from .schedules import CURVES
-from ..layers import LabelEmbedder, Modulation, Noise, modulate, rotary_1d, rotary_angles
+from ..layers import LabelEmbedder, Modulation, Noise, additive, modulate, null_class, rotary_1d, rotary_angles
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/350_partition.ipynb #c19fc464
@@ -148,7 +148,7 @@ class PartitionLayers(Generator):
 
     def check_cond(self, cond:Cond): check_classes(cond, self.config.classes, self.condition.table.num_embeddings)
 
-    def null(self, cond:Cond) -> Cond: return replace(cond, labels=torch.full_like(cond.labels, self.config.classes))
+    def null(self, cond:Cond) -> Cond: return null_class(cond, self.config.classes)
 
 # %% ../../nbs/generators/350_partition.ipynb #27f3d644
 @patch(as_prop=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import BadInput, Mismatch, check, check_choice, check_float, check_int
+from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At
 from ..families import Family, Published, counted, register
 from vgnb.generators.generator import (
@@ -474,7 +474,7 @@ _SPEC = {     # their argument: our field
     "initializer_range": "std"}
 
 def llamagen_config(
-    spec:dict,    # published arguments: a size name (`model`) and / or the full set (`n_layer`, `dim`, ...); what we don't know is ignored
+    spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; what we don't know is ignored
     **changes,    # fields of ours to set on top
 ) -> RasterConfig:
     "Our configuration from the original's."

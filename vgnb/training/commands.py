@@ -60,7 +60,7 @@ class TrainOptions:
     preview_every: int = 0        # steps between pictures in <out>/previews, of generators; 0 = none
     preview_tokenizer: Path|None = None # the tokenizer that made the codes: a model folder
     preview_count: int = 8        # pictures a row
-    preview_sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=3.0)) # how the previews are sampled
+    preview_sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0)) # how the previews are sampled
 
     def how(self) -> Run:
         "`run`, with what `fresh` and `resume` say."

@@ -19,7 +19,7 @@ from ..data.codes import Codes
 from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
 from ..figures import tile_sheet
-from ..generators.generator import Cond, Generator, Grid
+from ..generators.generator import Cond, Generator, Grid, Plan
 from ..sampling.settings import Sampling
 from ..tokenizers.tokenizer import Tokenizer
 
@@ -40,7 +40,8 @@ def teacher_forced(
     if "any_order" not in generator.traits:
         return _likely(generator.logits(codes, cond))
     order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)      # (b, n)
-    likely = _likely(generator.logits(codes, cond, order))                                 # in that order
+    one_by_one = Plan(order, [1] * n)
+    likely = _likely(generator.logits(codes, cond, one_by_one))                            # in that order
     return torch.empty_like(codes).scatter_(1, order[..., None].expand_as(likely), likely)
 
 # %% ../../nbs/training/545_previews.ipynb #217807e9
@@ -61,7 +62,7 @@ class Preview:
     "Draws `previews/step-….png` into the folder of a trainer that calls it."
     tokenizer: Tokenizer
     count: int = 8                                       # pictures a row
-    sampling: Sampling = field(default_factory=lambda: Sampling(cfg_scale=3.0)) # the published script: guidance 4
+    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0)) # the published script: 4
     seed: int = 0
     side: int = 64                                       # of a tile, pixels
 
@@ -86,7 +87,7 @@ class Preview:
         "The sheet for some stored codes."
         codes = batch["codes"]                                                                            # (b, n, L)
         cond = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask"))
-        shape = tuple(generator.config.grid)
+        shape = tuple(generator.grid)
         ids, draws = torch.arange(len(codes), device=codes.device), Keyed(self.seed).fork("preview")
         training = generator.training
         try:
