@@ -21,7 +21,6 @@ from vgnb.families import published_model
 from vgnb.tokenizers.maskgit_vqgan import soften
 from vgnb.training.extract import extract_codes
 
-
 def tokenizer(case, spec):
     return filled(case, published_model(spec, "MaskGITTokenizer", system="randar", compat="upstream")).eval()
 
