@@ -50,7 +50,8 @@ from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.order import Share
 from vgnb.training.recipes import Optim, from_json, recipe
 from vgnb.training.trainer import Run
-from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice, order_course
 
 SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
 RASTER = RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0)
