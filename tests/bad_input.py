@@ -26,7 +26,7 @@ from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import Keyed
 from vgnb.evaluation.features import load_extractor
-from vgnb.evaluation.fid import measure
+from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
