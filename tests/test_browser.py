@@ -58,7 +58,8 @@ desk
 """
 
 EXPLORER = ("""
-from vgnb.views.explorer import OrderChoice, OrderExplorer
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice
 
 explorer = OrderExplorer(OrderChoice("halton", "cosine", 8, 8, 6), side=200)
 busy = 0
