@@ -27,7 +27,7 @@ from vgnb.evaluation.fid import (
     precision_recall,
 )
 from .samples import Samples, Statistics, open_samples
-from ..training.processes import Processes
+from ..processes import Processes
 
 # %% ../../nbs/evaluation/621_measure.ipynb #3e319bba
 @dataclass
