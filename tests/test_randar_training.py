@@ -24,8 +24,10 @@ from vgnb.training.randar_yaml import published_rate, published_recipe
 from vgnb.training.optimizers import clipped_sum, gradient_norm
 from vgnb.training.recipes import Optim, Rate, rate_at
 from vgnb.kinds import to_json
-from vgnb.training.tasks import Phase
-from vgnb.training.trainer import Run, Trainer, mirrored, read_log, trackers
+from vgnb.training.run_folder import Run, mirrored
+from vgnb.training.tasks import Phase, Task
+from vgnb.training.trackers import read_log, trackers
+from vgnb.training.trainer import Trainer
 
 
 # Rates
@@ -66,10 +68,10 @@ def test_wrong_rates(bad, words):
 
 # Skipped steps
 
-class Steep:
+class Steep(Task):
     "One weight; its gradient is whatever the batch says."
     def __init__(self, tensors=1): self.modules = {"net": torch.nn.ParameterDict({f"w{i}": torch.nn.Parameter(torch.ones(2)) for i in range(tensors)})}
-    def phases(self, step): return (Phase("net", ("net",), ("net",), ("net",)),)
+    def phases(self, step): return (Phase.of("net", "net"),)
     def loss(self, phase, batch, carry, draws, at): return Loss(sum((w * g).sum() for w, g in zip(self.modules["net"].values(), self.slopes(at.step))), {})
 
 
@@ -132,7 +134,7 @@ def test_a_run_that_loses_its_disk_twice_ends_the_same(tmp_path, straight):
 
 
 def test_a_mirror_that_fails_is_a_warning(tmp_path, straight, capsys, monkeypatch):
-    import vgnb.training.trainer as t
+    import vgnb.training.run_folder as t
     calls = []
     def sometimes(*a, **k):
         calls.append(a)
@@ -168,7 +170,7 @@ def test_which_checkpoint_is_taken(tmp_path):
     mirrored_run(tmp_path / "run", slow, 80)
     shutil.copytree(tmp_path / "run", tmp_path / "stale" / "run"); mirrored_run(tmp_path / "run", slow, 160)
     behind = mirrored_run(tmp_path / "stale" / "run", slow, 160)
-    assert [p.name for p in checkpoints(behind.saves)][0] == "step-000000160" and behind.step == 160
+    assert [p.name for p in checkpoints(behind.folder.saves)][0] == "step-000000160" and behind.step == 160
     (slow / "run" / "checkpoints" / "step-000000160" / "model.net.safetensors").write_bytes(b"damaged")
     assert mirrored_run(tmp_path / "other" / "run", slow, 130).step == 130                           # from 120
     with pytest.raises(BadInput, match="mirror=.*holds checkpoints of a run called run"): mirrored_run(tmp_path / "fresh" / "run", slow, resume="fresh")
@@ -192,8 +194,8 @@ def coded(tmp_path_factory):
 
 def test_previews_come_every_so_often_and_leave_no_trace(coded, tmp_path):
     r = generator_recipe(coded / "codes")
-    options = TrainOptions(r, tmp_path / "seen", progress=False, preview_every=5, preview_tokenizer=coded / "tokenizer", preview_count=4)
-    train(options); train(TrainOptions(r, tmp_path / "blind", progress=False))
+    options = TrainOptions(r, tmp_path / "seen", run=Run(progress=False), preview_every=5, preview_tokenizer=coded / "tokenizer", preview_count=4)
+    train(options); train(TrainOptions(r, tmp_path / "blind", run=Run(progress=False)))
     made = sorted((tmp_path / "seen" / "previews").iterdir())
     assert [p.name for p in made] == ["step-000000005.png", "step-000000010.png"] and all(Image.open(p).width > 200 for p in made)
     assert (tmp_path / "seen" / "model" / "model.safetensors").read_bytes() == (tmp_path / "blind" / "model" / "model.safetensors").read_bytes()
@@ -273,8 +275,8 @@ def test_a_published_configuration_trains(coded, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].endswith("without effect: ema, optimizer.amsgrad, accelerator.log_with")
     r = options.recipe
-    assert options.accumulate == 2 and options.out.name == "randar_tiny" and (r.steps, r.batch, r.seed, r.precision) == (4, 8, 3, "fp32") and r.optim.skip_from == 100 and r.optim.lr == 4e-4
-    assert train(replace(options, progress=False)).finished and len(read_log(options.out / "log.jsonl")) == 1
+    assert options.run.accumulate == 2 and options.out.name == "randar_tiny" and (r.steps, r.batch, r.seed, r.precision) == (4, 8, 3, "fp32") and r.optim.skip_from == 100 and r.optim.lr == 4e-4
+    assert train(replace(options, run=replace(options.run, progress=False))).finished and len(read_log(options.out / "log.jsonl")) == 1
     card = json.loads((options.out / "model" / "config.json").read_text())
     assert card["config"]["order"] == "random" and card["recipe"]["rate"] == to_json(Rate("cosine", 2, floor=0.05))
     with pytest.raises(Mismatch, match="must be of kind tokenizer"): parse("tokenizer", [str(tmp_path / "randar_tiny.yaml")], "")

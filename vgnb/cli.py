@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import tyro
 
-from .core import VgnbError, check, check_choice
-from .kinds import discover, kind_of, shelf_of, shelves
+from .core import VgnbError, check
+from .kinds import shelf_of, shelves
 from .processes import leave
 
 # %% ../nbs/010_cli.ipynb #6207e378
@@ -64,20 +64,26 @@ def choose_parts(
     "(`default` with the parts that the words choose by name, the other words). Errors: an unknown name, with what there is."
     for f in fields(default):
         value = getattr(default, f.name)
-        if not is_dataclass(value): continue
         name = prefix + f.name.replace("_", "-")
-        if shelf_name := shelf_of(value):
-            chosen, words = _option(words, name)
-            if chosen is not None: value = _from_shelf(shelf_name, chosen)
         inner = prefix if f.name in flat else f"{name}."
-        value, words = choose_parts(value, words, inner)
-        if value is not getattr(default, f.name): default = replace(default, **{f.name: value})
+        if isinstance(value, tuple):
+            chosen = []
+            for i, part in enumerate(value):
+                part, words = _chosen(part, words, f"{name}.{i}", f"{name}.{i}.")
+                chosen.append(part)
+            chosen = tuple(chosen)
+        else:
+            chosen, words = _chosen(value, words, name, inner)
+        if chosen != value: default = replace(default, **{f.name: chosen})
     return default, words
 
-def _from_shelf(shelf_name:str, chosen:str):
-    "A ready-made value; unknown names are looked for in every room first."
-    if chosen not in shelves[shelf_name]: discover()
-    return shelves[shelf_name][check_choice(shelf_name, chosen, tuple(sorted(shelves[shelf_name])))]
+def _chosen(part, words:list[str], name:str, inner:str) -> tuple[Any, list[str]]:
+    "(`part`, or the one that option `name` chooses; the other words); the same for the parts inside."
+    if not is_dataclass(part): return part, words
+    if shelf_name := shelf_of(part):
+        chosen, words = _option(words, name)
+        if chosen is not None: part = shelves[shelf_name][chosen]
+    return choose_parts(part, words, inner)
 
 def typed_cli(
     cls:type,

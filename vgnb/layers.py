@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['RMSNorm', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath', 'rotary_angles',
-           'rotary_table', 'rotary_1d', 'rotary_2d', 'zero_prefix', 'rotate', 'causal_mask', 'Past', 'Cache', 'attend',
-           'Attention', 'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder', 'CaptionEmbedder', 'modulate',
-           'Modulation', 'AdaBlock', 'start_normal']
+           'rotary_table', 'rotary_1d', 'grid_angles', 'rotary_2d', 'zero_prefix', 'rotate', 'causal_mask', 'additive',
+           'Past', 'Cache', 'attend', 'Attention', 'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder',
+           'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock', 'init_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
-import hashlib
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .core import check, check_float, check_int
-from .draws import At, Draws
+from .draws import At, Draws, keyed_generator
 
 # %% ../nbs/200_layers.ipynb #7a82606c
 class RMSNorm(nn.Module):
@@ -29,10 +29,11 @@ class RMSNorm(nn.Module):
         eps:float=1e-5,
     ):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
 
     def forward(self, x:Tensor) -> Tensor:
-        y = x.float()                                                                  # (b, n, d)
+        y = x.float()                                                   # (b, n, d)
         y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
         return y.type_as(x) * self.weight
 
@@ -44,14 +45,16 @@ def ffn_width(
 ) -> int:
     "Hidden width of a gated feed-forward: 2/3 of 4 dim, stretched, rounded up."
     hidden = int(2 * (4 * dim) / 3)
-    hidden = int(multiplier * hidden) if multiplier is not None else hidden
-    return -(-hidden // multiple_of) * multiple_of
+    if multiplier is not None: hidden = int(multiplier * hidden)
+    return math.ceil(hidden / multiple_of) * multiple_of
 
 class SwiGLU(nn.Module):
     "down(silu(gate x) * up x), no biases."
     def __init__(self, dim:int, hidden:int):
         super().__init__()
-        self.gate, self.up, self.down = (nn.Linear(*s, bias=False) for s in ((dim, hidden), (dim, hidden), (hidden, dim)))
+        self.gate = nn.Linear(dim, hidden, bias=False)
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x:Tensor) -> Tensor: return self.down(F.silu(self.gate(x)) * self.up(x))
 
@@ -61,28 +64,35 @@ class Noise(NamedTuple):
     draws: Draws
     at: At       # ids (b,) and the training step
 
-def _hash_uniform(words:Tensor, n:int) -> Tensor:
-    "Uniforms (..., 2) of a token -> n numbers in [0, 1) for its channels (..., n): a 32-bit finaliser over key xor channel."
-    a, b = (words * 2 ** 23).to(torch.int64).unbind(-1)
+def _hash_uniform(
+    words:Tensor,   # (..., 2) uniforms of a token, 23 bits each
+    n:int,          # channels
+) -> Tensor:        # (..., n) in [0, 1)
+    "One number a channel: a 32-bit finaliser (of the family of MurmurHash3's) over the token's key xor the channel."
+    first, second = (words * 2 ** 23).to(torch.int64).unbind(-1)
+    key = first << 9 ^ second
     channel = torch.arange(1, n + 1, device=words.device) * 0x9E3779B9
-    x = (a << 9 ^ b)[..., None] ^ (channel & 0xFFFFFFFF)
+
+    x = key[..., None] ^ (channel & 0xFFFFFFFF)
     x = ((x ^ x >> 16) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ x >> 15) * 0x846CA68B) & 0xFFFFFFFF
     return (x ^ x >> 16).to(torch.float32) * 2.0 ** -32
 
 class Dropout(nn.Module):
-    "Zeroes activations with probability `rate` and scales the others up; the mask is keyed by `name`, sample and token."
+    "Zeroes activations with probability `rate`, scales the others up; the mask is keyed by `name`, sample and token."
     def __init__(self,
         rate:float,         # 0 <= rate < 1
         name:str="dropout", # name of the draw, unique in a model
     ):
         super().__init__()
-        self.rate, self.name = check_float("dropout", rate, 0, 0.999), name
+        self.rate = check_float("dropout", rate, 0, 0.999)
+        self.name = name
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         if noise is None or not self.rate or not self.training: return x
-        u = _hash_uniform(noise.draws.uniform(self.name, noise.at, x.shape[1], 2), x.shape[-1])      # (b, n, d)
-        return x * (u >= self.rate).to(x.dtype) / (1 - self.rate)
+        words = noise.draws.uniform(self.name, noise.at, x.shape[1], 2)           # (b, n, 2)
+        kept = _hash_uniform(words, x.shape[-1]) >= self.rate                     # (b, n, d)
+        return x * kept.to(x.dtype) / (1 - self.rate)
 
 # %% ../nbs/200_layers.ipynb #31d6d466
 def drop_path(
@@ -91,7 +101,8 @@ def drop_path(
     rate:float,   # probability of dropping, already used to draw `keep`
 ) -> Tensor:
     "The branch for the samples that keep it, scaled so that its mean stays."
-    return x * keep.reshape(-1, *[1] * (x.dim() - 1)).to(x.dtype) / (1 - rate)
+    keep = keep.reshape(-1, *[1] * (x.dim() - 1))                                 # (b, 1, ...)
+    return x * keep.to(x.dtype) / (1 - rate)
 
 def drop_path_rates(rate:float, layers:int) -> list[float]:
     "From 0 in the first layer up to `rate` in the last."
@@ -101,11 +112,13 @@ class DropPath(nn.Module):
     "Stochastic depth: one keyed draw a sample."
     def __init__(self, rate:float, name:str="path"):
         super().__init__()
-        self.rate, self.name = check_float("drop_path", rate, 0, 0.999), name
+        self.rate = check_float("drop_path", rate, 0, 0.999)
+        self.name = name
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         if noise is None or not self.rate or not self.training: return x
-        return drop_path(x, noise.draws.uniform(self.name, noise.at) >= self.rate, self.rate)
+        keep = noise.draws.uniform(self.name, noise.at) >= self.rate
+        return drop_path(x, keep, self.rate)
 
 # %% ../nbs/200_layers.ipynb #bf31c403
 def rotary_angles(
@@ -115,7 +128,8 @@ def rotary_angles(
 ) -> Tensor:           # (n, channels/2) radians, fp32
     "Places times speeds base^(-2i/channels)."
     check(channels % 2 == 0, "channels", channels, "must be even: rotary positions turn pairs")
-    speeds = 1.0 / base ** (torch.arange(0, channels, 2, device=places.device).float() / channels)
+    exponents = torch.arange(0, channels, 2, device=places.device).float() / channels
+    speeds = 1.0 / base ** exponents
     return places.float()[:, None] * speeds
 
 def rotary_table(angles:Tensor) -> Tensor:
@@ -124,13 +138,21 @@ def rotary_table(angles:Tensor) -> Tensor:
 
 def rotary_1d(n:int, channels:int, base:float=10000, start:int=0, device=None) -> Tensor:
     "Table (n, channels/2, 2) of the places start, start + 1, ... of a sequence."
-    return rotary_table(rotary_angles(torch.arange(start, start + n, device=device), channels, base))
+    places = torch.arange(start, start + n, device=device)
+    return rotary_table(rotary_angles(places, channels, base))
+
+def grid_angles(rows:Tensor, columns:Tensor) -> Tensor:
+    "Angles (h, p) of the rows and (w, p) of the columns -> (h*w, 2p) of the cells in raster order."
+    h, w = len(rows), len(columns)
+    return torch.cat((rows.repeat_interleave(w, 0), columns.repeat(h, 1)), -1)
 
 def rotary_2d(h:int, w:int, channels:int, base:float=10000, device=None) -> Tensor:
-    "Table (h*w, channels/2, 2) of a grid in raster order: the first planes turn with the row, the others with the column."
-    check(channels % 4 == 0, "channels", channels, "must be divisible by 4 for a grid: half of the planes for rows, half for columns")
-    rows, cols = (rotary_angles(torch.arange(s, device=device), channels // 2, base) for s in (h, w))   # (h, c/4), (w, c/4)
-    return rotary_table(torch.cat((rows.repeat_interleave(w, 0), cols.repeat(h, 1)), -1))
+    "Table (h*w, channels/2, 2) of a grid in raster order: half of the planes turn with the row, half with the column."
+    check(channels % 4 == 0, "channels", channels,
+          "must be divisible by 4 for a grid: half of the planes for rows, half for columns")
+    rows = rotary_angles(torch.arange(h, device=device), channels // 2, base)       # (h, channels/4)
+    columns = rotary_angles(torch.arange(w, device=device), channels // 2, base)    # (w, channels/4)
+    return rotary_table(grid_angles(rows, columns))
 
 def zero_prefix(table:Tensor, count:int) -> Tensor:
     "Put `count` all-zero rows in front: queries and keys of those places become zero vectors."
@@ -142,28 +164,39 @@ def rotate(
     table:Tensor,        # (n, c/2, 2), or (b, n, c/2, 2) when every sample has its own places
     halves:bool=False,   # pairs are (i, i + c/2) instead of (2i, 2i + 1)
 ) -> Tensor:
-    "Turn each pair of channels by the angle of its place, in fp32: a complex product, written out where the compiler or the layout wants it."
-    if not halves and not torch.compiler.is_compiling():
-        z = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(table)[..., None, :]
-        return torch.view_as_real(z).flatten(-2).type_as(x)
-    cos, sin = table[..., None, :, :].unbind(-1)                                                  # (.., n, 1, c/2)
-    p, q = x.float().chunk(2, -1) if halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)      # (b, n, h, c/2)
+    "Turn each pair of channels by the angle of its place, in fp32."
+    if not halves and not torch.compiler.is_compiling():       # a complex product is fastest, but not for the compiler
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))                          # (b, n, h, c/2)
+        turns = torch.view_as_complex(table)[..., None, :]                                       # (.., n, 1, c/2)
+        return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
+
+    cos, sin = table[..., None, :, :].unbind(-1)                                                 # (.., n, 1, c/2)
+    p, q = x.float().chunk(2, -1) if halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)     # (b, n, h, c/2)
     turned = (p * cos - q * sin, q * cos + p * sin)
-    return (torch.cat(turned, -1) if halves else torch.stack(turned, -1).flatten(-2)).type_as(x)
+    joined = torch.cat(turned, -1) if halves else torch.stack(turned, -1).flatten(-2)
+    return joined.type_as(x)
 
 # %% ../nbs/200_layers.ipynb #f101a548
 def causal_mask(
     n:int,                       # new tokens
     start:int=0,                 # tokens already in the cache
-    columns:Tensor|None=None,    # (b, >= start + n) bool: False hides a place from all others
+    visible:Tensor|None=None,    # (b, >= start + n) bool: False hides a place from all others
     device=None,
 ) -> Tensor|str|None:            # (b or 1, 1, n, start + n) bool | "causal" = a plain triangle | None = everything
     "What the last n of start + n tokens may look at."
-    if columns is None and (n == 1 or start == 0): return None if n == 1 else "causal"
-    device = device if columns is None else columns.device
-    here, there = torch.arange(start, start + n, device=device)[:, None], torch.arange(start + n, device=device)
-    if columns is None: return (there <= here)[None, None]
-    return (((there <= here) & columns[:, None, :start + n]) | (there == here))[:, None]
+    if visible is None and n == 1: return None
+    if visible is None and start == 0: return "causal"
+
+    device = device if visible is None else visible.device
+    here = torch.arange(start, start + n, device=device)[:, None]        # (n, 1)
+    there = torch.arange(start + n, device=device)                       # (start + n,)
+    if visible is None: return (there <= here)[None, None]
+    past = (there <= here) & visible[:, None, :start + n]                # (b, n, start + n)
+    return (past | (there == here))[:, None]
+
+def additive(visible:Tensor) -> Tensor:
+    "A bool mask as floats to add to attention scores: 0 where visible, -inf elsewhere. Cheaper where layers share it."
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
 
 # %% ../nbs/200_layers.ipynb #6d7952e5
 class Past(NamedTuple):
@@ -175,14 +208,22 @@ class Past(NamedTuple):
     def extend(self, k:Tensor, v:Tensor) -> tuple[Tensor, Tensor]:
         "Write n new places (b, kv, n, c); returns all start + n."
         end = self.start + k.shape[2]
-        self.keys[:, :, self.start:end], self.values[:, :, self.start:end] = k, v
+        self.keys[:, :, self.start:end] = k
+        self.values[:, :, self.start:end] = v
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 class Cache:
-    "Keys and values of all layers, allocated once; addresses never move."
-    def __init__(self, layers:int, rows:int, kv_heads:int, length:int, channels:int, dtype=torch.float32, device=None):
+    "Keys and values, allocated once; addresses never move. How many layers keep how much is the model's formula."
+    def __init__(self,
+        layers:int, rows:int, kv_heads:int,
+        length:int,                             # places that can be kept
+        channels:int,                           # of a head
+        dtype=torch.float32, device=None,
+    ):
         self.length = length
-        self.keys, self.values = (torch.zeros(layers, rows, kv_heads, length, channels, dtype=dtype, device=device) for _ in range(2))
+        shape = (layers, rows, kv_heads, length, channels)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def past(self,
         start:int,                # places already filled
@@ -190,21 +231,30 @@ class Cache:
         rows:slice=slice(None),   # rows of the batch
     ) -> list[Past]:
         "A window for each layer."
-        check(0 <= start and start + n <= self.length, "start + n", start + n, f"must fit in the cache of {self.length} places")
+        fits = 0 <= start and start + n <= self.length
+        check(fits, "start + n", start + n, f"must fit in the cache of {self.length} places")
         return [Past(k[rows], v[rows], start) for k, v in zip(self.keys, self.values)]
 
 # %% ../nbs/200_layers.ipynb #a078dc58
 def attend(
-    q:Tensor, k:Tensor, v:Tensor, # (b, h, n, c), (b, kv, m, c) twice; kv divides h
-    mask:Tensor|str|None=None,    # see `causal_mask`; or floats to add to the scores, 0 and -inf, which several layers share more cheaply
+    q:Tensor,                     # (b, h, n, c)
+    k:Tensor, v:Tensor,           # (b, kv, m, c); kv divides h
+    mask:Tensor|str|None=None,    # see `causal_mask` and `additive`
 ) -> Tensor:                      # (b, h, n, c)
-    "Scaled dot-product attention. Training in half precision on a CPU runs it in fp32, where its backward pass is several times faster."
-    if torch.is_tensor(mask) and mask.is_floating_point(): mask = mask.to(q.dtype)
-    kw = dict(attn_mask=None if isinstance(mask, str) else mask, is_causal=isinstance(mask, str), enable_gqa=q.shape[1] != k.shape[1])
-    if q.device.type != "cpu" or q.dtype == torch.float32 or not q.requires_grad: return F.scaled_dot_product_attention(q, k, v, **kw)
-    if torch.is_tensor(mask) and mask.is_floating_point(): kw["attn_mask"] = mask.float()
-    with torch.autocast("cpu", enabled=False): return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), **kw).to(q.dtype)
+    "Scaled dot-product attention."
+    causal = isinstance(mask, str)
+    if causal: mask = None
+    kw = dict(is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
+    # In half precision on a CPU the backward pass is several times slower than in fp32.
+    slow = q.device.type == "cpu" and q.dtype != torch.float32 and q.requires_grad
+    dtype = torch.float32 if slow else q.dtype
+    if mask is not None and mask.is_floating_point(): mask = mask.to(dtype)
+    if not slow: return F.scaled_dot_product_attention(q, k, v, mask, **kw)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **kw).to(q.dtype)
+
+# %% ../nbs/200_layers.ipynb #32555954
 class Attention(nn.Module):
     "Multi-head attention with rotary positions, grouped queries and an optional cache; no biases."
     def __init__(self,
@@ -215,17 +265,23 @@ class Attention(nn.Module):
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        check_int("heads", heads, 1); check_int("kv_heads", kv_heads, 1, heads)
+        check_int("heads", heads, 1)
+        check_int("kv_heads", kv_heads, 1, heads)
         check(channels is not None or dim % heads == 0, "dim", dim, f"must be divisible by heads={heads}")
         check(heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={heads}")
-        self.heads, self.kv_heads, self.channels, self.halves = heads, kv_heads, channels or dim // heads, halves
+
+        self.heads = heads
+        self.kv_heads = kv_heads
+        self.channels = channels or dim // heads
+        self.halves = halves
         self.qkv = nn.Linear(dim, (heads + 2 * kv_heads) * self.channels, bias=False)
         self.out = nn.Linear(heads * self.channels, dim, bias=False)
 
     def project(self, x:Tensor, rotary:Tensor|None) -> tuple[Tensor, Tensor, Tensor]:
         "Queries (b, h, n, c), keys and values (b, kv, n, c), turned to their places."
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.channels)).split((self.heads + self.kv_heads, self.kv_heads), 2)   # (b, n, h + kv, c)
-        qk = qk if rotary is None else rotate(qk, rotary, self.halves)
+        qkv = self.qkv(x).unflatten(-1, (-1, self.channels))                                # (b, n, h + 2 kv, c)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        if rotary is not None: qk = rotate(qk, rotary, self.halves)
         q, k = qk.split((self.heads, self.kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
@@ -236,32 +292,44 @@ class Attention(nn.Module):
         past:Past|None=None,          # extended by the n new places
     ) -> Tensor:                      # (b, n, d)
         q, k, v = self.project(x, rotary)
-        if past is not None: k, v = past.extend(k, v)                                          # (b, kv, m, c)
+        if past is not None: k, v = past.extend(k, v)                                       # (b, kv, m, c)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 # %% ../nbs/200_layers.ipynb #b6ab4c1a
 class TransformerBlock(nn.Module):
-    "Pre-norm Llama block: x + attention(norm1 x), then x + ffn(norm2 x)."
+    "Pre-norm block: x + attention(norm1 x), then x + ffn(norm2 x)."
     def __init__(self,
-        dim:int, heads:int, hidden:int,     # width, query heads, feed-forward width
-        kv_heads:int|None=None, eps:float=1e-5,
-        dropout:tuple[float, float]=(0., 0.), # after attention, after feed-forward
-        drop_path:float=0.,
-        name:str="block",                   # prefix of its draws' names
+        attention:nn.Module,                    # (b, n, d), rotary, mask, past -> (b, n, d)
+        ffn:nn.Module,                          # (b, n, d) -> (b, n, d)
+        norms:tuple[nn.Module, nn.Module],      # before attention, before the feed-forward
+        dropout:tuple[float, float]=(0., 0.),   # after attention, after the feed-forward
+        drop_path:float=0.,                     # of both branches
+        name:str="block",                       # prefix of its draws' names
     ):
         super().__init__()
-        self.norm1, self.attention = RMSNorm(dim, eps), Attention(dim, heads, kv_heads)
-        self.norm2, self.ffn = RMSNorm(dim, eps), SwiGLU(dim, hidden)
-        self.drop1, self.drop2 = (Dropout(r, f"{name}.{s}") for r, s in zip(dropout, ("attention", "ffn")))
-        self.path1, self.path2 = (DropPath(drop_path, f"{name}.path{i}") for i in (1, 2))
+        self.norm1 = norms[0]
+        self.attention = attention
+        self.norm2 = norms[1]
+        self.ffn = ffn
+        self.drop1 = Dropout(dropout[0], f"{name}.attention")
+        self.drop2 = Dropout(dropout[1], f"{name}.ffn")
+        self.path1 = DropPath(drop_path, f"{name}.path1")
+        self.path2 = DropPath(drop_path, f"{name}.path2")
 
-    def forward(self, x:Tensor, rotary:Tensor|None=None, mask:Tensor|str|None=None, past:Past|None=None, noise:Noise|None=None) -> Tensor:
-        x = x + self.path1(self.drop1(self.attention(self.norm1(x), rotary, mask, past), noise), noise)      # (b, n, d)
-        return x + self.path2(self.drop2(self.ffn(self.norm2(x)), noise), noise)
+    def forward(self,
+        x:Tensor,                                                    # (b, n, d)
+        rotary:Tensor|None=None, mask:Tensor|str|None=None, past:Past|None=None,    # see `Attention`
+        noise:Noise|None=None,
+    ) -> Tensor:
+        y = self.attention(self.norm1(x), rotary, mask, past)
+        x = x + self.path1(self.drop1(y, noise), noise)
+        y = self.ffn(self.norm2(x))
+        return x + self.path2(self.drop2(y, noise), noise)
 
 class Blocks(nn.ModuleList):
-    "Blocks one after the other. With `recompute` set, training keeps only what stands between them and runs each a second time in the backward pass."
-    recompute = False
+    "Blocks one after the other."
+    recompute = False    # True: training keeps only what stands between blocks and runs each again in the backward pass
+
     def forward(self,
         x:Tensor,                                       # (b, n, d)
         rotary:Tensor|None=None, mask:Tensor|str|None=None,
@@ -269,17 +337,18 @@ class Blocks(nn.ModuleList):
         noise:Noise|None=None,
         taps:dict[int, Tensor|None]|None=None,          # filled with the output of each block whose index it holds
     ) -> Tensor:
-        again = self.recompute and past is None and torch.is_grad_enabled()
+        recompute = self.recompute and past is None and torch.is_grad_enabled()
         for i, block in enumerate(self):
             args = (x, rotary, mask, None if past is None else past[i], noise)
-            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if again else block(*args)
+            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if recompute else block(*args)
             if taps is not None and i in taps: taps[i] = x
         return x
 
 # %% ../nbs/200_layers.ipynb #4fa3534a
 def dropped(rate:float, noise:Noise|None) -> Tensor|None:
     "Which samples lose their condition: (b,) bool from the draw `class_drop`, or None when nobody does."
-    return None if noise is None or not rate else noise.draws.uniform("class_drop", noise.at) < rate
+    if noise is None or not rate: return None
+    return noise.draws.uniform("class_drop", noise.at) < rate
 
 class LabelEmbedder(nn.Module):
     "A class as a token; index `classes` is the null class (there is none when `drop` is 0)."
@@ -289,7 +358,8 @@ class LabelEmbedder(nn.Module):
         drop:float=0.1,      # probability that training replaces a label by the null class
     ):
         super().__init__()
-        self.classes, self.drop = classes, check_float("class_dropout", drop, 0, 1)
+        self.classes = classes
+        self.drop = check_float("class_dropout", drop, 0, 1)
         self.table = nn.Embedding(classes + (drop > 0), dim)
 
     def forward(self, labels:Tensor, noise:Noise|None=None) -> Tensor:
@@ -298,57 +368,78 @@ class LabelEmbedder(nn.Module):
         if gone is not None: labels = torch.where(gone, self.classes, labels)
         return self.table(labels)[:, None]
 
+def null_class(
+    cond:Any,       # a dataclass with `labels` (b,), as `Cond`
+    classes:int,    # that labels name
+) -> Any:
+    "The same condition without a class: every label is the null class."
+    return replace(cond, labels=torch.full_like(cond.labels, classes))
+
 # %% ../nbs/200_layers.ipynb #f43faabb
 class CaptionEmbedder(nn.Module):
     "Caption features (b, t, f) -> tokens (b, t, d): linear, GELU (tanh), linear, no biases."
     def __init__(self,
-        features:int, dim:int, tokens:int=120,   # width of the features, of the model; fixed length
+        features:int, dim:int,    # width of the features, of the model
+        tokens:int=120,           # of a caption
         drop:float=0.1,           # probability that training replaces a caption by the null caption
-        learn_null:bool=True,     # False: the null caption keeps its random start
+        learn_null:bool=True,     # False: the null caption keeps its random values
     ):
         super().__init__()
-        self.tokens, self.drop = tokens, check_float("class_dropout", drop, 0, 1)
-        self.fc1, self.fc2 = nn.Linear(features, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.tokens = tokens
+        self.drop = check_float("class_dropout", drop, 0, 1)
+        self.fc1 = nn.Linear(features, dim, bias=False)
+        self.fc2 = nn.Linear(dim, dim, bias=False)
         null = torch.randn(tokens, features) / features ** 0.5
         if learn_null: self.null = nn.Parameter(null)
         else: self.register_buffer("null", null)
 
     def forward(self, text:Tensor, noise:Noise|None=None) -> Tensor:
         t, f = self.null.shape
-        check(text.dim() == 3 and text.shape[1:] == (t, f), "text", tuple(text.shape), f"must be caption features (b, {t}, {f})")
+        fits = text.dim() == 3 and text.shape[1:] == (t, f)
+        check(fits, "text", tuple(text.shape), f"must be caption features (b, {t}, {f})")
+
         gone = dropped(self.drop, noise) if self.training else None
         if gone is not None: text = torch.where(gone[:, None, None], self.null.to(text.dtype), text)
         return self.fc2(F.gelu(self.fc1(text), approximate="tanh"))
 
 # %% ../nbs/200_layers.ipynb #2d867cf0
+def _per_place(t:Tensor) -> Tensor:
+    "(b, d) or (b, n, d), so that it meets (b, n, d)."
+    return t[:, None] if t.dim() == 2 else t
+
 def modulate(
     x:Tensor,      # (b, n, d) normalised state
-    shift:Tensor,  # (b, d)
-    scale:Tensor,  # (b, d); 0 leaves x as it is
+    shift:Tensor,  # (b, d), the same for all places, or (b, n, d)
+    scale:Tensor,  # likewise; 0 leaves x as it is
 ) -> Tensor:
-    "x * (1 + scale) + shift, the same for all places."
-    return x * (1 + scale[:, None]) + shift[:, None]
+    "x * (1 + scale) + shift."
+    return x * (1 + _per_place(scale)) + _per_place(shift)
 
 # %% ../nbs/200_layers.ipynb #67e7cf3b
 class Modulation(nn.Module):
-    "What a block takes from the condition: `parts` vectors out of one linear layer that starts at zero."
+    "What a block takes from the condition: `count` vectors out of one linear layer that starts at zero."
     def __init__(self,
         dim:int,
-        parts:int=6,       # shift, scale, gate of the attention, then of the feed-forward; 2 = shift, scale
-        silu:bool=False,   # bend the condition first (DiT); False = as it is
+        count:int=6,       # shift, scale, gate of the attention, then of the feed-forward; 2 = shift, scale
+        silu:bool=False,   # activate the condition first (DiT); False = as it is
     ):
         super().__init__()
-        self.parts, self.bend, self.linear = parts, nn.SiLU() if silu else nn.Identity(), nn.Linear(dim, parts * dim)
-        self.start()
+        self.count = count
+        self.activation = nn.SiLU() if silu else nn.Identity()
+        self.linear = nn.Linear(dim, count * dim)
+        self.init_weights()
 
-    def start(self): nn.init.zeros_(self.linear.weight); nn.init.zeros_(self.linear.bias)
+    def init_weights(self):
+        "Zeros: the block begins as the identity."
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, condition:Tensor) -> tuple[Tensor, ...]:
-        "Condition (b, d) -> `parts` tensors (b, d)."
-        return self.linear(self.bend(condition)).chunk(self.parts, -1)
+        "Condition (b, d) or (b, n, d) -> `count` tensors of that shape."
+        return self.linear(self.activation(condition)).chunk(self.count, -1)
 
 class AdaBlock(nn.Module):
-    "Pre-norm block steered by the condition: x + gate * f(modulate(norm x)), first attention, then the feed-forward. adaLN-Zero, arXiv 2212.09748 §3.2."
+    "Pre-norm block modulated by the condition: x + gate * f(modulate(norm x)). adaLN-Zero, arXiv 2212.09748 §3.2."
     def __init__(self,
         attention:nn.Module, ffn:nn.Module,     # (b, n, d), ... -> (b, n, d)
         norms:tuple[nn.Module, nn.Module],      # before attention, before the feed-forward
@@ -357,22 +448,28 @@ class AdaBlock(nn.Module):
         name:str="block",                       # prefix of its draws' names
     ):
         super().__init__()
-        self.attention, self.ffn, (self.norm1, self.norm2), self.modulation = attention, ffn, norms, modulation
-        self.drop1, self.drop2 = (Dropout(r, f"{name}.{s}") for r, s in zip(dropout, ("attention", "ffn")))
+        self.attention = attention
+        self.ffn = ffn
+        self.norm1, self.norm2 = norms
+        self.modulation = modulation
+        self.drop1 = Dropout(dropout[0], f"{name}.attention")
+        self.drop2 = Dropout(dropout[1], f"{name}.ffn")
 
     def forward(self,
-        x:Tensor,                    # (b, n, d)
-        steer:tuple[Tensor, ...],    # what `modulation` made of the condition: it is the same in every step of a run
-        *attended,                   # passed on to the attention: rotary table, mask, ...
+        x:Tensor,                          # (b, n, d)
+        modulations:tuple[Tensor, ...],    # what `modulation` made of the condition: the same in every step of a run
+        *attended,                         # passed on to the attention: rotary table, mask, ...
         noise:Noise|None=None,
     ) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = steer
-        x = x + gate1[:, None] * self.drop1(self.attention(modulate(self.norm1(x), shift1, scale1), *attended), noise)      # (b, n, d)
-        return x + gate2[:, None] * self.drop2(self.ffn(modulate(self.norm2(x), shift2, scale2)), noise)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations
+        y = self.attention(modulate(self.norm1(x), shift1, scale1), *attended)
+        x = x + _per_place(gate1) * self.drop1(y, noise)
+        y = self.ffn(modulate(self.norm2(x), shift2, scale2))
+        return x + _per_place(gate2) * self.drop2(y, noise)
 
 # %% ../nbs/200_layers.ipynb #26d28e55
 @torch.no_grad()
-def start_normal(
+def init_normal(
     module:nn.Module,
     std:float=0.02,
     seed:int=0,
@@ -381,7 +478,6 @@ def start_normal(
     "Fill every Linear and Embedding weight with N(0, std²), biases with 0; weights on the meta device are left alone."
     for name, m in module.named_modules(prefix=prefix):
         if not isinstance(m, (nn.Linear, nn.Embedding)) or m.weight.is_meta: continue
-        word = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "little")
-        m.weight.normal_(0, std, generator=torch.Generator(m.weight.device).manual_seed(word))
+        m.weight.normal_(0, std, generator=keyed_generator(seed, name, m.weight.device))
         if getattr(m, "bias", None) is not None: m.bias.zero_()
     return module

@@ -94,8 +94,8 @@ def main(o: Options) -> int:
 
 def everything_work(config, n: int, steps: int) -> int:
     "Multiply-adds of a masked run that asks for all cells in every step."
-    from vgnb.generators.cost import class_work, step_work
-    return steps * step_work(config, n, 0, n) + class_work(config)
+    from vgnb.generators.cost import step_work
+    return steps * step_work(config, n, 0, n) + config.condition_work()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 "LlamaGen's caption cleaning (text pairs, no tensors)."
+from tests.parity.harness import adapter
 from vgnb.data.text import clean_caption
-
-from .harness import adapter
-
 
 @adapter("llamagen", "language.t5.T5Embedder.text_preprocessing")
 def captions(case):

@@ -20,15 +20,18 @@ from .sources import ImageSource, Item, classes_of
 from .tars import LABEL_KEYS, PICTURE_KEYS, FileBytes, raw_label, sample_key, tar_members
 
 # %% ../../nbs/data/105_stored.ipynb #f3c0aa8e
+ALPHA = ("drop", "white")
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
-ALPHA = ("drop", "white")
 
 def _rgb(image:Image.Image, alpha:str) -> Image.Image:
     "As RGB; 16-bit greys keep their upper byte."
-    if image.mode.startswith("I"): image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode.startswith("I"):
+        upper = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
     if alpha == "white" and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
 
 def decode_image(
@@ -43,11 +46,14 @@ def decode_image(
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(data), formats=_FORMATS)
         w, h = image.size
-        if w * h > max_pixels: raise BadItem(name, f"{w}x{h} pixels are more than the {max_pixels} allowed")
+        if w * h > max_pixels:
+            raise BadItem(name, f"{w}x{h} pixels are more than the {max_pixels} allowed")
         return _rgb(image, alpha)
     except BadItem: raise
-    except Image.UnidentifiedImageError: raise BadItem(name, f"is no {', '.join(_FORMATS)} picture" if data else "is empty") from None
-    except Exception as e: raise BadItem(name, f"cannot be decoded: {e}") from e
+    except Image.UnidentifiedImageError:
+        raise BadItem(name, f"is no {', '.join(_FORMATS)} picture" if data else "is empty") from None
+    except Exception as e:                        # a forged file may make the decoders raise whatever they like
+        raise BadItem(name, f"cannot be decoded: {e}") from e
 
 # %% ../../nbs/data/105_stored.ipynb #afc59f40
 def _plain(name:str) -> str:
@@ -61,7 +67,8 @@ class StoredImages(ImageSource):
         max_bad:int=0, alpha:str="drop",
     ):
         super().__init__(max_bad)
-        self.names, self.classes = [_plain(n) for n in names], [_plain(c) for c in classes]
+        self.names = [_plain(n) for n in names]
+        self.classes = [_plain(c) for c in classes]
         self.labels = np.asarray(labels, np.int64)
         self.alpha = check_choice("alpha", alpha, ALPHA)
 
@@ -70,27 +77,35 @@ class StoredImages(ImageSource):
 
     def __getitem__(self, i:int) -> Item:
         i = check_int("i", i, 0, len(self) - 1)
-        return Item(decode_image(self.read(i), self.names[i], self.alpha), int(self.labels[i]), i, self.names[i])
+        image = decode_image(self.read(i), self.names[i], self.alpha)
+        return Item(image, int(self.labels[i]), i, self.names[i])
+
+    def _mark(self, i:int) -> str:
+        "A hash of the stored bytes, or of why there are none."
+        try: return digest(self.read(i))
+        except BadItem as e: return digest(str(e))
 
     @cached_property
     def fingerprint(self) -> str:
-        def some(i):
-            try: return self.read(i)
-            except BadItem as e: return str(e)
         spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 64)})
-        return f"{len(self)}-" + digest(self.classes, self.names, self.labels, self.alpha, [digest(some(i)) for i in spread])[:16]
+        marks = [self._mark(i) for i in spread]
+        return f"{len(self)}-" + digest(self.classes, self.names, self.labels, self.alpha, marks)[:16]
 
-def _labelled(groups:list[str|None], classes=None) -> tuple[list[str], list[int]]:
+def _by_name(groups:list[str]) -> tuple[list[str], list[int]]:
     "Sorted class names and, for each entry of `groups`, its index."
-    names = sorted(set(groups)) if classes is None else list(classes)
-    rank = {n: k for k, n in enumerate(names)}
+    names = sorted(set(groups))
+    rank = {name: k for k, name in enumerate(names)}
     return names, [rank[g] for g in groups]
 
 # %% ../../nbs/data/105_stored.ipynb #5c28e30a
+def _is_picture(name:str) -> bool: return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+
 def _pictures(folder:Path) -> list[Path]:
     "Picture files below `folder`: folders sorted by path, then files by name."
-    return [Path(root) / f for root, _, files in sorted(os.walk(folder, followlinks=True)) for f in sorted(files)
-            if f.lower().endswith(_SUFFIXES) and not f.startswith(".")]
+    found = []
+    for root, _, files in sorted(os.walk(folder, followlinks=True)):
+        found += [Path(root) / f for f in sorted(files) if _is_picture(f)]
+    return found
 
 class FolderImages(StoredImages):
     "Pictures in class subfolders, or in one flat folder."
@@ -100,21 +115,30 @@ class FolderImages(StoredImages):
     ):
         self.folder = root = Path(folder)
         check(root.is_dir(), "uri", root, "no such folder (or .tar)", Missing)
-        subs = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
-        inside = {p.name: _pictures(p) for p in subs}
-        flat = sorted(p for p in root.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
-        check(flat or any(inside.values()), "uri", root, f"must hold pictures ({' '.join(_SUFFIXES)}), directly or in class folders")
-        if any(inside.values()):
-            check(not flat, "uri", root, f"must hold either class folders or pictures, not both ({flat[0].name if flat else ''})")
-            empty = [name for name, files in inside.items() if not files]
-            check(not empty, "uri", root, f"must have pictures in every class folder; {', '.join(empty[:5])} has none")
-        else: inside = {root.resolve().name: flat}
-        self.paths = [str(p.relative_to(root)) for files in inside.values() for p in files]
-        super().__init__(self.paths, [k for k, files in enumerate(inside.values()) for _ in files], list(inside), max_bad, alpha)
+        entries = sorted(root.iterdir())
+        flat = [p for p in entries if p.is_file() and _is_picture(p.name)]
+        groups = {p.name: _pictures(p) for p in entries if p.is_dir() and not p.name.startswith((".", "__"))}
+        in_classes = any(groups.values())
+        check(flat or in_classes, "uri", root,
+              f"must hold pictures ({' '.join(_SUFFIXES)}), directly or in class folders")
+        if in_classes:
+            one = flat[0].name if flat else ""
+            check(not flat, "uri", root, f"must hold either class folders or pictures, not both ({one})")
+            empty = ", ".join([name for name, files in groups.items() if not files][:5])
+            check(not empty, "uri", root, f"must have pictures in every class folder; {empty} has none")
+        else: groups = {root.resolve().name: flat}
+
+        paths, labels = [], []
+        for label, files in enumerate(groups.values()):
+            paths += [str(p.relative_to(root)) for p in files]
+            labels += [label] * len(files)
+        self.paths = paths
+        super().__init__(paths, labels, list(groups), max_bad, alpha)
 
     def read(self, i):
         try: return (self.folder / self.paths[i]).read_bytes()
-        except OSError as e: raise BadItem(self.names[i], f"cannot be read: {e.strerror}") from None
+        except OSError as e:
+            raise BadItem(self.names[i], f"cannot be read: {e.strerror}") from None
 
 # %% ../../nbs/data/105_stored.ipynb #8148c830
 _CLS_LOC = Path("ILSVRC") / "Data" / "CLS-LOC"
@@ -124,26 +148,38 @@ def _first_file(root:Path, names:tuple, what:str) -> Path:
     check(found, "uri", root, f"must hold {' or '.join(names)}, which {what}", Missing)
     return found
 
+def _words(values, count:int) -> bool: return len(values) == count and all(isinstance(v, str) for v in values)
+
 def _synsets(root:Path) -> dict[str, str]:
     "{synset: name of the class}, in the order of the labels."
     file = _first_file(root, ("imagenet_class_index.json", "LOC_synset_mapping.txt"), "names the classes")
-    if file.suffix == ".txt": pairs = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix == ".txt":
+        lines = file.read_text(encoding="utf-8").splitlines()
+        pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
     else:
         index = load_json(file)
         pairs = [index.get(str(k)) for k in range(len(index))] if isinstance(index, dict) else []
-    fine = pairs and all(isinstance(p, list) and len(p) == 2 and all(isinstance(v, str) for v in p) for p in pairs)
-    check(fine and len({p[0] for p in pairs}) == len(pairs), "uri", file, "must give every class from 0 on its synset and its name")
+
+    fine = pairs and all(isinstance(p, list) and _words(p, 2) for p in pairs)
+    unique = fine and len({synset for synset, _ in pairs}) == len(pairs)
+    check(unique, "uri", file, "must give every class from 0 on its synset and its name")
     names = [name for _, name in pairs]
     return {synset: name if names.count(name) == 1 else f"{name} ({synset})" for synset, name in pairs}
 
 def _val_synsets(root:Path) -> dict[str, str]:
     "{file name of a validation picture: its synset}."
     file = _first_file(root, ("ILSVRC2012_val_labels.json", "LOC_val_solution.csv"), "labels the validation pictures")
-    if file.suffix == ".json": told = load_json(file)
-    else: told = {f"{line.split(',')[0]}.JPEG": (line.split(",", 1) + [""])[1].split(" ")[0] for line in file.read_text().splitlines()[1:] if line}
-    check(isinstance(told, dict) and all(isinstance(v, str) for v in told.values()), "uri", file, "must give every file name its synset")
-    return told
+    if file.suffix == ".json": found = load_json(file)
+    else:
+        found = {}
+        for line in file.read_text().splitlines()[1:]:             # ImageId,PredictionString
+            name, _, boxes = line.partition(",")
+            if line: found[f"{name}.JPEG"] = boxes.split(" ")[0]
+    fine = isinstance(found, dict) and _words(found.values(), len(found))
+    check(fine, "uri", file, "must give every file name its synset")
+    return found
 
+# %% ../../nbs/data/105_stored.ipynb #ab122613
 class KaggleImages(StoredImages):
     "ImageNet in Kaggle's layout: training pictures by folder, validation pictures by file."
     def __init__(self,
@@ -154,16 +190,23 @@ class KaggleImages(StoredImages):
         root = Path(root)
         self.folder = root / _CLS_LOC / check_choice("split", split, ("train", "val"))
         check(self.folder.is_dir(), "uri", self.folder, "no such folder", Missing)
-        synsets, found = _synsets(root), _pictures(self.folder)
+        names, found = _synsets(root), _pictures(self.folder)
         check(found, "uri", self.folder, f"must hold pictures ({' '.join(_SUFFIXES)})")
-        flat = [p.name for p in found if p.parent == self.folder]
-        by_file, rank = _val_synsets(root) if flat else {}, {s: k for k, s in enumerate(synsets)}
-        told = [by_file.get(p.name) if p.parent == self.folder else p.parent.name for p in found]
-        strange = [p.name for p, s in zip(found, told) if s not in rank]
-        check(not strange, "uri", self.folder, f"must hold pictures of the {len(rank)} known synsets; {len(strange)} are of none, the first {strange[0] if strange else ''}")
-        order = sorted(range(len(found)), key=lambda i: (0 if flat else rank[told[i]], found[i].name))
+
+        flat = any(p.parent == self.folder for p in found)
+        by_file = _val_synsets(root) if flat else {}
+        synsets = [by_file.get(p.name) if p.parent == self.folder else p.parent.name for p in found]
+        rank = {synset: k for k, synset in enumerate(names)}
+        strange = [p.name for p, synset in zip(found, synsets) if synset not in rank]
+        first = strange[0] if strange else ""
+        check(not strange, "uri", self.folder,
+              f"must hold pictures of the {len(rank)} known synsets; {len(strange)} are of none, the first {first}")
+
+        def place(i): return 0 if flat else rank[synsets[i]], found[i].name     # training pictures class by class
+        order = sorted(range(len(found)), key=place)
         self.paths = [str(found[i].relative_to(self.folder)) for i in order]
-        super().__init__(self.paths, [rank[told[i]] for i in order], list(synsets.values()), max_bad, alpha)
+        labels = [rank[synsets[i]] for i in order]
+        super().__init__(self.paths, labels, list(names.values()), max_bad, alpha)
 
     read = FolderImages.read
 
@@ -180,20 +223,37 @@ class TarImages(StoredImages):
     ):
         path = Path(path)
         check(path.is_file(), "uri", path, "no such tar", Missing)
-        found = [(m.name, m.offset_data, m.size) for m in tar_members(path) if m.name.lower().endswith(_SUFFIXES) and not Path(m.name).name.startswith(".")]
+        found = [m for m in tar_members(path) if _is_picture(Path(m.name).name)]
         check(found, "uri", path, f"must hold pictures ({' '.join(_SUFFIXES)})")
-        groups = [Path(name).parent.name for name, _, _ in found]
+        groups = [Path(m.name).parent.name for m in found]
         check(all(groups) or not any(groups), "uri", path, "must hold either class folders or pictures, not both")
-        classes, labels = _labelled(groups if any(groups) else [path.stem] * len(found))
-        super().__init__([f[0] for f in found], labels, classes, max_bad, alpha)
-        self.where, self.bytes = np.array([f[1:] for f in found], np.int64), FileBytes([path])
+
+        classes, labels = _by_name(groups if any(groups) else [path.stem] * len(found))
+        super().__init__([m.name for m in found], labels, classes, max_bad, alpha)
+        self.bytes = FileBytes([path])
+        self.places = np.array([(m.offset_data, m.size) for m in found], np.int64)
 
     def read(self, i):
-        data = self.bytes(0, *(int(v) for v in self.where[i]))
-        if len(data) < self.where[i, 1]: raise BadItem(self.names[i], "is cut off: the tar ends inside it")
+        offset, size = (int(v) for v in self.places[i])
+        data = self.bytes(0, offset, size)
+        if len(data) < size:
+            raise BadItem(self.names[i], "is cut off: the tar ends inside it")
         return data
 
 # %% ../../nbs/data/105_stored.ipynb #e7ba4f14
+def _samples(shards:list[Path]) -> dict[tuple[int, str], dict]:
+    "{(shard, key): {kind: (shard, offset, size)}} of all samples, in stored order."
+    samples = {}
+    for s, shard in enumerate(shards):
+        check(shard.is_file(), "uri", shard, "no such tar", Missing)
+        for m in tar_members(shard):
+            key, kind = sample_key(m.name)
+            if kind in PICTURE_KEYS + LABEL_KEYS:
+                samples.setdefault((s, key), {})[kind] = (s, m.offset_data, m.size)
+    return samples
+
+def _picture_of(parts:dict): return next((parts[k] for k in PICTURE_KEYS if k in parts), None)
+
 class ShardImages(StoredImages):
     "Local webdataset shards, indexed: sample order is shard by shard in sorted order."
     def __init__(self,
@@ -202,25 +262,29 @@ class ShardImages(StoredImages):
         max_bad:int=0, alpha:str="drop",
     ):
         shards = [Path(s) for s in shards]
-        self.bytes, samples, raw, self.broken = FileBytes(shards), {}, [], {}
-        for f, shard in enumerate(shards):
-            check(shard.is_file(), "uri", shard, "no such tar", Missing)
-            for m in tar_members(shard):
-                key, kind = sample_key(m.name)
-                if kind in PICTURE_KEYS + LABEL_KEYS: samples.setdefault((f, key), {})[kind] = (f, m.offset_data, m.size)
-        pictures = any(k in parts for parts in samples.values() for k in PICTURE_KEYS)
-        check(pictures, "uri", [str(s) for s in shards], f"must hold samples with {', '.join(PICTURE_KEYS)}")
-        self.where, names = [], [f"{shards[f].name}:{key}" for f, key in samples]
-        for i, (name, parts) in enumerate(zip(names, samples.values())):
-            self.where.append(next((parts[k] for k in PICTURE_KEYS if k in parts), None))
-            try: raw.append(raw_label({k: self.bytes(*parts[k]) for k in LABEL_KEYS if k in parts}, name))
-            except BadItem as e: raw.append(None); self.broken[i] = e.reason
+        samples = _samples(shards)
+        self.places = [_picture_of(parts) for parts in samples.values()]
+        check(any(self.places), "uri", [str(s) for s in shards], f"must hold samples with {', '.join(PICTURE_KEYS)}")
+
+        self.bytes = FileBytes(shards)
+        self.broken = {}                                             # {sample: why its label cannot be read}
+        names = [f"{shards[s].name}:{key}" for s, key in samples]
+        raw = [self._raw_label(i, names[i], parts) for i, parts in enumerate(samples.values())]
         classes, labels = classes_of(raw, classes)
         super().__init__(names, labels, classes, max_bad, alpha)
 
+    def _raw_label(self, i:int, name:str, parts:dict):
+        try: return raw_label({k: self.bytes(*parts[k]) for k in LABEL_KEYS if k in parts}, name)
+        except BadItem as e: self.broken[i] = e.reason
+
     def read(self, i):
-        if self.where[i] is None: raise BadItem(self.names[i], f"has no {', '.join(PICTURE_KEYS)}")
-        if i in self.broken or self.labels[i] < 0: raise BadItem(self.names[i], self.broken.get(i, f"has a label outside the {len(self.classes)} classes"))
-        data = self.bytes(*self.where[i])
-        if len(data) < self.where[i][2]: raise BadItem(self.names[i], "is cut off: the tar ends inside it")
+        if self.places[i] is None:
+            raise BadItem(self.names[i], f"has no {', '.join(PICTURE_KEYS)}")
+        if i in self.broken: raise BadItem(self.names[i], self.broken[i])
+        if self.labels[i] < 0:
+            raise BadItem(self.names[i], f"has a label outside the {len(self.classes)} classes")
+        shard, offset, size = self.places[i]
+        data = self.bytes(shard, offset, size)
+        if len(data) < size:
+            raise BadItem(self.names[i], "is cut off: the tar ends inside it")
         return data

@@ -6,48 +6,65 @@
 __all__ = ['Confidence', 'Uncertainty']
 
 # %% ../../nbs/generators/312_adaptive_orders.ipynb #f0084954
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from ..core import check_float, check_int
-from .generator import Clock
+from .generator import Clock, Generator
 from .orders import ORDERS, Order
 
 # %% ../../nbs/generators/312_adaptive_orders.ipynb #a9531379
+@dataclass(frozen=True)
 class Confidence(Order):
     "The cells whose drawn tokens the model finds most probable. MaskGIT, arXiv 2202.04200 §3.2."
+    noise: float = 0.0       # weight of the Gumbel noise on log probabilities in the first step (MaskGIT: 4.5) ...
+    noise_end: float = 0.0   # ... changing linearly to this in the last
+    warmup: int = 0          # first steps in which the cells are chosen at random instead (published: 2); -1 = in all
+    redraw: bool = False     # the original's loop: see `quirks`
     adaptive = True
     sign = 1
-    quirks = (("known tokens are drawn again in every step", "a decided cell changes its token until the last step, and cells given beforehand are overwritten, too"),)
+    quirks = (("known tokens are drawn again in every step",
+               "a decided cell changes its token until the last step, and cells given beforehand are overwritten, too"),)
 
-    def __init__(self,
-        noise=0.0,           # weight of the Gumbel noise on log probabilities: a number, or a function of the clock
-        warmup:int=0,        # first steps in which the cells are chosen at random instead (published: 2); -1 = in all
-        redraw:bool=False,   # the original's loop: see `quirks`
-    ):
-        self.noise, self.redraw = noise if callable(noise) else check_float("noise", noise, 0), redraw
-        self.warmup = check_int("warmup", warmup, -1)
-        self.needs = frozenset({"any_order", "parallel"} | ({"rewrite"} if redraw else set()))
+    def __post_init__(self):
+        check_float("noise", self.noise, 0)
+        check_float("noise_end", self.noise_end, 0)
+        check_int("warmup", self.warmup, -1)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"any_order", "rewrite"} if self.redraw else {"any_order"})
+
+    def published(self, generator:Generator) -> "Confidence":
+        "In the original's loop, if the generator can run that."
+        return replace(self, redraw="rewrite" in generator.traits)
 
     def candidates(self, perm:Tensor, done:int, count:int) -> Tensor:
         "All cells that are still open; all there are, if known ones are drawn again."
         return perm if self.redraw else perm[:, done:]
 
+    def noise_at(self, clock:Clock) -> float:
+        "The weight of the noise in this step."
+        share = clock.step / (clock.steps - 1) if clock.steps > 1 else 1.0
+        return self.noise + (self.noise_end - self.noise) * share
+
     def score(self, confidence:Tensor, clock:Clock, draws, at) -> Tensor:
         "What is compared, (b, m): log probability and noise, or chance alone."
-        if self.warmup == -1 or clock.step < self.warmup: return draws.uniform("choice", at)
-        noise = self.noise(clock) if callable(self.noise) else self.noise
-        score = self.sign * confidence.clamp(min=1e-30).log()                                         # (b, m)
+        by_chance = self.warmup == -1 or clock.step < self.warmup
+        if by_chance: return draws.uniform("choice", at)
+
+        score = self.sign * confidence.clamp(min=1e-30).log()                     # (b, m)
+        noise = self.noise_at(clock)
         return score + noise * draws.gumbel("choice", at) if noise else score
 
-    def choose(self, confidence:Tensor, known:Tensor, done:int, count:int, clock:Clock, draws, at) -> Tensor:
-        "The columns of the winners, (b, count), ascending; known cells always win. Drawing again, all known cells and as many others as make `done + count`."
+    def choose(self, confidence, known, done, count, clock, draws, at):
+        "The columns of the winners, ascending; with `redraw` all known cells and as many others as make `done + count`."
         score = self.score(confidence, clock, draws, at).masked_fill(known, torch.inf)
         ranked = score.argsort(dim=-1, descending=True, stable=True)
-        if not self.redraw: return ranked[:, :count].sort(-1).values
-        many = known.sum(1, keepdim=True).clamp(min=done + count)                                     # (b, 1): samples may differ, then the first is repeated
-        place = torch.arange(int(many.max()), device=many.device)
-        return ranked.gather(1, torch.where(place < many, place, 0)).sort(-1).values
+        winners = max(done + count, int(known[0].sum())) if self.redraw else count
+        return ranked[:, :winners].sort(-1).values
 
 class Uncertainty(Confidence):
     "The cells whose drawn tokens the model finds least probable."

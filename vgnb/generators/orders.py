@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'PATHS', 'known_first', 'check_permutation', 'Order', 'Raster', 'Given', 'Random', 'halton', 'spiral',
-           'hilbert', 'checkerboard', 'subsampled', 'Path', 'Rolled', 'Redrawn', 'coarse_cells', 'Hierarchical']
+           'hilbert', 'checkerboard', 'subsampled', 'FixedPath', 'Rolled', 'Redrawn', 'coarse_cells', 'Hierarchical']
 
 # %% ../../nbs/generators/310_orders.ipynb #a6f8455a
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Registry, check
+from ..core import Registry, check, check_choice
 from ..draws import At
-from .generator import Clock, Grid
+from .generator import Clock, Generator, Grid, Plan
+from .schedules import Schedule
+from ..kinds import Kind, kinds, shelf
 
 # %% ../../nbs/generators/310_orders.ipynb #0e1008ec
 def known_first(perm:Tensor, known:Tensor|None) -> Tensor:
@@ -25,68 +29,115 @@ def known_first(perm:Tensor, known:Tensor|None) -> Tensor:
 
 def check_permutation(perm:Tensor, n:int, argument:str="order") -> Tensor:
     "Every row of `perm` (b, n) must hold each cell 0..n-1 exactly once; returns it as int64."
-    check(torch.is_tensor(perm) and perm.dim() in (1, 2) and perm.shape[-1] == n, argument, tuple(getattr(perm, "shape", ())), f"must list all {n} cells of the grid")
+    fits = torch.is_tensor(perm) and perm.dim() in (1, 2) and perm.shape[-1] == n
+    check(fits, argument, tuple(getattr(perm, "shape", ())), f"must list all {n} cells of the grid")
     check(not perm.is_floating_point(), argument, str(perm.dtype), "must be integers")
+
     perm = perm.long() if perm.dim() == 2 else perm.long()[None]
-    ok = torch.equal(perm.sort(-1).values, torch.arange(n, device=perm.device).expand_as(perm))
-    check(ok, argument, perm[0, :8].tolist(), f"must be a permutation: every cell of 0..{n - 1} exactly once")
+    each_once = torch.equal(perm.sort(-1).values, torch.arange(n, device=perm.device).expand_as(perm))
+    check(each_once, argument, perm[0, :8].tolist(), f"must be a permutation: every cell of 0..{n - 1} exactly once")
     return perm
 
+# %% ../../nbs/generators/310_orders.ipynb #174364b4
+@dataclass(frozen=True)
 class Order:
-    "Base of all orders: a fixed one. Subclasses define `fixed(grid, draws, at)` → (n,) or (b, n)."
-    adaptive: bool = False     # True: choose() looks at the confidence of its candidates
-    redraw: bool = False       # True: cells that are decided are candidates again
-    needs: frozenset[str] = frozenset({"any_order"})
+    "Base of all orders. Subclasses define `fixed`; those with options are frozen dataclasses."
+    adaptive = False     # True: choose() looks at the confidence of its candidates
+    redraw = False       # True: cells that are decided are candidates again
+    needs = frozenset({"any_order"})
+
+    def __init_subclass__(cls, **kw):
+        super().__init_subclass__(**kw)
+        if not cls.__name__.startswith("_"): kinds.register(Kind(cls), name=f"order.{cls.__name__.lower()}")
 
     def fixed(self, grid:Grid, draws, at:At) -> Tensor:
-        "The order itself, before known cells are moved to the front."
+        "The order itself, (n,) or (b, n), before known cells are moved to the front."
         return torch.arange(grid.n)
+
+    def counts(self, grid:Grid, schedule:Schedule, steps:int, known:int) -> list[int]:
+        "Sizes of the groups in which the cells are decided of which `known` are there; ints on the host."
+        return schedule(grid.n, steps, 0 if self.redraw else known)
+
+    def permutation(self, grid:Grid, known:Tensor|None, draws, at:At) -> Tensor:
+        "(b, n) cells, the known ones (b, n) bool first."
+        perm = self.fixed(grid, draws, at).to(at.ids.device)
+        return known_first(perm.expand(len(at.ids), -1), known)
+
+    def plan(self,
+        grid:Grid,
+        known:Tensor|None,       # (b, n) bool, equally many for each sample
+        schedule:Schedule, steps:int,
+        draws, at:At,
+    ) -> Plan:
+        "The permutation and its groups."
+        there = 0 if known is None else int(known[0].sum())
+        return Plan(self.permutation(grid, known, draws, at), self.counts(grid, schedule, steps, there))
 
     def check(self, grid:Grid, ids:Tensor):
         "Raise `BadInput` if samples `ids` (b,) can't be filled in this order."
 
-    def plan(self, grid:Grid, known:Tensor|None, draws, at:At) -> Tensor:
-        "(b, n) permutation of the cells, known cells first."
-        perm = self.fixed(grid, draws, at).to(at.ids.device)
-        return known_first(perm.expand(len(at.ids), -1), known)
+    def published(self, generator:Generator) -> "Order":
+        "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
+        return self
 
     def candidates(self, perm:Tensor, done:int, count:int) -> Tensor:
         "(b, m) cells that may be decided now; m is known on the host."
         return perm[:, done:done + count]
 
-    def choose(self, confidence:Tensor, known:Tensor, done:int, count:int, clock:Clock, draws, at:At) -> Tensor|None:
-        "Columns (b, count) of the candidates to keep, ascending; None keeps all."
+    def choose(self,
+        confidence:Tensor,       # (b, m) of the candidates
+        known:Tensor,            # (b, m) bool
+        done:int, count:int,
+        clock:Clock, draws, at:At,
+    ) -> Tensor|None:            # (b, count) columns, ascending; None = all
+        "Which candidates are kept."
         return None
+
+kinds.register(Kind(Order), name="order.order")
 
 # %% ../../nbs/generators/310_orders.ipynb #80b3269c
 class Raster(Order):
     "Row by row, left to right: cell 0, 1, 2, ..."
     needs = frozenset()
 
+@dataclass(frozen=True)
 class Given(Order):
-    "A user's own order: a permutation of the grid's cells, one (n,) for all samples, or rows (k, n) of which sample id i takes row i."
-    def __init__(self, order): self.order = torch.as_tensor(order)
+    "A user's own order of the grid's cells."
+    cells: Any = ()     # a permutation (n,) for all samples, or rows (k, n) of which sample id i takes row i; a list or a tensor
+
+    def __post_init__(self):
+        given = torch.as_tensor(self.cells).tolist()
+        nested = bool(given) and isinstance(given[0], list)
+        object.__setattr__(self, "cells", tuple(map(tuple, given)) if nested else tuple(given))
+
+    def _rows(self, n:int) -> Tensor:
+        "(1 or k, n)."
+        return check_permutation(torch.tensor(self.cells), n)
 
     def check(self, grid, ids):
-        rows = check_permutation(self.order, grid.n)
-        check(len(rows) == 1 or int(ids.max()) < len(rows), "order", tuple(self.order.shape), f"must have a row for every sample id up to {int(ids.max())}, or one for all")
+        rows = self._rows(grid.n)
+        reaches = len(rows) == 1 or int(ids.max()) < len(rows)
+        allowed = f"must have a row for every sample id up to {int(ids.max())}, or one for all"
+        check(reaches, "order", tuple(rows.shape), allowed)
 
     def fixed(self, grid, draws, at):
-        rows = check_permutation(self.order, grid.n)
-        return rows if len(rows) == 1 else rows[at.ids.to(rows.device)]
+        rows = self._rows(grid.n).to(at.ids.device)
+        return rows if len(rows) == 1 else rows[at.ids]
 
 class Random(Order):
     "A uniform permutation a sample, keyed: sample 17 of seed 0 always has the same one. RandAR (arXiv 2412.01827) §3."
     def fixed(self, grid, draws, at): return draws.permutation("order", at, grid.n)
 
-ORDERS = Registry("order")      # name -> Order, for settings and scripts
+ORDERS:Registry = shelf("order")      # name -> Order, for settings and scripts
 ORDERS.update(raster=Raster(), random=Random())
 
 # %% ../../nbs/generators/310_orders.ipynb #4fe74be4
 def _mirrored(k:np.ndarray, base:int, digits:int) -> np.ndarray:
     "The digits of k in `base`, in reverse: an integer below base**digits."
     out = np.zeros_like(k)
-    for _ in range(digits): out, k = out * base + k % base, k // base
+    for _ in range(digits):
+        out = out * base + k % base
+        k = k // base
     return out
 
 def halton(h:int, w:int) -> np.ndarray:
@@ -94,8 +145,11 @@ def halton(h:int, w:int) -> np.ndarray:
     count = 8 * h * w
     while True:
         k = np.arange(1, count + 1)
-        two, three = (int(count).bit_length(), next(d for d in range(1, 40) if 3 ** d > count))
-        cells = (_mirrored(k, 2, two) * h >> two) * w + _mirrored(k, 3, three) * w // 3 ** three
+        twos = int(count).bit_length()
+        threes = next(d for d in range(1, 40) if 3 ** d > count)
+        rows = _mirrored(k, 2, twos) * h >> twos
+        columns = _mirrored(k, 3, threes) * w // 3 ** threes
+        cells = rows * w + columns
         first = np.unique(cells, return_index=True)[1]
         if len(first) == h * w: return cells[np.sort(first)]
         count *= 2
@@ -103,29 +157,46 @@ def halton(h:int, w:int) -> np.ndarray:
 # %% ../../nbs/generators/310_orders.ipynb #392bd63c
 def spiral(h:int, w:int) -> np.ndarray:
     "Clockwise from the upper left corner to the middle."
-    grid, out = np.arange(h * w).reshape(h, w), []
-    while grid.size: out.append(grid[0]); grid = np.rot90(grid[1:])
+    grid = np.arange(h * w).reshape(h, w)
+    out = []
+    while grid.size:
+        out.append(grid[0])
+        grid = np.rot90(grid[1:])
     return np.concatenate(out)
 
-def _curve(at:complex, along:complex, across:complex):
-    "Cells of the rectangle spanned from `at` by two sides, one curve from its first corner to the end of `along`."
-    n, m = (int(abs(s)) for s in (along, across))
+def _curve(
+    at:complex,        # first cell
+    along:complex,     # one side of the rectangle; the curve ends at its end
+    across:complex,    # the other side
+):
+    "Cells of a rectangle on one curve from its first corner to the end of `along`."
+    n, m = int(abs(along)), int(abs(across))
     step, side = along / n, across / m
-    if m == 1: yield from (at + i * step for i in range(n)); return
-    if n == 1: yield from (at + i * side for i in range(m)); return
-    half = n // 2 + (n // 2 % 2 and n > 2) if 2 * n > 3 * m else n // 2
-    if 2 * n > 3 * m:
+    if m == 1:
+        yield from (at + i * step for i in range(n))
+        return
+    if n == 1:
+        yield from (at + i * side for i in range(m))
+        return
+
+    if 2 * n > 3 * m:                       # long: two halves, one behind the other
+        half = _even_half(n)
         yield from _curve(at, half * step, across)
         yield from _curve(at + half * step, (n - half) * step, across)
-    else:
-        up = m // 2 + (m // 2 % 2 and m > 2)
+    else:                                   # up, along, and back down
+        half, up = n // 2, _even_half(m)
         yield from _curve(at, up * side, half * step)
         yield from _curve(at + up * side, along, (m - up) * side)
         yield from _curve(at + (n - 1) * step + (up - 1) * side, -up * side, -(n - half) * step)
 
+def _even_half(n:int) -> int:
+    "Half of n, made even where that leaves something."
+    return n // 2 + (n // 2 % 2 and n > 2)
+
 def hilbert(h:int, w:int) -> np.ndarray:
     "A curve that visits neighbours: Hilbert's, generalised to any rectangle (J. Cerveny)."
-    sides = (complex(w, 0), complex(0, h)) if w >= h else (complex(0, h), complex(w, 0))
+    wide, tall = complex(w, 0), complex(0, h)
+    sides = (wide, tall) if w >= h else (tall, wide)
     return np.array([round(z.imag) * w + round(z.real) for z in _curve(0j, *sides)])
 
 def checkerboard(h:int, w:int) -> np.ndarray:
@@ -134,7 +205,7 @@ def checkerboard(h:int, w:int) -> np.ndarray:
     return np.argsort((y + x) % 2, kind="stable")
 
 def subsampled(h:int, w:int) -> np.ndarray:
-    "Coarse to fine: every second cell of every second row first (themselves coarse to fine), then the diagonal ones, then the rest."
+    "Coarse to fine: every second cell of every second row first, themselves coarse to fine, then those between."
     if h * w == 1: return np.zeros(1, np.int64)
     cells = np.arange(h * w).reshape(h, w)
     coarse = cells[::2, ::2]
@@ -142,49 +213,56 @@ def subsampled(h:int, w:int) -> np.ndarray:
     return np.concatenate([coarse.ravel()[subsampled(*coarse.shape)], *rest])
 
 # %% ../../nbs/generators/310_orders.ipynb #538a7a24
-@lru_cache(maxsize=256)
-def _path(function, h:int, w:int) -> Tensor:
-    "The cells of a path, listed once; each exactly once."
-    return check_permutation(torch.from_numpy(np.ascontiguousarray(function(h, w)).astype(np.int64)), h * w, function.__name__)[0]
+PATHS:Registry = Registry("path")       # name -> (h, w) -> cells (h*w,) in the order of visit
+PATHS.update(halton=halton, spiral=spiral, hilbert=hilbert, checkerboard=checkerboard, subsample=subsampled)
 
-class Path(Order):
-    "A fixed path over the grid, the same for all samples."
-    def __init__(self,
-        function,             # (h, w) -> cells (h*w,) in the order of visit
-        backwards:bool=False, # from its end to its beginning
-    ):
-        self.function, self.backwards = function, backwards
+@lru_cache(maxsize=256)
+def _path(name:str, h:int, w:int) -> Tensor:
+    "The cells of a path, listed once; each exactly once."
+    cells = np.ascontiguousarray(PATHS[name](h, w)).astype(np.int64)
+    return check_permutation(torch.from_numpy(cells), h * w, name)[0]
+
+@dataclass(frozen=True)
+class FixedPath(Order):
+    "A path over the grid, the same for all samples."
+    path: str = "halton"         # a name of `PATHS`
+    backwards: bool = False      # from its end to its beginning
+
+    def __post_init__(self): check_choice("path", self.path, tuple(PATHS))
 
     def fixed(self, grid, draws, at):
-        with torch.inference_mode(False): cells = _path(self.function, *((1,) * (2 - len(grid.shape))), *grid.shape)
+        h, w = grid.shape if len(grid.shape) == 2 else (1, grid.n)
+        with torch.inference_mode(False): cells = _path(self.path, h, w)
         return cells.flip(0) if self.backwards else cells
 
-PATHS = {"halton": Path(halton), "spiral-in": Path(spiral), "spiral-out": Path(spiral, backwards=True), "hilbert": Path(hilbert),
-         "checkerboard": Path(checkerboard), "subsample": Path(subsampled)}
-ORDERS.update(PATHS)
+ORDERS.update({name: FixedPath(name) for name in PATHS if name != "spiral"})
+ORDERS.update({"spiral-in": FixedPath("spiral"), "spiral-out": FixedPath("spiral", backwards=True)})
 
 # %% ../../nbs/generators/310_orders.ipynb #b9b23efb
+@dataclass(frozen=True)
 class Rolled(Order):
     "Another order, begun at a place of its own for each sample."
-    def __init__(self, order:Order): self.order = order
+    order: Any = FixedPath("halton")
 
     def check(self, grid, ids): self.order.check(grid, ids)
 
     def fixed(self, grid, draws, at):
         cells = self.order.fixed(grid, draws, at).to(at.ids.device).expand(len(at.ids), -1)
-        shift = (draws.uniform("order.roll", at._replace(positions=None)) * grid.n).long()[:, None]           # (b, 1)
+        u = draws.uniform("order.roll", at._replace(positions=None))
+        shift = (u * grid.n).long()[:, None]                                     # (b, 1)
         return cells.gather(1, (torch.arange(grid.n, device=cells.device) - shift) % grid.n)
 
-ORDERS["halton-rolled"] = Rolled(PATHS["halton"])
+ORDERS["halton-rolled"] = Rolled()
 
 # %% ../../nbs/generators/310_orders.ipynb #01345f13
+@dataclass(frozen=True)
 class Redrawn(Order):
     "Another order; every step draws the cells of all earlier steps again. The Halton sampler of PGM's masked baseline."
+    order: Any = FixedPath("halton")
     redraw = True
-    needs = frozenset({"any_order", "parallel", "rewrite"})
-    quirks = (("earlier cells are drawn again in every step", "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
-
-    def __init__(self, order:Order): self.order = order
+    needs = frozenset({"any_order", "rewrite"})
+    quirks = (("earlier cells are drawn again in every step",
+               "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
 
     def check(self, grid, ids): self.order.check(grid, ids)
 
@@ -199,7 +277,8 @@ class Redrawn(Order):
 def coarse_cells(grid:Grid) -> Tensor:
     "The cells of a grid (h, w) that stand for the cells of its base grid, in the base's raster order."
     base = grid.base or tuple(-(-s // 2) for s in grid.shape)
-    check(len(grid.shape) == len(base) == 2 and all(0 < b <= s for b, s in zip(base, grid.shape)), "grid.base", base, f"must be (h, w), no larger than the grid {grid.shape}")
+    fits = len(grid.shape) == len(base) == 2 and all(0 < b <= s for b, s in zip(base, grid.shape))
+    check(fits, "grid.base", base, f"must be (h, w), no larger than the grid {grid.shape}")
     rows, columns = (torch.arange(b) * s // b for b, s in zip(base, grid.shape))
     return (rows[:, None] * grid.shape[1] + columns).flatten()
 
@@ -209,7 +288,10 @@ class Hierarchical(Order):
 
     def fixed(self, grid, draws, at):
         coarse = coarse_cells(grid).to(at.ids.device)
-        rest = torch.ones(grid.n, dtype=torch.bool, device=coarse.device).index_fill_(0, coarse, False).nonzero()[:, 0]
-        return torch.cat([cells[draws.permutation(name, at, len(cells))] for name, cells in (("order.coarse", coarse), ("order.fine", rest))], 1)
+        is_fine = torch.ones(grid.n, dtype=torch.bool, device=coarse.device).index_fill_(0, coarse, False)
+        fine = is_fine.nonzero()[:, 0]
+        first = coarse[draws.permutation("order.coarse", at, len(coarse))]
+        then = fine[draws.permutation("order.fine", at, len(fine))]
+        return torch.cat((first, then), 1)
 
 ORDERS["hierarchical"] = Hierarchical()

@@ -6,65 +6,54 @@
 __all__ = ['Sampling']
 
 # %% ../../nbs/sampling/430_settings.ipynb #e703ae37
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ..core import check, check_choice, check_float, check_int
-from ..generators.adaptive_orders import Confidence
+from ..core import check, check_choice, check_int
 from ..generators.generator import Generator
-from ..generators.orders import ORDERS, Order
+from ..generators.orders import ORDERS, Raster
 from ..generators.schedules import SCHEDULES
-from .guidance import CFG, cfg, linear, sharpened
+from ..kinds import shelf_of
+from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
 
 # %% ../../nbs/sampling/430_settings.ipynb #977fb786
+def _guidance(value):
+    "A number is the scale of classifier-free guidance."
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return CFG(float(value)) if is_number else value
+
+def _part(name:str, value, shelf_name:str):
+    "`value` if it is a part of this shelf, else one `BadInput`."
+    check(shelf_of(value) == shelf_name, name, value, f"must be a registered {shelf_name}")
+    return value
+
 @dataclass(frozen=True)
 class Sampling:
-    "How tokens are drawn; JSON-able."
-    cfg_scale: float = 1.0        # guidance scale, 1 = none (LlamaGen 256: 2.0)
-    cfg_interval: int = -1        # guide only up to this step, -1 = always
-    cfg_start: float|None = None  # the scale at the first cell, growing linearly to cfg_scale at the last (RandAR-L: 1.0 to 3.4); None = constant
-    cfg_by: Literal["done", "step"] = "done" # what it grows with: cells, or steps (MaskGIT and PGM; their w is cfg_scale - 1)
-    temperature: float = 1.0      # 0 = greedy
-    top_k: int = 0                # 0 = all
-    top_p: float = 1.0            # 1 = all
-    greedy: bool = False          # take the most likely token
-    sharpness: float = 1.0        # multiplies the logits, besides the temperature (Halton-MaskGIT's sm_temp)
-    sharpness_start: float|None = None # its value in the first step, changing linearly to `sharpness` in the last; None = constant
-    temp_pow: float = 1.0         # power of the sharpness
-    temp_warmup: int = 0          # first steps with half the sharpness
-    order: str = "raster"         # in which order cells are filled
-    choice_noise: float = 0.0     # orders that look: Gumbel noise on log probabilities, falling to 0 in the last step (MaskGIT: 4.5)
-    choice_warmup: int = 0        # orders that look: first steps that choose at random instead (published: 2), -1 = all
-    schedule: str = "one-by-one"  # how many cells a step
-    steps: int = 1                # asked of the schedule; one-by-one ignores it
-    rows: int = 8                 # fixed micro-batch; another value gives other low bits
-    compat: Literal["upstream"]|None = None  # with the published code's faults
+    "How tokens are drawn, as values that JSON and a command line can carry."
+    order: Any = field(default_factory=Raster)      # in which order cells are filled; also a name of `ORDERS`
+    schedule: str = "one-by-one"                    # how many cells a step: a name of `SCHEDULES`
+    steps: int = 1                                  # asked of the schedule; one-by-one ignores it
+    guidance: Any = field(default_factory=CFG)      # also a number: the scale of `CFG`
+    picks: tuple[Any, ...] = (Pick(),)              # one a code level; a single one stands for all
+    rows: int = 8                                   # fixed micro-batch; another value gives other low bits
+    compat: Literal["upstream"]|None = None         # with the published code's faults
 
     def __post_init__(self):
-        check_float("cfg_scale", self.cfg_scale, 0); check_int("cfg_interval", self.cfg_interval, -1)
-        if self.cfg_start is not None: check(0 <= check_float("cfg_start", self.cfg_start) <= self.cfg_scale, "cfg_start", self.cfg_start, f"must be from 0 to cfg_scale={self.cfg_scale}: guidance grows")
-        check_float("temperature", self.temperature, 0); check_int("top_k", self.top_k, 0); check_float("top_p", self.top_p, 0, 1)
-        check_choice("cfg_by", self.cfg_by, ("done", "step")); sharpened(self.sharpness, self.sharpness_start, self.temp_pow, self.temp_warmup)
-        check_float("choice_noise", self.choice_noise, 0); check_int("choice_warmup", self.choice_warmup, -1)
-        check_choice("order", self.order, tuple(ORDERS)); check_choice("schedule", self.schedule, tuple(SCHEDULES))
-        check_int("steps", self.steps, 1); check_int("rows", self.rows, 1); check_choice("compat", self.compat, (None, "upstream"))
-        looks = [k for k, o in ORDERS.items() if isinstance(o, Confidence)]
-        for k in ("choice_noise", "choice_warmup"): check(not getattr(self, k) or self.order in looks, k, getattr(self, k), f"needs an order that looks at the model ({', '.join(looks)}); this is {self.order}")
+        order = ORDERS[self.order] if isinstance(self.order, str) else self.order
+        picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
+        object.__setattr__(self, "order", _part("order", order, "order"))
+        object.__setattr__(self, "guidance", _part("guidance", _guidance(self.guidance), "guidance"))
+        object.__setattr__(self, "picks", tuple(_part("picks", pick, "pick") for pick in picks))
+        check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        check_int("steps", self.steps, 1)
+        check_int("rows", self.rows, 1)
+        check_choice("compat", self.compat, (None, "upstream"))
 
     def sampler(self, generator:Generator) -> Sampler:
-        "The parts these values stand for, around a generator."
-        sharp = sharpened(self.sharpness, self.sharpness_start, self.temp_pow, self.temp_warmup)
-        plain = (self.sharpness, self.sharpness_start or 1.0, self.temp_warmup) == (1.0, 1.0, 0)
-        pick = Pick(self.temperature if plain else lambda clock: self.temperature * sharp(clock), self.top_k, self.top_p, self.greedy)
-        guidance = cfg(self.cfg_scale, self.cfg_interval) if self.cfg_start is None else CFG(linear(self.cfg_start, self.cfg_scale, self.cfg_by), self.cfg_interval)
-        return Sampler(generator, self._order(generator), SCHEDULES[self.schedule], guidance,
-                       (pick,) * len(generator.vocab), self.steps, self.rows, self.compat)
-
-    def _order(self, generator:Generator) -> Order:
-        "The registered order; one that looks, with its noise, and in the published loop if the generator can run that."
-        order = ORDERS[self.order]
-        if not isinstance(order, Confidence): return order
-        noise = linear(self.choice_noise, 0.0, "step") if self.choice_noise else 0.0
-        return type(order)(noise, self.choice_warmup, self.compat is not None and "rewrite" in generator.traits)
+        "The parts around a generator."
+        order = self.order if self.compat is None else self.order.published(generator)
+        levels = len(generator.vocab)
+        picks = self.picks * levels if len(self.picks) == 1 else self.picks
+        return Sampler(generator, order, SCHEDULES[self.schedule], self.guidance, picks, self.steps, self.rows, self.compat)
