@@ -47,13 +47,9 @@ PARAMETERS = {                     # as published
     "maskgit-vqgan": 54_515_587}
 
 
-def python(*words, **kw):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120, **kw)
-
-
 def script(name, *words, code=0):
-    done = python(f"scripts/{name}.py", *words)
+    command = [sys.executable, f"scripts/{name}.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
@@ -75,24 +71,6 @@ def test_all_of_the_papers_sizes_are_there():
     assert set(PARAMETERS) | {"gpt-xl-t2i", "shapes-tokenizer", "shapes-generator"} <= set(recipes)
     assert sum(name.startswith("taming") for name in recipes) == 4
     assert set(list_recipes("tokenizer")) | set(list_recipes("generator")) == set(recipes)
-
-
-HELP = """
-import sys, runpy
-sys.argv = ["{name}.py", "--help"]
-try: runpy.run_path("scripts/{name}.py", run_name="__main__")
-except SystemExit as e: print("code", e.code)
-heavy = ("accelerate", "datasets", "transformers", "torchvision", "pandas")
-print("heavy", [m for m in heavy if m in sys.modules])
-"""
-
-
-@pytest.mark.parametrize("name", [
-    "train_tokenizer", "train_generator", "extract_codes", "extract_text", "search_guidance"])
-def test_help_is_light(name):
-    "`--help` explains and does not load data-set, model or launcher libraries."
-    done = python("-c", HELP.format(name=name))
-    for words in ("code 0", "heavy []", f"python scripts/{name}.py"): assert words in done.stdout, done.stderr
 
 
 def test_dry_runs_touch_nothing(tmp_path):
