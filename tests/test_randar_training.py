@@ -218,13 +218,15 @@ def test_any_order_generators_are_put_back_in_place(coded):
     from vgnb.generators.generator import Cond, Generator
     from vgnb.training.previews import teacher_forced
     class Echo(Generator):
-        vocab, traits = (48,), frozenset({"any_order"})
+        vocab, traits = (48,), frozenset({"any_order", "cached"})
         def logits(self, codes, cond, plan=None):
             self.plan = plan
-            return (torch.nn.functional.one_hot(codes.gather(1, plan), 48).float(),)
+            return (torch.nn.functional.one_hot(codes[..., 0].gather(1, plan.perm), 48).float(),)
     codes, echo = torch.randint(48, (3, 16, 1)), Echo()
     assert torch.equal(teacher_forced(echo, codes, Cond(labels=torch.zeros(3, dtype=torch.long)), Keyed(0)), codes)
-    assert not torch.equal(echo.plan[0], echo.plan[1]) and torch.equal(echo.plan.sort(1).values[0], torch.arange(16))
+    order = echo.plan.perm
+    assert not torch.equal(order[0], order[1]) and torch.equal(order.sort(1).values[0], torch.arange(16))
+    assert echo.plan.counts == [1] * 16
 
 
 def test_wandb_offline(tmp_path, monkeypatch):
