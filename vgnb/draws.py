@@ -8,8 +8,8 @@ __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shu
 # %% ../nbs/001_draws.ipynb #b04c45a7
 import hashlib
 import math
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np

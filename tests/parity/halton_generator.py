@@ -11,7 +11,7 @@ from vgnb.generators.masked import MaskedTransformer, halton_config, halton_name
 from vgnb.generators.masks import draw_mask
 from vgnb.generators.orders import ORDERS, halton
 from vgnb.generators.schedules import halton_steps, targets
-from vgnb.sampling.guidance import CFG, cfg, linear, sharpened
+from vgnb.sampling.guidance import CFG, Sharpened
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.training.optimizers import Average, gradient_norm, guarded_step, make_optimizer
@@ -25,99 +25,142 @@ def loaded(case, spec=None, **changes):
     state = case.fill()
     for name, o in (case.spec.get("override") or {}).items(): state[name][o["index"]] = o["value"]
     spec = case.config if spec is None else spec
-    return halton_names.load_into(MaskedTransformer(halton_config(spec, compat="upstream", **changes)), state, case.name).eval()
+    model = MaskedTransformer(halton_config(spec, compat="upstream", **changes))
+    return halton_names.load_into(model, state, case.name).eval()
 
 
 class Cells(Recorded):
-    "Draws recorded for each (step, sample, cell): uniforms that pick by inverse CDF (among the kept tokens from the likeliest down, where a filter is on), noise for the choice of cells."
-    def _at(self, name, at): return self.tape[name][int(at.step)][at.ids].gather(1, at.positions)
+    """Draws recorded for each (step, sample, cell): uniforms that pick by inverse CDF (among the kept tokens from the likeliest
+    down, where a filter is on), noise for the choice of cells."""
+    def _of_cells(self, name, at): return self.tape[name][int(at.step)][at.ids].gather(1, at.positions)
 
-    def uniform(self, name, at, *shape): return self._at(name, at) if at.positions is not None else super().uniform(name, at, *shape)
+    def uniform(self, name, at, *shape):
+        if at.positions is None: return super().uniform(name, at, *shape)
+        return self._of_cells(name, at)
     gumbel = uniform
 
     def categorical(self, name, at, logits):
-        p, by = logits.float().softmax(-1).sort(dim=-1, descending=True, stable=True) if logits.isinf().any() else (logits.float().softmax(-1), None)
-        c = (p / p.sum(-1, keepdim=True)).double().cumsum(-1)
-        index = (c <= self._at(name, at).double()[..., None]).sum(-1).clamp(max=p.shape[-1] - 1)
-        return index if by is None else by.gather(-1, index[..., None])[..., 0]
+        p = logits.float().softmax(-1)
+        by_rank = None
+        if logits.isinf().any(): p, by_rank = p.sort(dim=-1, descending=True, stable=True)
+        cumulative = (p / p.sum(-1, keepdim=True)).double().cumsum(-1)
+        below = cumulative <= self._of_cells(name, at).double()[..., None]
+        index = below.sum(-1).clamp(max=p.shape[-1] - 1)
+        return index if by_rank is None else by_rank.gather(-1, index[..., None])[..., 0]
 
 
 @adapter("halton", "Network.transformer.Transformer")
 @torch.no_grad()
 def transformer(case):
     m, codes = loaded(case), case["in.x"].flatten(1)
-    hidden, out = codes == m.config.vocab, {}
+    hidden = codes == m.config.vocab
+    known = codes.masked_fill(hidden, 0)[..., None]
+    out = {}
     for name, gone in (("out.logits", case["in.drop"]), ("out.logits_flip", ~case["in.drop"])):
         cond = Cond(torch.where(gone, m.config.classes, case["in.y"]))
-        out[name], = m.logits(codes.masked_fill(hidden, 0), cond, hidden, seen=case.inputs.get("in.mask"))
+        out[name], = m.logits(known, cond, hidden, visible=case.inputs.get("in.mask"))
     return out
 
 
 def run(case, sampler, given=None):
-    "(final codes, tokens drawn in each step at all cells that were asked (-1 elsewhere), cells written in each step, canvas after each step)."
-    ids, g = torch.arange(len(case["in.labels"])), sampler.generator
-    shape, n = g.config.grid, g.config.grid[0] * g.config.grid[1]
-    tape = {"token": case["in.u"].unflatten(1, (len(ids), n))}
-    tape |= {"choice": case[k] for k in ("in.gumbel", "in.rand_like") if k in case} | ({"order.roll": (case["in.shift"] + 0.5) / n} if "in.shift" in case else {})
+    """(final codes, tokens drawn in each step at all cells that were asked (-1 elsewhere), cells written in each step, canvas after
+    each step)."""
+    grid, ids = Grid(sampler.generator.grid), torch.arange(len(case["in.labels"]))
+    tape = {"token": case["in.u"].unflatten(1, (len(ids), grid.n))}
+    tape |= {"choice": case[k] for k in ("in.gumbel", "in.rand_like") if k in case}
+    if "in.shift" in case: tape["order.roll"] = (case["in.shift"] + 0.5) / grid.n
+
     drawn, written, canvas = [], [], []
-    for s in sampler.stream(Cond(case["in.labels"]), ids, Cells(tape), grid=Grid(shape), given=given, keep=("drawn",)):
-        cells, tokens = s.kept["drawn"]
-        drawn.append(torch.full((len(ids), n), -1).scatter(1, cells, tokens[..., 0]))
-        written.append(torch.zeros(len(ids), n).scatter(1, s.positions, 1.0))
-        canvas.append(s.codes()[..., 0])
-    last = canvas[-1].clamp(max=g.config.vocab - 1)
-    return tuple(t.unflatten(-1, shape) for t in (last, *map(torch.stack, (drawn, written, canvas))))
+    steps = sampler.stream(Cond(case["in.labels"]), ids, Cells(tape), grid=grid, given=given, keep=("drawn",))
+    for step in steps:
+        cells, tokens = step.kept["drawn"]
+        drawn.append(torch.full((len(ids), grid.n), -1).scatter(1, cells, tokens[..., 0]))
+        written.append(torch.zeros(len(ids), grid.n).scatter(1, step.positions, 1.0))
+        canvas.append(step.codes()[..., 0])
+    last = canvas[-1].clamp(max=sampler.generator.config.vocab - 1)
+    return tuple(t.unflatten(-1, grid.shape) for t in (last, *map(torch.stack, (drawn, written, canvas))))
 
 
 @adapter("halton", "Sampler.halton_sampler.HaltonSampler")
 def halton_sampler(case, around=lambda order: order):
     m, s = loaded(case, case.config["model"]), case.config["sampler"]
-    pick = Pick(sharpened(s["sm_temp_max"], s["sm_temp_min"], s["temp_pow"], s["temp_warmup"]), top_k=max(s["top_k"], 0))
-    sampler = Sampler(m, around(ORDERS["halton-rolled" if s["randomize"] else "halton"]), halton_steps, cfg(1 + s["w"]), (pick,), s["step"], len(case["in.labels"]), "upstream")
+    order = around(ORDERS["halton-rolled" if s["randomize"] else "halton"])
+    temperature = Sharpened(s["sm_temp_max"], s["sm_temp_min"], s["temp_pow"], s["temp_warmup"])
+    pick = Pick(temperature, top_k=max(s["top_k"], 0))
+    rows = len(case["in.labels"])
+    sampler = Sampler(m, order, halton_steps, CFG(1.0 + s["w"]), (pick,), s["step"], rows, "upstream")
     codes, drawn, written, _ = run(case, sampler)
     return {"out.codes": codes, "out.l_codes": drawn, "out.l_mask": written}
+
+
+def by_step(w):
+    "Published guidance of confidence samplers: a scale that grows with the steps from 1 to 1 + w."
+    return CFG(1.0 + w, start=1.0, by="step") if w else CFG(1.0)
+
+
+def surest_first(s, **changes):
+    "The order of the published confidence samplers: `randomize` says how cells are chosen, `r_temp` how much noise there is."
+    noise = s["r_temp"] if s["randomize"] == "linear" else 0.0
+    warmup = {"warm_up": 2, "random": -1}.get(s["randomize"], 0)
+    return Confidence(noise, warmup=warmup, **changes)
 
 
 @adapter("halton", "Sampler.confidence_sampler.ConfidenceSampler")
 def confidence_sampler(case):
     m, s = loaded(case, case.config["model"]), case.config["sampler"]
-    noise = linear(s["r_temp"], 0.0, "step") if s["randomize"] == "linear" else 0.0
-    order = Confidence(noise, {"warm_up": 2, "random": -1}.get(s["randomize"], 0), redraw=True)
 
     def counts(n, steps, start):
+        "As in the original's loop, where a step may decide no cell."
         upto = [min(max(t, i + 1), n) for i, t in enumerate(targets(s["sched_mode"], n, steps))]
         return [b - a for a, b in zip([0, *upto], upto)]
-    guidance = CFG(linear(1.0, 1.0 + s["w"], "step")) if s["w"] else cfg(1.0)
-    sampler = Sampler(m, order, counts, guidance, (Pick(sharpened(s["sm_temp"])),), s["step"], len(case["in.labels"]), "upstream")
+
+    pick, rows = Pick(Sharpened(s["sm_temp"])), len(case["in.labels"])
+    sampler = Sampler(m, surest_first(s, redraw=True), counts, by_step(s["w"]), (pick,), s["step"], rows, "upstream")
     given = None
     if "in.init_code" in case:
         known = case["in.init_code"] != m.config.vocab
-        given = (case["in.init_code"].masked_fill(~known, 0)[..., None], known)
+        given = case["in.init_code"].masked_fill(~known, 0)[..., None], known
     codes, drawn, _, canvas = run(case, sampler, given)
-    return {"out.codes": codes, "out.l_codes": drawn, "out.l_mask": ((canvas < 0) | (canvas == m.config.vocab)).float()}
+    unknown = (canvas < 0) | (canvas == m.config.vocab)
+    return {"out.codes": codes, "out.l_codes": drawn, "out.l_mask": unknown.float()}
 
 
 @adapter("halton", "Sampler.confidence_sampler.ConfidenceSampler.build_sequence")
 def sequences(case):
-    return {k: torch.tensor(targets(m[1], int(m[2]) ** 2, int(m[3]))) for k in case.outs if (m := re.fullmatch(r"out\.seq_([a-z]+)_(\d+)_(\d+)", k))}
+    out = {}
+    for name in case.outs:
+        m = re.fullmatch(r"out\.seq_([a-z]+)_(\d+)_(\d+)", name)
+        if m: out[name] = torch.tensor(targets(m[1], int(m[2]) ** 2, int(m[3])))
+    return out
 
 
 @adapter("halton", "Sampler.halton_sampler.HaltonSampler.__call__")
 def tokens_per_step(case):
-    return {k: torch.tensor(halton_steps(int(m[1]) ** 2, int(m[2]))) for k in case.outs if (m := re.fullmatch(r"out\.new_(\d+)_(\d+)", k))}
+    out = {}
+    for name in case.outs:
+        m = re.fullmatch(r"out\.new_(\d+)_(\d+)", name)
+        if m: out[name] = torch.tensor(halton_steps(int(m[1]) ** 2, int(m[2])))
+    return out
 
 
 @adapter("halton", "Sampler.halton_sampler.HaltonSampler.build_halton_mask")
 def orders(case):
-    return {k: torch.stack((c // n, c % n), 1) for k in case.outs for n in [int(k.rsplit("_", 1)[1])] for c in [torch.from_numpy(halton(n, n))]}
+    out = {}
+    for name in case.outs:
+        side = int(name.rsplit("_", 1)[1])
+        cells = torch.from_numpy(halton(side, side))
+        out[name] = torch.stack((cells // side, cells % side), 1)
+    return out
 
 
 @adapter("halton", "Utils.masking_scheduler.get_mask_code")
 def masks(case):
-    draws, codes, out = Recorded({"mask.ratio": case["in.r"], "mask.cells": case["in.u"].flatten(1)}), case["in.code"], {}
+    draws, codes = Recorded({"mask.ratio": case["in.r"], "mask.cells": case["in.u"].flatten(1)}), case["in.code"]
+    at, out = At(torch.arange(len(codes))), {}
     for name in {k.rsplit("_", 1)[1] for k in case.outs}:
-        mask = draw_mask(draws, At(torch.arange(len(codes))), codes[0].numel(), name).view_as(codes)
-        out |= {f"out.mask_{name}": mask, f"out.masked_{name}": codes.masked_fill(mask, case.config["value"])}
+        mask = draw_mask(draws, at, codes[0].numel(), name).view_as(codes)
+        out[f"out.mask_{name}"] = mask
+        out[f"out.masked_{name}"] = codes.masked_fill(mask, case.config["value"])
     return out
 
 
@@ -125,28 +168,39 @@ def masks(case):
 def learning_rate(case):
     c = case.config
     rate = Rate("cosine_end", c["warm_up"], floor=0.01)
-    return {"out.lr64": torch.tensor([c["lr"] * rate_at(rate, int(i), c["max_iter"]) for i in case["in.iter"]], dtype=torch.float64)}
+    values = [c["lr"] * rate_at(rate, int(i), c["max_iter"]) for i in case["in.iter"]]
+    return {"out.lr64": torch.tensor(values, dtype=torch.float64)}
 
 
 def trained(case, m, names, places=lambda u: u.flatten(1)):
-    "Losses, norms, rates and weights of the case's steps on a model; `places` turns the recorded uniforms into those of the cells (b, n)."
-    c, steps = case.config, sum(k.endswith(".code") for k in case.inputs)
-    params, logs = dict(m.train().named_parameters()), {k: [] for k in ("losses", "accs", "grad_norms", "lrs64")}
-    optim = Optim(lr=c["lr"], betas=tuple(c["betas"]), eps=c["adam_eps"], weight_decay=c["weight_decay"], decay_vectors=True, clip=c["grad_clip"])
-    rate, optimizer, ema = Rate("cosine_end", c["warm_up"], floor=0.01), make_optimizer(optim, params), Average(m, c["ema_decay"])
-    for s in range(steps):
-        get = lambda k: case[f"in.step{s}.{k}"]
-        codes, draws = get("code").flatten(1), Recorded({"class_drop": get("u_drop"), "mask.ratio": get("r"), "mask.cells": places(get("u_mask"))})
-        loss = m(codes, Cond(get("y")), draws, At(torch.arange(len(codes)), step=s))
-        optimizer.zero_grad(); loss.total.backward()
-        norm, lr = gradient_norm(params.values()), optim.lr * rate_at(rate, c["start_iter"] + s, c["max_iter"])
+    "What the case's steps make of a model; `places` turns the recorded uniforms into those of the cells (b, n)."
+    c = case.config
+    params = dict(m.train().named_parameters())
+    optim = Optim(lr=c["lr"], betas=tuple(c["betas"]), eps=c["adam_eps"], weight_decay=c["weight_decay"], decay_vectors=True,
+                  clip=c["grad_clip"])
+    rate, optimizer, average = Rate("cosine_end", c["warm_up"], floor=0.01), make_optimizer(optim, params), Average(m, c["ema_decay"])
+
+    logs = {name: [] for name in ("losses", "accs", "grad_norms", "lrs64")}
+    for s in range(sum(name.endswith(".code") for name in case.inputs)):
+        given = {name: case[f"in.step{s}.{name}"] for name in ("code", "y", "u_drop", "r", "u_mask")}
+        draws = Recorded({"class_drop": given["u_drop"], "mask.ratio": given["r"], "mask.cells": places(given["u_mask"])})
+        codes = given["code"].flatten(1)[..., None]
+        loss = m(codes, Cond(given["y"]), draws, At(torch.arange(len(codes)), step=s))
+        optimizer.zero_grad()
+        loss.total.backward()
+
+        norm = gradient_norm(params.values())
+        lr = optim.lr * rate_at(rate, c["start_iter"] + s, c["max_iter"])
         torch.nn.utils.clip_grads_with_norm_(params.values(), optim.clip, norm)
-        guarded_step(optimizer, YES, lr); ema.update(YES)
-        for k, v in zip(logs, (loss.total.detach(), loss.parts["accuracy"], norm, torch.tensor(lr, dtype=torch.float64))): logs[k].append(v)
-    out = {f"out.{k}": torch.stack(v) for k, v in logs.items()}
-    for kind, state in (("param", m.state_dict()), ("ema", ema.state())):
-        out |= {f"out.{kind}.{k}": v for k, v in names.export(state, m).items()}
-    return {k: v[:case.outs[k][0][0]] if v.dim() else v for k, v in out.items() if k in case.outs}
+        guarded_step(optimizer, YES, lr)
+        average.update(YES)
+        values = loss.total.detach(), loss.parts["accuracy"], norm, torch.tensor(lr, dtype=torch.float64)
+        for log, value in zip(logs.values(), values): log.append(value)
+
+    out = {f"out.{name}": torch.stack(log) for name, log in logs.items()}
+    for kind, state in (("param", m.state_dict()), ("ema", average.state())):
+        out |= {f"out.{kind}.{name}": v for name, v in names.export(state, m).items()}
+    return {name: v[:case.outs[name][0][0]] if v.dim() else v for name, v in out.items() if name in case.outs}
 
 
 @adapter("halton", "Trainer.cls_trainer.MaskGIT.train_one_epoch*")

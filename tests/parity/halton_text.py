@@ -11,7 +11,11 @@ from vgnb.generators.masked_text import MaskedTextTransformer, halton_text_confi
 def transformer(case):
     text, codes = case["in.y"], case["in.x"].flatten(1)
     config = halton_text_config(case.config, text_tokens=text.shape[1], compat="upstream")
-    m, hidden = halton_text_names.load_into(MaskedTextTransformer(config), case.fill(), case.name).eval(), codes == config.vocab
-    plain = codes.masked_fill(hidden, 0)
-    gone = text.masked_fill(case["in.drop"][:, None, None], 0)
-    return {"out.logits": m.logits(plain, Cond(text=gone), hidden)[0], "out.logits_nodrop": m.logits(plain, Cond(text=text), hidden)[0]}
+    m = halton_text_names.load_into(MaskedTextTransformer(config), case.fill(), case.name).eval()
+    hidden = codes == config.vocab
+    known = codes.masked_fill(hidden, 0)[..., None]
+    some_gone = text.masked_fill(case["in.drop"][:, None, None], 0)
+    return {
+        "out.logits": m.logits(known, Cond(text=some_gone), hidden)[0],
+        "out.logits_nodrop": m.logits(known, Cond(text=text), hidden)[0],
+    }

@@ -52,7 +52,7 @@ class Views(torch.utils.data.Dataset):
         least:int=1,         # pictures with a shorter side are refused
     ):
         self.source, self.chunks, self.augment, self.least = source, chunks, augment, least
-        self.ready = hasattr(source, "batch") and source.size == augment.size and augment.kind in ("center", "resize")
+        self.ready = augment.keeps(source)
 
     def __len__(self): return len(self.chunks)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import BadItem, Mismatch, check, check_int, digest
 from ..data.codes import Codes
 from ..data.sources import ImageSource, Item
-from ..data.text import Features
+from ..data.text import CaptionFeatures
 from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
@@ -85,8 +85,7 @@ class ImageData(Data):
         augment:Augment,    # crop and flip
     ):
         self.source, self.augment, self.streaming = source, augment, source.streaming
-        fits = augment.kind in ("center", "resize", "resize-crop") and source.size == augment.size
-        self.ready = hasattr(source, "batch") and fits
+        self.ready = augment.keeps(source)
         self.fingerprint = digest(source.fingerprint, augment)
 
     def __len__(self) -> int: return len(self.source)
@@ -127,13 +126,13 @@ class CodeData(Data):
     "Stored codes as training batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
     def __init__(self,
         store:Codes,
-        features:Features|None=None, # caption features, for text-conditional models
+        features:CaptionFeatures|None=None, # caption features, for text-conditional models
     ):
         self.store, self.features = store, features
         self.fingerprint = store.fingerprint
         if features is not None: self._join(features)
 
-    def _join(self, features:Features):
+    def _join(self, features:CaptionFeatures):
         "Find the row of features that belongs to each row of codes."
         self.fingerprint = digest(self.store.fingerprint, features.fingerprint)
         self.rows = np.searchsorted(features.ids, self.store.ids)
