@@ -20,12 +20,16 @@ from vgnb.core import BadInput, Mismatch, VgnbError
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
 from vgnb.data.text import FeaturePlan, FeatureWriter
-from vgnb.generators.generator import Loss
+from vgnb.draws import Keyed
+from vgnb.generators.generator import Cond, Loss
+from vgnb.generators.masked import MaskedConfig
+from vgnb.generators.partition import PartitionConfig
 from vgnb.kinds import from_json, kind_of, kinds, to_json
 from vgnb.saved import load_model, load_tensors, save_model, save_tensors
 from vgnb.tokenizers.vqgan import VQGAN
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.training.feed import Data, Feed, stream
+from vgnb.training.previews import teacher_forced
 from vgnb.training.recipes import recipe, recipes
 from vgnb.training.run_folder import Run
 from vgnb.training.trainer import Trainer
@@ -251,6 +255,25 @@ def test_text_conditional_training(tmp_path):
     r = replace(r, model=model, steps=3, batch=8, precision="fp32")
     assert train(TrainOptions(r, tmp_path / "run", run=QUIET)).finished
     assert load_model(tmp_path / "run" / "model").config.condition == "text"
+
+
+@pytest.mark.parametrize("config", [
+    MaskedConfig(layers=1, dim=32, heads=2, vocab=48, grid=(4, 4), classes=10),
+    PartitionConfig(encoder=1, decoder=1, dim=32, heads=2, vocab=48, grid=(4, 4), classes=10)],
+    ids=["masked", "partition"])
+def test_generators_without_an_order_are_teacher_forced_by_halves(config):
+    "Each cell is said from the other half: its own code does not matter."
+    torch.manual_seed(0)
+    model = kinds[kind_of(config)].build(config, 0).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.1 * torch.randn_like(p))
+    codes, cond = torch.randint(48, (3, 16, 1)), Cond(labels=torch.arange(3))
+    likely = teacher_forced(model, codes, cond, Keyed(0))
+    assert likely.shape == codes.shape and likely.max() < 48
+    changed = codes.clone()
+    changed[:, 5] = (codes[:, 5] + 1) % 48
+    again = teacher_forced(model, changed, cond, Keyed(0))
+    assert torch.equal(likely[:, 5], again[:, 5]) and not torch.equal(likely, again)
 
 
 SRUN = """#!/bin/bash
