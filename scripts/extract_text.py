@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
     from vgnb.core import write_run
     from vgnb.data.text import Captions, TextEncoder
     from vgnb.training.extract import extract_text
-    from vgnb.training.processes import Processes
-    from vgnb.training.recipes import to_json
+    from vgnb.processes import Processes
+    from vgnb.kinds import to_json
 
     captions = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence)
     processes = Processes()
@@ -59,5 +59,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.training.commands import run_main
+    from vgnb.cli import run_main
     sys.exit(run_main(main))
