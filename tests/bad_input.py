@@ -28,7 +28,7 @@ from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import Keyed
 from vgnb.evaluation.features import load_extractor
-from vgnb.evaluation.fid import measure
+from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.adaptive_orders import Confidence
@@ -55,7 +55,8 @@ from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, recipe
 from vgnb.training.run_folder import Run, locked
-from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice, order_course
 
 SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
 TINY = dict(ffn_multiple=16, vocab=48, grid=(4, 4), classes=10)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
          "sklearn")
 COLD = ("torch", "tyro")        # paid for once
-WARM = (*COLD, "accelerate", "datasets", "vgnb.evaluation.fid", "vgnb.evaluation.judge", "vgnb.jobs",
+WARM = (*COLD, "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure", "vgnb.jobs",
         "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
 
 class Ran(NamedTuple):
