@@ -35,7 +35,7 @@ from vgnb.sampling.sampler import Sampler
 from vgnb.views.player import SamplingPlayer
 
 class Noise(Generator):
-    vocab, traits = (64,), frozenset({"any_order", "parallel"})
+    vocab, traits = (64,), frozenset({"any_order"})
     def null(self, cond): return cond
     def predict(self, state, positions, given=None, *, live, independent=False):
         return Prediction(torch.randn(1, *positions.shape, 64, generator=torch.Generator().manual_seed(state.done)))
