@@ -83,7 +83,7 @@ def steps(o: Options):
 
     samples = out / "samples.npz"
     words = ["scripts/sample.py", "--tokenizer", tokenizer, "--generator", generator, "--count", o.count, "--part", 500,
-             "--sampling.cfg-scale", 2, "--sampling.rows", 50, "--out", samples, "--sheet", out / "samples.png"]
+             "--guidance.scale", 2, "--rows", 50, "--out", samples, "--sheet", out / "samples.png"]
     yield "samples", words, samples
 
     for name, against, metrics in (("floor", train, ["fid"]),
