@@ -30,22 +30,33 @@ def compare(path: Path) -> tuple[str, str]:
     "(met | failed | missing, what to say) for one manifest."
     import torch
 
-    from vgnb.core import BadInput
-    from vgnb.zoo import published_model
+    import vgnb.evaluation.features  # noqa: F401  (the network of FID is published, too)
+    from vgnb.core import VgnbError
+    from vgnb.families import published_model
     spec = json.loads(path.read_text())
+    system = path.name.split("-")[0]
     try:
-        with torch.device("meta"): model, table = published_model(spec["config"], spec.get("upstream_class", ""), system=path.name.split("-")[0])
-    except BadInput as e: return "missing", str(e)
+        with torch.device("meta"):
+            model, table = published_model(spec["config"], spec.get("upstream_class", ""), system)
+    except VgnbError as e:
+        return "missing", str(e)
+
     got = {k: list(v.shape) for k, v in table.export(model.state_dict(), model).items()}
     want = spec["manifest"]
     wrong = sorted(k for k in got.keys() | want.keys() if got.get(k) != want.get(k))
-    return ("failed", f"{len(wrong)} differ: " + ", ".join(f"{k} {got.get(k)} for {want.get(k)}" for k in wrong[:3])) if wrong else ("met", f"{len(want)} entries")
+    if not wrong: return "met", f"{len(want)} entries"
+    some = ", ".join(f"{k} {got.get(k)} for {want.get(k)}" for k in wrong[:3])
+    return "failed", f"{len(wrong)} differ: {some}"
 
 
 def main(o: Options) -> int:
-    if not o.folder.is_dir(): print(f"folder={o.folder}: no such folder", file=sys.stderr); return 2
+    if not o.folder.is_dir():
+        print(f"folder={o.folder}: no such folder", file=sys.stderr)
+        return 2
+
     count = Counter()
-    for path in sorted(p for p in o.folder.glob("*.json") if fnmatch.fnmatchcase(p.name.split("-")[0], o.system)):
+    asked = (p for p in o.folder.glob("*.json") if fnmatch.fnmatchcase(p.name.split("-")[0], o.system))
+    for path in sorted(asked):
         verdict, why = compare(path)
         count[verdict] += 1
         print(f"{verdict.upper():7} {path.stem}: {why}", flush=True)

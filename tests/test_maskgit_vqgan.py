@@ -23,7 +23,8 @@ from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import encode_rows, extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.views.desk import reconstruct
-from vgnb.zoo import PUBLISHED, build, export_published, identify, load_published
+from vgnb.families import recognised, the_one
+from vgnb.zoo import build, export_published, load_published, published
 
 TINY = MaskGITVQGANConfig(codebook=32, dim=8, width=16, mults=(1, 2, 2), depth=1, groups=8)
 
@@ -94,14 +95,14 @@ def test_published_files(tmp_path, shortcut):
         with pytest.raises(Mismatch, match="of another shape"): load_published(tmp_path / "published.safetensors", groups=8, shortcut="input")
         return
     back = load_published(tmp_path / "published.safetensors", groups=8)
-    assert back.config == made.config and identify(export_published(back))["num_resolutions"] == 3
+    assert back.config == made.config and the_one(recognised(export_published(back))).spec["num_resolutions"] == 3
     assert all(torch.equal(v, back.state_dict()[k]) for k, v in made.state_dict().items())
 
 
 def test_the_published_size():
     with torch.device("meta"): model, table = build("maskgit-vqgan-f16")
     assert sum(p.numel() for p in model.parameters()) == 54_515_587 and len(table.export(model.state_dict())) == 168
-    assert PUBLISHED["maskgit-vqgan-f16"].files == ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)
+    assert published()["maskgit-vqgan-f16"][1].files == ("fun-research/TiTok: maskgit-vqgan-imagenet-f16-256.bin",)
 
 
 def test_soft_codes_follow_their_probabilities():

@@ -9,7 +9,7 @@ from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
 from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.orders import Raster
-from vgnb.generators.raster import RasterConfig, RasterTransformer, llamagen_config, llamagen_names
+from vgnb.generators.raster import RasterConfig, RasterTransformer, llamagen_config, llamagen_gpt_names
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.sampler import Sampler
 
@@ -182,13 +182,13 @@ def test_no_null_class_without_class_dropout():
 
 def test_published_names_there_and_back():
     m = build(KINDS["text"])
-    theirs = llamagen_names.export(m.state_dict())
+    theirs = llamagen_gpt_names.export(m.state_dict())
     assert "cls_embedding.uncond_embedding" in theirs and "layers.1.feed_forward.w2.weight" in theirs and not any(k.startswith("blocks") for k in theirs)
     for compat in (None, "upstream"):
-        twin = llamagen_names.load_into(RasterTransformer(replace(KINDS["text"], compat=compat), seed=5), theirs)
+        twin = llamagen_gpt_names.load_into(RasterTransformer(replace(KINDS["text"], compat=compat), seed=5), theirs)
         assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), twin.state_dict().values()))
-    with pytest.raises(Mismatch, match="missing"): llamagen_names.load_into(m, {k: v for k, v in theirs.items() if "layers.1" not in k})
-    with pytest.raises(Mismatch, match="shape"): llamagen_names.load_into(build(SMALL), llamagen_names.export(build(replace(SMALL, vocab=33)).state_dict()))
+    with pytest.raises(Mismatch, match="missing"): llamagen_gpt_names.load_into(m, {k: v for k, v in theirs.items() if "layers.1" not in k})
+    with pytest.raises(Mismatch, match="shape"): llamagen_gpt_names.load_into(build(SMALL), llamagen_gpt_names.export(build(replace(SMALL, vocab=33)).state_dict()))
 
 
 def test_published_arguments():

@@ -15,7 +15,16 @@ from vgnb.tokenizers.discriminators import PatchGAN, StyleGANCritic, discriminat
 from vgnb.tokenizers.losses import LPIPS, VQGANLoss, VQGANLossConfig, adaptive_weight, load_lpips
 from vgnb.tokenizers.quantizers import VectorQuantizer, entropy_loss, kmeans, nearest, straight_through
 from vgnb.tokenizers.tokenizer import Quantized, Reconstruction, Tokenizer, check_images
-from vgnb.tokenizers.vqgan import VQGAN, VQGANS, VQGANConfig, llamagen_names, published_config, published_vqgan, taming_names, vqgan
+from vgnb.tokenizers.vqgan import (
+    LLAMAGEN_VQ,
+    VQGAN,
+    VQGANS,
+    VQGANConfig,
+    llamagen_vq_config,
+    llamagen_vq_names,
+    taming_names,
+    vqgan,
+)
 
 NARROW = VQGANConfig(codebook=48, dim=4, width=32, mults=(1, 2), attention=(1,), z=32, depth=1)
 
@@ -203,8 +212,8 @@ def test_configurations_are_json():
 
 def test_state_returns_with_its_window():
     a = VQGAN(NARROW).train(); a(images())
-    state = llamagen_names().export(a.state_dict(), a)
-    b = llamagen_names().load_into(VQGAN(NARROW), state)
+    state = llamagen_vq_names.export(a.state_dict(), a)
+    b = llamagen_vq_names.load_into(VQGAN(NARROW), state)
     assert state["quantize.codebook_used"].shape == (65536,) and a.quantizer.usage() == b.quantizer.usage() > 0
 
 
@@ -212,17 +221,17 @@ def test_files_of_another_model_are_refused():
     taming = VQGANConfig(codebook=48, dim=4, l2=False, legacy=True, window=0, width=32, mults=(1, 2), attention=(1,), z=32, depth=1)
     state = taming_names(2).export(VQGAN(taming).state_dict())
     assert VQGAN(taming).load_state_dict(taming_names(2).load(state | {"loss.discriminator.x": torch.zeros(1)}, VQGAN(taming)))
-    with pytest.raises(Mismatch, match="missing"): llamagen_names().load_into(VQGAN(NARROW), state)
-    with pytest.raises(Mismatch, match="quantizer.table"): llamagen_names().load_into(VQGAN(NARROW), llamagen_names().export(vqgan(NARROW, codebook=49).state_dict()))
+    with pytest.raises(Mismatch, match="missing"): llamagen_vq_names.load_into(VQGAN(NARROW), state)
+    with pytest.raises(Mismatch, match="quantizer.table"): llamagen_vq_names.load_into(VQGAN(NARROW), llamagen_vq_names.export(vqgan(NARROW, codebook=49).state_dict()))
     half = dict(list(state.items())[: len(state) // 2])
     with pytest.raises(Mismatch, match="missing"): taming_names(2).load_into(VQGAN(taming), half)
 
 
 def test_published_words_reach_the_configuration():
-    c = published_config(dict(factory='VQ_models["VQ-8"]', codebook_size=512, codebook_embed_dim=6, codebook_l2_norm=False, z_channels=64, commit_loss_beta=0.5, entropy_loss_ratio=0.1,
+    c = llamagen_vq_config(dict(factory='VQ_models["VQ-8"]', codebook_size=512, codebook_embed_dim=6, codebook_l2_norm=False, z_channels=64, commit_loss_beta=0.5, entropy_loss_ratio=0.1,
                               encoder_ch_mult=[1, 2], decoder_ch_mult=[2, 2], dropout_p=0.1))
     assert (c.codebook, c.dim, c.l2, c.z, c.beta, c.entropy, c.mults, c.decoder_mults, c.dropout) == (512, 6, False, 64, 0.5, 0.1, (1, 2), (2, 2), 0.1)
-    with torch.device("meta"): model, names = published_vqgan({"model": "VQ-8"}, codebook=64)
+    with torch.device("meta"): model, names = LLAMAGEN_VQ.make({"model": "VQ-8"}, codebook=64)
     assert names.export(model.state_dict(), model)["quantize.embedding.weight"].shape == (64, 8)
 
 

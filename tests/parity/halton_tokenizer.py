@@ -4,15 +4,15 @@ from PIL import Image
 
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
+from vgnb.families import published_model
 from vgnb.data.transforms import resize_crop, to_tensor
-from vgnb.tokenizers.vqgan import published_vqgan
 
 
 @adapter("halton", "Network.vq_model.VQ_models*")
 @torch.no_grad()
 def vq_model(case):
     spec = {"model": f"VQ-{case.config['f']}"} | {k: v for k, v in case.config.items() if k != "f"}
-    model = filled(case, published_vqgan(spec, compat="upstream")).eval()
+    model = filled(case, published_model(spec, system="halton", compat="upstream")).eval()
     q = model.quantize(case["in.x"])
     return {"out.h": model.features(case["in.x"]), "out.idx": q.codes.flatten(), "out.quant": q.z, "out.dec": model.decode(case["in.code"])}
 

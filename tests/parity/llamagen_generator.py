@@ -5,7 +5,7 @@ from tests.parity.harness import adapter
 from vgnb.data.text import left_pad
 from vgnb.draws import At, Keyed, Race, Recorded
 from vgnb.generators.generator import Cond, Grid
-from vgnb.generators.raster import RasterTransformer, llamagen_config, llamagen_names
+from vgnb.generators.raster import RasterTransformer, llamagen_config, llamagen_gpt_names
 from vgnb.layers import drop_path, drop_path_rates, rotary_1d, rotary_2d, rotate, zero_prefix
 from vgnb.sampling.guidance import cfg
 from vgnb.sampling.pick import Pick, filtered
@@ -18,12 +18,12 @@ YES = torch.tensor(True)
 
 def model(case, **changes):
     "The case's model, loaded through the importer."
-    return llamagen_names.load_into(RasterTransformer(llamagen_config(case.config, compat="upstream", **changes)), case.fill(), case.name).eval()
+    return llamagen_gpt_names.load_into(RasterTransformer(llamagen_config(case.config, compat="upstream", **changes)), case.fill(), case.name).eval()
 
 
 def published(tensors: dict) -> dict:
     "Our names (of parameters or gradients) → published names."
-    return llamagen_names.export(tensors)
+    return llamagen_gpt_names.export(tensors)
 
 
 def grid_of(m): return Grid(m.config.grid)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tests.parity.harness import adapter
+from vgnb.families import published_model
 from vgnb.names import NameTable, Rename
 from vgnb.data.transforms import center_crop, flip, ten_crop, to_tensor
-from vgnb.tokenizers.discriminators import Blur, published_discriminator
+from vgnb.tokenizers.discriminators import Blur
 from vgnb.tokenizers.losses import LPIPS, VQGANLoss, VQGANLossConfig, discriminator_loss, generator_loss, lpips_names
 from vgnb.tokenizers.quantizers import VectorQuantizer
 from vgnb.tokenizers.tokenizer import Quantized, Reconstruction
-from vgnb.tokenizers.vqgan import published_vqgan
 
 def filled(case, build, prefix="", called=None):
     "The model of `build` = (model, names) from the entries below `prefix`, drawn under names that start with `called`; what the case keeps stays as constructed."
@@ -24,7 +24,7 @@ def filled(case, build, prefix="", called=None):
     return names.load_into(model, {k.removeprefix(called): v for k, v in state.items()}, case.name)
 
 
-def vqgan(case): return filled(case, published_vqgan(case.config, compat="upstream")).eval()
+def vqgan(case): return filled(case, published_model(case.config, system="llamagen", compat="upstream")).eval()
 
 
 @adapter("llamagen", "tokenizer.tokenizer_image.vq_model.VQModel")
@@ -61,7 +61,8 @@ def quantizer(case):
 
 @adapter("llamagen", "tokenizer.tokenizer_image.discriminator_patchgan.NLayerDiscriminator")
 def patchgan(case):
-    model, x = filled(case, published_discriminator(case.config)).eval(), case["in.x"].clone().requires_grad_()
+    model = filled(case, published_model(case.config, system="llamagen")).eval()
+    x = case["in.x"].clone().requires_grad_()
     with torch.no_grad(): still = model(x)
     logits = model.train()(x)
     logits.sum().backward()
@@ -71,7 +72,9 @@ def patchgan(case):
 
 @adapter("llamagen", "tokenizer.tokenizer_image.discriminator_stylegan.Discriminator")
 @torch.no_grad()
-def stylegan(case): return {"out.logits": filled(case, published_discriminator(case.config))(case["in.x"]), "out.blur": Blur()(case["in.blur_x"])}
+def stylegan(case):
+    critic = filled(case, published_model(case.config, system="llamagen"))
+    return {"out.logits": critic(case["in.x"]), "out.blur": Blur()(case["in.blur_x"])}
 
 
 @adapter("llamagen", "tokenizer.tokenizer_image.lpips.LPIPS")
@@ -90,7 +93,8 @@ def loss_config(c, **kw):
 @adapter("llamagen", "tokenizer.tokenizer_image.vq_loss.VQLoss")
 def vq_loss(case):
     c, out = case.config, {}
-    critic = filled(case, published_discriminator({"ndf": c.get("disc_dim", 64), "n_layers": c.get("disc_num_layers", 3)}), "discriminator.").eval()
+    spec = {"ndf": c.get("disc_dim", 64), "n_layers": c.get("disc_num_layers", 3)}
+    critic = filled(case, published_model(spec, system="llamagen"), "discriminator.").eval()
     perception = filled(case, (LPIPS("upstream"), lpips_names()), "perceptual_loss.")
     last = case["in.last_layer"].clone().requires_grad_()
     parts = dict(zip(("vq", "commit", "entropy"), case["in.codebook_loss"]))
@@ -113,8 +117,9 @@ def vq_loss(case):
 @adapter("llamagen", "training loop of tokenizer/tokenizer_image/vq_train.py")
 def vq_train_steps(case):
     c, logs = case.config, {k: [] for k in ("gen_loss", "disc_loss", "gen_grad_norm", "disc_grad_norm", "codebook_losses")}
-    model = filled(case, published_vqgan(c, compat="upstream"), "model.", "").train()
-    critic = filled(case, published_discriminator({}), "loss.discriminator.", "discriminator.").train()
+    model = filled(case, published_model(c, system="llamagen", compat="upstream"), "model.", "").train()
+    judge = published_model({}, "NLayerDiscriminator", "llamagen")
+    critic = filled(case, judge, "loss.discriminator.", "discriminator.").train()
     perception = filled(case, (LPIPS("upstream"), lpips_names()), "loss.perceptual_loss.", "perceptual_loss.")
     objective = VQGANLoss(loss_config(c), perception).eval()
     optimizers = [torch.optim.Adam(m.parameters(), c["lr"], betas=tuple(c["betas"])) for m in (model, critic)]

@@ -17,7 +17,7 @@ from vgnb.generators.schedules import halton_steps, pgm_steps
 from vgnb.sampling.guidance import CFG, Unguided, linear, sharpened
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
-from vgnb.tokenizers.vqgan import published_vqgan
+from vgnb.families import published_model
 
 CLASS = "models.encoder_decoder.PartitionDIT"
 
@@ -120,7 +120,8 @@ def partitions(case):
 @adapter("pgm", "models.vq_model.VQ_models*")
 @torch.no_grad()
 def tokenizer(case):
-    model = filled(case, published_vqgan({"model": re.search(r"VQ-\d+", case.spec["upstream_class"])[0], **case.config}, compat="upstream")).eval()
+    spec = {"model": re.search(r"VQ-\d+", case.spec["upstream_class"])[0], **case.config}
+    model = filled(case, published_model(spec, system="pgm", compat="upstream")).eval()
     q = model.quantize(case["in.x"])
     row = torch.cat((torch.tensor([case.config["codebook_size"] + 1]), q.codes.flatten())).int()
     return {"out.h": model.features(case["in.x"]), "out.idx": q.codes.flatten(), "out.quant": q.z, "out.dec": model.decode(case["in.code"]), "out.row": row}

@@ -15,11 +15,11 @@ from tests.parity.llamagen_tokenizer import filled
 from vgnb.data.images import open_images
 from vgnb.data.layouts import store_from
 from vgnb.data.transforms import Augment, center_crop, chosen_crop, ten_crop, to_tensor, to_uint8
+from vgnb.families import published_model
 from vgnb.evaluation.fid import frechet_distance, inception_score, precision_recall
 from vgnb.evaluation.samples import Statistics
 from vgnb.tokenizers.maskgit_vqgan import soften
 from vgnb.training.extract import extract_codes
-from vgnb.zoo import published_model
 
 
 def tokenizer(case, spec): return filled(case, published_model(spec, "MaskGITTokenizer", system="randar", compat="upstream")).eval()
