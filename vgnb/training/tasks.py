@@ -6,8 +6,6 @@
 __all__ = ['Phase', 'Task', 'parameter_groups', 'ImageData', 'CodeData', 'GeneratorTask', 'TokenizerTask']
 
 # %% ../../nbs/training/517_tasks.ipynb #c3fcd171
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,10 +17,10 @@ from ..data.text import CaptionFeatures
 from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
-from ..tokenizers.losses import VQGANLoss
-from ..tokenizers.quantizers import Alone, Sync
-from ..tokenizers.tokenizer import Tokenizer
 from .feed import Data
+from ..tokenizers.objectives import Objective, Phase
+from ..tokenizers.quantizers import Sync, quantizers_in, set_sync, usage_of
+from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 
 # %% ../../nbs/training/517_tasks.ipynb #df064ce0
 class Phase(NamedTuple):
@@ -174,50 +172,49 @@ class GeneratorTask(Task):
 
 # %% ../../nbs/training/517_tasks.ipynb #83eef663
 class TokenizerTask(Task):
-    "A pixel tokenizer with its objective and, where that has a weight, a discriminator."
+    "A tokenizer with any objective, and what that trains beside it."
     def __init__(self,
         tokenizer:Tokenizer,
-        objective:VQGANLoss,
-        discriminator:nn.Module|None=None,
+        objective:Objective,
         free_steps:int=0,   # unquantized steps at the start; then k-means
     ):
         self.objective = objective
         self.free_steps = check_int("free_steps", free_steps, 0)
-        self.sync:Sync = Alone()
-        self.modules = {"tokenizer": tokenizer}
-        if discriminator is not None: self.modules["discriminator"] = discriminator
-        self.helpers = (objective,)
+        self.modules = {"tokenizer": tokenizer} | objective.modules
+        self.helpers = tuple(objective.helpers.values())
 
     def phases(self, step:int) -> tuple[Phase, ...]:
-        both = self.objective.active(step) or (self.objective.config.compat and "discriminator" in self.modules)
-        names = ("tokenizer", "discriminator") if both else ("tokenizer",)
-        return tuple(Phase.of(name, name) for name in names)
+        "The objective's."
+        return self.objective.phases(step)
 
     def check(self, accumulate:int):
-        "Dead codes come back from the features of one batch."
-        revive = getattr(self.modules["tokenizer"].quantizer, "revive", 0)
-        message = f"must be 1 while dead codes are revived (revive={revive})"
-        check(accumulate == 1 or not revive, "accumulate", accumulate, message)
+        "Some updates of a codebook need the features of a whole batch."
+        self.objective.check(accumulate)
+        updates = [u for q in quantizers_in(self.modules["tokenizer"]) for u in q.updates]
+        why = next((u.whole_batch for u in updates if u.whole_batch), "")
+        check(accumulate == 1 or not why, "accumulate", accumulate, f"must be 1 while {why}")
 
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync:Sync):
-        "Start the codebook when its time has come; hand over `sync`."
-        tokenizer, self.sync = self.modules["tokenizer"], sync
-        tokenizer.quantizer.sync = sync
-        tokenizer.quantizer.bypass = step < self.free_steps
+        "Set the codebook by k-means when its time has come; hand over `sync`."
+        tokenizer = self.modules["tokenizer"]
+        self.objective.sync = sync
+        set_sync(tokenizer, sync)
         if step == self.free_steps > 0:
             images = torch.cat([b["images"] for b in batches])
-            tokenizer.start(tokenizer.enter(images), draws)
+            tokenizer.kmeans_init(tokenizer.enter(images), draws)
 
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
-        "The tokenizer's loss, or the discriminator's on the same reconstruction."
-        images, critic = batch["images"], self.modules.get("discriminator")
-        if phase.name == "discriminator": return Loss(*self.objective.discriminator(images, carry, at.step, critic))
+        "The objective's, for what the tokenizer makes of the batch in the phases that move it."
+        images = batch["images"]
+        made = self.made(images, draws, at) if "tokenizer" in phase.step else None
+        return Loss(*self.objective.loss(phase, images, made, carry, draws, at))
+
+    def made(self, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
+        "A forward pass of the tokenizer, its pixels in [-1, 1]."
         tokenizer = self.modules["tokenizer"]
-        made = tokenizer(tokenizer.enter(images), draws, at)
-        made = made._replace(output=tokenizer.leave(made.output))          # the objective compares in [-1, 1]
-        return Loss(*self.objective.generator(images, made, carry, at.step, critic, tokenizer.last_layer, self.sync))
+        made = tokenizer(tokenizer.enter(images), draws, at, quantize=at.step >= self.free_steps)
+        return made._replace(output=tokenizer.leave(made.output)) if tokenizer.makes == "pixels" else made
 
     def report(self) -> dict[str, float]:
-        "Share of the codebook among recent codes."
-        q = self.modules["tokenizer"].quantizer
-        return {"usage": q.usage()} if getattr(q, "window", 0) else {}
+        "Share of each codebook among recent codes."
+        return usage_of(self.modules["tokenizer"])
