@@ -161,7 +161,6 @@ def generator(o: Options) -> int:
 
     import torch
 
-    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
     from vgnb.saved import load_model

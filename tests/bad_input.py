@@ -17,7 +17,7 @@ from PIL import Image
 
 from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
-from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
+from vgnb.data.codes import CodeStore, CodeWriter
 from vgnb.data.images import open_images
 from vgnb.data.layouts import export_codes, store_from
 from vgnb.data.shapes import Shapes
@@ -28,28 +28,28 @@ from vgnb.evaluation.features import load_extractor
 from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
-from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
+from vgnb.generators.generator import Cond, Generator, Grid, Prediction
 from vgnb.generators.masked import MaskedConfig, MaskedTransformer, masked_presets
 from vgnb.generators.orders import Given
 from vgnb.generators.partition import PartitionConfig, PartitionTransformer, partition_presets
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
-from vgnb.generators.raster import RasterConfig, RasterTransformer, raster_presets
+from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import SampleJob, planned_labels
+from vgnb.kinds import from_json
 from vgnb.order_maps import step_map
 from vgnb.sampling.extrapolation import Extrapolation
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
+from vgnb.saved import load_model, save_model
 from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import verify
-from vgnb.saved import load_model, save_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, recipe
-from vgnb.kinds import from_json
 from vgnb.training.run_folder import Run, locked
 from vgnb.views.explorer import OrderExplorer
 from vgnb.views.scenes import OrderChoice, order_course

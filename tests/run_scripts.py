@@ -63,7 +63,7 @@ def _child(words: list[str], files: list):
 
 
 def _serve(warm: bool):
-    import torch, tyro  # noqa: paid for once
+    import torch  # noqa: paid for once
     if warm:
         import accelerate, datasets  # noqa
 

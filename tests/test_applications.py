@@ -20,7 +20,18 @@ from vgnb.generators.partition import PartitionConfig, PartitionTransformer
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.pipeline import Pipeline
-from vgnb.sampling.applications import box_mask, brush_mask, cell_mask, check_mask, inpaint, morph, outpaint, paste, placed, windows
+from vgnb.sampling.applications import (
+    box_mask,
+    brush_mask,
+    cell_mask,
+    check_mask,
+    inpaint,
+    morph,
+    outpaint,
+    paste,
+    placed,
+    windows,
+)
 from vgnb.sampling.extrapolation import Extrapolation, _Coarse, extrapolate, extrapolation
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.vqgan import vqgan

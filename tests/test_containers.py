@@ -16,8 +16,8 @@ from vgnb.data.codes import CodeStore
 from vgnb.data.export import contents, export_images, source_row, suffix_of
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
-from vgnb.training.recipes import recipe
 from vgnb.kinds import from_json
+from vgnb.training.recipes import recipe
 
 CLASSES = ["square", "disc", "heart"]    # not in alphabetical order, as hub data sets may have them
 

@@ -20,9 +20,17 @@ from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes, draw_shapes, shape_ranges
 from vgnb.data.stored import decode_image
-from vgnb.data.transforms import Augment, chosen_crop, contact_sheet, load_batch, random_crop, resize_short, to_tensor, to_uint8
+from vgnb.data.transforms import (
+    Augment,
+    chosen_crop,
+    contact_sheet,
+    load_batch,
+    random_crop,
+    resize_short,
+    to_tensor,
+    to_uint8,
+)
 from vgnb.draws import At, Keyed
-
 
 def encode(image, kind="JPEG"):
     f = io.BytesIO(); image.save(f, kind, **({"quality": 90} if kind == "JPEG" else {}))
@@ -252,7 +260,8 @@ def test_http_shards_are_dealt_out_whole_and_survive_dropped_connections(photos,
 
 
 def test_shards_on_the_hub_go_through_its_file_system(photos, tmp_path, monkeypatch):
-    import fsspec, huggingface_hub
+    import fsspec
+    import huggingface_hub
     hub = fsspec.filesystem("memory")
     shards(tmp_path, photos[1], 2)
     for p in tmp_path.glob("s-*.tar"): hub.pipe(f"/datasets/me/set/{p.name}", p.read_bytes())

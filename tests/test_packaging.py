@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 @pytest.fixture(scope="module")
 def wheel(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("wheel")

@@ -12,7 +12,6 @@ from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.raster import RasterTransformer, raster_presets
 from vgnb.sampling.settings import Sampling
 
-
 def model(dtype=torch.float32):
     g = RasterTransformer(raster_presets["tiny"], seed=1)
     torch.nn.init.normal_(g.head.weight, 0, 0.1, generator=torch.Generator().manual_seed(2))

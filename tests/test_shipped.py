@@ -6,10 +6,10 @@ import torch
 
 from vgnb.core import BadInput
 from vgnb.evaluation.judge import judge_input, load_judge
+from vgnb.kinds import from_json, to_json
 from vgnb.pipeline import Pipeline
 from vgnb.shipped import shipped, shipped_folder, shipped_root
 from vgnb.training.recipes import recipe
-from vgnb.kinds import from_json, to_json
 
 LEAST = {"tiny-maskgit": 0.75, "tiny-pgm": 0.75, "tiny-randar": 0.80}      # class accuracy at a third of the steps
 

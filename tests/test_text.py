@@ -12,8 +12,20 @@ from bs4 import BeautifulSoup
 
 import vgnb.data.text as text
 from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError
-from vgnb.data.text import Captions, FeaturePlan, FeatureStore, FeatureWriter, PublishedFeatures, clean_caption, extract_features, html_text, left_pad, repair_text, text_mask, use_short
-
+from vgnb.data.text import (
+    Captions,
+    FeaturePlan,
+    FeatureStore,
+    FeatureWriter,
+    PublishedFeatures,
+    clean_caption,
+    extract_features,
+    html_text,
+    left_pad,
+    repair_text,
+    text_mask,
+    use_short,
+)
 
 def test_page_text_is_that_of_a_real_parser():
     "Random soups of tags, entities and stray brackets say what BeautifulSoup hears, up to white space."

@@ -13,13 +13,12 @@ from vgnb.data.codes import CodePlan, CodeWriter
 from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.processes import Processes
+from vgnb.tokenizers.conv_tokenizer import changed
+from vgnb.tokenizers.quantizers import Revive
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.commands import TrainOptions, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe
-from vgnb.tokenizers.conv_tokenizer import changed
-from vgnb.tokenizers.quantizers import Revive
-from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.run_folder import Run
 
 SMALL = dict(width=16, z=16, groups=8)     # the tokenizer

@@ -55,12 +55,12 @@ def everything(generator, cond, grid, counts, order):
 
 def main(o: Options) -> int:
     from vgnb.draws import At, Keyed
+    from vgnb.generators.cost import run_work
     from vgnb.generators.generator import Cond, Grid
     from vgnb.generators.masked import MaskedTransformer, masked_presets
     from vgnb.generators.orders import ORDERS
     from vgnb.generators.partition import PartitionTransformer, partition_presets
     from vgnb.generators.schedules import SCHEDULES
-    from vgnb.generators.cost import run_work
     from vgnb.sampling.sampler import Sampler
     torch.set_num_threads(o.threads)
     schedule, order, grid = SCHEDULES["halton"], ORDERS["halton"], Grid((32, 32))

@@ -29,8 +29,6 @@ from ..kinds import from_json, kind_of, kinds, to_json
 from ..processes import Processes
 from ..sampling.settings import Sampling
 from ..saved import load_model, save_model
-from ..tokenizers.discriminators import discriminator
-from ..tokenizers.losses import vqgan_loss
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import checkpoints
 from .feed import Data

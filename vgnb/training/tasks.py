@@ -17,10 +17,10 @@ from ..data.text import CaptionFeatures
 from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
-from .feed import Data
 from ..tokenizers.objectives import Objective, Phase
 from ..tokenizers.quantizers import Sync, quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
+from .feed import Data
 
 # %% ../../nbs/training/517_tasks.ipynb #df064ce0
 class Phase(NamedTuple):
