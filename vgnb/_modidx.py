@@ -2841,8 +2841,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'vgnb.training.tasks.ImageData.items': ( 'training/tasks.html#imagedata.items',
                                                                               'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.ImageData.skip': ('training/tasks.html#imagedata.skip', 'vgnb/training/tasks.py'),
-                                     'vgnb.training.tasks.Phase': ('training/tasks.html#phase', 'vgnb/training/tasks.py'),
-                                     'vgnb.training.tasks.Phase.of': ('training/tasks.html#phase.of', 'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.Task': ('training/tasks.html#task', 'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.Task.averaged': ('training/tasks.html#task.averaged', 'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.Task.check': ('training/tasks.html#task.check', 'vgnb/training/tasks.py'),
