@@ -1,4 +1,5 @@
 "Code stores: killed writers, concurrent writers, damaged files, and published layouts."
+import functools
 import json
 import os
 import pickle
@@ -33,6 +34,7 @@ def extract(path, rank=0, world=1, plan=PLAN):
     return writer
 
 
+def complete(path): extract(path).finish()
 def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
@@ -102,11 +104,11 @@ def test_killed_at_every_system_call(whole, tmp_path, monkeypatch):
     "A run that dies at its k-th fsync or rename, for every k, is completed by the next one to the same bytes."
     for calls in range(99):
         path = tmp_path / f"{calls}"
-        killed = die_after(calls, monkeypatch, lambda: extract(path).finish())
+        killed = die_after(calls, monkeypatch, functools.partial(complete, path))
         if not killed: break
         if not (path / "index.json").exists():
             with pytest.raises(BadInput): CodeStore(path)
-        extract(path).finish()
+        complete(path)
         assert contents(path) == contents(whole), calls
     assert calls == 3 * (1 + 11 + 1)                       # plan, shards and index: flush, rename, flush the folder
 
@@ -123,7 +125,7 @@ def test_killed_again_and_again(whole, tmp_path, monkeypatch):
 
 def test_processes_that_start_together(whole, tmp_path):
     path = tmp_path / "store"
-    pids = [in_child(lambda: extract(path, rank, 4)) for rank in range(4)]
+    pids = [in_child(functools.partial(extract, path, rank, 4)) for rank in range(4)]
     assert [os.waitpid(p, 0)[1] for p in pids] == [0] * 4
     CodeWriter(path, PLAN).finish()
     assert contents(path) == contents(whole)

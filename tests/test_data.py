@@ -20,8 +20,16 @@ from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes, draw_shapes, shape_ranges
 from vgnb.data.stored import decode_image
-from vgnb.data.transforms import (Augment, chosen_crop, contact_sheet, load_batch, random_crop, resize_short, to_tensor,
-                                  to_uint8)
+from vgnb.data.transforms import (
+    Augment,
+    chosen_crop,
+    contact_sheet,
+    load_batch,
+    random_crop,
+    resize_short,
+    to_tensor,
+    to_uint8,
+)
 from vgnb.draws import At, Keyed
 
 

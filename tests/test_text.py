@@ -12,8 +12,20 @@ from bs4 import BeautifulSoup
 
 import vgnb.data.text as text
 from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError
-from vgnb.data.text import (Captions, FeaturePlan, FeatureStore, FeatureWriter, PublishedFeatures, clean_caption,
-                            extract_features, html_text, left_pad, repair_text, text_mask, use_short)
+from vgnb.data.text import (
+    Captions,
+    FeaturePlan,
+    FeatureStore,
+    FeatureWriter,
+    PublishedFeatures,
+    clean_caption,
+    extract_features,
+    html_text,
+    left_pad,
+    repair_text,
+    text_mask,
+    use_short,
+)
 
 SOUP = ["a cat", " ", "<b>", "</b>", "<br>", "</br>", "<br/>", "<i>", "</p>", "<p class='x>y'>",
         "<script>", "</script>", "<style>s", "</style>", "<rt>r", "</rt>", "<ruby>", "</ruby>",
@@ -197,7 +209,8 @@ def test_bad_captions(captions, tmp_path):
     assert captions[9].key == "c/9"
     assert captions[9].image == tmp_path / "9.png"
     assert Captions(tmp_path, caption="llava_first", first_sentence=True)[9].text == "no 9"
-    with open(tmp_path / "c.jsonl", "a") as f: f.write('{"text": ["only one"]}\n[1, 2]\n{"text": [1, 2]}\n{"text"\n')
+    with open(tmp_path / "c.jsonl", "a") as f:
+        f.write('{"text": ["only one"]}\n[1, 2]\n{"text": [1, 2]}\n{"text"\n')
     bad = Captions(tmp_path, caption="llava")
     for i in range(25, 29):
         with pytest.raises(BadItem, match=f"c.jsonl:{i + 1}: must be JSON with a text"): bad[i]
