@@ -6,6 +6,8 @@
 __all__ = ['Task', 'parameter_groups', 'ImageData', 'CodeData', 'GeneratorTask', 'TokenizerTask']
 
 # %% ../../nbs/training/517_tasks.ipynb #c3fcd171
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,29 @@ from ..tokenizers.objectives import Objective, Phase
 from ..tokenizers.quantizers import Sync, quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
+from ..tokenizers.quantizers import quantizers_in, set_sync, usage_of
+from ..tokenizers.tokenizer import Reconstruction, Tokenizer
+
+# %% ../../nbs/training/517_tasks.ipynb #8641da34
+class Task(Protocol):
+    "What a trainer runs. all but the first three may be left out."
+    modules: dict[str, nn.Module]
+    def phases(self, step:int) -> tuple[Phase, ...]: ...
+    def loss(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Loss: ...
+    helpers: tuple[nn.Module, ...]                                          # modules that are only used: moved to the device, never trained or saved
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]: ...             # default: one group a module, under its name
+    def averaged(self) -> tuple[str, ...]: ...                              # modules that get averaged weights; default: the first
+    def check(self, accumulate:int): ...                                    # refuse, before any work, what this task can't do
+    def prepare(self, step:int, batches:list[dict], draws:Keyed, sync): ... # before the iteration: codebook start, counters, ...
+    def report(self) -> dict[str, float]: ...                               # more numbers for a line of the log
+
+def parameter_groups(task:Task) -> dict[str, dict[str, nn.Parameter]]:
+    "{group: {module.parameter: parameter}} of what requires a gradient; a parameter belongs to one group."
+    if hasattr(task, "groups"): found = task.groups()
+    else: found = {m: {f"{m}.{k}": p for k, p in module.named_parameters() if p.requires_grad} for m, module in task.modules.items()}
+    owners = [id(p) for g in found.values() for p in g.values()]
+    check(len(set(owners)) == len(owners), "groups", sorted(found), "must not share parameters")
+    return found
 
 # %% ../../nbs/training/517_tasks.ipynb #df064ce0
 class Task:
