@@ -24,10 +24,11 @@ from vgnb.pipeline import Pipeline
 from vgnb.saved import load_model
 from vgnb.tokenizers.conv_tokenizer import changed
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig, maskgit_vqgan, soften
+from vgnb.tokenizers.pictures import codes_of
 from vgnb.tokenizers.quantizers import Revive, VectorConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, open_codes, train
-from vgnb.training.extract import encode_rows, extract_codes
+from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.training.run_folder import Run
 from vgnb.training.trackers import read_log
@@ -62,7 +63,7 @@ def test_everyone_who_calls_it_speaks_its_span(model, pictures):
     def off(images): return np.abs(images.astype(int) - bytes_).max()
     assert torch.equal(pipe.encode(pictures)[..., 0], codes.flatten(1))
     assert off(pipe.decode(pipe.encode(pictures))) <= 1
-    assert torch.equal(encode_rows(model, to_tensor(pictures))[..., 0], codes.flatten(1))
+    assert torch.equal(codes_of(model, to_tensor(pictures))[..., 0], codes.flatten(1))
     assert off(reconstruct(model, pictures)) <= 1
 
 
@@ -94,8 +95,8 @@ def test_training_through_the_discriminator_is_resumed_to_the_bit(tmp_path):
     model = changed(TINY, quantizer=dict(usage=256, updates=(Revive(4),)))
     r = replace(r, model=model, data="shapes://?n=64&size=32", steps=8, batch=8, precision="fp32",
                 augment=Augment("center", 32), loss=replace(r.loss, lpips=0.0, start=2))
-    run = Run(progress=False, save_every=3, tracker="none")
 
+    run = Run(progress=False, save_every=3, tracker="none")
     def options(where): return TrainOptions(r, tmp_path / where, run=run)
     train(options("whole"))
     Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "parts", run).fit(5)

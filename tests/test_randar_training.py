@@ -312,7 +312,7 @@ def test_previews_ask_for_the_right_tokenizer(coded, tmp_path):
 
 class Echo(Generator):
     "Repeats the true code of each cell asked for."
-    vocab, traits, columns = (48,), frozenset({"any_order"}), "ordered"
+    vocab, traits, columns = (48,), frozenset({"any_order", "cached"}), "ordered"
 
     def logits(self, codes, cond, plan=None, *, grid=None):
         self.plan = plan

@@ -41,7 +41,8 @@ class Counted:
 def pipe():
     torch.manual_seed(0)
     codes = VectorConfig(32, 8, l2=False, usage=0)
-    tokenizer = MaskGITVQGAN(MaskGITVQGANConfig(codes, width=16, mults=(1, 2, 2, 2), depth=1, groups=8))
+    small = MaskGITVQGANConfig(codes, width=16, mults=(1, 2, 2, 2), depth=1, groups=8)
+    tokenizer = MaskGITVQGAN(small)
     small = RasterConfig(layers=1, dim=32, heads=2, ffn_multiple=16, vocab=32, grid=(4, 4), classes=10)
     generator = RasterTransformer(small, 0)
     torch.nn.init.normal_(generator.head.weight, std=0.5)  # it starts at zero: no guidance would matter

@@ -27,9 +27,9 @@ SMALL = dict(width=16, z=16, groups=8)     # the tokenizer
 def tokenizer_recipe(**changes):
     "Plain steps, k-means after the fourth, dead codes revived after every fifth."
     r = recipe("shapes-tokenizer")
-    quantizer = dict(codebook=48, usage=1024, updates=(Revive(5),))
+    model = changed(r.model, **SMALL, quantizer=dict(codebook=48, usage=1024, updates=(Revive(5),)))
     return replace(r, data="shapes://?n=200&size=32", steps=14, batch=16, free_steps=4, precision="fp32", ema=0.9,
-                   model=changed(r.model, quantizer=quantizer, **SMALL), optim=Optim("adamw", lr=1e-3), rate=Rate(), **changes)
+                   model=model, optim=Optim("adamw", lr=1e-3), rate=Rate(), **changes)
 
 
 def generator_recipe(codes, **changes):
@@ -57,7 +57,7 @@ def main(out: Path, accumulate: int = 1):
     train(TrainOptions(generator_recipe(out / "codes"), out / "generator", run=replace(quiet, accumulate=accumulate)))
 
     torch.manual_seed(0)
-    tokenizer = vqgan("tiny-shapes", quantizer=dict(codebook=48), **SMALL)
+    tokenizer = vqgan("tiny-shapes", **SMALL, quantizer=dict(codebook=48))
     augment = Augment("center", 32, flip=True)
     extract_codes(tokenizer, Shapes(70, 32), out / "extracted", augment, batch=16, shard_size=10, processes=processes)
     if processes.main: (out / "world.json").write_text(json.dumps(processes.world))

@@ -146,7 +146,7 @@ def build_tokenizer(
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
-        build_objective = kinds[kind_of(recipe.loss)].build                    # after the model: the order of the random numbers
+        build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
     return TokenizerTask(model, objective, recipe.free_steps), data
 

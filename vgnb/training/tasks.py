@@ -25,19 +25,41 @@ from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
 from ..tokenizers.quantizers import quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
+from ..tokenizers.tokenizer import Reconstruction, Tokenizer
+from .feed import Data
 
 # %% ../../nbs/training/517_tasks.ipynb #8641da34
-class Task(Protocol):
-    "What a trainer runs. all but the first three may be left out."
-    modules: dict[str, nn.Module]
-    def phases(self, step:int) -> tuple[Phase, ...]: ...
-    def loss(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Loss: ...
-    helpers: tuple[nn.Module, ...]                                          # modules that are only used: moved to the device, never trained or saved
-    def groups(self) -> dict[str, dict[str, nn.Parameter]]: ...             # default: one group a module, under its name
-    def averaged(self) -> tuple[str, ...]: ...                              # modules that get averaged weights; default: the first
-    def check(self, accumulate:int): ...                                    # refuse, before any work, what this task can't do
-    def prepare(self, step:int, batches:list[dict], draws:Keyed, sync): ... # before the iteration: codebook start, counters, ...
-    def report(self) -> dict[str, float]: ...                               # more numbers for a line of the log
+class Task:
+    "What a trainer runs."
+    modules: dict[str, nn.Module]             # what is trained and saved, by name
+    helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
+
+    def phases(self, step:int) -> tuple[Phase, ...]:
+        "What the iteration after `step` finished ones consists of."
+        raise TypeError(f"{type(self).__name__} must define phases")
+
+    def loss(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Loss:
+        "The loss of a phase on a micro-batch."
+        raise TypeError(f"{type(self).__name__} must define loss")
+
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        "{group: {module.parameter: parameter}} of what requires a gradient: one group a module, under its name."
+        def trained(name, module): return {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
+        return {name: trained(name, module) for name, module in self.modules.items()}
+
+    def averaged(self) -> tuple[str, ...]:
+        "Modules that get averaged weights: the first."
+        return tuple(self.modules)[:1]
+
+    def check(self, accumulate:int):
+        "Refuse, before any work, what this task can't do."
+
+    def prepare(self, step:int, batches:list[dict[str, Tensor]], draws:Keyed, sync:Sync):
+        "Before the iteration, once for all its micro-batches: codebook start, counters, ..."
+
+    def report(self) -> dict[str, float]:
+        "More numbers for a line of the log."
+        return {}
 
 def parameter_groups(task:Task) -> dict[str, dict[str, nn.Parameter]]:
     "{group: {module.parameter: parameter}} of what requires a gradient; a parameter belongs to one group."
@@ -184,7 +206,7 @@ class GeneratorTask(Task):
 
 # %% ../../nbs/training/517_tasks.ipynb #83eef663
 class TokenizerTask(Task):
-    "A tokenizer with any objective, and what that trains beside it."
+    "A tokenizer towards any objective, and what that trains beside it."
     def __init__(self,
         tokenizer:Tokenizer,
         objective:Objective,
@@ -195,16 +217,15 @@ class TokenizerTask(Task):
         self.modules = {"tokenizer": tokenizer} | objective.modules
         self.helpers = tuple(objective.helpers.values())
 
-    def phases(self, step:int) -> tuple[Phase, ...]:
-        "The objective's."
-        return self.objective.phases(step)
+    def phases(self, step:int) -> tuple[Phase, ...]: return self.objective.phases(step)
 
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
         self.objective.check(accumulate)
-        updates = [u for q in quantizers_in(self.modules["tokenizer"]) for u in q.updates]
-        why = next((u.whole_batch for u in updates if u.whole_batch), "")
-        check(accumulate == 1 or not why, "accumulate", accumulate, f"must be 1 while {why}")
+        for quantizer in quantizers_in(self.modules["tokenizer"]):
+            for update in quantizer.updates:
+                reason = update.whole_batch
+                check(accumulate == 1 or not reason, "accumulate", accumulate, f"must be 1 while {reason}")
 
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync:Sync):
         "Set the codebook by k-means when its time has come; hand over `sync`."
@@ -212,7 +233,7 @@ class TokenizerTask(Task):
         self.objective.sync = sync
         set_sync(tokenizer, sync)
         if step == self.free_steps > 0:
-            images = torch.cat([b["images"] for b in batches])
+            images = torch.cat([batch["images"] for batch in batches])
             tokenizer.kmeans_init(tokenizer.enter(images), draws)
 
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
@@ -222,7 +243,7 @@ class TokenizerTask(Task):
         return Loss(*self.objective.loss(phase, images, made, carry, draws, at))
 
     def made(self, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
-        "A forward pass of the tokenizer, its pixels in [-1, 1]."
+        "A forward pass of the tokenizer; pixels are compared in [-1, 1]."
         tokenizer = self.modules["tokenizer"]
         made = tokenizer(tokenizer.enter(images), draws, at, quantize=at.step >= self.free_steps)
         return made._replace(output=tokenizer.leave(made.output)) if tokenizer.makes == "pixels" else made
