@@ -6,8 +6,6 @@
 __all__ = ['Task', 'parameter_groups', 'ImageData', 'CodeData', 'GeneratorTask', 'TokenizerTask']
 
 # %% ../../nbs/training/517_tasks.ipynb #c3fcd171
-from typing import Protocol
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,53 +21,8 @@ from ..tokenizers.objectives import Objective, Phase
 from ..tokenizers.quantizers import Sync, quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
-from ..tokenizers.quantizers import quantizers_in, set_sync, usage_of
-from ..tokenizers.tokenizer import Reconstruction, Tokenizer
-from ..tokenizers.tokenizer import Reconstruction, Tokenizer
-from .feed import Data
 
 # %% ../../nbs/training/517_tasks.ipynb #8641da34
-class Task:
-    "What a trainer runs."
-    modules: dict[str, nn.Module]             # what is trained and saved, by name
-    helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
-
-    def phases(self, step:int) -> tuple[Phase, ...]:
-        "What the iteration after `step` finished ones consists of."
-        raise TypeError(f"{type(self).__name__} must define phases")
-
-    def loss(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Loss:
-        "The loss of a phase on a micro-batch."
-        raise TypeError(f"{type(self).__name__} must define loss")
-
-    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        "{group: {module.parameter: parameter}} of what requires a gradient: one group a module, under its name."
-        def trained(name, module): return {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
-        return {name: trained(name, module) for name, module in self.modules.items()}
-
-    def averaged(self) -> tuple[str, ...]:
-        "Modules that get averaged weights: the first."
-        return tuple(self.modules)[:1]
-
-    def check(self, accumulate:int):
-        "Refuse, before any work, what this task can't do."
-
-    def prepare(self, step:int, batches:list[dict[str, Tensor]], draws:Keyed, sync:Sync):
-        "Before the iteration, once for all its micro-batches: codebook start, counters, ..."
-
-    def report(self) -> dict[str, float]:
-        "More numbers for a line of the log."
-        return {}
-
-def parameter_groups(task:Task) -> dict[str, dict[str, nn.Parameter]]:
-    "{group: {module.parameter: parameter}} of what requires a gradient; a parameter belongs to one group."
-    if hasattr(task, "groups"): found = task.groups()
-    else: found = {m: {f"{m}.{k}": p for k, p in module.named_parameters() if p.requires_grad} for m, module in task.modules.items()}
-    owners = [id(p) for g in found.values() for p in g.values()]
-    check(len(set(owners)) == len(owners), "groups", sorted(found), "must not share parameters")
-    return found
-
-# %% ../../nbs/training/517_tasks.ipynb #df064ce0
 class Task:
     "What a trainer runs."
     modules: dict[str, nn.Module]             # what is trained and saved, by name
