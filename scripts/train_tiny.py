@@ -170,7 +170,7 @@ def generator(o: Options) -> int:
     classes, grid = model.card["classes"], model.grid
     cells = math.prod(grid)
     trial = o.out / "shipped" / o.name
-    ship_pipeline(trial, model, to_json(sampling), classes, grid, result="")
+    ship_pipeline(trial, model, sampling, classes, grid, result="")
     pipe = Pipeline(load_model(o.ship / "tokenizer"), load_model(trial / "generator"), sampling, classes)
 
     table, best = examine_generator(o, pipe, cells)
@@ -188,7 +188,7 @@ def generator(o: Options) -> int:
         "table": table,
         "result": f"{found}, guidance {best['cfg_scale']:g}"}
     shipped = Sampling(**SETTINGS[o.name], guidance=best["cfg_scale"])
-    ship_pipeline(o.ship / o.name, model, to_json(shipped), classes, grid, **record)
+    ship_pipeline(o.ship / o.name, model, shipped, classes, grid, **record)
     print(record["result"])
     return 0
 

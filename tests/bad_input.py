@@ -25,7 +25,7 @@ from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import Keyed
 from vgnb.evaluation.features import load_extractor
-from vgnb.evaluation.fid import measure
+from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
@@ -51,7 +51,8 @@ from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, recipe
 from vgnb.kinds import from_json
 from vgnb.training.run_folder import Run, locked
-from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice, order_course
 
 SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
 RASTER = RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0)

@@ -25,7 +25,7 @@ from vgnb.data.shapes import Shapes
 from vgnb.data.stored import KaggleImages
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.evaluation.features import Extractor, Features, load_extractor
-from vgnb.evaluation.fid import measure
+from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import load_statistics, open_samples
 from vgnb.saved import load_model

@@ -1,5 +1,5 @@
-"""The masked transformers where a page has no room: any batch, memory used again, what is asked together, patches, precisions,
-given cells, published settings, saved weights."""
+"""The masked transformers where a page has no room: any batch, memory used again, what is asked together, patches,
+precisions, given cells, published settings, saved weights."""
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,5 @@
-"""The partition transformer where a page has no room: no leak and sampling = training in every decoder mode, what is asked
-together, given cells, grids, batches, faults, precisions."""
+"""The partition transformer where a page has no room: no leak and sampling = training in every decoder mode, what is
+asked together, given cells, grids, batches, faults, precisions."""
 import copy
 from dataclasses import replace
 

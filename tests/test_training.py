@@ -20,12 +20,16 @@ from vgnb.core import BadInput, Mismatch, VgnbError
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
 from vgnb.data.text import FeaturePlan, FeatureWriter
-from vgnb.generators.generator import Loss
+from vgnb.draws import Keyed
+from vgnb.generators.generator import Cond, Loss
+from vgnb.generators.masked import MaskedConfig
+from vgnb.generators.partition import PartitionConfig
 from vgnb.kinds import from_json, kind_of, kinds, to_json
 from vgnb.saved import load_model, load_tensors, save_model, save_tensors
 from vgnb.tokenizers.vqgan import VQGAN
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.training.feed import Data, Feed, stream
+from vgnb.training.previews import teacher_forced
 from vgnb.training.recipes import recipe, recipes
 from vgnb.training.run_folder import Run
 from vgnb.training.trainer import Trainer
@@ -47,13 +51,9 @@ PARAMETERS = {                     # as published
     "maskgit-vqgan": 54_515_587}
 
 
-def python(*words, **kw):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120, **kw)
-
-
 def script(name, *words, code=0):
-    done = python(f"scripts/{name}.py", *words)
+    command = [sys.executable, f"scripts/{name}.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
@@ -75,24 +75,6 @@ def test_all_of_the_papers_sizes_are_there():
     assert set(PARAMETERS) | {"gpt-xl-t2i", "shapes-tokenizer", "shapes-generator"} <= set(recipes)
     assert sum(name.startswith("taming") for name in recipes) == 4
     assert set(list_recipes("tokenizer")) | set(list_recipes("generator")) == set(recipes)
-
-
-HELP = """
-import sys, runpy
-sys.argv = ["{name}.py", "--help"]
-try: runpy.run_path("scripts/{name}.py", run_name="__main__")
-except SystemExit as e: print("code", e.code)
-heavy = ("accelerate", "datasets", "transformers", "torchvision", "pandas")
-print("heavy", [m for m in heavy if m in sys.modules])
-"""
-
-
-@pytest.mark.parametrize("name", [
-    "train_tokenizer", "train_generator", "extract_codes", "extract_text", "search_guidance"])
-def test_help_is_light(name):
-    "`--help` explains and does not load data-set, model or launcher libraries."
-    done = python("-c", HELP.format(name=name))
-    for words in ("code 0", "heavy []", f"python scripts/{name}.py"): assert words in done.stdout, done.stderr
 
 
 def test_dry_runs_touch_nothing(tmp_path):
@@ -273,6 +255,25 @@ def test_text_conditional_training(tmp_path):
     r = replace(r, model=model, steps=3, batch=8, precision="fp32")
     assert train(TrainOptions(r, tmp_path / "run", run=QUIET)).finished
     assert load_model(tmp_path / "run" / "model").config.condition == "text"
+
+
+@pytest.mark.parametrize("config", [
+    MaskedConfig(layers=1, dim=32, heads=2, vocab=48, grid=(4, 4), classes=10),
+    PartitionConfig(encoder=1, decoder=1, dim=32, heads=2, vocab=48, grid=(4, 4), classes=10)],
+    ids=["masked", "partition"])
+def test_generators_without_an_order_are_teacher_forced_by_halves(config):
+    "Each cell is said from the other half: its own code does not matter."
+    torch.manual_seed(0)
+    model = kinds[kind_of(config)].build(config, 0).eval()
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(0.1 * torch.randn_like(p))
+    codes, cond = torch.randint(48, (3, 16, 1)), Cond(labels=torch.arange(3))
+    likely = teacher_forced(model, codes, cond, Keyed(0))
+    assert likely.shape == codes.shape and likely.max() < 48
+    changed = codes.clone()
+    changed[:, 5] = (codes[:, 5] + 1) % 48
+    again = teacher_forced(model, changed, cond, Keyed(0))
+    assert torch.equal(likely[:, 5], again[:, 5]) and not torch.equal(likely, again)
 
 
 SRUN = """#!/bin/bash

@@ -30,8 +30,8 @@ def loaded(case, spec=None, **changes):
 
 
 class Cells(Recorded):
-    """Draws recorded for each (step, sample, cell): uniforms that pick by inverse CDF (among the kept tokens from the likeliest
-    down, where a filter is on), noise for the choice of cells."""
+    """Draws recorded for each (step, sample, cell): uniforms that pick by inverse CDF (among the kept tokens from the
+    likeliest down, where a filter is on), noise for the choice of cells."""
     def _of_cells(self, name, at): return self.tape[name][int(at.step)][at.ids].gather(1, at.positions)
 
     def uniform(self, name, at, *shape):
@@ -62,12 +62,17 @@ def transformer(case):
     return out
 
 
+def chosen_by(case):
+    "What was recorded of the choice of cells: Gumbel noise or uniforms."
+    name = next((name for name in ("in.gumbel", "in.rand_like") if name in case), None)
+    return {} if name is None else {"choice": case[name]}
+
+
 def run(case, sampler, given=None):
-    """(final codes, tokens drawn in each step at all cells that were asked (-1 elsewhere), cells written in each step, canvas after
-    each step)."""
+    "Final codes; of each step: tokens drawn at all cells that were asked (-1 elsewhere), cells written, canvas."
     grid, ids = Grid(sampler.generator.grid), torch.arange(len(case["in.labels"]))
     tape = {"token": case["in.u"].unflatten(1, (len(ids), grid.n))}
-    tape |= {"choice": case[k] for k in ("in.gumbel", "in.rand_like") if k in case}
+    tape |= chosen_by(case)
     if "in.shift" in case: tape["order.roll"] = (case["in.shift"] + 0.5) / grid.n
 
     drawn, written, canvas = [], [], []
@@ -99,7 +104,7 @@ def by_step(w):
 
 
 def surest_first(s, **changes):
-    "The order of the published confidence samplers: `randomize` says how cells are chosen, `r_temp` how much noise there is."
+    "The order of the published confidence samplers: `randomize` says how cells are chosen, `r_temp` is the noise."
     noise = s["r_temp"] if s["randomize"] == "linear" else 0.0
     warmup = {"warm_up": 2, "random": -1}.get(s["randomize"], 0)
     return Confidence(noise, warmup=warmup, **changes)
@@ -176,16 +181,16 @@ def trained(case, m, names, places=lambda u: u.flatten(1)):
     "What the case's steps make of a model; `places` turns the recorded uniforms into those of the cells (b, n)."
     c = case.config
     params = dict(m.train().named_parameters())
-    optim = Optim(lr=c["lr"], betas=tuple(c["betas"]), eps=c["adam_eps"], weight_decay=c["weight_decay"], decay_vectors=True,
-                  clip=c["grad_clip"])
-    rate, optimizer, average = Rate("cosine_end", c["warm_up"], floor=0.01), make_optimizer(optim, params), Average(m, c["ema_decay"])
+    optim = Optim(lr=c["lr"], betas=tuple(c["betas"]), eps=c["adam_eps"], weight_decay=c["weight_decay"],
+                  decay_vectors=True, clip=c["grad_clip"])
+    rate = Rate("cosine_end", c["warm_up"], floor=0.01)
+    optimizer, average = make_optimizer(optim, params), Average(m, c["ema_decay"])
 
     logs = {name: [] for name in ("losses", "accs", "grad_norms", "lrs64")}
     for s in range(sum(name.endswith(".code") for name in case.inputs)):
-        given = {name: case[f"in.step{s}.{name}"] for name in ("code", "y", "u_drop", "r", "u_mask")}
-        draws = Recorded({"class_drop": given["u_drop"], "mask.ratio": given["r"], "mask.cells": places(given["u_mask"])})
-        codes = given["code"].flatten(1)[..., None]
-        loss = m(codes, Cond(given["y"]), draws, At(torch.arange(len(codes)), step=s))
+        codes, y, u_drop, r, u_mask = (case[f"in.step{s}.{name}"] for name in ("code", "y", "u_drop", "r", "u_mask"))
+        draws = Recorded({"class_drop": u_drop, "mask.ratio": r, "mask.cells": places(u_mask)})
+        loss = m(codes.flatten(1)[..., None], Cond(y), draws, At(torch.arange(len(codes)), step=s))
         optimizer.zero_grad()
         loss.total.backward()
 

@@ -5,7 +5,6 @@ from tests.parity.harness import adapter
 from vgnb.generators.generator import Cond
 from vgnb.generators.masked_text import MaskedTextTransformer, halton_text_config, halton_text_names
 
-
 @adapter("halton", "Network.txt_transformer.Transformer")
 @torch.no_grad()
 def transformer(case):

@@ -5,7 +5,7 @@ import re
 import torch
 
 from tests.parity import halton_generator
-from tests.parity.halton_generator import by_step, surest_first
+from tests.parity.halton_generator import by_step, chosen_by, surest_first
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
 from vgnb.draws import At, Inverse, Recorded
@@ -60,12 +60,13 @@ def sampling_mode(case):
     given = case["in.concrete_lengths"]
     equal = bool((given == given[0]).all())
     out = {"out.logits": answers(int(given[0]) if equal else given), "out.logits_fixed": answers(None)}
-    if "in.concrete_lengths_nonuniform" in case: out["out.logits_nonuniform"] = answers(case["in.concrete_lengths_nonuniform"])
+    if "in.concrete_lengths_nonuniform" in case:
+        out["out.logits_nonuniform"] = answers(case["in.concrete_lengths_nonuniform"])
     return out
 
 
 class ByStep(Recorded):
-    "Draws recorded a step: the columns of a step belong to the cells asked for, in their order. Categories by the inverse CDF."
+    "Draws recorded a step, their columns for the cells asked for, in this order. Categories by the inverse CDF."
     def _rows(self, name, at):
         rows = at.ids % self.tape[name].shape[1]
         return self.tape[name][at.step][rows, :at.positions.shape[1]]
@@ -99,7 +100,7 @@ def by_halton(case):
 @adapter("pgm", "sampler.confidence_sampler_pgm.ConfidenceSampler")
 def by_confidence(case):
     (m, _), c = loaded(case, case.config["model"]), case.config["sampler"]
-    tape = {"token": case["in.u"]} | {"choice": case[k] for k in ("in.gumbel", "in.rand_like") if k in case}
+    tape = {"token": case["in.u"]} | chosen_by(case)
     schedule, pick = pgm_steps(c["sched_mode"]), Pick(Sharpened(c["sm_temp"]))
     return {"out.codes": sampled(case, m, surest_first(c), schedule, pick, ByStep(tape))}
 

@@ -20,14 +20,26 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
-from ..families import Family, Published, counted, register
-from ..names import Fuse, NameTable, Recreate, Rename
 from ..draws import At, keyed_generator
+from ..families import Family, Published, counted, register
 from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes
 from .masks import draw_mask
 from .schedules import CURVES
-from ..layers import (
-    AdaBlock, Dropout, LabelEmbedder, Modulation, Noise, RMSNorm, SwiGLU, attend, ffn_width, init_normal, modulate, null_class)
+from vgnb.layers import (
+    AdaBlock,
+    Dropout,
+    LabelEmbedder,
+    Modulation,
+    Noise,
+    RMSNorm,
+    SwiGLU,
+    attend,
+    ffn_width,
+    init_normal,
+    modulate,
+    null_class,
+)
+from ..names import Fuse, NameTable, Recreate, Rename
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/340_masked.ipynb #0c1dbc71
@@ -500,14 +512,23 @@ def condition_work(self:MaskedConfig) -> int:
 _LAYER, _OURS = "transformer.layers.{i}", "blocks.{i}"
 
 halton_names = NameTable(      # the head's weight is the code embedding under another name
-    Recreate("head.weight", lambda m: m.tokens.weight), Rename("head.bias", "bias"), Rename("tok_emb.weight", "tokens.weight"),
-    Rename("cls_emb.weight", "condition.table.weight"), Rename("pos_emb.weight", "places.weight"), Rename("reg_tokens.weight", "registers.weight"),
-    Rename("in_proj.weight", "shrink.weight"), Rename("out_proj.weight", "grow.weight"),
+    Recreate("head.weight", lambda m: m.tokens.weight),
+    Rename("head.bias", "bias"),
+    Rename("tok_emb.weight", "tokens.weight"),
+    Rename("cls_emb.weight", "condition.table.weight"),
+    Rename("pos_emb.weight", "places.weight"),
+    Rename("reg_tokens.weight", "registers.weight"),
+    Rename("in_proj.weight", "shrink.weight"),
+    Rename("out_proj.weight", "grow.weight"),
     Rename(f"{_LAYER}.mlp.1.{{p}}", f"{_OURS}.modulation.linear.{{p}}"),
-    Fuse(tuple(f"{_LAYER}.attn.w{k}.weight" for k in "qkv"), f"{_OURS}.attention.qkv.weight"), Rename(f"{_LAYER}.attn.wo.weight", f"{_OURS}.attention.out.weight"),
+    Fuse(tuple(f"{_LAYER}.attn.w{k}.weight" for k in "qkv"), f"{_OURS}.attention.qkv.weight"),
+    Rename(f"{_LAYER}.attn.wo.weight", f"{_OURS}.attention.out.weight"),
     Rename(f"{_LAYER}.ln{{j}}.weight", f"{_OURS}.norm{{j}}.weight"),
-    *(Rename(f"{_LAYER}.ff.{a}.weight", f"{_OURS}.ffn.{b}.weight") for a, b in (("w1", "gate"), ("w3", "up"), ("w2", "down"))),
-    Rename("last_norm.norm_final.{p}", "norm.{p}"), Rename("last_norm.mlp.1.{p}", "norm.modulation.linear.{p}"))
+    Rename(f"{_LAYER}.ff.w1.weight", f"{_OURS}.ffn.gate.weight"),
+    Rename(f"{_LAYER}.ff.w3.weight", f"{_OURS}.ffn.up.weight"),
+    Rename(f"{_LAYER}.ff.w2.weight", f"{_OURS}.ffn.down.weight"),
+    Rename("last_norm.norm_final.{p}", "norm.{p}"),
+    Rename("last_norm.mlp.1.{p}", "norm.modulation.linear.{p}"))
 
 def halton_config(
     spec:dict,     # published arguments (`hidden_dim`, `depth`, `heads`, `mlp_dim`, ...); what we don't know is ignored

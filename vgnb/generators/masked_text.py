@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
-from ..names import NameTable, Rename
 from .generator import Cond
 from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
 from ..layers import Dropout, Noise, attend, dropped, init_normal
+from ..names import NameTable, Rename
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/342_masked_text.ipynb #236851ff
@@ -201,9 +201,16 @@ def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Ten
 _LAYER, _OURS = "transformer.layers.{i}", "blocks.{i}"
 
 halton_text_names = NameTable(
-    Rename("tok_emb.weight", "tokens.weight"), Rename("pos_emb.weight", "places.weight"), Rename("in_proj.weight", "shrink.weight"), Rename("out_proj.0.weight", "grow.weight"),
-    Rename("last_norm.{p}", "norm.{p}"), Rename(f"{_LAYER}.mlp.0.{{p}}", f"{_OURS}.text.{{p}}"), Rename(f"{_LAYER}.mlp.1.{{p}}", f"{_OURS}.text_norm.{{p}}"),
-    Rename(f"{_LAYER}.ln{{j}}.{{p}}", f"{_OURS}.norm{{j}}.{{p}}"), Rename(f"{_LAYER}.ff.net.0.{{p}}", f"{_OURS}.up.{{p}}"), Rename(f"{_LAYER}.ff.net.3.{{p}}", f"{_OURS}.down.{{p}}"),
+    Rename("tok_emb.weight", "tokens.weight"),
+    Rename("pos_emb.weight", "places.weight"),
+    Rename("in_proj.weight", "shrink.weight"),
+    Rename("out_proj.0.weight", "grow.weight"),
+    Rename("last_norm.{p}", "norm.{p}"),
+    Rename(f"{_LAYER}.mlp.0.{{p}}", f"{_OURS}.text.{{p}}"),
+    Rename(f"{_LAYER}.mlp.1.{{p}}", f"{_OURS}.text_norm.{{p}}"),
+    Rename(f"{_LAYER}.ln{{j}}.{{p}}", f"{_OURS}.norm{{j}}.{{p}}"),
+    Rename(f"{_LAYER}.ff.net.0.{{p}}", f"{_OURS}.up.{{p}}"),
+    Rename(f"{_LAYER}.ff.net.3.{{p}}", f"{_OURS}.down.{{p}}"),
     *(Rename(f"{_LAYER}.{a}.mha.{t}", f"{_OURS}.{b}.{o}") for a, b in (("self_attn", "inner"), ("cross_attn", "cross"))
       for t, o in (("in_proj_weight", "qkv.weight"), ("in_proj_bias", "qkv.bias"), ("out_proj.{p}", "out.{p}"))))
 

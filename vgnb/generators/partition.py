@@ -18,16 +18,33 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
-from ..families import Family, Published, counted, register
-from ..names import NameTable, Recreate, Rename
 from ..draws import At, Keyed
-from .generator import (
-    Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes, cross_entropy)
-from .group_swap import (
-    NETWORKS, QUERIES, GroupSwap, LayerNorm, decoder_plan, group_masks, init_uniform, partition_block)
+from ..families import Family, Published, counted, register
+from vgnb.generators.generator import (
+    Cond,
+    Generator,
+    Grid,
+    Loss,
+    Prediction,
+    State,
+    check_canvas,
+    check_classes,
+    cross_entropy,
+)
+from vgnb.generators.group_swap import (
+    NETWORKS,
+    QUERIES,
+    GroupSwap,
+    LayerNorm,
+    decoder_plan,
+    group_masks,
+    init_uniform,
+    partition_block,
+)
 from .masks import draw_mask
 from .schedules import CURVES
 from ..layers import LabelEmbedder, Modulation, Noise, additive, modulate, null_class, rotary_1d, rotary_angles
+from ..names import NameTable, Recreate, Rename
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/350_partition.ipynb #c19fc464
@@ -536,15 +553,17 @@ def condition_work(self:PartitionConfig) -> int:
 
 # %% ../../nbs/generators/350_partition.ipynb #9b222d7b
 def pgm_config(
-    spec:dict,     # published arguments: {"register": ..., "codebook_size": ..., "model": {...}}; what we don't know is ignored
+    spec:dict,     # published arguments: {"register": ..., "model": {...}, ...}; what we don't know is ignored
     **changes,     # fields of ours to set on top
 ) -> PartitionConfig:
     "Our configuration from the original's."
     m, algo = spec["model"], spec.get("algo", {})
     swap, decoder = m.get("swap", {}), m["decoder"]
     side = math.isqrt(m["length"] - 1)
-    check(side * side == m["length"] - 1, "model.length", m["length"], "must be a square number of cells, and one")
-    check(not algo.get("causal_attention", False), "algo.causal_attention", True, "must be False: partitions look both ways")
+    is_square = side * side == m["length"] - 1
+    check(is_square, "model.length", m["length"], "must be a square number of cells, and one")
+    causal = algo.get("causal_attention", False)
+    check(not causal, "algo.causal_attention", causal, "must be False: partitions look both ways")
     check_choice("model.swap.normalize_mode", swap.get("normalize_mode", "layernorm"), ("layernorm",))
     own = dict(
         encoder=m["encoder"]["n_blocks"],
@@ -565,6 +584,7 @@ def pgm_config(
         mask_rate=spec.get("sched_mode", "arccos"))
     return PartitionConfig(**(own | changes))
 
+# %% ../../nbs/generators/350_partition.ipynb #9a4907e7
 _BOTH = {     # entries that both kinds of blocks have: the authors' name, ours
     "norm2.weight": "norm2.weight",
     "attn_out.weight": "attention.out.weight",
