@@ -4,8 +4,9 @@
     python scripts/export_images.py 'datasets://data/cifar10?split=train' data/cifar10-train.tar
     python scripts/export_images.py data/photos wds://data/photo-shards --shard-size 10000
 
-The stored bytes are copied, nothing is decoded or encoded again (pictures that are only drawn, shapes://, become PNG). Each is named after its row in SOURCE
-(automobile/00000017.jpg), and the same pictures give the same codes from every container. OUT is there whole or not at all; it must not exist before.
+The stored bytes are copied, nothing is decoded or encoded again (pictures that are only drawn, shapes://, become PNG).
+Each is named after its row in SOURCE (automobile/00000017.jpg), and the same pictures give the same codes from every
+container. OUT is there whole or not at all; it must not exist before.
 
 Exit codes: 0 done, 2 something named on stderr.
 """
@@ -35,11 +36,14 @@ def main(argv: list[str]) -> int:
 
     from vgnb.data.export import contents, export_images, plan_export
     from vgnb.data.images import open_images
+
     source = open_images(o.source, max_bad=o.max_bad)
     kind, place = plan_export(source, o.out)
     print(f"{len(source):,} pictures of {len(source.classes)} class(es) from {o.source} -> {kind} {place}")
     if o.dry_run: return 0
-    with tqdm(total=len(source), disable=not sys.stderr.isatty(), unit="picture") as bar: count = export_images(source, o.out, o.shard_size, lambda _: bar.update())
+
+    with tqdm(total=len(source), disable=not sys.stderr.isatty(), unit="picture") as bar:
+        count = export_images(source, o.out, o.shard_size, lambda _: bar.update())
     for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     print(f"{count:,} pictures written, {len(source.bad)} left out; contents {contents(open_images(o.out))[:16]}")
     return 0

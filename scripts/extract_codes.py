@@ -1,12 +1,16 @@
 """Turn pictures into codes, once.
 
-    python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer/model --data shapes:// --out runs/shapes-codes --size 32
+    python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer/model --size 32 \\
+        --data shapes:// --out runs/shapes-codes
 
-The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file (vq_ds16_c2i.pt, maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its centre), two with --flip, or ten with --ten-crop (five crops of a --crop-range larger
-centre crop, and their mirror images). --data may also be a .jsonl file of captions with image_path, for text-conditional models.
-Any number of processes may work on one store, and after a kill the same command writes what is missing:
+The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file (vq_ds16_c2i.pt,
+maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its centre), two with --flip, or ten with
+--ten-crop (five crops of a --crop-range larger centre crop, and their mirror images). --data may also be a .jsonl file
+of captions with image_path, for text-conditional models. Any number of processes may work on one store, and after a
+kill the same command writes what is missing:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_codes.py --tokenizer runs/vq-16/model --data IMAGENET/train --out runs/codes --ten-crop
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_codes.py \\
+        --tokenizer runs/vq-16/model --data IMAGENET/train --out runs/codes --ten-crop
 
 Exit codes: 0 done, 2 something named on stderr.
 """
@@ -24,17 +28,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 class Options:
     "Which pictures, by which tokenizer, in which views."
     tokenizer: Path                # folder of a saved tokenizer, or a published file
-    data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
+    # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
+    data: str
     out: Path                      # the code store, made or completed
     size: int = 256                # side of the views in pixels
-    crop: Literal["adm", "bilinear", "bicubic"] = "adm" # how pictures come to that side: halving with a box filter and bicubic, or one antialiased step (bilinear: published for the masked and the partition transformers)
+    # how pictures come to that side: halving with a box filter and bicubic, or one antialiased step
+    # (bilinear: published for the masked and the partition transformers)
+    crop: Literal["adm", "bilinear", "bicubic"] = "adm"
     flip: bool = False             # also the mirror image
     ten_crop: bool = False         # ten crops instead of the centre
     crop_range: float = 1.1        # of ten-crop: how much larger the centre crop is that they lie in
-    batch: int = 64                # pictures the tokenizer sees at once; the codes do not depend on the number of processes
+    batch: int = 64                # pictures the tokenizer sees at once; the codes don't depend on how many processes
     shard_size: int = 1024         # pictures a file of the store covers
     workers: int = 0               # processes that read pictures ahead
-    compile: bool = False          # compile the tokenizer's encoding; a compiled network may round the last bit differently
+    compile: bool = False          # compile the encoding; a compiled network may round the last bit differently
     backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
@@ -42,34 +49,53 @@ class Options:
     dry_run: bool = False          # say what would happen, and stop
 
 
+def chosen_views(o: Options):
+    "The crop of each picture, as asked for."
+    from vgnb.core import check
+    from vgnb.data.transforms import Augment
+    check(not (o.ten_crop and o.flip), "flip", True,
+          "can't be combined with --ten-crop, which has the mirror images already")
+    check(not o.ten_crop or o.crop == "adm", "crop", o.crop,
+          "can't be combined with --ten-crop, whose crops lie in adm's")
+    if o.crop != "adm": return Augment("resize", o.size, o.flip, filter=o.crop)
+    return Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
+
+
 def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, write_run
     from vgnb.data.images import open_images
     from vgnb.data.text import Captions
-    from vgnb.data.transforms import Augment
     from vgnb.tokenizers.tokenizer import Tokenizer
     from vgnb.saved import load_model
     from vgnb.training.extract import CaptionImages, code_plan, extract_codes
     from vgnb.processes import Processes
     from vgnb.kinds import to_json
     from vgnb.zoo import load_published
-    check(not (o.ten_crop and o.flip), "flip", True, "can't be combined with --ten-crop, which has the mirror images already")
-    check(not o.ten_crop or o.crop == "adm", "crop", o.crop, "can't be combined with --ten-crop, whose crops lie in adm's")
-    augment = Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range) if o.crop == "adm" else Augment("resize", o.size, o.flip, filter=o.crop)
+
+    augment = chosen_views(o)
     tokenizer = load_published(o.tokenizer) if o.tokenizer.is_file() else load_model(o.tokenizer, ema=o.ema)
-    check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
-    source = CaptionImages(Captions(o.data), o.max_bad) if o.data.endswith(".jsonl") else open_images(o.data, max_bad=o.max_bad)
-    plan, processes = code_plan(tokenizer, source, augment, o.shard_size), Processes()
+    check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer,
+          f"holds a {type(tokenizer).__name__}, which is no tokenizer")
+    if o.data.endswith(".jsonl"): source = CaptionImages(Captions(o.data), o.max_bad)
+    else: source = open_images(o.data, max_bad=o.max_bad)
+    plan = code_plan(tokenizer, source, augment, o.shard_size)
+    processes = Processes()
     if processes.main:
-        print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> {plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
+        print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> "
+              f"{plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0
-    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None, progress=o.progress, processes=processes)
-    bad = [str(e) for e in source.bad]
-    if bad: print("\n".join(f"left out: {e}" for e in bad), file=sys.stderr)
+
+    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size,
+                          workers=o.workers, compile=o.backend if o.compile else None,
+                          progress=o.progress, processes=processes)
+    for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     if processes.main:
-        write_run(o.out, to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world, tokenizer=plan.tokenizer, codes=store.fingerprint, left_out=store.absent.tolist())
-        print(f"{len(store):,} pictures, {len(store.absent)} left out; codes used: {', '.join(f'{int((u > 0).sum()):,} of {len(u):,}' for u in store.usage())}")
+        write_run(o.out, to_json(o), seed=0, data=source.fingerprint, device=processes.device,
+                  world=processes.world, tokenizer=plan.tokenizer, codes=store.fingerprint,
+                  left_out=store.absent.tolist())
+        used = ", ".join(f"{int((u > 0).sum()):,} of {len(u):,}" for u in store.usage())
+        print(f"{len(store):,} pictures, {len(store.absent)} left out; codes used: {used}")
     return 0
 
 

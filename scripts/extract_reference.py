@@ -1,14 +1,21 @@
-"""Look at a data set once: the statistics that FID compares with, in one file.
+r"""Look at a data set once: the statistics that FID compares with, in one file.
 
-    python scripts/extract_reference.py IMAGENET/train --size 256 --out adm_style.npz                                                 # crop and network as ADM's evaluator
-    python scripts/extract_reference.py kaggle://IMAGENET?split=val --size 256 --crop bilinear --extractor inception-halton --out val.npz   # as published for the masked and the partition transformers
-    python scripts/extract_reference.py photos/ --size 256 --extractor inception-clean --features 10000 --out photos.npz              # clean-fid, with features for precision and recall
+    # crop and network as ADM's evaluator
+    python scripts/extract_reference.py IMAGENET/train --size 256 --out adm_style.npz
+    # as published for the masked and the partition transformers
+    python scripts/extract_reference.py kaggle://IMAGENET?split=val --size 256 --crop bilinear \
+        --extractor inception-halton --out val.npz
+    # clean-fid, with features for precision and recall
+    python scripts/extract_reference.py photos/ --size 256 --extractor inception-clean --features 10000 --out photos.npz
     python scripts/evaluate.py val.npz samples.npz --extractor inception-halton --metrics fid is
 
-The file holds mean, covariance, count, extractor (its weights' hash) and how the pictures were brought to their size; evaluate.py takes it as REF, and refuses it for another extractor. OUT may also end in .safetensors,
-or in .pt: mu and cov alone, as the masked transformer's code base reads them. Killed, the same command goes on where it stopped (finished parts lie in OUT.parts). Several processes share the pictures:
+The file holds mean, covariance, count, extractor (its weights' hash) and how the pictures were brought to their size;
+evaluate.py takes it as REF, and refuses it for another extractor. OUT may also end in .safetensors, or in .pt: mu and
+cov alone, as the masked transformer's code base reads them. Killed, the same command goes on where it stopped (finished
+parts lie in OUT.parts). Several processes share the pictures:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_reference.py IMAGENET/train --size 256 --workers 8 --out train.npz
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_reference.py IMAGENET/train \
+        --size 256 --workers 8 --out train.npz
 
 Exit codes: 0 done, 2 something named on stderr.
 """
@@ -61,20 +68,27 @@ def main(argv: list[str]) -> int:
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.reference import extract_reference, reference_plan
     from vgnb.evaluation.samples import open_samples
-    from vgnb.processes import Processes
     from vgnb.kinds import to_json
+    from vgnb.processes import Processes
+
     check_place("out", o.out.parent)
     images, processes = open_samples(o.images, o.size, o.crop, o.max_bad), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     plan = reference_plan(images, extractor, o.out, o.features, o.shard_size)
-    if processes.main: print(f"{plan.total:,} pictures of {plan.size[1]}x{plan.size[0]} ({plan.images}) through {plan.extractor} -> {o.out}, on {processes.world} process(es)")
-    if o.dry_run: return 0
-    statistics = extract_reference(images, o.out, extractor, keep=o.features, batch=o.batch, shard_size=o.shard_size, workers=o.workers, progress=o.progress, processes=processes,
-                                   record={"crop": f"{o.crop} {o.size}" if o.size else "as stored"})
-    bad = [str(e) for e in getattr(getattr(images.images, "source", None), "bad", [])]
-    if bad: print("\n".join(f"left out: {e}" for e in bad), file=sys.stderr)
     if processes.main:
-        save_json(o.out.with_suffix(".run.json"), run_manifest(to_json(o), seed=0, data=plan.images, device=extractor.device, world=processes.world, extractor=extractor.id, count=statistics.count))
+        h, w = plan.size
+        print(f"{plan.total:,} pictures of {w}x{h} ({plan.images}) through {plan.extractor} -> {o.out},",
+              f"on {processes.world} process(es)")
+    if o.dry_run: return 0
+
+    crop = f"{o.crop} {o.size}" if o.size else "as stored"
+    statistics = extract_reference(images, o.out, extractor, keep=o.features, batch=o.batch, shard_size=o.shard_size,
+                                   workers=o.workers, progress=o.progress, processes=processes, record={"crop": crop})
+    for e in getattr(getattr(images.images, "source", None), "bad", []): print(f"left out: {e}", file=sys.stderr)
+    if processes.main:
+        run = run_manifest(to_json(o), seed=0, data=plan.images, device=extractor.device, world=processes.world,
+                           extractor=extractor.id, count=statistics.count)
+        save_json(o.out.with_suffix(".run.json"), run)
         print(f"{statistics.count:,} pictures, {plan.total - statistics.count} left out")
     return 0
 

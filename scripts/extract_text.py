@@ -2,8 +2,11 @@
 
     python scripts/extract_text.py --captions data/captions.jsonl --out runs/text-features [--encoder google/flan-t5-xl]
 
-Captions are lines of JSON: {"image_path": ..., "text": [blip, llava, ...]}, in one file or a folder of them. Needs the extra vgnb[text]; the encoder is a local folder or a name on the hub.
-Any number of processes may work on one store, and after a kill the same command writes what is missing. Exit codes: 0 done, 2 something named on stderr.
+Captions are lines of JSON: {"image_path": ..., "text": [blip, llava, ...]}, in one file or a folder of them. Needs the
+extra vgnb[text]; the encoder is a local folder or a name on the hub. Any number of processes may work on one store, and
+after a kill the same command writes what is missing.
+
+Exit codes: 0 done, 2 something named on stderr.
 """
 import sys
 from dataclasses import dataclass
@@ -37,13 +40,20 @@ def main(argv: list[str]) -> int:
     from vgnb.training.extract import extract_text
     from vgnb.processes import Processes
     from vgnb.kinds import to_json
-    captions, processes = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence), Processes()
-    if processes.main: print(f"{len(captions):,} captions -> at most {o.tokens} features each by {o.encoder}, in {o.out}, on {processes.world} process(es)")
-    if o.dry_run: return 0
-    encoder = TextEncoder(o.encoder, tokens=o.tokens, device=processes.device)
-    store = extract_text(encoder, captions, o.out, processes=processes, dtype=o.dtype, batch=o.batch, shard_size=o.shard_size, max_bad=o.max_bad)
+
+    captions = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence)
+    processes = Processes()
     if processes.main:
-        write_run(o.out, to_json(o), seed=0, data=captions.fingerprint, device=processes.device, world=processes.world, features=store.fingerprint)
+        print(f"{len(captions):,} captions -> at most {o.tokens} features each by {o.encoder}, in {o.out}, "
+              f"on {processes.world} process(es)")
+    if o.dry_run: return 0
+
+    encoder = TextEncoder(o.encoder, tokens=o.tokens, device=processes.device)
+    store = extract_text(encoder, captions, o.out, processes=processes, dtype=o.dtype, batch=o.batch,
+                         shard_size=o.shard_size, max_bad=o.max_bad)
+    if processes.main:
+        write_run(o.out, to_json(o), seed=0, data=captions.fingerprint, device=processes.device,
+                  world=processes.world, features=store.fingerprint)
         print(f"{len(store):,} captions, {store.width} channels")
     return 0
 

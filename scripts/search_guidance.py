@@ -1,11 +1,16 @@
-"""Find the guidance scale of a pipeline: a grid of scales with some images each, then the best one with the full number.
+r"""Find the guidance scale of a pipeline: a grid of scales with some images each, then the best one with all of them.
 
-    python scripts/search_guidance.py runs/quickstart shapes://?n=5000 --extractor shapes-judge --metrics fid pr accuracy --scales 1 6 --interval 1 --count 500 --final 2000
-    python scripts/search_guidance.py runs/randar-l VIRTUAL_imagenet256_labeled.npz --out runs/search --scales 2 8 --interval 0.2      # 31 scales x 10,000, then 50,000
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/search_guidance.py ...                                     # all GPUs
+    python scripts/search_guidance.py runs/quickstart shapes://?n=5000 --extractor shapes-judge \
+        --metrics fid pr accuracy --scales 1 6 --interval 1 --count 500 --final 2000
+    # 31 scales x 10,000, then 50,000
+    python scripts/search_guidance.py runs/randar-l VIRTUAL_imagenet256_labeled.npz --out runs/search \
+        --scales 2 8 --interval 0.2
+    # all GPUs
+    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/search_guidance.py ...
 
-REF is what evaluate.py takes: npz, statistics, folder or address. OUT gets results.json (after each scale; every value with its protocol), search.png, the reference's features and the
-images of the second round. Killed, the same command goes on; with more --scales it adds to what is there. Wrong input ends with one line on stderr and exit code 2.
+REF is what evaluate.py takes: npz, statistics, folder or address. OUT gets results.json (after each scale; every value
+with its protocol), search.png, the reference's features and the images of the second round. Killed, the same command
+goes on; with more --scales it adds to what is there. Wrong input ends with one line on stderr and exit code 2.
 """
 import sys
 from dataclasses import dataclass, field
@@ -16,7 +21,6 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vgnb.sampling.settings import Sampling
-
 
 @dataclass
 class Options:
@@ -70,24 +74,31 @@ class Options:
 def main(argv: list[str]) -> int:
     from vgnb.pipeline import saved_sampling
     from vgnb.cli import typed_cli
-    unset = tyro.MISSING
-    o = typed_cli(Options, args=argv, default=Options(unset, unset, sampling=saved_sampling(argv)), description=__doc__)
+    usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(argv))
+    o = typed_cli(Options, args=argv, default=usual, description=__doc__)
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline
     from vgnb.search import GuidanceSearch, scale_grid
     from vgnb.processes import Processes
+
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
     pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape)
-    search = GuidanceSearch(pipe, open_samples(o.reference, o.reference_size), load_extractor(o.extractor, o.weights, processes.device), o.out, scales, o.count, o.final, o.metrics, o.by,
-                            o.setting, o.labels, o.seed, o.size, o.batch, o.part, o.keep_samples)
+    search = GuidanceSearch(
+        pipe, open_samples(o.reference, o.reference_size), load_extractor(o.extractor, o.weights, processes.device),
+        o.out, scales, count=o.count, final=o.final, metrics=o.metrics, by=o.by, setting=o.setting, labels=o.labels,
+        seed=o.seed, size=o.size, batch=o.batch, part=o.part, keep_samples=o.keep_samples)
     todo = search.todo()
-    if processes.main:
-        print(f"{len(scales)} scales from {scales[0]:g} to {scales[-1]:g}, {len(scales) - len(todo)} of them done: {len(todo)} x {o.count:,} images, then {o.final:,}, against {search.reference.id} through {search.extractor.id}")
+
+    def say(*words):
+        if processes.main: print(*words, flush=True)
+    say(f"{len(scales)} scales from {scales[0]:g} to {scales[-1]:g}, {len(scales) - len(todo)} of them done:",
+        f"{len(todo)} x {o.count:,} images, then {o.final:,},",
+        f"against {search.reference.id} through {search.extractor.id}")
     if o.dry_run: return 0
-    results = search.run(processes, tell=lambda line: processes.main and print(line, flush=True))
-    if processes.main: print(f"best {o.setting} by {o.by}: {results['best']:g}; written to {search.file}")
+    results = search.run(processes, say)
+    say(f"best {o.setting} by {o.by}: {results['best']:g}; written to {search.file}")
     return 0
 
 

@@ -2,7 +2,7 @@
 # Everything the project promises, checked: makes .venv, installs, runs all tests. Ends with pytest's summary.
 #   bash scripts/test.sh            the tests CI runs
 #   bash scripts/test.sh --full     also notebook cells flagged slow, and tests marked full
-#   bash scripts/test.sh -k name    further words go to pytest
+#   bash scripts/test.sh -k name    further words go to pytest; `-n 0` is one process instead of two, for --pdb
 . "$(dirname "$0")/env.sh"
 ready "[dev]"
 if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
@@ -11,4 +11,4 @@ if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id 
 fi
 if [ "${1:-}" = --full ]; then shift; export VGNB_TEST_FULL=1; set -- -m "" "$@"; else set -- -m "not full and not gpu" "$@"; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 MPLBACKEND=agg PYTHONUNBUFFERED=1
-exec python -m pytest -q -rfE --durations=12 "$@"
+exec python -m pytest -q -rfE --durations=12 -n 2 "$@"

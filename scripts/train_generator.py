@@ -2,17 +2,18 @@
 
     python scripts/train_generator.py RECIPE --data CODES --out runs/mine [options]
 
-CODES is a folder that extract_codes.py wrote, or a published layout: llamagen://FOLDER, randar://FOLDER, iar2://FOLDER, pgm://FOLDER,
-halton://FOLDER (pgm and halton: ?split=eval). Codebook size, grid
-and number of classes follow the codes unless you ask for others. Text-conditional recipes also need --features, a folder that extract_text.py wrote.
-The run's folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what sample.py reads.
+CODES is a folder that extract_codes.py wrote, or a published layout: llamagen://FOLDER, randar://FOLDER, iar2://FOLDER,
+pgm://FOLDER, halton://FOLDER (pgm and halton: ?split=eval). Codebook size, grid and number of classes follow the codes
+unless you ask for others. Text-conditional recipes also need --features, a folder that extract_text.py wrote. The run's
+folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what sample.py reads.
 
     python scripts/train_generator.py shapes-generator --data runs/shapes-codes --dry-run
     python scripts/train_generator.py gpt-b --data runs/codes/imagenet-256 --out runs/gpt-b --workers 4
-    python -m accelerate.commands.launch scripts/train_generator.py gpt-b ...                   one process, or as configured
+    python -m accelerate.commands.launch scripts/train_generator.py gpt-b ...       one process, or as configured
     python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/train_generator.py gpt-b ...
 
-Killed or interrupted, the same command goes on from the last checkpoint. Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).
+Killed or interrupted, the same command goes on from the last checkpoint.
+Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).
 """
 import sys
 from pathlib import Path

@@ -4,8 +4,9 @@
     python scripts/train_judge.py --dry-run            # what would be done
     python scripts/train_judge.py --recipe.steps 50 --out /tmp/judge.safetensors
 
-Train it again whenever the pictures of vgnb.data.shapes change. The same recipe gives the same weights on the same machine; it runs on one thread
-because sums over several threads may round differently. Exits with 1, writing nothing, when held-out accuracy stays below --at-least.
+Train it again whenever the pictures of vgnb.data.shapes change. The same recipe gives the same weights on the same
+machine; it runs on one thread because sums over several threads may round differently. Exits with 1, writing nothing,
+when held-out accuracy stays below --at-least.
 """
 import sys
 import time
@@ -17,9 +18,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from vgnb.core import VgnbError
 from vgnb.evaluation.judge import JudgeRecipe, examine, save_judge, train_judge
-
 
 @dataclass
 class Options:
@@ -35,23 +34,38 @@ class Options:
     recipe: JudgeRecipe = field(default_factory=JudgeRecipe)
 
 
-def main(o: Options) -> int:
+def main(argv: list[str]) -> int:
+    o = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(1)
     print(f"{o.recipe}\n-> {o.out}")
     if o.dry_run: return 0
+
     start = time.perf_counter()
-    net = train_judge(o.recipe, lambda step, loss: step % 50 or print(f"step {step:4}  loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True))
+    def show(step, loss):
+        if step % 50 == 0: print(f"step {step:4}  loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+    net = train_judge(o.recipe, show)
     seconds = time.perf_counter() - start
+
     right, sure = examine(net, o.held_out, difficulty=o.recipe.difficulty)
-    for k, v in right.items(): print(f"{k:16} accuracy {v:.2%}")
-    for k, (mean, share) in sure.items(): print(f"{k:16} confidence {mean:.2f}, above 0.9: {share:.2%}")
-    if right["clean"] < o.at_least: print(f"accuracy {right['clean']:.2%} is below --at-least {o.at_least:.2%}; nothing written", file=sys.stderr); return 1
-    card = save_judge(o.out, net, o.recipe, command="python scripts/train_judge.py", seconds=round(seconds), held_out_count=o.held_out, held_out_seed=0,
-                      held_out=right, no_shape={k: dict(confidence=m, above_09=s) for k, (m, s) in sure.items()}, torch=torch.__version__)
+    for kind, accuracy in right.items(): print(f"{kind:16} accuracy {accuracy:.2%}")
+    for kind, (mean, share) in sure.items(): print(f"{kind:16} confidence {mean:.2f}, above 0.9: {share:.2%}")
+    if right["clean"] < o.at_least:
+        print(f"accuracy {right['clean']:.2%} is below --at-least {o.at_least:.2%}; nothing written", file=sys.stderr)
+        return 1
+
+    card = save_judge(
+        o.out, net, o.recipe,
+        command="python scripts/train_judge.py",
+        seconds=round(seconds),
+        held_out_count=o.held_out,
+        held_out_seed=0,
+        held_out=right,
+        no_shape={kind: dict(confidence=mean, above_09=share) for kind, (mean, share) in sure.items()},
+        torch=torch.__version__)
     print(f"{card['bytes']} bytes, {seconds:.0f} s, sha256 {card['sha256'][:16]}")
     return 0
 
 
 if __name__ == "__main__":
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    from vgnb.cli import run_main
+    sys.exit(run_main(main))

@@ -2,15 +2,17 @@
 
     python scripts/train_tokenizer.py RECIPE --data IMAGES --out runs/mine [options]
 
-IMAGES is a folder of class folders (or of pictures), a .tar, wds://SHARDS, datasets://NAME?split=train or shapes://?n=60000&size=32.
-The run's folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what extract_codes.py and sample.py read.
+IMAGES is a folder of class folders (or of pictures), a .tar, wds://SHARDS, datasets://NAME?split=train or
+shapes://?n=60000&size=32. The run's folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what
+extract_codes.py and sample.py read.
 
     python scripts/train_tokenizer.py shapes-tokenizer --dry-run
     python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16 --workers 8
-    python -m accelerate.commands.launch scripts/train_tokenizer.py vq-16 ...                   one process, or as configured
+    python -m accelerate.commands.launch scripts/train_tokenizer.py vq-16 ...       one process, or as configured
     python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/train_tokenizer.py vq-16 ...
 
-Killed or interrupted, the same command goes on from the last checkpoint. Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).
+Killed or interrupted, the same command goes on from the last checkpoint.
+Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).
 """
 import sys
 from pathlib import Path

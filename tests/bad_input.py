@@ -25,7 +25,7 @@ from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import Keyed
 from vgnb.evaluation.features import load_extractor
-from vgnb.evaluation.fid import measure
+from vgnb.evaluation.measure import measure
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.generators.generator import Cond, Generator, Grid, Loss, Prediction
@@ -43,15 +43,16 @@ from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.losses import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.checkpoints import hold, verify
+from vgnb.training.checkpoints import verify
 from vgnb.saved import load_model, save_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, recipe
 from vgnb.kinds import from_json
-from vgnb.training.trainer import Run
-from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
+from vgnb.training.run_folder import Run, locked
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice, order_course
 
 SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
 RASTER = RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0)
@@ -91,7 +92,7 @@ def build(folder: Path) -> Work:
     save_json(folder / "recipe.json", {"kind": "tokenizer", "stepz": 10})
     (folder / "odd").mkdir(); (folder / "odd" / "settings.ini").write_text("[run]\nsead = 1\n")
     r = recipe("shapes-tokenizer", data="shapes://?n=16&size=32", steps=2, batch=8, free_steps=0, precision="fp32", model=w.tok.config)
-    train(TrainOptions(r, folder / "run", progress=False))
+    train(TrainOptions(r, folder / "run", run=Run(progress=False)))
     shutil.copytree(folder / "run", folder / "damaged")
     file = next((folder / "damaged").rglob("model.tokenizer.safetensors")); file.write_bytes(file.read_bytes()[:-1] + b"!")
     return w
@@ -374,16 +375,16 @@ ROWS = [
         lambda w: train(TrainOptions(recipe("shapes-generator", data="codes", precision="fp16"), Path("out"))), GENERATOR + "codes --precision fp16"),
     Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or", lambda w: vqgan_loss(VQGANLossConfig(lpips=1), "weights"), TOKENIZER + "--loss.lpips 1 --weights weights"),
     Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of jsonl, none, tensorboard, wandb", lambda w: Run(tracker="papyrus"), TOKENIZER + "--tracker papyrus"),
-    Bad("tracker-not-installed", "tracker", "'tensorboard'", "is not installed: pip install tensorboard", lambda w: train(TrainOptions(recipe("shapes-tokenizer"), Path("out"), tracker="tensorboard")),
+    Bad("tracker-not-installed", "tracker", "'tensorboard'", "is not installed: pip install tensorboard", lambda w: train(TrainOptions(recipe("shapes-tokenizer"), Path("out"), run=Run(tracker="tensorboard"))),
         TOKENIZER + "--tracker tensorboard"),
     Bad("what-on-save-error", "on_save_error", "'shrug'", "must be one of stop, warn", lambda w: Run(on_save_error="shrug"), TOKENIZER + "--on-save-error shrug"),
-    Bad("fresh-and-resume", "fresh", "True", "can't be combined with --resume", lambda w: TrainOptions(fresh=True, resume=True).run(), TOKENIZER + "--fresh --resume"),
+    Bad("fresh-and-resume", "fresh", "True", "can't be combined with --resume", lambda w: TrainOptions(fresh=True, resume=True).how(), TOKENIZER + "--fresh --resume"),
     Bad("nothing-to-resume", "folder", "out", "has no checkpoint to resume from", lambda w: train(TrainOptions(recipe("shapes-tokenizer"), Path("out"), resume=True)), TOKENIZER + "--resume"),
     Bad("another-recipe", "batch", "16", "was started with 8", None,
         f"train_tokenizer.py run/run.json --out run --batch 16"),
     Bad("other-data", "data", "'shapes://?n=24'", "was started with 'shapes://?n=16&size=32'", None, "train_tokenizer.py run/run.json --out run --data shapes://?n=24"),
-    Bad("folder-in-use", "folder", "busy", "is in use by", lambda w: hold("busy").__enter__(), TOKENIZER.replace("--out out", "--out busy")),
-    Bad("run-in-a-file", "folder", "note.txt", "must be a folder, or a place where one can be made", lambda w: hold("note.txt").__enter__(), TOKENIZER.replace("--out out", "--out note.txt")),
+    Bad("folder-in-use", "folder", "busy", "is in use by", lambda w: locked("busy").__enter__(), TOKENIZER.replace("--out out", "--out busy")),
+    Bad("run-in-a-file", "folder", "note.txt", "must be a folder, or a place where one can be made", lambda w: locked("note.txt").__enter__(), TOKENIZER.replace("--out out", "--out note.txt")),
     Bad("unknown-settings-key", "settings.ini [run] key", "'sead'", "did you mean seed?", lambda w: get_settings("odd"), "odd: train_tokenizer.py shapes-tokenizer --dry-run"),
     # numbers
     Bad("reference-of-statistics", "images", None, "must be at least two pictures", lambda w: extract_reference("statistics.npz", "out.npz", load_extractor("shapes-judge")), REFERENCE.format("statistics.npz") + " --out out.npz"),

@@ -67,7 +67,7 @@ def _serve(warm: bool):
     if warm:
         import accelerate, datasets  # noqa
 
-        import vgnb.evaluation.fid, vgnb.evaluation.judge, vgnb.jobs, vgnb.training.commands, vgnb.training.extract, vgnb.zoo  # noqa
+        import vgnb.evaluation.judge, vgnb.evaluation.measure, vgnb.jobs, vgnb.training.commands, vgnb.training.extract, vgnb.zoo  # noqa
     torch.set_num_threads(1)
     for line in sys.stdin:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as loaded:

@@ -18,7 +18,7 @@ from vgnb.core import VgnbError
 from vgnb.data.codes import CodeStore
 
 ROOT = Path(__file__).resolve().parents[1]
-OWNER = "import sys; from vgnb.training.checkpoints import hold\nwith hold(sys.argv[1]): print('holds it', flush=True); sys.stdin.read()"
+OWNER = "import sys; from vgnb.training.run_folder import locked\nwith locked(sys.argv[1]): print('holds it', flush=True); sys.stdin.read()"
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
-import nbformat
 import pytest
+
+from tests.test_style import notebook
 
 pytestmark = pytest.mark.browser
 
@@ -58,7 +58,8 @@ desk
 """
 
 EXPLORER = ("""
-from vgnb.views.explorer import OrderChoice, OrderExplorer
+from vgnb.views.explorer import OrderExplorer
+from vgnb.views.scenes import OrderChoice
 
 explorer = OrderExplorer(OrderChoice("halton", "cosine", 8, 8, 6), side=200)
 busy = 0
@@ -71,13 +72,6 @@ busy = 60
 """)
 
 
-def _notebook(path: Path, *cells: str):
-    "A notebook of these cells."
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code.strip()) for code in cells])
-    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nb, path)
-
-
 def _free_port() -> int:
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
 
@@ -87,7 +81,7 @@ def lab(tmp_path_factory):
     "A JupyterLab of our own: (address, token). Ends with the module."
     tmp = tmp_path_factory.mktemp("lab")
     root = tmp / "root"; root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)): _notebook(root / f"{name}.ipynb", *cells)
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)): (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     places = {k: str(tmp / k.lower()) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
     news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"
     news.parent.mkdir(parents=True)

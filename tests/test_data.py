@@ -20,7 +20,7 @@ from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes, draw_shapes, shape_ranges
 from vgnb.data.stored import decode_image
-from vgnb.data.transforms import Augment, chosen_crop, image_grid, load_batch, random_crop, resize_short, to_tensor, to_uint8
+from vgnb.data.transforms import Augment, chosen_crop, contact_sheet, load_batch, random_crop, resize_short, to_tensor, to_uint8
 from vgnb.draws import At, Keyed
 
 
@@ -339,6 +339,6 @@ def test_bytes_survive_the_round_trip_and_rules_are_named():
     assert (to_uint8(x).numpy() == images).all() and (to_uint8(x, "save-image").numpy() == images).all() and x.abs().max() <= 1
     lost = images.astype(int) - to_uint8(x, "truncate").numpy()
     assert set(np.unique(lost)) == {0, 1}
-    assert (image_grid(x[:1]).numpy() == images[0]).all()
+    assert (contact_sheet(x[:1]).numpy() == images[0]).all()
     for call in (lambda: to_uint8(x, "floor"), lambda: Augment("centre"), lambda: Augment(size=0), lambda: Augment("ten-crop", crop_range=0.9), lambda: to_tensor(images[..., :2])):
         with pytest.raises(BadInput): call()

@@ -22,6 +22,8 @@ from vgnb.saved import load_model, save_model
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import encode_rows, extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.training.run_folder import Run
+from vgnb.training.trackers import read_log
 from vgnb.views.desk import reconstruct
 from vgnb.families import recognised, the_one
 from vgnb.zoo import build, export_published, load_published, published
@@ -63,8 +65,7 @@ def test_training_learns_on_its_span(tmp_path):
     "Through the recipe family, with k-means and revival; the loss falls, the model comes back from its folder, and its pictures look like pictures."
     r = recipe("shapes-tokenizer")
     r = replace(r, model=replace(TINY, window=1024, revive=10), data="shapes://?n=200&size=32", steps=60, batch=16, free_steps=20, precision="fp32", ema=0.9, optim=Optim("adamw", lr=4e-3), rate=Rate())
-    assert train(TrainOptions(r, tmp_path / "run", log_every=5, progress=False)).finished
-    from vgnb.training.trainer import read_log
+    assert train(TrainOptions(r, tmp_path / "run", run=Run(log_every=5, progress=False))).finished
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert log[-1]["l2"] < 0.6 * log[0]["l2"] and log[-1]["usage"] > 0.2
     back = load_model(tmp_path / "run" / "model")
@@ -76,10 +77,10 @@ def test_training_learns_on_its_span(tmp_path):
 def test_training_through_the_discriminator_is_resumed_to_the_bit(tmp_path):
     r = recipe("maskgit-vqgan")
     r = replace(r, model=replace(TINY, window=256, revive=4), data="shapes://?n=64&size=32", steps=8, batch=8, precision="fp32", augment=Augment("center", 32), loss=replace(r.loss, lpips=0.0, start=2))
-    options = lambda where, **kw: TrainOptions(r, tmp_path / where, progress=False, save_every=3, tracker="none", **kw)
+    options = lambda where, **kw: TrainOptions(r, tmp_path / where, run=Run(progress=False, save_every=3, tracker="none"), **kw)
     train(options("whole"))
     from vgnb.training.commands import build_tokenizer
-    from vgnb.training.trainer import Run, Trainer
+    from vgnb.training.trainer import Trainer
     Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "parts", Run(progress=False, save_every=3, tracker="none")).fit(5)
     train(options("parts"))
     assert all((tmp_path / d / "model" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model" / "model.safetensors").read_bytes() for d in ("parts",))

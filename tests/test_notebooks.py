@@ -5,25 +5,34 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.run_scripts import Scripts
+
+ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
+PAGES = [p.relative_to(ROOT / "nbs").as_posix() for p in sorted((ROOT / "nbs").rglob("[!_.]*.ipynb"))
+         if ".ipynb_checkpoints" not in p.parts]
 
 
-def _run(*cmd, cwd, timeout=900, **env):
-    return subprocess.run([str(BIN / cmd[0]), *cmd[1:]], cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True, timeout=timeout)
+def _run(tool: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([BIN / tool], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 def _tree(folder: Path) -> dict:
     "Every notebook and module below `folder`, by content."
-    return {p.relative_to(folder): p.read_bytes() for d in ("nbs", "vgnb") for p in sorted((folder / d).rglob("*"))
-            if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts}
+    files = [p for d in ("nbs", "vgnb") for p in sorted((folder / d).rglob("*")) if p.suffix in (".py", ".ipynb")]
+    return {p.relative_to(folder): p.read_bytes() for p in files if ".ipynb_checkpoints" not in p.parts}
 
 
 def test_clean_and_export_change_nothing(root, tmp_path):
-    for d in ("nbs", "vgnb"): shutil.copytree(root / d, tmp_path / d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "weights", "runs"))
+    unneeded = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "weights", "runs")
+    for d in ("nbs", "vgnb"): shutil.copytree(root / d, tmp_path / d, ignore=unneeded)
     for f in ("pyproject.toml", "README.md", "settings.ini"): shutil.copy(root / f, tmp_path / f)
+
     before, project = _tree(tmp_path), (tmp_path / "pyproject.toml").read_bytes()
     for tool in ("nbdev-clean", "nbdev-export"):
-        r = _run(tool, cwd=tmp_path)
+        r = _run(tool, tmp_path)
         assert r.returncode == 0, r.stdout + r.stderr
         after = _tree(tmp_path)
         changed = sorted(str(k) for k in before.keys() | after.keys() if before.get(k) != after.get(k))
@@ -31,7 +40,16 @@ def test_clean_and_export_change_nothing(root, tmp_path):
     assert (tmp_path / "pyproject.toml").read_bytes() == project
 
 
-def test_notebooks_run(root):
+@pytest.fixture(scope="module")
+def scripts(root):
+    runner = Scripts(root)
+    yield runner
+    runner.close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs(page, scripts):
+    "In a process of its own: a page defines its room anew, and what it registers must not meet the next page."
     flags = ["--flags", "slow"] if os.environ.get("VGNB_TEST_FULL") else []
-    r = _run("nbdev-test", "--n-workers", "2", *flags, cwd=root, timeout=3000 if flags else 900)
-    assert r.returncode == 0, (r.stdout + r.stderr)[-6000:]
+    ran = scripts(str(BIN / "nbdev-test"), f"nbs/{page}", *flags)
+    assert ran.code == 0, (ran.out + ran.err)[-6000:]

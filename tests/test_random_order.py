@@ -1,5 +1,6 @@
 "The random-order transformer where a page has no room: any groupings, resting branches, captions, precisions, memory."
 import copy
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,8 +13,9 @@ from vgnb.generators.generator import Cond, Grid, Plan
 from vgnb.generators.orders import ORDERS, Given, Random, Raster, check_permutation, coarse_cells
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer, randar_config, randar_names
 from vgnb.generators.schedules import SCHEDULES, check_counts, even, randar
-from vgnb.sampling.extrapolation import Extrapolation, extrapolate
+from vgnb.sampling.extrapolation import Extrapolate
 from vgnb.sampling.guidance import CFG, Guided, SpatialGuidance
+from vgnb.sampling.painting import Request
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
 
@@ -419,23 +421,27 @@ def test_spatial_guidance_pays_for_what_it_needs():
     assert torch.equal(codes(blind_to_nothing), plain) and not torch.equal(codes(blind_to_all), plain)
 
 
+def enlarged(m, ids, shape, guidance=CFG(2.0, start=1.0), steps=None, spatial=(1.0, 1.5)):
+    "Codes (b, h*w, 1) on a larger grid; steps=None: one cell a step."
+    sampler = Sampler(m, Random(), randar, guidance, steps=steps or math.prod(shape), rows=3)
+    what = Extrapolate(shape, spatial, ntk_boundary=1)
+    return what.codes(what.paint(Request(sampler, Cond(ids), ids, Keyed(0))))
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (5, 6), (6, 8), (9, 12), (3, 11), (7, 4)])
 @pytest.mark.parametrize("steps", [None, 5, 1])
 def test_extrapolation_decides_every_cell(shape, steps):
     "Factors 1, 1.5, 2, 3 and uneven ones; the coarse cells hold the coarse picture; a sample is itself in any batch."
     m, ids = build(SMALL), torch.arange(5)
-    how = Extrapolation((1.0, 2.0), (1.0, 1.5), steps=steps, rows=3, ntk_boundary=1)
-
-    def codes(how, ids=ids): return extrapolate(m, Cond(ids), ids, Keyed(0), shape, how)
-
-    made = codes(how)
+    made = enlarged(m, ids, shape, steps=steps)
     assert made.shape == (5, shape[0] * shape[1], 1) and made.min() >= 0 and made.max() < 32
-    assert torch.equal(codes(how, ids[3:]), made[3:])
+    assert torch.equal(enlarged(m, ids[3:], shape, steps=steps), made[3:])
 
     coarse = coarse_cells(Grid(shape, base=(3, 4)))
     assert len(set(coarse.tolist())) == N
-    assert torch.equal(made[:, coarse], codes(replace(how, spatial=(1.0, 3.0)))[:, coarse])
-    assert not torch.equal(made, codes(replace(how, scale=(1.0, 1.0), spatial=(1.0, 1.0))))
+    other = enlarged(m, ids, shape, steps=steps, spatial=(1.0, 3.0))
+    assert torch.equal(made[:, coarse], other[:, coarse])                   # the context guides in the fine pass only
+    assert not torch.equal(made, enlarged(m, ids, shape, CFG(), steps, spatial=(1.0, 1.0)))
 
 
 # Orders and schedules
@@ -505,10 +511,10 @@ REFUSED = [   # (argument, call)
     ("plan", lambda m: m.logits(CODES, Cond(IDS), Plan(torch.arange(N), [8, 0]))),
     ("codes", lambda m: m.logits(CODES[..., 0], Cond(IDS))),
     ("order", lambda m: m.features(CODES, Cond(IDS), torch.zeros(N, dtype=torch.long))),
-    ("scale", lambda m: Extrapolation(scale=(4.0, 1.0))),
-    ("spatial", lambda m: Extrapolation(spatial=(1.0, -1.0))),
-    ("steps", lambda m: Extrapolation(steps=0)),
-    ("grid.base", lambda m: extrapolate(m, Cond(IDS), IDS, Keyed(0), (2, 9))),
+    ("scale start", lambda m: enlarged(m, IDS, (5, 6), CFG(1.0, start=4.0))),
+    ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(1.0, -1.0))),
+    ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(2.0, 1.0))),
+    ("grid.base", lambda m: enlarged(m, IDS, (2, 9))),
     ("order", lambda m: RandomOrderConfig(order="spiral")),
     ("rope", lambda m: RandomOrderConfig(rope="sequence"))]
 

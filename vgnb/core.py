@@ -9,6 +9,7 @@ __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', '
            'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
+import configparser
 import contextlib
 import difflib
 import hashlib
@@ -21,12 +22,10 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable
 
-import configparser
 import numpy as np
 import torch
 
@@ -41,11 +40,15 @@ class BadInput(VgnbError, ValueError):
         value,        # what was given (shortened to 120 characters)
         allowed:str,  # what would have been fine
     ):
-        self.argument, self.value, self.allowed = argument, value, allowed
+        self.argument = argument
+        self.value = value
+        self.allowed = allowed
         shown = str(value) if isinstance(value, Path) else repr(value)
-        super().__init__(f"{argument}={shown if len(shown) <= 120 else shown[:117] + '...'}: {allowed}")
+        if len(shown) > 120: shown = shown[:117] + "..."
+        super().__init__(f"{argument}={shown}: {allowed}")
 
-    def __reduce__(self): return type(self), (self.argument, self.value, self.allowed)    # errors travel between processes
+    def __reduce__(self):                                # errors travel between processes
+        return type(self), (self.argument, self.value, self.allowed)
 
 class Missing(BadInput, FileNotFoundError):
     "A path, package or weight file that is not there; says where to put it."
@@ -57,7 +60,8 @@ class Mismatch(BadInput):
 class BadItem(VgnbError):
     "One unreadable item of a data set, by name, with the reason."
     def __init__(self, name:str, reason:str):
-        self.name, self.reason = name, reason
+        self.name = name
+        self.reason = reason
         super().__init__(f"{name}: {reason}")
 
     def __reduce__(self): return type(self), (self.name, self.reason)
@@ -67,56 +71,73 @@ def check(ok, argument:str, value, allowed:str, error=BadInput):
     "Raise `error(argument, value, allowed)` unless `ok`."
     if not ok: raise error(argument, value, allowed)
 
-def check_int(argument:str, value, low:int|None=None, high:int|None=None):
+def _bounds(low, high) -> str:
+    "` >= low and <= high`, as far as there are bounds."
+    at_least = "" if low is None else f" >= {low}"
+    at_most = "" if high is None else f" and <= {high}"
+    return at_least + at_most
+
+def _inside(value, low, high) -> bool:
+    "low <= value <= high, as far as there are bounds."
+    return (low is None or value >= low) and (high is None or value <= high)
+
+def check_int(argument:str, value, low:int|None=None, high:int|None=None) -> int:
     "`value` must be an integer with `low <= value <= high`; returns it."
-    text = "an integer" + (f" >= {low}" if low is not None else "") + (f" and <= {high}" if high is not None else "")
-    ok = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    check(ok and (low is None or value >= low) and (high is None or value <= high), argument, value, f"must be {text}")
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    check(is_integer and _inside(value, low, high), argument, value, f"must be an integer{_bounds(low, high)}")
     return int(value)
 
-def check_float(argument:str, value, low:float|None=None, high:float|None=None):
+def check_float(argument:str, value, low:float|None=None, high:float|None=None) -> float:
     "`value` must be a finite number with `low <= value <= high`; returns it."
-    text = "a finite number" + (f" >= {low}" if low is not None else "") + (f" and <= {high}" if high is not None else "")
-    ok = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and np.isfinite(value)
-    check(ok and (low is None or value >= low) and (high is None or value <= high), argument, value, f"must be {text}")
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    fits = is_number and np.isfinite(value) and _inside(value, low, high)
+    check(fits, argument, value, f"must be a finite number{_bounds(low, high)}")
     return float(value)
 
 def check_choice(argument:str, value, choices):
     "`value` must be one of `choices`; a near miss is suggested. Returns it."
     names = [str(c) for c in choices]
     near = difflib.get_close_matches(str(value), names, 1)
-    check(value in choices, argument, value, f"must be one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else ""))
+    hint = f"; did you mean {near[0]}?" if near else ""
+    check(value in choices, argument, value, f"must be one of {', '.join(names)}{hint}")
     return value
 
-def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes"):
+def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Tensor:
     "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size."
     check(torch.is_tensor(codes), argument, type(codes).__name__, "must be a tensor of integer codes")
-    ints = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
-    check(ints, argument, str(codes.dtype).removeprefix("torch."), f"must have an integer dtype, with values in [0, {vocab})")
+    are_integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+    dtype = str(codes.dtype).removeprefix("torch.")
+    check(are_integers, argument, dtype, f"must have an integer dtype, with values in [0, {vocab})")
+
     if codes.numel():
         low, high = (int(v) for v in codes.aminmax())
-        check(low >= 0 and high < vocab, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range")
+        inside = low >= 0 and high < vocab
+        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range")
     return codes
 
 # %% ../nbs/000_core.ipynb #3688b4e0
-def check_place(argument:str, folder):
-    "`folder` is one, or can be made: the first thing that exists on the way up is a folder one may write to. Returns it as a Path."
-    there = next(p for p in (Path(folder).absolute(), *Path(folder).absolute().parents) if p.exists())
-    check(there.is_dir(), argument, Path(folder), f"must be a folder, or a place where one can be made; {there.name} is a file")
-    check(os.access(there, os.W_OK), argument, Path(folder), f"must be a place one may write to; {there} is not")
-    return Path(folder)
+def check_place(argument:str, folder) -> Path:
+    "`folder` is one that may be written to, or can be made; returns it as a Path."
+    folder = Path(folder)
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())    # the first on the way up
+    check(there.is_dir(), argument, folder, f"must be a folder, or a place where one can be made; {there.name} is a file")
+    check(os.access(there, os.W_OK), argument, folder, f"must be a place one may write to; {there} is not")
+    return folder
 
 # %% ../nbs/000_core.ipynb #904953ef
 class Section(dict):
     "One section of the settings: keys are attributes."
     def __getattr__(self, key):
-        try: return self[key]
-        except KeyError: raise AttributeError(key) from None
+        if key in self: return self[key]
+        raise AttributeError(key)
 
-_DEFAULTS = {"paths": {"data": "data", "codes": "runs/codes", "runs": "runs", "weights": "weights"},
-             "run": {"precision": "bf16", "tracker": "jsonl", "seed": "0", "rooms": ""},
-             "notebook": {"image_size": "32", "dpi": "80", "fast": "true"}}
-_CHOICES = {"precision": ("fp32", "bf16", "fp16"), "tracker": ("none", "jsonl", "tensorboard", "wandb", "wandb-offline")}
+_DEFAULTS = {
+    "paths": {"data": "data", "codes": "runs/codes", "runs": "runs", "weights": "weights"},
+    "run": {"precision": "bf16", "tracker": "jsonl", "seed": "0", "rooms": ""},
+    "notebook": {"image_size": "32", "dpi": "80", "fast": "true"}}
+_CHOICES = {
+    "precision": ("fp32", "bf16", "fp16"),
+    "tracker": ("none", "jsonl", "tensorboard", "wandb", "wandb-offline")}
 
 def _typed(section:str, key:str, text:str, home:Path):
     "A setting as what it means: a path, a number, a truth value or one of a few words."
@@ -144,20 +165,28 @@ def get_settings(
     file = next((p / "settings.ini" for p in (start, *start.parents) if (p / "settings.ini").is_file()), None)
     ini = configparser.ConfigParser(interpolation=None)
     if file: ini.read(file, encoding="utf-8")
-    for s in ini.sections():
-        check_choice("settings.ini section", s, tuple(_DEFAULTS))
-        for k in ini[s]: check_choice(f"settings.ini [{s}] key", k, tuple(_DEFAULTS[s]))
-    def value(s, k): return os.environ.get(f"VGNB_{s}_{k}".upper(), ini.get(s, k, fallback=_DEFAULTS[s][k]))
-    home = file.parent if file else start
-    return Settings(*(Section({k: _typed(s, k, value(s, k), home) for k in d}) for s, d in _DEFAULTS.items()), file)
+    for section in ini.sections():
+        check_choice("settings.ini section", section, tuple(_DEFAULTS))
+        for key in ini[section]: check_choice(f"settings.ini [{section}] key", key, tuple(_DEFAULTS[section]))
+
+    def typed(section:str) -> Section:
+        values = Section()
+        for key, default in _DEFAULTS[section].items():
+            text = os.environ.get(f"VGNB_{section}_{key}".upper(), ini.get(section, key, fallback=default))
+            values[key] = _typed(section, key, text, file.parent if file else start)
+        return values
+
+    return Settings(typed("paths"), typed("run"), typed("notebook"), file)
 
 # %% ../nbs/000_core.ipynb #1596e401
 class Registry(dict):
     "Names → functions or classes of one `kind`; `@registry.register` adds, `registry[name]` finds or explains."
-    def __init__(self, kind:str): super().__init__(); self.kind = kind
+    def __init__(self, kind:str):
+        super().__init__()
+        self.kind = kind
 
     def register(self, thing=None, *, name:str|None=None):
-        "Add `thing` under `name` (default: its own name with `-` for `_`); usable as a decorator with or without a name."
+        "Add `thing` under `name` (default: its own, `-` for `_`); also a decorator, with or without a name."
         if thing is None: return lambda t: self.register(t, name=name)
         self[name or thing.__name__.replace("_", "-")] = thing
         return thing
@@ -165,52 +194,69 @@ class Registry(dict):
     def __missing__(self, name): check_choice(self.kind, name, tuple(sorted(self)))
 
 # %% ../nbs/000_core.ipynb #89edf978
+def _plain(x):
+    "Dataclasses as dictionaries with their name, tensors as arrays (bfloat16 by its bytes); the rest as it is."
+    if is_dataclass(x) and not isinstance(x, type):
+        return {"@": type(x).__name__, **{k: getattr(x, k) for k in x.__dataclass_fields__}}
+    if torch.is_tensor(x):
+        x = x.detach().cpu().contiguous()
+        return (x.view(torch.uint8) if x.dtype == torch.bfloat16 else x).numpy()
+    return x
+
 def _feed(h, x):
     "Feed one value to the hash, with its type and size, so that neighbours cannot run together."
-    if is_dataclass(x) and not isinstance(x, type): x = {"@": type(x).__name__, **{k: getattr(x, k) for k in x.__dataclass_fields__}}
-    if torch.is_tensor(x): x = x.detach().cpu().contiguous(); x = x.view(torch.uint8).numpy() if x.dtype == torch.bfloat16 else x.numpy()
-    if isinstance(x, np.ndarray): h.update(f"a{x.dtype.str}{x.shape}".encode()); h.update(np.ascontiguousarray(x).tobytes())
+    x = _plain(x)
+    if isinstance(x, np.ndarray):
+        h.update(f"a{x.dtype.str}{x.shape}".encode())
+        h.update(np.ascontiguousarray(x).tobytes())
     elif isinstance(x, dict):
         h.update(f"d{len(x)}".encode())
-        for k in sorted(x, key=str): _feed(h, str(k)); _feed(h, x[k])
+        for k in sorted(x, key=str):
+            _feed(h, str(k))
+            _feed(h, x[k])
     elif isinstance(x, (list, tuple)):
         h.update(f"l{len(x)}".encode())
         for v in x: _feed(h, v)
     else:
-        b = x if isinstance(x, bytes) else str(x).encode()
-        h.update(f"{type(x).__name__}{len(b)}:".encode()); h.update(b)
+        content = x if isinstance(x, bytes) else str(x).encode()
+        h.update(f"{type(x).__name__}{len(content)}:".encode())
+        h.update(content)
 
 def digest(*things) -> str:
     "SHA-256 (hex) of values, arrays, tensors, dataclasses and (nested) dictionaries of them."
     h = hashlib.sha256()
-    for t in things: _feed(h, t)
+    for thing in things: _feed(h, thing)
     return h.hexdigest()
 
 def digest_file(path:str|Path) -> str:
     "SHA-256 (hex) of a file's bytes, read in pieces."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_stream(f)
-
-def _digest_stream(f) -> str:
     h = hashlib.sha256()
-    while piece := f.read(1 << 20): h.update(piece)
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20): h.update(piece)
     return h.hexdigest()
 
 # %% ../nbs/000_core.ipynb #0a569364
 def _fsync(path:Path):
     "Force a file's bytes, or a folder's entries, to disk."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 @contextlib.contextmanager
 def write_aside(path:str|Path):
     "Yields a path to write; on success it is fsynced and renamed to `path`, on error removed."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         yield aside
-        _fsync(aside); os.replace(aside, path); _fsync(path.parent)
-    finally: aside.unlink(missing_ok=True)
+        _fsync(aside)
+        os.replace(aside, path)
+        _fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 def publish_dir(
     aside:str|Path, # complete folder, on the same file system
@@ -220,7 +266,9 @@ def publish_dir(
     aside, final = Path(aside), Path(final)
     check(not final.exists(), "final", final, "already exists; a published folder is never overwritten")
     for p in sorted(aside.rglob("*"), reverse=True): _fsync(p)
-    _fsync(aside); os.rename(aside, final); _fsync(final.parent)
+    _fsync(aside)
+    os.rename(aside, final)
+    _fsync(final.parent)
 
 _ASIDE = ".aside-"
 
@@ -243,32 +291,46 @@ def sweep_aside(folder:str|Path):
 
 def save_json(path:str|Path, value):
     "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
-    def plain(x): return asdict(x) if is_dataclass(x) else x.item() if isinstance(x, np.generic) else sorted(x) if isinstance(x, (set, frozenset)) else str(x)
-    with write_aside(path) as p: p.write_text(json.dumps(value, indent=1, default=plain) + "\n", encoding="utf-8")
+    def plain(x):
+        if is_dataclass(x): return asdict(x)
+        if isinstance(x, np.generic): return x.item()
+        if isinstance(x, (set, frozenset)): return sorted(x)
+        return str(x)
+
+    text = json.dumps(value, indent=1, default=plain) + "\n"
+    with write_aside(path) as p: p.write_text(text, encoding="utf-8")
 
 def load_json(path:str|Path):
     "Read JSON; a missing or broken file is one clear error."
     check(Path(path).is_file(), "path", Path(path), "no such file", Missing)
-    try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as e: raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
 
 # %% ../nbs/000_core.ipynb #4f72bfff
 def _git(*args) -> str|None:
     "Output of a git command in the current folder, or None outside a repository."
-    try: return subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return None
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
-def _versions(packages=("vgnb", "torch", "numpy", "accelerate", "datasets", "safetensors", "torch-fidelity", "transformers")) -> dict:
+_TOUCH_NUMBERS = ("vgnb", "torch", "numpy", "accelerate", "datasets", "safetensors", "torch-fidelity", "transformers")
+
+def _versions() -> dict:
     "Installed versions of the packages that touch numbers."
     found = {"python": platform.python_version()}
-    for p in packages:
+    for p in _TOUCH_NUMBERS:
         with contextlib.suppress(metadata.PackageNotFoundError): found[p] = metadata.version(p)
     return found
 
 def _device_name(device) -> str:
     "`cuda: NVIDIA H100`, `cpu: x86_64`."
     d = torch.device(device)
-    return f"{d.type}: {torch.cuda.get_device_name(d) if d.type == 'cuda' else platform.machine()}"
+    name = torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine()
+    return f"{d.type}: {name}"
 
 def run_manifest(
     config,                      # dict or dataclass: everything that decided the result
@@ -280,9 +342,16 @@ def run_manifest(
 ) -> dict:
     "How a result came to be, as JSON-able values."
     changes = _git("status", "--porcelain")
-    return dict(config=asdict(config) if is_dataclass(config) else config, seed=seed, data=data, command=command or [sys.executable, *sys.argv],
-                cwd=os.getcwd(), commit=_git("rev-parse", "HEAD"), clean=None if changes is None else not changes, diff=digest(_git("diff", "HEAD") or "")[:16],
-                versions=_versions(), device=_device_name(device), world=world, rng="philox4x32-10/1", time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **extra)
+    code = dict(commit=_git("rev-parse", "HEAD"),
+                clean=None if changes is None else not changes,
+                diff=digest(_git("diff", "HEAD") or "")[:16])
+    return dict(config=asdict(config) if is_dataclass(config) else config,
+                seed=seed, data=data,
+                command=command or [sys.executable, *sys.argv],
+                cwd=os.getcwd(), **code,
+                versions=_versions(), device=_device_name(device), world=world,
+                rng="philox4x32-10/1",
+                time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **extra)
 
 def write_run(folder:str|Path, config, **kw) -> dict:
     "Write `folder/run.json` (see `run_manifest`) and return it."

@@ -8,8 +8,8 @@ __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shu
 # %% ../nbs/001_draws.ipynb #b04c45a7
 import hashlib
 import math
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +19,9 @@ from torch import Tensor
 from .core import check, check_int
 
 # %% ../nbs/001_draws.ipynb #bc2f4460
-_M0, _M1, _W0, _W1, _LOW = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85, 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57      # multipliers
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85      # what a round adds to the key: golden ratio and √3
+_LOW = 0xFFFFFFFF                      # the low 32 bits
 
 def _mul(m:int, x:Tensor) -> tuple[Tensor, Tensor]:
     "High and low 32 bits of m * x without leaving int64: x is split into 16-bit halves."
@@ -70,10 +72,11 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
 class Keyed:
     "Draws as a pure function of (seed, name, address). `fork` gives an uncorrelated family of the same kind."
     def __init__(self,
-        seed:int,           # any integer >= 0
+        seed:int,                # any integer >= 0
         path:tuple[str, ...]=(), # forks taken so far
     ):
-        self.seed, self.path = check_int("seed", seed, 0), path
+        self.seed = check_int("seed", seed, 0)
+        self.path = path
 
     def __repr__(self): return f"Keyed({'/'.join((str(self.seed), *self.path))})"
 
@@ -87,16 +90,17 @@ class Keyed:
 
     def bits(self, name:str, at:At, *shape:int) -> Tensor:
         "32-bit words as int64, (b, *shape) or (b, k, *shape)."
-        ids = at.ids.to(torch.int64)
-        where = ids[:, None] if at.positions is None else at.positions.to(torch.int64)                    # (b, 1) | (b, k)
-        cell = torch.zeros_like(where) if at.positions is None else where
-        n = math.prod(shape)
-        block = torch.arange((n + 3) // 4, device=ids.device)                                             # four words a call
-        who = ids[:, None].expand(cell.shape)[..., None]
-        tail = torch.zeros_like(cell)[..., None] + (at.step * 256 + at.level)
-        words = philox((block.expand(*cell.shape, -1), who, cell[..., None], tail), self.key(name))
-        out = torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]                       # (b, k, n)
-        return (out[:, 0] if at.positions is None else out).unflatten(-1, shape) if shape else (out[:, 0, 0] if at.positions is None else out[..., 0])
+        ids, n = at.ids.to(torch.int64), math.prod(shape)
+        whole = at.positions is None                                            # one draw a sample, not one a cell
+        cell = torch.zeros_like(ids)[:, None] if whole else at.positions.to(torch.int64)   # (b, 1) | (b, k)
+        who = ids[:, None].expand(cell.shape)[..., None]                        # (b, k, 1)
+        when = torch.zeros_like(cell)[..., None] + (at.step * 256 + at.level)   # (b, k, 1)
+        block = torch.arange((n + 3) // 4, device=ids.device)                   # four words a call
+        words = philox((block.expand(*cell.shape, -1), who, cell[..., None], when), self.key(name))
+
+        out = torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]        # (b, k, n)
+        if whole: out = out[:, 0]                                               # (b, n)
+        return out.unflatten(-1, shape) if shape else out[..., 0]
 
     def uniform(self, name:str, at:At, *shape:int) -> Tensor:
         "fp32 in (0, 1)."
@@ -131,13 +135,20 @@ class Inverse:
     u: Tensor
 
 class Recorded:
-    "Draws that were written down, by name: tensors (b, ...) for uniform / normal / gumbel / permutation, `Race` or `Inverse` for categories. For tests."
-    def __init__(self, tape:dict): self.tape = tape
+    "Draws that were written down, for tests."
+    def __init__(self,
+        tape:dict, # name -> (b, ...) for uniform, normal, gumbel and permutation; `Race` or `Inverse` for categories
+    ):
+        self.tape = tape
+
     def fork(self, name:str) -> "Recorded": return self
 
-    def _rows(self, name:str, at:At) -> Tensor:
+    def _record(self, name:str):
         check(name in self.tape, "draw", name, f"must be one of the recorded {', '.join(sorted(self.tape))}")
-        t = self.tape[name]
+        return self.tape[name]
+
+    def _rows(self, name:str, at:At) -> Tensor:
+        t = self._record(name)
         return t[at.ids % len(t)]
 
     def uniform(self, name, at, *shape): return self._rows(name, at)
@@ -146,11 +157,10 @@ class Recorded:
 
     def categorical(self, name:str, at:At, logits:Tensor) -> Tensor:
         "Replay: row `at.index + column` of the record decides column `column`."
-        check(name in self.tape, "draw", name, f"must be one of the recorded {', '.join(sorted(self.tape))}")
-        t, p = self.tape[name], logits.float().softmax(-1)                                       # (b, k, V)
-        kept = t.noise if isinstance(t, Race) else t.u
-        cols = [kept[int(at.index) + k][at.ids % kept.shape[1]] for k in range(p.shape[1])]
-        noise = torch.stack(cols, 1)                                                             # (b, k, V) | (b, k)
+        t, p = self._record(name), logits.float().softmax(-1)                    # p: (b, k, V)
+        kept = t.noise if isinstance(t, Race) else t.u                           # (steps, b, ...)
+        columns = [kept[int(at.index) + k][at.ids % kept.shape[1]] for k in range(p.shape[1])]
+        noise = torch.stack(columns, 1)                                          # (b, k, V) | (b, k)
         if isinstance(t, Race): return (p / noise).argmax(-1)
         return (p.cumsum(-1) <= noise[..., None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
@@ -158,26 +168,37 @@ class Recorded:
 def _mix(x:np.ndarray, key:int, bits:int) -> np.ndarray:
     "A round function: a keyed hash of x down to `bits` bits."
     x = (x.astype(np.uint64) ^ np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
-    x ^= x >> np.uint64(29); x *= np.uint64(0xBF58476D1CE4E5B9); x ^= x >> np.uint64(32)
+    x ^= x >> np.uint64(29)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(32)
     return x & np.uint64((1 << bits) - 1)
+
+def _round_key(seed:int, epoch:int, number:int) -> int:
+    "64 bits from a hash of where the round stands."
+    digest = hashlib.sha256(f"order/{seed}/{epoch}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 def shuffled(
     positions, # ints in [0, n), any shape
     n:int,     # size of the data set
-    seed:int, epoch:int=0,
+    seed:int,
+    epoch:int=0,
 ) -> np.ndarray: # int64 indices in [0, n), same shape
     "Indices at `positions` of the shuffled epoch: a keyed permutation of range(n), computed entry by entry."
     check_int("n", n, 1)
     x = np.asarray(positions, dtype=np.int64)
-    check(x.size == 0 or (x.min() >= 0 and x.max() < n), "positions", [int(x.min()), int(x.max())] if x.size else [], f"must lie in [0, {n})")
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    keys = [int.from_bytes(hashlib.sha256(f"order/{seed}/{epoch}/{r}".encode()).digest()[:8], "little") for r in range(6)]
-    x = x.astype(np.uint64).copy(); todo = np.ones(x.shape, bool)
+    ends = [int(x.min()), int(x.max())] if x.size else []
+    check(not ends or 0 <= ends[0] and ends[1] < n, "positions", ends, f"must lie in [0, {n})")
+
+    half = max(1, ((n - 1).bit_length() + 1) // 2)                     # bits of each side of the network
+    keys = [_round_key(seed, epoch, number) for number in range(6)]
+    x = x.astype(np.uint64).copy()
+    todo = np.ones(x.shape, bool)
     while todo.any():
         left, right = x[todo] >> np.uint64(half), x[todo] & np.uint64((1 << half) - 1)
-        for k in keys: left, right = right, left ^ _mix(right, k, half)
+        for key in keys: left, right = right, left ^ _mix(right, key, half)
         x[todo] = (left << np.uint64(half)) | right
-        todo &= x >= n
+        todo &= x >= n                                                 # those outside are sent through again
     return x.astype(np.int64)
 
 # %% ../nbs/001_draws.ipynb #e193d19d

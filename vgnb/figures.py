@@ -132,7 +132,8 @@ def use_house_style():
 
     page = {"figure.figsize": (7.2, 2.6),
             "figure.dpi": get_settings().notebook.dpi,
-            "figure.constrained_layout.use": True}
+            "figure.constrained_layout.use": True,
+            "text.parse_math": True}    # labels are the page's own, and logarithmic axes write 10 to the power of n
     style.use(["default", _RC, page])
     if shell := get_ipython(): shell.display_formatter.formatters["image/png"].for_type(Figure, png_bytes)
 

@@ -103,10 +103,11 @@ def asked_for(
     extrapolate=None,                       # ... or a code grid (h, w)
     **options,                              # those of `_GOES_WITH`
 ) -> tuple[Application|None, Samples|None, list[str]]:
-    "(the application a command asks for, the pictures, the names of their classes). Errors: options that don't go together."
+    "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
     asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
     kinds = [k for k, v in asked.items() if v]
-    for k in kinds[1:]: check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
+    for k in kinds[1:]:
+        check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
 
     kind = kinds[0] if kinds else None
     given = {k: v for k, v in options.items() if v not in (None, False, "", 0) or (k == "ntk_boundary" and v == 0)}
@@ -135,7 +136,8 @@ def _masks(where, crop:int|None, images:Samples, needed:bool) -> np.ndarray|None
     if not where: return None
     masks = open_masks(where, crop)
     fits = len(masks) in (1, len(images))
-    check(fits, "mask", str(where), f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}")
+    allowed = f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}"
+    check(fits, "mask", str(where), allowed)
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
@@ -249,7 +251,7 @@ def make(self:SampleJob, start:int) -> np.ndarray:
     images = picture_of(self.images, ids) if self.what.takes_pictures else None
     made = self.pipe.apply(self.what.of(ids), cond, images, ids=ids, seed=self.seed, size=self.size)
     if made.ndim == 4: return made
-    return made.swapaxes(0, 1).reshape(-1, *made.shape[2:])               # (k, b, ...): the pictures of a sample in a row
+    return made.swapaxes(0, 1).reshape(-1, *made.shape[2:])         # (k, b, ...): the pictures of a sample in a row
 
 @patch
 def run(self:SampleJob,

@@ -233,7 +233,8 @@ def outpaint(self:Pipeline, images, canvas:tuple[int, int], labels, *, at=None, 
     return self.apply(Outpaint(canvas, at, ntk_boundary, paste, seam), labels, images, **kw)
 
 @patch
-def morph(self:Pipeline, images, labels, *, frames:int=8, order:str="halton", afresh:bool=False, mask=None, **kw) -> np.ndarray:
+def morph(self:Pipeline, images, labels, *, frames:int=8, order:str="halton", afresh:bool=False, mask=None,
+          **kw) -> np.ndarray:
     "(frames + 1, b, h, w, 3) uint8: the pictures as they decode, then every frame; arguments as `Morph`."
     return self.apply(Morph(frames, order, afresh, mask), labels, images, **kw)
 
@@ -252,8 +253,11 @@ def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
     folder = Path(folder)
     save_model(folder / "tokenizer", self.tokenizer, self.tokenizer.config)
     save_model(folder / "generator", self.generator, self.generator.config)
-    card = {"format": _FORMAT, "sampling": to_json(self.sampling), "classes": self.classes, "grid": list(self.grid.shape)}
-    save_json(folder / "pipeline.json", card)
+    save_json(folder / "pipeline.json", {
+        "format": _FORMAT,
+        "sampling": to_json(self.sampling),
+        "classes": self.classes,
+        "grid": list(self.grid.shape)})
     return folder
 
 def read_card(folder:str|Path) -> dict:
@@ -288,15 +292,15 @@ def _fetched(repository:str) -> Path:
         raise Missing("where", repository, failed) from None
 
 def from_pretrained(
-    where:str|Path,         # a folder written by `save_pretrained`, a shipped model ("tiny-randar"), or a hub repository "owner/name"
+    where:str|Path,         # a folder of `save_pretrained`, a shipped model ("tiny-randar"), or a hub repository "owner/name"
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
 ) -> Pipeline:
     "Load a pipeline."
     folder = find_pretrained(where)
     card = read_card(folder)
-    tokenizer, generator = (load_model(folder / card.get(p, p), ema=ema, device=device) for p in ("tokenizer", "generator"))
-    return Pipeline(tokenizer, generator, card["sampling"], card["classes"], tuple(card["grid"]))
+    def part(name): return load_model(folder / card.get(name, name), ema=ema, device=device)
+    return Pipeline(part("tokenizer"), part("generator"), card["sampling"], card["classes"], tuple(card["grid"]))
 
 # %% ../nbs/710_pipeline.ipynb #89b2deb3
 def saved_sampling(

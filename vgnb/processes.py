@@ -29,14 +29,23 @@ class Processes:
     def __init__(self):
         from accelerate import PartialState
         for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-            check(os.environ.get(name, "false").lower() != "true", name, os.environ.get(name), "sharded launches are not supported; launch with plain data parallelism")
-        use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes") or not torch.accelerator.is_available()
-        if os.environ.get("WORLD_SIZE", "1") != "1": from torch.distributed import nn as _       # its defaults keep a group alive that exists at import
-        self.state = PartialState(cpu=use_cpu)
-        atexit.register(leave)
-        self.device, self.rank, self.world = self.state.device, self.state.process_index, self.state.num_processes
+            asked = os.environ.get(name, "false")
+            allowed = "sharded launches are not supported; launch with plain data parallelism"
+            check(asked.lower() != "true", name, asked, allowed)
+
         launched = os.environ.get("WORLD_SIZE", "1")
-        check(launched in ("1", str(self.world)), "WORLD_SIZE", launched, f"but only {self.world} process joined: set ACCELERATE_USE_CPU=true for processes on the CPU")
+        if launched != "1":
+            pass  # before the group exists: its defaults would keep it alive
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+        self.state = PartialState(cpu=on_cpu or not torch.accelerator.is_available())
+        atexit.register(leave)
+        self.device = self.state.device
+        self.rank = self.state.process_index
+        self.world = self.state.num_processes
+
+        all_joined = launched in ("1", str(self.world))
+        allowed = f"but only {self.world} process joined: set ACCELERATE_USE_CPU=true for processes on the CPU"
+        check(all_joined, "WORLD_SIZE", launched, allowed)
 
     @property
     def main(self) -> bool: return self.rank == 0
@@ -44,13 +53,16 @@ class Processes:
     def sum(self, x:Tensor) -> Tensor:
         "The sum over processes, as a new tensor."
         if self.world == 1: return x
-        x = x.clone(); dist.all_reduce(x); return x
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
 
     def gather(self, x:Tensor) -> Tensor:
         "Rows of all processes, in rank order."
         if self.world == 1: return x
         parts = [torch.empty_like(x) for _ in range(self.world)]
-        dist.all_gather(parts, x.contiguous()); return torch.cat(parts)
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
 
     def share(self, value):
         "The main process's (picklable) value, on every process."
@@ -64,8 +76,10 @@ class Processes:
         "Run `work` on the main process; its result, or its error, on every process."
         result = error = None
         if self.main:
-            try: result = work()
-            except VgnbError as e: error = e
+            try:
+                result = work()
+            except VgnbError as e:
+                error = e
         failed = self.share(str(error) if error else None)
         if error: raise error
         if failed: raise VgnbError(failed)
@@ -80,10 +94,14 @@ def average(grads:list[Tensor], processes:Processes):
     if processes.world == 1: return
     piece, size = [], 0
     for n, g in enumerate(grads):
-        piece.append(g); size += g.numel()
-        if size < _PIECE and n + 1 < len(grads): continue
+        piece.append(g)
+        size += g.numel()
+        more_fits = size < _PIECE and n + 1 < len(grads)
+        if more_fits: continue
+
         flat = torch.cat([g.flatten() for g in piece])
-        dist.all_reduce(flat); flat /= processes.world
+        dist.all_reduce(flat)
+        flat /= processes.world
         for g, mean in zip(piece, flat.split([g.numel() for g in piece])): g.copy_(mean.view_as(g))
         piece, size = [], 0
 
@@ -97,8 +115,11 @@ def catch_signals():
     def note(number, frame):
         if came and number == signal.SIGINT: raise KeyboardInterrupt
         came.append(signal.Signals(number).name)
-    if threading.current_thread() is not threading.main_thread(): yield came; return
+    if threading.current_thread() is not threading.main_thread():      # only the main thread may set handlers
+        yield came
+        return
     old = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try: yield came
+    try:
+        yield came
     finally:
         for s, h in old.items(): signal.signal(s, h)

@@ -10,10 +10,10 @@ import copy
 from importlib import resources
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from .core import Mismatch, check, check_choice, load_json, save_json
+from .core import Mismatch, check, check_choice, save_json
+from .kinds import to_json
 from .saved import save_model
 
 # %% ../nbs/705_shipped.ipynb #c772456b
@@ -48,7 +48,7 @@ def ship_model(
 def ship_pipeline(
     folder:str|Path,        # of the generator; the tokenizer's folder is its neighbour
     generator:nn.Module,
-    sampling:dict,          # fields of `vgnb.sampling.settings.Sampling`
+    sampling,               # a `vgnb.sampling.settings.Sampling`
     classes:list[str],
     grid:tuple[int, int],
     **record,
@@ -56,5 +56,6 @@ def ship_pipeline(
     "Write a generator whose pipeline shares the tokenizer beside it."
     folder = Path(folder)
     ship_model(folder / "generator", generator, classes=classes, **record)
-    save_json(folder / "pipeline.json", {"format": "vgnb-pipeline/1", "sampling": sampling, "classes": classes, "grid": list(grid), "tokenizer": "../tokenizer"})
+    card = {"format": "vgnb-pipeline/1", "sampling": to_json(sampling), "classes": classes, "grid": list(grid)}
+    save_json(folder / "pipeline.json", card | {"tokenizer": "../tokenizer"})
     return folder

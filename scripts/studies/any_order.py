@@ -56,7 +56,7 @@ class Bench:
     def __init__(self, count: int):
         from vgnb.data.shapes import Shapes
         from vgnb.evaluation.features import load_extractor
-        from vgnb.evaluation.fid import look_at
+        from vgnb.evaluation.measure import look_at
         from vgnb.evaluation.samples import Samples
         self.count, self.judge = count, load_extractor("shapes-judge")
         self.real = Samples(*Shapes(2000, 32, seed=1).batch(np.arange(2000)), id="2000 held-out shapes (seed 1)")
@@ -64,7 +64,7 @@ class Bench:
 
     def point(self, pipe, **settings) -> dict:
         "Accuracy and FID of the samples at some settings."
-        from vgnb.evaluation.fid import measure
+        from vgnb.evaluation.measure import measure
         from vgnb.evaluation.samples import Samples
         labels = np.arange(self.count) % len(pipe.classes)
         start = time.perf_counter()

@@ -146,7 +146,7 @@ def measure(o: Options) -> dict:
 
 def curve(path: Path, keys: tuple, points: int = 60) -> dict:
     "A log, thinned to some columns and lines, and its median rate."
-    from vgnb.training.trainer import read_log
+    from vgnb.training.trackers import read_log
     log = read_log(path)
     kept = [log[i] for i in sorted({int(i) for i in np.linspace(0, len(log) - 1, points)})]
     return dict(log=[{"step": r["step"], **{k: round(r[k], 5) for k in keys if r.get(k) is not None}} for r in kept], steps=log[-1]["step"], pictures=log[-1]["samples"],

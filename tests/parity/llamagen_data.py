@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vgnb.data.transforms import center_crop, chosen_crop, image_grid, resize_bicubic, ten_crop, to_tensor, to_uint8
+from vgnb.data.transforms import center_crop, chosen_crop, contact_sheet, resize_bicubic, ten_crop, to_tensor, to_uint8
 
 from .harness import adapter
 
@@ -26,5 +26,5 @@ def preprocess(case):
         elif kind == "tensor": out[name] = to_tensor(center_crop(pictures[i], size))
         elif kind == "uint8": out[name] = to_uint8(case["in.decoded"])
         elif kind == "uint8_bicubic": out[name] = to_uint8(resize_bicubic(case["in.decoded"], case.outs[name][0][1:3]))
-        else: out[name] = image_grid(case["in.decoded"], columns=4)
+        else: out[name] = contact_sheet(case["in.decoded"], columns=4)
     return out

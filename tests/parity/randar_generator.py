@@ -7,13 +7,14 @@ import torch
 from tests.parity.harness import adapter
 from vgnb.draws import At, Race, Recorded
 from vgnb.generators.generator import Clock, Cond, Grid, Plan
-from vgnb.generators.orders import Given, Raster
+from vgnb.generators.orders import Given, Random, Raster
 from vgnb.generators.random_order import RandomOrderTransformer, mixed_angles, randar_config, randar_names
 from vgnb.generators.schedules import randar
 from vgnb.layers import grid_angles, rotary_2d, rotary_table, rotate, zero_prefix
-from vgnb.sampling.applications import inpaint
-from vgnb.sampling.extrapolation import Extrapolation, extrapolate
+from vgnb.sampling.applications import Inpaint
+from vgnb.sampling.extrapolation import Extrapolate
 from vgnb.sampling.guidance import CFG, Linear, Unguided
+from vgnb.sampling.painting import Request
 from vgnb.sampling.pick import Pick, filtered
 from vgnb.sampling.sampler import Sampler
 from vgnb.training.optimizers import clipped_sum, gradient_norm, guarded_step, make_optimizer
@@ -88,8 +89,8 @@ def paint(case):
 
     order, picks = Given(case["in.token_order"]), (Pick(greedy=call["top_k"] == 1),)
     sampler = Sampler(m, order, schedule, guidance(call["cfg_scales"]), picks, rows=b, compat="upstream")
-    cond = condition(m, case["in.cond"])
-    painting = inpaint(sampler, cond, torch.arange(b), noise(case), codes, marked.view(b, *grid.shape), grid)
+    request = Request(sampler, condition(m, case["in.cond"]), torch.arange(b), noise(case), codes[..., None], grid)
+    painting = Inpaint(marked.view(b, *grid.shape)).paint(request)
     return {"out.indices": painting.sample()[..., 0]}
 
 
@@ -165,11 +166,12 @@ def larger(case):
         dropped = torch.zeros(b, low, dtype=torch.bool).scatter_(1, case["in.drop_idx"], True)
         tape["blind"] = dropped.long().argsort(dim=1, descending=True, stable=True)
 
-    steps = call["num_inference_steps"]
-    how = Extrapolation(
-        tuple(call["cfg_scales"]), tuple(call["spatial_cfg_scales"]), call["spatial_masking_ratio"],
-        call["ntk_boundary"], None if steps == -1 else steps, picks=(pick(call),), rows=b, compat="upstream")
-    codes = extrapolate(m, Cond(case["in.cond"]), torch.arange(b), noise(case, **tape), (side, side), how)[..., 0]
+    steps = n if call["num_inference_steps"] == -1 else call["num_inference_steps"]
+    sampler = Sampler(
+        m, Random(), randar, guidance(call["cfg_scales"]), (pick(call),), steps=steps, rows=b, compat="upstream")
+    what = Extrapolate((side, side), call["spatial_cfg_scales"], call["spatial_masking_ratio"], call["ntk_boundary"])
+    request = Request(sampler, Cond(case["in.cond"]), torch.arange(b), noise(case, **tape))
+    codes = what.codes(what.paint(request))[..., 0]
     return {"out.indices": codes.clamp(min=0), "out.decoded": codes >= 0}
 
 

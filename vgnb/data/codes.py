@@ -178,7 +178,8 @@ class ArrayCodes(Codes):
         row = (math.prod(self.grid), len(self.vocab))
         fits = self.codes.ndim == 4 and self.codes.shape[2:] == row
         check(fits, "codes", self.codes.shape, f"must be (N, augs, {row[0]}, {row[1]})")
-        for level, v in enumerate(self.vocab): check_codes(torch.from_numpy(self.codes[..., level]), v)
+        for level, v in enumerate(self.vocab):
+            check_codes(torch.from_numpy(self.codes[..., level]), v)
 
         count, rows, *_ = self.codes.shape
         self.labels = np.asarray(labels, np.int64)

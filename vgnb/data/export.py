@@ -8,6 +8,7 @@ __all__ = ['suffix_of', 'stored_bytes', 'Piece', 'source_row', 'pieces', 'folder
 
 # %% ../../nbs/data/118_export.ipynb #46550fc3
 import io
+import itertools
 import os
 import re
 import shutil
@@ -23,9 +24,17 @@ import numpy as np
 from ..core import BadItem, check, check_int, digest, write_aside
 from .sources import ImageSource
 from .stored import StoredImages
+from .tars import PICTURE_KEYS
 
 # %% ../../nbs/data/118_export.ipynb #bb41e39d
-_MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"BM", "bmp"), (b"P4", "ppm"), (b"P5", "ppm"), (b"P6", "ppm"))
+_MAGIC = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"BM": "bmp",
+    b"P4": "ppm",
+    b"P5": "ppm",
+    b"P6": "ppm",
+}
 
 def suffix_of(
     data:bytes,         # an encoded picture
@@ -33,12 +42,12 @@ def suffix_of(
 ) -> str:
     "jpg, png, webp, bmp or ppm; anything else is a `BadItem`."
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP": return "webp"
-    for start, suffix in _MAGIC:
+    for start, suffix in _MAGIC.items():
         if data.startswith(start): return suffix
     raise BadItem(name, "is none of jpg, png, webp, bmp, ppm" if data else "is empty")
 
 def stored_bytes(source:ImageSource, i:int) -> bytes:
-    "The bytes of picture i as they are stored; a picture that exists as pixels only (drawn, or from a torch Dataset) as PNG, which loses nothing."
+    "The bytes of picture i as they are stored; as PNG, which loses nothing, where it exists as pixels only."
     if isinstance(source, StoredImages): return source.read(i)
     file = io.BytesIO()
     source[i].image.save(file, "PNG")
@@ -66,17 +75,19 @@ def source_row(
 def _labels(source:ImageSource) -> np.ndarray:
     "(n,) class indices; -1 where a stored label fits no class."
     known = getattr(source, "labels", None)
-    if known is None: return np.array([source[i].label for i in range(len(source))], np.int64)
-    return np.asarray(known(np.arange(len(source))) if callable(known) else known, np.int64)
+    if known is None: known = [source[i].label for i in range(len(source))]
+    elif callable(known): known = known(np.arange(len(source)))
+    return np.asarray(known, np.int64)
 
 def pieces(
     source:ImageSource, # must have a length
     by_class:bool,      # class after class (a folder's order), or in the source's own order
 ) -> Iterator[Piece]:
     "The pictures of a source, undecoded; unreadable ones count against its `max_bad`."
-    labels, rank = _labels(source), {name: k for k, name in enumerate(sorted(source.classes))}
-    rows = np.arange(len(source))
-    if by_class: rows = rows[np.argsort([rank[source.classes[l]] for l in labels], kind="stable")]
+    labels, rows = _labels(source), np.arange(len(source))
+    if by_class:
+        rank = {name: k for k, name in enumerate(sorted(source.classes))}
+        rows = np.argsort([rank[source.classes[label]] for label in labels], kind="stable")
     for i in rows.tolist():
         try:
             data = stored_bytes(source, i)
@@ -96,7 +107,7 @@ def folder_aside(path:Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        os.sync()                                                                # once, not once a picture
+        os.sync()                                    # once, not once a picture
         aside.rename(path)
     finally: shutil.rmtree(aside, ignore_errors=True)
 
@@ -118,59 +129,70 @@ def write_shards(
 ):
     "`path/00000.tar`, ...: for each picture `ROW.jpg` and `ROW.txt`, which holds the name of its class."
     with folder_aside(path) as aside:
-        shard, tar = -1, None
-        try:
-            for p in found:
-                if p.suffix not in ("jpg", "png", "webp"): raise BadItem(f"row {p.row}", f"is {p.suffix}, which webdataset shards do not hold: jpg, png, webp")
-                if p.row // size != shard:
-                    if tar: tar.close()
-                    shard = p.row // size
-                    tar = tarfile.open(aside / f"{shard:05d}.tar", "w")
-                _add(tar, f"{p.stem}.{p.suffix}", p.data); _add(tar, f"{p.stem}.txt", p.group.encode())
-        finally:
-            if tar: tar.close()
+        for shard, group in itertools.groupby(found, lambda p: p.row // size):
+            with tarfile.open(aside / f"{shard:05d}.tar", "w") as tar:
+                for p in group:
+                    if p.suffix not in PICTURE_KEYS:
+                        raise BadItem(f"row {p.row}",
+                                      f"is {p.suffix}, which webdataset shards do not hold: jpg, png, webp")
+                    _add(tar, f"{p.stem}.{p.suffix}", p.data)
+                    _add(tar, f"{p.stem}.txt", p.group.encode())
 
 # %% ../../nbs/data/118_export.ipynb #e8a1b4cb
+def _container(out:str) -> tuple[str, Path]:
+    "What an address asks for (folder, tar or shards), and where."
+    place = out.removeprefix("wds://")
+    check(place and "://" not in place, "out", out, "must be a folder, NAME.tar or wds://FOLDER")
+    kind = "tar" if place.lower().endswith(".tar") else "folder"
+    return "shards" if out.startswith("wds://") else kind, Path(place).expanduser()
+
 def plan_export(
     source:ImageSource,
     out:str|Path,       # a folder, NAME.tar, or wds://FOLDER
 ) -> tuple[str, Path]:  # folder | tar | shards, and where
-    "How and where a source would be written; whatever stands against it is said here."
+    "How and where a source would be written. BadInput: a stream, a taken place, a class that would be lost."
     out = str(out)
-    kind, place = "shards" if out.startswith("wds://") else "tar" if out.lower().endswith(".tar") else "folder", Path(out.removeprefix("wds://")).expanduser()
-    check(out.removeprefix("wds://") and "://" not in str(out).removeprefix("wds://"), "out", out, "must be a folder, NAME.tar or wds://FOLDER")
+    kind, place = _container(out)
     check(not source.streaming, "source", source.fingerprint, "must have a length: a stream's pictures have no row")
     check(not (place.exists() or place.is_symlink()), "out", out, "exists already; choose a new name")
     for name in source.classes:
         fine = name and not re.search(r"[/\\\0\n]", name) and not name.startswith((".", "__")) and name == name.strip()
-        check(fine, "classes", name, "must be a name that a folder can have: no slash, not beginning with a dot or two underscores")
+        check(fine, "classes", name,
+              "must be a name that a folder can have: no slash, not beginning with a dot or two underscores")
+
     labels = _labels(source)
-    check(labels.min() >= 0, "labels", int(labels.min()), f"every picture must belong to one of the {len(source.classes)} classes")
+    check(labels.min() >= 0, "labels", int(labels.min()),
+          f"every picture must belong to one of the {len(source.classes)} classes")
     empty = sorted(set(range(len(source.classes))) - set(labels.tolist()))
-    check(not empty, "classes", source.classes[empty[0]] if empty else None, "has no pictures, and a container of pictures cannot name it")
+    first = source.classes[empty[0]] if empty else None
+    check(not empty, "classes", first, "has no pictures, and a container of pictures cannot name it")
     return kind, place
 
 def export_images(
-    source:ImageSource,         # anything that `open_images` gives and that has a length
-    out:str|Path,               # a folder, NAME.tar, or wds://FOLDER
-    shard_size:int=10_000,      # pictures a shard
-    watch:Callable|None=None,   # watch(pictures so far)
+    source:ImageSource,            # anything that `open_images` gives and that has a length
+    out:str|Path,                  # a folder, NAME.tar, or wds://FOLDER
+    shard_size:int=10_000,         # pictures a shard
+    callback:Callable|None=None,   # callback(pictures so far)
 ) -> int: # pictures written
     "Write the stored bytes of every picture into another container; it is there whole or not at all."
     check_int("shard_size", shard_size, 1)
-    (kind, place), count = plan_export(source, out), 0
+    kind, place = plan_export(source, out)
+    count = 0
+
     def counted():
         nonlocal count
         for p in pieces(source, kind != "shards"):
             yield p
             count += 1
-            if watch: watch(count)
+            if callback: callback(count)
+
     if kind == "shards": write_shards(place, counted(), shard_size)
-    else: (write_tar if kind == "tar" else write_folder)(place, counted())
+    elif kind == "tar": write_tar(place, counted())
+    else: write_folder(place, counted())
     return count
 
 # %% ../../nbs/data/118_export.ipynb #ecd0c480
 def contents(source:ImageSource) -> str:
     "One hash over (class name, stored bytes) of all pictures; order and container do not matter."
-    labels = _labels(source)
-    return digest(sorted(digest(source.classes[labels[i]], stored_bytes(source, i).hex()) for i in range(len(source))))
+    groups = [source.classes[label] for label in _labels(source)]
+    return digest(sorted(digest(group, stored_bytes(source, i).hex()) for i, group in enumerate(groups)))

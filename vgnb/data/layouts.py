@@ -132,7 +132,8 @@ def split_folder(
 ) -> Path:
     "The folder of a split: the one asked for, or `path` itself if it is one, or the default."
     check(path.is_dir(), "path", path, "no such folder", Missing)
-    if split is None and any(e.name.endswith(suffix) for e in os.scandir(path)): return path
+    if split is None and any(e.name.endswith(suffix) for e in os.scandir(path)):
+        return path
     known = {n.lower(): n for n in names}
     folder = path / known[check_choice("split", (split or names[0]).lower(), tuple(known))]
     check(folder.is_dir(), "path", path, f"holds neither {suffix} nor a folder {folder.name}", Missing)

@@ -15,13 +15,16 @@ from .export import folder_aside
 from .layouts import PublishedCodes, layouts, load_integers, numbered
 
 # %% ../../nbs/data/126_llamagen_codes.ipynb #f414ad68
-def _labels_beside(codes:Path) -> Path: return codes.with_name(codes.name.removesuffix("_codes") + "_labels")
+def _labels_beside(codes:Path) -> Path:
+    return codes.with_name(codes.name.removesuffix("_codes") + "_labels")
 
 def _read_label(file:Path) -> int:
     label = load_integers(file)
-    if label.size != 1: raise BadItem(str(file), f"must hold one label, found {label.shape}")
+    if label.size != 1:
+        raise BadItem(str(file), f"must hold one label, found {label.shape}")
     return int(label.reshape(-1)[0])
 
+# %% ../../nbs/data/126_llamagen_codes.ipynb #dede7ad8
 @layouts.register(name="llamagen")
 class LlamaGenCodes(PublishedCodes):
     "`<dataset><size>_codes/<i>.npy` (1, augs, n) and `…_labels/<i>.npy`; ids are the file numbers."

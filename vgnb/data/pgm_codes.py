@@ -6,7 +6,6 @@
 __all__ = ['PGMCodes']
 
 # %% ../../nbs/data/129_pgm_codes.ipynb #38524357
-import contextlib
 import inspect
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json
 from .export import folder_aside
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
+from .tables import no_progress_bars
 
 # %% ../../nbs/data/129_pgm_codes.ipynb #6421f28e
 def _load_rows(path:Path):
@@ -46,22 +46,13 @@ def _save_rows(codes, folder:Path, items, aug:int):
     options = {"cache_dir": str(folder / "rows")}
     if "fingerprint" in inspect.signature(datasets.Dataset.from_generator).parameters:
         options["fingerprint"] = f"{codes.fingerprint[:16] or 'codes'}-{aug}"
-    with _no_bars(datasets):
+    with no_progress_bars():
         table = datasets.Dataset.from_generator(rows, features, **options)
         table.with_format("torch").save_to_disk(str(folder / "whole"))
 
     shutil.rmtree(folder / "rows")
     for p in (folder / "whole").iterdir(): p.rename(folder / p.name)
     (folder / "whole").rmdir()
-
-@contextlib.contextmanager
-def _no_bars(datasets):
-    "The library's own progress bars are for its own work."
-    shown = not datasets.are_progress_bars_disabled()
-    if shown: datasets.disable_progress_bars()
-    try: yield
-    finally:
-        if shown: datasets.enable_progress_bars()
 
 # %% ../../nbs/data/129_pgm_codes.ipynb #e9530669
 @layouts.register(name="pgm")

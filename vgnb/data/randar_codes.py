@@ -39,6 +39,7 @@ def _tar_items(path:Path) -> list[tuple[int, int, int, int]]:
         if named: found.append((int(named[1]), int(named[2]), m.offset_data, m.size))
     return found
 
+# %% ../../nbs/data/127_randar_codes.ipynb #55a23ade
 @layouts.register(name="randar")
 class RandARCodes(PublishedCodes):
     "`<label>/<index>.npy` (augs, n), in a folder or in an uncompressed tar, as the authors' archives are."

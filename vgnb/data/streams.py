@@ -94,7 +94,9 @@ class StreamImages(ImageSource):
         check_int("world", world, 1)
         check_int("rank", rank, 0, world - 1)
         rows = self._share(epoch, seed, rank, world, shuffle)
-        if shuffle: rows = _buffered(rows, self.buffer, Keyed(seed).fork(f"stream {rank} of {world}"), epoch)
+        if shuffle:
+            draws = Keyed(seed).fork(f"stream {rank} of {world}")
+            rows = _buffered(rows, self.buffer, draws, epoch)
         for i, (key, data, raw) in rows:
             try:
                 if isinstance(data, BadItem): raise data
@@ -114,7 +116,8 @@ def _expand(pattern:str) -> list[str]:
         middles = [str(k).zfill(len(first)) for k in range(int(first), int(last) + 1)]
 
     found = []
-    for middle in middles: found += _expand(pattern[:m.start()] + middle + pattern[m.end():])
+    for middle in middles:
+        found += _expand(pattern[:m.start()] + middle + pattern[m.end():])
     return found
 
 def is_remote(where:str) -> bool: return bool(re.match(r"hf://|https?://", where))

@@ -32,7 +32,8 @@ def tar_files(
     while (member := tar.next()) is not None:
         tar.members.clear()                          # `tarfile` would keep every header: a gigabyte for ImageNet
         if member.isreg(): yield member
-    if not getattr(tar, "ended", False): raise tarfile.ReadError("a header is damaged or the end is missing")
+    if not getattr(tar, "ended", False):
+        raise tarfile.ReadError("a header is damaged or the end is missing")
 
 def tar_members(path:Path) -> Iterator[tarfile.TarInfo]:
     "The regular files of an uncompressed tar, with their offsets (`offset_data`, `size`)."
@@ -76,11 +77,13 @@ def raw_label(
     kind = next((k for k in LABEL_KEYS if k in parts), None)
     if kind is None: return None
     try: value = json.loads(parts[kind]) if kind == "json" else parts[kind].decode().strip()
-    except ValueError as e: raise BadItem(name, f"its {kind} cannot be read: {e}") from None
+    except ValueError as e:
+        raise BadItem(name, f"its {kind} cannot be read: {e}") from None
 
     if isinstance(value, dict):
         held = [k for k in _JSON_KEYS if k in value]
-        if len(held) != 1: raise BadItem(name, f"its json must have exactly one of {', '.join(_JSON_KEYS)}")
+        if len(held) != 1:
+            raise BadItem(name, f"its json must have exactly one of {', '.join(_JSON_KEYS)}")
         value = value[held[0]]
     number = isinstance(value, int) or (isinstance(value, str) and re.fullmatch(r"\d+", value))
     return int(value) if number else str(value)

@@ -18,7 +18,7 @@ from ..draws import shuffled
 # %% ../../nbs/evaluation/640_probe.ipynb #0121bea6
 class Probe(NamedTuple):
     "How well a linear map reads labels off features."
-    accuracy: float              # share of held-out samples that are told right
+    accuracy: float              # share of held-out samples that are classified right
     folds: tuple[float, ...]     # the same, fold by fold
     penalties: tuple[float, ...] # chosen in each fold
     chance: float                # share of the most frequent label
@@ -34,48 +34,68 @@ class RidgeMap(NamedTuple):
     def __call__(self, features:Tensor) -> Tensor:
         return (features.double() - self.mean) / self.scale @ self.weight + self.bias
 
+_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
 def fit_ridge(
     features:Tensor,  # (m, d)
     targets:Tensor,   # (m, c)
-    penalties:Sequence[float]=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), # times m; that of the least leave-one-out error is taken
+    penalties:Sequence[float]=_PENALTIES, # times m; that of the least leave-one-out error is taken
 ) -> RidgeMap:
     "Ridge regression in closed form on standardised features, in float64."
     x, y = features.double(), targets.double()
-    m, mean, scale, bias = len(x), x.mean(0), x.std(0, correction=0), y.mean(0)
-    scale = torch.where(scale > 1e-8 * (1 + mean.abs()), scale, 1.0)
+    m, mean, bias = len(x), x.mean(0), y.mean(0)
+    scale = x.std(0, correction=0)
+    scale = torch.where(scale > 1e-8 * (1 + mean.abs()), scale, 1.0)     # constant features stay as they are
     u, s, v = torch.linalg.svd((x - mean) / scale, full_matrices=False)
-    uy, best = u.T @ (y - bias), None
+    uy = u.T @ (y - bias)
+
+    best = None
     for p in penalties:
-        keep = s ** 2 / (s ** 2 + p * m)                                         # how much of each direction is believed
-        lever = (1 - 1 / m - u ** 2 @ keep)[:, None].clamp(min=1e-9)             # how little a sample decides its own fit
-        error = float((((y - bias - u @ (keep[:, None] * uy)) / lever) ** 2).sum()) # as if each sample had been left out
-        if best is None or error < best[0]: best = (error, p, v.T @ ((s / (s ** 2 + p * m))[:, None] * uy))
-    return RidgeMap(mean, scale, best[2], bias, best[1])
+        keep = s ** 2 / (s ** 2 + p * m)                                 # how much of each direction is believed
+        lever = (1 - 1 / m - u ** 2 @ keep)[:, None].clamp(min=1e-9)     # how little a sample decides its own fit
+        left_out = (y - bias - u @ (keep[:, None] * uy)) / lever         # the error if it had not been there
+        error = float((left_out ** 2).sum())
+        if best is None or error < best[0]:
+            weight = v.T @ ((s / (s ** 2 + p * m))[:, None] * uy)        # (d, c)
+            best = error, weight, p
+    _, weight, penalty = best
+    return RidgeMap(mean, scale, weight, bias, penalty)
+
+# %% ../../nbs/evaluation/640_probe.ipynb #f2b0fd64
+def _check_probe(features, labels, folds:int, penalties:Sequence[float]):
+    "Refuse what cannot be probed."
+    ok = torch.is_tensor(features) and features.dim() >= 2 and features.is_floating_point()
+    kind = str(getattr(features, "dtype", type(features).__name__))
+    check(ok, "features", kind, "must be floating point (m, d)")
+    m = len(features)
+    ok = torch.is_tensor(labels) and labels.shape == (m,) and not labels.is_floating_point()
+    check(ok, "labels", tuple(getattr(labels, "shape", ())), f"must be integers, one for each of the {m} samples")
+    check(bool(features.isfinite().all()), "features", "not finite", "must be finite numbers")
+    check_int("folds", folds, 2, m)
+    check(len(penalties) > 0, "penalties", penalties, "must hold at least one number > 0")
+    for p in penalties: check(check_float("penalties", p) > 0, "penalties", p, "must be > 0")
 
 def linear_probe(
     features:Tensor,  # (m, d); more axes are flattened
     labels:Tensor,    # (m,) integers
     folds:int=5,      # each sample is held out once
-    penalties:Sequence[float]=(1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    penalties:Sequence[float]=_PENALTIES, # see `fit_ridge`
     seed:int=0,       # of the split
 ) -> Probe:
     "Cross-validated accuracy of a linear map."
-    ok = torch.is_tensor(features) and features.dim() >= 2 and features.is_floating_point()
-    check(ok, "features", str(getattr(features, "dtype", type(features).__name__)), "must be floating point (m, d)")
+    _check_probe(features, labels, folds, penalties)
     x, m = features.flatten(1), len(features)
-    ok = torch.is_tensor(labels) and labels.shape == (m,) and not labels.is_floating_point()
-    check(ok, "labels", tuple(getattr(labels, "shape", ())), f"must be integers, one for each of the {m} samples")
-    check(bool(x.isfinite().all()), "features", "not finite", "must be finite numbers")
-    check_int("folds", folds, 2, m)
-    check(len(penalties) > 0, "penalties", penalties, "must hold at least one number > 0")
-    for p in penalties: check(check_float("penalties", p) > 0, "penalties", p, "must be > 0")
     classes, y = labels.unique(return_inverse=True)
     check(len(classes) > 1, "labels", len(classes), "must hold at least two classes")
+    targets = torch.nn.functional.one_hot(y, len(classes))
+
     fold = torch.from_numpy(shuffled(range(m), m, seed)).to(x.device) % folds
     right, chosen = [], []
     for k in range(folds):
         train, test = fold != k, fold == k
-        ridge = fit_ridge(x[train], torch.nn.functional.one_hot(y[train], len(classes)), penalties)
-        right.append((ridge(x[test]).argmax(1) == y[test]).double()); chosen.append(ridge.penalty)
-    by_fold, chance = tuple(float(r.mean()) for r in right), float(y.bincount().max()) / m
+        ridge = fit_ridge(x[train], targets[train], penalties)
+        right.append((ridge(x[test]).argmax(1) == y[test]).double())
+        chosen.append(ridge.penalty)
+    by_fold = tuple(float(r.mean()) for r in right)
+    chance = float(y.bincount().max()) / m
     return Probe(float(torch.cat(right).mean()), by_fold, tuple(chosen), chance)

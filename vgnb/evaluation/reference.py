@@ -45,7 +45,9 @@ class FeatureShards(ShardWriter):
         return np.frombuffer(body, "<i8", rows)
 
     def write(self, shard:int, ids, features:Tensor):
-        self.publish(shard, np.asarray(ids, "<i8"), features.numpy().astype("<f4").reshape(len(ids), self.plan.dims))
+        "Publish the features (rows, d) of a shard's readable pictures."
+        rows = features.numpy().astype("<f4").reshape(len(ids), self.plan.dims)
+        self.publish(shard, np.asarray(ids, "<i8"), rows)
 
     def read(self, shard:int) -> tuple[np.ndarray, Tensor]:
         "(ids, features (rows, d)) of a published shard."
@@ -62,109 +64,157 @@ class _Pieces(torch.utils.data.Dataset):
         r = self.ranges[j]
         try: return torch.from_numpy(np.array(self.images[r.start:r.stop])), list(r), []
         except BadItem: pass
-        kept, ids, bad = [], [], []                                       # one by one: only the spoilt ones are missing
+        return self._one_by_one(r)                                   # so that only the spoilt ones are missing
+
+    def _one_by_one(self, r:range):
+        kept, ids, bad = [], [], []
         for i in r:
-            try: kept.append(torch.from_numpy(np.array(self.images.one(i)))); ids.append(i)
+            try: kept.append(torch.from_numpy(np.array(self.images.one(i))))
             except BadItem as e: bad.append(e)
-        return torch.stack(kept) if kept else torch.zeros(0, *self.images.shape[1:], dtype=torch.uint8), ids, bad
+            else: ids.append(i)
+        nothing = torch.zeros(0, *self.images.shape[1:], dtype=torch.uint8)
+        return torch.stack(kept) if kept else nothing, ids, bad
 
 # %% ../../nbs/evaluation/622_reference.ipynb #870bf467
 def _spread(total:int, keep:int) -> np.ndarray:
     "`keep` ids of `total`, evenly apart."
     return np.unique(np.linspace(0, total - 1, min(keep, total)).round().astype(np.int64))
 
-def _array(z:zipfile.ZipFile, name:str, a:np.ndarray):
-    with z.open(f"{name}.npy", "w", force_zip64=True) as f: np.lib.format.write_array(f, a, allow_pickle=False)
+def _write(z:zipfile.ZipFile, name:str, array:np.ndarray):
+    with z.open(f"{name}.npy", "w", force_zip64=True) as f: np.lib.format.write_array(f, array, allow_pickle=False)
+
+def _write_features(f, parts:Iterator[Tensor], rows:int, dims:int):
+    "One array (rows, dims) fp32, part by part."
+    np.lib.format.write_array_header_1_0(f, dict(descr="<f4", fortran_order=False, shape=(rows, dims)))
+    done = 0
+    for part in parts:
+        f.write(np.ascontiguousarray(part.numpy().astype("<f4")).data)
+        done += len(part)
+    check(done == rows, "kept", rows, f"must be the number of features delivered, {done}")
 
 def save_reference(
-    path:str|Path,          # .npz
+    path:str|Path,                # .npz
     statistics:Statistics,
-    protocol:dict,          # JSON-able: how they came to be
+    protocol:dict,                # JSON-able: how they came to be
     features:Iterator[Tensor]=(), # parts (b, d) fp32
-    kept:int=0,             # how many rows these parts have together
+    kept:int=0,                   # how many rows these parts have together
 ):
     "Write statistics, their protocol, and features as they come."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")
-    told = dict(count=str(statistics.count), extractor=statistics.extractor, source=statistics.source, protocol=json.dumps(protocol))
+    facts = dict(count=str(statistics.count), extractor=statistics.extractor, source=statistics.source,
+                 protocol=json.dumps(protocol))
     with write_aside(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:
-        _array(z, "mu", statistics.mean.numpy()); _array(z, "sigma", statistics.cov.numpy())
-        for name, text in told.items(): _array(z, name, np.array(text))
+        _write(z, "mu", statistics.mean.numpy())
+        _write(z, "sigma", statistics.cov.numpy())
+        for name, text in facts.items(): _write(z, name, np.array(text))
         if not kept: return
-        with z.open("features.npy", "w", force_zip64=True) as f:
-            head = dict(descr="<f4", fortran_order=False, shape=(kept, statistics.dims))
-            np.lib.format.write_array_header_1_0(f, head)
-            done = 0
-            for part in features: f.write(np.ascontiguousarray(part.numpy().astype("<f4")).data); done += len(part)
-            check(done == kept, "kept", kept, f"must be the number of features delivered, {done}")
+        with z.open("features.npy", "w", force_zip64=True) as f: _write_features(f, features, kept, statistics.dims)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #067ac20b
-def reference_plan(images:Samples, extractor:Extractor, out:str|Path, keep:int=0, shard_size:int=1024) -> ReferencePlan:
-    "What the reference will rest on; whatever stands against it is said here."
+def reference_plan(
+    images:Samples,
+    extractor:Extractor,
+    out:str|Path,
+    keep:int=0,       # pictures whose features are kept
+    shard_size:int=1024,
+) -> ReferencePlan:
+    "What the reference will rest on. Errors: a name that is taken or of another kind, too few pictures."
     out = Path(out)
     check(out.suffix in (".npz", ".safetensors", ".pt"), "out", out, "must end in .npz, .safetensors or .pt")
     check(not out.exists(), "out", out, "exists already; choose a new name")
-    check(check_int("features", keep, 0) == 0 or out.suffix == ".npz", "features", keep, "can be kept in an .npz only")
+    check_int("features", keep, 0)
+    check(keep == 0 or out.suffix == ".npz", "features", keep, "can be kept in an .npz only")
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
-    size, shard_size = tuple(images.images.shape[1:3]), check_int("shard_size", shard_size, 1)
+    check_int("shard_size", shard_size, 1)
+    size = tuple(images.images.shape[1:3])
     return ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size)
 
+def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, source, bar):
+    "Look at the pictures of one shard and publish what was seen."
+    seen, ids = [torch.zeros(0, extractor.dims)], []
+    for pictures, numbers, bad in pieces:
+        for e in bad: source.skip(e)
+        if numbers: seen.append(extractor(pictures).pool)
+        ids += numbers
+        bar.update(len(numbers) + len(bad))
+    writer.write(shard, ids, torch.cat(seen))
+
+def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int, workers:int, shown:bool):
+    "Look at this process's shards that are not there yet; pieces of a batch's size are read ahead."
+    from tqdm import tqdm
+    todo = {k: writer.span(k) for k in writer.todo()}
+    pieces = {k: [span[a:a + batch] for a in range(0, len(span), batch)] for k, span in todo.items()}
+    read = _Pieces(images.images, sum(pieces.values(), []))
+    load = torch.utils.data.DataLoader(read, batch_size=None, num_workers=workers, generator=torch.Generator())
+    feed = iter(load)
+
+    source = getattr(images.images, "source", None)
+    with tqdm(total=sum(map(len, todo.values())), disable=not shown, unit="picture") as bar:
+        for k in todo: _look(writer, k, [next(feed) for _ in pieces[k]], extractor, source, bar)
+
+# %% ../../nbs/evaluation/622_reference.ipynb #4f07b740
+def _gather(writer:FeatureShards, max_bad:int) -> tuple[Statistics, np.ndarray]:
+    "The Gaussian of all shards, in their order, and the ids of the pictures that could be read."
+    plan = writer.plan
+    lost = [k for k in range(writer.shards) if writer.entry(k) is None]
+    missing = f"{len(lost)} of {writer.shards} shards are missing; run the extraction again"
+    check(not lost, "out", writer.path, missing)
+
+    total, readable = Statistics(plan.dims, plan.extractor, plan.images), []
+    for k in range(writer.shards):
+        ids, features = writer.read(k)
+        total.update(features)
+        readable.append(ids)
+    gone = plan.total - total.count
+    check(gone <= max_bad, "max_bad", max_bad, f"{gone} pictures could not be read over all processes")
+    check(total.count >= 2, "images", plan.images, "must be at least two readable pictures")
+    return total, np.concatenate(readable)
+
+def _some(writer:FeatureShards, chosen:np.ndarray) -> Iterator[Tensor]:
+    "Features of the chosen pictures, shard by shard."
+    for k in range(writer.shards):
+        ids, features = writer.read(k)
+        yield features[torch.from_numpy(np.isin(ids, chosen))]
+
+def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) -> Statistics:
+    "Gather the shards, write the file, remove them."
+    plan, (total, readable) = writer.plan, _gather(writer, max_bad)
+    if out.suffix == ".npz":
+        protocol = dict(images=plan.images, count=total.count, left_out=plan.total - total.count,
+                        size=list(plan.size), extractor=plan.extractor,
+                        engine=f"torch-fidelity {metadata.version('torch-fidelity')}", **record)
+        chosen = _spread(plan.total, keep)
+        kept = int(np.isin(readable, chosen).sum())
+        save_reference(out, total, protocol, _some(writer, chosen), kept)
+    else: save_statistics(out, total)
+    shutil.rmtree(writer.path)
+    return total
+
+# %% ../../nbs/evaluation/622_reference.ipynb #5123e2ad
 def extract_reference(
     images,                      # whatever `open_samples` opens
     out:str|Path,                # .npz (or .safetensors; .pt as the masked transformer's code base reads it)
     extractor:Extractor,
     *, keep:int=0,               # pictures whose features are kept, for precision and recall
-    batch:int=64, shard_size:int=1024,
+    batch:int=64,
+    shard_size:int=1024,
     workers:int=0,               # processes that read ahead
     record:dict|None=None,       # more for the protocol
     progress:bool|None=None,     # a progress bar; None: if stderr is a terminal
     processes:Processes|None=None,
 ) -> Statistics:
     "Write (or complete) a data set's statistics; all processes call it together. Unfinished work lies in OUT.parts."
-    from tqdm import tqdm
     images, out, processes = open_samples(images), Path(out), processes or Processes()
-    check_int("batch", batch, 1); check_int("workers", workers, 0)
-    plan, parts = reference_plan(images, extractor, out, keep, shard_size), out.with_name(out.name + ".parts")
-    if processes.main: FeatureShards(parts, plan)
+    check_int("batch", batch, 1)
+    check_int("workers", workers, 0)
+    plan = reference_plan(images, extractor, out, keep, shard_size)
+    parts = out.with_name(out.name + ".parts")
+    if processes.main: FeatureShards(parts, plan)                       # the folder is there before others look for it
     processes.wait()
-    writer, source = FeatureShards(parts, plan, processes.rank, processes.world), getattr(images.images, "source", None)
-    todo, pieces = writer.todo(), {}
-    for k in todo: s = writer.span(k); pieces[k] = [s[a:a + batch] for a in range(0, len(s), batch)]
-    read = _Pieces(images.images, [r for k in todo for r in pieces[k]])
-    feed = iter(torch.utils.data.DataLoader(read, batch_size=None, num_workers=workers, generator=torch.Generator()))
+
+    writer = FeatureShards(parts, plan, processes.rank, processes.world)
     shown = processes.main and (sys.stderr.isatty() if progress is None else progress)
-    with tqdm(total=sum(len(writer.span(k)) for k in todo), disable=not shown, unit="picture") as bar:
-        for k in todo: _look(writer, k, [next(feed) for _ in pieces[k]], extractor, source, bar)
+    _look_at_rest(writer, images, extractor, batch, workers, shown)
     processes.wait()
-    return processes.together(lambda: _finish(writer, parts, out, keep, source, record or {}))
-
-def _look(writer:FeatureShards, shard:int, parts:list, extractor:Extractor, source, bar):
-    "Look at the pictures of one shard and publish what was seen."
-    seen, ids = [torch.zeros(0, extractor.dims)], []
-    for pictures, who, bad in parts:
-        for e in bad: source.skip(e)
-        if who: seen.append(extractor(pictures).pool)
-        ids += who; bar.update(len(who) + len(bad))
-    writer.write(shard, ids, torch.cat(seen))
-
-def _finish(writer:FeatureShards, parts:Path, out:Path, keep:int, source, record:dict) -> Statistics:
-    "Gather the shards in order, write the file, remove them."
-    plan, total = writer.plan, Statistics(writer.plan.dims, writer.plan.extractor, writer.plan.images)
-    lost = [k for k in range(writer.shards) if writer.entry(k) is None]
-    check(not lost, "out", parts, f"{len(lost)} of {writer.shards} shards are missing; run the extraction again")
-    wanted, kept = _spread(plan.total, keep), 0
-    for k in range(writer.shards):
-        ids, features = writer.read(k)
-        total.update(features); kept += int(np.isin(ids, wanted).sum())
-    gone, allowed = plan.total - total.count, getattr(source, "max_bad", 0)
-    check(gone <= allowed, "max_bad", allowed, f"{gone} pictures could not be read over all processes")
-    check(total.count >= 2, "images", plan.images, "must be at least two readable pictures")
-    told = dict(images=plan.images, count=total.count, left_out=gone, size=list(plan.size), extractor=plan.extractor,
-                engine=f"torch-fidelity {metadata.version('torch-fidelity')}", **record)
-    def some():
-        for k in range(writer.shards):
-            ids, features = writer.read(k)
-            yield features[torch.from_numpy(np.isin(ids, wanted))]
-    if out.suffix == ".npz": save_reference(out, total, told, some(), kept)
-    else: save_statistics(out, total)
-    shutil.rmtree(parts)
-    return total
+    max_bad = getattr(getattr(images.images, "source", None), "max_bad", 0)
+    return processes.together(lambda: _finish(writer, out, keep, max_bad, record or {}))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import BadInput, check, check_codes, check_int
+from ..core import BadInput, check, check_codes
 from ..draws import At
 
 # %% ../../nbs/generators/300_generator.ipynb #2c3806ac
@@ -109,7 +109,7 @@ class Plan(NamedTuple):
 class Prediction(NamedTuple):
     "What a generator says of some cells."
     logits: Tensor                  # (branches, b, k, V) fp32
-    extras: dict[str, Any] = {}     # what guidance may want to know, e.g. `class_attention` (b,); kept for later levels of the step
+    extras: dict[str, Any] = {}     # for guidance, e.g. `class_attention` (b,); kept for later levels
 
 class Loss(NamedTuple):
     "A scalar to minimise, and its named parts (detached) for the log."

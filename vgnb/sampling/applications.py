@@ -84,7 +84,7 @@ def brush_mask(
 @dataclass(frozen=True, eq=False)
 class Inpaint(Application):
     "Marked cells made anew, the others kept."
-    mask: Any                  # of pixels or cells, see `check_mask`; in a job, sample i takes mask i mod m of (m, h, w)
+    mask: Any                  # of pixels or cells, see `check_mask`; in a job sample i takes mask i mod m
     paste: bool = False        # put the known pixels back as they were
     seam: int = 0              # pixels around the mask in which old and new are mixed
 
@@ -95,8 +95,8 @@ class Inpaint(Application):
         m = torch.as_tensor(self.mask)
         marked = check_mask(m, len(request.ids), tuple(m.shape[-2:]))
         known = ~cell_mask(marked, request.shape).to(codes.device)
-        grid = Grid(request.shape)
-        return Painting(request.cond, request.ids, grid.shape, codes, known, (Leg(request.sampler, grid, request.draws),))
+        leg = Leg(request.sampler, Grid(request.shape), request.draws)
+        return Painting(request.cond, request.ids, request.shape, codes, known, (leg,))
 
     def finish(self, made, images, painting):
         return paste(made, images, self.mask, self.seam) if self.paste else made

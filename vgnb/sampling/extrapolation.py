@@ -34,12 +34,13 @@ def _scales(argument:str, pair) -> tuple[float, float]:
 @dataclass(frozen=True, eq=False)
 class Extrapolate(Application):
     "A picture on a grid larger than in training: the coarse cells, then the others. RandAR, arXiv 2412.01827 §4.4."
-    shape: tuple[int, int]                     # the large grid (h, w) in cells, nowhere smaller than the training grid; any factor
-    spatial: tuple[float, float] = (2.5, 2.5)  # guidance by the context in the fine pass, at the first and last cell; (1, 1) = none
+    shape: tuple[int, int]                     # the large grid (h, w) in cells, nowhere smaller than the training grid
+    spatial: tuple[float, float] = (2.5, 2.5)  # guidance by the context, at the first and last cell; (1, 1) = none
     ratio: float = 0.5                         # share of the coarse cells that the blinded branch doesn't see
     ntk_boundary: int = 2                      # rotary frequencies below it go on counting, the others are squeezed
     takes_pictures = False
-    quirks = (("the loop stops before its last group", "these cells are never decided: they are -1 here (code 0 there)"),)
+    quirks = (("the loop stops before its last group",
+               "these cells are never decided: they are -1 here (code 0 there)"),)
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(self.shape))

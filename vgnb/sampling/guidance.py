@@ -62,7 +62,7 @@ PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Sharpened:
-    "The temperature of Halton-MaskGIT's samplers (sm_temp, temp_pow, temp_warmup); theirs multiply the logits, ours divide."
+    "The temperature of Halton-MaskGIT's samplers (sm_temp, temp_pow, temp_warmup); ours divides."
     end: float = 1.0             # what multiplies the logits in the last step; above 1 is sharper
     start: float|None = None     # in the first step; None = the same
     power: float = 1.0           # of that factor
@@ -115,7 +115,7 @@ class Unguided:
         kinds.register(Kind(cls), name=f"guidance.{cls.__name__.lower()}")
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
-        "Conditions to run, the real one first. `at.positions` (b, n): the order, whose first `at.index` cells are known."
+        "Conditions to run, the real one first. `at.positions` (b, n): the order; its first `at.index` cells are known."
         return (cond,)
 
     def live(self, clock:Clock) -> int:
@@ -210,7 +210,7 @@ def blinded(
 
 @dataclass(frozen=True)
 class SpatialGuidance(CFG):
-    "Guidance by the condition and by the context; a third branch is blind to a part of it. RandAR, arXiv 2412.01827 §4.4."
+    "Guidance by the condition and by the context; a third branch sees less of it. RandAR, arXiv 2412.01827 §4.4."
     spatial: float = 2.5                 # of the context; 1 = classifier-free guidance only
     spatial_start: float|None = None     # at the beginning, growing linearly to `spatial`; None = constant
     ratio: float = 0.5                   # share of the known cells that the last branch doesn't see

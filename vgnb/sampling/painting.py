@@ -123,7 +123,8 @@ def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[i
                 yield k, replace(step, clock=clock, positions=cells, canvas=canvas, when=when), canvas
         first += lengths[k]
         last_code = canvas.new_tensor(leg.sampler.generator.vocab) - 1
-        yield k, None, canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)      # as `Sampler.sample` does
+        finished = canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)    # as `Sampler.sample` does
+        yield k, None, finished
 
 @patch
 def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor, keep:tuple[str, ...]) -> Iterator[Step]:

@@ -83,14 +83,15 @@ class Sampler:
         g = self.generator
         for name in ("order", "guidance"): require_traits(g, getattr(self, name).needs, name, getattr(self, name))
         alone = g.columns == "separate" or "independent" in g.traits
-        allowed = f"needs a generator that answers each cell by itself; the columns of {type(g).__name__} are {g.columns}"
+        who = type(g).__name__
+        allowed = f"needs a generator that answers each cell by itself; the columns of {who} are {g.columns}"
         check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
         self._state: State|None = None
 
     def counts(self, grid:Grid, known:int) -> list[int]:
-        "Sizes of the groups in which the missing cells are decided. Errors: `BadInput` for impossible steps and groups."
+        "Sizes of the groups in which the missing cells are decided. Errors: impossible steps and groups."
         n, g = grid.n, self.generator
         possible = self.compat or self.schedule is one_by_one or self.steps <= n
         check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
@@ -101,7 +102,8 @@ class Sampler:
 
         can_be_asked = g.most is None or max(counts, default=1) <= g.most
         who = type(g).__name__
-        few = f"one: {who} decides one cell at a time" if g.most == 1 else f"at most {g.most}: {who} can be asked no more"
+        few = f"at most {g.most}: {who} can be asked no more"
+        if g.most == 1: few = f"one: {who} decides one cell at a time"
         check(can_be_asked, "schedule", counts[:8], f"must be groups of {few}")
         return counts
 
@@ -233,7 +235,7 @@ def stream(self:Sampler,
     draws,              # Keyed(seed)
     *, given:tuple[Tensor, Tensor]|None=None, # (codes (b, n, L), known (b, n) bool): cells that are fixed
     grid:Grid,          # the canvas
-    keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": the cells that were asked for, and the tokens drawn for them
+    keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": the cells that were asked for, and their tokens
 ) -> Iterator[Step]:
     "Steps of one micro-batch after the other (see `micro_batches`). Raises BadInput before any work."
     self.check_request(cond, ids, grid, given, keep)
@@ -269,4 +271,4 @@ def sample(self:Sampler, cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid,
             bar.update(len(index))
     if self.compat is None: return out
     last_code = out.new_tensor(self.generator.vocab) - 1
-    return torch.minimum(out, last_code)                                          # what a special code that was drawn becomes
+    return torch.minimum(out, last_code)           # what a special code that was drawn becomes

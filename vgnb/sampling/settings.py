@@ -56,4 +56,5 @@ class Sampling:
         order = self.order if self.compat is None else self.order.published(generator)
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
-        return Sampler(generator, order, SCHEDULES[self.schedule], self.guidance, picks, self.steps, self.rows, self.compat)
+        schedule = SCHEDULES[self.schedule]
+        return Sampler(generator, order, schedule, self.guidance, picks, self.steps, self.rows, self.compat)

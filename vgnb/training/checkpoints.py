@@ -4,23 +4,30 @@
 
 # %% auto #0
 __all__ = ['optimizer_tensors', 'fill_optimizer', 'write_checkpoint', 'checkpoints', 'verify', 'newest', 'read_checkpoint',
-           'mirror_checkpoint', 'hold']
+           'mirror_checkpoint']
 
 # %% ../../nbs/training/520_checkpoints.ipynb #b397d7c7
-import contextlib
-import json
-import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..core import (BadInput, Mismatch, VgnbError, aside_dir, check, check_int, check_place, digest_file, load_json,
-                       publish_dir, remove_dir, save_json, sweep_aside)
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    aside_dir,
+    check,
+    check_int,
+    digest_file,
+    load_json,
+    publish_dir,
+    remove_dir,
+    save_json,
+)
 from ..saved import load_tensors, save_tensors
 
 # %% ../../nbs/training/520_checkpoints.ipynb #1ee2cd83
@@ -29,20 +36,34 @@ def optimizer_tensors(
     named:dict[str, nn.Parameter], # the parameters it moves, by name
 ) -> dict[str, Tensor]:
     "The optimizer's memory as `{parameter}/{entry}` tensors (the live ones, no copies)."
-    return {f"{name}/{key}": torch.as_tensor(v) for name, p in named.items() for key, v in sorted(optimizer.state.get(p, {}).items())}
+    out = {}
+    for name, p in named.items():
+        for entry, value in sorted(optimizer.state.get(p, {}).items()): out[f"{name}/{entry}"] = torch.as_tensor(value)
+    return out
 
-def fill_optimizer(optimizer:torch.optim.Optimizer, named:dict[str, nn.Parameter], tensors:dict[str, Tensor], source:str|Path="checkpoint"):
+def fill_optimizer(
+    optimizer:torch.optim.Optimizer,
+    named:dict[str, nn.Parameter],
+    tensors:dict[str, Tensor],
+    source:str|Path="checkpoint",  # named in the error
+):
     "Put `optimizer_tensors` back; names and shapes must be those of `named`."
     memory = {}
     for key, t in tensors.items():
         name, entry = key.rsplit("/", 1)
-        check(name in named, "checkpoint", str(source), f"holds optimizer memory of {name}, which this run does not train", Mismatch)
+        message = f"holds optimizer memory of {name}, which this run does not train"
+        check(name in named, "checkpoint", str(source), message, Mismatch)
+
         p = named[name]
-        check(t.dim() == 0 or t.shape == p.shape, "checkpoint", str(source), f"holds {key} {tuple(t.shape)} instead of {tuple(p.shape)}", Mismatch)
+        fits = t.dim() == 0 or t.shape == p.shape
+        message = f"holds {key} {tuple(t.shape)} instead of {tuple(p.shape)}"
+        check(fits, "checkpoint", str(source), message, Mismatch)
         memory.setdefault(p, {})[entry] = t.to(p.device).clone()
-    entries = {frozenset(m) for m in memory.values()}
-    check(len(entries) <= 1, "checkpoint", str(source), "holds half of an optimizer's memory", Mismatch)
-    optimizer.state.clear(); optimizer.state.update(memory)
+
+    all_alike = len({frozenset(entries) for entries in memory.values()}) <= 1
+    check(all_alike, "checkpoint", str(source), "holds half of an optimizer's memory", Mismatch)
+    optimizer.state.clear()
+    optimizer.state.update(memory)
 
 # %% ../../nbs/training/520_checkpoints.ipynb #823c951f
 _STEP = "step-"
@@ -55,55 +76,83 @@ def write_checkpoint(
     *, keep:int=2,                          # checkpoints to keep, this one included
 ) -> Path:
     "Publish a checkpoint; older ones go only after this one was read back and verified."
-    folder, final = Path(folder), Path(folder) / f"{_STEP}{step:09d}"
     check_int("keep", keep, 2)
+    folder = Path(folder)
+    final = folder / f"{_STEP}{step:09d}"
     aside = aside_dir(folder, str(step))
     try:
-        for name, tensors in files.items(): save_tensors(aside / f"{name}.safetensors", tensors)
-        save_json(aside / "state.json", {"step": step, **state})
-        sums = {p.name: {"bytes": p.stat().st_size, "sha256": digest_file(p)} for p in sorted(aside.iterdir())}
-        save_json(aside / "manifest.json", {"format": "vgnb-checkpoint/1", "step": step, "samples_seen": state.get("samples_seen"), "files": sums})
+        _write_files(aside, step, files, state)
         if final.exists(): remove_dir(final)
         publish_dir(aside, final)
     except (OSError, SafetensorError) as e:
-        raise BadInput("checkpoint", final, f"could not be written ({getattr(e, 'strerror', None) or e}); the previous checkpoint is untouched") from e
-    finally: shutil.rmtree(aside, ignore_errors=True)
+        reason = getattr(e, "strerror", None) or e
+        message = f"could not be written ({reason}); the previous checkpoint is untouched"
+        raise BadInput("checkpoint", final, message) from e
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
     verify(final)
     for old in checkpoints(folder)[keep:]: remove_dir(old)
     return final
 
+def _write_files(folder:Path, step:int, files:dict[str, dict[str, Tensor]], state:dict):
+    "The tensors, the state, and last of all the manifest with everybody's size and hash."
+    for name, tensors in files.items(): save_tensors(folder / f"{name}.safetensors", tensors)
+    save_json(folder / "state.json", {"step": step, **state})
+    sums = {p.name: {"bytes": p.stat().st_size, "sha256": digest_file(p)} for p in sorted(folder.iterdir())}
+    save_json(folder / "manifest.json", {
+        "format": "vgnb-checkpoint/1",
+        "step": step,
+        "samples_seen": state.get("samples_seen"),
+        "files": sums})
+
 def checkpoints(folder:str|Path) -> list[Path]:
     "Published checkpoints, newest first. They are not verified here."
-    found = [p for p in Path(folder).glob(f"{_STEP}*") if p.name.removeprefix(_STEP).isdigit() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix(_STEP)), reverse=True)
+    def step(path): return path.name.removeprefix(_STEP)
+    found = [p for p in Path(folder).glob(f"{_STEP}*") if step(p).isdigit() and p.is_dir()]
+    return sorted(found, key=lambda p: int(step(p)), reverse=True)
 
 # %% ../../nbs/training/520_checkpoints.ipynb #af3e10a4
+def _read_manifest(path:Path) -> tuple[dict, dict[str, tuple[int, str]]]:
+    "(the manifest, {file: (bytes, sha256)})."
+    is_published = (path / "manifest.json").is_file()
+    check(is_published, "checkpoint", path, "has no manifest.json, so it was never published", Mismatch)
+    try:
+        manifest = load_json(path / "manifest.json")
+        return manifest, {name: (v["bytes"], v["sha256"]) for name, v in manifest["files"].items()}
+    except (BadInput, KeyError, TypeError, AttributeError):
+        raise Mismatch("checkpoint", path, "has a damaged manifest.json") from None
+
 def verify(path:str|Path) -> dict:
     "The manifest of a checkpoint whose every file has the recorded size and hash; else `Mismatch` names the file."
     path = Path(path)
-    check((path / "manifest.json").is_file(), "checkpoint", path, "has no manifest.json, so it was never published", Mismatch)
-    try: manifest = load_json(path / "manifest.json"); listed = {k: (v["bytes"], v["sha256"]) for k, v in manifest["files"].items()}
-    except (BadInput, KeyError, TypeError, AttributeError): raise Mismatch("checkpoint", path, "has a damaged manifest.json") from None
+    manifest, listed = _read_manifest(path)
     for name, (size, sha) in listed.items():
         file = path / Path(name).name
         check(file.is_file(), "checkpoint", path, f"lacks {name}", Mismatch)
-        check(file.stat().st_size == size and digest_file(file) == sha, "checkpoint", path, f"is damaged: {name} is not the file that was written", Mismatch)
+        is_same = file.stat().st_size == size and digest_file(file) == sha
+        check(is_same, "checkpoint", path, f"is damaged: {name} is not the file that was written", Mismatch)
     return manifest
+
+def _warn(reason:str): print(f"{reason}; falling back to the one before", file=sys.stderr)
 
 def newest(
     folder:str|Path,
-    say:Callable[[str], None]=lambda text: print(f"{text}; falling back to the one before", file=sys.stderr), # told about damaged ones
+    warn:Callable[[str], None]=_warn, # gets the reason why one was passed over
 ) -> Path|None:
     "The newest checkpoint that verifies, or None."
     for path in checkpoints(folder):
-        try: verify(path); return path
-        except Mismatch as e: say(str(e))
+        try:
+            verify(path)
+            return path
+        except Mismatch as e: warn(str(e))
     return None
 
 def read_checkpoint(path:str|Path) -> tuple[dict[str, dict[str, Tensor]], dict]:
     "(files, state) of a checkpoint, verified."
-    path, manifest = Path(path), verify(path)
-    files = {n.removesuffix(".safetensors"): load_tensors(path / n) for n in manifest["files"] if n.endswith(".safetensors")}
+    path = Path(path)
+    names = [n for n in verify(path)["files"] if n.endswith(".safetensors")]
+    files = {n.removesuffix(".safetensors"): load_tensors(path / n) for n in names}
     return files, load_json(path / "state.json")
 
 # %% ../../nbs/training/520_checkpoints.ipynb #e5a493ec
@@ -112,7 +161,7 @@ def mirror_checkpoint(
     folder:str|Path,      # where its copy goes
     keep:int|None=None,   # copies to keep there, this one included; None = all
 ) -> Path:
-    "Copy a checkpoint: aside, verified, renamed; then drop older copies. Errors: `OSError`, or `Mismatch` if what arrived is not what was sent."
+    "Copy a checkpoint: aside, verified, renamed; older copies go last. `Mismatch` if it arrives damaged; `OSError`."
     path, folder = Path(path), Path(folder)
     final = folder / path.name
     aside = aside_dir(folder, path.name)
@@ -121,23 +170,9 @@ def mirror_checkpoint(
         verify(aside)
         if final.exists(): remove_dir(final)
         publish_dir(aside, final)
-    finally: shutil.rmtree(aside, ignore_errors=True)
-    for old in checkpoints(folder)[keep:] if keep else (): remove_dir(old)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+    if keep:
+        for old in checkpoints(folder)[keep:]: remove_dir(old)
     return final
-
-# %% ../../nbs/training/520_checkpoints.ipynb #ac70bc06
-_HELD = set()
-
-@contextlib.contextmanager
-def hold(folder:str|Path):
-    "Own a run folder; a second owner is refused with the first one's process id. A dead owner's lock is taken over."
-    import fcntl, socket
-    path = check_place("folder", folder).resolve() / "lock"; path.parent.mkdir(parents=True, exist_ok=True)
-    check(path not in _HELD, "folder", Path(folder), f"is in use by this process ({os.getpid()})", Mismatch)
-    with open(path, "a+", encoding="utf-8") as f:
-        try: fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)                # record locks: a forked worker does not inherit them
-        except OSError:
-            f.seek(0); raise Mismatch("folder", Path(folder), f"is in use by process {f.read().strip() or 'unknown'}; wait for it or choose another folder") from None
-        f.truncate(0); f.write(f"{os.getpid()} on {socket.gethostname()}"); f.flush(); _HELD.add(path)
-        try: yield
-        finally: f.truncate(0); _HELD.discard(path)

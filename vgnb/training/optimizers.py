@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from .recipes import Optim
 
 # %% ../../nbs/training/527_optimizers.ipynb #80dc2c38
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
 def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     "Fused Adam or AdamW over one group; decay for tensors with two axes or more, or for all."
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    decayed, plain = ([p for p in named.values() if (p.dim() >= 2 or optim.decay_vectors) == d] for d in (True, False))
-    sets = [dict(params=ps, weight_decay=d) for ps, d in ((decayed, optim.weight_decay), (plain, 0.0)) if ps]
-    return cls(sets, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    def is_decayed(p): return p.dim() >= 2 or optim.decay_vectors
+    decayed = [p for p in named.values() if is_decayed(p)]
+    plain = [p for p in named.values() if not is_decayed(p)]
+    with_decay = ((decayed, optim.weight_decay), (plain, 0.0))
+    sets = [dict(params=ps, weight_decay=decay) for ps, decay in with_decay if ps]
+    return _OPTIMIZERS[optim.name](sets, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 @torch.no_grad()
 def gradient_norm(params) -> Tensor:
@@ -39,7 +43,7 @@ def guarded_step(
     lr:float,
 ):
     "One optimizer step, or none: where `ok` is false no weight and no memory changes by a bit."
-    for g in optimizer.param_groups: g["lr"] = lr
+    for group in optimizer.param_groups: group["lr"] = lr
     optimizer.found_inf = (~ok).float()
     optimizer.step()
 
@@ -53,32 +57,40 @@ class Average:
     "Exponential moving average of a module's state dict."
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
-        self.names = {id(t): k for k, t in reversed(list(self._state().items()))}     # each storage once, under its first name
-        self.kept = {k: t.detach().clone() for k, t in self._state().items() if self.names[id(t)] == k}
-        norms = tuple(f"{k}." for k, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
         live = self._state()
-        self.smooth = [k for k in self.kept if isinstance(live[k], nn.Parameter) or (live[k].is_floating_point() and k.startswith(norms))]
+        self.names = {id(t): k for k, t in reversed(list(live.items()))}     # each storage once, under its first name
+        self.kept = {k: t.detach().clone() for k, t in live.items() if self.names[id(t)] == k}
+        self.smooth = [k for k in self.kept if isinstance(live[k], nn.Parameter) or self._is_statistic(k, live[k])]
 
     def _state(self) -> dict[str, Tensor]: return self.module.state_dict(keep_vars=True)
+
+    def _is_statistic(self, name:str, value:Tensor) -> bool:
+        "Whether a buffer is a running mean or variance of a batch norm."
+        owner = self.module.get_submodule(name.rpartition(".")[0])
+        return value.is_floating_point() and isinstance(owner, nn.modules.batchnorm._BatchNorm)
 
     @torch.no_grad()
     def update(self, ok:Tensor):
         "Move towards the module's weights; `ok` (0-d bool) false leaves everything as it is."
-        live, smooth = self._state(), self.smooth
-        for k in self.kept.keys() - set(smooth): self.kept[k].copy_(live[k])
-        gap = torch._foreach_sub([live[k].detach() for k in smooth], [self.kept[k] for k in smooth])
-        torch._foreach_mul_(gap, (1 - self.decay) * ok.float())
-        torch._foreach_add_([self.kept[k] for k in smooth], gap)
-        for k in _averaged_twice(self.module): self.kept[k].lerp_(live[k].detach(), (1 - self.decay) * ok.float())
+        live = self._state()
+        share = (1 - self.decay) * ok.float()
+        for k in self.kept.keys() - set(self.smooth): self.kept[k].copy_(live[k])
+        gap = torch._foreach_sub([live[k].detach() for k in self.smooth], [self.kept[k] for k in self.smooth])
+        torch._foreach_mul_(gap, share)
+        torch._foreach_add_([self.kept[k] for k in self.smooth], gap)
+        for k in _averaged_twice(self.module): self.kept[k].lerp_(live[k].detach(), share)
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
         return {k: self.kept[self.names[id(t)]] for k, t in self._state().items()}
 
     def load(self, state:dict[str, Tensor]):
+        "Take the averages of a state dict over."
         for k, t in self.kept.items(): t.copy_(state[k])
 
 # %% ../../nbs/training/527_optimizers.ipynb #ca17929b
+_GROW_AFTER = 2000     # good steps until the loss scale doubles
+
 class Guard:
     "Skipped steps in all and in a row, and the loss scale of fp16."
     def __init__(self, device, fp16:bool=False):
@@ -96,18 +108,27 @@ class Guard:
         ok = torch.ones((), dtype=torch.bool, device=self.bad.device) if bad is None else bad == 0
         for i, (norm, optim) in enumerate(norms):
             ok = ok & norm.isfinite()
-            if optim.skip_norm and step >= optim.skip_from: ok = ok & (norm <= optim.skip_norm if clipped is None else clipped[i] < optim.skip_norm)
+            if not optim.skip_norm or step < optim.skip_from: continue
+            ok = ok & (norm <= optim.skip_norm if clipped is None else clipped[i] < optim.skip_norm)
         self.bad = torch.maximum(self.bad, (~ok).float())
         return ok
 
     def close(self):
         "End of an iteration: count it."
-        self.skipped, self.streak, self.good = self.skipped + self.bad, (self.streak + 1) * self.bad, (self.good + 1) * (1 - self.bad)
+        self.skipped = self.skipped + self.bad
+        self.streak = (self.streak + 1) * self.bad
+        self.good = (self.good + 1) * (1 - self.bad)
         if self.fp16:
-            grow = self.good >= 2000
-            self.scale = torch.where(self.bad > 0, self.scale / 2, torch.where(grow, self.scale * 2, self.scale)); self.good = self.good * ~grow
+            grow = self.good >= _GROW_AFTER
+            grown = torch.where(grow, self.scale * 2, self.scale)
+            self.scale = torch.where(self.bad > 0, self.scale / 2, grown)
+            self.good = self.good * ~grow
         self.bad = torch.zeros_like(self.bad)
 
-    def numbers(self) -> dict: return {k: float(getattr(self, k)) for k in ("skipped", "streak", "good", "scale")}
+    def numbers(self) -> dict:
+        "What a checkpoint keeps."
+        return {k: float(getattr(self, k)) for k in ("skipped", "streak", "good", "scale")}
+
     def load(self, numbers:dict):
+        "Take `numbers` over."
         for k, v in numbers.items(): setattr(self, k, torch.full_like(self.bad, v))
