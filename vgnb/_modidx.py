@@ -1859,6 +1859,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vgnb/sampling/applications.py'),
                                             'vgnb.sampling.applications.Outpaint.words': ( 'sampling/applications.html#outpaint.words',
                                                                                            'vgnb/sampling/applications.py'),
+                                            'vgnb.sampling.applications._marked_cells': ( 'sampling/applications.html#_marked_cells',
+                                                                                          'vgnb/sampling/applications.py'),
                                             'vgnb.sampling.applications.box_mask': ( 'sampling/applications.html#box_mask',
                                                                                      'vgnb/sampling/applications.py'),
                                             'vgnb.sampling.applications.brush_mask': ( 'sampling/applications.html#brush_mask',
