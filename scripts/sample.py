@@ -29,7 +29,6 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vgnb.sampling.settings import Sampling
 
-
 @dataclass
 class Source:
     "What is sampled."

@@ -72,15 +72,15 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    from vgnb.pipeline import saved_sampling
     from vgnb.cli import typed_cli
+    from vgnb.pipeline import saved_sampling
     usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(argv))
     o = typed_cli(Options, args=argv, default=usual, description=__doc__)
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline
-    from vgnb.search import GuidanceSearch, scale_grid
     from vgnb.processes import Processes
+    from vgnb.search import GuidanceSearch, scale_grid
 
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)

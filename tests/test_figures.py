@@ -12,12 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
-from vgnb.charts import (
-    codebook_figure, curves_figure, fold, order_figure, order_steps, read_records, running_mean)
+from vgnb.charts import codebook_figure, curves_figure, fold, order_figure, order_steps, read_records, running_mean
 from vgnb.core import BadInput, Missing
 from vgnb.figures import (
-    error_map, hatch, heat, house_figure, house_style, image_grid, plain_text, png_bytes, png_uri, reconstruction_sheet,
-    tile_sheet, to_image, to_pixels, use_house_style)
+    error_map,
+    hatch,
+    heat,
+    house_figure,
+    house_style,
+    image_grid,
+    plain_text,
+    png_bytes,
+    png_uri,
+    reconstruction_sheet,
+    tile_sheet,
+    to_image,
+    to_pixels,
+    use_house_style,
+)
 from vgnb.moments import Moment, moments, preview, sampling_strip, token_picture
 from vgnb.report import html_figure, html_page, html_table
 

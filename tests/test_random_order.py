@@ -495,8 +495,8 @@ def sample(m, order=Random(), guidance=CFG(), cond=Cond(IDS), grid=GRID, given=N
 REFUSED = [   # (argument, call)
     ("steps", lambda m: sample(m, steps=0)),
     ("steps", lambda m: sample(m, steps=13)),
-    ("scale start", lambda m: sample(m, guidance=CFG(2.0, start=3.0))),
-    ("scale start", lambda m: sample(m, guidance=CFG(2.0, start=-1.0))),
+    ("start", lambda m: sample(m, guidance=CFG(2.0, start=3.0))),
+    ("start", lambda m: sample(m, guidance=CFG(2.0, start=-1.0))),
     ("scale", lambda m: sample(m, guidance=CFG(-2.0))),
     ("order", lambda m: sample(m, Given([0] * N))),
     ("grid", lambda m: sample(m, grid=Grid((12,)))),

@@ -35,8 +35,8 @@ from .evaluation.samples import Samples, open_samples
 from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
 from .pipeline import Pipeline
-from .saved import load_tensors, save_tensors
 from .processes import Processes
+from .saved import load_tensors, save_tensors
 
 # %% ../nbs/730_search.ipynb #314c3827
 def scale_grid(

@@ -6,10 +6,10 @@
 __all__ = ['maskgit_vqgan']
 
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #ab2bc615
-from ..tokenizers.objectives import VQGANLossConfig
-from ..tokenizers.quantizers import Revive
 from ..tokenizers.conv_tokenizer import changed
 from ..tokenizers.maskgit_vqgan import MASKGIT_VQGANS
+from ..tokenizers.objectives import VQGANLossConfig
+from ..tokenizers.quantizers import Revive
 from ..training.recipes import Optim, Rate, TokenizerRecipe, recipes
 
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #aa832b92

@@ -72,8 +72,8 @@ class Sharpened:
         start = self.end if self.start is None else self.start
         for name, value in (("sharpness", self.end), ("sharpness_start", start)):
             check(check_float(name, value) > 0, name, value, "must be above 0")
-        check_float("temp_pow", self.power)
-        check_int("temp_warmup", self.warmup, 0)
+        check_float("power", self.power)
+        check_int("warmup", self.warmup, 0)
 
     def __call__(self, clock:Clock) -> float:
         start = self.end if self.start is None else self.start
@@ -160,12 +160,17 @@ class Guided(Unguided):
         cond, uncond = p.logits[0], p.logits[1]
         return uncond + (cond - uncond) * per_column(self.ramp()(clock), cond)
 
-def grown(argument:str, scale:float, start:float|None, by:str) -> Ramp:
+def grown(
+    scale:float,           # at the end
+    start:float|None,      # at the beginning; None = the same
+    by:str,                # see `PROGRESS`
+    names:tuple[str, str]=("scale", "start"), # of the two, in errors
+) -> Ramp:
     "Constant, or linear from `start` up to `scale`."
-    check_float(argument, scale, 0)
+    check_float(names[0], scale, 0)
     if start is None: return Constant(scale)
-    grows = 0 <= check_float(f"{argument} start", start) <= scale
-    check(grows, f"{argument} start", start, f"must be from 0 to {argument}={scale}: guidance grows")
+    grows = 0 <= check_float(names[1], start) <= scale
+    check(grows, names[1], start, f"must be from 0 to {names[0]}={scale}: guidance grows")
     return Linear(start, scale, by)
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ class CFG(Guided):
         check_int("interval", self.interval, -1)
         self.ramp()
 
-    def ramp(self): return grown("scale", self.scale, self.start, self.by)
+    def ramp(self): return grown(self.scale, self.start, self.by)
 
 @dataclass(frozen=True)
 class Ramped(Guided):
@@ -223,7 +228,7 @@ class SpatialGuidance(CFG):
 
     def spatial_ramp(self) -> Ramp:
         "How the scale of the context moves."
-        return grown("spatial", self.spatial, self.spatial_start, self.by)
+        return grown(self.spatial, self.spatial_start, self.by, ("spatial", "spatial_start"))
 
     def branches(self, cond, null, draws, at):
         blind = blinded(at.positions, at.index, self.ratio, draws, at.ids)
