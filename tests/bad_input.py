@@ -47,7 +47,7 @@ from vgnb.sampling.pick import HaltonPick, Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
-from vgnb.tokenizers.losses import VQGANLossConfig, vqgan_loss
+from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import verify
 from vgnb.training.commands import TrainOptions, open_codes, train
@@ -58,7 +58,7 @@ from vgnb.training.run_folder import Run, locked
 from vgnb.views.explorer import OrderExplorer
 from vgnb.views.scenes import OrderChoice, order_course
 
-SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
+SMALL = dict(quantizer=dict(codebook=48), width=16, groups=8)          # of the tokenizer
 TINY = dict(ffn_multiple=16, vocab=48, grid=(4, 4), classes=10)
 RASTER = RasterConfig(1, 32, 2, **TINY, token_dropout=0, residual_dropout=0, ffn_dropout=0)
 CAPTIONED = RasterConfig(1, 32, 2, vocab=48, grid=(4, 4), condition="text", text_dim=64)
@@ -161,7 +161,7 @@ def _models(folder: Path, w: Work):
     save_model(folder / "tok", w.tok, w.tok.config)
     save_model(folder / "gen", w.gen, RASTER)
     torch.manual_seed(1)
-    for name, changes in (("tok2", {}), ("tok64", {"codebook": 64})):
+    for name, changes in (("tok2", {}), ("tok64", {"quantizer": dict(codebook=64)})):
         other = vqgan("tiny-shapes", **SMALL | changes)
         save_model(folder / name, other, other.config)
     w.pipe.save_pretrained(folder / "pipe")
@@ -715,7 +715,7 @@ ROWS = [
         lambda w: start("shapes-generator", data="codes", precision="fp16"),
         GENERATOR + "codes --precision fp16"),
     Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or",
-        lambda w: vqgan_loss(VQGANLossConfig(lpips=1), "weights"),
+        lambda w: vqgan_loss(VQGANLossConfig(lpips=1), weights="weights", size=32),
         TOKENIZER + "--loss.lpips 1 --weights weights"),
     Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of jsonl, none, tensorboard, wandb",
         lambda w: Run(tracker="papyrus"),

@@ -404,7 +404,7 @@ def pipeline(family="random-order", **kw):
     torch.manual_seed(0)
     model = raster if family == "raster" else NETWORKS[family]
     settings = Sampling() if family == "raster" else sampling(**kw)
-    tokenizer = vqgan("tiny-shapes", codebook=48, width=16, groups=8)
+    tokenizer = vqgan("tiny-shapes", quantizer=dict(codebook=48), width=16, groups=8)
     return Pipeline(tokenizer, model(vocab=48, classes=10), settings, Shapes.classes)
 
 

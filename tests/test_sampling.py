@@ -21,7 +21,6 @@ from vgnb.tokenizers.vqgan import vqgan
 GRID = Grid((4, 4))
 SETTINGS = Sampling(guidance=2.0, picks=Pick(top_k=100))
 
-
 def model(dtype=torch.float32):
     g = RasterTransformer(raster_presets["tiny"], seed=1)
     torch.nn.init.normal_(g.head.weight, 0, 0.1, generator=torch.Generator().manual_seed(2))

@@ -23,6 +23,7 @@ from vgnb.sampling.pick import Pick
 from vgnb.sampling.settings import Sampling
 from vgnb.search import GuidanceSearch, best_scale, scale_grid, search_figure
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from vgnb.tokenizers.quantizers import VectorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (1.0, 2.0, 5.0)
@@ -40,7 +41,8 @@ class Counted:
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    small = MaskGITVQGANConfig(codebook=32, dim=8, width=16, mults=(1, 2, 2, 2), depth=1, groups=8)
+    codes = VectorConfig(32, 8, l2=False, usage=0)
+    small = MaskGITVQGANConfig(codes, width=16, mults=(1, 2, 2, 2), depth=1, groups=8)
     tokenizer = MaskGITVQGAN(small)
     small = RasterConfig(layers=1, dim=32, heads=2, ffn_multiple=16, vocab=32, grid=(4, 4), classes=10)
     generator = RasterTransformer(small, 0)

@@ -157,8 +157,8 @@ def sequence(self:RandomOrderTransformer,
     blind = None if cond.blind is None else cond.blind.gather(1, order)
     pairs = self.pairs(instructed, codes.gather(1, order), prefix, blind, noise)
 
-    prefix_places = torch.arange(p, device=codes.device).expand(len(codes), -1)
-    places = torch.cat((prefix_places, self.pair_places(order)), 1)                             # (b, p + 2n)
+    first = torch.arange(p, device=codes.device).expand(len(codes), -1)                         # the condition's places
+    places = torch.cat((first, self.pair_places(order)), 1)                                     # (b, p + 2n)
     return prefix, pairs, table[places]
 
 @patch
@@ -323,8 +323,8 @@ def _inputs(self:RandomOrderTransformer,
     pairs = self.pairs(state.instructions[cells], codes, prefix, blind)[:, seen % 2:]
     x = torch.cat((prefix[:, start:], pairs, self.queries(state.instructions[asked], prefix)), 1)
 
-    prefix_places = torch.arange(start, max(start, p), device=x.device).expand(len(x), -1)
-    places = torch.cat((prefix_places, self.pair_places(cells)[:, seen % 2:], p + asked), 1)
+    unfed = torch.arange(start, max(start, p), device=x.device).expand(len(x), -1)      # places of the condition
+    places = torch.cat((unfed, self.pair_places(cells)[:, seen % 2:], p + asked), 1)
     return x, state.table[places]
 
 @patch
