@@ -35,7 +35,7 @@ def commands(path: Path) -> list[list[str]]:
 def home(tmp_path_factory) -> Path:
     "A folder with what a reader has: runs/quickstart (untrained), photos/ and unseen/."
     at = tmp_path_factory.mktemp("reader")
-    Pipeline(vqgan("tiny-shapes"), RasterTransformer(raster_presets["tiny"], 0), Sampling(cfg_scale=2.0, rows=50), Shapes.classes).save_pretrained(at / "runs/quickstart")
+    Pipeline(vqgan("tiny-shapes"), RasterTransformer(raster_presets["tiny"], 0), Sampling(guidance=2.0, rows=50), Shapes.classes).save_pretrained(at / "runs/quickstart")
     for n, item in enumerate(Shapes(120, 48)[i] for i in range(120)):
         folder = at / ("photos" if n < 60 else "unseen") / Shapes.classes[item.label]
         folder.mkdir(parents=True, exist_ok=True)

@@ -70,6 +70,7 @@ class Bench:
         "Accuracy and FID of the samples at some settings."
         from vgnb.evaluation.measure import measure
         from vgnb.evaluation.samples import Samples
+        from vgnb.kinds import to_json
         labels = np.arange(self.count) % len(pipe.classes)
         start = time.perf_counter()
         images = pipe.sample(labels.tolist(), seed=0, **settings)
@@ -77,7 +78,8 @@ class Bench:
         made = Samples(images, labels, id=f"{self.count} samples")
         values = measure(made, self.real, self.judge, metrics=("fid", "accuracy"), uint8_rule="round", seed=0,
                          base=self.base).values
-        row = {**settings, "accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
+        named = {k: to_json(v) for k, v in settings.items()}
+        row = {**named, "accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
         print("  ", "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         return row
 
@@ -103,11 +105,11 @@ def interleaved(pipes: dict, repeats: int, settings: dict) -> dict:
 
 
 def cost(pipes: dict, o: Options) -> dict:
-    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, cfg_scale, ms, mflop}]}."
+    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, guidance, ms, mflop}]}."
     out = {name: [] for name in pipes}
     for steps in o.steps:
         for scale in (1.0, 3.0):
-            settings = dict(steps=steps, cfg_scale=scale, order="halton", schedule="arccos", rows=50)
+            settings = dict(steps=steps, guidance=scale, order="halton", schedule="arccos", rows=50)
             for name, ms in interleaved(pipes, o.repeats, settings).items():
                 mflop = flops(pipes[name], **settings) / 1e6
                 out[name].append({**settings, "ms": round(ms, 3), "mflop": round(mflop, 2)})
@@ -118,18 +120,18 @@ def cost(pipes: dict, o: Options) -> dict:
 def by_order(bench: Bench, pipe) -> list[dict]:
     "Every order at a third and an eighth of the steps; models that are cheap a cell also at one cell a step."
     cells, third = pipe.grid.n, -(-pipe.grid.n // 3)
-    cached, scale = "cached" in pipe.generator.traits, pipe.sampling.cfg_scale
+    cached, scale = "cached" in pipe.generator.traits, pipe.sampling.guidance.scale
     rows = []
     for order in (*FIXED, *ADAPTIVE) if cached else FEW:
         every = (cells,) if cached and order in FIXED else ()
         for steps in (*every, third, cells // 8):
-            rows.append(bench.point(pipe, order=order, steps=steps, cfg_scale=scale))
+            rows.append(bench.point(pipe, order=order, steps=steps, guidance=scale))
     return rows
 
 
 def by_schedule(bench: Bench, pipe) -> list[dict]:
-    third, scale = -(-pipe.grid.n // 3), pipe.sampling.cfg_scale
-    return [bench.point(pipe, schedule=schedule, steps=steps, cfg_scale=scale)
+    third, scale = -(-pipe.grid.n // 3), pipe.sampling.guidance.scale
+    return [bench.point(pipe, schedule=schedule, steps=steps, guidance=scale)
             for schedule in CURVES for steps in (third, pipe.grid.n // 8)]
 
 
@@ -162,7 +164,7 @@ def main(o: Options) -> int:
         print(name)
         parts = found[name]
         if "steps" in o.parts:
-            parts["steps"] = [bench.point(pipe, steps=s, cfg_scale=scale) for scale in o.scales for s in o.steps]
+            parts["steps"] = [bench.point(pipe, steps=s, guidance=scale) for scale in o.scales for s in o.steps]
         if "orders" in o.parts: parts["orders"] = by_order(bench, pipe)
         if "schedules" in o.parts: parts["schedules"] = by_schedule(bench, pipe)
     if "cost" in o.parts:

@@ -54,15 +54,17 @@ def overwritten(pipe, redraw: bool) -> float:
 
 def undecided(pipe, compat) -> float:
     "Share of cells of a 16x16 picture that extrapolation leaves without a code."
-    from vgnb.draws import Keyed
-    from vgnb.sampling.extrapolation import Extrapolation, extrapolate
-    cond, how = pipe.condition(list(range(10))), Extrapolation(steps=22, compat=compat, rows=10)
-    codes = extrapolate(pipe.generator, cond, torch.arange(10), Keyed(0), (16, 16), how)
+    from vgnb.sampling.extrapolation import Extrapolate
+    enlarged = Extrapolate((16, 16))
+    painting = pipe.painting(enlarged, list(range(10)), schedule="randar", steps=22, guidance=3.0, compat=compat, rows=10)
+    codes = enlarged.codes(painting)
     return float((codes < 0).float().mean())
 
 
 def compare(bench) -> list[dict]:
     "Accuracy and FID of samples without and with each fault."
+    from vgnb.generators.adaptive_orders import Confidence
+    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
     maskgit, pgm = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("maskgit", "pgm"))
     drawn = faulty(maskgit, compat="upstream")
@@ -72,13 +74,13 @@ def compare(bench) -> list[dict]:
 
     def row(system, name, right, wrong, **settings):
         "`right`, `wrong`: a pipeline and settings of its own, each."
-        rows.append({"system": system, "fault": name, "settings": settings,
+        rows.append({"system": system, "fault": name, "settings": {k: to_json(v) for k, v in settings.items()},
                      "default": bench.point(right[0], **settings, **right[1]),
                      "upstream": bench.point(wrong[0], **settings, **wrong[1])})
 
     for steps in (22, 8):
         halton = dict(steps=steps, order="halton", schedule="arccos")
-        noisy = dict(steps=steps, order="confidence", choice_noise=4.5)
+        noisy = dict(steps=steps, order=Confidence(noise=4.5))
         row("MaskGIT", "the mask code can be drawn", (maskgit, {}), (drawn, fault), **halton)
         row("MaskGIT", "known tokens are drawn again in every step",
             (maskgit, redraw), (maskgit, redraw | fault), **noisy)

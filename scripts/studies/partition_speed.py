@@ -63,7 +63,7 @@ def everything_work(config, n: int, steps: int) -> int:
 
 def published_sizes(o: Options, configs: dict, schedule, n: int) -> list[dict]:
     "Multiply-adds of a sample at the published sizes."
-    from vgnb.generators.work import run_work
+    from vgnb.generators.cost import run_work
     rows = []
     for steps in o.steps:
         for name, config in configs.items():
@@ -87,8 +87,8 @@ def medians(runs: dict, repeats: int) -> dict:
 def small_sizes(o: Options, masked, partition, order, schedule, grid) -> list[dict]:
     "Wall time and multiply-adds of a sample by small models of both families."
     from vgnb.draws import At, Keyed
+    from vgnb.generators.cost import run_work
     from vgnb.generators.generator import Cond
-    from vgnb.generators.work import run_work
     from vgnb.sampling.sampler import Sampler
     cond, ids, draws = Cond(labels=torch.arange(o.rows)), torch.arange(o.rows), Keyed(0)
     plan = order.plan(grid, None, draws, At(ids))

@@ -83,7 +83,7 @@ def steps(o: Options):
 
     samples = out / "samples.npz"
     words = ["scripts/sample.py", "--tokenizer", tokenizer, "--generator", generator, "--count", o.count, "--part", 500,
-             "--sampling.cfg-scale", 2, "--sampling.rows", 50, "--out", samples, "--sheet", out / "samples.png"]
+             "--guidance.scale", 2, "--rows", 50, "--out", samples, "--sheet", out / "samples.png"]
     yield "samples", words, samples
 
     for name, against, metrics in (("floor", train, ["fid"]),
@@ -127,7 +127,7 @@ def decoded(o: Options):
 
     from vgnb.data.codes import CodeStore
     from vgnb.data.transforms import to_uint8
-    from vgnb.training.checkpoints import load_model
+    from vgnb.saved import load_model
     tokenizer = load_model(o.out / "tokenizer/model").eval()
     store = CodeStore(o.codes("test", "datasets"))
     codes = store.batch(np.arange(len(store)))[0]
