@@ -58,7 +58,7 @@ def _house_rooms() -> list[str]:
     return [f"{c.__name__}.{room.name}" for c in chapters for room in pkgutil.iter_modules(c.__path__)]
 
 def discover() -> list[str]:
-    "Import every room that may register something; returns their names. Errors: `BadInput` for a room that cannot be imported."
+    "Import every room that may register something; their names. Errors: `BadInput` for one that cannot be imported."
     installed = [entry.value for entry in metadata.entry_points(group="vgnb.rooms")]
     rooms = [*_house_rooms(), *installed, *get_settings().run.rooms]
     for room in rooms:

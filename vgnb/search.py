@@ -7,9 +7,8 @@ __all__ = ['scale_grid', 'best_scale', 'GuidanceSearch', 'search_figure']
 
 # %% ../nbs/730_search.ipynb #550877e1
 import math
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
