@@ -75,20 +75,18 @@ def examine_tokenizer(folder: Path, count: int = 2000, batch: int = 250) -> dict
     import torch
 
     from vgnb.data.shapes import Shapes
-    from vgnb.data.transforms import to_uint8
     from vgnb.evaluation.judge import judge_input, load_judge
     from vgnb.evaluation.reconstruction import ReconstructionMeter
     from vgnb.saved import load_model
-    pictures, labels = Shapes(count, 32, seed=1).batch(np.arange(count))
-    pictures, labels = torch.from_numpy(pictures), torch.from_numpy(labels)
+    from vgnb.tokenizers.pictures import codes_of, pictures
+    originals, labels = map(torch.from_numpy, Shapes(count, 32, seed=1).batch(np.arange(count)))
     model, meter = load_model(folder), ReconstructionMeter()
     judge, _ = load_judge()
     right, used = 0, set()
     with torch.no_grad():
-        for some, truth in zip(pictures.split(batch), labels.split(batch)):
-            images = some.permute(0, 3, 1, 2).float() / 127.5 - 1
-            codes = model.encode(model.enter(images))
-            rebuilt = to_uint8(model.leave(model.decode(codes))).cpu()
+        for some, truth in zip(originals.split(batch), labels.split(batch)):
+            codes = codes_of(model, some, batch)
+            rebuilt = torch.from_numpy(pictures(model, codes, rows=batch))
             meter.update(rebuilt, some)
             right += int((judge(judge_input(rebuilt)).argmax(1) == truth).sum())
             used |= set(codes.unique().tolist())

@@ -715,7 +715,7 @@ ROWS = [
         lambda w: start("shapes-generator", data="codes", precision="fp16"),
         GENERATOR + "codes --precision fp16"),
     Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or",
-        lambda w: vqgan_loss(VQGANLossConfig(lpips=1), "weights"),
+        lambda w: vqgan_loss(VQGANLossConfig(lpips=1), weights="weights", size=32),
         TOKENIZER + "--loss.lpips 1 --weights weights"),
     Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of jsonl, none, tensorboard, wandb",
         lambda w: Run(tracker="papyrus"),

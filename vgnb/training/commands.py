@@ -142,12 +142,12 @@ def build_tokenizer(
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
-    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
+    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
     return TokenizerTask(model, objective, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
