@@ -41,7 +41,7 @@ from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
-from vgnb.tokenizers.losses import VQGANLossConfig, vqgan_loss
+from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import hold, verify
 from vgnb.saved import load_model, save_model
@@ -53,7 +53,7 @@ from vgnb.kinds import from_json
 from vgnb.training.trainer import Run
 from vgnb.views.explorer import OrderChoice, OrderExplorer, order_course
 
-SMALL = dict(codebook=48, width=16, groups=8)          # of the tokenizer
+SMALL = dict(quantizer=dict(codebook=48), width=16, groups=8)          # of the tokenizer
 RASTER = RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=(4, 4), classes=10, token_dropout=0, residual_dropout=0, ffn_dropout=0)
 
 
@@ -118,7 +118,7 @@ def _models(folder: Path, w: Work):
     save_model(folder / "tok", w.tok, w.tok.config); save_model(folder / "gen", w.gen, RASTER)
     torch.manual_seed(1)
     save_model(folder / "tok2", other := vqgan("tiny-shapes", **SMALL), other.config)
-    save_model(folder / "tok64", wide := vqgan("tiny-shapes", **SMALL | {"codebook": 64}), wide.config)
+    save_model(folder / "tok64", wide := vqgan("tiny-shapes", **SMALL | {"quantizer": dict(codebook=64)}), wide.config)
     w.pipe.save_pretrained(folder / "pipe"); w.painter.save_pretrained(folder / "painter")
     for name, mask in (("mask", w.mask), ("no-mask", w.mask & False), ("small-mask", w.mask[:30])): Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
     for name in ("half", "cut", "mixed-up"): shutil.copytree(folder / "gen", folder / name)
@@ -372,7 +372,7 @@ ROWS = [
     Bad("revival-of-parts", "accumulate", "2", "must be 1 while dead codes are revived", None, TOKENIZER + "--accumulate 2"),
     Bad("half-precision-on-a-cpu", "precision", "'fp16'", "needs an accelerator; use bf16 or fp32 here",
         lambda w: train(TrainOptions(recipe("shapes-generator", data="codes", precision="fp16"), Path("out"))), GENERATOR + "codes --precision fp16"),
-    Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or", lambda w: vqgan_loss(VQGANLossConfig(lpips=1), "weights"), TOKENIZER + "--loss.lpips 1 --weights weights"),
+    Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or", lambda w: vqgan_loss(VQGANLossConfig(lpips=1), weights="weights", size=32), TOKENIZER + "--loss.lpips 1 --weights weights"),
     Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of jsonl, none, tensorboard, wandb", lambda w: Run(tracker="papyrus"), TOKENIZER + "--tracker papyrus"),
     Bad("tracker-not-installed", "tracker", "'tensorboard'", "is not installed: pip install tensorboard", lambda w: train(TrainOptions(recipe("shapes-tokenizer"), Path("out"), tracker="tensorboard")),
         TOKENIZER + "--tracker tensorboard"),

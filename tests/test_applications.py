@@ -260,7 +260,7 @@ def pipeline(family="random-order", **kw):
          "masked": lambda: MaskedTransformer(MaskedConfig(1, 32, 2, ffn=32, vocab=48, grid=SHAPE, classes=10)),
          "partition": lambda: PartitionTransformer(PartitionConfig(1, 1, 32, 2, vocab=48, grid=SHAPE, classes=10)),
          "raster": lambda: RasterTransformer(RasterConfig(1, 32, 2, ffn_multiple=16, vocab=48, grid=SHAPE, classes=10))}[family]()
-    return Pipeline(vqgan("tiny-shapes", codebook=48, width=16, groups=8), m, Sampling() if family == "raster" else sampling(**kw), Shapes.classes)
+    return Pipeline(vqgan("tiny-shapes", quantizer=dict(codebook=48), width=16, groups=8), m, Sampling() if family == "raster" else sampling(**kw), Shapes.classes)
 
 
 def photos(b=3, size=(32, 48)):

@@ -59,7 +59,7 @@ def test_the_scripts_give_the_same_codes_from_every_container(parquet, cache, tm
         said = [run("export_images.py", uris["table"], uris[c], "--shard-size", 25) for c in ("folder", "tar", "shards")]
         assert all("60 pictures written, 0 left out" in s for s in said) and len({s.rsplit("contents ", 1)[1] for s in said}) == 1
         run("train_tokenizer.py", "cifar-tokenizer", "--data", uris["table"], "--out", "tokenizer", "--steps", 6, "--batch", 8, "--free-steps", 2, "--precision", "fp32",
-            "--model.width", 16, "--model.groups", 8, "--model.codebook", 64)
+            "--model.width", 16, "--model.groups", 8, "--model.quantizer.codebook", 64)
         for c, uri in uris.items():
             run("extract_codes.py", "--tokenizer", "tokenizer/model", "--data", uri, "--out", f"codes/{c}", "--size", 32, "--flip", "--batch", 16, "--shard-size", 25)
         run("train_generator.py", "cifar-generator", "--data", "codes/shards", "--out", "generator", "--steps", 2, "--batch", 8, "--precision", "fp32", "--model.layers", 1, "--model.dim", 32)

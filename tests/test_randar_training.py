@@ -16,6 +16,7 @@ from tests.toy_training import RECIPE, Pair, Points, result, train as train_toy
 from tests.train_on_two import generator_recipe, write_codes
 from vgnb.core import BadInput, Mismatch
 from vgnb.generators.generator import Loss
+from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.checkpoints import checkpoints, mirror_checkpoint, newest, verify
 from vgnb.saved import save_model
@@ -185,7 +186,7 @@ def coded(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("coded")
     write_codes(tmp / "codes")
     torch.manual_seed(0)
-    config = VQGANConfig(codebook=48, width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
+    config = VQGANConfig(VectorConfig(48), width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
     save_model(tmp / "tokenizer", VQGAN(config), config)
     return tmp
 
@@ -200,7 +201,7 @@ def test_previews_come_every_so_often_and_leave_no_trace(coded, tmp_path):
 
 
 def test_previews_ask_for_the_right_tokenizer(coded, tmp_path):
-    config = VQGANConfig(codebook=16, width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
+    config = VQGANConfig(VectorConfig(16), width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
     save_model(tmp_path / "other", VQGAN(config), config)
     r = generator_recipe(coded / "codes")
     for kw, words in ((dict(preview_tokenizer=None), "preview_tokenizer=None: must be the model folder"), (dict(preview_tokenizer=tmp_path / "other"), "must be the one that made the codes"), (dict(preview_every=-1), "preview_every=-1")):

@@ -19,6 +19,7 @@ from vgnb.pipeline import Pipeline
 from vgnb.sampling.settings import Sampling
 from vgnb.search import GuidanceSearch, best_scale, scale_grid, search_figure
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from vgnb.tokenizers.quantizers import VectorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (1.0, 2.0, 5.0)
@@ -34,7 +35,7 @@ class Counted:
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    tokenizer = MaskGITVQGAN(MaskGITVQGANConfig(codebook=32, dim=8, width=16, mults=(1, 2, 2, 2), depth=1, groups=8))
+    tokenizer = MaskGITVQGAN(MaskGITVQGANConfig(VectorConfig(32, 8, l2=False, usage=0), width=16, mults=(1, 2, 2, 2), depth=1, groups=8))
     generator = RasterTransformer(RasterConfig(layers=1, dim=32, heads=2, ffn_multiple=16, vocab=32, grid=(4, 4), classes=10), 0)
     torch.nn.init.normal_(generator.head.weight, std=0.5)                        # it starts at zero: no guidance would matter
     return Pipeline(tokenizer, generator, Sampling(rows=8), Shapes(10).classes)

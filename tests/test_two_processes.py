@@ -48,7 +48,7 @@ def test_same_weights(runs, name, other, weights):
     "The tokenizer's run has unquantized steps, k-means over both processes, and revivals; `halves` is one process with two micro-batches."
     a, b = (load_tensors(runs / r / name / "model" / f"{weights}.safetensors") for r in ("one", other))
     assert a.keys() == b.keys()
-    for k in a.keys() - {"quantizer.recent"}:                             # the window of recent codes is each process's own
+    for k in a.keys() - {"quantizer.usage.recent"}:                             # the window of recent codes is each process's own
         assert a[k].dtype.is_floating_point and (a[k] - b[k]).abs().max() <= TOLERANCE, k
 
 

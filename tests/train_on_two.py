@@ -16,13 +16,15 @@ from vgnb.training.commands import TrainOptions, train
 from vgnb.training.extract import extract_codes
 from vgnb.processes import Processes
 from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.tokenizers.conv_tokenizer import changed
+from vgnb.tokenizers.quantizers import Revive
 from vgnb.tokenizers.vqgan import vqgan
 
 
 def tokenizer_recipe(**changes):
     "Plain steps, k-means after the fourth, dead codes revived after every fifth."
     r = recipe("shapes-tokenizer")
-    model = replace(r.model, codebook=48, width=16, z=16, groups=8, revive=5, window=1024)
+    model = changed(r.model, quantizer=dict(codebook=48, usage=1024, updates=(Revive(5),)), width=16, z=16, groups=8)
     return replace(r, data="shapes://?n=200&size=32", steps=14, batch=16, free_steps=4, precision="fp32", ema=0.9, model=model, optim=Optim("adamw", lr=1e-3), rate=Rate(), **changes)
 
 
@@ -46,5 +48,6 @@ if __name__ == "__main__":
     processes.together(lambda: write_codes(out / "codes"))
     train(TrainOptions(generator_recipe(out / "codes"), out / "generator", accumulate=accumulate, progress=False, log_every=1))
     torch.manual_seed(0)
-    extract_codes(vqgan("tiny-shapes", codebook=48, width=16, z=16, groups=8), Shapes(70, 32), out / "extracted", Augment("center", 32, flip=True), batch=16, shard_size=10, processes=processes)
+    extract_codes(vqgan("tiny-shapes", quantizer=dict(codebook=48), width=16, z=16, groups=8), Shapes(70, 32), out / "extracted",
+                  Augment("center", 32, flip=True), batch=16, shard_size=10, processes=processes)
     if processes.main: (out / "world.json").write_text(json.dumps(processes.world))

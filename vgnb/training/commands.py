@@ -26,8 +26,6 @@ from ..data.images import open_images
 from ..data.layouts import find_layouts, store_from
 from ..data.text import FeatureStore
 from ..sampling.settings import Sampling
-from ..tokenizers.discriminators import discriminator
-from ..tokenizers.losses import vqgan_loss
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import checkpoints
 from ..cli import typed_cli
@@ -114,7 +112,7 @@ def parse(
     start, out = _start(argv[0], kind), get_settings().paths.runs / Path(argv[0]).stem
     options = published_options(argv[0]) if argv[0].endswith((".yaml", ".yml")) else {}
     about = (recipes[start.name].__doc__ if start.name in recipes else type(start).__doc__) or ""
-    return typed_cli(TrainOptions, args=argv[1:], default=TrainOptions(start, out, **options), prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
+    return typed_cli(TrainOptions, args=argv[1:], default=TrainOptions(start, out, **options), prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,), flat=("recipe",),
                      description="\n".join(line.strip() for line in about.splitlines()))
 
 def help_text(kind:str, doc:str) -> str:
@@ -130,14 +128,14 @@ def build_tokenizer(
     device="cpu",       # "meta": shapes only, for a look at what would be trained
 ) -> tuple[TokenizerTask, ImageData]:
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
-    objective = vqgan_loss(recipe.loss, weights)
     check(recipe.data, "data", recipe.data, "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://")
     data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
-        critic = discriminator(recipe.discriminator, recipe.augment.size) if recipe.loss.gan else None
-    return TokenizerTask(model, objective, critic, recipe.free_steps), data
+        build_objective = kinds[kind_of(recipe.loss)].build                    # after the model: the order of the random numbers
+        objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
+    return TokenizerTask(model, objective, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
     "A code store, or `LAYOUT://folder` for codes in a published layout; `?vocab=1024&classes=10&split=eval` says what its files don't."

@@ -169,7 +169,6 @@ class TokenizerRecipe(Recipe):
     model: Any = None                                           # a registered tokenizer's configuration
     augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
     loss: Any = None                                            # a registered objective's configuration
-    discriminator: Literal["patchgan", "stylegan"] = "patchgan" # used if loss.gan > 0
     free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
 
     def __post_init__(self):
