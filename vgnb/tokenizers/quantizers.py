@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -327,14 +328,6 @@ class VectorQuantizer(Quantizer):
         "(b, *grid) codes -> (b, d, *grid) rows."
         return F.embedding(codes.long(), self.rows()).movedim(-1, 1)
 
-    def losses(self, z:Tensor, q:Tensor) -> dict[str, Tensor]:
-        "Weighted losses of features and their rows, both (n, d)."
-        c = self.config
-        vq, commit = (c.beta, 1) if c.legacy else (1, c.beta)
-        out = {"vq": vq * F.mse_loss(q, z.detach()), "commit": commit * F.mse_loss(z, q.detach())}
-        if c.entropy: out["entropy"] = c.entropy * entropy_loss(z, self.rows())
-        return out
-
     def forward(self,
         z:Tensor,                 # (b, d, *grid)
         draws:Draws|None=None,    # for updates that draw
@@ -351,17 +344,29 @@ class VectorQuantizer(Quantizer):
             out = straight_through(x, q).view(*grid, -1).movedim(-1, 1)         # (b, d, *grid)
             return Quantized(out, codes.view(grid), self.losses(x, q))
 
-    def unquantized(self, z:Tensor) -> Tensor:
-        "Features as they are searched, unit if `l2`."
-        grid = z.shape[:1] + z.shape[2:]
-        with exact(z, self.config.compat is None):
-            return self.flat(z).view(*grid, -1).movedim(-1, 1)
-
-    @torch.no_grad()
-    def kmeans_init(self, z:Tensor, draws:Draws, iterations:int=10):
-        "Set the table by k-means on features (b, d, *grid) or (n, d), of all processes together."
-        features = self.sync.gather(self.flat(z))
-        self.table.copy_(kmeans(features, self.config.codebook, draws, iterations, self.config.l2))
-
 kinds.register(Kind(VectorConfig, VectorQuantizer), name="quantizer.vector")
 shelf("quantizer")["vector"] = VectorConfig()
+
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #d7dd2de9
+@patch
+def losses(self:VectorQuantizer, z:Tensor, q:Tensor) -> dict[str, Tensor]:
+    "Weighted losses of features and their rows, both (n, d)."
+    c = self.config
+    vq, commit = (c.beta, 1) if c.legacy else (1, c.beta)
+    out = {"vq": vq * F.mse_loss(q, z.detach()), "commit": commit * F.mse_loss(z, q.detach())}
+    if c.entropy: out["entropy"] = c.entropy * entropy_loss(z, self.rows())
+    return out
+
+@patch
+def unquantized(self:VectorQuantizer, z:Tensor) -> Tensor:
+    "Features as they are searched, unit if `l2`."
+    grid = z.shape[:1] + z.shape[2:]
+    with exact(z, self.config.compat is None):
+        return self.flat(z).view(*grid, -1).movedim(-1, 1)
+
+@patch
+@torch.no_grad()
+def kmeans_init(self:VectorQuantizer, z:Tensor, draws:Draws, iterations:int=10):
+    "Set the table by k-means on features (b, d, *grid) or (n, d), of all processes together."
+    features = self.sync.gather(self.flat(z))
+    self.table.copy_(kmeans(features, self.config.codebook, draws, iterations, self.config.l2))

@@ -63,6 +63,7 @@ def _side(n:int) -> int:
     check(side * side == n, "codes", n, "flat codes must fill a square; give other grids as (b, h, w)")
     return side
 
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #00064a65
 class Tokenizer(nn.Module, ABC):
     "Images ↔ codes. `decode(encode(x))` is the reconstruction; training goes through `forward`."
     vocab: tuple[int, ...]|None = None   # codebook size of each level; None: continuous
@@ -144,6 +145,7 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
     grid = (h // self.factor, w // self.factor)
     return grid + ((self.levels,) if self.levels > 1 else ())
 
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #15833093
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
     "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, shape."
