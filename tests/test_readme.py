@@ -1,4 +1,7 @@
-"What README and tutorials tell a reader to type works: the Python block, the names of scripts, and the five commands of the tutorial, run as they stand there."
+"""What README and tutorials tell a reader to type works.
+
+That is: the blocks of Python, the names of scripts, and the commands of the tutorial, run as they stand there.
+"""
 import re
 import shlex
 import subprocess
@@ -17,10 +20,14 @@ from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.vqgan import vqgan
 
 ROOT = Path(__file__).resolve().parents[1]
-README, TUTORIAL, PLAYGROUND = ROOT / "README.md", ROOT / "nbs/tutorials/900_folder_to_samples.ipynb", ROOT / "nbs/tutorials/905_sampling_playground.ipynb"
+README = ROOT / "README.md"
+TUTORIAL = ROOT / "nbs/tutorials/900_folder_to_samples.ipynb"
+PLAYGROUND = ROOT / "nbs/tutorials/905_sampling_playground.ipynb"
 
 
-def blocks(path: Path, language: str) -> list[str]: return re.findall(rf"^```{language}\n(.*?)^```", prose(path), re.S | re.M)
+def blocks(path: Path, language: str) -> list[str]:
+    "The fenced blocks of a language in a page's prose."
+    return re.findall(rf"^```{language}\n(.*?)^```", prose(path), re.S | re.M)
 
 
 def commands(path: Path) -> list[list[str]]:

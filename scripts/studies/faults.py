@@ -55,8 +55,9 @@ def overwritten(pipe, redraw: bool) -> float:
 def undecided(pipe, compat) -> float:
     "Share of cells of a 16x16 picture that extrapolation leaves without a code."
     from vgnb.sampling.extrapolation import Extrapolate
-    enlarged = Extrapolate((16, 16))
-    painting = pipe.painting(enlarged, list(range(10)), schedule="randar", steps=22, guidance=3.0, compat=compat, rows=10)
+    enlarged, classes = Extrapolate((16, 16)), list(range(10))
+    how = dict(schedule="randar", steps=22, guidance=3.0, compat=compat, rows=10)
+    painting = pipe.painting(enlarged, classes, **how)
     codes = enlarged.codes(painting)
     return float((codes < 0).float().mean())
 
