@@ -72,7 +72,7 @@ class ConvTokenizer(Tokenizer):
         else: q = Quantized(self.quantizer.unquantized(features), None, {})
         return Reconstruction(self.pixels(q.z, noise), q, {"last_layer": self.decoder.head.weight})
 
-# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #eef0ae79
+# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #c983584a
 @patch
 def noise(self:ConvTokenizer, draws:Draws|None, at:At|None) -> Noise|None:
     "Where dropout draws from; None where nothing is dropped."

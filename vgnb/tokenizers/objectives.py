@@ -126,21 +126,22 @@ class VQGANLoss(Objective):
         names = ("tokenizer", "discriminator") if self.runs(step) else ("tokenizer",)
         return tuple(Phase.of(name, name) for name in names)
 
-    def base(self, images:Tensor, output:Tensor) -> tuple[Tensor, dict]:
-        "Reconstruction losses: pixels and perception."
-        c = self.config
-        parts = {}
-        if c.l2: parts["l2"] = F.mse_loss(output, images)
-        if c.l1: parts["l1"] = F.l1_loss(output, images)
-        if c.lpips: parts["lpips"] = self.helpers["lpips"](images, output).mean()
-        return sum(getattr(c, k) * v for k, v in parts.items()), parts
-
     def loss(self, phase, images, made, carry, draws, at):
         "That of the phase."
         if phase.name == "discriminator": return self.for_discriminator(images, carry, at.step)
         return self.for_tokenizer(images, made, carry, at.step)
 
-# %% ../../nbs/tokenizers/237_objectives.ipynb #cb53bb28
+# %% ../../nbs/tokenizers/237_objectives.ipynb #6066d5ba
+@patch
+def base(self:VQGANLoss, images:Tensor, output:Tensor) -> tuple[Tensor, dict]:
+    "Reconstruction losses: pixels and perception."
+    c = self.config
+    parts = {}
+    if c.l2: parts["l2"] = F.mse_loss(output, images)
+    if c.l1: parts["l1"] = F.l1_loss(output, images)
+    if c.lpips: parts["lpips"] = self.helpers["lpips"](images, output).mean()
+    return sum(getattr(c, k) * v for k, v in parts.items()), parts
+
 @patch
 def for_tokenizer(self:VQGANLoss,
     images:Tensor,        # (b, 3, h, w)
