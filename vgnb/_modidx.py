@@ -652,6 +652,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'vgnb.evaluation.measure._fitting': ( 'evaluation/measure.html#_fitting',
                                                                                'vgnb/evaluation/measure.py'),
                                          'vgnb.evaluation.measure._notes': ('evaluation/measure.html#_notes', 'vgnb/evaluation/measure.py'),
+                                         'vgnb.evaluation.measure._protocol': ( 'evaluation/measure.html#_protocol',
+                                                                                'vgnb/evaluation/measure.py'),
                                          'vgnb.evaluation.measure._reference_notes': ( 'evaluation/measure.html#_reference_notes',
                                                                                        'vgnb/evaluation/measure.py'),
                                          'vgnb.evaluation.measure._values': ( 'evaluation/measure.html#_values',
