@@ -33,7 +33,7 @@ from vgnb.sampling.sampler import Sampler
 from vgnb.views.player import SamplingPlayer
 
 class Noise(Generator):
-    vocab, traits = (64,), frozenset({"any_order", "parallel"})
+    vocab, traits = (64,), frozenset({"any_order"})
     def null(self, cond): return cond
     def predict(self, state, positions, given=None, *, live, independent=False):
         return Prediction(torch.randn(1, *positions.shape, 64, generator=torch.Generator().manual_seed(state.done)))
@@ -91,7 +91,7 @@ def lab(tmp_path_factory):
     root = tmp / "root"
     root.mkdir()
     for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)):
-        _notebook(root / f"{name}.ipynb", *cells)
+        (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     env = {**os.environ, **{name: str(tmp / name.lower()) for name in names}, "OMP_NUM_THREADS": "1"}
     news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"

@@ -27,7 +27,7 @@ from vgnb.views.scenes import KNOWN, OrderChoice, Scene, fixed_orders, order_cou
 
 class Noise(Generator):
     "Any token, with more or less confidence."
-    vocab, traits = (16,), frozenset({"any_order", "parallel"})
+    vocab, traits = (16,), frozenset({"any_order"})
     def null(self, cond): return cond
     def predict(self, state, positions, given=None, *, live, independent=False):
         return Prediction(3 * torch.randn(1, *positions.shape, 16,

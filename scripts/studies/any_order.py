@@ -54,6 +54,13 @@ class Options:
     "write nbs/studies/any_order.json"
 
 
+def recorded(settings: dict) -> dict:
+    "Settings as measurement files have them: a scale of guidance is `cfg_scale`."
+    from vgnb.kinds import to_json
+    row = to_json(settings)
+    return {"cfg_scale" if name == "guidance" else name: value for name, value in row.items()}
+
+
 class Bench:
     "The held-out pictures and the judge, looked at once."
     def __init__(self, count: int):
@@ -112,7 +119,7 @@ def cost(pipes: dict, o: Options) -> dict:
             settings = dict(steps=steps, guidance=scale, order="halton", schedule="arccos", rows=50)
             for name, ms in interleaved(pipes, o.repeats, settings).items():
                 mflop = flops(pipes[name], **settings) / 1e6
-                out[name].append({**settings, "ms": round(ms, 3), "mflop": round(mflop, 2)})
+                out[name].append({**recorded(settings), "ms": round(ms, 3), "mflop": round(mflop, 2)})
                 print("  ", name, out[name][-1], flush=True)
     return out
 

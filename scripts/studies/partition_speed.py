@@ -91,7 +91,7 @@ def small_sizes(o: Options, masked, partition, order, schedule, grid) -> list[di
     from vgnb.generators.generator import Cond
     from vgnb.sampling.sampler import Sampler
     cond, ids, draws = Cond(labels=torch.arange(o.rows)), torch.arange(o.rows), Keyed(0)
-    plan = order.plan(grid, None, draws, At(ids))
+    plan = order.permutation(grid, None, draws, At(ids))
     rows = []
     for steps in o.steps:
         counts = schedule(grid.n, steps, 0)

@@ -147,11 +147,11 @@ def order_course(
     start = int(known.sum())
     draws, at = _Watched(c.seed), At(torch.tensor([c.sample]))
     order.check(grid, at.ids)
-    perm = order.plan(grid, known[None], draws, at)[0]
-    counts = check_counts(schedule(grid.n, c.steps, start), grid.n, start)
+    perm, counts = order.plan(grid, known[None], schedule, c.steps, draws, at)
+    check_counts(counts, grid.n, start)
 
-    one_for_each = isinstance(order, Given) and order.order.dim() == 2
-    steps = order_steps(perm, [start, *counts]) - 1              # the known ones come first, in "step" -1
+    one_for_each = isinstance(order, Given) and isinstance(order.cells[0], tuple)
+    steps = order_steps(perm[0], [start, *counts]) - 1              # the known ones come first, in "step" -1
     title = f"{c.order} · {c.schedule} · {c.height}x{c.width}"
     return Course(title, shape, steps, len(counts), keyed=draws.asked or one_for_each)
 
