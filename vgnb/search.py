@@ -34,7 +34,6 @@ from .evaluation.samples import Samples, open_samples
 from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
 from .kinds import dotted, to_json, with_dotted
-from .kinds import to_json
 from .pipeline import Pipeline
 from .processes import Processes
 from .saved import load_tensors, save_tensors
@@ -134,14 +133,6 @@ def _together(processes:Processes|None, work):
 
 def _write(file:Path, tensors:dict):
     with write_aside(file) as aside: save_tensors(aside, tensors)
-
-def _without(settings:dict, path:str) -> dict:
-    "Settings as JSON but for the field that is searched."
-    *parts, name = path.split(".")
-    inside = settings
-    for part in parts: inside = inside[int(part)] if isinstance(inside, list) else inside[part]
-    del inside[name]
-    return settings
 
 class _SearchFolder(_Search):
     "What is known of a search, in its folder."

@@ -75,7 +75,7 @@ def compare(bench) -> list[dict]:
 
     def row(system, name, right, wrong, **settings):
         "`right`, `wrong`: a pipeline and settings of its own, each."
-        rows.append({"system": system, "fault": name, "settings": {k: to_json(v) for k, v in settings.items()},
+        rows.append({"system": system, "fault": name, "settings": to_json(settings),
                      "default": bench.point(right[0], **settings, **right[1]),
                      "upstream": bench.point(wrong[0], **settings, **wrong[1])})
 
