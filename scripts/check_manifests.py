@@ -2,8 +2,9 @@
 
     python scripts/check_manifests.py DIR [--system llamagen]
 
-Every DIR/<system>-<model>.json describes a model in its authors' words (`config`, `upstream_class`) and lists its entries (`manifest`: name -> shape). Ours is
-built on the meta device and exported through its name table. Ends `N met, M failed, K missing`; exit code 0 only when all are met.
+Every DIR/<system>-<model>.json describes a model in its authors' words (`config`, `upstream_class`) and lists its
+entries (`manifest`: name -> shape). Ours is built on the meta device and exported through its name table. Ends
+`N met, M failed, K missing`; exit code 0 only when all are met.
 """
 import fnmatch
 import json

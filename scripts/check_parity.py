@@ -29,7 +29,10 @@ class Options:
 
 def main(o: Options) -> int:
     from tests.parity.harness import load_adapters, run_case
-    if not o.folder.is_dir(): print(f"folder={o.folder}: no such folder", file=sys.stderr); return 2
+    if not o.folder.is_dir():
+        print(f"folder={o.folder}: no such folder", file=sys.stderr)
+        return 2
+
     load_adapters()
     count = Counter()
     for path in sorted(o.folder.glob(f"{o.system}/{o.case}.json")):

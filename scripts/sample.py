@@ -3,7 +3,8 @@
     python scripts/sample.py runs/quickstart --count 64 --sheet grid.png
     python scripts/sample.py runs/quickstart --classes heart ring --count 16 --guidance.scale 3
     python scripts/sample.py tiny-maskgit --order confidence --order.noise 4.5 --schedule arccos --steps 12
-    accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz     # all GPUs; killed, it goes on
+    # all GPUs; killed, it goes on
+    accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz
     python scripts/sample.py --tokenizer vq_ds16_c2i.pt --generator c2i_L_384.pt --size 256  # published files
     python scripts/sample.py --tokenizer T --generator G --prompts prompts.txt --text-encoder google/flan-t5-xl
 
@@ -62,7 +63,7 @@ class Source:
 class Painting:
     "Pictures that are there, and larger ones."
     inpaint: str = ""
-    "make the marked pixels of these pictures anew: sample i starts from picture i, after the last one from the first again"
+    "make the marked pixels of these pictures anew: sample i starts from picture i, after the last from the first again"
     mask: str = ""
     "for --inpaint and --morph: a picture, or a folder with one for each; white is made anew"
     outpaint: str = ""
@@ -82,7 +83,7 @@ class Painting:
     spatial_ratio: float | None = None
     "for --extrapolate: share of the coarse cells that the blinded branch doesn't see (default: 0.5)"
     ntk_boundary: int | None = None
-    "rotary frequencies below it go on counting (default of --extrapolate: 2; of --outpaint: windows of the training grid)"
+    "rotary frequencies below it go on counting (default for --extrapolate: 2, for --outpaint: training-grid windows)"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
     paste: bool = False

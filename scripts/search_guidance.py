@@ -44,7 +44,7 @@ class Options:
     by: str = "fid"
     "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
     setting: str = "guidance.scale"
-    "the field of the sampling that takes the scales: guidance.scale, picks.0.temperature, ..."
+    "what takes the scales, for example guidance.scale or picks.0.temperature"
     extractor: Literal["inception", "shapes-judge"] = "inception"
     "the network that looks"
     weights: Path | None = None

@@ -144,10 +144,10 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
     def examine(steps, scale):
         row = bench.point(pipe, steps=steps, guidance=scale)
         measured = {name: row[name] for name in ("accuracy", "fid", "seconds")}
-        return {"steps": steps, "cfg_scale": scale, **measured, "count": o.count}
+        return {"steps": steps, "guidance": scale, **measured, "count": o.count}
     table = [examine(third, scale) for scale in SCALES]
     best = chosen(table, third)
-    table += [examine(steps, best["cfg_scale"]) for steps in (cells, cells // 8)]
+    table += [examine(steps, best["guidance"]) for steps in (cells, cells // 8)]
     return table, best
 
 
@@ -183,8 +183,8 @@ def generator(o: Options) -> int:
         "threads": o.threads,
         "torch": torch.__version__,
         "table": table,
-        "result": f"{found}, guidance {best['cfg_scale']:g}"}
-    shipped = Sampling(**SETTINGS[o.name], guidance=best["cfg_scale"])
+        "result": f"{found}, guidance {best['guidance']:g}"}
+    shipped = Sampling(**SETTINGS[o.name], guidance=best["guidance"])
     ship_pipeline(o.ship / o.name, model, shipped, classes, grid, **record)
     print(record["result"])
     return 0

@@ -17,6 +17,8 @@ import urllib.request
 
 import pytest
 
+from tests.test_style import notebook
+
 pytestmark = pytest.mark.browser
 
 CHROMIUM = "apt-get install -y --no-install-recommends chromium fonts-dejavu-core"

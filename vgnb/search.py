@@ -7,7 +7,6 @@ __all__ = ['scale_grid', 'best_scale', 'GuidanceSearch', 'search_figure']
 
 # %% ../nbs/730_search.ipynb #550877e1
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,7 +33,7 @@ from .evaluation.measure import check_request, look_at, measure
 from .evaluation.samples import Samples, open_samples
 from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
-from .kinds import to_json
+from .kinds import dotted, to_json, with_dotted
 from .pipeline import Pipeline
 from .processes import Processes
 from .saved import load_tensors, save_tensors
@@ -86,7 +85,7 @@ class _Search:
     final: int = 50_000           # images at the best scale; 0 = no second round
     metrics: tuple = ("fid", "is", "pr") # see `measure`
     by: str = "fid"               # what decides: fid, kid_mean (least), is_mean, precision, recall, accuracy (most)
-    setting: str = "guidance.scale" # the field of the sampling that takes the scales: see `Sampling.changed`
+    setting: str = "guidance.scale" # of the sampling (a name of `dotted`): what takes the scales
     labels: str = "balanced"      # or random
     seed: int = 0
     size: int|None = None         # side of the images; None = the tokenizer's own
@@ -105,6 +104,7 @@ class _Search:
         check_int("final", self.final, 0)
         metric = _METRIC.get(self.by, self.by)
         check(metric in self.metrics, "by", self.by, f"needs {metric} among the metrics {self.metrics}")
+        check_choice("setting", self.setting, tuple(dotted(self.pipe.sampling)))
         self.reference = open_samples(self.reference)
         for scale in self.scales: self.at(scale).sampler()            # what cannot be sampled is refused now
         for n in {self.count, self.final or self.count}: self._check_count(n)
@@ -119,7 +119,7 @@ class _Search:
     def at(self, scale:float) -> Pipeline:
         "The pipeline at a scale."
         p = self.pipe
-        sampling = p.sampling.changed(self.setting, scale)
+        sampling = with_dotted(p.sampling, self.setting, scale)
         return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape)
 
     def classes(self, count:int) -> Tensor:
@@ -134,14 +134,6 @@ def _together(processes:Processes|None, work):
 def _write(file:Path, tensors:dict):
     with write_aside(file) as aside: save_tensors(aside, tensors)
 
-def _without(settings:dict, path:str) -> dict:
-    "Settings as JSON but for the field that is searched."
-    *parts, name = path.split(".")
-    inside = settings
-    for part in parts: inside = inside[int(part)] if isinstance(inside, list) else inside[part]
-    del inside[name]
-    return settings
-
 class _SearchFolder(_Search):
     "What is known of a search, in its folder."
     @cached_property
@@ -149,7 +141,7 @@ class _SearchFolder(_Search):
         "What decides the numbers of a scale."
         p = self.pipe
         return dict(tokenizer=digest(p.tokenizer.state_dict()), generator=digest(p.generator.state_dict()),
-                    sampling=_without(to_json(p.sampling), self.setting), setting=self.setting,
+                    sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
                     metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id)
 

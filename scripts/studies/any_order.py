@@ -54,13 +54,6 @@ class Options:
     "write nbs/studies/any_order.json"
 
 
-def recorded(settings: dict) -> dict:
-    "Settings as measurement files have them: a scale of guidance is `cfg_scale`."
-    from vgnb.kinds import to_json
-    row = to_json(settings)
-    return {"cfg_scale" if name == "guidance" else name: value for name, value in row.items()}
-
-
 class Bench:
     "The held-out pictures and the judge, looked at once."
     def __init__(self, count: int):
@@ -77,6 +70,7 @@ class Bench:
         "Accuracy and FID of the samples at some settings."
         from vgnb.evaluation.measure import measure
         from vgnb.evaluation.samples import Samples
+        from vgnb.kinds import to_json
         labels = np.arange(self.count) % len(pipe.classes)
         start = time.perf_counter()
         images = pipe.sample(labels.tolist(), seed=0, **settings)
@@ -84,7 +78,8 @@ class Bench:
         made = Samples(images, labels, id=f"{self.count} samples")
         values = measure(made, self.real, self.judge, metrics=("fid", "accuracy"), uint8_rule="round", seed=0,
                          base=self.base).values
-        row = {**recorded(settings), "accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
+        found = {"accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
+        row = to_json(settings) | found
         print("  ", "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         return row
 
@@ -110,14 +105,14 @@ def interleaved(pipes: dict, repeats: int, settings: dict) -> dict:
 
 
 def cost(pipes: dict, o: Options) -> dict:
-    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, cfg_scale, ms, mflop}]}."
+    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, guidance, ms, mflop}]}."
     out = {name: [] for name in pipes}
     for steps in o.steps:
         for scale in (1.0, 3.0):
             settings = dict(steps=steps, guidance=scale, order="halton", schedule="arccos", rows=50)
             for name, ms in interleaved(pipes, o.repeats, settings).items():
                 mflop = flops(pipes[name], **settings) / 1e6
-                out[name].append({**recorded(settings), "ms": round(ms, 3), "mflop": round(mflop, 2)})
+                out[name].append({**settings, "ms": round(ms, 3), "mflop": round(mflop, 2)})
                 print("  ", name, out[name][-1], flush=True)
     return out
 

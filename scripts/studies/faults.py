@@ -55,17 +55,17 @@ def overwritten(pipe, redraw: bool) -> float:
 def undecided(pipe, compat) -> float:
     "Share of cells of a 16x16 picture that extrapolation leaves without a code."
     from vgnb.sampling.extrapolation import Extrapolate
-    what = Extrapolate((16, 16))
-    how = dict(steps=22, schedule="randar", guidance=3.0, rows=10, compat=compat)
-    codes = what.codes(pipe.painting(what, list(range(10)), **how))
+    enlarged, classes = Extrapolate((16, 16)), list(range(10))
+    how = dict(schedule="randar", steps=22, guidance=3.0, compat=compat, rows=10)
+    painting = pipe.painting(enlarged, classes, **how)
+    codes = enlarged.codes(painting)
     return float((codes < 0).float().mean())
 
 
 def compare(bench) -> list[dict]:
     "Accuracy and FID of samples without and with each fault."
-    from any_order import recorded
-
     from vgnb.generators.adaptive_orders import Confidence
+    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
     maskgit, pgm = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("maskgit", "pgm"))
     drawn = faulty(maskgit, compat="upstream")
@@ -75,7 +75,7 @@ def compare(bench) -> list[dict]:
 
     def row(system, name, right, wrong, **settings):
         "`right`, `wrong`: a pipeline and settings of its own, each."
-        rows.append({"system": system, "fault": name, "settings": recorded(settings),
+        rows.append({"system": system, "fault": name, "settings": to_json(settings),
                      "default": bench.point(right[0], **settings, **right[1]),
                      "upstream": bench.point(wrong[0], **settings, **wrong[1])})
 

@@ -17,4 +17,9 @@ def fill_one(name: str, shape, seed: int) -> np.ndarray:
 
 def fill_state(manifest: dict, seed: int, keep=()) -> dict:
     "Published state dict of torch tensors; names in `keep` are left out."
-    return {k: torch.from_numpy(np.ascontiguousarray(fill_one(k, s, seed))).reshape(tuple(s)) for k, s in manifest.items() if k not in keep}
+    state = {}
+    for name, shape in manifest.items():
+        if name in keep: continue
+        values = np.ascontiguousarray(fill_one(name, shape, seed))      # this makes a 1-d array of a single number
+        state[name] = torch.from_numpy(values).reshape(tuple(shape))
+    return state

@@ -13,7 +13,11 @@ from vgnb.evaluation.samples import Statistics
 @adapter("halton", "torch_fidelity.FeatureExtractorInceptionV3*")
 def network(case):
     state = case.fill() | {k: torch.zeros((), dtype=torch.long) for k in case.spec["keep"]}
-    state = {k: (v * case.spec.get("conv_weight_scale", 1.0) if v.dim() == 4 else v).contiguous() for k, v in state.items()}
+    scale = case.spec.get("conv_weight_scale", 1.0)
+    for name, value in state.items():
+        is_convolution = value.dim() == 4
+        state[name] = (value * scale if is_convolution else value).contiguous()
+
     with tempfile.TemporaryDirectory() as folder:
         save_file(state, Path(folder) / "w.safetensors")
         seen = Inception(Path(folder) / "w.safetensors")(case["in.x"].permute(0, 2, 3, 1))
@@ -35,5 +39,9 @@ def metrics(case):
     logits = case["in.logits"][case["in.perm"]]
     score = inception_score(logits, -(-len(logits) // c["num_inception_chunks"]))[0]
     four = prdc(fake, real, c["manifold_k"], c["num_splits"])
-    return {"out.fid": torch.tensor([frechet_distance(a, b)]), "out.is": torch.tensor([score]), "out.prdc": torch.tensor(list(four.values())),
-            "out.mu": a.mean.float(), "out.cov": a.cov.float()}
+    return {
+        "out.fid": torch.tensor([frechet_distance(a, b)]),
+        "out.is": torch.tensor([score]),
+        "out.prdc": torch.tensor(list(four.values())),
+        "out.mu": a.mean.float(),
+        "out.cov": a.cov.float()}

@@ -13,7 +13,11 @@ def vq_model(case):
     spec = {"model": f"VQ-{case.config['f']}"} | {k: v for k, v in case.config.items() if k != "f"}
     model = filled(case, published_model(spec, system="halton", compat="upstream")).eval()
     q = model.quantize(case["in.x"])
-    return {"out.h": model.features(case["in.x"]), "out.idx": q.codes.flatten(), "out.quant": q.z, "out.dec": model.decode(case["in.code"])}
+    return {
+        "out.h": model.features(case["in.x"]),
+        "out.idx": q.codes.flatten(),
+        "out.quant": q.z,
+        "out.dec": model.decode(case["in.code"])}
 
 
 @adapter("halton", "Dataset.dataloader.get_data*")

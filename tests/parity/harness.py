@@ -1,6 +1,7 @@
-"""Runs parity fixtures: a case's inputs and the *names, shapes and dtypes* of its outputs go to an adapter; what comes back is compared.
+"""Runs parity fixtures: an adapter gets a case's inputs and the *names, shapes and dtypes* of its outputs.
 
-An adapter is found by system and `upstream_class` (and, where one class is called in several ways, by a condition on the spec), never by a case's name.
+What it returns is compared with the recorded outputs. An adapter is found by system and `upstream_class` (and, where
+one class is called in several ways, by a condition on the spec), never by a case's name.
 """
 import fnmatch
 import importlib
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from .fill import fill_one, fill_state
@@ -21,8 +23,15 @@ ADAPTERS: list = []
 
 
 def adapter(system: str, upstream_class: str, when=None):
-    "Register `run(case) -> {out name: tensor}` for cases of `system` whose `upstream_class` matches (fnmatch) and for which `when(spec)` holds."
-    return lambda run: ADAPTERS.append((system, upstream_class, when, run)) or run
+    """Register `run(case) -> {out name: tensor}` for cases of `system`.
+
+    Only those whose `upstream_class` matches (fnmatch) and for which `when(spec)` holds.
+    """
+    def register(run):
+        ADAPTERS.append((system, upstream_class, when, run))
+        return run
+
+    return register
 
 
 @dataclass
@@ -42,59 +51,99 @@ class Case:
 
     def fill(self, manifest=None, seed=None, keep=None) -> dict:
         "The published state dict (see fill.py); arguments default to the case's own."
-        state = fill_state(self.spec["manifest"] if manifest is None else manifest, self.spec["seed"] if seed is None else seed,
-                           self.spec.get("keep", ()) if keep is None else keep)
-        for name, scale in [(k, v) for k, v in (self.spec.get("conv_weight_scale") or {}).items()] if isinstance(self.spec.get("conv_weight_scale"), dict) else []:
-            state[name] = state[name] * scale
-        for a, b in (self.spec.get("tied") or {}).items(): state[a] = state[b]
-        if self.poke:
-            for k in state:
-                if (k == self.poke or self.poke.endswith("." + k)) and state[k].is_floating_point(): state[k] = state[k] * 1.05
+        if manifest is None: manifest = self.spec["manifest"]
+        if seed is None: seed = self.spec["seed"]
+        if keep is None: keep = self.spec.get("keep", ())
+        state = fill_state(manifest, seed, keep)
+
+        scales = self.spec.get("conv_weight_scale")
+        if isinstance(scales, dict):         # a single number is for all convolutions: the adapter's affair
+            for name, scale in scales.items(): state[name] = state[name] * scale
+        tied = self.spec.get("tied") or {}
+        for name, source in tied.items(): state[name] = state[source]
+
+        if self.poke: self._poke(state)
         return state
 
-    def fill_one(self, name, shape, seed=None): return torch.from_numpy(fill_one(name, shape, self.spec["seed"] if seed is None else seed))
+    def _poke(self, state: dict):
+        "Change the parameter `poke` by 5%, also where the state dict has it without its module's prefix."
+        for name, value in state.items():
+            meant = name == self.poke or self.poke.endswith("." + name)
+            if meant and value.is_floating_point(): state[name] = value * 1.05
+
+    def fill_one(self, name, shape, seed=None):
+        "The published values of one parameter; the seed defaults to the case's own."
+        if seed is None: seed = self.spec["seed"]
+        return torch.from_numpy(fill_one(name, shape, seed))
 
 
 def load_case(path: Path, poke=None) -> Case:
     "A fixture from its JSON file, the answers left on disk."
-    spec, inputs, outs = json.loads(path.read_text()), {}, {}
+    spec = json.loads(path.read_text())
+    inputs, outs = {}, {}
     tensors = path.with_suffix(".safetensors")
     if tensors.exists():
         with safe_open(tensors, "pt") as f:
-            for k in f.keys():
-                if k.startswith("in."): inputs[k] = f.get_tensor(k)
-                elif k.startswith("out."): outs[k] = (tuple(f.get_slice(k).get_shape()), f.get_slice(k).get_dtype())
+            for name in f.keys():
+                if name.startswith("in."):
+                    inputs[name] = f.get_tensor(name)
+                elif name.startswith("out."):
+                    header = f.get_slice(name)
+                    outs[name] = tuple(header.get_shape()), header.get_dtype()
     return Case(path.parent.name, path.stem, spec, inputs, outs, poke)
 
 
 def find(case: Case):
     "The adapter for a case, or None."
-    for system, cls, when, run in ADAPTERS:
-        if system == case.system and fnmatch.fnmatchcase(case.spec["upstream_class"], cls) and (when is None or when(case.spec)): return run
+    for system, pattern, when, run in ADAPTERS:
+        named = system == case.system and fnmatch.fnmatchcase(case.spec["upstream_class"], pattern)
+        if named and (when is None or when(case.spec)): return run
     return None
 
 
 def rule(tolerance: dict, name: str) -> dict:
     "The tolerance of one tensor: the case's, overridden by the first pattern of `tensors` that matches."
     base = {k: v for k, v in tolerance.items() if k != "tensors"}
-    over = next((v for k, v in tolerance.get("tensors", {}).items() if fnmatch.fnmatchcase(name, k)), {})
+    patterns = tolerance.get("tensors", {})
+    over = next((v for pattern, v in patterns.items() if fnmatch.fnmatchcase(name, pattern)), {})
     return {**base, **over}
+
+
+def whole(values: np.ndarray) -> bool:
+    "Whether these are integers or booleans."
+    return values.dtype.kind in "iub"
+
+
+def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    "Absolute differences; 0 between equal infinities and between two NaNs, infinite where only one is NaN."
+    with np.errstate(invalid="ignore"): d = np.abs(a - b)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    d[same] = 0
+    d[np.isnan(d)] = np.inf
+    return d
+
+
+def allowed(a: np.ndarray, dtype: np.dtype, t: dict):
+    "The largest difference from `a` (recorded as `dtype`) under rule `t`: one number, or one for each value."
+    if dtype == np.uint8: return t.get("levels", 0)
+    if dtype.kind in "iub": return 0
+    if "rmax" in t: return t["rmax"] * np.abs(a).max()
+    with np.errstate(invalid="ignore"): return t.get("atol", 0.0) + np.abs(a) * t.get("rtol", 0.0)
 
 
 def holds(name: str, ref: np.ndarray, got: np.ndarray, tolerance: dict, refs: dict) -> tuple[bool, float]:
     "(within tolerance, largest absolute difference)."
+    comparable = ref.shape == got.shape and (whole(got) or not whole(ref))
+    if not comparable: return False, float("inf")
+
     t = rule(tolerance, name)
-    if ref.shape != got.shape or (ref.dtype.kind in "iub" and got.dtype.kind not in "iub"): return False, float("inf")
-    where = np.broadcast_to(refs[t["where"]].astype(bool), ref.shape) if "where" in t else np.ones(ref.shape, bool)
+    where = np.ones(ref.shape, bool)
+    if "where" in t: where = np.broadcast_to(refs[t["where"]].astype(bool), ref.shape)
     a, b = ref.astype(np.float64)[where], got.astype(np.float64)[where]
-    with np.errstate(invalid="ignore"): d, scale = np.abs(a - b), np.abs(a) * t.get("rtol", 0.0)
-    d[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
-    d[np.isnan(d)] = np.inf
+
+    d = differences(a, b)
     if not d.size: return True, 0.0
-    if ref.dtype.kind in "iub": bound = t.get("levels", 0) if ref.dtype == np.uint8 else 0
-    elif "rmax" in t: bound = t["rmax"] * np.abs(a).max()
-    else: bound = t.get("atol", 0.0) + scale
-    bound = np.nan_to_num(bound, nan=0.0, posinf=np.inf)          # 0 * inf: infinities must be equal, and then d is 0
+    bound = np.nan_to_num(allowed(a, ref.dtype, t), nan=0.0, posinf=np.inf)   # 0 * inf: then d is 0 where both agree
     return bool((d <= bound).mean() >= t.get("fraction", 1.0)), float(d.max())
 
 
@@ -103,38 +152,59 @@ def _numpy(x) -> np.ndarray:
     return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
+def compare_pairs(label: str, pairs: list, got: list) -> tuple[str, str]:
+    "(verdict, line) of a case without tensors: its pairs are (input, output)."
+    wrong = [pair for pair, g in zip(pairs, got) if pair[1] != g]
+    verdict = "FAIL" if wrong else "PASS"
+    line = f"{verdict} {label} max_abs={len(wrong)} compared={len(pairs) - len(wrong)}/{len(pairs)}"
+    return verdict, line + "".join(f" {pair}" for pair in wrong[:2])
+
+
+def compare_tensors(case: Case, label: str, refs: dict, got: dict) -> tuple[str, str]:
+    "(verdict, line) of a case with tensors."
+    worst, bad = 0.0, []
+    for name in case.outs:
+        ok, largest = False, float("inf")
+        if name in got: ok, largest = holds(name, refs[name], got[name], case.spec["tolerance"], refs)
+        worst = max(worst, largest)
+        if not ok: bad.append(f"{name}({largest:.3g})")
+
+    verdict, total = "FAIL" if bad else "PASS", len(case.outs)
+    line = f"{verdict} {label} max_abs={worst:.3g} compared={total - len(bad)}/{total} {' '.join(bad[:4])}"
+    return verdict, line.rstrip()
+
+
+def write_dump(folder: Path, case: Case, got: dict):
+    "Write what was computed, as far as the case asks for it, to FOLDER/<system>/<case>.safetensors."
+    file = folder / case.system / f"{case.name}.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in got.items() if name in case.outs}
+    save_file({name: torch.from_numpy(np.array(value, copy=True, order="C")) for name, value in asked.items()}, file)
+
+
 def run_case(path: Path, dump: Path | None = None, poke=None) -> tuple[str, str]:
     "(PASS | FAIL | MISSING, the line to print) for one fixture."
     case = load_case(path, poke)
     label = f"{case.system}/{case.name}"
     run = find(case)
     if run is None: return "MISSING", f"MISSING {label} upstream_class={case.spec['upstream_class']}"
+
     try:
         torch.manual_seed(0)
         with torch.random.fork_rng(): got = run(case)
     except Exception as e:
         traceback.print_exc()
         return "FAIL", f"FAIL {label} {type(e).__name__}: {e}"
-    if not path.with_suffix(".safetensors").exists():             # JSON-only: pairs of (input, output)
-        wrong = [p for p, g in zip(case.spec["pairs"], got) if p[1] != g]
-        n = len(case.spec["pairs"])
-        return ("FAIL" if wrong else "PASS"), f"{'FAIL' if wrong else 'PASS'} {label} max_abs={len(wrong)} compared={n - len(wrong)}/{n}" + "".join(f" {w}" for w in wrong[:2])
-    got = {k: _numpy(v) for k, v in got.items()}
-    if dump:
-        file = dump / case.system / f"{case.name}.safetensors"; file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: torch.from_numpy(np.array(v, copy=True, order="C")) for k, v in got.items() if k in case.outs}, file)
-    from safetensors.numpy import load_file
-    refs, worst, bad = load_file(path.with_suffix(".safetensors")), 0.0, []
-    for k in case.outs:
-        ok, w = holds(k, refs[k], got[k], case.spec["tolerance"], refs) if k in got else (False, float("inf"))
-        worst = max(worst, w)
-        if not ok: bad.append(f"{k}({w:.3g})")
-    verdict = "FAIL" if bad else "PASS"
-    return verdict, f"{verdict} {label} max_abs={worst:.3g} compared={len(case.outs) - len(bad)}/{len(case.outs)} {' '.join(bad[:4])}".rstrip()
+
+    tensors = path.with_suffix(".safetensors")
+    if not tensors.exists(): return compare_pairs(label, case.spec["pairs"], got)
+    got = {name: _numpy(value) for name, value in got.items()}
+    if dump: write_dump(dump, case, got)
+    return compare_tensors(case, label, load_file(tensors), got)
 
 
 def load_adapters():
     "Import every adapter module of this package once."
     import tests.parity as package
-    for m in pkgutil.iter_modules(package.__path__):
-        if m.name not in ("harness", "fill"): importlib.import_module(f"{package.__name__}.{m.name}")
+    names = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    for name in sorted(names - {"harness", "fill"}): importlib.import_module(f"{package.__name__}.{name}")

@@ -15,7 +15,14 @@ def eval_metrics(case):
     meter = ReconstructionMeter(compat="upstream")
     restored = case["in.rec_u8"].permute(2, 0, 1)[None].double() / 255
     meter.update(restored, case["in.gt"].permute(2, 0, 1)[None])
-    values = dict(fid=frechet_distance(*statistics), precision=precision, recall=recall, psnr=meter.compute()["psnr"], ssim=meter.compute()["ssim"])
-    values["is"] = inception_score(case["in.logits"], case.config["is_split_size"])[0]
+
+    restoration = meter.compute()
+    values = {
+        "fid": frechet_distance(*statistics),
+        "is": inception_score(case["in.logits"], case.config["is_split_size"])[0],
+        "precision": precision,
+        "recall": recall,
+        "psnr": restoration["psnr"],
+        "ssim": restoration["ssim"]}
     for name in case.outs: out[name] = torch.tensor(values[name.removeprefix("out.")], dtype=torch.float64)
     return out

@@ -174,6 +174,20 @@ def _values(s:dict, seen:Features, base:Features|None, ours:Statistics, theirs:S
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
     return out
 
+def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int|None, stored:bool, **recorded):
+    "What the values rest on; `count`: pictures of the reference."
+    return MetricProtocol(
+        count=len(samples),
+        reference_count=count,
+        extractor=extractor.id,
+        samples=samples.id,
+        reference=reference.id,
+        labels=spread(samples.labels),
+        reference_statistics="stored" if stored else "computed",
+        engine=f"torch-fidelity {metadata.version('torch-fidelity')}",
+        reference_protocol=reference.protocol if stored else None,
+        **recorded)
+
 def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|None, extractor:Extractor) -> list[str]:
     "What weakens a number."
     out = []
@@ -239,12 +253,7 @@ def measure(
     if theirs is None and base: theirs = statistics(base, reference.id)
 
     count = theirs.count if theirs else len(reference)
-    protocol = MetricProtocol(
-        count=len(samples), reference_count=count, extractor=extractor.id,
-        samples=samples.id, reference=reference.id, labels=spread(samples.labels),
-        reference_statistics="stored" if stored else "computed",
-        uint8_rule=uint8_rule, seed=seed, sampler=sampler, settings=settings,
-        engine=f"torch-fidelity {metadata.version('torch-fidelity')}",
-        reference_protocol=reference.protocol if stored else None)
+    protocol = _protocol(samples, reference, extractor, count, bool(stored),
+                         uint8_rule=uint8_rule, seed=seed, sampler=sampler, settings=settings)
     notes = _notes(metrics, ours, theirs, stored, extractor) + _reference_notes(needed, samples, reference, count)
     return Report(_values(settings, seen, base, ours, theirs, samples.labels), protocol, notes)

@@ -60,6 +60,7 @@ PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
     # steps (MaskGIT)
     "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0}
 
+# %% ../../nbs/sampling/400_guidance.ipynb #bc2120dc
 @dataclass(frozen=True)
 class Sharpened:
     "The temperature of Halton-MaskGIT's samplers (sm_temp, temp_pow, temp_warmup); ours divides."
@@ -136,6 +137,7 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     "A ramp's value as a factor of logits (b, k, V): a number, or (k, 1) where each column has its own."
     return torch.tensor(value, device=like.device)[:, None] if isinstance(value, tuple) else value
 
+# %% ../../nbs/sampling/400_guidance.ipynb #038c60e5
 class Guided(Unguided):
     "Classifier-free guidance: uncond + scale * (cond - uncond); off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
@@ -173,6 +175,7 @@ def grown(
     check(grows, names[1], start, f"must be from 0 to {names[0]}={scale}: guidance grows")
     return Linear(start, scale, by)
 
+# %% ../../nbs/sampling/400_guidance.ipynb #44da51b2
 @dataclass(frozen=True)
 class CFG(Guided):
     "Classifier-free guidance with a constant scale, or one that grows from `start`. Ho & Salimans, arXiv 2207.12598."

@@ -6,7 +6,7 @@
 __all__ = ['Sampling']
 
 # %% ../../nbs/sampling/430_settings.ipynb #e703ae37
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..core import check, check_choice, check_int
@@ -58,30 +58,3 @@ class Sampling:
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         schedule = SCHEDULES[self.schedule]
         return Sampler(generator, order, schedule, self.guidance, picks, self.steps, self.rows, self.compat)
-
-    def changed(self,
-        path:str,          # `steps`, or the field of a part: `guidance.scale`, `picks.0.temperature`
-        value,
-        argument:str="setting",   # named in the error
-    ) -> "Sampling":
-        "The same with one field changed."
-        check_choice(argument, path, tuple(_paths(self)))
-        return _changed(self, path.split("."), value)
-
-def _paths(part, prefix:str="") -> list[str]:
-    "Names of all fields, those of parts inside as paths."
-    if isinstance(part, tuple): inside = enumerate(part)
-    elif is_dataclass(part): inside = [(f.name, getattr(part, f.name)) for f in fields(part)]
-    else: inside = []
-    found = []
-    for name, value in inside: found += [f"{prefix}{name}", *_paths(value, f"{prefix}{name}.")]
-    return found
-
-def _changed(part, path:list[str], value):
-    "`part` with what stands at the end of the path replaced."
-    if not path: return value
-    name, *rest = path
-    if isinstance(part, tuple):
-        i = int(name)
-        return (*part[:i], _changed(part[i], rest, value), *part[i + 1:])
-    return replace(part, **{name: _changed(getattr(part, name), rest, value)})

@@ -9,6 +9,7 @@ __all__ = ['ConvTokenizer', 'changed']
 from dataclasses import is_dataclass, replace
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..data.transforms import resize_bicubic
@@ -39,18 +40,6 @@ class ConvTokenizer(Tokenizer):
         self.from_code = from_code or nn.Identity()
         self.quantizer = quantizer
         self.drops = any(m.rate > 0 for m in self.modules() if isinstance(m, Dropout))
-
-    def noise(self, draws:Draws|None, at:At|None) -> Noise|None:
-        "Where dropout draws from; None where nothing is dropped."
-        return Noise(draws, at) if self.drops and self.training and draws is not None else None
-
-    def features(self, images:Tensor, noise:Noise|None=None) -> Tensor:
-        "(b, 3, h, w) -> unquantized features (b, dim, h/f, w/f)."
-        return self.to_code(self.encoder(images, noise))
-
-    def pixels(self, z:Tensor, noise:Noise|None=None) -> Tensor:
-        "z (b, dim, h/f, w/f) -> (b, 3, h, w) fp32, not cut to their range."
-        return self.decoder(self.from_code(z), noise).float()
 
     def quantize(self, images:Tensor) -> Quantized:
         "(b, 3, h, w) -> what the decoder will be given; nothing is learnt."
@@ -83,10 +72,27 @@ class ConvTokenizer(Tokenizer):
         else: q = Quantized(self.quantizer.unquantized(features), None, {})
         return Reconstruction(self.pixels(q.z, noise), q, {"last_layer": self.decoder.head.weight})
 
-    @torch.no_grad()
-    def kmeans_init(self, images:Tensor, draws:Draws, iterations:int=10):
-        "Set the codebook by k-means on the features of `images`."
-        self.quantizer.kmeans_init(self.features(self.check_images(images)), draws, iterations)
+# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #c983584a
+@patch
+def noise(self:ConvTokenizer, draws:Draws|None, at:At|None) -> Noise|None:
+    "Where dropout draws from; None where nothing is dropped."
+    return Noise(draws, at) if self.drops and self.training and draws is not None else None
+
+@patch
+def features(self:ConvTokenizer, images:Tensor, noise:Noise|None=None) -> Tensor:
+    "(b, 3, h, w) -> unquantized features (b, dim, h/f, w/f)."
+    return self.to_code(self.encoder(images, noise))
+
+@patch
+def pixels(self:ConvTokenizer, z:Tensor, noise:Noise|None=None) -> Tensor:
+    "z (b, dim, h/f, w/f) -> (b, 3, h, w) fp32, not cut to their range."
+    return self.decoder(self.from_code(z), noise).float()
+
+@patch
+@torch.no_grad()
+def kmeans_init(self:ConvTokenizer, images:Tensor, draws:Draws, iterations:int=10):
+    "Set the codebook by k-means on the features of `images`."
+    self.quantizer.kmeans_init(self.features(self.check_images(images)), draws, iterations)
 
 # %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #6516b9ab
 def changed(

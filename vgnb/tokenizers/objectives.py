@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Missing, check, check_choice, check_float, check_int
@@ -125,51 +126,55 @@ class VQGANLoss(Objective):
         names = ("tokenizer", "discriminator") if self.runs(step) else ("tokenizer",)
         return tuple(Phase.of(name, name) for name in names)
 
-    def base(self, images:Tensor, output:Tensor) -> tuple[Tensor, dict]:
-        "Reconstruction losses: pixels and perception."
-        c = self.config
-        parts = {}
-        if c.l2: parts["l2"] = F.mse_loss(output, images)
-        if c.l1: parts["l1"] = F.l1_loss(output, images)
-        if c.lpips: parts["lpips"] = self.helpers["lpips"](images, output).mean()
-        return sum(getattr(c, k) * v for k, v in parts.items()), parts
-
-    def for_tokenizer(self,
-        images:Tensor,        # (b, 3, h, w)
-        made:Reconstruction,  # what the tokenizer made of them
-        carry:dict,           # gets the reconstruction, for the discriminator's phase
-        step:int,             # finished optimizer steps
-    ) -> tuple[Tensor, dict]:
-        "The tokenizer's loss."
-        c = self.config
-        carry["output"] = made.output.detach()
-        base, parts = self.base(images, made.output)
-        total = base + c.quantizer * sum(made.quantized.losses.values())
-        parts |= made.quantized.losses
-
-        if self.runs(step):
-            critic = self.modules["discriminator"]
-            with frozen(critic): parts["gan"] = generator_loss(c.gen_loss, critic(made.output), c.compat)
-            if c.adaptive:
-                last_layer = made.extras["last_layer"]
-                parts["adaptive"] = adaptive_weight(base, parts["gan"], last_layer, self.sync)
-            total = total + c.gan * self.active(step) * parts.get("adaptive", 1) * parts["gan"]
-        return total, {k: v.detach() for k, v in parts.items()}
-
-    def for_discriminator(self, images:Tensor, carry:dict, step:int) -> tuple[Tensor, dict]:
-        "The discriminator's loss, on the same pictures and the reconstruction in `carry`."
-        c = self.config
-        critic = self.modules["discriminator"]
-        real = critic(images)
-        fake = critic(carry["output"])
-        loss = discriminator_loss(c.disc_loss, real, fake, c.compat)
-        parts = {"disc": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
-        return c.gan * self.active(step) * loss, parts
-
     def loss(self, phase, images, made, carry, draws, at):
         "That of the phase."
         if phase.name == "discriminator": return self.for_discriminator(images, carry, at.step)
         return self.for_tokenizer(images, made, carry, at.step)
+
+# %% ../../nbs/tokenizers/237_objectives.ipynb #6066d5ba
+@patch
+def base(self:VQGANLoss, images:Tensor, output:Tensor) -> tuple[Tensor, dict]:
+    "Reconstruction losses: pixels and perception."
+    c = self.config
+    parts = {}
+    if c.l2: parts["l2"] = F.mse_loss(output, images)
+    if c.l1: parts["l1"] = F.l1_loss(output, images)
+    if c.lpips: parts["lpips"] = self.helpers["lpips"](images, output).mean()
+    return sum(getattr(c, k) * v for k, v in parts.items()), parts
+
+@patch
+def for_tokenizer(self:VQGANLoss,
+    images:Tensor,        # (b, 3, h, w)
+    made:Reconstruction,  # what the tokenizer made of them
+    carry:dict,           # gets the reconstruction, for the discriminator's phase
+    step:int,             # finished optimizer steps
+) -> tuple[Tensor, dict]:
+    "The tokenizer's loss."
+    c = self.config
+    carry["output"] = made.output.detach()
+    base, parts = self.base(images, made.output)
+    total = base + c.quantizer * sum(made.quantized.losses.values())
+    parts |= made.quantized.losses
+
+    if self.runs(step):
+        critic = self.modules["discriminator"]
+        with frozen(critic): parts["gan"] = generator_loss(c.gen_loss, critic(made.output), c.compat)
+        if c.adaptive:
+            last_layer = made.extras["last_layer"]
+            parts["adaptive"] = adaptive_weight(base, parts["gan"], last_layer, self.sync)
+        total = total + c.gan * self.active(step) * parts.get("adaptive", 1) * parts["gan"]
+    return total, {k: v.detach() for k, v in parts.items()}
+
+@patch
+def for_discriminator(self:VQGANLoss, images:Tensor, carry:dict, step:int) -> tuple[Tensor, dict]:
+    "The discriminator's loss, on the same pictures and the reconstruction in `carry`."
+    c = self.config
+    critic = self.modules["discriminator"]
+    real = critic(images)
+    fake = critic(carry["output"])
+    loss = discriminator_loss(c.disc_loss, real, fake, c.compat)
+    parts = {"disc": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
+    return c.gan * self.active(step) * loss, parts
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #28d2fe7e
 def vqgan_loss(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['l2_normalize', 'nearest', 'straight_through', 'entropy_loss', 'Sync', 'Alone', 'kmeans', 'exact', 'UsageMeter',
            'Update', 'Quantizer', 'quantizers_in', 'set_sync', 'usage_of', 'check_quantizer', 'build_quantizer',
-           'build_updates', 'Revive', 'Revival', 'VectorConfig', 'VectorQuantizer']
+           'build_updates', 'Revive', 'Revival', 'VectorConfig', 'TableQuantizer', 'VectorQuantizer']
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #7eb49897
 import contextlib
@@ -292,15 +292,10 @@ class VectorConfig:
         "Codebook size of each level."
         return (self.codebook,)
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #5e649ce0
-class VectorQuantizer(Quantizer):
-    "Nearest row, straight-through gradients; plain or L2-normalised (arXiv 1711.00937; 2110.04627 §3.2)."
-    quirks = (("The window of recent codes starts full of zeros.",
-               "Code 0 counts as used until 65,536 codes have been seen."),
-              ("Under autocast the distances are computed in bf16.",
-               "Near ties go to another row than in fp32."))
-
-    def __init__(self, config:VectorConfig=VectorConfig()):
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #3f32d293
+class TableQuantizer(Quantizer):
+    "A table of learnt rows: how it begins, is read, and is set from features. What it learns by is its children's."
+    def __init__(self, config:VectorConfig):
         c = self.config = config
         meter = UsageMeter(c.codebook, c.usage, 0.0 if c.compat else -1.0) if c.usage else None
         super().__init__(c.vocab, c.dim, meter, build_updates(c.updates, c))
@@ -327,6 +322,28 @@ class VectorQuantizer(Quantizer):
         "(b, *grid) codes -> (b, d, *grid) rows."
         return F.embedding(codes.long(), self.rows()).movedim(-1, 1)
 
+    def unquantized(self, z:Tensor) -> Tensor:
+        "Features as they are searched, unit if `l2`."
+        grid = z.shape[:1] + z.shape[2:]
+        with exact(z, self.config.compat is None):
+            return self.flat(z).view(*grid, -1).movedim(-1, 1)
+
+    @torch.no_grad()
+    def kmeans_init(self, z:Tensor, draws:Draws, iterations:int=10):
+        "Set the table by k-means on features (b, d, *grid) or (n, d), of all processes together."
+        features = self.sync.gather(self.flat(z))
+        self.table.copy_(kmeans(features, self.config.codebook, draws, iterations, self.config.l2))
+
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #5e649ce0
+class VectorQuantizer(TableQuantizer):
+    "Nearest row, straight-through gradients; plain or L2-normalised (arXiv 1711.00937; 2110.04627 §3.2)."
+    quirks = (("The window of recent codes starts full of zeros.",
+               "Code 0 counts as used until 65,536 codes have been seen."),
+              ("Under autocast the distances are computed in bf16.",
+               "Near ties go to another row than in fp32."))
+
+    def __init__(self, config:VectorConfig=VectorConfig()): super().__init__(config)
+
     def losses(self, z:Tensor, q:Tensor) -> dict[str, Tensor]:
         "Weighted losses of features and their rows, both (n, d)."
         c = self.config
@@ -350,18 +367,6 @@ class VectorQuantizer(Quantizer):
             q = F.embedding(codes, self.rows())                                 # (n, d)
             out = straight_through(x, q).view(*grid, -1).movedim(-1, 1)         # (b, d, *grid)
             return Quantized(out, codes.view(grid), self.losses(x, q))
-
-    def unquantized(self, z:Tensor) -> Tensor:
-        "Features as they are searched, unit if `l2`."
-        grid = z.shape[:1] + z.shape[2:]
-        with exact(z, self.config.compat is None):
-            return self.flat(z).view(*grid, -1).movedim(-1, 1)
-
-    @torch.no_grad()
-    def kmeans_init(self, z:Tensor, draws:Draws, iterations:int=10):
-        "Set the table by k-means on features (b, d, *grid) or (n, d), of all processes together."
-        features = self.sync.gather(self.flat(z))
-        self.table.copy_(kmeans(features, self.config.codebook, draws, iterations, self.config.l2))
 
 kinds.register(Kind(VectorConfig, VectorQuantizer), name="quantizer.vector")
 shelf("quantizer")["vector"] = VectorConfig()

@@ -96,11 +96,6 @@ class Tokenizer(nn.Module, ABC):
     def kmeans_init(self, images:Tensor, draws:Draws, iterations:int=10):
         "Set the codebook from pictures; a tokenizer without a table has nothing to set."
 
-    @property
-    def levels(self) -> int:
-        "How many codes a place has; 0 if continuous."
-        return len(self.vocab or ())
-
     def check_images(self, images:Tensor, look:bool=True) -> Tensor:
         "Images this tokenizer can take, or `BadInput`."
         return check_images(images, self.factor, self.span, look=look)
@@ -121,6 +116,11 @@ class Tokenizer(nn.Module, ABC):
         return self.render(self.lookup(codes), draws=draws, at=at, size=size)
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #6e0082d3
+@patch(as_prop=True)
+def levels(self:Tokenizer) -> int:
+    "How many codes a place has; 0 if continuous."
+    return len(self.vocab or ())
+
 @patch
 def enter(self:Tokenizer, images:Tensor) -> Tensor:
     "Images with values in [-1, 1], as transforms make them -> this tokenizer's `span`."
@@ -144,6 +144,7 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
     grid = (h // self.factor, w // self.factor)
     return grid + ((self.levels,) if self.levels > 1 else ())
 
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #35d30419
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
     "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, shape."

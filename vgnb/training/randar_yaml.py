@@ -15,7 +15,7 @@ from ..core import Mismatch, Missing, check, check_choice
 from ..families import Family, families
 from ..kinds import kind_of
 from ..tokenizers.conv_tokenizer import changed
-from .recipes import GeneratorRecipe, Optim, Rate, Recipe, rate_at, recipe
+from .recipes import GeneratorRecipe, Optim, Rate, Recipe, recipe
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #f655fa95
 def targets() -> dict[str, Family]:

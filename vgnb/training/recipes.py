@@ -9,7 +9,7 @@ __all__ = ['recipes', 'Rate', 'rate_at', 'Optim', 'Recipe', 'check_same', 'Token
 # %% ../../nbs/training/500_recipes.ipynb #ffada63d
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -68,6 +68,7 @@ class Rate:
         check(pieces and rising and plain, "rate.rules", self.rules, wanted)
         return pieces
 
+# %% ../../nbs/training/500_recipes.ipynb #504a2f9c
 def rate_at(
     rate:Rate,
     step:int,  # optimizer steps done so far; with a warm-up the first step has rate 0
