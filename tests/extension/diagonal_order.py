@@ -1,13 +1,19 @@
-"""An order of one's own: by diagonals, from the upper left corner."""
+"""An order of one's own: the anti-diagonals of a grid, each at once whatever the schedule says."""
+import itertools
+
 import torch
 
 from vgnb.generators.orders import ORDERS, Order
 
 class Diagonal(Order):
-    "Cells by their distance from the first one, row plus column."
-    def fixed(self, grid, draws, at):
-        h, w = grid.shape
-        return (torch.arange(h)[:, None] + torch.arange(w)).flatten().argsort(stable=True)
+    "Cells by their distance from the first one, row plus column; those equally far together."
+    def far(self, grid): return (torch.arange(grid.shape[0])[:, None] + torch.arange(grid.shape[1])).flatten()
+
+    def fixed(self, grid, draws, at): return self.far(grid).argsort(stable=True)
+
+    def counts(self, grid, schedule, steps, known):
+        ends = [known, *self.far(grid).bincount().cumsum(0).clamp(min=known).tolist()]
+        return [b - a for a, b in itertools.pairwise(ends) if b > a]
 
 
 ORDERS["diagonal"] = Diagonal()

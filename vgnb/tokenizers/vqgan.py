@@ -23,7 +23,7 @@ from .quantizers import Revive, VectorConfig, VectorQuantizer, build_quantizer, 
 @dataclass(frozen=True)
 class VQGANConfig:
     "Everything that decides a VQGAN; defaults are LlamaGen's VQ-16."
-    quantizer: Any = VectorConfig()         # the codebook, or another quantizer (fsq)
+    quantizer: Any = VectorConfig()         # a part of the shelf "quantizer"
     coder: Literal["stair", "small"] = "stair" # pair of networks; `small` reads width, patch, groups, dropout only
     z: int = 256                            # channels between coder and code space
     width: int = 128                        # channels at full resolution
