@@ -418,5 +418,5 @@ def test_names_of_orders_are_text():
 
 def test_a_random_order_is_the_samples_own():
     course = order_course(OrderChoice("random", "one-by-one", 6, 6, seed=3, sample=17))
-    perm = Random().plan(Grid((6, 6)), None, Keyed(3), At(torch.tensor([17])))[0]
+    perm = Random().permutation(Grid((6, 6)), None, Keyed(3), At(torch.tensor([17])))[0]
     assert (np.argsort(course.steps) == perm.numpy()).all()

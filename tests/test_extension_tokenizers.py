@@ -103,6 +103,6 @@ def test_an_objective_moves_what_it_brings_and_no_teacher(flowing, rooms):
     loss.backward()
     for name in ("velocity", "project"):
         assert objective.modules[name].weight.grad.abs().sum() > 0, name
-    assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0 if hasattr(tokenizer.encoder, "conv_in") else True
+    assert next(tokenizer.encoder.parameters()).grad.abs().sum() > 0
     assert objective.helpers["teacher"].weight.grad is None
     assert set(parts) == {"flow", "align"}

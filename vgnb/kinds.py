@@ -9,7 +9,9 @@ __all__ = ['kinds', 'shelves', 'Kind', 'OpenRegistry', 'shelf', 'kind_of', 'shel
 # %% ../nbs/006_kinds.ipynb #8f95e931
 import importlib
 import importlib.util
+import os
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -60,7 +62,9 @@ def _house_rooms() -> list[str]:
 def discover() -> list[str]:
     "Import every room that may register something; their names. Errors: `BadInput` for one that cannot be imported."
     installed = [entry.value for entry in metadata.entry_points(group="vgnb.rooms")]
-    rooms = [*_house_rooms(), *installed, *get_settings().run.rooms]
+    named = get_settings().run.rooms
+    if named and os.getcwd() not in sys.path: sys.path.append(os.getcwd())    # a script begins in its own folder
+    rooms = [*_house_rooms(), *installed, *named]
     for room in rooms:
         try: importlib.import_module(room)
         except ModuleNotFoundError as e:

@@ -19,10 +19,10 @@ from ..charts import order_steps
 from ..core import check, check_choice, check_int
 from ..draws import At, Keyed
 from ..figures import TONES, plain_text
-from ..generators.adaptive_orders import Confidence  # noqa: F401 - registers the orders that look at a model
 from ..generators.generator import Grid
 from ..generators.orders import ORDERS, Given, Order, check_permutation
 from ..generators.schedules import SCHEDULES, check_counts, one_by_one
+from ..kinds import discover
 from ..order_maps import order_panel
 
 # %% ../../nbs/views/815_scenes.ipynb #f8498c72
@@ -112,7 +112,8 @@ def _known(name:str, masks:dict, shape:tuple[int, int]) -> torch.Tensor: # (n,) 
     return torch.from_numpy(mask.ravel().copy())
 
 def fixed_orders() -> dict[str, Order]:
-    "The registered orders that need no model."
+    "The registered orders of all rooms that need no model."
+    discover()
     return {name: order for name, order in ORDERS.items() if not order.adaptive}
 
 def _order(choice:OrderChoice, own:dict, n:int) -> Order:
