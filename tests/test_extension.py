@@ -62,7 +62,7 @@ def place(tmp_path_factory):
         patch.setattr(sys, "path", [*sys.path])
         patch.setenv("VGNB_RUN_ROOMS", " ".join(ROOMS))
         torch.manual_seed(0)
-        tokenizer = vqgan("tiny-shapes", codebook=16, width=16, groups=8).eval()
+        tokenizer = vqgan("tiny-shapes", quantizer=dict(codebook=16), width=16, groups=8).eval()
         save_model("tokenizer", tokenizer, tokenizer.config)
         extract_codes(tokenizer, Shapes(80, 32), Path("codes"), Augment("center", 32), progress=False)
         yield folder
