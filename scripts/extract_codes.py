@@ -66,11 +66,11 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check, write_run
     from vgnb.data.images import open_images
     from vgnb.data.text import Captions
-    from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.saved import load_model
-    from vgnb.training.extract import CaptionImages, code_plan, extract_codes
-    from vgnb.processes import Processes
     from vgnb.kinds import to_json
+    from vgnb.processes import Processes
+    from vgnb.saved import load_model
+    from vgnb.tokenizers.tokenizer import Tokenizer
+    from vgnb.training.extract import CaptionImages, code_plan, extract_codes
     from vgnb.zoo import load_published
 
     augment = chosen_views(o)

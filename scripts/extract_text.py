@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
     from vgnb.core import write_run
     from vgnb.data.text import Captions, TextEncoder
-    from vgnb.training.extract import extract_text
-    from vgnb.processes import Processes
     from vgnb.kinds import to_json
+    from vgnb.processes import Processes
+    from vgnb.training.extract import extract_text
 
     captions = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence)
     processes = Processes()

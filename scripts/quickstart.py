@@ -84,7 +84,7 @@ def assemble(out: Path):
     from vgnb.sampling.settings import Sampling
     from vgnb.saved import load_model
     tokenizer, generator = load_model(out / "tokenizer-run/model"), load_model(out / "generator-run/model")
-    pipe = Pipeline(tokenizer, generator, Sampling(cfg_scale=2.0, rows=50), generator.card["classes"])
+    pipe = Pipeline(tokenizer, generator, Sampling(guidance=2.0, rows=50), generator.card["classes"])
     pipe.save_pretrained(out)
     return pipe
 

@@ -3,7 +3,8 @@
     python scripts/sample.py runs/quickstart --count 64 --sheet grid.png
     python scripts/sample.py runs/quickstart --classes heart ring --count 16 --guidance.scale 3
     python scripts/sample.py tiny-maskgit --order confidence --order.noise 4.5 --schedule arccos --steps 12
-    accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz     # all GPUs; killed, it goes on
+    # all GPUs; killed, it goes on
+    accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz
     python scripts/sample.py --tokenizer vq_ds16_c2i.pt --generator c2i_L_384.pt --size 256  # published files
     python scripts/sample.py --tokenizer T --generator G --prompts prompts.txt --text-encoder google/flan-t5-xl
 
@@ -28,7 +29,6 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vgnb.sampling.settings import Sampling
-
 
 @dataclass
 class Source:

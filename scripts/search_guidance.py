@@ -43,8 +43,8 @@ class Options:
     "what to compute; pr = precision and recall"
     by: str = "fid"
     "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
-    setting: str = "cfg_scale"
-    "the field of the sampling that takes the scales"
+    setting: str = "guidance.scale"
+    "what takes the scales, for example guidance.scale or picks.0.temperature"
     extractor: Literal["inception", "shapes-judge"] = "inception"
     "the network that looks"
     weights: Path | None = None
@@ -61,7 +61,7 @@ class Options:
     "pictures that the extractor sees at once"
     part: int = 64
     "images a part of a sampling job"
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     "how tokens are drawn (default: as the pipeline was saved)"
     ema: bool | None = None
     "averaged weights: required, refused, or (default) where there are some"
@@ -72,15 +72,15 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    from vgnb.pipeline import saved_sampling
     from vgnb.cli import typed_cli
+    from vgnb.pipeline import saved_sampling
     usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(argv))
-    o = typed_cli(Options, args=argv, default=usual, description=__doc__)
+    o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), description=__doc__)
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline
-    from vgnb.search import GuidanceSearch, scale_grid
     from vgnb.processes import Processes
+    from vgnb.search import GuidanceSearch, scale_grid
 
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)

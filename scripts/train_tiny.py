@@ -75,20 +75,18 @@ def examine_tokenizer(folder: Path, count: int = 2000, batch: int = 250) -> dict
     import torch
 
     from vgnb.data.shapes import Shapes
-    from vgnb.data.transforms import to_uint8
     from vgnb.evaluation.judge import judge_input, load_judge
     from vgnb.evaluation.reconstruction import ReconstructionMeter
     from vgnb.saved import load_model
-    pictures, labels = Shapes(count, 32, seed=1).batch(np.arange(count))
-    pictures, labels = torch.from_numpy(pictures), torch.from_numpy(labels)
+    from vgnb.tokenizers.pictures import codes_of, pictures
+    originals, labels = map(torch.from_numpy, Shapes(count, 32, seed=1).batch(np.arange(count)))
     model, meter = load_model(folder), ReconstructionMeter()
     judge, _ = load_judge()
     right, used = 0, set()
     with torch.no_grad():
-        for some, truth in zip(pictures.split(batch), labels.split(batch)):
-            images = some.permute(0, 3, 1, 2).float() / 127.5 - 1
-            codes = model.encode(model.enter(images))
-            rebuilt = to_uint8(model.leave(model.decode(codes))).cpu()
+        for some, truth in zip(originals.split(batch), labels.split(batch)):
+            codes = codes_of(model, some, batch)
+            rebuilt = torch.from_numpy(pictures(model, codes, rows=batch))
             meter.update(rebuilt, some)
             right += int((judge(judge_input(rebuilt)).argmax(1) == truth).sum())
             used |= set(codes.unique().tolist())
@@ -146,10 +144,10 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
     def examine(steps, scale):
         row = bench.point(pipe, steps=steps, guidance=scale)
         measured = {name: row[name] for name in ("accuracy", "fid", "seconds")}
-        return {"steps": steps, "cfg_scale": scale, **measured, "count": o.count}
+        return {"steps": steps, "guidance": scale, **measured, "count": o.count}
     table = [examine(third, scale) for scale in SCALES]
     best = chosen(table, third)
-    table += [examine(steps, best["cfg_scale"]) for steps in (cells, cells // 8)]
+    table += [examine(steps, best["guidance"]) for steps in (cells, cells // 8)]
     return table, best
 
 
@@ -161,7 +159,6 @@ def generator(o: Options) -> int:
 
     import torch
 
-    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
     from vgnb.sampling.settings import Sampling
     from vgnb.saved import load_model
@@ -186,8 +183,8 @@ def generator(o: Options) -> int:
         "threads": o.threads,
         "torch": torch.__version__,
         "table": table,
-        "result": f"{found}, guidance {best['cfg_scale']:g}"}
-    shipped = Sampling(**SETTINGS[o.name], guidance=best["cfg_scale"])
+        "result": f"{found}, guidance {best['guidance']:g}"}
+    shipped = Sampling(**SETTINGS[o.name], guidance=best["guidance"])
     ship_pipeline(o.ship / o.name, model, shipped, classes, grid, **record)
     print(record["result"])
     return 0

@@ -1,8 +1,10 @@
-"""Runs many short scripts for the price of one start: a process that has the imports behind it forks a child for each command.
+"""Runs many short scripts for the price of one start: a process that has the imports behind it forks a child for each.
 
-The child runs the script as `__main__` with its own argv, stdout and stderr; what comes back is what `python script.py ...` would give.
-Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON list (folder, script, words) a line in, one JSON object a line out.
+The child runs the script as `__main__` with its own argv, stdout and stderr; what comes back is what
+`python script.py ...` would give. Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON
+list (folder, script, words) a line in, one JSON object a line out.
 """
+import importlib
 import json
 import os
 import runpy
@@ -14,10 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub", "sklearn")
-
+HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
+         "sklearn")
+COLD = ("torch", "tyro")        # paid for once
+WARM = (*COLD, "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure", "vgnb.jobs",
+        "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
 
 class Ran(NamedTuple):
     "How a script ended."
@@ -29,53 +32,69 @@ class Ran(NamedTuple):
 
 class Scripts:
     "`scripts('sample.py', '--count', 4)` runs it; close() at the end."
-    def __init__(self, cwd: Path, warm: bool = True):   # warm: everything is imported once; else torch and tyro only
+    def __init__(self,
+        cwd: Path,
+        warm: bool = True,      # everything is imported once; else torch and tyro only
+        **env: str,             # environment variables on top
+    ):
         self.cwd = cwd
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", "warm" if warm else "cold"], cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        mode = "warm" if warm else "cold"
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
+        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=cwd, env=env, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, script: str, *words, cwd: Path | None = None) -> Ran:
-        self.process.stdin.write(json.dumps([str(cwd or self.cwd), script, *map(str, words)]) + "\n"); self.process.stdin.flush()
+        self.process.stdin.write(json.dumps([str(cwd or self.cwd), script, *map(str, words)]) + "\n")
+        self.process.stdin.flush()
         return Ran(**json.loads(self.process.stdout.readline()))
 
     def close(self):
-        self.process.stdin.close(); self.process.wait(30)
+        self.process.stdin.close()
+        self.process.wait(30)
 
 
-def _script(words: list[str]) -> int:
+def _script(folder: str, script: str, *words: str) -> int:
     "The script's exit code; an error that it let through is printed as Python prints it."
-    os.chdir(words[0]); sys.argv = [str(ROOT / "scripts" / words[1]), *words[2:]]
+    os.chdir(folder)
+    sys.argv = [str(ROOT / "scripts" / script), *words]
     try: runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as e: return e.code if isinstance(e.code, int) else int(bool(e.code))
-    except BaseException: traceback.print_exc(); return 1
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else int(bool(e.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
     return 0
 
 
-def _child(words: list[str], files: list):
+def _child(words: list[str], out, err, loaded):
     "Never returns."
     code = 70
     try:
-        for number, f in zip((1, 2), files): os.dup2(f.fileno(), number)
-        code = _script(words)
-        sys.stdout.flush(); sys.stderr.flush()
-        files[2].write(json.dumps([m for m in HEAVY if m in sys.modules])); files[2].flush()
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        code = _script(*words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        loaded.write(json.dumps([m for m in HEAVY if m in sys.modules]))
+        loaded.flush()
     finally: os._exit(code)
 
 
-def _serve(warm: bool):
-    import torch, tyro  # noqa: paid for once
-    if warm:
-        import accelerate, datasets  # noqa
+def _run(words: list[str]) -> dict:
+    "Run a script in a fork of this process."
+    file = tempfile.TemporaryFile
+    with file("w+") as out, file("w+") as err, file("w+") as loaded:
+        pid = os.fork()
+        if pid == 0: _child(words, out, err, loaded)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for f in (out, err, loaded): f.seek(0)
+        return dict(code=code, out=out.read(), err=err.read(), loaded=json.loads(loaded.read() or "[]"))
 
-        import vgnb.evaluation.judge, vgnb.evaluation.measure, vgnb.jobs, vgnb.training.commands, vgnb.training.extract, vgnb.zoo  # noqa
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err, tempfile.TemporaryFile("w+") as loaded:
-            pid = os.fork()
-            if pid == 0: _child(json.loads(line), [out, err, loaded])
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            for f in (out, err, loaded): f.seek(0)
-            print(json.dumps(dict(code=code, out=out.read(), err=err.read(), loaded=json.loads(loaded.read() or "[]"))), flush=True)
+
+def _serve(warm: bool):
+    for name in WARM if warm else COLD: importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
+    for line in sys.stdin: print(json.dumps(_run(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__": _serve(sys.argv[1] == "warm")

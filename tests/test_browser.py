@@ -1,6 +1,10 @@
-"The widgets, driven once each by keyboard and mouse in a real JupyterLab with Chromium. Nothing of the user's Jupyter settings is read or written."
+"""The widgets, driven once each by keyboard and mouse in a real JupyterLab with Chromium.
+
+Nothing of the user's Jupyter settings is read or written.
+"""
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import secrets
@@ -13,15 +17,14 @@ import urllib.request
 
 import pytest
 
-from tests.test_style import notebook
-
 pytestmark = pytest.mark.browser
 
 CHROMIUM = "apt-get install -y --no-install-recommends chromium fonts-dejavu-core"
 
 PLAYER = """
-import numpy as np, torch
-from torch import nn
+import numpy as np
+import torch
+
 from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Generator, Grid, Prediction
 from vgnb.generators.orders import Random
@@ -39,8 +42,10 @@ def decode(codes):
     c = codes.numpy()
     return (np.stack([c // 16, c // 4 % 4, c % 4], -1) * 85).astype(np.uint8).repeat(4, 1).repeat(4, 2)
 
-steps = Sampler(Noise(), Random(), even, steps=6, rows=4).stream(Cond(labels=torch.arange(4)), torch.arange(4), Keyed(0), grid=Grid((8, 8)))
-player = SamplingPlayer(steps, decode, (8, 8), labels=["one", "<img src=x onerror=document.title=1>", "$\\\\frac$", "four"], side=160)
+sampler = Sampler(Noise(), Random(), even, steps=6, rows=4)
+steps = sampler.stream(Cond(labels=torch.arange(4)), torch.arange(4), Keyed(0), grid=Grid((8, 8)))
+labels = ["one", "<img src=x onerror=document.title=1>", "$\\\\frac$", "four"]
+player = SamplingPlayer(steps, decode, (8, 8), labels=labels, side=160)
 player
 """
 
@@ -52,7 +57,8 @@ from vgnb.views.desk import ReconstructionDesk
 
 torch.manual_seed(0)
 pixels, labels = Shapes().batch(range(4))
-models = {"untrained": vqgan("tiny-shapes", codebook=64, width=16, z=16), "grey": lambda x: x.mean(1, keepdim=True).expand_as(x)}
+models = {"untrained": vqgan("tiny-shapes", codebook=64, width=16, z=16),
+          "grey": lambda x: x.mean(1, keepdim=True).expand_as(x)}
 desk = ReconstructionDesk(pixels, models, labels=["<b>bold</b>", "b", "c", "d"], side=160)
 desk
 """
@@ -73,55 +79,73 @@ busy = 60
 
 
 def _free_port() -> int:
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     "A JupyterLab of our own: (address, token). Ends with the module."
     tmp = tmp_path_factory.mktemp("lab")
-    root = tmp / "root"; root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)): (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
-    places = {k: str(tmp / k.lower()) for k in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    root = tmp / "root"
+    root.mkdir()
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)):
+        _notebook(root / f"{name}.ipynb", *cells)
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    env = {**os.environ, **{name: str(tmp / name.lower()) for name in names}, "OMP_NUM_THREADS": "1"}
     news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"
     news.parent.mkdir(parents=True)
     news.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
     port, token = _free_port(), secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root",
-               f"--IdentityProvider.token={token}", "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", "--allow-root", f"--IdentityProvider.token={token}",
+               "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with open(tmp / "lab.log", "w") as log:
-        server = subprocess.Popen(command, env={**os.environ, **places, "OMP_NUM_THREADS": "1"}, cwd=root, stdout=log, stderr=log)
+        server = subprocess.Popen(command, env=env, cwd=root, stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}"
             for _ in range(240):
                 assert server.poll() is None, "JupyterLab ended: " + (tmp / "lab.log").read_text()[-2000:]
                 with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"{url}/api/status?token={token}", timeout=2).close(); break
+                    urllib.request.urlopen(f"{url}/api/status?token={token}", timeout=2).close()
+                    break
                 time.sleep(.25)
             yield url, token
         finally:
             server.terminate()
             try: server.wait(20)
-            except subprocess.TimeoutExpired: server.kill(); server.wait(5)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait(5)
 
 
 @pytest.fixture(scope="module")
 def chromium():
     "A browser; a missing one is a failure that says how to install it."
-    try: from playwright.sync_api import sync_playwright
+    try: playwright = importlib.import_module("playwright.sync_api")
     except ImportError: pytest.fail("the browser tests need playwright: pip install playwright", pytrace=False)
     binary = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
     if not binary: pytest.fail(f"the browser tests need Chromium: {CHROMIUM}", pytrace=False)
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=binary, headless=True, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=binary, headless=True,
+                                    args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
         yield browser
         browser.close()
 
 
+def run(page, command: str):
+    "One of JupyterLab's commands; in braces, so that nobody waits for its end."
+    page.evaluate('() => { window.jupyterapp.commands.execute("%s"); }' % command)
+
+
 @contextlib.contextmanager
 def opened(lab, chromium, name: str):
-    "A page with the notebook run and its widget on show; errors of the page's own scripts, and what they report to the console from then on, fail the test."
+    """A page with the notebook run and its widget on show.
+
+    Errors of the page's own scripts, and what they report to the console from then on, fail the test.
+    """
     url, token = lab
     page, errors = chromium.new_page(viewport={"width": 1200, "height": 900}), []
     page.on("pageerror", lambda e: errors.append(str(e)))
@@ -130,7 +154,7 @@ def opened(lab, chromium, name: str):
         page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
         page.wait_for_function("() => window.jupyterapp")
         page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)
-        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-all-cells"); }')    # braces: not awaited
+        run(page, "notebook:run-all-cells")
         page.locator(".jp-OutputArea-output .widget-image").first.wait_for(timeout=60_000)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         yield page
@@ -140,14 +164,15 @@ def opened(lab, chromium, name: str):
 
 def options(page, n: int) -> list[str]:
     "What the n-th chooser offers (ipywidgets writes no-break spaces)."
-    return [t.replace("\xa0", " ") for t in page.locator(".jp-OutputArea-output select").nth(n).locator("option").all_inner_texts()]
+    chooser = page.locator(".jp-OutputArea-output select").nth(n)
+    return [text.replace("\xa0", " ") for text in chooser.locator("option").all_inner_texts()]
 
 
 def shown(page, n: int = 0) -> str:
     "A digest of the picture in the widget's n-th image, as the browser holds it."
-    source = page.locator(".jp-OutputArea-output .widget-image").nth(n).evaluate(
-        "async e => { const b = await (await fetch(e.src)).arrayBuffer(); return Array.from(new Uint8Array(b)); }")
-    return hashlib.sha256(bytes(source)).hexdigest()
+    image = page.locator(".jp-OutputArea-output .widget-image").nth(n)
+    pixels = image.evaluate("async e => Array.from(new Uint8Array(await (await fetch(e.src)).arrayBuffer()))")
+    return hashlib.sha256(bytes(pixels)).hexdigest()
 
 
 def changed(page, before: str, n: int = 0) -> str:
@@ -163,7 +188,8 @@ def test_sampling_player(chromium, lab, tmp_path):
         page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=20_000)
         first = shown(page)
         handle = page.locator(".noUi-handle").first
-        handle.focus(); page.keyboard.press("ArrowRight")
+        handle.focus()
+        page.keyboard.press("ArrowRight")
         page.get_by_text("step 2 of 6").wait_for(timeout=10_000)
         second = changed(page, first)
         assert options(page, 0) == ["0 one", "1 <img src=x onerror=document.title=1>", "2 $\\frac$", "3 four"]
@@ -171,7 +197,7 @@ def test_sampling_player(chromium, lab, tmp_path):
         other = changed(page, second)
         page.get_by_role("button", name="confidence").click()
         changed(page, other)
-        page.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()        # play runs to the end
+        page.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()  # play runs to the end
         page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=15_000)
         page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "player.png")
         assert (tmp_path / "player.png").stat().st_size > 5_000 and page.title() != "1"
@@ -181,15 +207,16 @@ def test_reconstruction_desk(chromium, lab, tmp_path):
     with opened(lab, chromium, "desk") as page:
         words = page.get_by_text("PSNR").first
         words.wait_for(timeout=20_000)
-        first, said = shown(page), words.inner_text()
-        page.locator(".noUi-handle").first.focus(); page.keyboard.press("ArrowRight")
+        first, numbers = shown(page), words.inner_text()
+        page.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
         wiped = changed(page, first)
-        assert words.inner_text() == said
+        assert words.inner_text() == numbers
         page.get_by_role("button", name="error map").click()
         mapped = changed(page, wiped)
         page.locator(".jp-OutputArea-output select").nth(1).select_option("grey")
         grey = changed(page, mapped)
-        assert words.inner_text() != said
+        assert words.inner_text() != numbers
         page.locator(".jp-OutputArea-output select").first.select_option(index=2)
         changed(page, grey)
         assert options(page, 0) == ["0 <b>bold</b>", "1 b", "2 c", "3 d"]
@@ -200,25 +227,35 @@ def test_reconstruction_desk(chromium, lab, tmp_path):
 def test_order_explorer(chromium, lab, tmp_path):
     with opened(lab, chromium, "explorer") as page:
         output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
-        select, number, says = output.locator("select"), output.locator('input[type="number"]'), lambda text: output.get_by_text(text).first.wait_for(timeout=20_000)
+        select = output.locator("select")
+        number = output.locator('input[type="number"]')
+        def says(text): output.get_by_text(text).first.wait_for(timeout=20_000)
         says("step 2 of 6")
-        assert "halton" in (offered := options(page, 0)) and not {"confidence", "uncertainty"} & set(offered) and output.get_by_text("Not offered: confidence").is_visible()
+        offered = options(page, 0)
+        assert "halton" in offered and not {"confidence", "uncertainty"} & set(offered)
+        assert output.get_by_text("Not offered: confidence").is_visible()
         picture = shown(page)
         select.nth(0).select_option("spiral-in")
         picture = changed(page, picture)
         select.nth(1).select_option("even")
         picture = changed(page, picture)
         says("largest group 11")
-        number.nth(2).fill("65"); number.nth(2).press("Enter")                                      # a mistake, in words
+        number.nth(2).fill("65")
+        number.nth(2).press("Enter")                                        # a mistake, in words
         says("steps=65: must be from 1 to 64, the cells of the grid")
         faded = changed(page, picture)
-        number.nth(2).fill("9"); number.nth(2).press("Enter")
-        says("step 2 of 9"); picture = changed(page, faded)
+        number.nth(2).fill("9")
+        number.nth(2).press("Enter")
+        says("step 2 of 9")
+        picture = changed(page, faded)
         handle = output.locator(".noUi-handle").first
-        handle.focus(); page.keyboard.press("ArrowRight")                                           # scrub
-        says("step 3 of 9"); picture = changed(page, picture)
+        handle.focus()
+        page.keyboard.press("ArrowRight")                                   # scrub
+        says("step 3 of 9")
+        picture = changed(page, picture)
         output.locator("button:has(.fa-step-forward)").click()
-        says("step 4 of 9"); picture = changed(page, picture)
+        says("step 4 of 9")
+        picture = changed(page, picture)
         output.get_by_role("button", name="heat map").click()
         picture = changed(page, picture)
         images = output.locator(".widget-image")
@@ -226,19 +263,22 @@ def test_order_explorer(chromium, lab, tmp_path):
         output.get_by_role("button", name="second panel").click()
         images.nth(1).wait_for(timeout=20_000)
         second = shown(page, 1)
-        select.nth(3).select_option("random")                                                       # the second panel's own order
+        select.nth(3).select_option("random")                               # the second panel's own order
         second = changed(page, second, 1)
         assert shown(page) == picture
-        number.nth(8).fill("1"); number.nth(8).press("Enter")                                       # and its seed
+        number.nth(8).fill("1")
+        number.nth(8).press("Enter")                                        # and its seed
         changed(page, second, 1)
         output.screenshot(path=tmp_path / "explorer.png")
-        sleeper, readout = page.locator(".jp-Notebook-cell").nth(1).locator(".jp-InputPrompt"), output.locator(".widget-slider .widget-readout").first
+        sleeper = page.locator(".jp-Notebook-cell").nth(1).locator(".jp-InputPrompt")
+        readout = output.locator(".widget-slider .widget-readout").first
         sleeper.click()
-        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:run-cell"); }')         # once more: now it keeps the kernel busy
+        run(page, "notebook:run-cell")                                    # once more: now it keeps the kernel busy
         page.wait_for_function("e => e.textContent.includes('*')", arg=sleeper.element_handle(), timeout=20_000)
-        output.locator(".widget-play button").first.click()                                         # play
+        output.locator(".widget-play button").first.click()                 # play
         page.wait_for_function("e => +e.textContent >= 6", arg=readout.element_handle(), timeout=20_000)
-        assert "*" in sleeper.inner_text()                                                          # the clock did not wait for the kernel
-        page.evaluate('() => { window.jupyterapp.commands.execute("notebook:interrupt-kernel"); }')
-        says("step 9 of 9, finished · 64 of 64 cells"); says("step 6 of 6, finished · 64 of 64 cells")
+        assert "*" in sleeper.inner_text()  # the clock did not wait for the kernel
+        run(page, "notebook:interrupt-kernel")
+        says("step 9 of 9, finished · 64 of 64 cells")
+        says("step 6 of 6, finished · 64 of 64 cells")
         assert (tmp_path / "explorer.png").stat().st_size > 20_000

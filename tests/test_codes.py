@@ -1,4 +1,6 @@
 "Code stores: killed writers, concurrent writers, damaged files, and published layouts."
+import functools
+import json
 import os
 import pickle
 import random
@@ -13,8 +15,9 @@ from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError, digest, l
 from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, augmentation
 from vgnb.data.layouts import convert, export_codes, find_layouts, layouts, store_from
 
-PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"), classes=("a", "b", "c"), shard_size=10)
-BAD = (7, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49)      # one bad image, and a whole shard of them
+PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"),
+                classes=("a", "b", "c"), shard_size=10)
+BAD = (7, *range(40, 50))      # one bad image, and a whole shard of them
 
 
 def codes_of(i):
@@ -26,10 +29,12 @@ def extract(path, rank=0, world=1, plan=PLAN):
     writer = CodeWriter(path, plan, rank, world)
     for shard in writer.todo():
         ids = [i for i in writer.span(shard) if i not in BAD]
-        writer.write(shard, np.stack([codes_of(i) for i in ids]) if ids else np.zeros((0, 2, 2, 3, 2), int), [i % 3 for i in ids], ids)
+        codes = np.stack([codes_of(i) for i in ids]) if ids else np.zeros((0, 2, 2, 3, 2), int)
+        writer.write(shard, codes, [i % 3 for i in ids], ids)
     return writer
 
 
+def complete(path): extract(path).finish()
 def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
@@ -52,36 +57,44 @@ def whole(tmp_path_factory):
 
 def test_rows_come_back_as_they_were_written(whole):
     store = CodeStore(whole, tokenizer="t" * 64)
-    assert len(store) == 103 - len(BAD) and store.absent.tolist() == list(BAD)
+    assert len(store) == 103 - len(BAD)
+    assert store.absent.tolist() == list(BAD)
     for row, (codes, label, id) in enumerate(store):
-        assert torch.equal(codes, torch.from_numpy(codes_of(id)).reshape(2, 6, 2)) and label == id % 3 and id == store.ids[row]
+        assert torch.equal(codes, torch.from_numpy(codes_of(id)).reshape(2, 6, 2))
+        assert (label, id) == (id % 3, store.ids[row])
+
     rows, aug = torch.randperm(len(store)), torch.arange(len(store)) % 2
     x, y = store.batch(rows, aug)
-    assert x.dtype == y.dtype == torch.int64 and y.tolist() == (store.ids[rows] % 3).tolist()
+    assert x.dtype == y.dtype == torch.int64
+    assert y.tolist() == (store.ids[rows] % 3).tolist()
     assert all(torch.equal(a, store[int(r)][0][k]) for a, r, k in zip(x, rows, aug))
     assert sum(int(u.sum()) for u in store.usage()) == len(store) * 2 * 6 * 2
-    wide = CodePlan((70_000,), (2,), 3, "t")
-    assert wide.dtype == np.uint32
 
 
 def test_a_large_codebook_takes_32_bits(tmp_path):
+    assert CodePlan((70_000,), (2,), 3, "t").dtype == np.uint32
     writer = CodeWriter(tmp_path / "s", CodePlan((2 ** 20,), (2,), 2, "t"))
-    writer.write(0, torch.tensor([[[0, 2 ** 20 - 1]], [[65_536, 7]]]), [0, 0], [0, 1]); writer.finish()
+    writer.write(0, torch.tensor([[[0, 2 ** 20 - 1]], [[65_536, 7]]]), [0, 0], [0, 1])
+    writer.finish()
     assert CodeStore(tmp_path / "s").batch([0, 1])[0][..., 0].tolist() == [[0, 2 ** 20 - 1], [65_536, 7]]
 
 
 def die_after(calls, monkeypatch, work):
     "Run `work` in a process that ends, as if killed, at its call number `calls` of fsync or rename; True when it was."
     left = [calls]
+
     def wrap(f):
         def call(*a, **k):
             left[0] -= 1
             if left[0] < 0: os._exit(9)
             return f(*a, **k)
         return call
+
     def child():
-        monkeypatch.setattr(vgnb.core.os, "fsync", wrap(os.fsync)); monkeypatch.setattr(vgnb.core.os, "replace", wrap(os.replace))
+        monkeypatch.setattr(vgnb.core.os, "fsync", wrap(os.fsync))
+        monkeypatch.setattr(vgnb.core.os, "replace", wrap(os.replace))
         work()
+
     status = os.waitstatus_to_exitcode(os.waitpid(in_child(child), 0)[1])
     assert status in (0, 9)
     return status == 9
@@ -91,11 +104,11 @@ def test_killed_at_every_system_call(whole, tmp_path, monkeypatch):
     "A run that dies at its k-th fsync or rename, for every k, is completed by the next one to the same bytes."
     for calls in range(99):
         path = tmp_path / f"{calls}"
-        killed = die_after(calls, monkeypatch, lambda: extract(path).finish())
+        killed = die_after(calls, monkeypatch, functools.partial(complete, path))
         if not killed: break
         if not (path / "index.json").exists():
             with pytest.raises(BadInput): CodeStore(path)
-        extract(path).finish()
+        complete(path)
         assert contents(path) == contents(whole), calls
     assert calls == 3 * (1 + 11 + 1)                       # plan, shards and index: flush, rename, flush the folder
 
@@ -111,17 +124,20 @@ def test_killed_again_and_again(whole, tmp_path, monkeypatch):
 
 
 def test_processes_that_start_together(whole, tmp_path):
-    pids = [in_child(lambda: extract(tmp_path / "store", rank, 4)) for rank in range(4)]
+    path = tmp_path / "store"
+    pids = [in_child(functools.partial(extract, path, rank, 4)) for rank in range(4)]
     assert [os.waitpid(p, 0)[1] for p in pids] == [0] * 4
-    CodeWriter(tmp_path / "store", PLAN).finish()
-    assert contents(tmp_path / "store") == contents(whole)
+    CodeWriter(path, PLAN).finish()
+    assert contents(path) == contents(whole)
 
 
 def test_resume_with_another_number_of_processes(whole, tmp_path):
-    extract(tmp_path / "store", 1, 2); extract(tmp_path / "store", 2, 3)
-    with pytest.raises(BadInput, match="of 11 shards are missing"): CodeWriter(tmp_path / "store", PLAN).finish()
-    extract(tmp_path / "store").finish()
-    assert contents(tmp_path / "store") == contents(whole)
+    path = tmp_path / "store"
+    extract(path, 1, 2)
+    extract(path, 2, 3)
+    with pytest.raises(BadInput, match="of 11 shards are missing"): CodeWriter(path, PLAN).finish()
+    extract(path).finish()
+    assert contents(path) == contents(whole)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
@@ -132,34 +148,46 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["plan.json"]
 
 
-def test_random_damage_is_found(whole, tmp_path):
-    g, files = random.Random(0), sorted(p.name for p in whole.iterdir() if p.name != "plan.json")
-    for n in range(120):
-        name = g.choice(files); raw = bytearray((whole / name).read_bytes())
-        kind = g.choice(("bit", "cut", "zero", "grow"))
-        if kind == "bit": raw[g.randrange(len(raw))] ^= 1 << g.randrange(8)
-        elif kind == "cut": del raw[g.randrange(len(raw)):]
-        elif kind == "grow": raw += b"x"
-        else:
-            at = g.randrange(len(raw)); raw[at:at + 64] = bytes(len(raw[at:at + 64]))
-        if bytes(raw) == (whole / name).read_bytes(): continue
-        if name == "index.json" and kind in ("bit", "grow") and _same_json(bytes(raw), whole / name): continue
-        copy = tmp_path / f"{n}"; shutil.copytree(whole, copy); (copy / name).write_bytes(raw)
-        with pytest.raises(VgnbError): CodeStore(copy)
-        shutil.rmtree(copy)
+def damaged(g, kind, raw):
+    "A copy of a file's bytes with one accident."
+    raw = bytearray(raw)
+    if kind == "bit": raw[g.randrange(len(raw))] ^= 1 << g.randrange(8)
+    elif kind == "cut": del raw[g.randrange(len(raw)):]
+    elif kind == "grow": raw += b"x"
+    else:
+        at = g.randrange(len(raw))
+        raw[at:at + 64] = bytes(len(raw[at:at + 64]))
+    return bytes(raw)
 
 
-def _same_json(raw, file):
+def same_json(raw, file):
     "A changed space between values changes nothing that is read."
-    import json
     try: return json.loads(raw) == load_json(file)
     except ValueError: return False
 
 
+def test_random_damage_is_found(whole, tmp_path):
+    g = random.Random(0)
+    files = sorted(p.name for p in whole.iterdir() if p.name != "plan.json")
+    for n in range(120):
+        name, kind = g.choice(files), g.choice(("bit", "cut", "zero", "grow"))
+        raw = damaged(g, kind, (whole / name).read_bytes())
+        if raw == (whole / name).read_bytes(): continue
+        harmless = name == "index.json" and kind in ("bit", "grow") and same_json(raw, whole / name)
+        if harmless: continue
+        copy = tmp_path / f"{n}"
+        shutil.copytree(whole, copy)
+        (copy / name).write_bytes(raw)
+        with pytest.raises(VgnbError): CodeStore(copy)
+        shutil.rmtree(copy)
+
+
 def test_a_lying_index_is_found(whole, tmp_path):
     "Whole files with right hashes, but codes outside the codebook that the index claims."
-    copy = tmp_path / "copy"; shutil.copytree(whole, copy)
-    index = load_json(copy / "index.json"); del index["fingerprint"]
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    index = load_json(copy / "index.json")
+    del index["fingerprint"]
     index["vocab"] = [16, 200]
     save_json(copy / "index.json", dict(index, fingerprint=digest(index)))
     with pytest.raises(BadInput, match=r"must lie in \[0, 200\) at level 1"): CodeStore(copy)
@@ -167,29 +195,44 @@ def test_a_lying_index_is_found(whole, tmp_path):
 
 def test_another_run_cannot_continue_a_store(whole, tmp_path):
     other = CodePlan(**{**PLAN.__dict__, "tokenizer": "u" * 64, "augs": ("center", "flop")})
-    with pytest.raises(Mismatch, match="augs is .*tokenizer is tttt.*uuuu"): CodeWriter(whole, other)
+    with pytest.raises(Mismatch, match="augs is .*tokenizer is tttt.*uuuu"):
+        CodeWriter(whole, other)
     with pytest.raises(Mismatch, match="tttt.*not by uuuu"): CodeStore(whole, tokenizer="u" * 64)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(BadInput, match="is not empty and holds no store"): CodeWriter(tmp_path, PLAN)
+    with pytest.raises(BadInput, match="is not empty and holds no store"):
+        CodeWriter(tmp_path, PLAN)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     with pytest.raises(Missing, match="holds no store of codes"): CodeStore(tmp_path)
 
 
+ZEROS = torch.zeros(1, 2, 2, 3, 2).long()
+
+
 @pytest.mark.parametrize("argument, change", [
-    ("codes", dict(codes=torch.full((1, 2, 2, 3, 2), 16))), ("codes", dict(codes=torch.full((1, 2, 2, 3, 2), -1))), ("codes", dict(codes=torch.zeros(1, 2, 2, 3, 2))),
-    ("codes", dict(codes=torch.zeros(1, 1, 2, 3, 2).long())), ("codes", dict(codes=torch.zeros(2, 2, 2, 3, 2).long())), ("labels", dict(labels=[3])), ("labels", dict(labels=[-1])),
-    ("ids", dict(ids=[10])), ("ids", dict(ids=[3, 3], labels=[0, 0], codes=torch.zeros(2, 2, 2, 3, 2).long())), ("shard", dict(shard=11))])
+    ("codes", dict(codes=ZEROS + 16)),
+    ("codes", dict(codes=ZEROS - 1)),
+    ("codes", dict(codes=ZEROS.float())),
+    ("codes", dict(codes=ZEROS[:, :1])),
+    ("codes", dict(codes=ZEROS.expand(2, -1, -1, -1, -1))),
+    ("labels", dict(labels=[3])),
+    ("labels", dict(labels=[-1])),
+    ("ids", dict(ids=[10])),
+    ("ids", dict(ids=[3, 3], labels=[0, 0], codes=ZEROS.expand(2, -1, -1, -1, -1))),
+    ("shard", dict(shard=11)),
+])
 def test_bad_rows_are_refused_before_anything_is_written(tmp_path, argument, change):
     writer = CodeWriter(tmp_path / "store", PLAN)
-    given = dict(dict(shard=0, codes=torch.zeros(1, 2, 2, 3, 2).long(), labels=[0], ids=[3]), **change)
+    given = dict(dict(shard=0, codes=ZEROS, labels=[0], ids=[3]), **change)
     with pytest.raises(BadInput) as e: writer.write(**given)
-    assert e.value.argument == argument and [p.name for p in (tmp_path / "store").iterdir()] == ["plan.json"]
+    assert e.value.argument == argument
+    assert [p.name for p in (tmp_path / "store").iterdir()] == ["plan.json"]
 
 
 def test_mapping_keeps_no_descriptors_and_copies_cheaply(whole):
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    def descriptors(): return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    before = descriptors()
     stores = [CodeStore(whole) for _ in range(5)]
-    assert (len(os.listdir("/proc/self/fd")) if before else 0) == before
+    assert descriptors() == before
     assert len(pickle.dumps(stores[0])) < 500
     loader = torch.utils.data.DataLoader(stores[0], batch_size=16, num_workers=2)
     assert torch.equal(torch.cat([c for c, _, _ in loader]), torch.stack([c for c, _, _ in stores[0]]))
@@ -199,11 +242,13 @@ def test_augmentation_is_a_function_of_seed_epoch_and_id():
     rows = augmentation(3, 5, range(5000), 10)
     assert torch.equal(torch.cat([augmentation(3, 5, [i], 10) for i in range(40)]), rows[:40])
     assert torch.equal(augmentation(3, 5, list(range(5000))[::-1], 10).flip(0), rows)
-    for other in (augmentation(4, 5, range(5000), 10), augmentation(3, 6, range(5000), 10)): assert 0.05 < float((other == rows).float().mean()) < 0.15
-    assert rows.bincount(minlength=10).min() > 400 and set(augmentation(0, 0, range(50), 1).tolist()) == {0}
+    for other in (augmentation(4, 5, range(5000), 10), augmentation(3, 6, range(5000), 10)):
+        assert 0.05 < float((other == rows).float().mean()) < 0.15
+    assert rows.bincount(minlength=10).min() > 400
+    assert set(augmentation(0, 0, range(50), 1).tolist()) == {0}
 
 
-# published layouts
+# ---- published layouts
 
 def save(file, a):
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +257,8 @@ def save(file, a):
 
 def llamagen(root, n=4, size=9):
     for i in range(n):
-        save(root / f"x_codes/{i}.npy", np.full((1, 2, size), i)); save(root / f"x_labels/{i}.npy", np.array([i]))
+        save(root / f"x_codes/{i}.npy", np.full((1, 2, size), i))
+        save(root / f"x_labels/{i}.npy", np.array([i]))
     return root / "x_codes"
 
 
@@ -221,29 +267,40 @@ def test_randar_numbers_repeat_in_each_class(tmp_path):
         for k in (0, 1, 11): save(tmp_path / f"{y}/{k}.npy", np.full((2, 4), y))
     (tmp_path / "5").mkdir()
     r = store_from("randar", tmp_path, vocab=16)
-    assert r.labels.tolist() == [0] * 3 + [2] * 3 + [10] * 3 and r.index.tolist() == [0, 1, 11] * 3 and r.ids.tolist() == list(range(9))
+    assert r.labels.tolist() == [0] * 3 + [2] * 3 + [10] * 3
+    assert r.index.tolist() == [0, 1, 11] * 3
+    assert r.ids.tolist() == list(range(9))
     store = convert(r, tmp_path / "store", tokenizer="t", shard_size=4)
-    assert torch.equal(store.batch(range(9))[0], r.batch(range(9))[0]) and store.grid == (2, 2)
+    assert torch.equal(store.batch(range(9))[0], r.batch(range(9))[0])
+    assert store.grid == (2, 2)
 
 
 def test_sparse_numbers_keep_their_ids(tmp_path):
     folder = llamagen(tmp_path)
-    for name in ("codes", "labels"): (tmp_path / f"x_{name}/3.npy").rename(tmp_path / f"x_{name}/30.npy")
+    for name in ("codes", "labels"):
+        (tmp_path / f"x_{name}/3.npy").rename(tmp_path / f"x_{name}/30.npy")
     r = store_from("llamagen", folder, vocab=8)
-    assert r.ids.tolist() == [0, 1, 2, 30] and convert(r, tmp_path / "s", tokenizer="t", shard_size=5).ids.tolist() == [0, 1, 2, 30]
+    assert r.ids.tolist() == [0, 1, 2, 30]
+    assert convert(r, tmp_path / "s", tokenizer="t", shard_size=5).ids.tolist() == [0, 1, 2, 30]
+
+
+def write(array): return lambda folder: np.save(folder / "2.npy", array)
+def label(array): return lambda folder: np.save(folder.parent / "x_labels/2.npy", array)
+def cut(end): return lambda folder: (folder / "2.npy").write_bytes((folder / "2.npy").read_bytes()[:end])
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda f: (f / "2.npy").write_bytes(b""), "2.npy: not a readable array"),
-    (lambda f: (f / "2.npy").write_bytes((f / "2.npy").read_bytes()[:-1]), "2.npy: not a readable array"),
-    (lambda f: np.save(f / "2.npy", np.array([print], dtype=object)), "2.npy: not a readable array"),
-    (lambda f: np.save(f / "2.npy", np.zeros((1, 2, 9))), "2.npy: must be an integer array, found float64"),
-    (lambda f: np.save(f / "2.npy", np.zeros((1, 2, 8), int)), "2.npy: must hold codes"),
-    (lambda f: np.save(f / "2.npy", np.zeros((2, 9), int)), "2.npy: holds no item of this layout"),
-    (lambda f: np.save(f / "2.npy", np.full((1, 2, 9), 8)), r"2.npy: codes must lie in \[0, 8\), found \[8, 8\]"),
-    (lambda f: np.save(f / "2.npy", np.full((1, 2, 9), -1)), "2.npy: codes must lie in"),
-    (lambda f: np.save(f.parent / "x_labels/2.npy", np.array([4])), r"2.npy: label must lie in \[0, 4\), found 4"),
-    (lambda f: np.save(f.parent / "x_labels/2.npy", np.array([1, 2])), "x_labels/2.npy: must hold one label")])
+    (cut(0), "2.npy: not a readable array"),
+    (cut(-1), "2.npy: not a readable array"),
+    (write(np.array([print], dtype=object)), "2.npy: not a readable array"),
+    (write(np.zeros((1, 2, 9))), "2.npy: must be an integer array, found float64"),
+    (write(np.zeros((1, 2, 8), int)), "2.npy: must hold codes"),
+    (write(np.zeros((2, 9), int)), "2.npy: holds no item of this layout"),
+    (write(np.full((1, 2, 9), 8)), r"2.npy: codes must lie in \[0, 8\), found \[8, 8\]"),
+    (write(np.full((1, 2, 9), -1)), "2.npy: codes must lie in"),
+    (label(np.array([4])), r"2.npy: label must lie in \[0, 4\), found 4"),
+    (label(np.array([1, 2])), "x_labels/2.npy: must hold one label"),
+])
 def test_bad_items_are_named_and_counted(tmp_path, damage, words):
     folder = llamagen(tmp_path)
     damage(folder)
@@ -255,12 +312,15 @@ def test_bad_items_are_named_and_counted(tmp_path, damage, words):
 
 def test_layout_arguments(tmp_path):
     folder = llamagen(tmp_path)
-    assert store_from("llamagen", folder, vocab=8, grid=(9,)).grid == (9,)
-    for words, given in (("needs 1 codebook sizes", dict(vocab=(8, 8))), ("must hold the 9 positions", dict(vocab=8, grid=(2, 2))), ("vocab=0: must be an integer >= 1", dict(vocab=0)),
-                         ("must be a folder named", dict(vocab=8, more=tmp_path))):
-        with pytest.raises(BadInput, match=words): store_from("llamagen", folder, **given)
+    def opened(**options): return store_from("llamagen", folder, **options)
+    assert opened(vocab=8, grid=(9,)).grid == (9,)
+    with pytest.raises(BadInput, match="needs 1 codebook sizes"): opened(vocab=(8, 8))
+    with pytest.raises(BadInput, match="must hold the 9 positions"): opened(vocab=8, grid=(2, 2))
+    with pytest.raises(BadInput, match="vocab=0: must be an integer >= 1"): opened(vocab=0)
+    with pytest.raises(BadInput, match="must be a folder named"): opened(vocab=8, more=tmp_path)
     (tmp_path / "x_labels/3.npy").unlink()
-    with pytest.raises(BadInput, match=r"must hold the same numbers as x_codes; \[3\] is in one only"): store_from("llamagen", folder, vocab=8)
+    with pytest.raises(BadInput, match=r"must hold the same numbers as x_codes; \[3\] is in one only"):
+        opened(vocab=8)
     with pytest.raises(Missing, match="no such folder"): store_from("iar2", tmp_path / "y_codes")
 
 
@@ -301,6 +361,7 @@ def test_layouts_are_found_by_name(tmp_path):
     assert set(layouts) >= {"halton", "iar2", "llamagen", "pgm", "randar"}
     with pytest.raises(BadInput, match="layout='lamagen': must be one of .*did you mean llamagen"):
         store_from("lamagen", tmp_path)
-    with pytest.raises(BadInput, match="layout='lamagen'"): export_codes(in_memory((300,)), "lamagen", tmp_path / "x")
+    with pytest.raises(BadInput, match="layout='lamagen'"):
+        export_codes(in_memory((300,)), "lamagen", tmp_path / "x")
     with pytest.raises(BadInput, match="split='test'"):
         export_codes(in_memory((300,)), "halton", tmp_path / "x", split="test")

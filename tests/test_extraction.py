@@ -382,7 +382,7 @@ def test_a_repository_that_is_gated_or_far_away_says_what_to_do(monkeypatch, err
 @pytest.fixture(scope="module")
 def tokenizer():
     torch.manual_seed(0)
-    return vqgan("tiny-shapes", codebook=64, width=16, z=16, groups=8).eval()
+    return vqgan("tiny-shapes", quantizer=dict(codebook=64), width=16, z=16, groups=8).eval()
 
 
 def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}

@@ -12,17 +12,29 @@ import pytest
 import torch
 from PIL import Image
 
-from vgnb.charts import (
-    codebook_figure, curves_figure, fold, order_figure, order_steps, read_records, running_mean)
+from vgnb.charts import codebook_figure, curves_figure, fold, order_figure, order_steps, read_records, running_mean
 from vgnb.core import BadInput, Missing
 from vgnb.figures import (
-    error_map, hatch, heat, house_figure, house_style, image_grid, plain_text, png_bytes, png_uri, reconstruction_sheet,
-    tile_sheet, to_image, to_pixels, use_house_style)
+    error_map,
+    hatch,
+    heat,
+    house_figure,
+    house_style,
+    image_grid,
+    plain_text,
+    png_bytes,
+    png_uri,
+    reconstruction_sheet,
+    tile_sheet,
+    to_image,
+    to_pixels,
+    use_house_style,
+)
 from vgnb.moments import Moment, moments, preview, sampling_strip, token_picture
 from vgnb.report import html_figure, html_page, html_table
 
-HOSTILE = ["$\\frac$", "$x^2", "_hidden", "<script>alert(1)</script>", "a\nb\tc", "\u202egnp", "\ud800", "", "🙂 漢字", "x" * 500,
-           None, 3]
+HOSTILE = ["$\\frac$", "$x^2", "_hidden", "<script>alert(1)</script>", "a\nb\tc", "\u202egnp", "\ud800", "", "🙂 漢字",
+           "x" * 500, None, 3]
 G = np.random.default_rng(0)
 PIXELS = G.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 RECORDS = [dict(step=i, loss=1 / (i + 1), note="text", ok=True) for i in range(50)]
@@ -41,6 +53,9 @@ def fake_steps(b=3, n=16, k=4, start=0):
                               codes=lambda codes=codes: codes.clone())
 
 
+def hostile_records(names): return [{"step": i, **{str(name): float(i) for name in names}} for i in range(9)]
+
+
 def decode(codes): return codes.numpy().astype(np.uint8)[..., None].repeat(3, -1).repeat(4, 1).repeat(4, 2) * 10
 
 
@@ -50,7 +65,7 @@ PICTURES = {
     "codebook_figure": lambda text: codebook_figure(np.arange(40), text[0]),
     "order_figure": lambda text: order_figure({str(t): np.arange(16) for t in text[:4]}, (4, 4)),
     "curves_figure": lambda text: curves_figure({str(t): RECORDS for t in text[:5]}, log=("loss",)),
-    "curves_keys": lambda text: curves_figure([{"step": i, **{str(t): float(i) for t in text[:4]}} for i in range(9)], keep=0),
+    "curves_keys": lambda text: curves_figure(hostile_records(text[:4]), keep=0),
     "sampling_strip": lambda text: sampling_strip(list(moments(fake_steps())), decode, (4, 4), title=text[3]),
 }
 
@@ -228,7 +243,7 @@ def test_moments_follow_the_stream_lazily_and_start_afresh_with_a_micro_batch():
     assert seen[3].known.all() and seen[3].drawn[0].tolist() == np.arange(4).repeat(4).tolist()
     assert seen[4].codes.shape == (2, 16, 1)
     assert (seen[4].drawn[:, 4:] == -1).all() and np.isnan(seen[4].confidence[:, 4:]).all()
-    assert first.drawn[0, 4] == -1                                                       # earlier moments stay what they were
+    assert first.drawn[0, 4] == -1                                   # earlier moments stay what they were
 
 
 def test_given_cells_are_never_drawn_and_forgotten_cells_are_unknown():

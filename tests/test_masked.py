@@ -254,8 +254,8 @@ def test_text_names_are_whole():
     (lambda: Confidence(warmup=-2), "warmup"),
     (lambda: HaltonPick(sharpness=0.0), "sharpness"),
     (lambda: HaltonPick(sharpness_start=-1.0), "sharpness_start"),
-    (lambda: HaltonPick(warmup=-1), "temp_warmup"),
-    (lambda: HaltonPick(power=float("nan")), "temp_pow"),
+    (lambda: HaltonPick(warmup=-1), "warmup"),
+    (lambda: HaltonPick(power=float("nan")), "power"),
     (lambda: CFG(4.0, start=1.0, by="cells"), "by"),
     (lambda: SCHEDULES["haltn"], "did you mean halton"),
 ])

@@ -22,6 +22,7 @@ from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Generator, Loss
 from vgnb.kinds import to_json
 from vgnb.saved import save_model
+from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.checkpoints import checkpoints, mirror_checkpoint, newest, verify
 from vgnb.training.commands import TrainOptions, parse, train
@@ -269,7 +270,7 @@ def test_which_mirror_is_refused(tmp_path):
 def tiny_tokenizer(folder, codebook):
     "Save a random VQGAN."
     torch.manual_seed(0)
-    config = VQGANConfig(codebook=codebook, width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
+    config = VQGANConfig(VectorConfig(codebook), width=16, mults=(1, 2, 2), attention=(), z=8, groups=8)
     save_model(folder, VQGAN(config), config)
 
 

@@ -21,10 +21,10 @@ ALL = sorted(p.name for p in (ROOT / "scripts").glob("*.py"))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 PICTURES = "shapes://?n=48&size=16"
 TOKENIZER = ["train_tokenizer.py", "shapes-tokenizer", "--data", PICTURES, "--augment.size", 16, "--steps", 3, "--batch", 8, "--free-steps", 1, "--precision", "fp32",
-             "--model.codebook", 32, "--model.width", 16, "--model.groups", 8, "--model.window", 1024, "--out", "tokenizer"]
+             "--model.quantizer.codebook", 32, "--model.width", 16, "--model.groups", 8, "--model.quantizer.usage", 1024, "--out", "tokenizer"]
 CODES = ["extract_codes.py", "--tokenizer", "tokenizer/model", "--data", PICTURES, "--size", 16, "--shard-size", 12, "--out", "codes"]
 GENERATOR = ["train_generator.py", "shapes-generator", "--data", "codes", "--steps", 3, "--batch", 8, "--precision", "fp32", "--model.layers", 1, "--model.dim", 32, "--out", "generator"]
-SAMPLES = ["sample.py", "--tokenizer", "{first}/tokenizer/model", "--generator", "{first}/generator/model", "--sampling.cfg-scale", 2, "--count", 14, "--part", 8, "--out", "samples.npz"]
+SAMPLES = ["sample.py", "--tokenizer", "{first}/tokenizer/model", "--generator", "{first}/generator/model", "--guidance.scale", 2, "--count", 14, "--part", 8, "--out", "samples.npz"]
 NUMBERS = ["evaluate.py", PICTURES + "&seed=1", "samples.npz", "--extractor", "shapes-judge", "--metrics", "fid", "is", "kid", "pr", "accuracy", "--json", "numbers.json"]
 WALK = [TOKENIZER, CODES, GENERATOR, SAMPLES, NUMBERS]
 LAUNCHES = {"plain": ([], {}), "accelerate": (["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"], {}),

@@ -19,9 +19,11 @@ from vgnb.evaluation.features import load_extractor
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import SampleJob
 from vgnb.pipeline import Pipeline
+from vgnb.sampling.pick import Pick
 from vgnb.sampling.settings import Sampling
 from vgnb.search import GuidanceSearch, best_scale, scale_grid, search_figure
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
+from vgnb.tokenizers.quantizers import VectorConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SCALES = (1.0, 2.0, 5.0)
@@ -39,7 +41,8 @@ class Counted:
 @pytest.fixture(scope="module")
 def pipe():
     torch.manual_seed(0)
-    small = MaskGITVQGANConfig(codebook=32, dim=8, width=16, mults=(1, 2, 2, 2), depth=1, groups=8)
+    codes = VectorConfig(32, 8, l2=False, usage=0)
+    small = MaskGITVQGANConfig(codes, width=16, mults=(1, 2, 2, 2), depth=1, groups=8)
     tokenizer = MaskGITVQGAN(small)
     small = RasterConfig(layers=1, dim=32, heads=2, ffn_multiple=16, vocab=32, grid=(4, 4), classes=10)
     generator = RasterTransformer(small, 0)
@@ -72,7 +75,7 @@ def test_protocol(whole):
     for k, r in results["scales"].items():
         p = r["protocol"]
         assert (p["count"], p["reference_count"], p["uint8_rule"], p["seed"]) == (24, 80, "round", 0)
-        assert p["sampler"]["cfg_scale"] == float(k) and p["extractor"].startswith("shapes-judge@")
+        assert p["sampler"]["guidance"]["scale"] == float(k) and p["extractor"].startswith("shapes-judge@")
     assert results["final"]["count"] == 40 and saved["run"]["seed"] == 0
     assert (s.out / f"scale-{results['best']:g}-40.npz").exists()
     assert len(list(s.out.glob("*.npz"))) == 1
@@ -121,11 +124,11 @@ def test_a_finer_grid_and_another_count_reuse_what_is_there(pipe, tmp_path):
 
 
 def test_other_settings_can_be_searched(pipe, tmp_path):
-    guided = replace_sampling(pipe, cfg_scale=2.0)
-    results = search(guided, tmp_path, setting="temperature", scales=(0.5, 1.0), final=0,
+    guided = replace_sampling(pipe, guidance=2.0)
+    results = search(guided, tmp_path, setting="picks.0.temperature", scales=(0.5, 1.0), final=0,
                      metrics=("accuracy", "fid"), by="accuracy").run()
-    assert [r["protocol"]["sampler"]["temperature"] for r in results["scales"].values()] == [0.5, 1.0]
-    assert results["plan"]["sampling"]["cfg_scale"] == 2.0
+    assert [r["protocol"]["sampler"]["picks"][0]["temperature"] for r in results["scales"].values()] == [0.5, 1.0]
+    assert results["plan"]["sampling"]["guidance.scale"] == 2.0
 
 
 def replace_sampling(pipe, **kw):
@@ -146,7 +149,7 @@ def test_a_folder_of_another_search_is_refused(whole, pipe, tmp_path):
                    dict(count=16),
                    dict(reference="shapes://?n=90&seed=3"),
                    dict(metrics=("fid",)),
-                   dict(pipe=replace_sampling(pipe, temperature=0.9))):
+                   dict(pipe=replace_sampling(pipe, picks=Pick(temperature=0.9)))):
         with pytest.raises(Mismatch, match="was begun with"):
             search(**{"pipe": pipe, "out": s.out} | change).run()
     (tmp_path / "results.json").write_text('{"format": "something else"}')
@@ -161,7 +164,7 @@ def test_grids_hold_their_ends(low, high, step):
 
 
 def test_the_figure_needs_a_number():
-    nothing = {"scales": {}, "plan": {"setting": "cfg_scale"}, "best": None, "final": None, "by": "fid"}
+    nothing = {"scales": {}, "plan": {"setting": "guidance.scale"}, "best": None, "final": None, "by": "fid"}
     with pytest.raises(BadInput, match="at least one measured scale"): search_figure(nothing)
 
 
@@ -194,7 +197,7 @@ def test_two_processes_find_what_one_finds(saved, whole, tmp_path):
     for k in ("1", "2"):
         for name, v in whole[1]["scales"][k]["values"].items():
             assert found["scales"][k]["values"][name] == pytest.approx(v, rel=1e-5), (k, name)
-    assert "best cfg_scale by fid" in done.stdout and len(done.stdout.splitlines()) == 5
+    assert "best guidance.scale by fid" in done.stdout and len(done.stdout.splitlines()) == 5
 
 
 @pytest.mark.parametrize("words, message", [

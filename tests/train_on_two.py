@@ -13,19 +13,21 @@ from vgnb.data.codes import CodePlan, CodeWriter
 from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.processes import Processes
+from vgnb.tokenizers.conv_tokenizer import changed
+from vgnb.tokenizers.quantizers import Revive
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.commands import TrainOptions, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.training.run_folder import Run
 
-SMALL = dict(codebook=48, width=16, z=16, groups=8)     # the tokenizer
+SMALL = dict(width=16, z=16, groups=8)     # the tokenizer
 
 
 def tokenizer_recipe(**changes):
     "Plain steps, k-means after the fourth, dead codes revived after every fifth."
     r = recipe("shapes-tokenizer")
-    model = replace(r.model, **SMALL, revive=5, window=1024)
+    model = changed(r.model, **SMALL, quantizer=dict(codebook=48, usage=1024, updates=(Revive(5),)))
     return replace(r, data="shapes://?n=200&size=32", steps=14, batch=16, free_steps=4, precision="fp32", ema=0.9,
                    model=model, optim=Optim("adamw", lr=1e-3), rate=Rate(), **changes)
 
@@ -55,7 +57,8 @@ def main(out: Path, accumulate: int = 1):
     train(TrainOptions(generator_recipe(out / "codes"), out / "generator", run=replace(quiet, accumulate=accumulate)))
 
     torch.manual_seed(0)
-    tokenizer, augment = vqgan("tiny-shapes", **SMALL), Augment("center", 32, flip=True)
+    tokenizer = vqgan("tiny-shapes", **SMALL, quantizer=dict(codebook=48))
+    augment = Augment("center", 32, flip=True)
     extract_codes(tokenizer, Shapes(70, 32), out / "extracted", augment, batch=16, shard_size=10, processes=processes)
     if processes.main: (out / "world.json").write_text(json.dumps(processes.world))
 

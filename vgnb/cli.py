@@ -61,7 +61,7 @@ def choose_parts(
     prefix:str="--",
     flat:tuple[str, ...]=(), # fields whose own fields have no prefix on the command line
 ) -> tuple[Any, list[str]]:
-    "(`default` with the parts that the words choose by name, the other words). Errors: an unknown name, with what there is."
+    "(`default` with the parts the words choose by name, the other words). Errors: an unknown name, with what there is."
     for f in fields(default):
         value = getattr(default, f.name)
         name = prefix + f.name.replace("_", "-")
@@ -85,6 +85,7 @@ def _chosen(part, words:list[str], name:str, inner:str) -> tuple[Any, list[str]]
         if chosen is not None: part = shelves[shelf_name][chosen]
     return choose_parts(part, words, inner)
 
+# %% ../nbs/010_cli.ipynb #c874014c
 def typed_cli(
     cls:type,
     args:list[str]|None=None,   # default: this process's own

@@ -120,7 +120,8 @@ def check_place(argument:str, folder) -> Path:
     "`folder` is one that may be written to, or can be made; returns it as a Path."
     folder = Path(folder)
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())    # the first on the way up
-    check(there.is_dir(), argument, folder, f"must be a folder, or a place where one can be made; {there.name} is a file")
+    allowed = f"must be a folder, or a place where one can be made; {there.name} is a file"
+    check(there.is_dir(), argument, folder, allowed)
     check(os.access(there, os.W_OK), argument, folder, f"must be a place one may write to; {there} is not")
     return folder
 
@@ -270,6 +271,7 @@ def publish_dir(
     os.rename(aside, final)
     _fsync(final.parent)
 
+# %% ../nbs/000_core.ipynb #088cc332
 _ASIDE = ".aside-"
 
 def aside_dir(folder:str|Path, name:str) -> Path:
@@ -289,6 +291,7 @@ def sweep_aside(folder:str|Path):
     "Remove what interrupted writers left in `folder`; only for whoever owns it."
     for p in Path(folder).glob(f"{_ASIDE}*"): shutil.rmtree(p, ignore_errors=True)
 
+# %% ../nbs/000_core.ipynb #2d1bbc0f
 def save_json(path:str|Path, value):
     "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
     def plain(x):

@@ -18,8 +18,21 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import (BadInput, Mismatch, Missing, check, check_choice, check_int, check_place, digest, digest_file,
-                       load_json, run_manifest, save_json, write_aside)
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    check,
+    check_choice,
+    check_int,
+    check_place,
+    digest,
+    digest_file,
+    load_json,
+    run_manifest,
+    save_json,
+    write_aside,
+)
 from .data.images import open_images
 from .data.transforms import center_crop
 from .draws import At, Keyed

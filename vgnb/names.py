@@ -80,6 +80,7 @@ class Fuse:
         if self.squeeze and value.dim() == 2: pieces = [p[..., None, None] for p in pieces]
         return {t.format(**parts): p.contiguous() for t, p in zip(self.theirs, pieces)}
 
+# %% ../nbs/005_names.ipynb #1aed5a84
 @dataclass(frozen=True)
 class Slice:
     "One published table ↔ several of ours: its rows, one block behind the other."
@@ -153,7 +154,10 @@ class NameTable:
         got = self.to_ours(state)
         misshapen = [f"{k} {tuple(got[k].shape)} instead of {tuple(want[k].shape)}"
                      for k in want.keys() & got.keys() if got[k].shape != want[k].shape]
-        offences = {"missing": want.keys() - got.keys(), "unexpected": got.keys() - want.keys(), "of another shape": misshapen}
+        offences = {
+            "missing": want.keys() - got.keys(),
+            "unexpected": got.keys() - want.keys(),
+            "of another shape": misshapen}
         problems = [_some(what, sorted(names)) for what, names in offences.items() if names]
         check(not problems, "checkpoint", source, "does not fit this model: " + "; ".join(problems), Mismatch)
         return got

@@ -292,7 +292,7 @@ def _fetched(repository:str) -> Path:
         raise Missing("where", repository, failed) from None
 
 def from_pretrained(
-    where:str|Path,         # a folder of `save_pretrained`, a shipped model ("tiny-randar"), or a hub repository "owner/name"
+    where:str|Path,      # a folder of `save_pretrained`, a shipped model ("tiny-randar"), or a hub's owner/name
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
 ) -> Pipeline:

@@ -8,6 +8,7 @@ __all__ = ['INTERRUPTED', 'leave', 'Processes', 'average', 'catch_signals']
 # %% ../nbs/009_processes.ipynb #f772cb60
 import atexit
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from typing import Callable
 
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import VgnbError, check
@@ -24,6 +26,7 @@ def leave():
     "End the process group in good order; without it the interpreter's exit may abort in a communication thread."
     if dist.is_available() and dist.is_initialized(): dist.destroy_process_group()
 
+# %% ../nbs/009_processes.ipynb #80b628fc
 class Processes:
     "The processes of this run, through accelerate: device, rank, and sums and joins over all of them."
     def __init__(self):
@@ -35,7 +38,8 @@ class Processes:
 
         launched = os.environ.get("WORLD_SIZE", "1")
         if launched != "1":
-            pass  # before the group exists: its defaults would keep it alive
+            # its defaults keep a group alive that exists when it is imported
+            importlib.import_module("torch.distributed.nn")
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
         self.state = PartialState(cpu=on_cpu or not torch.accelerator.is_available())
         atexit.register(leave)
@@ -72,18 +76,20 @@ class Processes:
 
     def wait(self): self.state.wait_for_everyone()
 
-    def together(self, work:Callable):
-        "Run `work` on the main process; its result, or its error, on every process."
-        result = error = None
-        if self.main:
-            try:
-                result = work()
-            except VgnbError as e:
-                error = e
-        failed = self.share(str(error) if error else None)
-        if error: raise error
-        if failed: raise VgnbError(failed)
-        return self.share(result)
+# %% ../nbs/009_processes.ipynb #7caafe4a
+@patch
+def together(self:Processes, work:Callable):
+    "Run `work` on the main process; its result, or its error, on every process."
+    result = error = None
+    if self.main:
+        try:
+            result = work()
+        except VgnbError as e:
+            error = e
+    failed = self.share(str(error) if error else None)
+    if error: raise error
+    if failed: raise VgnbError(failed)
+    return self.share(result)
 
 # %% ../nbs/009_processes.ipynb #7c5a6699
 _PIECE = 1 << 24   # entries sent at once (64 MB in fp32)

@@ -10,7 +10,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -93,7 +92,8 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     "config.json of a model folder, with `config` revived."
     folder = Path(folder)
     is_model = (folder / "config.json").is_file()
-    check(folder.is_dir(), argument, folder, "must be the folder of a saved model (config.json + model.safetensors)", Missing)
+    allowed = "must be the folder of a saved model (config.json + model.safetensors)"
+    check(folder.is_dir(), argument, folder, allowed, Missing)
     check(is_model, argument, folder, "has no config.json, so it is not a saved model", Mismatch)
 
     card = load_json(folder / "config.json")

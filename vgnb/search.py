@@ -7,9 +7,8 @@ __all__ = ['scale_grid', 'best_scale', 'GuidanceSearch', 'search_figure']
 
 # %% ../nbs/730_search.ipynb #550877e1
 import math
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -34,9 +33,10 @@ from .evaluation.measure import check_request, look_at, measure
 from .evaluation.samples import Samples, open_samples
 from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
+from .kinds import dotted, to_json, with_dotted
 from .pipeline import Pipeline
-from .saved import load_tensors, save_tensors
 from .processes import Processes
+from .saved import load_tensors, save_tensors
 
 # %% ../nbs/730_search.ipynb #314c3827
 def scale_grid(
@@ -85,7 +85,7 @@ class _Search:
     final: int = 50_000           # images at the best scale; 0 = no second round
     metrics: tuple = ("fid", "is", "pr") # see `measure`
     by: str = "fid"               # what decides: fid, kid_mean (least), is_mean, precision, recall, accuracy (most)
-    setting: str = "cfg_scale"    # the field of the sampling that takes the scales
+    setting: str = "guidance.scale" # of the sampling (a name of `dotted`): what takes the scales
     labels: str = "balanced"      # or random
     seed: int = 0
     size: int|None = None         # side of the images; None = the tokenizer's own
@@ -104,7 +104,7 @@ class _Search:
         check_int("final", self.final, 0)
         metric = _METRIC.get(self.by, self.by)
         check(metric in self.metrics, "by", self.by, f"needs {metric} among the metrics {self.metrics}")
-        check_choice("setting", self.setting, tuple(asdict(self.pipe.sampling)))
+        check_choice("setting", self.setting, tuple(dotted(self.pipe.sampling)))
         self.reference = open_samples(self.reference)
         for scale in self.scales: self.at(scale).sampler()            # what cannot be sampled is refused now
         for n in {self.count, self.final or self.count}: self._check_count(n)
@@ -119,7 +119,8 @@ class _Search:
     def at(self, scale:float) -> Pipeline:
         "The pipeline at a scale."
         p = self.pipe
-        return Pipeline(p.tokenizer, p.generator, replace(p.sampling, **{self.setting: scale}), p.classes, p.grid.shape)
+        sampling = with_dotted(p.sampling, self.setting, scale)
+        return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape)
 
     def classes(self, count:int) -> Tensor:
         "The class asked of each image."
@@ -140,7 +141,7 @@ class _SearchFolder(_Search):
         "What decides the numbers of a scale."
         p = self.pipe
         return dict(tokenizer=digest(p.tokenizer.state_dict()), generator=digest(p.generator.state_dict()),
-                    sampling={k: v for k, v in asdict(p.sampling).items() if k != self.setting}, setting=self.setting,
+                    sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
                     metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id)
 
@@ -187,7 +188,7 @@ class GuidanceSearch(_SearchFolder):
         job = SampleJob(pipe, self.classes(count), file, self.seed, self.size, self.part)
         path = job.run(processes)
         report = measure(path, self.reference, self.extractor, self.metrics, self.batch, uint8_rule="round",
-                         seed=self.seed, sampler=asdict(pipe.sampling), processes=processes, base=base)
+                         seed=self.seed, sampler=to_json(pipe.sampling), processes=processes, base=base)
 
         if processes: processes.wait()                              # all have read them
         if not keep and (processes is None or processes.main):
@@ -249,5 +250,5 @@ def search_figure(results:dict):
             if final: ax.plot(final["scale"], _number(final["values"].get(k)), "*", ms=10, color="C1")
             decides = " (decides)" if k == results["by"] else ""
             ax.set_title(k.removesuffix("_mean") + decides)
-            ax.set_xlabel(results["plan"]["setting"].replace("_", " "))
+            ax.set_xlabel(results["plan"]["setting"].replace(".", " ").replace("_", " "))
     return fig

@@ -90,7 +90,7 @@ def load_published(
     return model.eval()
 
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
-    "The state dict under the authors' names; with `path` also as a .safetensors file. Errors: no family owns the model."
+    "The state dict under the authors' names; with `path` as a .safetensors file, too. Errors: nobody owns the model."
     family = family_of(model)
     entries = family.table(model.config).export(model.state_dict(), model)
     state = {k: v.detach().cpu() for k, v in entries.items() if not k.startswith(family.unpublished)}

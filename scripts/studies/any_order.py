@@ -4,9 +4,10 @@
     python scripts/studies/any_order.py tiny-randar --record           # and write nbs/studies/any_order.json
     python scripts/studies/any_order.py tiny-maskgit tiny-pgm --parts cost --record
 
-Quality: COUNT samples of balanced classes, judged by shapes-judge (share that is what was asked for, and Fréchet distance of its features to 2,000 held-out shapes).
-Cost: wall time of the same request by all named models, interleaved in one process, fp32, medians; and multiply-adds counted while one micro-batch is sampled.
-Recorded parts are replaced model by model; the others stay. Some minutes a model on one CPU core.
+Quality: COUNT samples of balanced classes, judged by shapes-judge (share that is what was asked for, and Fréchet
+distance of its features to 2,000 held-out shapes). Cost: wall time of the same request by all named models, interleaved
+in one process, fp32, medians; and multiply-adds counted while one micro-batch is sampled. Recorded parts are replaced
+model by model; the others stay. Some minutes a model on one CPU core.
 """
 import json
 import os
@@ -29,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FILE = ROOT / "nbs" / "studies" / "any_order.json"
 FEW = ("halton", "random", "confidence", "raster")      # for models that run over the whole grid in every step
-ORDERS = ("raster", "random", "halton", "subsample", "checkerboard", "hilbert", "spiral-in", "spiral-out", "confidence", "uncertainty")   # the last two look at all open cells, so not in all steps
+ADAPTIVE = ("confidence", "uncertainty")                # look at all open cells in every step, so not one cell a step
+FIXED = ("raster", "random", "halton", "subsample", "checkerboard", "hilbert", "spiral-in", "spiral-out")
+CURVES = ("cosine", "linear", "square", "root", "arccos", "randar")
 
 
 @dataclass
@@ -58,7 +61,8 @@ class Bench:
         from vgnb.evaluation.features import load_extractor
         from vgnb.evaluation.measure import look_at
         from vgnb.evaluation.samples import Samples
-        self.count, self.judge = count, load_extractor("shapes-judge")
+        self.count = count
+        self.judge = load_extractor("shapes-judge")
         self.real = Samples(*Shapes(2000, 32, seed=1).batch(np.arange(2000)), id="2000 held-out shapes (seed 1)")
         self.base = look_at(self.judge, self.real)
 
@@ -66,12 +70,16 @@ class Bench:
         "Accuracy and FID of the samples at some settings."
         from vgnb.evaluation.measure import measure
         from vgnb.evaluation.samples import Samples
+        from vgnb.kinds import to_json
         labels = np.arange(self.count) % len(pipe.classes)
         start = time.perf_counter()
         images = pipe.sample(labels.tolist(), seed=0, **settings)
         spent = time.perf_counter() - start
-        values = measure(Samples(images, labels, id=f"{self.count} samples"), self.real, self.judge, metrics=("fid", "accuracy"), uint8_rule="round", seed=0, base=self.base).values
-        row = {**settings, "accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
+        made = Samples(images, labels, id=f"{self.count} samples")
+        values = measure(made, self.real, self.judge, metrics=("fid", "accuracy"), uint8_rule="round", seed=0,
+                         base=self.base).values
+        named = {k: to_json(v) for k, v in settings.items()}
+        row = {**named, "accuracy": values["accuracy"], "fid": round(values["fid"], 3), "seconds": round(spent, 1)}
         print("  ", "  ".join(f"{k} {v}" for k, v in row.items()), flush=True)
         return row
 
@@ -80,26 +88,71 @@ def flops(pipe, **settings) -> int:
     "Multiply-adds x 2 of one sample, counted over one micro-batch."
     from torch.nn.attention import SDPBackend, sdpa_kernel
     rows = pipe.sampler(**settings).rows
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: pipe.codes([i % len(pipe.classes) for i in range(rows)], **settings)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pipe.codes([i % len(pipe.classes) for i in range(rows)], **settings)
     return counter.get_total_flops() // rows
 
 
+def interleaved(pipes: dict, repeats: int, settings: dict) -> dict:
+    "Median milliseconds a sample of each model, their runs taking turns; the first turn warms up."
+    times = {name: [] for name in pipes}
+    for _ in range(repeats + 1):
+        for name, pipe in pipes.items():
+            start = time.perf_counter()
+            pipe.codes([i % 10 for i in range(50)], **settings)
+            times[name].append(time.perf_counter() - start)
+    return {name: 20 * statistics.median(seconds[1:]) for name, seconds in times.items()}    # of 50 samples
+
+
 def cost(pipes: dict, o: Options) -> dict:
-    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, cfg_scale, ms, mflop}]}, interleaved."
+    "Wall time of one micro-batch and FLOPs of one sample: {model: [{steps, guidance, ms, mflop}]}."
     out = {name: [] for name in pipes}
     for steps in o.steps:
         for scale in (1.0, 3.0):
-            settings = dict(steps=steps, cfg_scale=scale, order="halton", schedule="arccos", rows=50)
-            times = {name: [] for name in pipes}
-            for _ in range(o.repeats + 1):
-                for name, pipe in pipes.items():
-                    start = time.perf_counter()
-                    pipe.codes([i % 10 for i in range(50)], **settings)
-                    times[name].append(time.perf_counter() - start)
-            for name, pipe in pipes.items():
-                out[name].append({**settings, "ms": round(20 * statistics.median(times[name][1:]), 3), "mflop": round(flops(pipe, **settings) / 1e6, 2)})     # the first warms up; ms a sample
+            settings = dict(steps=steps, guidance=scale, order="halton", schedule="arccos", rows=50)
+            for name, ms in interleaved(pipes, o.repeats, settings).items():
+                mflop = flops(pipes[name], **settings) / 1e6
+                out[name].append({**settings, "ms": round(ms, 3), "mflop": round(mflop, 2)})
                 print("  ", name, out[name][-1], flush=True)
     return out
+
+
+def by_order(bench: Bench, pipe) -> list[dict]:
+    "Every order at a third and an eighth of the steps; models that are cheap a cell also at one cell a step."
+    cells, third = pipe.grid.n, -(-pipe.grid.n // 3)
+    cached, scale = "cached" in pipe.generator.traits, pipe.sampling.guidance.scale
+    rows = []
+    for order in (*FIXED, *ADAPTIVE) if cached else FEW:
+        every = (cells,) if cached and order in FIXED else ()
+        for steps in (*every, third, cells // 8):
+            rows.append(bench.point(pipe, order=order, steps=steps, guidance=scale))
+    return rows
+
+
+def by_schedule(bench: Bench, pipe) -> list[dict]:
+    third, scale = -(-pipe.grid.n // 3), pipe.sampling.guidance.scale
+    return [bench.point(pipe, schedule=schedule, steps=steps, guidance=scale)
+            for schedule in CURVES for steps in (third, pipe.grid.n // 8)]
+
+
+def command(o: Options) -> str:
+    "What repeats this measurement."
+    words = ["python scripts/studies/any_order.py", *o.models, "--record"]
+    if o.count != Options.count: words += ["--count", o.count]
+    if o.steps != Options.steps: words += ["--steps", *o.steps]
+    if o.parts != Options.parts: words += ["--parts", *o.parts]
+    return " ".join(map(str, words))
+
+
+def record(o: Options, found: dict, extractor: str):
+    "Put the new parts into the committed file."
+    study = json.loads(FILE.read_text()) if FILE.exists() else {"models": {}}
+    for name, parts in found.items(): study["models"].setdefault(name, {"count": o.count}).update(parts)
+    study["device"] = f"{platform.processor() or platform.machine()}, one thread"
+    study["torch"] = torch.__version__
+    study["extractor"] = extractor
+    study.setdefault("commands", {}).update({name: command(o) for name in o.models})
+    FILE.write_text(json.dumps(study, indent=1) + "\n")
 
 
 def main(o: Options) -> int:
@@ -108,25 +161,21 @@ def main(o: Options) -> int:
     pipes, bench = {name: Pipeline.from_pretrained(name) for name in o.models}, Bench(o.count)
     found = {name: {} for name in pipes}
     for name, pipe in pipes.items():
-        third, best, cached = -(-pipe.grid.n // 3), pipe.sampling.cfg_scale, "cached" in pipe.generator.traits
         print(name)
-        if "steps" in o.parts: found[name]["steps"] = [bench.point(pipe, steps=s, cfg_scale=w) for w in o.scales for s in o.steps]
-        if "orders" in o.parts: found[name]["orders"] = [bench.point(pipe, order=order, steps=s, cfg_scale=best) for order in (ORDERS if cached else FEW)
-                                                           for s in ((pipe.grid.n, third, pipe.grid.n // 8) if cached and order in ORDERS[:-2] else (third, pipe.grid.n // 8))]
-        if "schedules" in o.parts:
-            found[name]["schedules"] = [bench.point(pipe, schedule=k, steps=s, cfg_scale=best) for k in ("cosine", "linear", "square", "root", "arccos", "randar") for s in (third, pipe.grid.n // 8)]
+        parts = found[name]
+        if "steps" in o.parts:
+            parts["steps"] = [bench.point(pipe, steps=s, guidance=scale) for scale in o.scales for s in o.steps]
+        if "orders" in o.parts: parts["orders"] = by_order(bench, pipe)
+        if "schedules" in o.parts: parts["schedules"] = by_schedule(bench, pipe)
     if "cost" in o.parts:
         for name, rows in cost(pipes, o).items(): found[name]["cost"] = {"with": list(pipes), "rows": rows}
-    if o.record:
-        study = json.loads(FILE.read_text()) if FILE.exists() else {"models": {}}
-        for name, parts in found.items(): study["models"].setdefault(name, {"count": o.count}).update(parts)
-        study |= {"device": f"{platform.processor() or platform.machine()}, one thread", "torch": torch.__version__, "extractor": bench.judge.id}
-        study.setdefault("commands", {}).update({name: f"python scripts/studies/any_order.py {' '.join(o.models)} --record" + (f" --count {o.count}" if o.count != 1000 else "") + (f" --steps {' '.join(map(str, o.steps))}" if o.steps != Options.steps else "") + ("" if len(o.parts) == 4 else f" --parts {' '.join(o.parts)}") for name in o.models})
-        FILE.write_text(json.dumps(study, indent=1) + "\n")
+    if o.record: record(o, found, bench.judge.id)
     return 0
 
 
 if __name__ == "__main__":
     from vgnb.core import VgnbError
     try: sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    except VgnbError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)

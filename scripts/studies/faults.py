@@ -3,8 +3,8 @@
     python scripts/studies/faults.py                # measure, print
     python scripts/studies/faults.py --record       # and write nbs/studies/faults.json
 
-Each row: COUNT samples of balanced classes with the default and with `compat="upstream"` (or the one part of it that the row names), the same weights and draws;
-accuracy and Fréchet distance by shapes-judge. Some minutes on one CPU core.
+Each row: COUNT samples of balanced classes with the default and with `compat="upstream"` (or the one part of it that
+the row names), the same weights and draws; accuracy and Fréchet distance by shapes-judge. Some minutes on one CPU core.
 """
 import json
 import os
@@ -47,47 +47,83 @@ def overwritten(pipe, redraw: bool) -> float:
     images, labels = Shapes(100, 32, seed=5).batch(np.arange(100))
     codes = pipe.encode(images)
     known = (torch.arange(64) % 8 < 4).expand(100, -1)
-    made = pipe.codes(labels.tolist(), given=(codes, known), order="confidence", schedule="confidence-arccos" if redraw else "arccos", steps=8, compat="upstream" if redraw else None)
+    how = dict(schedule="confidence-arccos", compat="upstream") if redraw else dict(schedule="arccos")
+    made = pipe.codes(labels.tolist(), given=(codes, known), order="confidence", steps=8, **how)
     return float((made[known] != codes[known]).float().mean())
 
 
 def undecided(pipe, compat) -> float:
     "Share of cells of a 16x16 picture that extrapolation leaves without a code."
-    from vgnb.draws import Keyed
-    from vgnb.sampling.extrapolation import Extrapolation, extrapolate
-    codes = extrapolate(pipe.generator, pipe.condition(list(range(10))), torch.arange(10), Keyed(0), (16, 16), Extrapolation(steps=22, compat=compat, rows=10))
+    from vgnb.sampling.extrapolation import Extrapolate
+    enlarged = Extrapolate((16, 16))
+    painting = pipe.painting(enlarged, list(range(10)), schedule="randar", steps=22, guidance=3.0, compat=compat, rows=10)
+    codes = enlarged.codes(painting)
     return float((codes < 0).float().mean())
+
+
+def compare(bench) -> list[dict]:
+    "Accuracy and FID of samples without and with each fault."
+    from vgnb.generators.adaptive_orders import Confidence
+    from vgnb.kinds import to_json
+    from vgnb.pipeline import Pipeline
+    maskgit, pgm = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("maskgit", "pgm"))
+    drawn = faulty(maskgit, compat="upstream")
+    off = faulty(pgm, compat="upstream")
+    dropping = faulty(pgm, compat="upstream", dropout=0.1)
+    fault, redraw, rows = {"compat": "upstream"}, {"schedule": "confidence-arccos"}, []
+
+    def row(system, name, right, wrong, **settings):
+        "`right`, `wrong`: a pipeline and settings of its own, each."
+        rows.append({"system": system, "fault": name, "settings": {k: to_json(v) for k, v in settings.items()},
+                     "default": bench.point(right[0], **settings, **right[1]),
+                     "upstream": bench.point(wrong[0], **settings, **wrong[1])})
+
+    for steps in (22, 8):
+        halton = dict(steps=steps, order="halton", schedule="arccos")
+        noisy = dict(steps=steps, order=Confidence(noise=4.5))
+        row("MaskGIT", "the mask code can be drawn", (maskgit, {}), (drawn, fault), **halton)
+        row("MaskGIT", "known tokens are drawn again in every step",
+            (maskgit, redraw), (maskgit, redraw | fault), **noisy)
+        row("PGM", "half of the registers count as known codes", (pgm, {}), (off, fault), **halton)
+        row("PGM", "by confidence: the register fault, and the mask and BOS ids can be drawn",
+            (pgm, {}), (off, fault), **noisy, schedule="arccos")
+        dropping.generator.train()
+        row("PGM", "and dropout of 0.1 stays on (against the row above)",
+            (off, fault), (dropping, fault), **noisy, schedule="arccos")
+    return rows
+
+
+def shares() -> list[dict]:
+    "What can be counted without a judge."
+    from vgnb.pipeline import Pipeline
+    maskgit, randar = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("maskgit", "randar"))
+    return [{"system": "MaskGIT", "fault": "in-painting overwrites what was given", "of": "given codes that changed",
+             "default": overwritten(maskgit, False), "upstream": overwritten(maskgit, True)},
+            {"system": "RandAR", "fault": "extrapolation stops before its last group", "of": "cells without a code",
+             "default": undecided(randar, None), "upstream": undecided(randar, "upstream")}]
 
 
 def main(o: Options) -> int:
     from any_order import Bench
-
-    from vgnb.pipeline import Pipeline
     torch.set_num_threads(1)
-    bench, rows, shares = Bench(o.count), [], []
-    randar, maskgit, pgm = (Pipeline.from_pretrained(f"tiny-{k}") for k in ("randar", "maskgit", "pgm"))
-
-    def row(system, fault, right, wrong, **settings):
-        rows.append({"system": system, "fault": fault, "settings": settings, "default": bench.point(right[0], **settings, **right[1]), "upstream": bench.point(wrong[0], **settings, **wrong[1])})
-
-    off, dropping, plain = faulty(pgm, compat="upstream"), faulty(pgm, compat="upstream", dropout=0.1), {"compat": "upstream"}
-    for steps in (22, 8):
-        row("MaskGIT", "the mask code can be drawn", (maskgit, {}), (faulty(maskgit, compat="upstream"), plain), steps=steps, order="halton", schedule="arccos")
-        row("MaskGIT", "known tokens are drawn again in every step", (maskgit, {"schedule": "confidence-arccos"}), (maskgit, {"schedule": "confidence-arccos"} | plain), steps=steps, order="confidence", choice_noise=4.5)
-        row("PGM", "half of the registers count as known codes", (pgm, {}), (off, plain), steps=steps, order="halton", schedule="arccos")
-        row("PGM", "by confidence: the register fault, and the mask and BOS ids can be drawn", (pgm, {}), (off, plain), steps=steps, order="confidence", choice_noise=4.5, schedule="arccos")
-        dropping.generator.train()
-        row("PGM", "and dropout of 0.1 stays on (against the row above)", (off, plain), (dropping, plain), steps=steps, order="confidence", choice_noise=4.5, schedule="arccos")
-    shares.append({"system": "MaskGIT", "fault": "in-painting overwrites what was given", "of": "given codes that changed", "default": overwritten(maskgit, False), "upstream": overwritten(maskgit, True)})
-    shares.append({"system": "RandAR", "fault": "extrapolation stops before its last group", "of": "cells without a code", "default": undecided(randar, None), "upstream": undecided(randar, "upstream")})
-    for s in shares: print(s)
+    bench = Bench(o.count)
+    rows, counted = compare(bench), shares()
+    for s in counted: print(s)
     if o.record:
-        FILE.write_text(json.dumps({"command": "python scripts/studies/faults.py --record", "count": o.count, "device": f"{platform.processor() or platform.machine()}, one thread", "torch": torch.__version__,
-                                    "extractor": bench.judge.id, "rows": rows, "shares": shares}, indent=1) + "\n")
+        study = {"command": "python scripts/studies/faults.py --record",
+                 "count": o.count,
+                 "device": f"{platform.processor() or platform.machine()}, one thread",
+                 "torch": torch.__version__,
+                 "extractor": bench.judge.id,
+                 "rows": rows,
+                 "shares": counted}
+        FILE.write_text(json.dumps(study, indent=1) + "\n")
     return 0
 
 
 if __name__ == "__main__":
     from vgnb.core import VgnbError
     try: sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except VgnbError as e: print(e, file=sys.stderr); sys.exit(2)
+    except VgnbError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)

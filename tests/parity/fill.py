@@ -5,7 +5,6 @@ import zlib
 import numpy as np
 import torch
 
-
 def fill_one(name: str, shape, seed: int) -> np.ndarray:
     "float32 values of parameter `name`: fan-in scaled matrices, 1-d weights near 1, other 1-d values near 0."
     shape = tuple(map(int, shape))

@@ -10,7 +10,6 @@ from vgnb.evaluation.features import HaltonInception, Inception
 from vgnb.evaluation.fid import frechet_distance, inception_score, prdc
 from vgnb.evaluation.samples import Statistics
 
-
 @adapter("halton", "torch_fidelity.FeatureExtractorInceptionV3*")
 def network(case):
     state = case.fill() | {k: torch.zeros((), dtype=torch.long) for k in case.spec["keep"]}

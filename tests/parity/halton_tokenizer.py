@@ -4,9 +4,8 @@ from PIL import Image
 
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
-from vgnb.families import published_model
 from vgnb.data.transforms import resize_crop, to_tensor
-
+from vgnb.families import published_model
 
 @adapter("halton", "Network.vq_model.VQ_models*")
 @torch.no_grad()

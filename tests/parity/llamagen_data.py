@@ -10,7 +10,6 @@ from vgnb.data.transforms import center_crop, chosen_crop, contact_sheet, resize
 
 from .harness import adapter
 
-
 def pixels(images): return torch.from_numpy(np.stack([np.asarray(i) for i in images]))
 
 

@@ -7,7 +7,6 @@ from vgnb.evaluation.samples import Statistics
 
 from .harness import adapter
 
-
 @adapter("llamagen", "evaluations.c2i.evaluator + skimage metrics")
 def eval_metrics(case):
     ref, sample, out = case["in.ref"], case["in.sample"], {}

@@ -20,7 +20,7 @@ import torch
 
 import vgnb.data
 from ..core import BadItem, Missing, Registry, check, check_choice, check_int, digest
-from .codes import Codes, CodePlan, CodeStore, CodeWriter
+from .codes import CodePlan, Codes, CodeStore, CodeWriter
 
 # %% ../../nbs/data/125_layouts.ipynb #c534eb90
 layouts = Registry("layout")

@@ -26,7 +26,7 @@ class Confidence(Order):
     adaptive = True
     sign = 1
     quirks = (("known tokens are drawn again in every step",
-               "a decided cell changes its token until the last step, and cells given beforehand are overwritten, too"),)
+               "a decided cell changes its token until the last step, and cells given beforehand are overwritten"),)
 
     def __post_init__(self):
         check_float("noise", self.noise, 0)
@@ -60,7 +60,7 @@ class Confidence(Order):
         return score + noise * draws.gumbel("choice", at) if noise else score
 
     def choose(self, confidence, known, done, count, clock, draws, at):
-        "The columns of the winners, ascending; with `redraw` all known cells and as many others as make `done + count`."
+        "Columns of the winners, ascending; with `redraw` all known cells and as many others as make `done + count`."
         score = self.score(confidence, clock, draws, at).masked_fill(known, torch.inf)
         ranked = score.argsort(dim=-1, descending=True, stable=True)
         winners = max(done + count, int(known[0].sum())) if self.redraw else count

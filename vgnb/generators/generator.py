@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import BadInput, check, check_codes
+from ..core import check, check_codes
 from ..draws import At
 
 # %% ../../nbs/generators/300_generator.ipynb #2c3806ac

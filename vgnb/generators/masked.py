@@ -169,7 +169,7 @@ class NormedAttention(nn.Module):
 # %% ../../nbs/generators/340_masked.ipynb #eecaddb4
 class MaskedBlock(AdaBlock):
     "An `AdaBlock` with a gated feed-forward that can stop at the queries."
-    def __init__(self, c:"MaskedConfig", name:str):
+    def __init__(self, c:MaskedConfig, name:str):
         attention = NormedAttention(c.dim, c.heads, c.attention_dropout, c.eps, f"{name}.weights")
         ffn = SwiGLU(c.dim, c.ffn or ffn_width(c.dim))
         norms = RMSNorm(c.dim, c.eps), RMSNorm(c.dim, c.eps)
@@ -232,6 +232,7 @@ class MaskedGenerator(Generator):
         noise:Noise|None=None,
         queries:Tensor|None=None,                  # (b, k) cells that are wanted; None = all
     ) -> Tensor:                                   # (b, k or n, head_size)
+        "Logits of the queried cells."
         raise TypeError(f"{type(self).__name__} must define cell_logits")
 
     def run_blocks(self, x:Tensor, conditioning, mask=None, noise=None, queries:Tensor|None=None) -> Tensor:
@@ -305,8 +306,8 @@ def forward(self:MaskedGenerator,
     codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                      # (b, n)
     noise = Noise(draws, at._replace(positions=None))
     hidden = draw_mask(draws, at, codes.shape[1], self.config.mask_rate)
-    seen = codes.masked_fill(hidden, self.config.vocab)
-    logits = self.cell_logits(seen, self.conditioning([cond], noise), noise=noise)
+    known = codes.masked_fill(hidden, self.config.vocab)
+    logits = self.cell_logits(known, self.conditioning([cond], noise), noise=noise)
     return masked_loss(logits, codes, hidden, valid, self.config.loss_cells)
 
 # %% ../../nbs/generators/340_masked.ipynb #7f164ca3

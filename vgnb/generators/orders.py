@@ -103,7 +103,7 @@ class Raster(Order):
 @dataclass(frozen=True)
 class Given(Order):
     "A user's own order of the grid's cells."
-    cells: Any = ()     # a permutation (n,) for all samples, or rows (k, n) of which sample id i takes row i; a list or a tensor
+    cells: Any = ()     # list or tensor: a permutation (n,) for all samples, or rows (k, n), row i for sample id i
 
     def __post_init__(self):
         given = torch.as_tensor(self.cells).tolist()

@@ -9,7 +9,7 @@ __all__ = ['vq_16', 'vq_8', 'gpt_b', 'gpt_l', 'gpt_xl', 'gpt_xxl', 'gpt_xxxl', '
 from dataclasses import replace
 
 from ..generators.raster import raster_presets
-from ..tokenizers.losses import VQGANLossConfig
+from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.vqgan import VQGANS
 from ..training.recipes import GeneratorRecipe, Optim, TokenizerRecipe, recipes
 

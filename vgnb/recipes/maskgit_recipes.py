@@ -6,10 +6,10 @@
 __all__ = ['maskgit_vqgan']
 
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #ab2bc615
-from dataclasses import replace
-
-from ..tokenizers.losses import VQGANLossConfig
+from ..tokenizers.conv_tokenizer import changed
 from ..tokenizers.maskgit_vqgan import MASKGIT_VQGANS
+from ..tokenizers.objectives import VQGANLossConfig
+from ..tokenizers.quantizers import Revive
 from ..training.recipes import Optim, Rate, TokenizerRecipe, recipes
 
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #aa832b92
@@ -21,7 +21,7 @@ def maskgit_vqgan() -> TokenizerRecipe:
     No training code is published: the objective is taming's with an early discriminator, and length, batch and
     dead-code revival are our choice. `--model.shortcut input` trains the ordinary residual block.
     Command: python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train --out runs/maskgit-vqgan"""
-    model = replace(MASKGIT_VQGANS["maskgit-vqgan-f16"], window=65_536, revive=500)
+    model = changed(MASKGIT_VQGANS["maskgit-vqgan-f16"], quantizer=dict(usage=65_536, updates=(Revive(500),)))
     adversary = dict(gan=0.1, start=50_001, gen_loss="non-saturating", disc_loss="non-saturating")
     return TokenizerRecipe(
         model=model,

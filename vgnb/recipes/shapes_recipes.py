@@ -14,7 +14,8 @@ from ..generators.masked import masked_presets
 from ..generators.partition import partition_presets
 from ..generators.random_order import random_order_presets
 from ..generators.raster import raster_presets
-from ..tokenizers.losses import VQGANLossConfig
+from ..tokenizers.conv_tokenizer import changed
+from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.vqgan import VQGANS
 from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes
 
@@ -57,7 +58,7 @@ def shapes_8x8_tokenizer() -> TokenizerRecipe:
 
     Minutes on two CPU cores.
     Command: python scripts/train_tokenizer.py shapes-8x8-tokenizer --out runs/tiny/tokenizer"""
-    model = replace(VQGANS["tiny-shapes"], patch=2, codebook=256)
+    model = changed(VQGANS["tiny-shapes"], patch=2, quantizer=dict(codebook=256))
     return replace(shapes_tokenizer(), model=model, steps=4000)
 
 def _tiny(model, steps:int) -> GeneratorRecipe:

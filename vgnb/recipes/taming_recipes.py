@@ -6,7 +6,7 @@
 __all__ = ['taming_f16_1024', 'taming_f16_16384', 'taming_f8_256', 'taming_f8_16384']
 
 # %% ../../nbs/recipes/561_taming_recipes.ipynb #ac37a5b0
-from ..tokenizers.losses import VQGANLossConfig
+from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.vqgan import VQGANS
 from ..training.recipes import Optim, TokenizerRecipe, recipes
 

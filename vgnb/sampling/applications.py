@@ -81,6 +81,12 @@ def brush_mask(
     return m
 
 # %% ../../nbs/sampling/445_applications.ipynb #afc8d8af
+def _marked_cells(mask, b:int, request:Request) -> Tensor:
+    "(b, n) bool: cells that a mask of the pictures marks; where only codes are there, any finer mask will do."
+    m = torch.as_tensor(mask)
+    size = request.size if request.cell > 1 else tuple(m.shape[-2:])
+    return cell_mask(check_mask(m, b, size), request.shape)
+
 @dataclass(frozen=True, eq=False)
 class Inpaint(Application):
     "Marked cells made anew, the others kept."
@@ -92,9 +98,7 @@ class Inpaint(Application):
 
     def paint(self, request):
         codes = request.pictures()
-        m = torch.as_tensor(self.mask)
-        marked = check_mask(m, len(request.ids), tuple(m.shape[-2:]))
-        known = ~cell_mask(marked, request.shape).to(codes.device)
+        known = ~_marked_cells(self.mask, len(request.ids), request).to(codes.device)
         leg = Leg(request.sampler, Grid(request.shape), request.draws)
         return Painting(request.cond, request.ids, request.shape, codes, known, (leg,))
 
@@ -247,8 +251,8 @@ class Morph(Application):
         order.check(grid, one)
         path = check_permutation(order.permutation(grid, None, Keyed(0), At(one)), grid.n)[0].cpu()
 
-        m = torch.ones(grid.shape, dtype=torch.bool) if self.mask is None else torch.as_tensor(self.mask)
-        region = cell_mask(check_mask(m, 1, tuple(m.shape[-2:])), grid.shape)[0]
+        if self.mask is None: return path
+        region = _marked_cells(self.mask, 1, request)[0]
         return path[region[path]]
 
     def paint(self, request):

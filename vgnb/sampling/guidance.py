@@ -60,6 +60,7 @@ PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
     # steps (MaskGIT)
     "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0}
 
+# %% ../../nbs/sampling/400_guidance.ipynb #bc2120dc
 @dataclass(frozen=True)
 class Sharpened:
     "The temperature of Halton-MaskGIT's samplers (sm_temp, temp_pow, temp_warmup); ours divides."
@@ -72,8 +73,8 @@ class Sharpened:
         start = self.end if self.start is None else self.start
         for name, value in (("sharpness", self.end), ("sharpness_start", start)):
             check(check_float(name, value) > 0, name, value, "must be above 0")
-        check_float("temp_pow", self.power)
-        check_int("temp_warmup", self.warmup, 0)
+        check_float("power", self.power)
+        check_int("warmup", self.warmup, 0)
 
     def __call__(self, clock:Clock) -> float:
         start = self.end if self.start is None else self.start
@@ -136,6 +137,7 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     "A ramp's value as a factor of logits (b, k, V): a number, or (k, 1) where each column has its own."
     return torch.tensor(value, device=like.device)[:, None] if isinstance(value, tuple) else value
 
+# %% ../../nbs/sampling/400_guidance.ipynb #038c60e5
 class Guided(Unguided):
     "Classifier-free guidance: uncond + scale * (cond - uncond); off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
@@ -160,14 +162,20 @@ class Guided(Unguided):
         cond, uncond = p.logits[0], p.logits[1]
         return uncond + (cond - uncond) * per_column(self.ramp()(clock), cond)
 
-def grown(argument:str, scale:float, start:float|None, by:str) -> Ramp:
+def grown(
+    scale:float,           # at the end
+    start:float|None,      # at the beginning; None = the same
+    by:str,                # see `PROGRESS`
+    names:tuple[str, str]=("scale", "start"), # of the two, in errors
+) -> Ramp:
     "Constant, or linear from `start` up to `scale`."
-    check_float(argument, scale, 0)
+    check_float(names[0], scale, 0)
     if start is None: return Constant(scale)
-    grows = 0 <= check_float(f"{argument} start", start) <= scale
-    check(grows, f"{argument} start", start, f"must be from 0 to {argument}={scale}: guidance grows")
+    grows = 0 <= check_float(names[1], start) <= scale
+    check(grows, names[1], start, f"must be from 0 to {names[0]}={scale}: guidance grows")
     return Linear(start, scale, by)
 
+# %% ../../nbs/sampling/400_guidance.ipynb #44da51b2
 @dataclass(frozen=True)
 class CFG(Guided):
     "Classifier-free guidance with a constant scale, or one that grows from `start`. Ho & Salimans, arXiv 2207.12598."
@@ -180,7 +188,7 @@ class CFG(Guided):
         check_int("interval", self.interval, -1)
         self.ramp()
 
-    def ramp(self): return grown("scale", self.scale, self.start, self.by)
+    def ramp(self): return grown(self.scale, self.start, self.by)
 
 @dataclass(frozen=True)
 class Ramped(Guided):
@@ -223,7 +231,7 @@ class SpatialGuidance(CFG):
 
     def spatial_ramp(self) -> Ramp:
         "How the scale of the context moves."
-        return grown("spatial", self.spatial, self.spatial_start, self.by)
+        return grown(self.spatial, self.spatial_start, self.by, ("spatial", "spatial_start"))
 
     def branches(self, cond, null, draws, at):
         blind = blinded(at.positions, at.index, self.ratio, draws, at.ids)

@@ -73,26 +73,30 @@ class Painting:
             known = known.index_fill(1, cells, True)
         return before, known
 
-    def batches(self) -> list[Tensor]:
-        "Which samples run together: at most `rows`, all of which know equally many cells before each leg."
-        rows = self.legs[0].sampler.rows
-        keys = [tuple(counts) for counts in self._counts.tolist()]
-        return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(keys, rows)]
+# %% ../../nbs/sampling/435_painting.ipynb #05759ef0
+@patch
+def batches(self:Painting) -> list[Tensor]:
+    "Which samples run together: at most `rows`, all of which know equally many cells before each leg."
+    rows = self.legs[0].sampler.rows
+    keys = [tuple(counts) for counts in self._counts.tolist()]
+    return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(keys, rows)]
 
-    def _given(self, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, Tensor]:
-        "Codes and known cells of leg `k`, for the samples `index`."
-        cells = self._cells[k]
-        return canvas[:, cells], self._before[k][index][:, cells]
+@patch
+def _given(self:Painting, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, Tensor]:
+    "Codes and known cells of leg `k`, for the samples `index`."
+    cells = self._cells[k]
+    return canvas[:, cells], self._before[k][index][:, cells]
 
-    def _check(self, index:Tensor):
-        "Raise `BadInput` for a leg that its sampler cannot run."
-        for k, leg in enumerate(self.legs):
-            given = self._given(k, index, self.codes[index])
-            g, known = leg.sampler.generator, given[1]
-            gaps = not torch.equal(known, known.long().cumprod(1).bool())
-            check(not gaps or "any_order" in g.traits, "generator", type(g).__name__,
-                  "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
-            leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given)
+@patch
+def _check(self:Painting, index:Tensor):
+    "Raise `BadInput` for a leg that its sampler cannot run."
+    for k, leg in enumerate(self.legs):
+        given = self._given(k, index, self.codes[index])
+        g, known = leg.sampler.generator, given[1]
+        gaps = not torch.equal(known, known.long().cumprod(1).bool())
+        check(not gaps or "any_order" in g.traits, "generator", type(g).__name__,
+              "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
+        leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given)
 
 # %% ../../nbs/sampling/435_painting.ipynb #78357f72
 @patch
@@ -123,7 +127,7 @@ def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[i
                 yield k, replace(step, clock=clock, positions=cells, canvas=canvas, when=when), canvas
         first += lengths[k]
         last_code = canvas.new_tensor(leg.sampler.generator.vocab) - 1
-        finished = canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)    # as `Sampler.sample` does
+        finished = canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)   # see `Sampler.sample`
         yield k, None, finished
 
 @patch
@@ -200,6 +204,7 @@ class Request:
         check(fits, argument, tuple(pixels), f"{sides} must be multiples of {self.cell} pixels, a cell's side")
         return tuple(int(p) // self.cell for p in pixels)
 
+# %% ../../nbs/sampling/435_painting.ipynb #9221e714
 @dataclass(frozen=True, eq=False)
 class Application:
     "What one can ask of a model. Subclasses say how it is painted; the rest has defaults."

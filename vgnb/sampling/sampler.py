@@ -177,6 +177,7 @@ def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tu
     if there: g.accept(run.state, plan.perm[:, :there], gather_rows(canvas, plan.perm[:, :there]))
     return run
 
+# %% ../../nbs/sampling/420_sampler.ipynb #15759fec
 @patch
 def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
     "Decide one group after the other."

@@ -9,7 +9,6 @@ __all__ = ['norm', 'ResBlock', 'SpatialAttention', 'Downsample', 'Upsample', 'Le
 # %% ../../nbs/tokenizers/220_coders.ipynb #7613e64d
 from typing import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,29 +26,36 @@ class ResBlock(nn.Module):
     def __init__(self, cin:int, cout:int|None=None, groups:int=32, dropout:float=0.0):
         super().__init__()
         cout = cout or cin
-        self.norm1, self.conv1 = norm(cin, groups), nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2, self.conv2 = norm(cout, groups), nn.Conv2d(cout, cout, 3, padding=1)
+        self.norm1 = norm(cin, groups)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.norm2 = norm(cout, groups)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.dropout = Dropout(dropout)
         self.skip = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
 
     def branch(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         "What is added to the input."
-        h = F.silu(self.norm2(self.conv1(F.silu(self.norm1(x)))))                # (b, cin, h, w) -> (b, cout, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))                                    # (b, cin, h, w) -> (b, cout, h, w)
+        h = F.silu(self.norm2(h))
         if noise and self.dropout.rate: h = self.dropout(h.flatten(2), noise).view_as(h)
         return self.conv2(h)
 
-    def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor: return self.skip(x) + self.branch(x, noise)
+    def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
+        return self.skip(x) + self.branch(x, noise)
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #3b5e7ad6
 class SpatialAttention(nn.Module):
     "x + attention over all places, one head, pre-norm."
     def __init__(self, c:int, groups:int=32):
         super().__init__()
-        self.norm, self.qkv, self.out = norm(c, groups), nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.norm = norm(c, groups)
+        self.qkv = nn.Linear(c, 3 * c)
+        self.out = nn.Linear(c, c)
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:                # (b, c, h, w)
         y = self.norm(x).flatten(2).transpose(1, 2)[:, None]                     # (b, 1, hw, c)
-        y = F.scaled_dot_product_attention(*self.qkv(y).chunk(3, -1))            # scale c^-1/2
+        q, k, v = self.qkv(y).chunk(3, -1)
+        y = F.scaled_dot_product_attention(q, k, v)                              # scale c^-1/2
         return x + self.out(y)[:, 0].transpose(1, 2).reshape(x.shape)
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #ef0ec6d8
@@ -59,7 +65,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, stride=2)
 
-    def forward(self, x:Tensor) -> Tensor: return self.conv(F.pad(x, (0, 1, 0, 1)))  # (b, c, h/2, w/2)
+    def forward(self, x:Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))                                 # (b, c, h/2, w/2)
 
 class Upsample(nn.Module):
     "Double: nearest neighbour, then a 3x3 convolution."
@@ -67,14 +74,24 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, padding=1)
 
-    def forward(self, x:Tensor) -> Tensor: return self.conv(F.interpolate(x, scale_factor=2.0))  # (b, c, 2h, 2w)
+    def forward(self, x:Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0))                     # (b, c, 2h, 2w)
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #eb51cfc6
 class Level(nn.Module):
     "`depth` residual blocks, each followed by attention if `attend`; then `resample`."
-    def __init__(self, cin:int, cout:int, depth:int, attend:bool, resample:nn.Module, groups:int=32, dropout:float=0.0, block:Callable=ResBlock):
+    def __init__(self,
+        cin:int, cout:int,
+        depth:int,
+        attend:bool,
+        resample:nn.Module,
+        groups:int=32,
+        dropout:float=0.0,
+        block:Callable=ResBlock, # (cin, cout, groups, dropout) -> module
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(block(cin if n == 0 else cout, cout, groups, dropout) for n in range(depth))
+        widths = [cin] + [cout] * (depth - 1)
+        self.blocks = nn.ModuleList(block(w, cout, groups, dropout) for w in widths)
         self.attention = nn.ModuleList(SpatialAttention(cout, groups) for _ in range(depth * attend))
         self.resample = resample
 
@@ -92,7 +109,9 @@ class Chain(nn.Sequential):
 
 def middle(c:int, groups:int=32, dropout:float=0.0) -> Chain:
     "The bottom of the stair: block, attention, block."
-    return Chain(ResBlock(c, c, groups, dropout), SpatialAttention(c, groups), ResBlock(c, c, groups, dropout))
+    first = ResBlock(c, c, groups, dropout)
+    attention = SpatialAttention(c, groups)
+    return Chain(first, attention, ResBlock(c, c, groups, dropout))
 
 def name_noise(module:nn.Module, prefix:str):
     "Give each keyed dropout below `module` the name of its place, so that no two draw the same."
@@ -100,6 +119,11 @@ def name_noise(module:nn.Module, prefix:str):
         if isinstance(part, Dropout): part.name = f"{prefix}.{name}"
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #d1efa799
+def _check_levels(attention:tuple, levels:int):
+    "Attention names levels that are there."
+    there = all(0 <= a < levels for a in attention)
+    check(there, "attention", tuple(attention), f"must name levels in [0, {levels})")
+
 class Encoder(nn.Module):
     "Images (b, channels, h, w) -> features (b, out, h/f, w/f), f = 2^(levels-1)."
     def __init__(self,
@@ -108,44 +132,63 @@ class Encoder(nn.Module):
         mults:tuple=(1, 1, 2, 2, 4),    # width of each level as a multiple
         depth:int=2,                    # residual blocks a level
         attention:tuple=(4,),           # levels with attention; 0 is full resolution
-        bottom:Callable|None=middle,    # width -> module between the deepest level and the head
-        groups:int=32, dropout:float=0.0, channels:int=3,
-        block:Callable=ResBlock, down:Callable=Downsample, # (cin, cout, groups, dropout) and width -> module
+        bottom:Callable|None=middle,    # (width, groups, dropout) -> module between the deepest level and the head
+        groups:int=32,
+        dropout:float=0.0,
+        channels:int=3,                 # of the images
+        block:Callable=ResBlock,        # (cin, cout, groups, dropout) -> module
+        down:Callable=Downsample,       # width -> module that halves
     ):
         super().__init__()
-        check(all(0 <= a < len(mults) for a in attention), "attention", tuple(attention), f"must name levels in [0, {len(mults)})")
-        widths, last = [width * m for m in mults], len(mults) - 1
+        _check_levels(attention, len(mults))
+        widths = [width * m for m in mults]
+        last = len(mults) - 1
         self.factor = 2 ** last
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
-        self.levels = nn.ModuleList(Level(cin, c, depth, n in attention, nn.Identity() if n == last else down(c), groups, dropout, block)
-                                    for n, (cin, c) in enumerate(zip([width, *widths], widths)))
+        self.levels = nn.ModuleList()
+        for n, (cin, c) in enumerate(zip([width, *widths], widths)):
+            resample = nn.Identity() if n == last else down(c)
+            self.levels.append(Level(cin, c, depth, n in attention, resample, groups, dropout, block))
         self.middle = bottom(widths[-1], groups, dropout) if bottom else Chain()
-        self.norm, self.head = norm(widths[-1], groups), nn.Conv2d(widths[-1], out, 3, padding=1)
+        self.norm = norm(widths[-1], groups)
+        self.head = nn.Conv2d(widths[-1], out, 3, padding=1)
         name_noise(self, "encoder")
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         h = self.stem(x)
         for level in self.levels: h = level(h, noise)
-        return self.head(F.silu(self.norm(self.middle(h, noise))))
+        h = self.middle(h, noise)
+        return self.head(F.silu(self.norm(h)))
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #9a5a3cbe
 class Decoder(nn.Module):
     "Features (b, cin, h/f, w/f) -> images (b, channels, h, w), without a final squash."
     def __init__(self,
         cin:int=256,                    # channels of the features
-        width:int=128, mults:tuple=(1, 1, 2, 2, 4),
+        width:int=128,                  # channels at full resolution
+        mults:tuple=(1, 1, 2, 2, 4),    # width of each level as a multiple
         depth:int=3,                    # residual blocks a level: one more than the encoder's
-        attention:tuple=(4,), bottom:Callable|None=middle, groups:int=32, dropout:float=0.0, channels:int=3, block:Callable=ResBlock,
+        attention:tuple=(4,),           # levels with attention; 0 is full resolution
+        bottom:Callable|None=middle,    # (width, groups, dropout) -> module between the stem and the deepest level
+        groups:int=32,
+        dropout:float=0.0,
+        channels:int=3,                 # of the images
+        block:Callable=ResBlock,        # (cin, cout, groups, dropout) -> module
     ):
         super().__init__()
-        check(all(0 <= a < len(mults) for a in attention), "attention", tuple(attention), f"must name levels in [0, {len(mults)})")
-        widths, steps = [width * m for m in mults], range(len(mults) - 1, -1, -1)   # deepest first
-        self.factor = 2 ** (len(mults) - 1)
+        _check_levels(attention, len(mults))
+        widths = [width * m for m in mults]
+        last = len(mults) - 1
+        self.factor = 2 ** last
         self.stem = nn.Conv2d(cin, widths[-1], 3, padding=1)
         self.middle = bottom(widths[-1], groups, dropout) if bottom else Chain()
-        self.levels = nn.ModuleList(Level(widths[min(n + 1, len(mults) - 1)], widths[n], depth, n in attention,
-                                          Upsample(widths[n]) if n else nn.Identity(), groups, dropout, block) for n in steps)
-        self.norm, self.head = norm(widths[0], groups), nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.levels = nn.ModuleList()
+        for n in range(last, -1, -1):                                            # deepest first
+            deeper = widths[min(n + 1, last)]
+            resample = Upsample(widths[n]) if n else nn.Identity()
+            self.levels.append(Level(deeper, widths[n], depth, n in attention, resample, groups, dropout, block))
+        self.norm = norm(widths[0], groups)
+        self.head = nn.Conv2d(widths[0], channels, 3, padding=1)
         name_noise(self, "decoder")
 
     def forward(self, z:Tensor, noise:Noise|None=None) -> Tensor:
@@ -156,26 +199,40 @@ class Decoder(nn.Module):
 # %% ../../nbs/tokenizers/220_coders.ipynb #42d3dda7
 class SmallEncoder(nn.Module):
     "Images (b, channels, h, w) -> features (b, 2 width, h/f, w/f), f = 2 patch."
-    def __init__(self, width:int=48, patch:int=4, groups:int=16, dropout:float=0.0, channels:int=3):
+    def __init__(self,
+        width:int=48,        # channels after the fold
+        patch:int=4,         # pixels folded into channels along a side
+        groups:int=16,
+        dropout:float=0.0,
+        channels:int=3,      # of the images
+    ):
         super().__init__()
-        self.patch, self.factor = check_int("patch", patch, 1), 2 * patch
-        self.stem, self.fine = nn.Conv2d(channels * patch ** 2, width, 3, padding=1), ResBlock(width, width, groups, dropout)
-        self.down, self.coarse = nn.Conv2d(width, 2 * width, 4, 2, 1), ResBlock(2 * width, 2 * width, groups, dropout)
+        self.patch = check_int("patch", patch, 1)
+        self.factor = 2 * patch
+        self.stem = nn.Conv2d(channels * patch ** 2, width, 3, padding=1)
+        self.fine = ResBlock(width, width, groups, dropout)
+        self.down = nn.Conv2d(width, 2 * width, 4, 2, 1)
+        self.coarse = ResBlock(2 * width, 2 * width, groups, dropout)
         name_noise(self, "encoder")
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
-        h = self.fine(self.stem(F.pixel_unshuffle(x, self.patch)), noise)          # (b, width, h/patch, w/patch)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))                          # (b, width, h/patch, w/patch)
+        h = self.fine(h, noise)
         return self.coarse(self.down(h), noise)
 
 class SmallDecoder(nn.Module):
-    "Features (b, 2 width, h/f, w/f) -> images (b, channels, h, w)."
+    "Features (b, 2 width, h/f, w/f) -> images (b, channels, h, w); arguments as `SmallEncoder`."
     def __init__(self, width:int=48, patch:int=4, groups:int=16, dropout:float=0.0, channels:int=3):
         super().__init__()
-        self.patch, self.factor = check_int("patch", patch, 1), 2 * patch
-        self.coarse, self.up = ResBlock(2 * width, 2 * width, groups, dropout), nn.ConvTranspose2d(2 * width, width, 4, 2, 1)
-        self.fine, self.head = ResBlock(width, width, groups, dropout), nn.Conv2d(width, channels * patch ** 2, 3, padding=1)
+        self.patch = check_int("patch", patch, 1)
+        self.factor = 2 * patch
+        self.coarse = ResBlock(2 * width, 2 * width, groups, dropout)
+        self.up = nn.ConvTranspose2d(2 * width, width, 4, 2, 1)
+        self.fine = ResBlock(width, width, groups, dropout)
+        self.head = nn.Conv2d(width, channels * patch ** 2, 3, padding=1)
         name_noise(self, "decoder")
 
     def forward(self, z:Tensor, noise:Noise|None=None) -> Tensor:
-        h = self.fine(self.up(self.coarse(z, noise)), noise)
+        h = self.up(self.coarse(z, noise))                                       # (b, width, h/patch, w/patch)
+        h = self.fine(h, noise)
         return F.pixel_shuffle(self.head(h), self.patch)

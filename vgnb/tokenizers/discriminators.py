@@ -27,24 +27,29 @@ class PatchGAN(nn.Module):
         depth:int=3,   # strided layers
     ):
         super().__init__()
-        check_int("depth", depth, 1); check_int("width", width, 1)
+        check_int("depth", depth, 1)
+        check_int("width", width, 1)
         widths = [width * min(2 ** n, 8) for n in range(depth + 1)]
         layers = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for n in range(1, depth + 1):
-            layers += [nn.Conv2d(widths[n - 1], widths[n], 4, 2 if n < depth else 1, 1, bias=False),
-                       nn.BatchNorm2d(widths[n]), nn.LeakyReLU(0.2, inplace=True)]
+            stride = 2 if n < depth else 1
+            layers.append(nn.Conv2d(widths[n - 1], widths[n], 4, stride, 1, bias=False))
+            layers.append(nn.BatchNorm2d(widths[n]))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1))
-        self.start()
+        self.init_weights()
 
     @torch.no_grad()
-    def start(self):
-        "Fresh weights: N(0, 0.02) for convolutions, N(1, 0.02) for norms, biases 0."
+    def init_weights(self):
+        "Fresh weights: N(0, 0.02) for convolutions, N(1, 0.02) and no bias for norms."
         for m in self.modules():
-            if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)):
-                m.weight.normal_(float(isinstance(m, nn.BatchNorm2d)), 0.02)
-                if m.bias is not None and isinstance(m, nn.BatchNorm2d): m.bias.zero_()
+            if isinstance(m, nn.Conv2d): m.weight.normal_(0.0, 0.02)
+            if isinstance(m, nn.BatchNorm2d):
+                m.weight.normal_(1.0, 0.02)
+                m.bias.zero_()
 
-    def forward(self, x:Tensor) -> Tensor: return self.layers(x)     # (b, 3, h, w) -> logits (b, 1, ~h/8, ~w/8)
+    def forward(self, x:Tensor) -> Tensor:
+        return self.layers(x)                    # (b, 3, h, w) -> logits (b, 1, ~h/8, ~w/8)
 
 def patchgan_names() -> NameTable:
     "Published names of the PatchGAN discriminator."
@@ -59,8 +64,9 @@ class Blur(nn.Module):
         self.register_buffer("kernel", torch.outer(f, f)[None, None], persistent=False)   # (1, 1, 3, 3)
 
     def forward(self, x:Tensor) -> Tensor:                                                # (b, c, h, w)
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=x.shape[1])
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #fcd17f66
 class DownBlock(nn.Module):
@@ -68,17 +74,20 @@ class DownBlock(nn.Module):
     def __init__(self, cin:int, cout:int):
         super().__init__()
         self.skip = nn.Conv2d(cin, cout, 1, stride=2)
-        self.conv1, self.conv2 = nn.Conv2d(cin, cout, 3, padding=1), nn.Conv2d(cout, cout, 3, padding=1)
-        self.blur, self.down = Blur(), nn.Conv2d(cout, cout, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.blur = Blur()
+        self.down = nn.Conv2d(cout, cout, 3, stride=2, padding=1)
 
     def forward(self, x:Tensor) -> Tensor:                                      # (b, cin, h, w)
-        h = F.leaky_relu(self.conv2(F.leaky_relu(self.conv1(x), 0.2)), 0.2)
+        h = F.leaky_relu(self.conv1(x), 0.2)
+        h = F.leaky_relu(self.conv2(h), 0.2)
         return (self.down(self.blur(h)) + self.skip(x)) / math.sqrt(2)          # (b, cout, h/2, w/2)
 
-_WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
+_WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}  # side: channels
 
 class StyleGANCritic(nn.Module):
-    "One logit a picture: residual blocks down to 4x4, then two dense layers (after arXiv 1912.04958, without its equalised weights)."
+    "One logit a picture: residual blocks down to 4x4, two dense layers (arXiv 1912.04958, weights not equalised)."
     def __init__(self,
         size:int=256,  # side of the pictures: a power of two in [8, 1024]
         channels:int=3,
@@ -86,26 +95,37 @@ class StyleGANCritic(nn.Module):
         super().__init__()
         self.size = check_choice("size", size, tuple(_WIDTHS)[1:])
         sides = [size // 2 ** n for n in range(int(math.log2(size)) - 1)]        # size ... 4
+        steps = zip(sides, sides[1:])
         self.stem = nn.Conv2d(channels, _WIDTHS[size], 3, padding=1)
-        self.blocks = nn.ModuleList(DownBlock(_WIDTHS[a], _WIDTHS[b]) for a, b in zip(sides, sides[1:]))
-        self.conv, self.dense, self.head = nn.Conv2d(512, 512, 3, padding=1), nn.Linear(512 * 16, 512), nn.Linear(512, 1)
+        self.blocks = nn.ModuleList(DownBlock(_WIDTHS[a], _WIDTHS[b]) for a, b in steps)
+        self.conv = nn.Conv2d(512, 512, 3, padding=1)
+        self.dense = nn.Linear(512 * 16, 512)
+        self.head = nn.Linear(512, 1)
 
     def forward(self, x:Tensor) -> Tensor:                                       # (b, 3, size, size)
-        check(x.shape[-2:] == (self.size, self.size), "images", tuple(x.shape), f"must be {self.size} pixels on both sides for this discriminator")
+        fits = x.shape[-2:] == (self.size, self.size)
+        words = f"must be {self.size} pixels on both sides for this discriminator"
+        check(fits, "images", tuple(x.shape), words)
         h = F.leaky_relu(self.stem(x), 0.2)
         for block in self.blocks: h = block(h)                                   # ... (b, 512, 4, 4)
         h = F.leaky_relu(self.conv(h), 0.2).flatten(1)
         return self.head(F.leaky_relu(self.dense(h), 0.2))                       # (b, 1)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #dadddd8c
+def _published_filter(module:nn.Module) -> Tensor:
+    "The filter that published files keep in every block."
+    return torch.tensor([1.0, 2.0, 1.0])
+
 def stylegan_names(size:int=256) -> NameTable:
     "Published names of the StyleGAN discriminator for pictures of this size."
     ends = {"blocks.0": "stem", "final_conv.0": "conv", "final_linear.0": "dense", "final_linear.2": "head"}
     parts = {"downsample.1": "down", "conv_res": "skip", "net.0": "conv1", "net.2": "conv2"}
     rules = [Rename(f"{theirs}.{{p}}", f"{ours}.{{p}}") for theirs, ours in ends.items()]
     for n in range(int(math.log2(size)) - 2):
-        rules += [Recreate(f"blocks.{n + 2}.downsample.0.f", lambda module: torch.tensor([1.0, 2.0, 1.0])),
-                  *(Rename(f"blocks.{n + 2}.{theirs}.{{p}}", f"blocks.{n}.{ours}.{{p}}") for theirs, ours in parts.items())]
+        block = f"blocks.{n + 2}"
+        rules.append(Recreate(f"{block}.downsample.0.f", _published_filter))
+        for theirs, ours in parts.items():
+            rules.append(Rename(f"{block}.{theirs}.{{p}}", f"blocks.{n}.{ours}.{{p}}"))
     return NameTable(*rules)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #cbe03486

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Literal, NamedTuple
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import check, check_codes, check_int
@@ -19,34 +20,40 @@ from ..draws import At, Draws
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #00bef253
 class Quantized(NamedTuple):
     "What the decoder is given, and what it cost."
-    z: Tensor               # (b, d, *grid) fp32
-    codes: Tensor|None      # (b, *code_shape) int64, None if continuous
+    z: Tensor                 # (b, d, *grid) fp32
+    codes: Tensor|None        # (b, *code_shape) int64, None if continuous
     losses: dict[str, Tensor] # scalars, weighted: their sum is trained
 
 class Reconstruction(NamedTuple):
     "One forward pass of a tokenizer."
-    output: Tensor          # (b, 3, h, w), or features
+    output: Tensor            # (b, 3, h, w), or features
     quantized: Quantized
-    extras: dict[str, Any]  # what else a loss may want
+    extras: dict[str, Any]    # what else an objective may want: the last layer, a time, features, ...
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #3e133f7f
 def check_images(
-    images:Tensor,        # (b, channels, h, w) floating point
-    factor:int=1,         # both sides must be multiples of it
+    images:Tensor,          # (b, channels, h, w) floating point
+    factor:int=1,           # both sides must be multiples of it
     span:tuple=(-1.0, 1.0), # lowest and highest value
     channels:int=3,
-    look:bool=True,       # look at the values (on an accelerator the host waits for them)
+    look:bool=True,         # look at the values (on an accelerator the host waits for them)
 ) -> Tensor:
     "Images as a tokenizer wants them, or one `BadInput` that says what is wrong."
-    wanted = f"must be a floating point tensor (b, {channels}, h, w) with values in [{span[0]:g}, {span[1]:g}]"
-    check(torch.is_tensor(images), "images", type(images).__name__, wanted)
-    check(images.is_floating_point(), "images", str(images.dtype).removeprefix("torch."), wanted)
-    check(images.dim() == 4 and images.shape[1] == channels and len(images), "images", tuple(images.shape), wanted)
+    values = f"values in [{span[0]:g}, {span[1]:g}]"
+    allowed = f"must be a floating point tensor (b, {channels}, h, w) with {values}"
+    check(torch.is_tensor(images), "images", type(images).__name__, allowed)
+    check(images.is_floating_point(), "images", str(images.dtype).removeprefix("torch."), allowed)
+    fits = images.dim() == 4 and images.shape[1] == channels and len(images)
+    check(fits, "images", tuple(images.shape), allowed)
+
     h, w = images.shape[-2:]
-    check(h and w and h % factor == 0 and w % factor == 0, "images", (h, w), f"height and width must be multiples of {factor}")
+    divides = h and w and h % factor == 0 and w % factor == 0
+    check(divides, "images", (h, w), f"height and width must be multiples of {factor}")
+
     if look and images.device.type != "meta" and not torch.compiler.is_compiling():
         low, high = (float(v) for v in images.detach().aminmax())
-        check(low >= span[0] - 1e-3 and high <= span[1] + 1e-3, "images", [round(low, 3), round(high, 3)], wanted)
+        inside = low >= span[0] - 1e-3 and high <= span[1] + 1e-3
+        check(inside, "images", [round(low, 3), round(high, 3)], allowed)
     return images
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #6fda09cf
@@ -66,73 +73,113 @@ class Tokenizer(nn.Module, ABC):
     config: Any = None                   # the dataclass it was built from
 
     @abstractmethod
-    def quantize(self, images:Tensor) -> Quantized: "(b, 3, h, w) -> what the decoder will be given."
+    def quantize(self, images:Tensor) -> Quantized:
+        "(b, 3, h, w) -> what the decoder will be given."
 
     @abstractmethod
-    def lookup(self, codes:Tensor) -> Tensor: "Codes -> z (b, d, *grid)."
+    def lookup(self, codes:Tensor) -> Tensor:
+        "Codes -> z (b, d, *grid)."
 
     @abstractmethod
-    def render(self, z:Tensor, *, draws:Draws|None=None, at:At|None=None, size=None) -> Tensor: "z -> pixels or features."
+    def render(self, z:Tensor, *, draws:Draws|None=None, at:At|None=None, size=None) -> Tensor:
+        "z -> pixels or features; what a decoder draws is keyed by `at.ids`."
 
     @abstractmethod
-    def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None) -> Reconstruction: "The training entry."
+    def forward(self,
+        images:Tensor,          # (b, 3, h, w)
+        draws:Draws|None=None,
+        at:At|None=None,        # ids (b,) and the training step
+        quantize:bool=True,     # False: a warm-up step in which features pass as they are
+    ) -> Reconstruction:
+        "The training entry."
+
+    def kmeans_init(self, images:Tensor, draws:Draws, iterations:int=10):
+        "Set the codebook from pictures; a tokenizer without a table has nothing to set."
 
     @property
-    def levels(self) -> int: return len(self.vocab or ())
+    def levels(self) -> int:
+        "How many codes a place has; 0 if continuous."
+        return len(self.vocab or ())
 
     def check_images(self, images:Tensor, look:bool=True) -> Tensor:
         "Images this tokenizer can take, or `BadInput`."
         return check_images(images, self.factor, self.span, look=look)
 
-    def enter(self, images:Tensor) -> Tensor:
-        "Images with values in [-1, 1], as transforms make them -> this tokenizer's `span`."
-        low, high = self.span
-        return images if (low, high) == (-1.0, 1.0) else images * ((high - low) / 2) + (high + low) / 2
-
-    def leave(self, pixels:Tensor) -> Tensor:
-        "This tokenizer's pixels -> [-1, 1], as figures, losses and `to_uint8` take them."
-        low, high = self.span
-        return pixels if (low, high) == (-1.0, 1.0) else (pixels - (high + low) / 2) * (2 / (high - low))
-
-    def code_shape(self, h:int, w:int) -> tuple[int, ...]:
-        "The shape of one image's codes: (h/f, w/f), with the number of levels last if there are several."
-        for name, side in (("h", h), ("w", w)):
-            check(check_int(name, side, 1) % self.factor == 0, name, side, f"must be a multiple of {self.factor}")
-        return (h // self.factor, w // self.factor) + ((self.levels,) if self.levels > 1 else ())
-
     def encode(self, images:Tensor) -> Tensor:
-        "(b, 3, h, w) -> codes (b, *code_shape) int64. Errors: `BadInput` for a continuous tokenizer, or wrong images."
-        check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes; use quantize(images).z and render(z)")
+        "(b, 3, h, w) -> codes (b, *code_shape) int64. Errors: `BadInput` if continuous, or for wrong images."
+        name = type(self).__name__
+        words = "is continuous and has no codes; use quantize(images).z and render(z)"
+        check(self.vocab is not None, "tokenizer", name, words)
         with torch.no_grad(): return self.quantize(images).codes
 
-    def decode(self, codes:Tensor, **kw) -> Tensor:
-        "Codes in any of their shapes -> render(lookup(codes), **kw)."
-        return self.render(self.lookup(codes), **kw)
-
-    def shaped(self, codes:Tensor) -> Tensor:
-        "Codes as (b, *grid), or (b, *grid, levels) where there are several; flat ones are folded into a square. Errors: dtype, range, shape."
-        check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
-        tail = int(self.levels > 1)
-        flat, whole = 2 + tail, 1 + self.dims + tail                        # axes of (b, n, [levels]) and of (b, *grid, [levels])
-        fits = torch.is_tensor(codes) and codes.dim() in (flat, whole) and (not tail or codes.shape[-1] == self.levels)
-        ends = f", {self.levels})" if tail else ")"
-        check(fits, "codes", tuple(codes.shape) if torch.is_tensor(codes) else type(codes).__name__,
-              f"must be integers of shape (b, n{ends}" + (f" or (b, h, w{ends}" if self.dims == 2 else ""))
-        for level, size in enumerate(self.vocab): check_codes(codes[..., level] if tail else codes, size)
-        return codes if codes.dim() == whole else codes.unflatten(1, (_side(codes.shape[1]),) * 2)
-
-    def tokens(self, codes:Tensor) -> Tensor:
-        "Codes -> (b, n, levels), as generators and samplers see them."
-        codes = self.shaped(codes)
-        return codes.reshape(len(codes), -1, self.levels)
-
-    def untoken(self,
-        tokens:Tensor,                  # (b, n, levels)
-        grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
+    def decode(self,
+        codes:Tensor,                          # in any of their shapes
+        *, draws:Draws|None=None, at:At|None=None, # for decoders with noise: whose codes they are
+        size:int|tuple[int, int]|None=None,    # sides of the picture, if they shall differ
     ) -> Tensor:
-        "The inverse of `tokens`: (b, *grid), with the levels last if there are several."
-        check(tokens.dim() == 3 and tokens.shape[-1] == self.levels, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
-        n = tokens.shape[1]
-        grid = tuple(grid or ((n,) if self.dims == 1 else (_side(n),) * 2))
-        check(prod(grid) == n, "grid", grid, f"must have {n} cells")
-        return tokens.reshape(len(tokens), *grid, *((self.levels,) if self.levels > 1 else ()))
+        "Codes -> pixels or features: `render` after `lookup`."
+        return self.render(self.lookup(codes), draws=draws, at=at, size=size)
+
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #6e0082d3
+@patch
+def enter(self:Tokenizer, images:Tensor) -> Tensor:
+    "Images with values in [-1, 1], as transforms make them -> this tokenizer's `span`."
+    low, high = self.span
+    if (low, high) == (-1.0, 1.0): return images
+    return images * ((high - low) / 2) + (high + low) / 2
+
+@patch
+def leave(self:Tokenizer, pixels:Tensor) -> Tensor:
+    "This tokenizer's pixels -> [-1, 1], as figures, losses and `to_uint8` take them."
+    low, high = self.span
+    if (low, high) == (-1.0, 1.0): return pixels
+    return (pixels - (high + low) / 2) * (2 / (high - low))
+
+@patch
+def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
+    "The shape of one image's codes: (h/f, w/f), with the number of levels last if there are several."
+    for name, side in (("h", h), ("w", w)):
+        divides = check_int(name, side, 1) % self.factor == 0
+        check(divides, name, side, f"must be a multiple of {self.factor}")
+    grid = (h // self.factor, w // self.factor)
+    return grid + ((self.levels,) if self.levels > 1 else ())
+
+@patch
+def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
+    "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, shape."
+    check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
+    tail = int(self.levels > 1)                  # an axis of levels only where there are several
+    flat = 2 + tail                              # axes of (b, n, [levels])
+    whole = 1 + self.dims + tail                 # axes of (b, *grid, [levels])
+    fits = torch.is_tensor(codes) and codes.dim() in (flat, whole)
+    fits = fits and (not tail or codes.shape[-1] == self.levels)
+    ends = f", {self.levels})" if tail else ")"
+    grids = f" or (b, h, w{ends}" if self.dims == 2 else ""
+    found = tuple(codes.shape) if torch.is_tensor(codes) else type(codes).__name__
+    check(fits, "codes", found, f"must be integers of shape (b, n{ends}{grids}")
+
+    for level, size in enumerate(self.vocab):
+        check_codes(codes[..., level] if tail else codes, size)
+    if codes.dim() == whole: return codes
+    return codes.unflatten(1, (_side(codes.shape[1]),) * 2)
+
+@patch
+def tokens(self:Tokenizer, codes:Tensor) -> Tensor:
+    "Codes -> (b, n, levels), as generators and samplers see them."
+    codes = self.shaped(codes)
+    return codes.reshape(len(codes), -1, self.levels)
+
+@patch
+def untoken(self:Tokenizer,
+    tokens:Tensor,                  # (b, n, levels)
+    grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
+) -> Tensor:
+    "The inverse of `tokens`: (b, *grid), with the levels last if there are several."
+    fits = tokens.dim() == 3 and tokens.shape[-1] == self.levels
+    check(fits, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
+    n = tokens.shape[1]
+    default = (n,) if self.dims == 1 else None
+    grid = tuple(grid or default or (_side(n),) * 2)
+    check(prod(grid) == n, "grid", grid, f"must have {n} cells")
+    tail = (self.levels,) if self.levels > 1 else ()
+    return tokens.reshape(len(tokens), *grid, *tail)

@@ -29,8 +29,6 @@ from ..kinds import from_json, kind_of, kinds, to_json
 from ..processes import Processes
 from ..sampling.settings import Sampling
 from ..saved import load_model, save_model
-from ..tokenizers.discriminators import discriminator
-from ..tokenizers.losses import vqgan_loss
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import checkpoints
 from .feed import Data
@@ -142,15 +140,15 @@ def build_tokenizer(
     device="cpu",       # "meta": shapes only, for a look at what would be trained
 ) -> tuple[TokenizerTask, ImageData]:
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
-    objective = vqgan_loss(recipe.loss, weights)
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
-    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
-        critic = discriminator(recipe.discriminator, recipe.augment.size) if recipe.loss.gan else None
-    return TokenizerTask(model, objective, critic, recipe.free_steps), data
+        build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
+        objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
+    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
+    return TokenizerTask(model, objective, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
     "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&split=eval` says what files don't."

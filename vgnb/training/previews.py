@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..core import Mismatch, check, check_int, write_aside
 from ..data.codes import Codes
-from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
 from ..figures import tile_sheet
 from ..generators.generator import Cond, Generator, Grid, Plan
 from ..sampling.settings import Sampling
+from ..tokenizers.pictures import need_pixels, pictures
 from ..tokenizers.tokenizer import Tokenizer
 
 # %% ../../nbs/training/545_previews.ipynb #09824558
@@ -49,12 +49,6 @@ def teacher_forced(
     return torch.where(half[..., None], first, second)
 
 # %% ../../nbs/training/545_previews.ipynb #217807e9
-def _pictures(tokenizer:Tokenizer, codes:Tensor, shape:tuple[int, ...]) -> np.ndarray:
-    "Codes (b, n, L) -> (b, h, w, 3) uint8."
-    device = next(tokenizer.parameters()).device
-    codes = tokenizer.untoken(codes.to(device), shape)
-    return to_uint8(tokenizer.leave(tokenizer.decode(codes))).cpu().numpy()
-
 def class_names(batch:dict[str, Tensor], names:tuple[str, ...]) -> list[str]:
     "The names of a batch's classes, or their numbers; nothing if it has no labels."
     labels = batch["labels"].tolist() if "labels" in batch else []
@@ -76,6 +70,7 @@ class Preview:
 
     def check(self, codes:Codes, generator:Generator|None=None):
         "Raise `Mismatch` unless the tokenizer speaks these codes; `BadInput` if the generator cannot be sampled so."
+        need_pixels(self.tokenizer, "a preview")
         vocab = tuple(self.tokenizer.vocab or ())
         message = f"must be the one that made the codes, of {codes.vocab}"
         check(vocab == tuple(codes.vocab), "preview tokenizer", self.tokenizer.vocab, message, Mismatch)
@@ -100,7 +95,7 @@ class Preview:
             made = self.sampling.sampler(generator).sample(cond, ids, draws, grid=Grid(shape))
         finally: generator.train(training)
 
-        rows = [list(_pictures(self.tokenizer, c, shape)) for c in (codes, forced, made)]
+        rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape)) for c in (codes, forced, made)]
         blank = [""] * len(codes)
         captions = [blank, blank, class_names(batch, names) or blank]
         return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)

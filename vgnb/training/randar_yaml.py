@@ -14,7 +14,8 @@ from typing import Any
 from ..core import Mismatch, Missing, check, check_choice
 from ..families import Family, families
 from ..kinds import kind_of
-from .recipes import GeneratorRecipe, Optim, Rate, Recipe, rate_at, recipe
+from ..tokenizers.conv_tokenizer import changed
+from .recipes import GeneratorRecipe, Optim, Rate, Recipe, recipe
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #f655fa95
 def targets() -> dict[str, Family]:
@@ -130,7 +131,8 @@ def _tokenizer(content:dict) -> Configuration:
     known = ", ".join(map(str, _TRAINED_LIKE))
     check(key in _TRAINED_LIKE, "model", key, f"must be a kind and pixels a code that have a recipe: {known}")
     base = recipe(_TRAINED_LIKE[key])
-    model = replace(model, window=base.model.window, revive=base.model.revive)
+    ours = base.model.quantizer
+    model = changed(model, quantizer=dict(usage=ours.usage, updates=ours.updates))
     return Configuration(replace(base, model=model, name=""), {}, tuple(_unused(content)))
 
 def _generator(content:dict) -> Configuration:
@@ -140,7 +142,7 @@ def _generator(content:dict) -> Configuration:
     sections, unused = _sections(content), _unused(content)
     model = configure(content["ar_model"], "ar_model")
     if content.get("tokenizer"):
-        codes = configure(content["tokenizer"], "tokenizer").codebook
+        codes = configure(content["tokenizer"], "tokenizer").quantizer.codebook
         wanted = f"must be the tokenizer's {codes} codes"
         check(model.vocab == codes, "ar_model.params.vocab_size", model.vocab, wanted, Mismatch)
 

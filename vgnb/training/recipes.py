@@ -9,7 +9,7 @@ __all__ = ['recipes', 'Rate', 'rate_at', 'Optim', 'Recipe', 'check_same', 'Token
 # %% ../../nbs/training/500_recipes.ipynb #ffada63d
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -68,6 +68,7 @@ class Rate:
         check(pieces and rising and plain, "rate.rules", self.rules, wanted)
         return pieces
 
+# %% ../../nbs/training/500_recipes.ipynb #504a2f9c
 def rate_at(
     rate:Rate,
     step:int,  # optimizer steps done so far; with a warm-up the first step has rate 0
@@ -169,7 +170,6 @@ class TokenizerRecipe(Recipe):
     model: Any = None                                           # a registered tokenizer's configuration
     augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
     loss: Any = None                                            # a registered objective's configuration
-    discriminator: Literal["patchgan", "stylegan"] = "patchgan" # used if loss.gan > 0
     free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
 
     def __post_init__(self):

@@ -57,6 +57,7 @@ class OrderChoice:
     known:str = "nothing"     # one of KNOWN, or a mask of the user's
     cells:str = ""            # order "own": cell numbers in reading order, separated by spaces or commas
 
+# %% ../../nbs/views/815_scenes.ipynb #8971cf7c
 @dataclass(frozen=True, eq=False)
 class Course:
     "Which cell is decided in which step."
