@@ -25,7 +25,8 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 PICTURES = "shapes://?n=48&size=16"
 TOKENIZER = ["train_tokenizer.py", "shapes-tokenizer", "--data", PICTURES, "--augment.size", 16,
              "--steps", 3, "--batch", 8, "--free-steps", 1, "--precision", "fp32",
-             "--model.codebook", 32, "--model.width", 16, "--model.groups", 8, "--model.window", 1024,
+             "--model.quantizer.codebook", 32, "--model.quantizer.usage", 1024,
+             "--model.width", 16, "--model.groups", 8,
              "--out", "tokenizer"]
 CODES = ["extract_codes.py", "--tokenizer", "tokenizer/model", "--data", PICTURES, "--size", 16,
          "--shard-size", 12, "--out", "codes"]
