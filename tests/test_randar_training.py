@@ -312,7 +312,9 @@ def test_previews_ask_for_the_right_tokenizer(coded, tmp_path):
 
 class Echo(Generator):
     "Repeats the true code of each cell asked for."
-    vocab, traits, columns = (48,), frozenset({"any_order", "cached"}), "ordered"
+    vocab = (48,)
+    traits = frozenset({"any_order", "cached"})
+    columns = "ordered"
 
     def logits(self, codes, cond, plan=None, *, grid=None):
         self.plan = plan

@@ -511,7 +511,7 @@ REFUSED = [   # (argument, call)
     ("plan", lambda m: m.logits(CODES, Cond(IDS), Plan(torch.arange(N), [8, 0]))),
     ("codes", lambda m: m.logits(CODES[..., 0], Cond(IDS))),
     ("order", lambda m: m.features(CODES, Cond(IDS), torch.zeros(N, dtype=torch.long))),
-    ("scale start", lambda m: enlarged(m, IDS, (5, 6), CFG(1.0, start=4.0))),
+    ("start", lambda m: enlarged(m, IDS, (5, 6), CFG(1.0, start=4.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(1.0, -1.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(2.0, 1.0))),
     ("grid.base", lambda m: enlarged(m, IDS, (2, 9))),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from vgnb.generators.raster import (
     llamagen_gpt_names,
     llamagen_spec,
     recognise_gpt,
+    visible_places,
 )
 from ..layers import Noise, causal_mask, grid_angles, rotary_angles, rotary_table, rotate, zero_prefix
 from ..names import NameTable, Rename
@@ -169,8 +169,8 @@ def _logits(self:RandomOrderTransformer,
     places = p + 2 * n - 1
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order, noise)
     x = torch.cat((prefix, pairs[:, :-1]), 1)                                                   # (b, p + 2n - 1, d)
-    visible = None if cond.mask is None else F.pad(cond.mask.bool(), (0, 2 * n - 1), value=True)
-    x = self.blocks(x, rotary[:, :-1], causal_mask(places, 0, visible), noise=noise, taps=taps)
+    mask = causal_mask(places, 0, visible_places(cond, places))
+    x = self.blocks(x, rotary[:, :-1], mask, noise=noise, taps=taps)
     return self.head(self.norm(x[:, p::2])).float()
 
 @patch
@@ -232,16 +232,27 @@ def _grouped_logits(self:RandomOrderTransformer,
     late, mask = group_mask(first, p)
     x = torch.cat((prefix, pairs[:, :-1], pairs[:, 2 * late]), 1)                       # (b, p + 2n - 1 + e, d)
     rotary = torch.cat((rotary[:, :-1], rotary[:, p + 2 * late]), 1)
-    mask = mask[None, None]
-    if cond.mask is not None:
-        visible = F.pad(cond.mask.bool(), (0, x.shape[1] - p), value=True)
+    mask = mask[None]                                                                   # (1 or b, places, places)
+    visible = visible_places(cond, x.shape[1])
+    if visible is not None:
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        mask = mask & visible[:, None, None] | itself
+        mask = mask & visible[:, None] | itself
 
-    x = self.blocks(x, rotary, mask, taps=taps)
+    x = self.blocks(x, rotary, mask[:, None], taps=taps)
     at = torch.arange(p, p + 2 * n, 2, device=x.device)                                 # where each query stands
     at[late] = torch.arange(p + 2 * n - 1, x.shape[1], device=x.device)
     return self.head(self.norm(x[:, at])).float()
+
+@patch
+def check_plan(self:RandomOrderTransformer, plan:Plan|None, b:int, grid:Grid, device) -> tuple[Tensor, Tensor]:
+    "The order (b, n), and the sizes of its groups; known cells are groups of one."
+    if plan is None: plan = Plan(torch.arange(grid.n), [1] * grid.n)
+    check(isinstance(plan, Plan), "plan", type(plan).__name__, "must be a Plan: an order and its groups")
+    order = self.check_order(plan.perm, b, grid, device, "plan")
+    known = grid.n - sum(plan.counts)
+    fits = known >= 0 and all(count > 0 for count in plan.counts)
+    check(fits, "plan", plan.counts, f"must be positive group sizes that add up to at most {grid.n}")
+    return order, torch.tensor([1] * known + plan.counts, device=device)
 
 @patch
 def logits(self:RandomOrderTransformer,
@@ -254,16 +265,9 @@ def logits(self:RandomOrderTransformer,
     "Teacher-forced logits ((b, n, V),) in the order of generation: row j is of the j-th cell, asked for in its group."
     grid = grid or Grid(self.grid)
     codes = self.checked(codes, cond, grid)
-    is_plan = plan is None or isinstance(plan, Plan)
-    check(is_plan, "plan", type(plan).__name__, "must be a Plan: an order and its groups")
-    order = self.check_order(None if plan is None else plan.perm, len(codes), grid, codes.device, "plan")
-    counts = [1] * grid.n if plan is None else plan.counts
-    known = grid.n - sum(counts)
-    fits = known >= 0 and all(count > 0 for count in counts)
-    check(fits, "plan", counts, f"must be positive group sizes that add up to at most {grid.n}")
-    if max(counts, default=1) == 1: return (self._logits(codes, cond, grid, order, taps=taps),)
+    order, sizes = self.check_plan(plan, len(codes), grid, codes.device)
+    if len(sizes) == grid.n: return (self._logits(codes, cond, grid, order, taps=taps),)
 
-    sizes = torch.tensor([1] * known + counts, device=codes.device)                     # known cells: one by one
     first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)                          # (n,)
     return (self._grouped_logits(codes, cond, grid, order, first, taps),)
 
@@ -403,14 +407,14 @@ def features(self:RandomOrderTransformer,
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order)
     x = torch.cat((prefix, *[pairs] * passes), 1)                                            # (b, p + passes * 2n, d)
     rotary = torch.cat((rotary, *[rotary[:, p:]] * (passes - 1)), 1)
-    visible = None if cond.mask is None else F.pad(cond.mask.bool(), (0, x.shape[1] - p), value=True)
+    places = x.shape[1]
 
     taps = dict.fromkeys(range(len(self.blocks)))
-    self.blocks(x, rotary, causal_mask(x.shape[1], 0, visible), taps=taps)
+    self.blocks(x, rotary, causal_mask(places, 0, visible_places(cond, places)), taps=taps)
     at_codes = [t[:, p + 1::2].unflatten(1, (passes, grid.n)) for t in taps.values()]
-    out = torch.stack(at_codes)                                                              # (layers, b, passes, n, d)
-    back = order.argsort(1)[None, :, None, :, None].expand_as(out)
-    return out.gather(3, back).permute(2, 0, 1, 3, 4)
+    out = torch.stack(at_codes, 1).transpose(0, 2)                                           # (passes, layers, b, n, d)
+    back = order.argsort(1)[..., None].expand_as(out)
+    return out.gather(3, back)
 
 # %% ../../nbs/generators/330_random_order.ipynb #2fde55ee
 randar_names = NameTable(Rename("pos_instruct_embeddings", "instruction"), *llamagen_gpt_names.rules)

@@ -71,11 +71,11 @@ class Data:
     streaming: bool = False                  # can only be read front to back, by `items` and `collate`
     bad: list[BadItem]|tuple[()] = ()        # items left out so far
 
-    def __len__(self) -> int: raise NotImplementedError
+    def __len__(self) -> int: raise TypeError(f"{type(self).__name__} must define __len__")
 
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "Some examples, rows first; augmentation is drawn at `visit(index, epochs)`."
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define fetch")
 
     def skip(self, error:BadItem):
         "Note a bad item, or raise it when there are too many."
@@ -87,11 +87,11 @@ class Data:
 
     def items(self, epoch:int, seed:int, rank:int, world:int):
         "A process's share of a streamed epoch: items with an `id`."
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define items")
 
     def collate(self, items:list, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch of streamed items."
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define collate")
 
 class Feed(torch.utils.data.Dataset):
     "`feed[k]` = micro-batch k: ((index, epochs, tensors), bad items met so far), or the error in its way."
