@@ -59,7 +59,7 @@ from vgnb.views.desk import ReconstructionDesk
 
 torch.manual_seed(0)
 pixels, labels = Shapes().batch(range(4))
-models = {"untrained": vqgan("tiny-shapes", codebook=64, width=16, z=16),
+models = {"untrained": vqgan("tiny-shapes", quantizer=dict(codebook=64), width=16, z=16),
           "grey": lambda x: x.mean(1, keepdim=True).expand_as(x)}
 desk = ReconstructionDesk(pixels, models, labels=["<b>bold</b>", "b", "c", "d"], side=160)
 desk
