@@ -20,9 +20,9 @@ from vgnb.data.transforms import Augment, to_tensor
 from vgnb.draws import At, Keyed
 from vgnb.families import recognised, the_one
 from vgnb.generators.raster import RasterConfig, RasterTransformer
+from vgnb.kinds import changed
 from vgnb.pipeline import Pipeline
 from vgnb.saved import load_model
-from vgnb.tokenizers.conv_tokenizer import changed
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig, maskgit_vqgan, soften
 from vgnb.tokenizers.pictures import codes_of
 from vgnb.tokenizers.quantizers import Revive, VectorConfig

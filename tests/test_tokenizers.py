@@ -10,11 +10,10 @@ import torch.nn.functional as F
 
 from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
-from vgnb.kinds import from_json, to_json
+from vgnb.kinds import changed, from_json, to_json
 from vgnb.saved import load_model, save_model
 from vgnb.tokenizers import quantizers
 from vgnb.tokenizers.coders import Decoder, Encoder
-from vgnb.tokenizers.conv_tokenizer import changed
 from vgnb.tokenizers.discriminators import PatchGAN, StyleGANCritic, discriminator
 from vgnb.tokenizers.fsq import FSQ, FSQConfig
 from vgnb.tokenizers.losses import adaptive_weight

@@ -12,8 +12,8 @@ import torch
 from vgnb.data.codes import CodePlan, CodeWriter
 from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
+from vgnb.kinds import changed
 from vgnb.processes import Processes
-from vgnb.tokenizers.conv_tokenizer import changed
 from vgnb.tokenizers.quantizers import Revive
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.commands import TrainOptions, train

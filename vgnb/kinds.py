@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kinds', 'shelves', 'Kind', 'OpenRegistry', 'shelf', 'kind_of', 'shelf_of', 'discover', 'to_json', 'from_json',
-           'dotted', 'with_dotted']
+           'dotted', 'with_dotted', 'changed']
 
 # %% ../nbs/006_kinds.ipynb #8f95e931
 import importlib
@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,3 +150,13 @@ def with_dotted(
     for word in way: inner = inner[int(word) if isinstance(inner, list) else word]
     inner[last] = new
     return from_json(plain, type(value), "setting")
+
+# %% ../nbs/006_kinds.ipynb #21e35306
+def changed(
+    config,      # a dataclass
+    **changes,   # fields; a dictionary changes fields of the dataclass that is there
+):
+    "A configuration with some fields changed, inner ones too."
+    inner = {k: changed(getattr(config, k), **v) for k, v in changes.items()
+             if isinstance(v, dict) and is_dataclass(getattr(config, k, None))}
+    return replace(config, **changes | inner)

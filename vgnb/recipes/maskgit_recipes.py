@@ -6,7 +6,7 @@
 __all__ = ['maskgit_vqgan']
 
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #ab2bc615
-from ..tokenizers.conv_tokenizer import changed
+from ..kinds import changed
 from ..tokenizers.maskgit_vqgan import MASKGIT_VQGANS
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.quantizers import Revive

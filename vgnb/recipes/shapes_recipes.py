@@ -14,7 +14,7 @@ from ..generators.masked import masked_presets
 from ..generators.partition import partition_presets
 from ..generators.random_order import random_order_presets
 from ..generators.raster import raster_presets
-from ..tokenizers.conv_tokenizer import changed
+from ..kinds import changed
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.vqgan import VQGANS
 from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes

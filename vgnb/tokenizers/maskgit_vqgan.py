@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..core import Registry, check, check_choice, check_float, check_int
 from ..draws import At, Draws
 from ..families import Family, Published, counted, register
+from ..kinds import changed
 from ..layers import Noise
 from ..names import NameTable, Rename
 from .coders import Chain, Decoder, Encoder, ResBlock
-from .conv_tokenizer import ConvTokenizer, changed
+from .conv_tokenizer import ConvTokenizer
 from .quantizers import Revive, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #0f5f0c45

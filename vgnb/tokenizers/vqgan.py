@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, Registry, check, check_choice, check_float, check_int
 from ..families import Family, Published, counted, register
+from ..kinds import changed
 from ..names import Fuse, Ignore, NameTable, Rename
 from .coders import Decoder, Encoder, SmallDecoder, SmallEncoder, middle
-from .conv_tokenizer import ConvTokenizer, changed
+from .conv_tokenizer import ConvTokenizer
 from .quantizers import Revive, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
 
 # %% ../../nbs/tokenizers/240_vqgan.ipynb #b5a23f08

@@ -13,8 +13,7 @@ from typing import Any
 
 from ..core import Mismatch, Missing, check, check_choice
 from ..families import Family, families
-from ..kinds import kind_of
-from ..tokenizers.conv_tokenizer import changed
+from ..kinds import changed, kind_of
 from .recipes import GeneratorRecipe, Optim, Rate, Recipe, recipe
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #f655fa95
