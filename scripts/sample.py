@@ -62,17 +62,17 @@ class Source:
 @dataclass
 class Painting:
     "Pictures that are there, and larger ones."
-    inpaint: str = ""
+    inpaint: str | None = None
     "make the marked pixels of these pictures anew: sample i starts from picture i, after the last from the first again"
-    mask: str = ""
+    mask: str | None = None
     "for --inpaint and --morph: a picture, or a folder with one for each; white is made anew"
-    outpaint: str = ""
+    outpaint: str | None = None
     "continue these pictures on a larger canvas"
     canvas: tuple[int, int] | None = None
     "for --outpaint: height and width of the whole in pixels"
     at: tuple[int, int] | None = None
     "for --outpaint: row and column of the picture's upper left pixel (default: in the middle)"
-    morph: str = ""
+    morph: str | None = None
     "turn these pictures into the classes asked for; frame by frame, one sample's pictures in a row"
     frames: int | None = None
     "for --morph: pictures on the way (default: 8)"
@@ -88,8 +88,12 @@ class Painting:
     "centre-crop pictures and masks to this side first"
     paste: bool = False
     "put the known pixels back as they were"
-    seam: int = 0
-    "for --paste: pixels around the mask in which old and new are mixed"
+    seam: int | None = None
+    "for --paste: pixels around the mask in which old and new are mixed (default: 0)"
+
+    def given(self) -> dict:
+        "The options as `asked_for` takes them: None is what was not asked for, and so is a flag that is off."
+        return asdict(self) | {"paste": self.paste or None}
 
 
 @dataclass
@@ -188,7 +192,7 @@ def main(argv: list[str]) -> int:
 
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)
-    what, images, names = asked_for(**asdict(o.painting))
+    what, images, names = asked_for(**o.painting.given())
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
                     what=what, images=images, **asked)

@@ -551,7 +551,7 @@ ROWS = [
         lambda w: w.painter.inpaint(w.photos, w.mask.astype(np.float32), [0, 1])),
     Bad("missing-mask", "mask", "nowhere.png", "no such file or folder",
         command=PAINT + "--inpaint pictures --mask nowhere.png"),
-    Bad("no-mask", "mask", "''", "is needed", command=PAINT + "--inpaint pictures"),
+    Bad("no-mask", "mask", "None", "is needed", command=PAINT + "--inpaint pictures"),
     Bad("missing-pictures", "inpaint", "nowhere", "no such file or folder",
         command=PAINT + "--inpaint nowhere --mask mask.png"),
     Bad("no-picture", "inpaint", "note.txt", "must be a picture, a folder of pictures or an npz",

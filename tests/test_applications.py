@@ -624,7 +624,9 @@ def test_larger_pictures_by_command(place, scripts, sample):
 
 
 @pytest.mark.parametrize("words, message", [
-    ("pipe --inpaint flat", "mask='': is needed"),
+    ("pipe --inpaint flat", "mask=None: is needed"),
+    ("pipe --inpaint flat --mask=", "mask='': no such file or folder"),
+    ("pipe --inpaint= --mask masks", "inpaint='': no such file or folder"),
     ("pipe --inpaint flat --mask nowhere.png", "mask=nowhere.png: no such file or folder"),
     ("pipe --mask masks", "mask='masks': only goes with inpaint"),
     ("pipe --inpaint flat --mask masks --outpaint flat --canvas 48 48",
@@ -635,6 +637,10 @@ def test_larger_pictures_by_command(place, scripts, sample):
     ("pipe --extrapolate 6 9 --spatial-scale 3 1", "spatial=(3.0, 1.0): must not fall"),
     ("pipe --extrapolate 6 9 --ntk-boundary 30", "grid.ntk_boundary=30: must be an integer >= 0 and <="),
     ("pipe --frames 3", "frames=3: only goes with morph"),
+    ("pipe --morph flat --frames 0", "frames=0: must be an integer >= 1"),
+    ("pipe --morph flat --crop 0", "crop=0: must be an integer >= 1"),
+    ("pipe --morph flat --seam 0", "seam=0: only goes with inpaint or outpaint"),
+    ("pipe --outpaint flat --canvas 40 64 --seam 2", "seam=2: only goes with paste"),
     ("raster --inpaint flat --mask masks/0.png", "generator='RasterTransformer': must have the trait any_order"),
     ("pipe --inpaint pipe/pipeline.json --mask masks/0.png", "inpaint=pipe/pipeline.json: must be a picture")])
 def test_what_the_command_refuses(place, scripts, words, message):

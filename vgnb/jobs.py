@@ -71,8 +71,8 @@ def open_pictures(
     "Pictures (n, h, w, 3), read as needed, and the names of their classes ([] = unknown)."
     if crop is not None: check_int("crop", crop, 1)
     path = Path(str(where))
-    there = "://" in str(where) or path.exists()
-    check(there, argument, path, "no such file or folder", Missing)
+    there = "://" in str(where) or (where != "" and path.exists())
+    check(there, argument, path if where else where, "no such file or folder", Missing)
 
     if path.suffix == ".npz": return open_samples(path), []
     if path.is_file() and path.suffix.lower() != ".tar": return _one_picture(path, crop, argument), []
@@ -112,21 +112,22 @@ _GOES_WITH = {     # option: the applications that know it
     "seam": ("inpaint", "outpaint")}
 
 def asked_for(
-    inpaint="", outpaint="", morph="",      # where the pictures are ...
-    extrapolate=None,                       # ... or a code grid (h, w)
-    **options,                              # those of `_GOES_WITH`
+    inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
+    extrapolate=None,                          # ... or a code grid (h, w)
+    **options,                                 # those of `_GOES_WITH`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
     "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
     asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
-    kinds = [k for k, v in asked.items() if v]
+    kinds = [k for k, v in asked.items() if v is not None]
     for k in kinds[1:]:
         check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
 
     kind = kinds[0] if kinds else None
-    given = {k: v for k, v in options.items() if v not in (None, False, "", 0) or (k == "ntk_boundary" and v == 0)}
+    given = {k: v for k, v in options.items() if v is not None}
     for name, value in given.items():
-        known_to = _GOES_WITH[name]
+        known_to = _GOES_WITH[check_choice("option", name, tuple(_GOES_WITH))]
         check(kind in known_to, name, value, f"only goes with {' or '.join(known_to)}")
+    check("seam" not in given or given.get("paste"), "seam", given.get("seam"), "only goes with paste")
     if kind is None: return None, None, []
     if kind == "extrapolate": return _larger(tuple(extrapolate), given), None, []
 
@@ -145,8 +146,8 @@ def _larger(shape:tuple[int, int], given:dict) -> Extrapolate:
 def _masks(where, crop:int|None, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."
     explained = "is needed: a picture, or a folder with one for each, white where it is to be made anew"
-    check(where or not needed, "mask", where or "", explained)
-    if not where: return None
+    check(where is not None or not needed, "mask", where, explained)
+    if where is None: return None
     masks = open_masks(where, crop)
     fits = len(masks) in (1, len(images))
     allowed = f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}"
