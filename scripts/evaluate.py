@@ -30,8 +30,9 @@ class Options:
     "npz, statistics, folder or address"
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     "npz, folder or address"
-    extractor: Literal["inception", "inception-clean", "inception-halton", "shapes-judge"] = "inception"
-    "the network that looks; numbers of different extractors have nothing to do with each other"
+    extractor: str = "inception"
+    """the network that looks: inception, inception-clean, inception-halton, shapes-judge, or one of your own;
+    numbers of different extractors have nothing to do with each other"""
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
     metrics: tuple[Literal["fid", "is", "kid", "pr", "dc", "accuracy"], ...] = ("fid", "is", "kid", "pr")

@@ -45,6 +45,7 @@ class Options:
     backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
+    tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
     progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
     dry_run: bool = False          # say what would happen, and stop
 
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> int:
     from vgnb.zoo import load_published
 
     augment = chosen_views(o)
-    tokenizer = load_published(o.tokenizer) if o.tokenizer.is_file() else load_model(o.tokenizer, ema=o.ema)
+    if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
+    else: tokenizer = load_model(o.tokenizer, ema=o.ema)
     check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer,
           f"holds a {type(tokenizer).__name__}, which is no tokenizer")
     if o.data.endswith(".jsonl"): source = CaptionImages(Captions(o.data), o.max_bad)

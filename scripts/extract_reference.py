@@ -36,7 +36,7 @@ class Options:
     "a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., or an npz of pictures"
     out: Path
     "the file to write: .npz, .safetensors or .pt"
-    extractor: Literal["inception", "inception-clean", "inception-halton", "shapes-judge"] = "inception"
+    extractor: str = "inception"
     "the network that looks, and its way to 299 pixels"
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"

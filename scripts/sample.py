@@ -39,8 +39,10 @@ class Source:
     "instead of a pipeline: a model folder, or a published file"
     generator: str = ""
     "instead of a pipeline: a model folder, or a published file"
-    system: str = ""
-    "whose published files these are, where their names don't tell"
+    tokenizer_system: str = ""
+    "whose published file the tokenizer is, where its name doesn't tell"
+    generator_system: str = ""
+    "whose published file the generator is, where its name doesn't tell"
     ema: bool | None = None
     "averaged weights: required, refused, or (default) where there are some"
     count: int | None = None
@@ -129,7 +131,8 @@ def open_part(source: Source, argument: str, device):
     check(where, argument, where or None, "is needed: give a pipeline folder, or --tokenizer and --generator")
     check(Path(where).exists(), argument, where, "no such file or folder", Missing)
     if Path(where).is_dir(): return load_model(where, ema=source.ema, device=device)
-    return load_published(where, system=source.system or None).to(device)
+    system = getattr(source, f"{argument}_system")
+    return load_published(where, system=system or None).to(device)
 
 
 def open_pipeline(source: Source, sampling: Sampling, device):
@@ -177,15 +180,17 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
 
 
 def main(argv: list[str]) -> int:
-    from vgnb.cli import typed_cli
+    from vgnb.cli import first_look, typed_cli
     from vgnb.core import check, check_int, check_place
     from vgnb.jobs import SampleJob, asked_for
-    from vgnb.pipeline import saved_sampling
+    from vgnb.pipeline import named_pipeline, saved_sampling
     from vgnb.processes import Processes
-    default = Options(sampling=saved_sampling(argv))
     groups = ("source", "sampling", "painting", "output")
+    named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
+    default = Options(sampling=saved_sampling(named))
     o = typed_cli(Options, args=argv, default=default, flat=groups, description=__doc__)
     source, output = o.source, o.output
+    check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
     if output.sheet: check_place("sheet", output.sheet.parent)

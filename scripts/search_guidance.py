@@ -45,8 +45,8 @@ class Options:
     "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
     setting: str = "guidance.scale"
     "what takes the scales, for example guidance.scale or picks.0.temperature"
-    extractor: Literal["inception", "shapes-judge"] = "inception"
-    "the network that looks"
+    extractor: str = "inception"
+    "the network that looks: inception, shapes-judge, or one of your own"
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
     labels: Literal["balanced", "random"] = "balanced"
@@ -72,10 +72,13 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    from vgnb.cli import typed_cli
-    from vgnb.pipeline import saved_sampling
-    usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(argv))
+    from vgnb.cli import first_look, typed_cli
+    from vgnb.core import check
+    from vgnb.pipeline import named_pipeline, saved_sampling
+    named = named_pipeline(argv, first_look(Options, argv, Options("", ""), ("sampling",)).pipeline)
+    usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(named))
     o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), description=__doc__)
+    check(o.pipeline == named, "pipeline", o.pipeline, "must be the first word: the others depend on it")
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline

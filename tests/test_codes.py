@@ -13,7 +13,7 @@ import torch
 import vgnb.core
 from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError, digest, load_json, save_json
 from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, augmentation
-from vgnb.data.layouts import convert, export_codes, find_layouts, layouts, store_from
+from vgnb.data.layouts import convert, export_codes, layouts, store_from
 
 PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"),
                 classes=("a", "b", "c"), shard_size=10)
@@ -331,7 +331,7 @@ def in_memory(vocab):
     return ArrayCodes(codes, np.arange(12) % 3, vocab, (2, 3), classes=("a", "b", "c"), ids=np.delete(np.arange(13), 5))
 
 
-@pytest.mark.parametrize("layout", sorted(find_layouts()))
+@pytest.mark.parametrize("layout", sorted(layouts))
 @pytest.mark.parametrize("split, aug", [("train", 0), ("eval", 1)])
 def test_what_a_layout_writes_it_reads(layout, split, aug, tmp_path):
     "Every format there is, by its own writer and its own reader, whatever rooms may come."

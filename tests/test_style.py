@@ -4,6 +4,7 @@ Its rules, and the reason of each exception, stand in pyproject.toml. `python -m
 the offences of each file as a table, `ruff check PATH` each with its line.
 """
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def test_the_handwriting_is_kept(place):
     found = offences(place)
     first = "\n".join(map(line, found[:20]))
     assert not found, f"{len(found)} offence(s) in {place}:\n{table(found)}\n\nThe first ones:\n{first}"
+
+
+def test_what_nbdev_writes_is_as_narrow():
+    "But for `__all__`, which it wraps by itself: no page has a summary that does not fit on a line."
+    wide = []
+    for path in sorted((ROOT / "vgnb").rglob("*.py")):
+        if path.name == "_modidx.py": continue
+        body = re.sub(r"^__all__ = \[.*?\]$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+        wide += [f"{path.relative_to(ROOT)}: {line[:60]}" for line in body.splitlines() if len(line) > 120]
+    assert wide == []
 
 
 WIDE = "x = [" + "1, " * 40 + "1]\n"

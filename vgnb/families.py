@@ -71,9 +71,6 @@ _FAMILIES: dict[tuple[str, str], Family] = {}
 
 def register(family:Family) -> Family:
     "Add a record, in place of one of the same system and kind. Errors: a kind that stands for another configuration."
-    ours = family.config.__qualname__
-    known = kinds[family.kind].config.__qualname__ if family.kind in kinds else ours
-    check(known == ours, "kind", family.kind, f"is the word for {known}; {ours} needs another")
     kinds.register(Kind(family.config, family.build), name=family.kind)
     _FAMILIES[family.system, family.kind] = family
     return family

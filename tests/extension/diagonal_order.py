@@ -3,7 +3,8 @@ import itertools
 
 import torch
 
-from vgnb.generators.orders import ORDERS, Order
+from vgnb.generators.orders import Order
+from vgnb.kinds import register_part
 
 class Diagonal(Order):
     "Cells by their distance from the first one, row plus column; those equally far together."
@@ -16,4 +17,4 @@ class Diagonal(Order):
         return [b - a for a, b in itertools.pairwise(ends) if b > a]
 
 
-ORDERS["diagonal"] = Diagonal()
+register_part("order", "diagonal", Diagonal())

@@ -8,7 +8,7 @@ from torch import nn
 
 from vgnb.data.transforms import Augment, resize_bicubic
 from vgnb.families import Family, register
-from vgnb.kinds import Kind, kinds
+from vgnb.kinds import register_part
 from vgnb.tokenizers.objectives import Objective
 from vgnb.tokenizers.quantizers import VectorConfig, build_quantizer
 from vgnb.tokenizers.tokenizer import Quantized, Reconstruction, Tokenizer
@@ -90,7 +90,7 @@ class Flow(Objective):
 
 
 register(Family("flow-tokenizer", FlowTokenizerConfig, FlowTokenizer, role="tokenizer"))
-kinds.register(Kind(FlowConfig, lambda config, weights, size: Flow(config)), name="objective.flow")
+register_part("objective", "flow", FlowConfig(), lambda config, weights, size: Flow(config))
 
 
 @recipes.register

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vgnb.kinds import Kind, kinds, shelf
+from vgnb.kinds import register_part
 from vgnb.tokenizers.quantizers import Quantizer, straight_through
 from vgnb.tokenizers.tokenizer import Quantized
 
@@ -39,5 +39,4 @@ class Sign(Quantizer):
         return Quantized(straight_through(y, 2.0 * positive - 1), codes, {})
 
 
-kinds.register(Kind(SignConfig, Sign), name="quantizer.sign")
-shelf("quantizer")["sign"] = SignConfig()
+register_part("quantizer", "sign", SignConfig(), Sign)

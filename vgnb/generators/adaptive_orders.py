@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core import check_float, check_int
 from .generator import Clock, Generator
-from .orders import ORDERS, Order
+from .orders import Order
+from ..kinds import register_part
 
 # %% ../../nbs/generators/312_adaptive_orders.ipynb #a9531379
 @dataclass(frozen=True)
@@ -70,4 +71,5 @@ class Uncertainty(Confidence):
     "The cells whose drawn tokens the model finds least probable."
     sign = -1
 
-ORDERS.update(confidence=Confidence(), uncertainty=Uncertainty())
+register_part("order", "confidence", Confidence())
+register_part("order", "uncertainty", Uncertainty())

@@ -78,7 +78,7 @@ class PartitionConfig:
         for name in ("dropout", "class_dropout"): check_float(name, getattr(self, name), 0, 0.999)
         if self.code_std is not None: check_float("code_std", self.code_std, 0)
         check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")
-        check_choice("mask_rate", self.mask_rate, tuple(CURVES))
+        check_choice("mask_rate", self.mask_rate, CURVES)
         check_choice("compat", self.compat, (None, "upstream"))
         check_choice("query", self.query, QUERIES)
         check_choice("network", self.network, NETWORKS)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import Registry, check, check_choice, check_int
+from ..core import check, check_choice, check_int
+from ..kinds import OpenRegistry
 
 # %% ../../nbs/generators/308_schedules.ipynb #27cd7f75
 Schedule = Callable[[int, int, int], list[int]]   # (n, steps, start) -> group sizes
@@ -37,7 +38,7 @@ def even(n:int, steps:int, start:int=0) -> list[int]:
     k = min(steps, left)
     return [left * (i + 1) // k - left * i // k for i in range(k)]
 
-SCHEDULES = Registry("schedule")      # name -> Schedule, for settings and scripts
+SCHEDULES = OpenRegistry("schedule")      # name -> Schedule, for settings and scripts
 SCHEDULES.update({"one-by-one": one_by_one, "even": even})
 
 # %% ../../nbs/generators/308_schedules.ipynb #1d8e85f6
@@ -46,13 +47,14 @@ class Curve(NamedTuple):
     share: Callable    # (t, m) -> share of the cells that are known after a share t of the steps, 0 to 1
     rest: Callable     # (t, m) -> share of the cells that are left, 1 to 0; its own formula, for its own last bits
 
-CURVES:Registry = Registry("curve")      # name -> Curve; sampling asks for `share`, training for `rest`
-CURVES.update({
+_HOUSE = {
     "cosine": Curve(lambda t, m: 1 - m.cos(math.pi * t / 2), lambda t, m: m.cos(t * math.pi / 2)),
     "linear": Curve(lambda t, m: t, lambda t, m: 1 - t),
     "square": Curve(lambda t, m: t * t, lambda t, m: 1 - t * t),
     "root": Curve(lambda t, m: m.sqrt(t), lambda t, m: 1 - m.sqrt(t)),
-    "arccos": Curve(lambda t, m: 1 - m.acos(t) / (math.pi / 2), lambda t, m: m.acos(t) / (math.pi / 2))})
+    "arccos": Curve(lambda t, m: 1 - m.acos(t) / (math.pi / 2), lambda t, m: m.acos(t) / (math.pi / 2))}
+CURVES = OpenRegistry("curve")      # name -> Curve; sampling asks for `share`, training for `rest`
+CURVES.update(_HOUSE)
 
 def _groups(
     targets:Iterable[float],   # how many cells should be decided after each step
@@ -81,7 +83,7 @@ def by_curve(
         return _groups((curve(i / k) * left for i in range(1, k + 1)), k, left)
     return schedule
 
-SCHEDULES.update({name: by_curve(partial(curve.share, m=math)) for name, curve in CURVES.items()})
+SCHEDULES.update({name: by_curve(partial(curve.share, m=math)) for name, curve in _HOUSE.items()})
 
 # %% ../../nbs/generators/308_schedules.ipynb #b58e2e39
 def randar(n:int, steps:int, start:int=0) -> list[int]:
@@ -110,7 +112,7 @@ def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
 
 def targets(curve:str, n:int, steps:int) -> list[int]:
     "Cells the confidence sampler wants known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, floored."
-    check_choice("curve", curve, tuple(CURVES))
+    check_choice("curve", curve, CURVES)
     at = torch.linspace(0, 1, check_int("steps", steps, 1), device="cpu")
     return [int(c) for c in CURVES[curve].share(at, torch) * n]
 
@@ -118,19 +120,19 @@ def confidence_steps(curve:str) -> Schedule:
     "MaskGIT's confidence schedule as Halton-MaskGIT's code has it."
     def schedule(n:int, steps:int, start:int=0) -> list[int]:
         left = n - start
-        wanted = (max(t, i + 1) for i, t in enumerate(targets(curve, left, steps)))
-        return _groups(wanted, steps, left)
+        known_after = (max(t, i + 1) for i, t in enumerate(targets(curve, left, steps)))
+        return _groups(known_after, steps, left)
     return schedule
 
 def pgm_steps(curve:str) -> Schedule:
     "PGM's confidence schedule: one cell, then the differences of `targets`, the rest at the end."
     def schedule(n:int, steps:int, start:int=0) -> list[int]:
         left = n - start
-        wanted = targets(curve, left, steps)
-        sizes = [max(wanted[0], 1), *(max(b - a, 1) for a, b in itertools.pairwise(wanted))]
+        known_after = targets(curve, left, steps)
+        sizes = [max(known_after[0], 1), *(max(b - a, 1) for a, b in itertools.pairwise(known_after))]
         return _groups(itertools.accumulate(sizes), steps, left)
     return schedule
 
 SCHEDULES["halton"] = halton_steps
-SCHEDULES.update({f"confidence-{c}": confidence_steps(c) for c in CURVES})
-SCHEDULES.update({f"pgm-{c}": pgm_steps(c) for c in CURVES})
+SCHEDULES.update({f"confidence-{c}": confidence_steps(c) for c in _HOUSE})
+SCHEDULES.update({f"pgm-{c}": pgm_steps(c) for c in _HOUSE})

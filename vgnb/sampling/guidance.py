@@ -8,7 +8,7 @@ __all__ = ['Ramp', 'PROGRESS', 'GUIDANCES', 'Constant', 'Linear', 'Sharpened', '
 
 # %% ../../nbs/sampling/400_guidance.ipynb #da79e127
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At
 from ..generators.generator import Clock, Cond, Prediction
-from ..kinds import Kind, kinds, shelf
+from ..kinds import register_part, shelf
 
 # %% ../../nbs/sampling/400_guidance.ipynb #aeb9cbef
 Ramp = Callable[[Clock], float|tuple[float, ...]]
@@ -86,8 +86,8 @@ class Between:
     "`inside` while low <= done/total < high, else `outside`. Kynkäänniemi et al., arXiv 2404.07724."
     low: float
     high: float
-    inside: Any               # a number or a ramp
-    outside: Any = 1.0
+    inside: Any = field(metadata={"shelf": "ramp"})     # a number or a ramp
+    outside: Any = field(default=1.0, metadata={"shelf": "ramp"})
 
     def __post_init__(self):
         fits = 0 <= self.low < self.high <= 1
@@ -97,7 +97,12 @@ class Between:
         within = self.low <= PROGRESS["done"](clock) < self.high
         return as_ramp(self.inside if within else self.outside)(clock)
 
-for _ramp in (Constant, Linear, Sharpened, Between): kinds.register(Kind(_ramp), name=f"ramp.{_ramp.__name__.lower()}")
+# as they lie on the shelf they change nothing: their ends are options
+register_part("ramp", "constant", Constant())
+register_part("ramp", "linear", Linear(1.0, 1.0))
+register_part("ramp", "sharpened", Sharpened())
+register_part("ramp", "between", Between(0.0, 1.0, 1.0))
+shelf("ramp").number = Constant
 
 def as_ramp(value) -> Ramp:
     "A number becomes a constant ramp."
@@ -110,10 +115,6 @@ GUIDANCES = shelf("guidance")      # name -> ready-made guidance, for settings a
 class Unguided:
     "The conditional logits as they are; the base of all guidance."
     needs = frozenset()            # traits that the generator must have
-
-    def __init_subclass__(cls, **kw):
-        super().__init_subclass__(**kw)
-        kinds.register(Kind(cls), name=f"guidance.{cls.__name__.lower()}")
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
         "Conditions to run, the real one first. `at.positions` (b, n): the order; its first `at.index` cells are known."
@@ -131,7 +132,7 @@ class Unguided:
         "The same, guided by the context of known cells besides; a guidance that can't be stays what it is."
         return self
 
-kinds.register(Kind(Unguided), name="guidance.unguided")
+register_part("guidance", "unguided", Unguided())
 
 def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     "A ramp's value as a factor of logits (b, k, V): a number, or (k, 1) where each column has its own."
@@ -200,7 +201,9 @@ class Ramped(Guided):
 
     def ramp(self): return as_ramp(self.along)
 
-GUIDANCES.update(unguided=Unguided(), cfg=CFG(), ramped=Ramped())
+register_part("guidance", "cfg", CFG())
+register_part("guidance", "ramped", Ramped())
+GUIDANCES.number = CFG
 
 # %% ../../nbs/sampling/400_guidance.ipynb #dd7acd9c
 def blinded(
@@ -248,6 +251,7 @@ class SpatialGuidance(CFG):
         spatial = per_column(self.spatial_ramp()(clock), full)
         return blind + (full - free) * scale + (free - blind) * spatial
 
+register_part("guidance", "spatialguidance", SpatialGuidance)
 GUIDANCES["spatial"] = SpatialGuidance(scale=3.0)
 
 @patch

@@ -43,7 +43,11 @@ class Painting:
         b, n = len(self.ids), Grid(tuple(self.shape)).n
         is_mask = self.known.shape == (b, n) and self.known.dtype == torch.bool
         check(is_mask, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
-        self.hold(self.codes)
+        vocab = self.legs[0].sampler.generator.vocab
+        shape = (b, n, len(vocab))
+        check(self.codes.shape == shape, "codes", tuple(self.codes.shape), f"must be (b, n, levels) = {shape}")
+        for level, size in enumerate(vocab): check_codes(self.codes[..., level][self.known], size)
+        self.codes = torch.where(self.known[..., None], self.codes.long(), 0)
 
         device = self.ids.device
         everything = torch.arange(n, device=device)
@@ -54,15 +58,6 @@ class Painting:
         known_cells = [known[:, cells].sum(1) for known, cells in zip(self._before, self._cells)]
         self._counts = torch.stack(known_cells, 1)                                        # (b, legs)
         for index in self.batches(): self._check(index)
-
-    def hold(self, codes:Tensor) -> "Painting":
-        "Take the known cells from these codes (b, n, L): a painting can be checked before its picture is encoded."
-        vocab = self.legs[0].sampler.generator.vocab
-        want = (*self.known.shape, len(vocab))
-        check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n, levels) = {want}")
-        for level, size in enumerate(vocab): check_codes(codes[..., level][self.known], size)
-        self.codes = torch.where(self.known[..., None], codes.long(), 0)
-        return self
 
     def _knowledge(self) -> tuple[list[Tensor], Tensor]:
         "What is known (b, n) before each leg, and in the end."

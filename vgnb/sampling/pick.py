@@ -6,7 +6,8 @@
 __all__ = ['PICKS', 'top_k_filter', 'top_p_filter', 'filtered', 'Pick', 'HaltonPick']
 
 # %% ../../nbs/sampling/410_pick.ipynb #561bad81
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..core import check_float, check_int
 from ..draws import At
 from ..generators.generator import Clock
-from ..kinds import Kind, kinds, shelf
+from ..kinds import register_part, shelf
 from .guidance import Ramp, Sharpened, as_ramp
 
 # %% ../../nbs/sampling/410_pick.ipynb #9bbf69dd
@@ -39,7 +40,7 @@ def filtered(logits:Tensor, temperature:float=1.0, top_k:int=0, top_p:float=1.0)
 @dataclass(frozen=True)
 class Pick:
     "Draws a token from each row of logits."
-    temperature: float = 1.0       # divides the logits; 0 means greedy. In code also a ramp
+    temperature: Any = field(default=1.0, metadata={"shelf": "ramp"})  # divides the logits; 0 = greedy. Also a ramp
     top_k: int = 0                 # keep the k most likely (0 = all)
     top_p: float = 1.0             # then the smallest set with this probability
     greedy: bool = False           # take the most likely
@@ -47,7 +48,8 @@ class Pick:
     def __post_init__(self):
         check_int("top_k", self.top_k, 0)
         check_float("top_p", self.top_p, 0, 1)
-        if not callable(self.temperature): check_float("temperature", self.temperature, 0)
+        if callable(self.temperature): return
+        object.__setattr__(self, "temperature", check_float("temperature", self.temperature, 0))
 
     def divisor(self, clock:Clock) -> float:
         "What the logits are divided by in this step."
@@ -80,6 +82,5 @@ class HaltonPick(Pick):
     def divisor(self, clock): return super().divisor(clock) * self.sharpened()(clock)
 
 PICKS = shelf("pick")      # name -> ready-made pick, for settings and scripts
-PICKS.update(plain=Pick(), halton=HaltonPick())
-kinds.register(Kind(Pick), name="pick.plain")
-kinds.register(Kind(HaltonPick), name="pick.halton")
+register_part("pick", "plain", Pick())
+register_part("pick", "halton", HaltonPick())

@@ -26,7 +26,8 @@ def _guidance(value):
 
 def _part(name:str, value, shelf_name:str):
     "`value` if it is a part of this shelf, else one `BadInput`."
-    check(shelf_of(value) == shelf_name, name, value, f"must be a registered {shelf_name}")
+    allowed = f"must be a registered {shelf_name} (see vgnb.kinds.register_part)"
+    check(shelf_of(value) == shelf_name, name, value, allowed)
     return value
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Sampling:
         object.__setattr__(self, "order", _part("order", order, "order"))
         object.__setattr__(self, "guidance", _part("guidance", _guidance(self.guidance), "guidance"))
         object.__setattr__(self, "picks", tuple(_part("picks", pick, "pick") for pick in picks))
-        check_choice("schedule", self.schedule, tuple(SCHEDULES))
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_int("steps", self.steps, 1)
         check_int("rows", self.rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))

@@ -23,7 +23,7 @@ from ..cli import typed_cli
 from ..core import Mismatch, check, check_choice, check_int, get_settings, load_json
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
-from ..data.layouts import find_layouts, store_from
+from ..data.layouts import layouts, store_from
 from ..data.text import FeatureStore
 from ..kinds import from_json, kind_of, kinds, to_json
 from ..processes import Processes
@@ -90,7 +90,11 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
     "(the recipe in a file, how the file wants it to be run)."
     if path.endswith(".json"):
         text = load_json(path)
-        return from_json(text.get("config", text)), {}
+        is_run = isinstance(text, dict) and "config" in text
+        found = from_json(text["config"] if is_run else text)
+        allowed = f"must be a recipe, or a run.json that holds one; this is a {type(found).__name__}"
+        check(isinstance(found, Recipe), "recipe", Path(path), allowed, Mismatch)
+        return found, {}
     found = published_recipe(read_yaml(path))
     speaks = os.environ.get("RANK", "0") == "0"
     if found.unused and speaks: print(f"{path}: without effect: {', '.join(found.unused)}", file=sys.stderr)
@@ -157,7 +161,7 @@ def open_codes(uri:str) -> Codes:
     if not rest: return CodeStore(uri)
 
     where, _, query = rest.partition("?")
-    reader = find_layouts()[layout]
+    reader = layouts[layout]
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         is_text = check_choice("codes option", name, reader.options) == "split"
@@ -189,8 +193,8 @@ def build_generator(recipe:GeneratorRecipe, device="cpu") -> tuple[GeneratorReci
     "(the recipe as the codes complete it, task, training set) of a generator recipe."
     codes = open_codes(recipe.data)
     text = _is_text(recipe.model)
-    wanted = "must be the folder of caption features (scripts/extract_text.py writes one)"
-    message = wanted if text else "must be empty: this model is conditioned on classes"
+    allowed = "must be the folder of caption features (scripts/extract_text.py writes one)"
+    message = allowed if text else "must be empty: this model is conditioned on classes"
     check(bool(recipe.features) == text, "features", recipe.features, message)
 
     recipe = follow_codes(recipe, codes)

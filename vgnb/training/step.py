@@ -93,9 +93,9 @@ class TrainState:
         source:str|Path,     # named in errors
     ):
         "Take a checkpoint over. Errors: `Mismatch` if it is not of this task."
-        wanted = self.files().keys()
-        message = f"must hold {', '.join(sorted(wanted))}; it holds {', '.join(sorted(files))}"
-        check(files.keys() == wanted, "checkpoint", source, message, Mismatch)
+        needed = self.files().keys()
+        message = f"must hold {', '.join(sorted(needed))}; it holds {', '.join(sorted(files))}"
+        check(files.keys() == needed, "checkpoint", source, message, Mismatch)
         for m, module in self.task.modules.items(): fill(module, files[f"model.{m}"], source)
         for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
         for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])

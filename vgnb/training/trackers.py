@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Registry, digest, write_aside
-from ..kinds import to_json
+from ..core import digest, write_aside
+from ..kinds import OpenRegistry, to_json
 from ..processes import Processes
 from .recipes import Recipe
 
@@ -47,7 +47,7 @@ class Meter:
         return dict(zip(names, means.tolist()))
 
 # %% ../../nbs/training/522_trackers.ipynb #8ef45254
-trackers = Registry("tracker")
+trackers = OpenRegistry("tracker")
 
 class Tracker:
     "Takes a line of numbers now and then. This one drops them."

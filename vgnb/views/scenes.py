@@ -137,7 +137,7 @@ def order_course(
     shape = check_int("height", c.height, 1, 128), check_int("width", c.width, 1, 128)
     grid = Grid(shape)
     order = _order(c, orders or {}, grid.n)
-    schedule = SCHEDULES[check_choice("schedule", c.schedule, tuple(SCHEDULES))]
+    schedule = SCHEDULES[check_choice("schedule", c.schedule, SCHEDULES)]
     check_int("seed", c.seed, 0)
     check_int("sample", c.sample, 0, 2 ** 32 - 1)
     check_int("steps", c.steps)
