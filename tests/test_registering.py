@@ -1,6 +1,6 @@
 "Words: who may take one, who finds it, and what becomes of them in JSON and on a command line."
+import importlib.util
 import json
-import runpy
 import shutil
 import sys
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ TAKEN = {
     "schedule": ("even", lambda: SCHEDULES.register(one_by_one, name="even")),
     "path": ("spiral", lambda: PATHS.register(one_by_one, name="spiral")),
     "extractor": ("inception", lambda: extractors.register(one_by_one, name="inception")),
-    "recipe": ("shapes-maskgit", lambda: recipes.register(one_by_one, name="shapes-maskgit")),
+    "recipe": ("shapes-8x8-maskgit", lambda: recipes.register(one_by_one, name="shapes-8x8-maskgit")),
     "layout": ("halton", lambda: layouts.register(theirs("Halton"), name="halton")),
     "family": ("vqgan", lambda: register(Family("vqgan", theirs("VQGANConfig"), dict, role="tokenizer")))}
 
@@ -264,7 +264,8 @@ UNREADABLE = {
     "field-missing": ({"kind": "ramp.linear", "start": 1}, None, "recipe.end=None: is needed by Linear"),
     "tuple-too-short": (RECIPE | {"optim": {"betas": [0.9]}}, None, r"recipe.optim.betas=\[0.9\]: must have 2 entries"),
     "no-object": ([RECIPE], None, "must be an object with fields"),
-    "part-that-is-a-list": (RECIPE | {"optim": [1]}, None, "recipe="),
+    "part-that-is-a-list": (RECIPE | {"optim": [1]}, None, r"recipe.optim=\[1\]: must be an object"),
+    "part-that-is-nothing": (RECIPE | {"optim": None}, None, "recipe.optim=None: must be an object"),
     "part-of-another-class": (RECIPE | {"optim": {"kind": "ramp.constant"}}, None, "must be a Optim"),
     "another-kind": ({"kind": "ramp.constant"}, Sampling, "recipe='ramp.constant': must be a Sampling"),
     "kind-that-is-no-word": ({"kind": ["ramp"]}, None, "recipe.kind="),
@@ -283,13 +284,13 @@ def test_json_that_describes_nothing(name):
     ({"config": [1]}, "must be an object with fields"),
     ({"kind": "ramp.constant"}, "must be a recipe, or a run.json that holds one; this is a Constant"),
     ({"config": {"kind": "order.raster"}}, "this is a Raster"),
-    (to_json(recipe("shapes-maskgit")), "must be of kind tokenizer, this one is generator")])
+    (to_json(recipe("shapes-8x8-maskgit")), "must be of kind tokenizer")])
 def test_a_file_that_is_no_recipe(tmp_path, content, message):
     save_json(tmp_path / "a.json", content)
     with pytest.raises(BadInput, match=message): first_word(str(tmp_path / "a.json"), "tokenizer")
 
 
-@pytest.mark.parametrize("config", [Linear(1.0, 2.0), Revive(), VQGANLossConfig(), Raster(), recipe("shapes-maskgit")])
+@pytest.mark.parametrize("config", [Linear(1.0, 2.0), Revive(), VQGANLossConfig(), Raster(), recipe("vq-16")])
 def test_a_folder_that_holds_no_model(tmp_path, config):
     save_model(tmp_path / "m", torch.nn.Linear(1, 1), config)
     with pytest.raises(Mismatch, match="which is no model"): load_model(tmp_path / "m")
@@ -329,14 +330,23 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
 
 # ---- which pipeline a command means
 
+def script(name: str, monkeypatch):
+    "A script as a module."
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
-def sample(): return runpy.run_path(str(ROOT / "scripts/sample.py"), run_name="sample")
+def sample(monkeypatch): return script("sample", monkeypatch)
 
 
 def test_a_pipeline_of_the_hub_brings_its_settings(sample, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "_fetched", lambda repository: shipped_folder("tiny-maskgit"))
     assert saved_sampling("owner/name") == from_pretrained("tiny-maskgit").sampling != Sampling()
-    assert sample["main"](["owner/name", "--count", "1", "--dry-run"]) == 0
+    assert sample.main(["owner/name", "--count", "1", "--dry-run"]) == 0
     assert str(from_pretrained("tiny-maskgit").sampling) in capsys.readouterr().out
 
 
@@ -350,7 +360,7 @@ def test_the_pipeline_is_the_word_that_is_read_as_one():
     "tiny-maskgit --count 1", "--count 1 tiny-maskgit", "--classes heart --sheet tiny-randar tiny-maskgit --count 1",
     "--order confidence --order.noise 4 tiny-maskgit --count 1"])
 def test_its_settings_are_the_defaults(sample, capsys, words):
-    assert sample["main"]([*words.split(), "--dry-run"]) == 0
+    assert sample.main([*words.split(), "--dry-run"]) == 0
     assert "schedule='arccos', steps=22" in capsys.readouterr().out
 
 
@@ -360,7 +370,7 @@ def test_another_word_is_no_pipeline(sample, tmp_path, monkeypatch):
     card["sampling"]["guidance"] = to_json(SpatialGuidance(3.0))
     for name in "ab": save_json(tmp_path / name / "pipeline.json", card)
     words = ["--guidance.spatial", "2", "b"]
-    with pytest.raises(BadInput, match="pipeline='b': must be the first word"): sample["main"](["--sheet", "a", *words])
+    with pytest.raises(BadInput, match="pipeline='b': must be the first word"): sample.main(["--sheet", "a", *words])
     assert named_pipeline(words, "") == "b"
 
 
@@ -371,12 +381,12 @@ def test_each_file_has_its_own_system(sample, tmp_path, monkeypatch):
     monkeypatch.setattr("vgnb.zoo.load_published", load)
     for name in ("t.pt", "g.pt"): (tmp_path / name).touch()
     t, g = str(tmp_path / "t.pt"), str(tmp_path / "g.pt")
-    source = sample["Source"](tokenizer=t, generator=g, generator_system="dar")
-    for part in ("tokenizer", "generator"): sample["open_part"](source, part, "cpu")
+    source = sample.Source(tokenizer=t, generator=g, generator_system="dar")
+    for part in ("tokenizer", "generator"): sample.open_part(source, part, "cpu")
     assert asked == {"t.pt": None, "g.pt": "dar"}
 
     asked.clear()
-    extract = runpy.run_path(str(ROOT / "scripts/extract_codes.py"), run_name="extract")["main"]
+    extract = script("extract_codes", monkeypatch).main
     with pytest.raises(BadInput, match="is no tokenizer"):
         extract(["--tokenizer", t, "--tokenizer-system", "llamagen", "--data", "shapes://", "--out", "nowhere"])
     assert asked == {"t.pt": "llamagen"}

@@ -157,9 +157,10 @@ def discover() -> list[str]:
     return rooms
 
 # %% ../nbs/006_kinds.ipynb #ae3d3d8d
-def _types_in(hint) -> set:
-    "All that an annotation names, inside unions and tuples too."
-    return {hint}.union(*map(_types_in, typing.get_args(hint)))
+def _types_in(hint) -> set[type]:
+    "The classes that an annotation names, inside unions and tuples too."
+    own = {hint} if isinstance(hint, type) else set()
+    return own.union(*map(_types_in, typing.get_args(hint)))
 
 def _dotted(where:str, name) -> str: return f"{where}.{name}" if where else str(name)
 
@@ -191,6 +192,9 @@ def _revive(hint, value, where:str):
     options = list(typing.get_args(hint)) if is_union else [hint]
     names_its_kind = isinstance(value, dict) and "kind" in value and not any(_own_kind(h) for h in options)
     if names_its_kind: return from_json(value, next(filter(is_dataclass, options), None), where)
+    is_absent = value is None and types.NoneType in options
+    is_object = all(is_dataclass(h) or h is types.NoneType for h in options)
+    check(not is_object or is_absent or isinstance(value, dict), where, value, "must be an object with fields")
 
     for h in options:
         if is_dataclass(h) and isinstance(value, dict): return from_json(value, h, where)
