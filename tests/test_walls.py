@@ -1,0 +1,144 @@
+"The seams between rooms: what a part says of itself is what everyone goes by, whoever wrote it."
+
+import pytest
+import torch
+
+from vgnb.core import BadInput
+from vgnb.draws import Keyed
+from vgnb.generators.generator import Cond, Generator, Grid, Plan, Prediction
+from vgnb.generators.orders import Order, known_first
+from vgnb.generators.schedules import even
+from vgnb.kinds import kinds
+from vgnb.sampling.painting import Leg, Painting
+from vgnb.sampling.sampler import Sampler
+
+
+@pytest.fixture(autouse=True)
+def no_words_stay():
+    "Orders and guidances register themselves; a test's own are gone after it."
+    before = dict(kinds)
+    yield
+    dict.clear(kinds)
+    dict.update(kinds, before)
+
+
+class Likes(Generator):
+    "Each cell likes a code of its own, whatever the others are."
+    vocab = (6,)
+    traits = frozenset({"any_order"})
+
+    def null(self, cond): return cond
+
+    def predict(self, state, positions, given=None, *, live, independent=False):
+        logits = torch.nn.functional.one_hot(positions % 6, 6).float()
+        return Prediction(logits.expand(live, -1, -1, -1))
+
+
+GRID = Grid((3, 5))
+FAR = torch.arange(3)[:, None] + torch.arange(5)
+
+
+def diagonal_order():
+    class Lines(Order):
+        "Whole anti-diagonals."
+        def fixed(self, grid, draws, at): return FAR.flatten().argsort(stable=True)
+
+        def counts(self, grid, schedule, steps, known): return [c for c in FAR.flatten()[~known].bincount().tolist() if c]
+
+    return Lines()
+
+
+def known_cells(*rows):
+    known = torch.zeros(len(rows), 15, dtype=torch.bool)
+    for row, cells in zip(known, rows): row[list(cells)] = True
+    return known
+
+
+def request(known, first=0):
+    "What a sampler is asked for some masks, from sample `first` on; known cells hold code 5."
+    b = len(known)
+    codes = torch.full((b, 15, 1), 5)
+    return dict(cond=Cond(torch.zeros(b, dtype=torch.long)), ids=torch.arange(b) + first, draws=Keyed(0), grid=GRID,
+                given=(codes, known))
+
+
+def painting(sampler, known, first=0):
+    r = request(known, first)
+    return Painting(r["cond"], r["ids"], (3, 5), r["given"][0], known, (Leg(sampler, GRID, r["draws"]),))
+
+
+MASKS = known_cells([7, 8], [0, 1], [7, 8], [14, 0])
+
+
+def test_an_order_hears_which_cells_are_known():
+    "Not only how many: cells 7 and 8 lie on the fourth and the fifth diagonal."
+    sampler = Sampler(Likes(), diagonal_order(), even, rows=2)
+    for steps in (list(sampler.stream(**request(MASKS[:1]))), list(painting(sampler, MASKS[:1]).stream())):
+        assert [s.positions.shape[1] for s in steps] == [1, 2, 3, 2, 2, 2, 1]
+        for k, s in enumerate(steps): assert (FAR.flatten()[s.positions] == k).all()
+        assert (steps[-1].codes() >= 0).all()
+
+
+def test_samples_with_other_groups_run_apart():
+    "As many cells known, but others: a diagonal of one sample is not one of the next."
+    sampler = Sampler(Likes(), diagonal_order(), even, rows=2)
+    for steps in (sampler.stream(**request(MASKS)), painting(sampler, MASKS).stream()):
+        met = []
+        for s in steps:
+            lines = FAR.flatten()[s.positions]
+            assert (lines == lines[:, :1]).all()
+            met.append(s.ids.tolist())
+        assert [ids for n, ids in enumerate(met) if ids not in met[:n]] == [[0, 2], [1], [3]]
+
+    whole = painting(sampler, MASKS).sample()
+    alone = torch.cat([painting(sampler, MASKS[[i]], i).sample() for i in range(4)])
+    assert torch.equal(whole, alone)
+
+
+def planned(counts_of, first=known_first):
+    class Own(Order):
+        "A plan that asks neither schedule nor `counts`."
+        def plan(self, grid, known, schedule, steps, draws, at):
+            perm = torch.arange(grid.n).expand(len(at.ids), -1)
+            return Plan(first(perm, known), counts_of(grid.n - int(known[0].sum())))
+
+    return Own()
+
+
+def test_the_plan_is_what_counts():
+    "A plan of two groups has two steps, in a stream and in a painting."
+    sampler = Sampler(Likes(), planned(lambda left: [1, left - 1]), even, steps=9, rows=2)
+    for steps in (sampler.stream(**request(MASKS[:1])), painting(sampler, MASKS[:1]).stream()):
+        assert [(s.clock.step, s.clock.steps, s.positions.shape[1]) for s in steps] == [(0, 2, 1), (1, 2, 12)]
+
+
+@pytest.mark.parametrize("order, words", [
+    (lambda: planned(lambda left: [1, 1]), r"order=\[1, 1\]: must be positive group sizes that add up to 13"),
+    (lambda: planned(lambda left: [left, 0]), "must be positive group sizes"),
+    (lambda: planned(lambda left: [1, left - 1], lambda perm, known: perm), "Own.*the cells that are known first"),
+    (lambda: planned(lambda left: [1, left - 1], lambda perm, known: perm * 0), "must be a permutation")])
+def test_a_plan_that_cannot_be_is_refused(order, words):
+    "Before any work, by whoever is asked."
+    sampler = Sampler(Likes(), order(), even, rows=2)
+    for ask in (lambda: sampler.stream(**request(MASKS[:1])), lambda: sampler.sample(**request(MASKS[:1])),
+                lambda: painting(sampler, MASKS[:1])):
+        with pytest.raises(BadInput, match=words): ask()
+
+
+def test_a_plan_may_ask_for_no_more_than_the_generator_answers():
+    class Single(Likes):
+        most = 1
+
+    sampler = Sampler(Single(), planned(lambda left: [1, left - 1]), even, steps=13)
+    with pytest.raises(BadInput, match="order=.*must be groups of one"): sampler.stream(**request(MASKS[:1]))
+
+
+def test_a_plan_is_the_same_whenever_it_is_asked():
+    "Groups that change between the check and the run are an error, not a shorter picture."
+    asked = []
+    def counts_of(left):
+        asked.append(left)
+        return [left] if len(asked) == 1 else [1, left - 1]
+
+    steps = Sampler(Likes(), planned(counts_of), even).stream(**request(MASKS[:1]))
+    with pytest.raises(BadInput, match="Own.*must plan the same groups"): next(steps)
