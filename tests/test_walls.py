@@ -1,15 +1,20 @@
 "The seams between rooms: what a part says of itself is what everyone goes by, whoever wrote it."
 
+import json
+
 import pytest
 import torch
 
 from vgnb.core import BadInput
-from vgnb.draws import Keyed
-from vgnb.generators.generator import Cond, Generator, Grid, Plan, Prediction
-from vgnb.generators.orders import Order, known_first
+from vgnb.draws import At, Keyed
+from vgnb.generators.adaptive_orders import Confidence, Uncertainty
+from vgnb.generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction
+from vgnb.generators.orders import FixedPath, Order, Redrawn, known_first
 from vgnb.generators.schedules import even
-from vgnb.kinds import kinds
+from vgnb.kinds import from_json, kinds, to_json
+from vgnb.sampling.guidance import CFG, Between, Linear, Ramped, SpatialGuidance
 from vgnb.sampling.painting import Leg, Painting
+from vgnb.sampling.pick import HaltonPick, Pick
 from vgnb.sampling.sampler import Sampler
 
 
@@ -142,3 +147,75 @@ def test_a_plan_is_the_same_whenever_it_is_asked():
 
     steps = Sampler(Likes(), planned(counts_of), even).stream(**request(MASKS[:1]))
     with pytest.raises(BadInput, match="Own.*must plan the same groups"): next(steps)
+
+
+# ---- ramps: a value a column, or a clear no
+
+BY_CELL = Linear(0.0, 6.0, "column")
+
+
+@pytest.mark.parametrize("pick", [Pick(BY_CELL), HaltonPick(BY_CELL, sharpness=0.5), Pick(Between(0, 1, BY_CELL), 0, 0.99)])
+def test_a_temperature_may_move_from_cell_to_cell(pick):
+    "Cells asked together get what each gets by itself; at temperature 0 the likeliest code."
+    g, ids, cells = torch.Generator().manual_seed(0), torch.arange(40), torch.arange(4).expand(40, -1)
+    logits = torch.randn(40, 4, 9, generator=g)
+    tokens, confidence = pick(logits, Clock(0, 2, 0, 8, count=4), Keyed(0), At(ids, cells, 0, 0))
+    for j in range(4):
+        degree = pick.divisor(Clock(0, 2, 0, 8, count=4))[j]
+        single = Pick(degree, pick.top_k, pick.top_p)(logits[:, [j]], Clock(0, 2, 0, 8), Keyed(0), At(ids, cells[:, [j]], 0, 0))
+        assert torch.equal(tokens[:, j], single[0][:, 0])
+        assert torch.allclose(confidence[:, j], single[1][:, 0])
+    assert torch.equal(tokens[:, 0], logits[:, 0].argmax(-1))
+
+
+PARTS = {
+    "guidance": dict(guidance=CFG(3.0, 1.0, "column")),
+    "ramped": dict(guidance=Ramped(Between(0.2, 0.4, BY_CELL))),
+    "spatial": dict(guidance=SpatialGuidance(1.0, by="column", spatial_start=1.0)),
+    "picks": dict(picks=(Pick(BY_CELL),)),
+    "halton": dict(picks=(HaltonPick(BY_CELL),))}
+
+
+class Blind(Likes):
+    traits = frozenset({"any_order", "blind", "rewrite"})
+
+
+@pytest.mark.parametrize("order", [Confidence(), Uncertainty(), Confidence(redraw=True), Redrawn()])
+@pytest.mark.parametrize("part", PARTS)
+def test_an_order_that_asks_for_more_takes_no_value_a_column(part, order):
+    "Said by name when the sampler is built, not by a shape that doesn't fit."
+    words = f"gives each cell of a step a value of its own, but {type(order).__name__} asks for more"
+    with pytest.raises(BadInput, match=words): Sampler(Blind(), order, even, **PARTS[part])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_fixed_order_takes_them(part):
+    steps = list(Sampler(Blind(), FixedPath(), even, steps=4, **PARTS[part]).stream(**request(known_cells([7, 8]))))
+    assert len(steps) == 4
+    assert (steps[-1].codes() >= 0).all()
+
+
+def test_noise_of_a_choice_is_a_ramp():
+    "In code any ramp of the step, in JSON as well; the two numbers stay what they were."
+    clocks = [Clock(i, 5, 3 * i, 15, count=3) for i in range(5)]
+    ramp = Confidence(Linear(4.5, 0.5, "step"))
+    assert [ramp.noise_at(c) for c in clocks] == [Confidence(4.5, 0.5).noise_at(c) for c in clocks]
+    assert from_json(json.loads(json.dumps(to_json(ramp)))) == ramp
+
+    how = dict(schedule=even, steps=4)
+    made = [Sampler(Likes(), order, **how).sample(**request(MASKS)) for order in (ramp, Confidence(4.5, 0.5))]
+    assert torch.equal(*made)
+    with pytest.raises(BadInput, match="noise_end"): Confidence(Linear(4.5, 0.0), 1.0)
+    with pytest.raises(BadInput, match="order='Confidence': gives each cell"): Sampler(Likes(), Confidence(BY_CELL))
+
+
+def test_a_ramp_with_too_few_values_says_so():
+    class Asks(Order):
+        "More candidates than it says."
+        def candidates(self, perm, done, count): return perm[:, done:]
+
+        def choose(self, confidence, known, done, count, clock, draws, at): return torch.arange(count).expand(len(known), -1)
+
+    sampler = Sampler(Likes(), Asks(), even, steps=4, picks=(Pick(BY_CELL),))
+    with pytest.raises(BadInput, match="ramp='3 values': must have one for each of the 13 cells"):
+        next(sampler.stream(**request(known_cells([7, 8]))))

@@ -83,6 +83,10 @@ class Order:
     def check(self, grid:Grid, ids:Tensor):
         "Raise `BadInput` if samples `ids` (b,) can't be filled in this order."
 
+    def ramps(self) -> tuple:
+        "What moves along a run: see the page on guidance."
+        return ()
+
     def published(self, generator:Generator) -> "Order":
         "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
         return self

@@ -21,7 +21,7 @@ from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Predictio
 from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import Schedule, check_counts, one_by_one
 from ..rows import gather_rows, padded
-from .guidance import Unguided
+from .guidance import Unguided, by_column
 from .pick import Pick
 
 # %% ../../nbs/sampling/420_sampler.ipynb #8716d3b4
@@ -88,7 +88,16 @@ class Sampler:
         check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
+        for name, part in (("order", self.order), ("guidance", self.guidance), *(("picks", p) for p in self.picks)):
+            self._check_ramps(name, part)
         self._state: State|None = None
+
+    def _check_ramps(self, argument:str, part):
+        "A value for each cell of a step needs an order that asks for those cells and no others."
+        asks_more = self.order.adaptive or self.order.redraw
+        by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
+        rest = f"but {type(self.order).__name__} asks for more cells than a step decides; let it grow by done, after or step"
+        check(not by_cell, argument, type(part).__name__, f"gives each cell of a step a value of its own, {rest}")
 
     def plan(self, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
         "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
