@@ -1,17 +1,23 @@
 "The seams between rooms: what a part says of itself is what everyone goes by, whoever wrote it."
 
 import json
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import nn
 
-from vgnb.core import BadInput
+from vgnb import families
+from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
 from vgnb.generators.adaptive_orders import Confidence, Uncertainty
 from vgnb.generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction
 from vgnb.generators.orders import FixedPath, Order, Redrawn, known_first
+from vgnb.generators.random_order import RANDAR
+from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer, llamagen_gpt_names
 from vgnb.generators.schedules import even
 from vgnb.kinds import from_json, kinds, to_json
+from vgnb.names import NameTable, Rename
 from vgnb.sampling.guidance import CFG, Between, Linear, Ramped, SpatialGuidance
 from vgnb.sampling.painting import Leg, Painting
 from vgnb.sampling.pick import HaltonPick, Pick
@@ -219,3 +225,78 @@ def test_a_ramp_with_too_few_values_says_so():
     sampler = Sampler(Likes(), Asks(), even, steps=4, picks=(Pick(BY_CELL),))
     with pytest.raises(BadInput, match="ramp='3 values': must have one for each of the 13 cells"):
         next(sampler.stream(**request(known_cells([7, 8]))))
+
+
+# ---- a file's family: every room is asked, none can veto, none need know its children
+
+@dataclass(frozen=True)
+class OutsideConfig(RasterConfig):
+    "A configuration of one's own."
+
+
+class Outside(RasterTransformer):
+    "LlamaGen's transformer, and a parameter of one's own."
+    def __init__(self, config, seed=0):
+        super().__init__(config, seed)
+        self.own = nn.Parameter(torch.zeros(config.dim))
+
+
+def outside_family():
+    def read(spec, **changes): return OutsideConfig(**spec, **changes)
+
+    def recognise(state):
+        if "own.bias" not in state: return None
+        vocab, dim = state["tok_embeddings.weight"].shape
+        return dict(layers=families.counted(state, "layers."), dim=dim, heads=dim // 64, vocab=vocab)
+
+    names = NameTable(Rename("own.bias", "own"), *llamagen_gpt_names.rules)
+    return families.register(families.Family(
+        "outside", OutsideConfig, Outside, "generator", "outside", names=names, read=read, recognise=recognise))
+
+
+@pytest.fixture
+def outside():
+    family = outside_family()
+    yield family
+    del families._FAMILIES[family.system, family.kind]
+
+
+@pytest.mark.parametrize("layers, dim", [(2, 64), (12, 768)])
+def test_an_outside_file_is_recognised(outside, layers, dim):
+    "At a size that LlamaGen lacks, and at one that it has: its own entry tells."
+    with torch.device("meta"): model = Outside(OutsideConfig(layers, dim, dim // 64, vocab=64))
+    state = outside.names.export(model.state_dict())
+    found = families.recognised(state)
+    assert [str(m.family) for m in found] == ["outside outside"]
+    assert outside.read(found[0].spec) == model.config
+
+    del state["own.bias"]
+    if dim == 768: assert {m.family.system for m in families.recognised(state)} == {"llamagen", "dar"}
+    else:
+        with pytest.raises(Mismatch, match="2 layers of width 64.*is no published size"): families.recognised(state)
+
+
+def test_randars_file_is_nobody_elses():
+    "Though LlamaGen's room knows nothing of RandAR's."
+    with torch.device("meta"): model, table = RANDAR.make(RANDAR.published[0].spec)
+    state = table.export(model.state_dict())
+    assert LLAMAGEN_GPT.recognise(state) is not None
+    assert [m.family for m in families.recognised(state)] == [RANDAR]
+
+
+def test_a_variational_autoencoder_is_none_of_ours():
+    names = ("encoder.conv_in.weight", "encoder.conv_out.weight", "encoder.down.0.block.0.conv1.weight",
+             "encoder.conv_blocks.0.res.0.norm1.weight", "quant_conv.weight")
+    with pytest.raises(Mismatch, match="is none of the models known here"):
+        families.recognised({name: torch.zeros(4, 4, 1, 1) for name in names})
+
+
+def test_a_room_that_stumbles_is_named_only_if_nobody_answers(outside):
+    broken = families.register(replace(outside, system="broken", recognise=lambda state: state["lost"]))
+    try:
+        with torch.device("meta"): model = Outside(OutsideConfig(2, 64, 1, vocab=64))
+        state = outside.names.export(model.state_dict())
+        assert [m.family.system for m in families.recognised(state)] == ["outside"]
+        with pytest.raises(Mismatch, match=r"give its arguments as spec=.*broken outside: KeyError\('lost'\)"):
+            families.recognised({"some.weight": torch.zeros(1), "tok_embeddings.weight": torch.zeros(2, 2)})
+    finally: del families._FAMILIES[broken.system, broken.kind]
