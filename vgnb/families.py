@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from .core import Mismatch, check, check_choice
+from .core import Mismatch, VgnbError, check, check_choice
 from .kinds import Kind, discover, kinds
 from .names import NameTable
 
@@ -125,11 +126,33 @@ def recognised(
 ) -> list[Match]:
     "The families whose names and shapes these are. Errors: `Mismatch` if there is none."
     known = families(system)
-    specs = [(f, f.recognise(state)) for f in known if f.recognise]
-    found = [Match(f, spec) for f, spec in specs if spec is not None]
-    why = f"is none of the models known here ({_list(known)}); give its arguments as spec="
-    check(found, "checkpoint", sorted(state)[:3], why, Mismatch)
-    return found
+    found, objections = [], {}
+    for f in known:
+        try: spec = f.recognise(state) if f.recognise else None
+        except Exception as e: objections.setdefault(str(e) if isinstance(e, VgnbError) else repr(e), (f, e))
+        else: found += [] if spec is None else [Match(f, spec)]
+
+    if not found: _reject(state, known, objections)
+    exact = [match for match in found if _loads(match, state)] if len(found) > 1 else []
+    return exact or found
+
+def _loads(match:Match, state:dict[str, Tensor]) -> bool:
+    "Whether the model that is meant has just these entries; tried without memory."
+    shapes = {name: value.to("meta") for name, value in state.items()}
+    try:
+        with torch.device("meta"): model, table = match.family.make(match.spec)
+        table.load(shapes, model)
+    except Exception: return False       # a description that can't be built is no match, whatever its room raises
+    return True
+
+def _reject(state:dict[str, Tensor], known:list[Family], objections:dict[str, tuple[Family, Exception]]):
+    "Nobody knows these names: a `Mismatch`, or the one that a room has raised already."
+    if len(objections) == 1:
+        family, error = next(iter(objections.values()))
+        if isinstance(error, Mismatch): raise error
+    reasons = "".join(f"; {family}: {words}" for words, (family, _) in objections.items())
+    why = f"is none of the models known here ({_list(known)}); give its arguments as spec={reasons}"
+    raise Mismatch("checkpoint", sorted(state)[:3], why)
 
 # %% ../nbs/007_families.ipynb #d68f9c92
 def _stems(family:Family) -> set[str]:

@@ -1,6 +1,4 @@
 """An order of one's own: the anti-diagonals of a grid, each at once whatever the schedule says."""
-import itertools
-
 import torch
 
 from vgnb.generators.orders import Order
@@ -13,8 +11,7 @@ class Diagonal(Order):
     def fixed(self, grid, draws, at): return self.far(grid).argsort(stable=True)
 
     def counts(self, grid, schedule, steps, known):
-        ends = [known, *self.far(grid).bincount().cumsum(0).clamp(min=known).tolist()]
-        return [b - a for a, b in itertools.pairwise(ends) if b > a]
+        return [count for count in self.far(grid)[~known].bincount().tolist() if count]
 
 
 register_part("order", "diagonal", Diagonal())

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core import check_float, check_int
+from ..core import check, check_float, check_int
 from .generator import Clock, Generator
 from .orders import Order
 from ..kinds import register_part
@@ -21,7 +21,7 @@ from ..kinds import register_part
 class Confidence(Order):
     "The cells whose drawn tokens the model finds most probable. MaskGIT, arXiv 2202.04200 §3.2."
     noise: float = 0.0       # weight of the Gumbel noise on log probabilities in the first step (MaskGIT: 4.5) ...
-    noise_end: float = 0.0   # ... changing linearly to this in the last
+    noise_end: float = 0.0   # ... changing linearly to this in the last; in code `noise` may be a ramp instead
     warmup: int = 0          # first steps in which the cells are chosen at random instead (published: 2); -1 = in all
     redraw: bool = False     # the original's loop: see `quirks`
     adaptive = True
@@ -30,8 +30,10 @@ class Confidence(Order):
                "a decided cell changes its token until the last step, and cells given beforehand are overwritten"),)
 
     def __post_init__(self):
-        check_float("noise", self.noise, 0)
+        moves = callable(self.noise)
+        if not moves: check_float("noise", self.noise, 0)
         check_float("noise_end", self.noise_end, 0)
+        check(not moves or self.noise_end == 0, "noise_end", self.noise_end, "must be 0: the ramp says where noise ends")
         check_int("warmup", self.warmup, -1)
 
     @property
@@ -46,8 +48,11 @@ class Confidence(Order):
         "All cells that are still open; all there are, if known ones are drawn again."
         return perm if self.redraw else perm[:, done:]
 
+    def ramps(self): return (self.noise,) if callable(self.noise) else ()
+
     def noise_at(self, clock:Clock) -> float:
         "The weight of the noise in this step."
+        if callable(self.noise): return self.noise(clock)
         share = clock.step / (clock.steps - 1) if clock.steps > 1 else 1.0
         return self.noise + (self.noise_end - self.noise) * share
 

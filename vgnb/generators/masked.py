@@ -569,7 +569,7 @@ def halton_spec(c:MaskedConfig) -> dict:
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; heads follow from the published sizes."
-    if not {"tok_emb.weight", "pos_emb.weight"} <= state.keys(): return None
+    if not {"tok_emb.weight", "pos_emb.weight", "cls_emb.weight"} <= state.keys(): return None
     vocab, dim = state["tok_emb.weight"].shape
     depth = counted(state, "transformer.layers.")
     size = next((c for c in masked_presets.values() if (c.layers, c.dim) == (depth, dim)), None)

@@ -50,9 +50,13 @@ class Order:
         "The order itself, (n,) or (b, n), before known cells are moved to the front."
         return torch.arange(grid.n)
 
-    def counts(self, grid:Grid, schedule:Schedule, steps:int, known:int) -> list[int]:
-        "Sizes of the groups in which the cells are decided of which `known` are there; ints on the host."
-        return schedule(grid.n, steps, 0 if self.redraw else known)
+    def counts(self,
+        grid:Grid,
+        schedule:Schedule, steps:int,
+        known:Tensor,            # (n,) bool, on the host
+    ) -> list[int]:
+        "Sizes of the groups in which one sample's cells are decided; ints on the host."
+        return schedule(grid.n, steps, 0 if self.redraw else int(known.sum()))
 
     def permutation(self, grid:Grid, known:Tensor|None, draws, at:At) -> Tensor:
         "(b, n) cells, the known ones (b, n) bool first."
@@ -65,12 +69,19 @@ class Order:
         schedule:Schedule, steps:int,
         draws, at:At,
     ) -> Plan:
-        "The permutation and its groups."
-        there = 0 if known is None else int(known[0].sum())
-        return Plan(self.permutation(grid, known, draws, at), self.counts(grid, schedule, steps, there))
+        "The permutation and its groups. Errors: samples that need groups of their own."
+        masks = torch.zeros(1, grid.n, dtype=torch.bool) if known is None else known.cpu().unique(dim=0)
+        counts, *others = [self.counts(grid, schedule, steps, mask) for mask in masks]
+        alike = all(other == counts for other in others)
+        check(alike, "known", [counts, *others][:3], "must leave the same groups to each sample of a plan")
+        return Plan(self.permutation(grid, known, draws, at), counts)
 
     def check(self, grid:Grid, ids:Tensor):
         "Raise `BadInput` if samples `ids` (b,) can't be filled in this order."
+
+    def ramps(self) -> tuple:
+        "What moves along a run: see the page on guidance."
+        return ()
 
     def published(self, generator:Generator) -> "Order":
         "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."

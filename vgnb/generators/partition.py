@@ -656,7 +656,7 @@ def _plans(count:int) -> list[tuple[str, bool]]:
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; what leaves no trace is the published models'."
-    if not {"vocab_embed.embedding", "rotary_emb.inv_freq"} <= state.keys(): return None
+    if not {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"} <= state.keys(): return None
     rows, dim = state["vocab_embed.embedding"].shape
     blocks = counted(state, "decoder.layers.")
     cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(blocks)]

@@ -436,8 +436,8 @@ def randar_spec(c:RandomOrderConfig) -> dict:
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "LlamaGen's entries, and the instructions."
-    if "pos_instruct_embeddings" not in state: return None
-    return recognise_gpt(state) | {"position_order": "random"}
+    spec = recognise_gpt(state) if "pos_instruct_embeddings" in state else None
+    return spec and spec | {"position_order": "random"}
 
 _FILES = {     # size: published file; the other sizes are only described
     "L": "randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors",

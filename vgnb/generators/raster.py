@@ -515,7 +515,8 @@ def llamagen_spec(c:RasterConfig) -> dict:
 
 def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
-    if not {"tok_embeddings.weight", "output.weight"} <= state.keys(): return None
+    conditions = {"cls_embedding.uncond_embedding", "cls_embedding.embedding_table.weight"} & state.keys()
+    if not (conditions and {"tok_embeddings.weight", "output.weight"} <= state.keys()): return None
     vocab, dim = state["tok_embeddings.weight"].shape
     layers = counted(state, "layers.")
     size = next((c for c in _sizes().values() if (c.layers, c.dim) == (layers, dim)), None)
@@ -548,14 +549,10 @@ def _reads(spec:dict) -> bool:
     "Whether arguments are a GPT's; RandAR's name their order."
     return str(spec.get("model", "")).startswith("GPT") or ("n_layer" in spec and "position_order" not in spec)
 
-def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "RandAR's files have one entry more."
-    return None if "pos_instruct_embeddings" in state else recognise_gpt(state)
-
 LLAMAGEN_GPT = register(Family(
     kind="raster", config=RasterConfig, build=RasterTransformer, role="generator", system="llamagen",
     names=llamagen_gpt_names, read=llamagen_config, write=llamagen_spec,
-    reads=_reads, recognise=_recognise,
+    reads=_reads, recognise=recognise_gpt,
     owns=lambda c: c.rope == "grid" and c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt.Transformer", "RandAR.model.llamagen_gpt.Transformer"),
     also=("randar",),
@@ -564,7 +561,7 @@ LLAMAGEN_GPT = register(Family(
 DAR_GPT = register(Family(
     kind="raster", config=RasterConfig, build=RasterTransformer, role="generator", system="dar",
     names=llamagen_gpt_names, read=dar_config, write=llamagen_spec,
-    reads=_reads, recognise=_recognise,
+    reads=_reads, recognise=recognise_gpt,
     owns=lambda c: c.rope == "sequence" and not c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt.Transformer",),
     published=(Published("D-AR-L", {"model": "GPT-L"}, ("showlab/D-AR: D-AR-L-360K.pt",)),

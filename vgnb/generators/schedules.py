@@ -21,10 +21,10 @@ from ..kinds import OpenRegistry
 # %% ../../nbs/generators/308_schedules.ipynb #27cd7f75
 Schedule = Callable[[int, int, int], list[int]]   # (n, steps, start) -> group sizes
 
-def check_counts(counts:list[int], n:int, start:int) -> list[int]:
+def check_counts(counts:list[int], n:int, start:int, argument:str="schedule") -> list[int]:
     "Group sizes must be positive and fill exactly the n - start missing cells; returns them."
     fits = all(c > 0 for c in counts) and sum(counts) == n - start
-    check(fits, "schedule", counts, f"must be positive group sizes that add up to {n - start}")
+    check(fits, argument, counts, f"must be positive group sizes that add up to {n - start}")
     return counts
 
 def one_by_one(n:int, steps:int, start:int=0) -> list[int]:

@@ -56,8 +56,9 @@ class Painting:
         check(bool(end.all()), "legs", len(self.legs), f"must reach every unknown cell; {int((~end).sum())} are left")
 
         known_cells = [known[:, cells].sum(1) for known, cells in zip(self._before, self._cells)]
-        self._counts = torch.stack(known_cells, 1)                                        # (b, legs)
-        for index in self.batches(): self._check(index)
+        counts = [tuple(row) for row in torch.stack(known_cells, 1).tolist()]             # (b, legs)
+        self._runs: list[tuple] = [()] * b        # a sample's legs: cells known before, groups of the others
+        for rows in micro_batches(counts, b): self._check(torch.tensor(rows, device=device), counts[rows[0]])
 
     def _knowledge(self) -> tuple[list[Tensor], Tensor]:
         "What is known (b, n) before each leg, and in the end."
@@ -71,10 +72,9 @@ class Painting:
 # %% ../../nbs/sampling/435_painting.ipynb #05759ef0
 @patch
 def batches(self:Painting) -> list[Tensor]:
-    "Which samples run together: at most `rows`, all of which know equally many cells before each leg."
+    "Which samples run together: at most `rows` that know equally many cells before each leg, and share its groups."
     rows = self.legs[0].sampler.rows
-    keys = [tuple(counts) for counts in self._counts.tolist()]
-    return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(keys, rows)]
+    return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(self._runs, rows)]
 
 @patch
 def _given(self:Painting, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, Tensor]:
@@ -83,47 +83,72 @@ def _given(self:Painting, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, T
     return canvas[:, cells], self._before[k][index][:, cells]
 
 @patch
-def _check(self:Painting, index:Tensor):
-    "Raise `BadInput` for a leg that its sampler cannot run."
+def _check(self:Painting, index:Tensor, counts:tuple[int, ...]):
+    "Note the groups of samples that know equally many cells. Errors: `BadInput` for a leg its sampler cannot run."
     for k, leg in enumerate(self.legs):
         given = self._given(k, index, self.codes[index])
         g, known = leg.sampler.generator, given[1]
         gaps = not torch.equal(known, known.long().cumprod(1).bool())
         check(not gaps or "any_order" in g.traits, "generator", type(g).__name__,
               "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
-        leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given)
+        groups = leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given, draws=leg.draws)
+        for i, sizes in zip(index.tolist(), groups): self._runs[i] += ((counts[k], sizes),)
 
 # %% ../../nbs/sampling/435_painting.ipynb #78357f72
+@dataclass(eq=False)
+class _Canvas:
+    "A micro-batch under way."
+    codes: Tensor        # (b, n, L)
+    when: Tensor         # (b, n) step that fills each cell, counted over all legs; -1 = known
+    steps: int           # of all legs
+    first: int = 0       # steps of the legs that are over
+
+    def begin(self, known:Tensor):
+        "A leg begins with these cells (b, n). The tensors are new: steps of earlier legs keep theirs."
+        self.codes = torch.where(known[..., None], self.codes, 0)
+        self.when = torch.where(known, self.when, self.steps)
+
+    def take(self,
+        step:Step,           # of a leg
+        cells:Tensor,        # (m,) where the leg's cells lie on the canvas
+        elsewhere:int,       # cells that are known outside of the leg
+    ) -> Step:
+        "Write down what a step decided; the step as one of the whole canvas."
+        now = self.first + step.clock.step
+        positions = cells[step.positions]
+        self.codes.scatter_(1, positions[..., None].expand_as(step.tokens), step.tokens)
+        self.when.scatter_(1, positions, now)
+
+        done, total = elsewhere + step.clock.done, self.when.shape[1]
+        clock = step.clock._replace(step=now, steps=self.steps, done=done, total=total)
+        return replace(step, clock=clock, positions=positions, canvas=self.codes, when=self.when)
+
 @patch
-def _length(self:Painting, k:int, known:int) -> int:
-    "Steps of a leg for samples of which `known` cells are known."
-    leg = self.legs[k]
-    return len(leg.sampler.counts(leg.grid, known)) if known < leg.grid.n else 0
+def _lengths(self:Painting, i:int) -> list[int]:
+    "Steps of each leg for sample i; where nothing is missing there are none."
+    return [len(groups) if known < leg.grid.n else 0 for leg, (known, groups) in zip(self.legs, self._runs[i])]
 
 @patch
 def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
     "(leg, step, canvas) of one micro-batch; each leg ends with a step of None."
-    lengths = [self._length(k, known) for k, known in enumerate(self._counts[index[0]].tolist())]
-    total, first = sum(lengths), 0
-    canvas = self.codes[index]
-    when = torch.where(self.known[index], -1, total)
-    for k, leg in enumerate(self.legs):
-        known = self._before[k][index]
-        canvas = torch.where(known[..., None], canvas, 0)        # a new tensor: the steps of earlier legs keep theirs
-        when = torch.where(known, when, total)
-        if lengths[k]:
-            for step in self._walk(k, index, canvas, keep):
-                cells = self._cells[k][step.positions]
-                canvas.scatter_(1, cells[..., None].expand_as(step.tokens), step.tokens)
-                when.scatter_(1, cells, first + step.clock.step)
-                elsewhere = int(known[0].sum()) - int(known[0, self._cells[k]].sum())
-                clock = step.clock._replace(step=first + step.clock.step, steps=total,
-                                            done=elsewhere + step.clock.done, total=known.shape[1])
-                yield k, replace(step, clock=clock, positions=cells, canvas=canvas, when=when), canvas
-        first += lengths[k]
-        last_code = canvas.new_tensor(leg.sampler.generator.vocab) - 1
-        finished = canvas if leg.sampler.compat is None else torch.minimum(canvas, last_code)   # see `Sampler.sample`
-        yield k, None, finished
+    lengths = self._lengths(int(index[0]))
+    steps = sum(lengths)
+    canvas = _Canvas(self.codes[index], torch.where(self.known[index], -1, steps), steps)
+    for k, length in enumerate(lengths):
+        known, cells = self._before[k][index], self._cells[k]
+        canvas.begin(known)
+        elsewhere = int(known[0].sum()) - int(known[0, cells].sum())
+        walked = self._walk(k, index, canvas.codes, keep) if length else ()
+        for step in walked: yield k, canvas.take(step, cells, elsewhere), canvas.codes
+        canvas.first += length
+        yield k, None, self._finished(k, canvas.codes)
+
+@patch
+def _finished(self:Painting, k:int, codes:Tensor) -> Tensor:
+    "The canvas at the end of leg `k`; what a special code that was drawn becomes: see `Sampler.sample`."
+    sampler = self.legs[k].sampler
+    last_code = codes.new_tensor(sampler.generator.vocab) - 1
+    return codes if sampler.compat is None else torch.minimum(codes, last_code)
 
 @patch
 def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor, keep:tuple[str, ...]) -> Iterator[Step]:

@@ -16,7 +16,7 @@ from ..core import check_float, check_int
 from ..draws import At
 from ..generators.generator import Clock
 from ..kinds import register_part, shelf
-from .guidance import Ramp, Sharpened, as_ramp
+from .guidance import Ramp, Sharpened, as_ramp, per_column
 
 # %% ../../nbs/sampling/410_pick.ipynb #9bbf69dd
 def top_k_filter(logits:Tensor, k:int) -> Tensor:
@@ -32,9 +32,14 @@ def top_p_filter(logits:Tensor, p:float) -> Tensor:
     before[..., 0] = -1
     return logits.masked_fill((before > p).gather(-1, order.argsort(-1)), -torch.inf)
 
-def filtered(logits:Tensor, temperature:float=1.0, top_k:int=0, top_p:float=1.0) -> Tensor:
+def filtered(
+    logits:Tensor,                     # (..., k, V)
+    temperature:float|Tensor=1.0,      # a number, or (k, 1)
+    top_k:int=0, top_p:float=1.0,
+) -> Tensor:
     "Logits after temperature, top-k, top-p, in that order, fp32."
-    return top_p_filter(top_k_filter(logits.float() / max(temperature, 1e-5), top_k), top_p)
+    divisor = temperature.clamp(min=1e-5) if torch.is_tensor(temperature) else max(temperature, 1e-5)
+    return top_p_filter(top_k_filter(logits.float() / divisor, top_k), top_p)
 
 # %% ../../nbs/sampling/410_pick.ipynb #948789a9
 @dataclass(frozen=True)
@@ -51,15 +56,22 @@ class Pick:
         if callable(self.temperature): return
         object.__setattr__(self, "temperature", check_float("temperature", self.temperature, 0))
 
-    def divisor(self, clock:Clock) -> float:
-        "What the logits are divided by in this step."
+    def ramps(self) -> tuple[Ramp, ...]:
+        "What moves along a run."
+        return (as_ramp(self.temperature),)
+
+    def divisor(self, clock:Clock) -> float|tuple[float, ...]:
+        "What the logits are divided by in this step, or in each of its columns."
         return as_ramp(self.temperature)(clock)
 
     def __call__(self, logits:Tensor, clock:Clock, draws, at:At) -> tuple[Tensor, Tensor]:
         "Logits (b, k, V) -> tokens (b, k) int64 and their probabilities (b, k)."
-        temperature = self.divisor(clock)
+        temperature = per_column(self.divisor(clock), logits)                  # a number, or (k, 1)
         kept = filtered(logits, temperature, self.top_k, self.top_p)
-        tokens = kept.argmax(-1) if self.greedy or temperature == 0 else draws.categorical("token", at, kept)
+        if torch.is_tensor(temperature) and not self.greedy:
+            tokens = torch.where(temperature[:, 0] == 0, kept.argmax(-1), draws.categorical("token", at, kept))
+        elif self.greedy or temperature == 0: tokens = kept.argmax(-1)
+        else: tokens = draws.categorical("token", at, kept)
         log_probability = kept.gather(-1, tokens[..., None])[..., 0] - kept.logsumexp(-1)
         return tokens, log_probability.exp()
 
@@ -79,7 +91,9 @@ class HaltonPick(Pick):
         "The sharpness as a temperature."
         return Sharpened(self.sharpness, self.sharpness_start, self.power, self.warmup)
 
-    def divisor(self, clock): return super().divisor(clock) * self.sharpened()(clock)
+    def divisor(self, clock):
+        value, factor = super().divisor(clock), self.sharpened()(clock)
+        return tuple(v * factor for v in value) if isinstance(value, tuple) else value * factor
 
 PICKS = shelf("pick")      # name -> ready-made pick, for settings and scripts
 register_part("pick", "plain", Pick())

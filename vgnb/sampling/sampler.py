@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import check, check_choice, check_codes, check_int
-from ..draws import At
-from ..generators.generator import Clock, Cond, Generator, Grid, Prediction, State, require_traits
-from ..generators.orders import Order, Raster
+from ..draws import At, Keyed
+from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
+from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import Schedule, check_counts, one_by_one
 from ..rows import gather_rows, padded
-from .guidance import Unguided
+from .guidance import Unguided, by_column
 from .pick import Pick
 
 # %% ../../nbs/sampling/420_sampler.ipynb #8716d3b4
@@ -54,10 +54,10 @@ class Step:
 
 # %% ../../nbs/sampling/420_sampler.ipynb #e4b018f9
 def micro_batches(
-    known:list[int],     # how many cells each sample knows; a list of any keys
+    known:list,          # how many cells each sample knows, its groups: a list of any keys
     rows:int,            # at most so many samples together
 ) -> list[list[int]]:
-    "Which samples run together: only those that know equally many cells."
+    "Which samples run together: only those of the same key."
     alike: dict = {}
     for i, key in enumerate(known): alike.setdefault(key, []).append(i)
     return [group[i:i + rows] for group in alike.values() for i in range(0, len(group), rows)]
@@ -88,29 +88,69 @@ class Sampler:
         check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
+        for name, part in (("order", self.order), ("guidance", self.guidance), *(("picks", p) for p in self.picks)):
+            self._check_ramps(name, part)
         self._state: State|None = None
 
-    def counts(self, grid:Grid, known:int) -> list[int]:
-        "Sizes of the groups in which the missing cells are decided. Errors: impossible steps and groups."
-        n, g = grid.n, self.generator
+    def _check_ramps(self, argument:str, part):
+        "A value for each cell of a step needs an order that asks for those cells and no others."
+        asks_more = self.order.adaptive or self.order.redraw
+        by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
+        rest = f"but {type(self.order).__name__} asks for more cells than a step decides; let it grow by done, after or step"
+        check(not by_cell, argument, type(part).__name__, f"gives each cell of a step a value of its own, {rest}")
+
+    def plan(self, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
+        "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
+        n, order = grid.n, self.order
         possible = self.compat or self.schedule is one_by_one or self.steps <= n
         check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
 
-        counts = self.order.counts(grid, self.schedule, self.steps, known)
-        if self.order.redraw: check_counts([c for c in counts if c], n, 0)
-        else: check_counts(counts, n, known)
+        plan = order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
+        perm, there = check_permutation(plan.perm, n), int(known[0].sum())
+        begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
+        who = type(order).__name__
+        check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
+
+        self._check_sizes(plan.counts, n, there)
+        return plan._replace(perm=perm)
+
+    def _check_sizes(self, counts:list[int], n:int, there:int):
+        "Whether groups fill a grid of which `there` cells are known, and the generator can be asked for them at once."
+        order, g = self.order, self.generator
+        by_schedule = type(order).plan is Order.plan and type(order).counts is Order.counts
+        whose = "schedule" if by_schedule else "order"
+        if order.redraw: check_counts([c for c in counts if c], n, 0, whose)
+        else: check_counts(counts, n, there, whose)
 
         can_be_asked = g.most is None or max(counts, default=1) <= g.most
         who = type(g).__name__
         few = f"at most {g.most}: {who} can be asked no more"
         if g.most == 1: few = f"one: {who} decides one cell at a time"
-        check(can_be_asked, "schedule", counts[:8], f"must be groups of {few}")
-        return counts
+        check(can_be_asked, whose, counts[:8], f"must be groups of {few}")
 
 # %% ../../nbs/sampling/420_sampler.ipynb #ec6b30d0
 @patch
-def check_request(self:Sampler, cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=()):
-    "Raise BadInput for anything that cannot work; arguments as in `stream`."
+def groups(self:Sampler,
+    grid:Grid,
+    known:Tensor|None,          # (b, n) bool; None = nothing
+    ids:Tensor, draws,
+) -> list[tuple[int, ...]]:     # one a sample
+    "Sizes of the groups in which each sample's missing cells are decided: those of a plan for each mask."
+    nothing = torch.zeros(1, grid.n, dtype=torch.bool, device=ids.device)
+    if known is None: return [tuple(self.plan(grid, nothing, ids[:1], draws).counts)] * len(ids)
+
+    masks, which = known.unique(dim=0, return_inverse=True)
+    which = which.tolist()
+    samples = (which.index(k) for k in range(len(masks)))             # the first with each mask
+    counts = [tuple(self.plan(grid, known[[i]], ids[[i]], draws).counts) for i in samples]
+    return [counts[k] for k in which]
+
+@patch
+def check_request(self:Sampler,
+    cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=(),
+    draws=Keyed(0),             # arguments as in `stream`
+) -> list[tuple[int, ...]]:
+    "The samples' `groups`. Errors: `BadInput` for anything that cannot work."
     are_ids = ids.dim() == 1 and not ids.is_floating_point() and len(ids) > 0
     check(are_ids, "ids", tuple(ids.shape), "must be a non-empty 1-d tensor of integer sample ids")
     check(int(ids.min()) >= 0, "ids", int(ids.min()), "must be >= 0")
@@ -120,7 +160,7 @@ def check_request(self:Sampler, cond:Cond, ids:Tensor, grid:Grid, given=None, ke
     self.order.check(grid, ids)
     for k in keep: check_choice("keep", k, ("logits", "drawn"))
     if given is not None: self._check_given(*given, len(ids), grid)
-    for known in {0} if given is None else set(given[1].sum(1).tolist()): self.counts(grid, known)
+    return self.groups(grid, None if given is None else given[1], ids, draws)
 
 @patch
 def _check_given(self:Sampler, codes:Tensor, known:Tensor, b:int, grid:Grid):
@@ -166,7 +206,7 @@ def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tu
     g, b = self.generator, len(ids)
     known = torch.zeros(b, grid.n, dtype=torch.bool, device=ids.device) if given is None else given[1]
     there = int(known[0].sum())
-    plan = self.order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
+    plan = self.plan(grid, known, ids, draws)
 
     canvas = torch.zeros(b, grid.n, len(g.vocab), dtype=torch.long, device=ids.device)
     if given is not None: canvas = given[0].long() * known[..., None]
@@ -239,34 +279,39 @@ def stream(self:Sampler,
     keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": the cells that were asked for, and their tokens
 ) -> Iterator[Step]:
     "Steps of one micro-batch after the other (see `micro_batches`). Raises BadInput before any work."
-    self.check_request(cond, ids, grid, given, keep)
-    return (step for _, step in self._stream(cond, ids, draws, given, grid, keep))
+    groups = self.check_request(cond, ids, grid, given, keep, draws)
+    return (step for _, step in self._stream(cond, ids, draws, given, grid, groups, keep))
 
 @patch
 @torch.no_grad()
 def _stream(self:Sampler,
-    cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tuple[str, ...]=(),
+    cond:Cond, ids:Tensor, draws, given, grid:Grid,
+    groups:list[tuple[int, ...]],     # see `check_request`
+    keep:tuple[str, ...]=(),
 ) -> Iterator[tuple[Tensor, Step]]:
     "(rows of the request, step)."
     known = [0] * len(ids) if given is None else given[1].sum(1).tolist()
-    for rows in micro_batches(known, self.rows):
+    for rows in micro_batches(list(zip(known, groups)), self.rows):
         if known[rows[0]] == grid.n and not self.order.redraw: continue           # nothing to do
         index = torch.tensor(rows, device=ids.device)
         full = padded(index, self.rows)
         part = None if given is None else tuple(t[full] for t in given)
         run = self._start(cond.rows(full), ids[full], draws, part, grid, keep)
+        as_asked = tuple(run.counts) == groups[rows[0]]
+        who = type(self.order).__name__
+        check(as_asked, "order", who, "must plan the same groups whenever it is asked about the same cells")
         for step in self._steps(run): yield index, step.rows(len(rows))
 
 @patch
 def sample(self:Sampler, cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid, progress:bool=False) -> Tensor:
     "The finished codes (b, n, L). `progress` shows a bar over the samples."
-    self.check_request(cond, ids, grid, given)
+    groups = self.check_request(cond, ids, grid, given, draws=draws)
     shape = (len(ids), grid.n, len(self.generator.vocab))
     out = torch.full(shape, -1, dtype=torch.long, device=ids.device)
     if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
 
     with tqdm(total=len(ids), desc="sampling", unit="sample", disable=not progress) as bar:
-        for index, step in self._stream(cond, ids, draws, given, grid):
+        for index, step in self._stream(cond, ids, draws, given, grid, groups):
             if step.clock.step < step.clock.steps - 1: continue
             out[index] = step.codes()
             bar.update(len(index))

@@ -229,8 +229,8 @@ def maskgit_vqgan_spec(c:MaskGITVQGANConfig) -> dict:
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #8839765a
 def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "The description from names and shapes; a file with a projection into the code space is taming's."
-    if "encoder.down.0.block.0.conv1.weight" not in state or "quant_conv.weight" in state: return None
+    "The description from names and shapes."
+    if not {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= state.keys(): return None
     levels = range(counted(state, "encoder.down."))
     width = len(state["encoder.conv_in.weight"])
     codes, dim = state["quantize.embedding.weight"].shape

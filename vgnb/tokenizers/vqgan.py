@@ -225,9 +225,11 @@ def _has_table(c:VQGANConfig) -> bool:
     "Whether the authors' networks and a table of codes stand in it; only such a model has their names."
     return c.coder == "stair" and isinstance(c.quantizer, VectorConfig)
 
+_TABLE = {"quantize.embedding.weight", "encoder.conv_out.weight"}    # a variational autoencoder has no codes
+
 def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
     "LlamaGen's arguments from names and shapes."
-    if "encoder.conv_blocks.0.res.0.norm1.weight" not in state: return None
+    if not _TABLE | {"encoder.conv_blocks.0.res.0.norm1.weight"} <= state.keys(): return None
     levels = counted(state, "encoder.conv_blocks.")
     why = "is no published size; give its arguments as spec="
     check(levels in (4, 5), "checkpoint", f"{levels} levels", why, Mismatch)
@@ -237,7 +239,7 @@ def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
 
 def _recognise_taming(state:dict[str, Tensor]) -> dict|None:
     "Taming's arguments from names and shapes."
-    if not {"encoder.down.0.block.0.conv1.weight", "quant_conv.weight"} <= state.keys(): return None
+    if not _TABLE | {"encoder.down.0.block.0.conv1.weight", "quant_conv.weight"} <= state.keys(): return None
     levels = range(counted(state, "encoder.down."))
     width = len(state["encoder.conv_in.weight"])
     codes, dim = state["quantize.embedding.weight"].shape
