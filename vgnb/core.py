@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
            'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
-           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'load_json',
+           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json', 'load_json',
            'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
@@ -302,16 +302,23 @@ def sweep_aside(
         else: p.unlink(missing_ok=True)
 
 # %% ../nbs/000_core.ipynb #2d1bbc0f
-def save_json(path:str|Path, value):
-    "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
+def _json(value) -> str:
+    "As JSON; dataclasses, paths, sets and numbers of numpy are allowed."
     def plain(x):
         if is_dataclass(x): return asdict(x)
         if isinstance(x, np.generic): return x.item()
         if isinstance(x, (set, frozenset)): return sorted(x)
         return str(x)
 
-    text = json.dumps(value, indent=1, default=plain) + "\n"
-    with write_aside(path) as p: p.write_text(text, encoding="utf-8")
+    return json.dumps(value, indent=1, default=plain)
+
+def save_json(path:str|Path, value):
+    "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
+    with write_aside(path) as p: p.write_text(_json(value) + "\n", encoding="utf-8")
+
+def as_json(value):
+    "A value as `load_json` gives it back after `save_json`."
+    return json.loads(_json(value))
 
 def load_json(path:str|Path):
     "Read JSON; a missing or broken file is one clear error."
@@ -321,11 +328,10 @@ def load_json(path:str|Path):
     except ValueError as e:
         raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
 
-# %% ../nbs/000_core.ipynb #e8162010
+# %% ../nbs/000_core.ipynb #f0d12370
 def save_card(path:str|Path, value:dict):
     "Write a JSON object with its `seal`, the hash of all its other entries."
-    save_json(path, value)
-    entries = {k: v for k, v in load_json(path).items() if k != "seal"}      # as they will be read
+    entries = {k: v for k, v in as_json(value).items() if k != "seal"}
     save_json(path, entries | {"seal": digest(entries)})
 
 def load_card(path:str|Path, argument:str="path") -> dict:

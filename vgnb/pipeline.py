@@ -69,7 +69,7 @@ class Pipeline:
         return replace(self.sampling, **changes)
 
     def sampler(self, **changes) -> Sampler:
-        "The sampler of these settings with some changed; the last few are kept, so that their caches serve the next call."
+        "The sampler of these settings with some changed; a few are kept, so that their caches serve the next call."
         settings = self.settings(**changes)
         found = self._samplers.pop(settings, None) or settings.sampler(self.generator)
         self._samplers[settings] = found                              # the last one used is the last to go
@@ -309,7 +309,8 @@ def from_pretrained(
         model = load_model(place, ema=ema, device=device)
         weights, expected = model.card.get("weights"), card.get("parts", {}).get(name)
         same = None in (weights, expected) or weights == expected
-        check(same, "where", place, "is not the model that this pipeline was saved with; save the pipeline again", Mismatch)
+        message = "is not the model that this pipeline was saved with; save the pipeline again"
+        check(same, "where", place, message, Mismatch)
         return model
 
     return Pipeline(part("tokenizer"), part("generator"), card["sampling"], card["classes"], tuple(card["grid"]))

@@ -16,17 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vgnb.core import (
-    Mismatch,
-    Missing,
-    aside_dir,
-    check,
-    digest_file,
-    load_card,
-    publish_dir,
-    save_card,
-    sweep_aside,
-)
+from .core import Mismatch, Missing, aside_dir, check, digest_file, load_card, publish_dir, save_card, sweep_aside
 from .kinds import from_json, kind_of, kinds, to_json
 from .names import NameTable
 from .places import locked_file
@@ -127,7 +117,7 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     folder = Path(folder)
     is_model = (folder / "config.json").is_file()
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
-    if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the model before it is {_was(folder)}"
+    if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
     check(is_model, argument, folder, "has no config.json, so it is not a saved model", Mismatch)
 
@@ -154,7 +144,8 @@ def _note_unsealed(folder:Path, card:dict):
     "One line about a folder whose files cannot be compared with what was written."
     lacks = [words for key, words in (("seal", "seal"), ("weights", "hashes of its weights")) if key not in card]
     speaks = os.environ.get("RANK", "0") == "0"
-    if lacks and speaks: print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
+    if not (lacks and speaks): return
+    print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
 
 def load_model(
     folder:str|Path,

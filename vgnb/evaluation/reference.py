@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import BadItem, check, check_int, write_aside
-from ..data.shards import ShardWriter, read_sealed
+from ..data.shards import ShardWriter
 from .features import Extractor
 from .samples import Samples, Statistics, open_samples, save_statistics
 from ..processes import Processes
@@ -51,7 +51,7 @@ class FeatureShards(ShardWriter):
 
     def read(self, shard:int) -> tuple[np.ndarray, Tensor]:
         "(ids, features (rows, d)) of a published shard."
-        body, rows, _ = read_sealed(self.file(shard))
+        body, rows, _ = self.sealed(shard)
         features = np.frombuffer(body, "<f4", offset=8 * rows).reshape(rows, self.plan.dims)
         return self.ids_of(body, rows), torch.from_numpy(features.copy())
 

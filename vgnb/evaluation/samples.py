@@ -10,6 +10,7 @@ __all__ = ['CROPS', 'Member', 'npz_members', 'read_npz', 'Statistics', 'save_sta
 import json
 import math
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -329,11 +330,16 @@ def _write_pictures(f, batches, count:int):
         done += len(x)
     check(done == count, "count", count, f"must be the number of pictures delivered, {done}")
 
+def _write_labels(z:zipfile.ZipFile, labels):
+    with z.open("labels.npy", "w") as f:
+        np.lib.format.write_array(f, np.asarray(labels, np.int64), allow_pickle=False)
+
 def save_samples(
     path:str|Path,             # x.npz
     batches,                   # uint8 (n, h, w, 3), `Samples`, or an iterator of batches (b, h, w, 3)
     labels=None,               # (n,) classes that were asked for
     count:int|None=None,       # needed with an iterator: how many pictures it will deliver
+    before:Callable|None=None, # before(file): gets the complete file before it has its name
 ):
     "Write the npz that the published evaluators read: `arr_0` uint8 (n, h, w, 3), and `labels`."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")
@@ -345,8 +351,8 @@ def save_samples(
     if labels is not None:
         check(len(labels) == count, "labels", len(labels), f"must be one for each of the {count} pictures")
 
-    with write_aside(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:
-        with z.open("arr_0.npy", "w", force_zip64=True) as f: _write_pictures(f, batches, count)
-        if labels is None: return
-        with z.open("labels.npy", "w") as f:
-            np.lib.format.write_array(f, np.asarray(labels, np.int64), allow_pickle=False)
+    with write_aside(path) as aside:
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:
+            with z.open("arr_0.npy", "w", force_zip64=True) as f: _write_pictures(f, batches, count)
+            if labels is not None: _write_labels(z, labels)
+        if before: before(aside)
