@@ -186,6 +186,14 @@ class ShardWriter:
         "Remove what killed writers left; for the store's owner, before the others write."
         sweep_aside(self.path)
 
+    def remove(self):
+        "Remove the store, its plan last: what a kill leaves is still of this plan."
+        plan = self.path / "plan.json"
+        for file in sorted(self.path.iterdir()):
+            if file != plan: file.unlink()
+        plan.unlink(missing_ok=True)
+        self.path.rmdir()
+
     def publish(self, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> str:
         "Seal one shard; ids ascend and lie in its span."
         s = self.span(check_int("shard", shard, 0, self.shards - 1))

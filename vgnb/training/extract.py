@@ -6,6 +6,7 @@
 __all__ = ['view_names', 'Viewed', 'Views', 'code_plan', 'compiled_encode', 'extract_codes', 'CaptionImages', 'extract_text']
 
 # %% ../../nbs/training/540_extract.ipynb #b065cc71
+import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core import BadInput, BadItem, check, check_choice, check_int, digest
+from ..core import BadInput, BadItem, check, check_choice, check_int, digest, sweep_aside
 from ..data.codes import CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
 from ..data.sources import ImageSource, Item
 from ..data.stored import decode_image
 from ..data.text import Captions, FeatureStore, TextEncoder, extract_features
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
+from ..places import locked
 from ..processes import Processes
 from ..tokenizers.pictures import codes_of
 from ..tokenizers.tokenizer import Tokenizer
@@ -149,21 +151,28 @@ def extract_codes(
     encode = compiled_encode(tokenizer, compile, batch, augment.size, processes.device) if compile else None
     def coded(images): return codes_of(tokenizer, images, batch, encode).cpu()
 
-    if processes.main: CodeWriter(path, plan)                                    # the plan first, by one
-    processes.wait()
-    writer = CodeWriter(path, plan, processes.rank, processes.world)
-    chunks = {shard: _chunks(writer.span(shard), max(1, batch // len(plan.augs))) for shard in writer.todo()}
-    views = Views(source, [c for of_shard in chunks.values() for c in of_shard], augment, tokenizer.factor)
-    loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=workers, generator=torch.Generator())
+    with _own_store(path, processes, lambda: CodeWriter(path, plan).sweep()):
+        writer = CodeWriter(path, plan, processes.rank, processes.world)
+        chunks = {shard: _chunks(writer.span(shard), max(1, batch // len(plan.augs))) for shard in writer.todo()}
+        views = Views(source, [c for of_shard in chunks.values() for c in of_shard], augment, tokenizer.factor)
+        loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=workers, generator=torch.Generator())
 
-    feed = iter(loader)
-    with _bar(writer, chunks, progress, processes) as bar:
-        for shard, of_shard in chunks.items():
-            parts = [next(feed) for _ in of_shard]
-            _write_shard(writer, shard, parts, coded, source, bar)
-    processes.wait()
-    processes.together(lambda: _finish(writer, source))
+        feed = iter(loader)
+        with _bar(writer, chunks, progress, processes) as bar:
+            for shard, of_shard in chunks.items():
+                parts = [next(feed) for _ in of_shard]
+                _write_shard(writer, shard, parts, coded, source, bar)
+        processes.wait()
+        processes.together(lambda: _finish(writer, source))
     return CodeStore(path, verify=False)
+
+@contextlib.contextmanager
+def _own_store(path:str|Path, processes:Processes, begin:Callable):
+    "Own a store's folder; the main process begins it (the plan first) before the others look for it."
+    with contextlib.ExitStack() as stack:
+        processes.together(lambda: stack.enter_context(locked(path, ".lock", "path")))
+        processes.together(begin)
+        yield
 
 def _bar(writer:CodeWriter, shards, progress:bool|None, processes:Processes):
     "A progress bar, if it is asked for or somebody looks at the terminal."
@@ -219,8 +228,9 @@ def extract_text(
 ) -> FeatureStore:
     "Write (or complete) the caption features; all processes of a run call it together."
     processes = processes or Processes()
-    writer = extract_features(encoder, captions, path, rank=processes.rank, world=processes.world, **options)
-    def finish(): writer.finish()
-    processes.wait()
-    processes.together(finish)
+    with _own_store(path, processes, lambda: sweep_aside(path)):
+        writer = extract_features(encoder, captions, path, rank=processes.rank, world=processes.world, **options)
+        def finish(): writer.finish()
+        processes.wait()
+        processes.together(finish)
     return FeatureStore(path, verify=False)
