@@ -2679,6 +2679,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vgnb/training/extract.py'),
                                        'vgnb.training.extract.extract_text': ( 'training/extract.html#extract_text',
                                                                                'vgnb/training/extract.py'),
+                                       'vgnb.training.extract.is_recorded': ( 'training/extract.html#is_recorded',
+                                                                              'vgnb/training/extract.py'),
                                        'vgnb.training.extract.view_names': ( 'training/extract.html#view_names',
                                                                              'vgnb/training/extract.py')},
             'vgnb.training.feed': { 'vgnb.training.feed.Data': ('training/feed.html#data', 'vgnb/training/feed.py'),

@@ -138,7 +138,7 @@ class RunFolder:
         check(not found, "folder", self.path, f"holds other results ({', '.join(found)}); choose another folder")
         copies = self.mirror and checkpoints(self.mirror.saves)
         goes_on = self.run.resume == "fresh" or checkpoints(self.saves) or copies
-        message = "holds a finished model and no checkpoint to go on from; give --fresh to replace it, or another folder"
+        message = "holds a finished model and no checkpoint to go on from; use --fresh to replace it, or another folder"
         check(goes_on or not (self.path / "model").exists(), "folder", self.path, message)
 
     def choose(self, recipe:Recipe) -> Path|None:
