@@ -10,9 +10,11 @@ sigma, which are then used for FID; SAMPLES may hold labels; scripts/extract_ref
 folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
 
 A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. SAMPLES.run.json
-beside SAMPLES.npz adds the sampler's settings and seed. Several processes (accelerate launch) share the pictures. Wrong
-input ends with one line on stderr and exit code 2, before anything is computed.
+beside SAMPLES.npz adds the sampler's settings and seed, if it holds the hash of this very file. Several processes
+(accelerate launch) share the pictures. Wrong input ends with one line on stderr and exit code 2, before anything is
+computed.
 """
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,19 +62,48 @@ class Options:
     "how SAMPLES became bytes, recorded with the result"
     json: Path | None = None
     "also write values and protocol here, and NAME.run.json beside it"
+    overwrite: bool = False
+    "numbers of other samples or settings that lie there may go"
     dry_run: bool = False
     "open everything, say what would be compared, stop"
 
 
-def recorded(samples: str) -> dict:
-    "Seed, sampler settings and uint8 rule from NAME.run.json beside the samples."
-    from vgnb.core import load_json
-    path = Path(samples).with_suffix(".run.json")
-    if "://" in samples or not samples.endswith(".npz") or not path.is_file(): return {}
-    run = load_json(path)
+def recorded(o: Options, samples) -> dict:
+    "Seed, sampler settings and uint8 rule from NAME.run.json beside the samples, if it describes this very file."
+    from vgnb.core import BadInput, load_card
+    path = Path(o.samples).with_suffix(".run.json")
+    if "://" in o.samples or not o.samples.endswith(".npz") or not path.is_file(): return {}
+    try:
+        run = load_card(path, "samples")
+    except BadInput as e:
+        print(f"{e}; seed and sampler of the samples are not known", file=sys.stderr)
+        return {}
+
+    name = Path(o.samples).name
+    sha = str((run.get("outputs") or {}).get(name))
+    if samples.id != f"{name}@{sha[:12]}":
+        print(f"{path}: does not describe this {name}; its seed and sampler are not taken", file=sys.stderr)
+        return {}
     return {"seed": run.get("seed"),
             "sampler": run.get("sampler") or run.get("config"),
             "uint8_rule": run.get("uint8_rule", "unknown")}
+
+
+def measured_before(o: Options, samples, reference, extractor, settings: dict):
+    "The report at --json, if it is of these very pictures and settings; None if there is none yet."
+    from vgnb.core import as_json, load_card
+    from vgnb.evaluation.measure import MetricProtocol, Report
+    from vgnb.places import check_record, check_vacant
+    if o.json is None: return None
+    check_record(o.json.with_suffix(".run.json"), o.json.name, o.overwrite, "json")
+    if o.overwrite or not o.json.exists(): return None
+
+    known = load_card(o.json, "json")
+    protocol = known.get("protocol", {})
+    asked = {"samples": samples.id, "reference": reference.id, "extractor": extractor.id, "settings": as_json(settings)}
+    same = {k: protocol.get(k) for k in asked} == asked
+    if not same: check_vacant(o.json, argument="json")
+    return Report(known["values"], MetricProtocol(**protocol), known["notes"])
 
 
 def announce(o: Options, samples, reference, extractor, settings: dict, stored):
@@ -85,11 +116,11 @@ def announce(o: Options, samples, reference, extractor, settings: dict, stored):
 
 def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check, check_int, run_manifest, save_json
+    from vgnb.core import check, check_int
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.measure import check_request, measure
     from vgnb.evaluation.samples import open_samples
-    from vgnb.kinds import to_json
+    from vgnb.places import locked_file
     from vgnb.processes import Processes
 
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
@@ -103,24 +134,38 @@ def main(argv: list[str]) -> int:
     if processes.main: announce(o, samples, reference, extractor, settings, stored)
     if o.dry_run: return 0
 
-    facts = recorded(o.samples)
-    if o.uint8_rule: facts["uint8_rule"] = o.uint8_rule
-    shown = processes.main and sys.stderr.isatty()
-    def progress(side, done):
-        if shown: print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
-    report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
-                     **asked, **facts)
-    if shown: print(file=sys.stderr)
-    if not processes.main: return 0
+    with contextlib.ExitStack() as stack:
+        if o.json: processes.together(lambda: stack.enter_context(locked_file(o.json, "json")))
+        known = processes.together(lambda: measured_before(o, samples, reference, extractor, settings))
+        if known:
+            if processes.main: print(f"{known}\nfinished already, in {o.json}")
+            return 0
 
-    print(report)
-    if o.json:
-        report.save(o.json)
-        run = run_manifest(to_json(o), seed=facts.get("seed") or 0, data=samples.id, device=extractor.device,
-                           world=processes.world, reference=reference.id, extractor=extractor.id)
-        save_json(o.json.with_suffix(".run.json"), run)
-        print(f"written to {o.json}")
+        facts = processes.together(lambda: recorded(o, samples))
+        if o.uint8_rule: facts["uint8_rule"] = o.uint8_rule
+        shown = processes.main and sys.stderr.isatty()
+        def progress(side, done):
+            if shown: print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
+        report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
+                         **asked, **facts)
+        if shown: print(file=sys.stderr)
+        if processes.main: publish(o, report, extractor, processes)
     return 0
+
+
+def publish(o: Options, report, extractor, processes):
+    "Print the numbers; write them and how they came to be, if asked."
+    from vgnb.core import digest_file, run_manifest, save_card
+    from vgnb.kinds import to_json
+    print(report)
+    p = report.protocol
+    if p.seed is not None: print(f"samples: seed {p.seed}, guidance {(p.sampler or {}).get('guidance')}")
+    if o.json is None: return
+    report.save(o.json)
+    run = run_manifest(to_json(o), seed=p.seed or 0, data=p.samples, device=extractor.device, world=processes.world,
+                       reference=p.reference, extractor=p.extractor, outputs={o.json.name: digest_file(o.json)})
+    save_card(o.json.with_suffix(".run.json"), run)
+    print(f"written to {o.json}")
 
 
 if __name__ == "__main__":

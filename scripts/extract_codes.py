@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     from vgnb.processes import Processes
     from vgnb.saved import load_model
     from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.training.extract import CaptionImages, code_plan, extract_codes
+    from vgnb.training.extract import CaptionImages, code_plan, extract_codes, is_recorded
     from vgnb.zoo import load_published
 
     augment = chosen_views(o)
@@ -92,7 +92,9 @@ def main(argv: list[str]) -> int:
                           workers=o.workers, compile=o.backend if o.compile else None,
                           progress=o.progress, processes=processes)
     for e in source.bad: print(f"left out: {e}", file=sys.stderr)
-    if processes.main:
+    if processes.main and is_recorded(o.out, codes=store.fingerprint):
+        print(f"finished already: {len(store):,} pictures in {o.out}")
+    elif processes.main:
         write_run(o.out, to_json(o), seed=0, data=source.fingerprint, device=processes.device,
                   world=processes.world, tokenizer=plan.tokenizer, codes=store.fingerprint,
                   left_out=store.absent.tolist())

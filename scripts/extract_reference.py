@@ -64,17 +64,21 @@ class Options:
 
 def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check_place, run_manifest, save_json
+    from vgnb.core import check_place, digest_file, run_manifest, save_card
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.reference import extract_reference, reference_plan
     from vgnb.evaluation.samples import open_samples
     from vgnb.kinds import to_json
+    from vgnb.places import check_record
     from vgnb.processes import Processes
 
     check_place("out", o.out.parent)
     images, processes = open_samples(o.images, o.size, o.crop, o.max_bad), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     plan = reference_plan(images, extractor, o.out, o.features, o.shard_size)
+    record = o.out.with_suffix(".run.json")
+    check_record(record, o.out.name)
+    finished = o.out.exists() and record.exists()
     if processes.main:
         h, w = plan.size
         print(f"{plan.total:,} pictures of {w}x{h} ({plan.images}) through {plan.extractor} -> {o.out},",
@@ -85,10 +89,12 @@ def main(argv: list[str]) -> int:
     statistics = extract_reference(images, o.out, extractor, keep=o.features, batch=o.batch, shard_size=o.shard_size,
                                    workers=o.workers, progress=o.progress, processes=processes, record={"crop": crop})
     for e in getattr(getattr(images.images, "source", None), "bad", []): print(f"left out: {e}", file=sys.stderr)
-    if processes.main:
+    if processes.main and finished: print(f"finished already: {o.out}")
+    elif processes.main:
         run = run_manifest(to_json(o), seed=0, data=plan.images, device=extractor.device, world=processes.world,
-                           extractor=extractor.id, count=statistics.count)
-        save_json(o.out.with_suffix(".run.json"), run)
+                           extractor=extractor.id, count=statistics.count,
+                           outputs={o.out.name: digest_file(o.out)})
+        save_card(record, run)
         print(f"{statistics.count:,} pictures, {plan.total - statistics.count} left out")
     return 0
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     from vgnb.data.text import Captions, TextEncoder
     from vgnb.kinds import to_json
     from vgnb.processes import Processes
-    from vgnb.training.extract import extract_text
+    from vgnb.training.extract import extract_text, is_recorded
 
     captions = Captions(o.captions, caption=o.caption, first_sentence=o.first_sentence)
     processes = Processes()
@@ -51,7 +51,9 @@ def main(argv: list[str]) -> int:
     encoder = TextEncoder(o.encoder, tokens=o.tokens, device=processes.device)
     store = extract_text(encoder, captions, o.out, processes=processes, dtype=o.dtype, batch=o.batch,
                          shard_size=o.shard_size, max_bad=o.max_bad)
-    if processes.main:
+    if processes.main and is_recorded(o.out, features=store.fingerprint):
+        print(f"finished already: {len(store):,} captions in {o.out}")
+    elif processes.main:
         write_run(o.out, to_json(o), seed=0, data=captions.fingerprint, device=processes.device,
                   world=processes.world, features=store.fingerprint)
         print(f"{len(store):,} captions, {store.width} channels")

@@ -5,7 +5,11 @@
     python scripts/rerun.py runs/x/run.json --dry-run       # say what would run, and what differs from then
 
 Every artifact lies beside a run.json (or NAME.run.json): command, commit, versions, device, seed. Differences between
-then and now are listed first. Results are compared byte for byte.
+then and now are listed first. Results are compared byte for byte with those beside the record, or with the hashes in
+it; exit code 1 if any differs, or if there is none to compare.
+
+Only scripts of this project are started, whatever the record names, and never with --overwrite or --fresh: what is
+there stays. --out must be a new name.
 """
 import os
 import subprocess
@@ -15,7 +19,8 @@ from pathlib import Path
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 
 @dataclass
@@ -24,7 +29,7 @@ class Options:
     run: tyro.conf.Positional[Path]
     "a run.json"
     out: Path | None = None
-    "write here instead: replaces the command's --out"
+    "write here instead (a new name): replaces the command's --out, or --json of evaluate.py"
     dry_run: bool = False
     "only say what would be done"
 
@@ -38,38 +43,68 @@ def differences(run: dict) -> list[str]:
     return [f"{name}: {then} then, {today} now" for name, then, today in code + packages if then != today]
 
 
+GIVE_UP = ("--overwrite", "--fresh")     # words that would remove what is there
+OUT = {"evaluate.py": "--json"}          # a script's option for where its results go; the others': --out
+
+
+def script_of(words: list[str]) -> Path:
+    "The script of this project that a recorded command names. Errors: it names none."
+    from vgnb.core import check
+    named = Path(words[1]) if len(words) > 1 and all(isinstance(w, str) for w in words) else Path()
+    script = ROOT / "scripts" / named.name
+    ours = named.suffix == ".py" and named.parent.name == "scripts" and script.is_file()
+    check(ours, "command", words, f"must be a recorded `python scripts/NAME.py ...` of this project, in {ROOT}")
+    return script
+
+
+def with_out(words: list[str], option: str, out: Path) -> list[str]:
+    "A script's words with another place for its results."
+    at = [i for i, w in enumerate(words) if w == option or w.startswith(f"{option}=")]
+    if not at: return [*words, option, str(out)]
+    i = at[-1]
+    after = i + 2 if words[i] == option else i + 1
+    return [*words[:i], option, str(out), *words[after:]]
+
+
 def command_of(run: dict, out: Path | None) -> list[str]:
     "The command line to run, with this Python, on as many processes as then."
     from vgnb.core import check
-    words = list(run["command"])
-    is_script = len(words) > 1 and words[1].endswith(".py")
-    check(is_script, "command", words, "must be a recorded `python script.py ...`")
-
-    script, rest = words[1], words[2:]
-    if out is not None:
-        check("--out" in rest, "out", out, "cannot be replaced: the recorded command has no --out")
-        rest[rest.index("--out") + 1] = str(out.resolve())
+    words = run["command"]
+    check(isinstance(words, list), "command", words, "must be a list of words")
+    script = script_of(words)
+    rest = [w for w in words[2:] if w not in GIVE_UP]
+    if out is not None: rest = with_out(rest, OUT.get(script.name, "--out"), out.resolve())
 
     world = run.get("world", 1)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
-    return [sys.executable, *launch, script, *rest]
+    return [sys.executable, *launch, str(script), *rest]
 
 
-def results_in(place: Path) -> dict[Path, Path]:
-    "The results (npz, safetensors) below a place, by their path inside it; checkpoints are on the way and no results."
-    if place.is_file(): return {Path("it"): place}
-    found = [p for p in sorted(place.rglob("*")) if p.suffix in (".npz", ".safetensors")]
-    return {p.relative_to(place): p for p in found if "checkpoints" not in p.parts}
+RESULTS = (".npz", ".safetensors", ".pt", ".codes", ".features")
 
 
-def compare(old: Path, new: Path) -> int:
-    "How many results in two places differ."
+def results_in(place: Path) -> dict[str, str]:
+    "{path: hash} of the results below a place; checkpoints are on the way and no results."
     from vgnb.core import digest_file
-    a, b = results_in(old), results_in(new)
-    wrong = [str(name) for name in a if name not in b or digest_file(a[name]) != digest_file(b[name])]
+    if place.is_file(): return {"it": digest_file(place)}
+    found = [p for p in sorted(place.rglob("*")) if p.suffix in RESULTS and "checkpoints" not in p.parts]
+    return {str(p.relative_to(place)): digest_file(p) for p in found}
+
+
+def results_of(record: Path, run: dict) -> dict[str, str]:
+    "{path: hash} of the results that a record describes: as it says, else those that lie beside it."
+    outputs = run.get("outputs")
+    if isinstance(outputs, dict) and len(outputs) == 1: return {"it": next(iter(outputs.values()))}
+    return results_in(record.parent) if record.name == "run.json" else {}
+
+
+def compare(old: dict[str, str], new: dict[str, str]) -> bool:
+    "Whether all results of then are there again; none to compare is no success."
+    wrong = [name for name, sha in old.items() if new.get(name) != sha]
     others = f"; these are not: {', '.join(wrong)}" if wrong else ""
-    print(f"{len(a) - len(wrong)} of {len(a)} results are byte-identical{others}")
-    return len(wrong)
+    print(f"{len(old) - len(wrong)} of {len(old)} results are byte-identical{others}")
+    if not old: print("there is nothing to compare: the record names no results, and none lie beside it", file=sys.stderr)
+    return bool(old) and not wrong
 
 
 def repeat(run: dict, command: list[str]) -> int:
@@ -82,22 +117,22 @@ def repeat(run: dict, command: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    from vgnb.core import check, load_json
+    from vgnb.core import check, load_card
     o = tyro.cli(Options, args=argv, description=__doc__)
-    run = load_json(o.run)
-    is_record = isinstance(run, dict) and {"command", "seed", "versions", "cwd"} <= run.keys()
+    run = load_card(o.run, "run")
+    is_record = {"command", "seed", "versions", "cwd", "device"} <= run.keys()
     check(is_record, "run", o.run, "must be a run.json written by vgnb")
+    if o.out is not None: check(not o.out.exists(), "out", o.out, "exists already; the results need a new name")
 
     command = command_of(run, o.out)
     for line in differences(run): print(f"differs: {line}")
     print("runs:", " ".join(command), f"(in {run['cwd']})", flush=True)
     if o.dry_run: return 0
 
+    before = results_of(o.run, run)
     code = repeat(run, command)
     if code or o.out is None: return code
-    words = run["command"]
-    old = Path(run["cwd"]) / words[words.index("--out") + 1]
-    return int(compare(old, o.out) > 0)
+    return 0 if compare(before, results_in(o.out)) else 1
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ in training:
     python scripts/sample.py PIPE --extrapolate 32 32 --spatial-scale 1 2.5 --ntk-boundary 2
 
 Image i of a seed is the same on any number of processes. Writes OUT.npz (`arr_0` uint8 NHWC, `labels`) and
-OUT.run.json. How tokens are drawn is the pipeline's own choice by default; --order, --guidance and --picks.0 take a
-part by name, its fields are then options. Wrong input ends with one line and exit code 2, before anything is sampled.
+OUT.run.json. Killed, the same command goes on; finished, it does nothing; what another command left at OUT stays unless
+--overwrite is given. How tokens are drawn is the pipeline's own choice by default; --order, --guidance and --picks.0
+take a part by name, its fields are then options. Wrong input ends with one line and exit code 2, before anything is
+sampled.
 """
 import sys
 from dataclasses import asdict, dataclass, field
@@ -109,6 +111,8 @@ class Output:
     "samples a part of the job"
     sheet: Path | None = None
     "also write the first images as one PNG"
+    overwrite: bool = False
+    "what another command left at --out and --sheet, finished or begun, may go"
     dry_run: bool = False
     "load, check and say what would be done"
 
@@ -200,15 +204,22 @@ def main(argv: list[str]) -> int:
     what, images, names = asked_for(**o.painting.given())
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
-                    what=what, images=images, **asked)
+                    what=what, images=images, overwrite=output.overwrite, **asked)
     if processes.main: print(in_words(job, processes))
     if output.dry_run: return 0
 
+    if output.sheet: processes.together(lambda: check_sheet(job, output))
     job.run(processes)
     if processes.main:
-        print(f"written to {output.out}")
+        print(f"finished already: {output.out}" if job.was_finished else f"written to {output.out}")
         if output.sheet: write_sheet(output)
     return 0
+
+
+def check_sheet(job, output: Output):
+    "The sheet's name is free, or the sheet is that of the finished file."
+    from vgnb.places import check_vacant
+    check_vacant(output.sheet, output.overwrite or job.is_finished(), "sheet")
 
 
 def in_words(job, processes) -> str:

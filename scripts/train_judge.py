@@ -18,7 +18,9 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from vgnb.evaluation.judge import JudgeRecipe, examine, save_judge, train_judge
+from vgnb.core import as_json, sweep_aside
+from vgnb.evaluation.judge import JudgeRecipe, examine, load_judge, save_judge, train_judge
+from vgnb.places import check_vacant, locked_file
 
 @dataclass
 class Options:
@@ -29,6 +31,8 @@ class Options:
     "accuracy on clean held-out pictures that must be reached"
     held_out: int = 10000
     "how many held-out pictures are examined"
+    overwrite: bool = False
+    "train again where a judge is finished, and replace it"
     dry_run: bool = False
     "say what would be done and stop"
     recipe: JudgeRecipe = field(default_factory=JudgeRecipe)
@@ -39,7 +43,24 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     print(f"{o.recipe}\n-> {o.out}")
     if o.dry_run: return 0
+    with locked_file(o.out):
+        sweep_aside(o.out.parent, o.out.name)
+        if is_finished(o):
+            print("finished already; --overwrite trains it again")
+            return 0
+        check_vacant(o.out, o.overwrite)
+        return train(o)
 
+
+def is_finished(o: Options) -> bool:
+    "Whether a judge of this very recipe lies there."
+    if o.overwrite or not o.out.exists(): return False
+    _, card = load_judge(o.out)
+    return card["recipe"] == as_json(o.recipe)
+
+
+def train(o: Options) -> int:
+    "Train, examine, write."
     start = time.perf_counter()
     def show(step, loss):
         if step % 50 == 0: print(f"step {step:4}  loss {loss:.3f}  {time.perf_counter() - start:.0f} s", flush=True)

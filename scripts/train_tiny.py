@@ -45,6 +45,8 @@ class Options:
     "samples of each examination"
     threads: int = 1
     "CPU threads of the training"
+    overwrite: bool = False
+    "replace the shipped model of this name"
     dry_run: bool = False
     "say what would be done and stop"
 
@@ -111,8 +113,8 @@ def tokenizer(o: Options) -> int:
 
     from vgnb.saved import load_model
     from vgnb.shipped import ship_model
-    ship_model(o.ship / "tokenizer", load_model(run / "model"), result="just trained")
-    found = examine_tokenizer(o.ship / "tokenizer")                 # what is examined is what is shipped
+    trial = ship_model(o.out / "shipped" / "tokenizer", load_model(run / "model"))
+    found = examine_tokenizer(trial)                                # what is examined is what is shipped
     record = {"command": "python scripts/train_tiny.py tokenizer", "seconds": seconds(run)} | found
     ship_model(o.ship / "tokenizer", load_model(run / "model"), **record)
     print(record["result"])
@@ -192,9 +194,13 @@ def generator(o: Options) -> int:
 
 def main(argv: list[str]) -> int:
     from vgnb.core import check_choice
+    from vgnb.places import check_vacant, locked_file
     o = tyro.cli(Options, args=argv, description=__doc__)
     check_choice("name", o.name, ("tokenizer", *SETTINGS))
-    return tokenizer(o) if o.name == "tokenizer" else generator(o)
+    work = tokenizer if o.name == "tokenizer" else generator
+    if o.dry_run: return work(o)
+    check_vacant(o.ship / o.name, o.overwrite, "ship")
+    with locked_file(o.out / o.name): return work(o)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import SampleJob, planned_labels
 from vgnb.kinds import from_json
 from vgnb.order_maps import step_map
+from vgnb.places import locked
 from vgnb.sampling.extrapolation import Extrapolate
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import HaltonPick, Pick
@@ -54,7 +55,7 @@ from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, recipe
-from vgnb.training.run_folder import Run, locked
+from vgnb.training.run_folder import Run
 from vgnb.views.explorer import OrderExplorer
 from vgnb.views.scenes import OrderChoice, order_course
 

@@ -23,7 +23,7 @@ from vgnb.data.codes import CodeStore
 ROOT = Path(__file__).resolve().parents[1]
 OWNER = """
 import sys
-from vgnb.training.run_folder import locked
+from vgnb.places import locked
 with locked(sys.argv[1]):
     print('holds it', flush=True)
     sys.stdin.read()

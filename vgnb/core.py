@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
            'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
-           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'load_json',
-           'run_manifest', 'write_run']
+           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json', 'load_json',
+           'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
 import os
@@ -287,13 +288,22 @@ def remove_dir(path:str|Path):
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
 
-def sweep_aside(folder:str|Path):
-    "Remove what interrupted writers left in `folder`; only for whoever owns it."
-    for p in Path(folder).glob(f"{_ASIDE}*"): shutil.rmtree(p, ignore_errors=True)
+def sweep_aside(
+    folder:str|Path,
+    name:str="*",  # of what was to be written there; default: of anything
+):
+    "Remove what interrupted writers left in `folder`, folders and files; only for whoever owns them."
+    folder = Path(folder)
+    hexes = "[0-9a-f]" * 8
+    if name != "*": name = glob.escape(name)
+    for p in folder.glob(f"{_ASIDE}{name}-{hexes}"): shutil.rmtree(p, ignore_errors=True)
+    for p in folder.glob(f".{name}.{hexes}.part*"):
+        if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
+        else: p.unlink(missing_ok=True)
 
 # %% ../nbs/000_core.ipynb #2d1bbc0f
-def save_json(path:str|Path, value):
-    "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
+def _json(value) -> str:
+    "As JSON; dataclasses, paths, sets and numbers of numpy are allowed."
     def plain(x):
         if is_dataclass(x): return asdict(x)
         if isinstance(x, np.generic): return x.item()
@@ -301,8 +311,15 @@ def save_json(path:str|Path, value):
         check(isinstance(x, os.PathLike), "value", x, f"can't be written as JSON in {Path(path).name}")
         return str(x)
 
-    text = json.dumps(value, indent=1, default=plain) + "\n"
-    with write_aside(path) as p: p.write_text(text, encoding="utf-8")
+    return json.dumps(value, indent=1, default=plain)
+
+def save_json(path:str|Path, value):
+    "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
+    with write_aside(path) as p: p.write_text(_json(value) + "\n", encoding="utf-8")
+
+def as_json(value):
+    "A value as `load_json` gives it back after `save_json`."
+    return json.loads(_json(value))
 
 def load_json(path:str|Path):
     "Read JSON; a missing or broken file is one clear error."
@@ -311,6 +328,23 @@ def load_json(path:str|Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as e:
         raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
+
+# %% ../nbs/000_core.ipynb #f0d12370
+def save_card(path:str|Path, value:dict):
+    "Write a JSON object with its `seal`, the hash of all its other entries."
+    entries = {k: v for k, v in as_json(value).items() if k != "seal"}
+    save_json(path, entries | {"seal": digest(entries)})
+
+def load_card(path:str|Path, argument:str="path") -> dict:
+    "Read a JSON object; `Mismatch` if it has a seal that is not its own."
+    path = Path(path)
+    card = load_json(path)
+    check(isinstance(card, dict), argument, path, "must hold a JSON object", Mismatch)
+    entries = {k: v for k, v in card.items() if k != "seal"}
+    intact = "seal" not in card or card["seal"] == digest(entries)
+    message = 'is not as it was written: its seal does not fit. Take a sound copy; if you changed it, remove its "seal"'
+    check(intact, argument, path, message, Mismatch)
+    return card
 
 # %% ../nbs/000_core.ipynb #4f72bfff
 def _git(*args) -> str|None:
@@ -360,5 +394,5 @@ def run_manifest(
 def write_run(folder:str|Path, config, **kw) -> dict:
     "Write `folder/run.json` (see `run_manifest`) and return it."
     run = run_manifest(config, **kw)
-    save_json(Path(folder) / "run.json", run)
+    save_card(Path(folder) / "run.json", run)
     return run

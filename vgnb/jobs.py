@@ -6,7 +6,7 @@
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob']
 
 # %% ../nbs/720_jobs.ipynb #1b370812
-import shutil
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +22,27 @@ from vgnb.core import (
     BadInput,
     Mismatch,
     Missing,
+    as_json,
     check,
     check_choice,
     check_int,
     check_place,
     digest,
     digest_file,
-    load_json,
+    load_card,
     run_manifest,
-    save_json,
-    write_aside,
+    save_card,
+    sweep_aside,
 )
 from .data.images import open_images
+from .data.shards import read_sealed, write_sealed
 from .data.transforms import center_crop
 from .draws import At, Keyed
 from .evaluation.samples import Samples, open_samples, save_samples
 from .generators.generator import Cond
 from .kinds import to_json
 from .pipeline import Pipeline
+from .places import check_record, check_vacant, locked_file
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
@@ -170,6 +173,7 @@ class SampleJob:
     mask: Tensor|None = None   # (count, t) of the captions
     what: Application|None = None   # None = pictures from nothing
     images: Samples|None = None     # the pictures that the application starts from
+    overwrite: bool = False         # what another job left at `out`, finished or begun, may go
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -180,6 +184,8 @@ class SampleJob:
         if self.size is not None: check_int("size", self.size, 1)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
+        self.was_finished = False       # whether `run` found everything done
+        self._plan:dict|None = None
         self._check()
 
     def _check(self):
@@ -225,6 +231,7 @@ def record_file(self:SampleJob) -> Path:
 @patch
 def plan(self:SampleJob) -> dict:
     "What decides the pixels; parts of another plan are refused."
+    if self._plan: return self._plan
     caption = {"text": self.text, "mask": self.mask if self.mask is not None else 0}
     plan = dict(tokenizer=digest(self.pipe.tokenizer.state_dict()),
                 generator=digest(self.pipe.generator.state_dict()),
@@ -235,24 +242,92 @@ def plan(self:SampleJob) -> dict:
                 count=self.count)
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
+    self._plan = plan                                               # the weights are hashed once
     return plan
 
 @patch
 def parts(self:SampleJob) -> list[tuple[int, Path]]:
     "(first id, file) of every part."
-    return [(i, self.folder / f"{i:09d}.npy") for i in range(0, self.count, self.part)]
+    return [(i, self.folder / f"{i:09d}.part") for i in range(0, self.count, self.part)]
 
 @patch
-def begin(self:SampleJob):
-    "Make the folder, or take over one that was begun with the same plan."
-    plan, file = self.plan(), self.folder / "plan.json"
-    if not file.exists():
-        save_json(file, plan)
+def write_part(self:SampleJob, file:Path, pictures:np.ndarray, seal:str):
+    "Pictures (b, h, w, 3) and their shape, sealed."
+    write_sealed(file, pictures, np.array(pictures.shape, "<i8"), plan=seal)
+
+@patch
+def read_part(self:SampleJob, file:Path, seal:str) -> np.ndarray:
+    "The pictures of a part. Errors: one that is not of this very plan."
+    body, _, _ = read_sealed(file, seal)
+    shape = np.frombuffer(body[-32:], "<i8")
+    return np.frombuffer(body[:-32], np.uint8).reshape(shape)
+
+# %% ../nbs/720_jobs.ipynb #b2c70851
+@patch
+def is_finished(self:SampleJob) -> bool:
+    "Whether `out` is what this plan makes, by its record. Errors: `Mismatch` if it has been changed since."
+    if not (self.out.exists() and self.record_file.exists()): return False
+    record = load_card(self.record_file, "out")
+    if record.get("config") != as_json(self.plan()): return False
+    same = record.get("outputs", {}).get(self.out.name) == digest_file(self.out)
+    message = f"is not the file that {self.record_file.name} describes; move it away, or give --overwrite"
+    check(same, "out", self.out, message, Mismatch)
+    return True
+
+@patch
+def _begun(self:SampleJob) -> dict|None:
+    "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
+    try: return load_card(self.folder / "plan.json")["plan"]
+    except Missing: pass
+    except (BadInput, KeyError): return {}
+    return {} if self.folder.is_dir() and any(self.folder.iterdir()) else None
+
+@patch
+def _take_over(self:SampleJob):
+    "The parts are of this plan, or there are none yet. Errors: `Mismatch` says whose they are."
+    mine, theirs = as_json(self.plan()), self._begun()
+    if self.overwrite and theirs not in (None, mine):
+        self._clean()
+        theirs = None
+    if theirs is None:
+        save_card(self.folder / "plan.json", {"plan": mine})
         return
-    was = load_json(file)
-    for k, v in plan.items():
-        allowed = f"another job began {self.out} with {was.get(k)!r}; finish that one, or remove {self.folder}"
-        check(was.get(k) == v, k, v, allowed, Mismatch)
+
+    unknown = f"has parts in {self.folder} without a readable plan, so nobody knows whose they are; " \
+              "remove them, or give --overwrite"
+    check(theirs, "out", self.out, unknown, Mismatch)
+    for k, v in mine.items():
+        allowed = f"another job began {self.out} with {theirs.get(k)!r}; finish that one, " \
+                  f"remove {self.folder}, or give --overwrite"
+        check(theirs.get(k) == v, k, v, allowed, Mismatch)
+
+# %% ../nbs/720_jobs.ipynb #4fed1246
+@patch
+def begin(self:SampleJob) -> bool:
+    "Look at what lies there (see above), begin or take over; whether all is done already."
+    for file in (self.out, self.record_file): sweep_aside(file.parent, file.name)
+    sweep_aside(self.folder)
+    try: finished = self.is_finished()
+    except BadInput:
+        if not self.overwrite: raise
+        finished = False
+    if finished:
+        self._clean()
+        return True
+    check_vacant(self.out, self.overwrite)
+    check_record(self.record_file, self.out.name, self.overwrite)
+    self._take_over()
+    return False
+
+@patch
+def _clean(self:SampleJob):
+    "Remove the parts, then the plan, then their folder."
+    if not self.folder.exists(): return
+    plan = self.folder / "plan.json"
+    for file in sorted(self.folder.iterdir()):
+        if file != plan: file.unlink()
+    plan.unlink(missing_ok=True)
+    self.folder.rmdir()
 
 # %% ../nbs/720_jobs.ipynb #6474a5dc
 @patch
@@ -268,6 +343,17 @@ def make(self:SampleJob, start:int) -> np.ndarray:
     return made.swapaxes(0, 1).reshape(-1, *made.shape[2:])         # (k, b, ...): the pictures of a sample in a row
 
 @patch
+def _is_sound(self:SampleJob, file:Path, seal:str) -> bool:
+    "Whether a part is there and of this plan; one line if it is there and not."
+    if not file.exists(): return False
+    try:
+        self.read_part(file, seal)
+    except BadInput:
+        print(f"{file}: damaged, or of another job; made anew", file=sys.stderr)
+        return False
+    return True
+
+@patch
 def run(self:SampleJob,
     processes=None,
     progress:bool|None=None,   # a bar; None: if stderr is a terminal
@@ -277,26 +363,31 @@ def run(self:SampleJob,
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     together = processes.together if processes else lambda work: work()
 
-    together(self.begin)
-    mine = [part for n, part in enumerate(self.parts()) if n % world == rank]
-    for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
-        if file.exists(): continue
-        with write_aside(file) as aside, open(aside, "wb") as f: np.save(f, self.make(start))
-    if processes: processes.wait()
-    together(lambda: self.join(world))
+    with contextlib.ExitStack() as stack:
+        together(lambda: stack.enter_context(locked_file(self.out)))
+        self.was_finished = together(self.begin)
+        if self.was_finished: return self.out
+        seal = digest(as_json(self.plan()))
+        mine = [part for n, part in enumerate(self.parts()) if n % world == rank]
+        for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
+            if not self._is_sound(file, seal): self.write_part(file, self.make(start), seal)
+        if processes: processes.wait()
+        together(lambda: self.join(world))
     return self.out
 
 @patch
 def join(self:SampleJob, world:int=1):
     "Write `out` (arr_0, labels) and `<out>.run.json` beside it, then drop the parts."
-    batches = (np.load(file, allow_pickle=False) for _, file in self.parts())
+    plan = self.plan()
+    seal = digest(as_json(plan))
+    batches = (self.read_part(file, seal) for _, file in self.parts())
     labels = self.labels.repeat_interleave(self.each) if self.text is None else None
     count = self.count * self.each
-    save_samples(self.out, batches, labels, count=count)
+    def record(file:Path):
+        run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, world=world,
+                           sampler=plan["sampling"], count=count, classes=self.pipe.classes, uint8_rule="round",
+                           outputs={self.out.name: digest_file(file)}, **(self.record or {}))
+        save_card(self.record_file, run)
 
-    plan = self.plan()
-    run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, world=world,
-                       sampler=plan["sampling"], count=count, classes=self.pipe.classes, uint8_rule="round",
-                       outputs={self.out.name: digest_file(self.out)}, **(self.record or {}))
-    save_json(self.record_file, run)
-    shutil.rmtree(self.folder, ignore_errors=True)
+    save_samples(self.out, batches, labels, count, before=record)
+    self._clean()

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import Mismatch, Missing, check, check_choice, check_int, load_json, save_json
+from .core import Mismatch, Missing, check, check_choice, check_int, load_card, save_card
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json
@@ -25,12 +25,14 @@ from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
 from .sampling.sampler import Sampler, Step
 from .sampling.settings import Sampling
-from .saved import load_model, save_model
+from .saved import load_model, read_config, save_model
 from .shipped import shipped, shipped_folder
 from .tokenizers.pictures import codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 
 # %% ../nbs/710_pipeline.ipynb #5adad847
+_KEPT = 4    # samplers of a pipeline, each with the generator's caches of its last run
+
 class Pipeline:
     "Tokenizer + generator + sampling settings: labels (or captions) in, uint8 images out."
     def __init__(self,
@@ -67,10 +69,12 @@ class Pipeline:
         return replace(self.sampling, **changes)
 
     def sampler(self, **changes) -> Sampler:
-        "The sampler of these settings with some changed; kept, so that its caches serve the next call."
+        "The sampler of these settings with some changed; a few are kept, so that their caches serve the next call."
         settings = self.settings(**changes)
-        if settings not in self._samplers: self._samplers[settings] = settings.sampler(self.generator)
-        return self._samplers[settings]
+        found = self._samplers.pop(settings, None) or settings.sampler(self.generator)
+        self._samplers[settings] = found                              # the last one used is the last to go
+        if len(self._samplers) > _KEPT: del self._samplers[next(iter(self._samplers))]
+        return found
 
 # %% ../nbs/710_pipeline.ipynb #3bd1f423
 @patch
@@ -251,19 +255,20 @@ _FORMAT = "vgnb-pipeline/1"
 def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
     "Write `tokenizer/`, `generator/` and `pipeline.json` (last) below `folder`."
     folder = Path(folder)
-    save_model(folder / "tokenizer", self.tokenizer, self.tokenizer.config)
-    save_model(folder / "generator", self.generator, self.generator.config)
-    save_json(folder / "pipeline.json", {
+    parts = {"tokenizer": self.tokenizer, "generator": self.generator}
+    for name, part in parts.items(): save_model(folder / name, part, part.config)
+    save_card(folder / "pipeline.json", {
         "format": _FORMAT,
         "sampling": to_json(self.sampling),
         "classes": self.classes,
-        "grid": list(self.grid.shape)})
+        "grid": list(self.grid.shape),
+        "parts": {name: read_config(folder / name)["weights"] for name in parts}})
     return folder
 
 def read_card(folder:str|Path) -> dict:
     "pipeline.json of a saved pipeline: its `sampling`, revived, `classes` and `grid`."
-    card = load_json(Path(folder) / "pipeline.json")
-    ours = isinstance(card, dict) and card.get("format") == _FORMAT and {"sampling", "classes", "grid"} <= card.keys()
+    card = load_card(Path(folder) / "pipeline.json", "where")
+    ours = card.get("format") == _FORMAT and {"sampling", "classes", "grid"} <= card.keys()
     ours = ours and isinstance(card["classes"], list|None) and isinstance(card["grid"], list)
     check(ours, "where", Path(folder), "has a pipeline.json that is not vgnb's", Mismatch)
     return card | {"sampling": from_json(card["sampling"], Sampling, "sampling")}
@@ -300,7 +305,15 @@ def from_pretrained(
     "Load a pipeline."
     folder = find_pretrained(where)
     card = read_card(folder)
-    def part(name): return load_model(folder / card.get(name, name), ema=ema, device=device)
+    def part(name):
+        place = folder / card.get(name, name)
+        model = load_model(place, ema=ema, device=device)
+        weights, expected = model.card.get("weights"), card.get("parts", {}).get(name)
+        same = None in (weights, expected) or weights == expected
+        message = "is not the model that this pipeline was saved with; save the pipeline again"
+        check(same, "where", place, message, Mismatch)
+        return model
+
     return Pipeline(part("tokenizer"), part("generator"), card["sampling"], card["classes"], tuple(card["grid"]))
 
 # %% ../nbs/710_pipeline.ipynb #89b2deb3

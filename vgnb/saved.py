@@ -7,16 +7,19 @@ __all__ = ['split_ties', 'save_tensors', 'load_tensors', 'fill', 'save_model', '
 
 # %% ../nbs/008_saved.ipynb #89efe299
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import Mismatch, Missing, aside_dir, check, load_json, publish_dir, remove_dir, save_json
+from .core import Mismatch, Missing, aside_dir, check, digest_file, load_card, publish_dir, save_card, sweep_aside
 from .kinds import from_json, kind_of, kinds, to_json
 from .names import NameTable
+from .places import locked_file
 
 # %% ../nbs/008_saved.ipynb #61e7cade
 def _memory(t:Tensor) -> tuple:
@@ -77,29 +80,72 @@ def save_model(
     check(word, "config", type(config).__name__, f"must be of a registered kind: {', '.join(sorted(kinds))}")
 
     folder = Path(folder)
-    aside = aside_dir(folder.parent, folder.name)
-    try:
-        save_tensors(aside / "model.safetensors", model.state_dict(), kind=word)
-        if ema: save_tensors(aside / "ema.safetensors", ema, kind=word)
-        save_json(aside / "config.json", {"format": "vgnb-model/1", "config": to_json(config), **extra})
-        if folder.exists(): remove_dir(folder)
-        publish_dir(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with locked_file(folder, "folder"):
+        _restore(folder)
+        sweep_aside(folder.parent, folder.name)
+        aside = aside_dir(folder.parent, folder.name)
+        try:
+            save_tensors(aside / "model.safetensors", model.state_dict(), kind=word)
+            if ema: save_tensors(aside / "ema.safetensors", ema, kind=word)
+            hashes = {p.name: digest_file(p) for p in sorted(aside.glob("*.safetensors"))}
+            save_card(aside / "config.json",
+                      {"format": "vgnb-model/1", "config": to_json(config), **extra, "weights": hashes})
+            _replace(folder, aside)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+def _was(folder:Path) -> Path:
+    "Where a model lies while another takes its place."
+    return folder.with_name(f".was-{folder.name}")
+
+def _restore(folder:Path):
+    "After a kill in `_replace`: the older model returns if the new one is not there."
+    was = _was(folder)
+    if not was.exists(): return
+    if folder.exists(): shutil.rmtree(was)
+    else: os.rename(was, folder)
+
+def _replace(folder:Path, aside:Path):
+    "Publish a complete folder; at every moment one model, old or new, is whole."
+    if folder.exists(): os.rename(folder, _was(folder))
+    publish_dir(aside, folder)
+    shutil.rmtree(_was(folder), ignore_errors=True)
 
 def read_config(folder:str|Path, argument:str="model") -> dict:
     "config.json of a model folder, with `config` revived."
     folder = Path(folder)
     is_model = (folder / "config.json").is_file()
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
+    if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
     check(is_model, argument, folder, "has no config.json, so it is not a saved model", Mismatch)
 
-    card = load_json(folder / "config.json")
-    has_config = isinstance(card, dict) and isinstance(card.get("config"), dict)
+    card = load_card(folder / "config.json", argument)
+    has_config = isinstance(card.get("config"), dict)
     check(has_config, argument, folder, "has a config.json without a configuration", Mismatch)
     return card | {"config": from_json(card["config"], where="config")}
+
+def _check_weights(file:Path, card:dict):
+    "A file of weights is the one that was saved. Errors: `Mismatch` with both hashes."
+    known = card.get("weights")
+    if known is None: return
+    expected, found = known.get(file.name, "none"), digest_file(file)
+    message = f"is not the file that was saved: its SHA-256 is {found[:16]}, config.json says {expected[:16]}; " \
+              "copy the folder anew, or save the model again"
+    check(found == expected, "model", file, message, Mismatch)
+
+def _has_average(folder:Path, card:dict) -> bool:
+    "Whether a model was saved with averaged weights: its card knows, or else the folder shows."
+    known = card.get("weights")
+    return (folder / "ema.safetensors").is_file() if known is None else "ema.safetensors" in known
+
+def _note_unsealed(folder:Path, card:dict):
+    "One line about a folder whose files cannot be compared with what was written."
+    lacks = [words for key, words in (("seal", "seal"), ("weights", "hashes of its weights")) if key not in card]
+    speaks = os.environ.get("RANK", "0") == "0"
+    if not (lacks and speaks): return
+    print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
 
 def load_model(
     folder:str|Path,
@@ -115,8 +161,11 @@ def load_model(
     is_model = kinds[found].build and "." not in found      # a part's word has its shelf before a dot
     check(is_model, "model", folder, f"holds a {found}, which is no model", Mismatch)
 
-    averaged = ema or (ema is None and (folder / "ema.safetensors").is_file())
-    model = kinds[found].build(card["config"])
-    fill(model, load_tensors(folder / f"{'ema' if averaged else 'model'}.safetensors"), folder)
+    averaged = ema or (ema is None and _has_average(folder, card))
+    file = folder / f"{'ema' if averaged else 'model'}.safetensors"
+    state = load_tensors(file)
+    _check_weights(file, card)
+    _note_unsealed(folder, card)
+    model = fill(kinds[found].build(card["config"]), state, folder)
     model.card = card
     return model.to(device).eval()

@@ -6,28 +6,35 @@
 __all__ = ['scale_grid', 'best_scale', 'GuidanceSearch', 'search_figure']
 
 # %% ../nbs/730_search.ipynb #550877e1
+import contextlib
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 from torch import Tensor
 
 from vgnb.core import (
+    BadInput,
     Mismatch,
+    as_json,
     check,
     check_choice,
     check_float,
     check_int,
     check_place,
     digest,
-    load_json,
+    load_card,
     run_manifest,
-    save_json,
+    save_card,
+    sweep_aside,
     write_aside,
 )
+from .data.shards import read_sealed, write_sealed
 from .evaluation.features import Extractor, Features
 from .evaluation.measure import check_request, look_at, measure
 from .evaluation.samples import Samples, open_samples
@@ -35,8 +42,8 @@ from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
 from .kinds import dotted, to_json, with_dotted
 from .pipeline import Pipeline
+from .places import locked
 from .processes import Processes
-from .saved import load_tensors, save_tensors
 
 # %% ../nbs/730_search.ipynb #314c3827
 def scale_grid(
@@ -131,8 +138,17 @@ def _together(processes:Processes|None, work):
     "One process does it, all have the result."
     return processes.together(work) if processes else work()
 
-def _write(file:Path, tensors:dict):
-    with write_aside(file) as aside: save_tensors(aside, tensors)
+def _write(file:Path, seen:Features, seal:str):
+    "Features, sealed with what was looked at and through what."
+    tensors = {k: v.contiguous() for k, v in seen._asdict().items() if v is not None}
+    write_sealed(file, np.frombuffer(safetensors.torch.save(tensors), np.uint8), plan=seal)
+
+def _read(file:Path, seal:str) -> Features|None:
+    "The features in a file; None, and a line, where they are none of these."
+    if not file.exists(): return None
+    try: return Features(**safetensors.torch.load(read_sealed(file, seal)[0]))
+    except BadInput:
+        print(f"{file}: damaged, or of another reference; made anew", file=sys.stderr)
 
 class _SearchFolder(_Search):
     "What is known of a search, in its folder."
@@ -152,10 +168,9 @@ class _SearchFolder(_Search):
         "What is known: {plan, by, scales: {scale: report}, best, final}. Errors: `Mismatch` for another plan's folder."
         if not self.file.exists():
             return {"format": _FORMAT, "plan": self.plan, "by": self.by, "scales": {}, "best": None, "final": None}
-        known = load_json(self.file)
-        ours = isinstance(known, dict) and known.get("format") == _FORMAT
-        check(ours, "out", self.out, "has a results.json that is not a search's", Mismatch)
-        for k, v in self.plan.items():
+        known = load_card(self.file, "out")
+        check(known.get("format") == _FORMAT, "out", self.out, "has a results.json that is not a search's", Mismatch)
+        for k, v in as_json(self.plan).items():
             was = known["plan"].get(k)
             advice = f"the search in {self.out} was begun with {was!r}; use that, or another folder"
             check(was == v, k, v, advice, Mismatch)
@@ -172,11 +187,11 @@ class _SearchFolder(_Search):
         fits = stored and stored.dims == self.extractor.dims
         of_points = {"kid", "pr", "dc"} & set(self.metrics)
         if not of_points and ("fid" not in self.metrics or fits): return None
-        file = self.out / "reference.safetensors"
-        if not _together(processes, file.exists):
+        file, seal = self.out / "reference.looks", digest(self.reference.id, self.extractor.id)
+        if not _together(processes, lambda: _read(file, seal) is not None):
             seen = look_at(self.extractor, self.reference, self.batch, processes=processes)
-            _together(processes, lambda: _write(file, {k: v for k, v in seen._asdict().items() if v is not None}))
-        return Features(**load_tensors(file))
+            _together(processes, lambda: _write(file, seen, seal))
+        return _read(file, seal)
 
 # %% ../nbs/730_search.ipynb #5dc569b1
 class GuidanceSearch(_SearchFolder):
@@ -201,6 +216,13 @@ class GuidanceSearch(_SearchFolder):
         progress:Callable[[str], None]|None=None, # gets a line for each scale
     ) -> dict:
         "Do what is missing and return the results."
+        with contextlib.ExitStack() as stack:
+            _together(processes, lambda: stack.enter_context(locked(self.out, ".lock", "out")))
+            _together(processes, lambda: sweep_aside(self.out))
+            return self._run(processes, progress)
+
+    def _run(self, processes:Processes|None, progress:Callable[[str], None]|None) -> dict:
+        "`run`, in a folder that is ours."
         results = _together(processes, self.results)
         def note(scale:float, count:int, report:dict):
             _together(processes, lambda: self.save(results, processes))
@@ -227,7 +249,7 @@ class GuidanceSearch(_SearchFolder):
         "Write results.json and its picture."
         run = run_manifest(self.plan, seed=self.seed, data=self.reference.id, device=self.pipe.device,
                            world=processes.world if processes else 1, count=self.count, final=self.final, by=self.by)
-        save_json(self.file, results | {"scales": _by_scale(results["scales"]), "run": run})
+        save_card(self.file, results | {"scales": _by_scale(results["scales"]), "run": run})
         picture = png_bytes(search_figure(results), None)
         with write_aside(self.out / "search.png") as aside: aside.write_bytes(picture)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
-from .core import Mismatch, check, check_choice, save_json
+from .core import Mismatch, check, check_choice, save_card
 from .kinds import to_json
-from .saved import save_model
+from .saved import read_config, save_model
 
 # %% ../nbs/705_shipped.ipynb #c772456b
 def shipped_root() -> Path:
@@ -57,5 +57,7 @@ def ship_pipeline(
     folder = Path(folder)
     ship_model(folder / "generator", generator, classes=classes, **record)
     card = {"format": "vgnb-pipeline/1", "sampling": to_json(sampling), "classes": classes, "grid": list(grid)}
-    save_json(folder / "pipeline.json", card | {"tokenizer": "../tokenizer"})
+    places = {"tokenizer": folder.parent / "tokenizer", "generator": folder / "generator"}
+    parts = {name: read_config(place)["weights"] for name, place in places.items() if place.is_dir()}
+    save_card(folder / "pipeline.json", card | {"tokenizer": "../tokenizer", "parts": parts})
     return folder

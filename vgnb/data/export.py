@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import BadItem, check, check_int, digest, write_aside
+from ..core import BadItem, check, check_int, digest, sweep_aside, write_aside
 from .sources import ImageSource
 from .stored import StoredImages
 from .tars import PICTURE_KEYS
+from ..places import check_vacant, locked_file
 
 # %% ../../nbs/data/118_export.ipynb #bb41e39d
 _MAGIC = {
@@ -186,9 +187,12 @@ def export_images(
             count += 1
             if callback: callback(count)
 
-    if kind == "shards": write_shards(place, counted(), shard_size)
-    elif kind == "tar": write_tar(place, counted())
-    else: write_folder(place, counted())
+    with locked_file(place):
+        check_vacant(place)                                         # another may have finished meanwhile
+        sweep_aside(place.parent, place.name)
+        if kind == "shards": write_shards(place, counted(), shard_size)
+        elif kind == "tar": write_tar(place, counted())
+        else: write_folder(place, counted())
     return count
 
 # %% ../../nbs/data/118_export.ipynb #ecd0c480

@@ -7,6 +7,7 @@ __all__ = ['write_sealed', 'read_sealed', 'load_index', 'ShardWriter', 'map_seal
 
 # %% ../../nbs/data/119_shards.ipynb #e9136a8d
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadInput, Mismatch, Missing, check, check_int, digest, load_json, save_json, write_aside
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    check,
+    check_int,
+    digest,
+    load_json,
+    save_json,
+    sweep_aside,
+    write_aside,
+)
 
 # %% ../../nbs/data/119_shards.ipynb #44d490f7
 _SEAL = 40                                          # bytes: rows (int64), SHA-256 of everything before
@@ -22,10 +34,11 @@ _SEAL = 40                                          # bytes: rows (int64), SHA-2
 def write_sealed(
     path:str|Path,       # published whole or not at all
     *arrays:np.ndarray,  # C-ordered, little-endian; the first axis of the first one counts the rows
+    plan:str="",         # digest of what the file is a part of
 ) -> str: # SHA-256, hex
-    "Write arrays, the number of rows and their hash as one file."
+    "Write arrays, the number of rows and their hash, which begins with the plan, as one file."
     rows = np.array([len(arrays[0])], "<i8")
-    h = hashlib.sha256()
+    h = hashlib.sha256(plan.encode())
     with write_aside(path) as aside, open(aside, "wb") as f:
         for a in (*arrays, rows):
             piece = np.ascontiguousarray(a).tobytes()
@@ -34,32 +47,71 @@ def write_sealed(
         f.write(h.digest())
     return h.hexdigest()
 
-def read_sealed(path:str|Path) -> tuple[bytes, int, str]:
+def read_sealed(
+    path:str|Path,
+    plan:str="",     # as it was written with
+) -> tuple[bytes, int, str]:
     "(body, rows, SHA-256) of a sealed file; anything that is not exactly what was written is an error."
     path = Path(path)
     check(path.is_file(), "shard", path, "no such file", Missing)
     raw = path.read_bytes()
-    sound = len(raw) >= _SEAL and hashlib.sha256(raw[:-32]).digest() == raw[-32:]
-    check(sound, "shard", path,
-          f"is damaged ({len(raw)} bytes do not match their hash); remove it and run the extraction again")
+    h = hashlib.sha256(plan.encode())
+    h.update(memoryview(raw)[:-32])
+    sound = len(raw) >= _SEAL and h.digest() == raw[-32:]
+    check(sound, "shard", path, f"is damaged, or a part of something else ({len(raw)} bytes do not match their hash); "
+          "remove it and run the same command again")
     rows = int(np.frombuffer(raw[-_SEAL:-32], "<i8")[0])
     return raw[:-_SEAL], rows, raw[-32:].hex()
 
 # %% ../../nbs/data/119_shards.ipynb #158575c7
-_FORMAT = 1
+_FORMAT = 2
+_OLD_SEALS = 1      # of this format: shards that do not know their plan
 
-def _join_plan(folder:Path, mine:dict):
-    "Begin a store with this plan, or find the same plan there; any other is a `Mismatch` that names what differs."
-    check(not folder.exists() or folder.is_dir(), "path", folder, "must be a folder")
-    strangers = folder.exists() and any(p.name[0] != "." for p in folder.iterdir())
-    if not (folder / "plan.json").exists():             # asked after the folder: another may have begun meanwhile
-        check(not strangers, "path", folder, "is not empty and holds no store; choose a new folder")
-        save_json(folder / "plan.json", mine)
+def _seal_of(plan:dict) -> str:
+    "What the shards of a plan are sealed with."
+    return "" if plan["format"].endswith(f"/{_OLD_SEALS}") else digest(plan)
 
-    theirs = load_json(folder / "plan.json")
+def _stored_plan(folder:Path) -> dict|None:
+    "plan.json, or None where it is missing or damaged."
+    try: found = load_json(folder / "plan.json")
+    except BadInput: return None
+    return found if isinstance(found, dict) and isinstance(found.get("format"), str) else None
+
+def _differences(theirs:dict|None, mine:dict) -> str:
+    "What a stored plan says otherwise, in words."
+    if theirs is None: return "no readable plan.json"
     other = sorted(k for k in mine.keys() | theirs.keys() if digest(mine.get(k)) != digest(theirs.get(k)))
-    both = "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}" for k in other)
-    check(not other, "path", folder, f"holds another store ({both}); choose a new folder", Mismatch)
+    return "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}" for k in other)
+
+def _knows(file:Path, plan:dict) -> bool:
+    "Whether a shard was sealed with this very plan."
+    try: read_sealed(file, _seal_of(plan))
+    except BadInput: return False
+    return True
+
+def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
+    "Begin a store with this plan, or go on with the same one (its format may be older). Errors: `Mismatch`."
+    check(not folder.exists() or folder.is_dir(), "path", folder, "must be a folder")
+    is_empty = not folder.exists() or all(p.name[0] == "." for p in folder.iterdir())
+    begun = (folder / "plan.json").exists()             # asked after the folder: another may have begun meanwhile
+    if is_empty and not begun:
+        save_json(folder / "plan.json", mine)
+        return mine
+
+    theirs = _stored_plan(folder)
+    is_old = theirs is not None and theirs["format"] == mine["format"].replace(f"/{_FORMAT}", f"/{_OLD_SEALS}")
+    if is_old: mine = mine | {"format": theirs["format"]}
+    differs = _differences(theirs, mine)
+    if not differs: return mine
+
+    shards = sorted(folder.glob(f"*.{kind}"))
+    nothing_yet = begun and theirs is None and not shards
+    heals = nothing_yet or (not is_old and any(_knows(file, mine) for file in shards))
+    check(begun or shards, "path", folder, "is not empty and holds no store; choose a new folder")
+    check(heals, "path", folder, f"holds another store ({differs}); choose a new folder", Mismatch)
+    print(f"{folder / 'plan.json'}: was damaged; written anew, as {len(shards)} shards know it", file=sys.stderr)
+    save_json(folder / "plan.json", mine)
+    return mine
 
 def _ascend_within(ids:np.ndarray, span:range) -> bool:
     "Whether the ids of a shard ascend and lie in its span."
@@ -79,8 +131,8 @@ def load_index(path:str|Path, kind:str) -> dict:
     facts = {k: v for k, v in found.items() if k != "fingerprint"} if isinstance(found, dict) else None
     sound = facts is not None and digest(facts) == found.get("fingerprint")
     check(sound, kind, index, "is damaged; remove it and run the extraction again (whole shards are kept)")
-    check(found["format"] == f"vgnb.{kind}/{_FORMAT}", kind, path,
-          f"must be a store vgnb.{kind}/{_FORMAT}, this is {found['format']}", Mismatch)
+    known = [f"vgnb.{kind}/{n}" for n in range(_OLD_SEALS, _FORMAT + 1)]
+    check(found["format"] in known, kind, path, f"must be a store {known[-1]}, this is {found['format']}", Mismatch)
     return found
 
 # %% ../../nbs/data/119_shards.ipynb #ef892908
@@ -95,7 +147,8 @@ class ShardWriter:
         self.path, self.plan = Path(path), plan
         self.rank, self.world = check_int("rank", rank, 0, world - 1), world
         self.shards = -(-plan.total // plan.shard_size)
-        _join_plan(self.path, dict(format=f"vgnb.{self.kind}/{_FORMAT}", **asdict(plan)))
+        self.stored = _join_plan(self.path, dict(format=f"vgnb.{self.kind}/{_FORMAT}", **asdict(plan)), self.kind)
+        self.seal = _seal_of(self.stored)
 
     def file(self, shard:int) -> Path: return self.path / f"{shard:05d}.{self.kind}"
 
@@ -108,24 +161,44 @@ class ShardWriter:
         "The ids in a shard's body; `BadInput` where it is not what the plan says."
         return self.plan.views(np.frombuffer(body, np.uint8), rows)[0]
 
+    def sealed(self, shard:int) -> tuple[bytes, int, str]:
+        "(body, rows, SHA-256) of a shard of this very plan."
+        return read_sealed(self.file(shard), self.seal)
+
     def entry(self, shard:int) -> dict|None:
         "The index's line for a published shard; None when it is absent or unsound."
         try:
-            body, rows, sha = read_sealed(self.file(shard))
+            body, rows, sha = self.sealed(shard)
             ids = self.ids_of(body, rows)
         except BadInput: return None
         if not _ascend_within(ids, self.span(shard)): return None
         return dict(file=self.file(shard).name, rows=rows, bytes=len(body) + _SEAL, sha256=sha)
 
     def todo(self) -> list[int]:
-        "This process's shards that still have to be written."
-        return [k for k in range(self.rank, self.shards, self.world) if self.entry(k) is None]
+        "This process's shards that still have to be written; one line about each that is there and unsound."
+        todo = [k for k in range(self.rank, self.shards, self.world) if self.entry(k) is None]
+        for k in todo:
+            if not self.file(k).exists(): continue
+            print(f"{self.file(k)}: damaged, or not of this store; made anew", file=sys.stderr)
+        return todo
+
+    def sweep(self):
+        "Remove what killed writers left; for the store's owner, before the others write."
+        sweep_aside(self.path)
+
+    def remove(self):
+        "Remove the store, its plan last: what a kill leaves is still of this plan."
+        plan = self.path / "plan.json"
+        for file in sorted(self.path.iterdir()):
+            if file != plan: file.unlink()
+        plan.unlink(missing_ok=True)
+        self.path.rmdir()
 
     def publish(self, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> str:
         "Seal one shard; ids ascend and lie in its span."
         s = self.span(check_int("shard", shard, 0, self.shards - 1))
         check(_ascend_within(ids, s), "ids", ids.tolist(), f"must ascend within [{s.start}, {s.stop})")
-        return write_sealed(self.file(shard), ids, *arrays)
+        return write_sealed(self.file(shard), ids, *arrays, plan=self.seal)
 
     def finish(self, **facts) -> dict:
         "One process, after all others: check that every shard is there, write the index last; returns it."
@@ -135,9 +208,9 @@ class ShardWriter:
         check(not lost, "path", self.path,
               f"{len(lost)} of {self.shards} shards are missing (first: {first}); run the extraction again")
 
-        for p in self.path.glob(".*.part*"): p.unlink(missing_ok=True)           # what killed writers left
+        self.sweep()
         rows = sum(e["rows"] for e in entries)
-        index = dict(load_json(self.path / "plan.json"), **facts, rows=rows, shards=entries)
+        index = dict(self.stored, **facts, rows=rows, shards=entries)
         save_json(self.path / "index.json", dict(index, fingerprint=digest(index)))
         return load_index(self.path, self.kind)
 
@@ -146,6 +219,7 @@ def map_sealed(
     folder:Path, entry:dict,    # a shard of the index: file, rows, bytes, sha256
     kind:str,                   # kind of store, for the error
     verify:Callable|None=None,  # called with the body, read and compared by hash; None compares the size only
+    plan:str="",                # what it was sealed with
 ) -> np.ndarray: # read-only bytes, memory-mapped
     "The body of a shard that is what the index says."
     file = Path(folder) / entry["file"]
@@ -155,7 +229,7 @@ def map_sealed(
     check(size == entry["bytes"], kind, file,
           f"must have {entry['bytes']} bytes, found {size}; remove it and run the extraction again")
     if verify:
-        body, rows, sha = read_sealed(file)
+        body, rows, sha = read_sealed(file, plan)
         check(sha == entry["sha256"], kind, file,
               f"must have hash {entry['sha256'][:16]}, found {sha[:16]}; it belongs to another store", Mismatch)
         verify(np.frombuffer(body, np.uint8))
@@ -174,7 +248,9 @@ class ShardStore:
         "What the index says: `plan` and `fingerprint`."
         self.path = Path(path)
         self.index = load_index(path, self.kind)
-        self.plan = self.plan_type(**{k: self.index[k] for k in self.plan_type.__dataclass_fields__})
+        planned = {k: self.index[k] for k in self.plan_type.__dataclass_fields__}
+        self.plan = self.plan_type(**planned)
+        self.seal = _seal_of({"format": self.index["format"]} | planned)
         self.fingerprint = self.index["fingerprint"]
 
     def _map_shards(self, verify:bool):
@@ -185,7 +261,8 @@ class ShardStore:
 
     def _map(self, entry:dict, verify:bool) -> tuple[np.ndarray, ...]:
         def look(body): self._check_views(self.path / entry["file"], self.plan.views(body, entry["rows"]))
-        return self.plan.views(map_sealed(self.path, entry, self.kind, look if verify else None), entry["rows"])
+        body = map_sealed(self.path, entry, self.kind, look if verify else None, self.seal)
+        return self.plan.views(body, entry["rows"])
 
     def _check_views(self, file:Path, views:tuple[np.ndarray, ...]):
         "Raise where a shard that matches its hash holds what it must not."

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_json, save_json, write_aside
+from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_card, save_card, write_aside
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
 from .features import Extractor, Features, extractors, read_weights
@@ -190,7 +190,7 @@ def save_judge(
                 bytes=path.stat().st_size,
                 sha256=digest_file(path),
                 **facts)
-    save_json(path.with_suffix(".json"), card)
+    save_card(path.with_suffix(".json"), card)
     return card
 
 def load_judge(
@@ -200,9 +200,10 @@ def load_judge(
     path = Path(path) if path else _shipped()
     for p in (path, path.with_suffix(".json")):
         check(p.is_file(), "weights", p, "no such file; scripts/train_judge.py writes it", Missing)
-    card, state = load_json(path.with_suffix(".json")), read_weights(path)
+    card = load_card(path.with_suffix(".json"), "weights")
     same = card.get("sha256") == digest_file(path)
     check(same, "weights", path, "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
+    state = read_weights(path)
     net = Judge(len(card["classes"]), card["recipe"]["width"], card["recipe"]["dims"])
     net.load_state_dict(state)
     return net.eval().requires_grad_(False), card

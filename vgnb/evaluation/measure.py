@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_choice, check_int, save_json
+from ..core import Mismatch, check, check_choice, check_int, save_card
 from .features import Extractor, Features, accuracy, extract
 from vgnb.evaluation.fid import (
     check_same_extractor,
@@ -69,7 +69,7 @@ class Report:
         a, b = asdict(self.protocol), asdict(other.protocol)
         return [k for k in a if a[k] != b[k] and k not in ("samples", "sampler", "seed")]
 
-    def save(self, path:str|Path): save_json(path, asdict(self))
+    def save(self, path:str|Path): save_card(path, asdict(self))
 
 def spread(labels) -> str:
     "How classes are spread over samples, in words."

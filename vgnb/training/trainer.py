@@ -18,10 +18,11 @@ import torch
 
 from ..core import VgnbError, check, write_run
 from ..kinds import to_json
+from ..places import locked
 from ..processes import INTERRUPTED, Processes, catch_signals
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at
-from .run_folder import Run, RunFolder, locked, read_same
+from .run_folder import Run, RunFolder, read_same
 from .step import Stepper, TrainState, micro_batches
 from .tasks import Task
 from .trackers import Tracker, trackers
