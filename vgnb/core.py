@@ -302,24 +302,24 @@ def sweep_aside(
         else: p.unlink(missing_ok=True)
 
 # %% ../nbs/000_core.ipynb #2d1bbc0f
-def _json(value) -> str:
-    "As JSON; dataclasses, paths, sets and numbers of numpy are allowed."
+def _json(value, where:str) -> str:
+    "As JSON for `where`, which errors name; dataclasses, paths, sets and numbers of numpy are allowed."
     def plain(x):
         if is_dataclass(x): return asdict(x)
         if isinstance(x, np.generic): return x.item()
         if isinstance(x, (set, frozenset)): return sorted(x)
-        check(isinstance(x, os.PathLike), "value", x, f"can't be written as JSON in {Path(path).name}")
+        check(isinstance(x, os.PathLike), "value", x, f"can't be written as JSON in {where}")
         return str(x)
 
     return json.dumps(value, indent=1, default=plain)
 
 def save_json(path:str|Path, value):
     "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
-    with write_aside(path) as p: p.write_text(_json(value) + "\n", encoding="utf-8")
+    with write_aside(path) as p: p.write_text(_json(value, Path(path).name) + "\n", encoding="utf-8")
 
 def as_json(value):
     "A value as `load_json` gives it back after `save_json`."
-    return json.loads(_json(value))
+    return json.loads(_json(value, "a record"))
 
 def load_json(path:str|Path):
     "Read JSON; a missing or broken file is one clear error."
