@@ -104,13 +104,12 @@ def register_part(
     part,                      # a dataclass; or a value of it, which then lies on the shelf under `word`
     build:Callable|None=None,  # what makes of a configuration the thing that it describes
 ):
-    "Make a part known to files and commands; returns it. Errors: a word that stands for another part."
+    "Make a part known to files and commands. Errors: a word that stands for another part."
     config = part if isinstance(part, type) else type(part)
     is_ready = config is not part
     if is_ready: shelf(shelf_name).check_free(word, part)
     kinds[f"{shelf_name}.{word}"] = Kind(config, build)
     if is_ready: shelf(shelf_name)[word] = part
-    return part
 
 def kind_of(config) -> str|None:
     "The registered word of a configuration, or None."
