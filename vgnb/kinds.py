@@ -81,6 +81,7 @@ class OpenRegistry(Registry):
     def items(self): return ItemsView(self)
     def values(self): return ValuesView(self)
 
+# %% ../nbs/006_kinds.ipynb #ef30ddfe
 class Shelf(OpenRegistry):
     "Ready-made values of parts that stand in for each other, by name."
     number: Callable|None = None       # float -> a part, where a plain number stands for one
@@ -185,6 +186,7 @@ def to_json(
     check(is_plain, where or "value", value, "can't be written as JSON; numbers, words, lists and registered parts can")
     return value
 
+# %% ../nbs/006_kinds.ipynb #fb5d56fd
 def _revive(hint, value, where:str):
     "`value` from JSON as what the annotation `hint` asks for."
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
