@@ -80,6 +80,10 @@ class Painting:
     "turn these pictures into the classes asked for; frame by frame, one sample's pictures in a row"
     frames: int | None = None
     "for --morph: pictures on the way (default: 8)"
+    morph_order: str | None = None
+    "for --morph: in which order the region grows (default: halton, everywhere at once; spiral-out: from the middle)"
+    afresh: bool = False
+    "for --morph: make the whole region anew in each picture"
     extrapolate: tuple[int, int] | None = None
     "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
     spatial_scale: tuple[float, float] | None = None
@@ -97,7 +101,7 @@ class Painting:
 
     def given(self) -> dict:
         "The options as `asked_for` takes them: None is what was not asked for, and so is a flag that is off."
-        return asdict(self) | {"paste": self.paste or None}
+        return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None}
 
 
 @dataclass

@@ -639,6 +639,8 @@ def test_larger_pictures_by_command(place, scripts, sample):
     ("pipe --frames 3", "frames=3: only goes with morph"),
     ("pipe --morph flat --frames 0", "frames=0: must be an integer >= 1"),
     ("pipe --morph flat --crop 0", "crop=0: must be an integer >= 1"),
+    ("pipe --morph flat --morph-order spiral", "order='spiral': must be one of"),
+    ("pipe --inpaint flat --mask masks --afresh", "afresh=True: only goes with morph"),
     ("pipe --morph flat --seam 0", "seam=0: only goes with inpaint or outpaint"),
     ("pipe --outpaint flat --canvas 40 64 --seam 2", "seam=2: only goes with paste"),
     ("raster --inpaint flat --mask masks/0.png", "generator='RasterTransformer': must have the trait any_order"),

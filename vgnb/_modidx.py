@@ -1587,7 +1587,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.jobs.SampleJob.record_file': ('jobs.html#samplejob.record_file', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.run': ('jobs.html#samplejob.run', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.write_part': ('jobs.html#samplejob.write_part', 'vgnb/jobs.py'),
-                           'vgnb.jobs._larger': ('jobs.html#_larger', 'vgnb/jobs.py'),
+                           'vgnb.jobs._goes_with': ('jobs.html#_goes_with', 'vgnb/jobs.py'),
                            'vgnb.jobs._masks': ('jobs.html#_masks', 'vgnb/jobs.py'),
                            'vgnb.jobs._one_picture': ('jobs.html#_one_picture', 'vgnb/jobs.py'),
                            'vgnb.jobs.asked_for': ('jobs.html#asked_for', 'vgnb/jobs.py'),

@@ -8,7 +8,7 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 # %% ../nbs/720_jobs.ipynb #1b370812
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -102,22 +102,19 @@ def picture_of(images:Samples, ids:Tensor) -> np.ndarray:
     return np.concatenate([images.images[i:i + 1] for i in (ids % len(images)).tolist()])
 
 # %% ../nbs/720_jobs.ipynb #97270f3b
-_GOES_WITH = {     # option: the applications that know it
-    "mask": ("inpaint", "morph"),
-    "canvas": ("outpaint",),
-    "at": ("outpaint",),
-    "frames": ("morph",),
-    "spatial_scale": ("extrapolate",),
-    "spatial_ratio": ("extrapolate",),
-    "ntk_boundary": ("outpaint", "extrapolate"),
-    "crop": ("inpaint", "outpaint", "morph"),
-    "paste": ("inpaint", "outpaint"),
-    "seam": ("inpaint", "outpaint")}
+_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate}
+_FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}   # called otherwise there
+
+def _goes_with(option:str) -> list[str]:
+    "The applications that have such a field; `crop` goes with all that take pictures."
+    if option == "crop": return [kind for kind, what in _WHAT.items() if what.takes_pictures]
+    field = _FIELDS.get(option, option)
+    return [kind for kind, what in _WHAT.items() if field in (f.name for f in fields(what))]
 
 def asked_for(
     inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
     extrapolate=None,                          # ... or a code grid (h, w)
-    **options,                                 # those of `_GOES_WITH`; None = not asked for
+    **options,                                 # fields of the application, and `crop`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
     "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
     asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
@@ -128,23 +125,20 @@ def asked_for(
     kind = kinds[0] if kinds else None
     given = {k: v for k, v in options.items() if v is not None}
     for name, value in given.items():
-        known_to = _GOES_WITH[check_choice("option", name, tuple(_GOES_WITH))]
-        check(kind in known_to, name, value, f"only goes with {' or '.join(known_to)}")
+        known_to = _goes_with(name)
+        check(kind in known_to, name, value, f"only goes with {' or '.join(known_to) or 'nothing here'}")
     check("seam" not in given or given.get("paste"), "seam", given.get("seam"), "only goes with paste")
     if kind is None: return None, None, []
-    if kind == "extrapolate": return _larger(tuple(extrapolate), given), None, []
 
-    images, classes = open_pictures(asked[kind], given.pop("crop", None), kind)
-    mask = _masks(given.pop("mask", None), options.get("crop"), images, needed=kind == "inpaint")
-    if kind == "inpaint": return Inpaint(mask, **given), images, classes
-    if kind == "morph": return Morph(mask=mask, **given), images, classes
-    check("canvas" in given, "canvas", None, "is needed: height and width of the whole in pixels")
-    return Outpaint(**{k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in given.items()}), images, classes
+    crop = given.pop("crop", None)
+    what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    if kind == "extrapolate": return Extrapolate(tuple(extrapolate), **what), None, []
 
-def _larger(shape:tuple[int, int], given:dict) -> Extrapolate:
-    "Pictures on a larger grid; options that are not given keep their defaults."
-    ours = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "ntk_boundary": "ntk_boundary"}
-    return Extrapolate(shape, **{ours[k]: v for k, v in given.items()})
+    images, classes = open_pictures(asked[kind], crop, kind)
+    has_canvas = kind != "outpaint" or "canvas" in given
+    check(has_canvas, "canvas", None, "is needed: height and width of the whole in pixels")
+    if kind != "outpaint": what["mask"] = _masks(given.get("mask"), crop, images, needed=kind == "inpaint")
+    return _WHAT[kind](**what), images, classes
 
 def _masks(where, crop:int|None, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."

@@ -81,6 +81,7 @@ class OpenRegistry(Registry):
     def items(self): return ItemsView(self)
     def values(self): return ValuesView(self)
 
+# %% ../nbs/006_kinds.ipynb #ef30ddfe
 class Shelf(OpenRegistry):
     "Ready-made values of parts that stand in for each other, by name."
     number: Callable|None = None       # float -> a part, where a plain number stands for one
@@ -104,13 +105,12 @@ def register_part(
     part,                      # a dataclass; or a value of it, which then lies on the shelf under `word`
     build:Callable|None=None,  # what makes of a configuration the thing that it describes
 ):
-    "Make a part known to files and commands; returns it. Errors: a word that stands for another part."
+    "Make a part known to files and commands. Errors: a word that stands for another part."
     config = part if isinstance(part, type) else type(part)
     is_ready = config is not part
     if is_ready: shelf(shelf_name).check_free(word, part)
     kinds[f"{shelf_name}.{word}"] = Kind(config, build)
     if is_ready: shelf(shelf_name)[word] = part
-    return part
 
 def kind_of(config) -> str|None:
     "The registered word of a configuration, or None."
@@ -186,6 +186,7 @@ def to_json(
     check(is_plain, where or "value", value, "can't be written as JSON; numbers, words, lists and registered parts can")
     return value
 
+# %% ../nbs/006_kinds.ipynb #fb5d56fd
 def _revive(hint, value, where:str):
     "`value` from JSON as what the annotation `hint` asks for."
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)

@@ -57,7 +57,6 @@ class Run:
         check_int("workers", self.workers, 0)
         check_int("keep", self.keep, 2)
         check_choice("resume", self.resume, ("auto", "resume", "fresh"))
-        check_choice("tracker", self.tracker, trackers)
         check_choice("on_save_error", self.on_save_error, ("stop", "warn"))
 
         package = trackers[self.tracker].package
