@@ -28,6 +28,7 @@ from vgnb.evaluation.fid import (
 )
 from .samples import Samples, Statistics, open_samples
 from ..processes import Processes
+from ..rows import padded
 
 # %% ../../nbs/evaluation/621_measure.ipynb #3e319bba
 @dataclass
@@ -155,9 +156,7 @@ def look_at(
     def joined(x:Tensor|None) -> Tensor|None:
         "Equal shares are sent, so the last ones are padded; the surplus lies at the end."
         if x is None: return None
-        missing = share - len(x)
-        if missing > 0: x = torch.cat([x, x[-1:].expand(missing, -1)])
-        return processes.gather(x.to(processes.device))[:n].to(x.device)
+        return processes.gather(padded(x, share).to(processes.device))[:n].to(x.device)
     return Features(*map(joined, mine))
 
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8

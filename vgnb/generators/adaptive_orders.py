@@ -32,7 +32,8 @@ class Confidence(Order):
         moves = callable(self.noise)
         if not moves: check_float("noise", self.noise, 0)
         check_float("noise_end", self.noise_end, 0)
-        check(not moves or self.noise_end == 0, "noise_end", self.noise_end, "must be 0: the ramp says where noise ends")
+        one_of_both = not moves or self.noise_end == 0
+        check(one_of_both, "noise_end", self.noise_end, "must be 0: the ramp says where the noise ends")
         check_int("warmup", self.warmup, -1)
 
     @property

@@ -209,6 +209,7 @@ class AdaNorm(RMSNorm):
 class MaskedGenerator(Generator):
     "What masked generators share: training, canvas, sampling. Subclasses define `conditioning` and `cell_logits`."
     traits = frozenset({"any_order", "rewrite", "grid2d"})
+    plans = "mask"
     tied: tuple[str, ...] = ()           # weights that the published model holds under a second name, that of its head
 
     def __init__(self, config):

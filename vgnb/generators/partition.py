@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
-from ..draws import At, Keyed
+from ..draws import At, Keyed, seeded_generator
 from ..families import Family, Published, counted, register
 from vgnb.generators.generator import (
     Cond,
@@ -117,6 +117,7 @@ class Modulations(NamedTuple):
 class PartitionLayers(Generator):
     "The layers of a partition transformer, and what both of its paths need of them."
     traits = frozenset({"any_order", "grid1d", "grid2d"})
+    plans = "mask"                       # of the cells in one of the two groups
 
     def __init__(self,
         config:PartitionConfig,
@@ -148,7 +149,7 @@ class PartitionLayers(Generator):
         codes = self.tokens.weight
         if codes.is_meta: return self
 
-        g = torch.Generator(codes.device).manual_seed(seed)
+        g = seeded_generator(seed, codes.device)
         bound, std = self.config.dim ** -0.5, self.config.code_std
         if std is None: codes.uniform_(-bound, bound, generator=g)
         else: codes.normal_(0, std, generator=g)
@@ -656,7 +657,8 @@ def _plans(count:int) -> list[tuple[str, bool]]:
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; what leaves no trace is the published models'."
-    if not {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"} <= state.keys(): return None
+    own = {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"}
+    if not own <= state.keys(): return None
     rows, dim = state["vocab_embed.embedding"].shape
     blocks = counted(state, "decoder.layers.")
     cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(blocks)]

@@ -96,8 +96,9 @@ class Sampler:
         "A value for each cell of a step needs an order that asks for those cells and no others."
         asks_more = self.order.adaptive or self.order.redraw
         by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
-        rest = f"but {type(self.order).__name__} asks for more cells than a step decides; let it grow by done, after or step"
-        check(not by_cell, argument, type(part).__name__, f"gives each cell of a step a value of its own, {rest}")
+        asked = f"{type(self.order).__name__} asks for more cells than a step decides"
+        words = f"gives each cell of a step a value of its own, but {asked}; let it grow by done, after or step"
+        check(not by_cell, argument, type(part).__name__, words)
 
     def plan(self, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
         "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
