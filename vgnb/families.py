@@ -9,7 +9,7 @@ __all__ = ['Published', 'Family', 'register', 'families', 'Match', 'family_of', 
 # %% ../nbs/007_families.ipynb #9e002add
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -66,6 +66,15 @@ class Family:
         "(our model of the authors' arguments with some fields of ours changed, the table of its names)."
         config = self.read(spec, **changes)
         return self.build(config), self.table(config)
+
+    def arguments(self, config) -> tuple[dict, dict]:
+        "(the authors' arguments, the fields of ours they leave open): `make` takes both. Errors: a model beyond them."
+        describes = self.write is not None
+        check(describes, "model", type(config).__name__, f"can't be described: nothing writes the arguments of {self}")
+        spec = self.write(config)
+        own = self.read(spec)
+        left_open = {f.name: getattr(config, f.name) for f in fields(config)}
+        return spec, {name: value for name, value in left_open.items() if value != getattr(own, name)}
 
 # %% ../nbs/007_families.ipynb #32aae8fe
 _FAMILIES: dict[tuple[str, str], Family] = {}
