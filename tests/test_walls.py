@@ -12,8 +12,11 @@ from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
 from vgnb.generators.adaptive_orders import Confidence, Uncertainty
 from vgnb.generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction
+from vgnb.generators.masked import HALTON, MaskedConfig
+from vgnb.generators.masked_text import MaskedTextConfig
 from vgnb.generators.orders import ORDERS, FixedPath, Given, Order, Redrawn, known_first
-from vgnb.generators.random_order import RANDAR
+from vgnb.generators.partition import PGM, PartitionConfig
+from vgnb.generators.random_order import RANDAR, RandomOrderConfig
 from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer, llamagen_gpt_names
 from vgnb.generators.schedules import even
 from vgnb.jobs import planned_labels
@@ -29,6 +32,7 @@ from vgnb.sampling.sampler import Sampler
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGANConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
 from vgnb.tokenizers.pictures import codes_of, pictures
+from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.tokenizer import Quantized, Reconstruction, Tokenizer
 from vgnb.tokenizers.vqgan import VQGANConfig
 from vgnb.training.previews import teacher_forced
@@ -500,3 +504,50 @@ def test_a_quantizers_configuration_says_its_codes(lacking):
     kinds.register(Kind(Half), name="quantizer.half")
     for config in (VQGANConfig, MaskGITVQGANConfig):
         with pytest.raises(BadInput, match="quantizer='Half': must say `vocab` and `dim`"): config(Half())
+
+
+# ---- the authors' arguments: nothing is lost on the way there and back
+
+@pytest.mark.parametrize("word, config", [
+    ("llamagen vqgan", VQGANConfig(VectorConfig(48, 4), width=64, groups=16, decoder_depth=4)),
+    ("taming vqgan", VQGANConfig(VectorConfig(48, 4, beta=0.5, l2=False, legacy=True), width=32, middle=False)),
+    ("randar maskgit-vqgan", MaskGITVQGANConfig(VectorConfig(32, 16, l2=False), width=32, mults=(1, 2), groups=8)),
+    ("halton masked", MaskedConfig(2, 128, 2, ffn=352, classes=5)),
+    ("halton masked", MaskedConfig(2, 128, 2, ffn=1280, grid=(8, 16), dropout=0, mask_rate="linear", eps=1e-3)),
+    ("halton masked", MaskedConfig(2, 128, 2)),
+    ("halton masked-text", MaskedTextConfig(2, 32, 2, 64, text_tokens=3, patch=2)),
+    ("pgm partition", PartitionConfig(2, 2, 32, 2, mask_rate="linear", class_dropout=0.2, dropout=0, rope_base=20)),
+    ("llamagen raster", RasterConfig(2, 64, 2, grid=(4, 4), condition="text", text_tokens=7, class_dropout=0.3)),
+    ("dar raster", RasterConfig(2, 64, 2, grid=(16,), rope="sequence", zero_prefix=False)),
+    ("randar random-order", RandomOrderConfig(2, 64, 2, grid=(4, 4), order="raster", eps=1e-3))])
+def test_arguments_there_and_back(word, config):
+    "What the authors' arguments don't say is named, as fields to set on top."
+    family = next(f for f in families.families() if str(f) == word)
+    spec, changes = family.arguments(config)
+    again = family.read(json.loads(json.dumps(to_json(spec))), **changes)
+    assert again == config
+    assert spec == family.write(config)
+    assert families.described(spec, system=family.system)
+
+
+def test_published_models_need_no_change():
+    for f in families.families():
+        for p in f.published:
+            _, changes = f.arguments(f.read(p.spec))
+            assert set(changes) <= {"decoder_mults"}, p.name
+
+
+def test_training_of_a_partition_is_in_its_arguments():
+    "How much is masked and how often the label is dropped, in the authors' words."
+    spec, changes = PGM.arguments(PartitionConfig(2, 2, 32, 2, mask_rate="linear", class_dropout=0.2))
+    assert (spec["sched_mode"], spec["drop_label"], changes) == ("linear", 0.2, {})
+
+
+def test_a_width_beyond_the_authors_rounding_is_a_change():
+    assert HALTON.arguments(MaskedConfig(2, 128, 2, ffn=512))[1] == {}
+    assert HALTON.arguments(MaskedConfig(2, 128, 2, ffn=352))[1] == {"ffn": 352}
+
+
+def test_a_grid_that_no_argument_says_is_refused():
+    with pytest.raises(BadInput, match="block_size=128: must be a square number"):
+        LLAMAGEN_GPT.arguments(RasterConfig(2, 64, 2, grid=(8, 16)))
