@@ -132,6 +132,7 @@ def described(
     check(found, "spec", spec, f"must describe a published model in its authors' words; known: {_list(known)}")
     return [Match(f, spec) for f in found]
 
+# %% ../nbs/007_families.ipynb #26622ea5
 def recognised(
     state:dict[str, Tensor], # under published names
     system:str|None=None,

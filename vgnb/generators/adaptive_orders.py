@@ -72,6 +72,7 @@ class Confidence(Order):
         winners = max(done + count, int(known[0].sum())) if self.redraw else count
         return ranked[:, :winners].sort(-1).values
 
+# %% ../../nbs/generators/312_adaptive_orders.ipynb #66a1a17d
 class Uncertainty(Confidence):
     "The cells whose drawn tokens the model finds least probable."
     sign = -1

@@ -656,6 +656,7 @@ def _plans(count:int) -> list[tuple[str, bool]]:
         modes += [f"interleave-{k}-self", f"{k}-cross-first"]
     return [(mode, first) for mode in modes for first in (False, True)]
 
+# %% ../../nbs/generators/350_partition.ipynb #f53b6722
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; what leaves no trace is the published models'."
     own = {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"}

@@ -129,6 +129,7 @@ class _Canvas:
         clock = step.clock._replace(step=now, steps=self.steps, done=done, total=total)
         return replace(step, clock=clock, positions=positions, canvas=self.codes, when=self.when)
 
+# %% ../../nbs/sampling/435_painting.ipynb #573077a2
 @patch
 def _lengths(self:Painting, i:int) -> list[int]:
     "Steps of each leg for sample i; where nothing is missing there are none."
