@@ -315,6 +315,7 @@ class Echo(Generator):
     vocab = (48,)
     traits = frozenset({"any_order", "cached"})
     columns = "ordered"
+    plans = "order"
 
     def logits(self, codes, cond, plan=None, *, grid=None):
         self.plan = plan

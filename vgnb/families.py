@@ -9,7 +9,7 @@ __all__ = ['Published', 'Family', 'register', 'families', 'Match', 'family_of', 
 # %% ../nbs/007_families.ipynb #9e002add
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -67,6 +67,15 @@ class Family:
         config = self.read(spec, **changes)
         return self.build(config), self.table(config)
 
+    def arguments(self, config) -> tuple[dict, dict]:
+        "(the authors' arguments, the fields of ours they leave open): `make` takes both. Errors: a model beyond them."
+        describes = self.write is not None
+        check(describes, "model", type(config).__name__, f"can't be described: nothing writes the arguments of {self}")
+        spec = self.write(config)
+        own = self.read(spec)
+        left_open = {f.name: getattr(config, f.name) for f in fields(config)}
+        return spec, {name: value for name, value in left_open.items() if value != getattr(own, name)}
+
 # %% ../nbs/007_families.ipynb #32aae8fe
 _FAMILIES: dict[tuple[str, str], Family] = {}
 
@@ -120,6 +129,7 @@ def described(
     check(found, "spec", spec, f"must describe a published model in its authors' words; known: {_list(known)}")
     return [Match(f, spec) for f in found]
 
+# %% ../nbs/007_families.ipynb #26622ea5
 def recognised(
     state:dict[str, Tensor], # under published names
     system:str|None=None,

@@ -57,6 +57,7 @@ def planned_labels(
     "The class asked of each sample id."
     check_int("count", count, 1)
     check_choice("labels", how, ("balanced", "random"))
+    check(classes > 0, "classes", classes, "must be at least 1: a model that is asked with captions has none to plan")
     pool = [check_int("class id", c, 0, classes - 1) for c in only] if only else range(classes)
     pool = torch.tensor(list(pool))
     ids = torch.arange(count)

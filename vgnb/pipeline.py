@@ -81,8 +81,13 @@ class Pipeline:
 def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|None=None) -> Cond:
     "Labels (ids or class names) or caption features as a `Cond` on the model's device; a `Cond` stays what it is."
     if isinstance(labels, Cond): return labels.to(self.device)
-    if text is not None: return Cond(text=text, mask=mask).to(self.device)
+    who = type(self.generator).__name__
+    by_class = self.generator.conditioned_on == "class"
+    if text is not None:
+        check(not by_class, "text", type(text).__name__, f"must be left out: {who} is asked for classes, by labels")
+        return Cond(text=text, mask=mask).to(self.device)
 
+    check(by_class, "labels", labels, f"must be left out: {who} is asked with caption features, by text=")
     there = labels is not None and len(labels) > 0
     check(there, "labels", labels, "must be a non-empty list of class ids or names (or give text features)")
     ids = [self._class_id(label) for label in labels]

@@ -123,18 +123,13 @@ def reconstruct(o: Options):
 
 def decoded(o: Options):
     "(decoded test pictures (n, h, w, 3) uint8, their codes (n, 64))."
-    import torch
-
     from vgnb.data.codes import CodeStore
-    from vgnb.data.transforms import to_uint8
     from vgnb.saved import load_model
-    tokenizer = load_model(o.out / "tokenizer/model").eval()
+    from vgnb.tokenizers.pictures import pictures
     store = CodeStore(o.codes("test", "datasets"))
     codes = store.batch(np.arange(len(store)))[0]
-    images = []
-    with torch.no_grad():
-        for part in codes.split(250): images.append(to_uint8(tokenizer.decode(tokenizer.untoken(part, store.grid))))
-    return torch.cat(images).numpy(), codes[..., 0].numpy()
+    images = pictures(load_model(o.out / "tokenizer/model"), codes, rows=250, shape=store.grid)
+    return images, codes[..., 0].numpy()
 
 
 def compare(o: Options, split: str) -> list[dict]:

@@ -28,6 +28,7 @@ from vgnb.evaluation.fid import (
 )
 from .samples import Samples, Statistics, open_samples
 from ..processes import Processes
+from ..rows import padded
 
 # %% ../../nbs/evaluation/621_measure.ipynb #3e319bba
 @dataclass
@@ -155,9 +156,7 @@ def look_at(
     def joined(x:Tensor|None) -> Tensor|None:
         "Equal shares are sent, so the last ones are padded; the surplus lies at the end."
         if x is None: return None
-        missing = share - len(x)
-        if missing > 0: x = torch.cat([x, x[-1:].expand(missing, -1)])
-        return processes.gather(x.to(processes.device))[:n].to(x.device)
+        return processes.gather(padded(x, share).to(processes.device))[:n].to(x.device)
     return Features(*map(joined, mine))
 
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
@@ -215,6 +214,29 @@ def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|
     return out
 
 # %% ../../nbs/evaluation/621_measure.ipynb #349eac4a
+def _needs_base(settings:dict, stored:Statistics|None) -> bool:
+    "Whether the reference's pictures have to be looked at: not where stored statistics tell all that is asked."
+    metrics = settings["metrics"]
+    return any(m in _OF_POINTS for m in metrics) or ("fid" in metrics and stored is None)
+
+def _judge(
+    samples:Samples, reference:Samples, extractor:Extractor,
+    settings:dict, stored:Statistics|None,     # what `check_request` gave
+    seen:Features, base:Features|None,         # of the samples, of the reference
+    **recorded,
+) -> Report:
+    "The report on what was seen."
+    def statistics(x:Features, source:str): return Statistics(extractor.dims, extractor.id, source).update(x.pool)
+
+    ours, theirs = statistics(seen, samples.id), stored
+    if theirs is None and base: theirs = statistics(base, reference.id)
+    count = theirs.count if theirs else len(reference)
+
+    protocol = _protocol(samples, reference, extractor, count, bool(stored), settings=settings, **recorded)
+    notes = _notes(settings["metrics"], ours, theirs, stored, extractor)
+    notes += _reference_notes(_needs_base(settings, stored), samples, reference, count)
+    return Report(_values(settings, seen, base, ours, theirs, samples.labels), protocol, notes)
+
 def measure(
     samples, reference,              # whatever `open_samples` opens
     extractor:Extractor,
@@ -241,19 +263,10 @@ def measure(
     def look(side:str, pictures:Samples) -> Features:
         report = (lambda n: progress(side, n)) if progress else None
         return look_at(extractor, pictures, batch, report, processes)
-    def statistics(x:Features, source:str): return Statistics(extractor.dims, extractor.id, source).update(x.pool)
-
     seen = look("samples", samples)
-    needed = any(m in _OF_POINTS for m in metrics) or ("fid" in metrics and stored is None)
-    if needed and base is None: base = look("reference", reference)
+    if base is None and _needs_base(settings, stored): base = look("reference", reference)
     fits = base is None or base.pool.shape == (reference.points, extractor.dims)
     check(fits, "base", base and tuple(base.pool.shape),
           f"must be the features of the reference's {reference.points} pictures", Mismatch)
-    ours, theirs = statistics(seen, samples.id), stored
-    if theirs is None and base: theirs = statistics(base, reference.id)
-
-    count = theirs.count if theirs else len(reference)
-    protocol = _protocol(samples, reference, extractor, count, bool(stored),
-                         uint8_rule=uint8_rule, seed=seed, sampler=sampler, settings=settings)
-    notes = _notes(metrics, ours, theirs, stored, extractor) + _reference_notes(needed, samples, reference, count)
-    return Report(_values(settings, seen, base, ours, theirs, samples.labels), protocol, notes)
+    recorded = dict(uint8_rule=uint8_rule, seed=seed, sampler=sampler)
+    return _judge(samples, reference, extractor, settings, stored, seen, base, **recorded)

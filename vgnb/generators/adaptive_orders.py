@@ -33,7 +33,8 @@ class Confidence(Order):
         moves = callable(self.noise)
         if not moves: check_float("noise", self.noise, 0)
         check_float("noise_end", self.noise_end, 0)
-        check(not moves or self.noise_end == 0, "noise_end", self.noise_end, "must be 0: the ramp says where noise ends")
+        one_of_both = not moves or self.noise_end == 0
+        check(one_of_both, "noise_end", self.noise_end, "must be 0: the ramp says where the noise ends")
         check_int("warmup", self.warmup, -1)
 
     @property
@@ -72,6 +73,7 @@ class Confidence(Order):
         winners = max(done + count, int(known[0].sum())) if self.redraw else count
         return ranked[:, :winners].sort(-1).values
 
+# %% ../../nbs/generators/312_adaptive_orders.ipynb #66a1a17d
 class Uncertainty(Confidence):
     "The cells whose drawn tokens the model finds least probable."
     sign = -1

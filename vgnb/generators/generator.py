@@ -131,11 +131,12 @@ class State:
 
 # %% ../../nbs/generators/300_generator.ipynb #c266a891
 class Generator(nn.Module):
-    "A model of tokens on a grid. Subclasses say `vocab`, `traits`, `columns` and `most`; the rest comes from `config`."
+    "A model of tokens on a grid. Subclasses say what can be asked of them; the rest comes from `config`."
     vocab:tuple[int, ...] = ()              # codes of each level
     traits:frozenset[str] = frozenset()
     columns:Literal["separate", "ordered", "joint"] = "separate"
     most:int|None = None
+    plans:Literal["nothing", "order", "mask"] = "nothing"   # what `logits` is told besides the codes
     config:Any = None                       # the dataclass it was built from
 
     @property
@@ -163,7 +164,7 @@ class Generator(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward")
 
     def logits(self, codes:Tensor, cond:Cond, plan=None, *, grid:Grid|None=None) -> tuple[Tensor, ...]:
-        "Teacher-forced logits, one (b, n, V) a level; `plan` is a `Plan`, a mask or groups, as the family needs."
+        "Teacher-forced logits, one (b, n, V) a level; `plan`: nothing, a `Plan` or a mask, as `plans` says."
         raise TypeError(f"{type(self).__name__} must define logits")
 
     def null(self, cond:Cond) -> Cond:

@@ -209,6 +209,7 @@ class AdaNorm(RMSNorm):
 class MaskedGenerator(Generator):
     "What masked generators share: training, canvas, sampling. Subclasses define `conditioning` and `cell_logits`."
     traits = frozenset({"any_order", "rewrite", "grid2d"})
+    plans = "mask"
     tied: tuple[str, ...] = ()           # weights that the published model holds under a second name, that of its head
 
     def __init__(self, config):
@@ -531,18 +532,21 @@ halton_names = NameTable(      # the head's weight is the code embedding under a
     Rename("last_norm.norm_final.{p}", "norm.{p}"),
     Rename("last_norm.mlp.1.{p}", "norm.modulation.linear.{p}"))
 
+def _ffn(mlp_dim:int) -> int:
+    "Two thirds of the width that is asked for, rounded up to 256."
+    return -(-int(2 * mlp_dim / 3) // 256) * 256
+
 def halton_config(
     spec:dict,     # published arguments (`hidden_dim`, `depth`, `heads`, `mlp_dim`, ...); what we don't know is ignored
     **changes,     # fields of ours to set on top
 ) -> MaskedConfig:
     "Our configuration from the original's."
     dim, side, dropout = spec.get("hidden_dim", 768), spec.get("input_size", 16), spec.get("dropout", 0.0)
-    width = int(2 * spec.get("mlp_dim", 4 * dim) / 3)
     own = MaskedConfig(
         layers=spec.get("depth", 12),
         dim=dim,
         heads=spec.get("heads", 12),
-        ffn=-(-width // 256) * 256,
+        ffn=_ffn(spec.get("mlp_dim", 4 * dim)),
         vocab=spec.get("codebook_size", 16384),
         grid=(side, side),
         classes=spec.get("nclass", 1000),
@@ -555,13 +559,14 @@ def halton_config(
 # %% ../../nbs/generators/340_masked.ipynb #9f0f2b28
 def halton_spec(c:MaskedConfig) -> dict:
     "The original's arguments, for a square grid."
+    usual = 4 * c.dim
     return {
         "input_size": c.grid[0],
         "hidden_dim": c.dim,
         "codebook_size": c.vocab,
         "depth": c.layers,
         "heads": c.heads,
-        "mlp_dim": 4 * c.dim,
+        "mlp_dim": usual if c.ffn in (None, _ffn(usual)) else c.ffn * 3 // 2,
         "dropout": c.dropout,
         "nclass": c.classes,
         "register": c.registers,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['halton_text_names', 'HALTON_TEXT', 'MaskedTextConfig', 'BiasedAttention', 'TextBlock', 'MaskedTextTransformer',
-           'halton_text_config']
+           'halton_text_config', 'halton_text_spec']
 
 # %% ../../nbs/generators/342_masked_text.ipynb #5cf972ae
 import math
@@ -234,8 +234,22 @@ def halton_text_config(
     return replace(own, **changes)
 
 # %% ../../nbs/generators/342_masked_text.ipynb #dee0fb67
+def halton_text_spec(c:MaskedTextConfig) -> dict:
+    "The original's arguments, for a square grid."
+    return {
+        "input_size": c.grid[0],
+        "c": c.code_dim,
+        "hidden_dim": c.dim,
+        "cond_dim": c.text_dim,
+        "codebook_size": c.vocab,
+        "depth": c.layers,
+        "heads": c.heads,
+        "mlp_dim": c.ffn,
+        "dropout": c.dropout,
+        "proj": c.patch}
+
 HALTON_TEXT = register(Family(
     kind="masked-text", config=MaskedTextConfig, build=MaskedTextTransformer, role="generator", system="halton",
-    names=halton_text_names, read=halton_text_config,
+    names=halton_text_names, read=halton_text_config, write=halton_text_spec,
     reads=lambda spec: "hidden_dim" in spec and "cond_dim" in spec,
     classes=("Network.txt_transformer.Transformer",)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import check, check_choice
@@ -87,20 +88,23 @@ class Order:
         "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
         return self
 
-    def candidates(self, perm:Tensor, done:int, count:int) -> Tensor:
-        "(b, m) cells that may be decided now; m is known on the host."
-        return perm[:, done:done + count]
-
-    def choose(self,
-        confidence:Tensor,       # (b, m) of the candidates
-        known:Tensor,            # (b, m) bool
-        done:int, count:int,
-        clock:Clock, draws, at:At,
-    ) -> Tensor|None:            # (b, count) columns, ascending; None = all
-        "Which candidates are kept."
-        return None
-
 register_part("order", "order", Order)
+
+# %% ../../nbs/generators/310_orders.ipynb #6b87b69b
+@patch
+def candidates(self:Order, perm:Tensor, done:int, count:int) -> Tensor:
+    "(b, m) cells that may be decided now; m is known on the host."
+    return perm[:, done:done + count]
+
+@patch
+def choose(self:Order,
+    confidence:Tensor,       # (b, m) of the candidates
+    known:Tensor,            # (b, m) bool
+    done:int, count:int,
+    clock:Clock, draws, at:At,
+) -> Tensor|None:            # (b, count) columns, ascending; None = all
+    "Which candidates are kept."
+    return None
 
 # %% ../../nbs/generators/310_orders.ipynb #80b3269c
 class Raster(Order):

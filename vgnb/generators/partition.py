@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
-from ..draws import At, Keyed
+from ..draws import At, Keyed, seeded_generator
 from ..families import Family, Published, counted, register
 from vgnb.generators.generator import (
     Cond,
@@ -117,6 +117,7 @@ class Modulations(NamedTuple):
 class PartitionLayers(Generator):
     "The layers of a partition transformer, and what both of its paths need of them."
     traits = frozenset({"any_order", "grid1d", "grid2d"})
+    plans = "mask"                       # of the cells in one of the two groups
 
     def __init__(self,
         config:PartitionConfig,
@@ -148,7 +149,7 @@ class PartitionLayers(Generator):
         codes = self.tokens.weight
         if codes.is_meta: return self
 
-        g = torch.Generator(codes.device).manual_seed(seed)
+        g = seeded_generator(seed, codes.device)
         bound, std = self.config.dim ** -0.5, self.config.code_std
         if std is None: codes.uniform_(-bound, bound, generator=g)
         else: codes.normal_(0, std, generator=g)
@@ -236,19 +237,19 @@ class PartitionRules:
         "What competes in the loss, of logits (b, n, V + 2): the codes."
         return logits[..., :self.vocab]
 
-    def answers(self, logits:Tensor, independent:bool=True) -> Tensor:
+    def drawable(self, logits:Tensor, independent:bool=True) -> Tensor:
         "What can be drawn, of logits (b, k, V + 2): the codes."
         return logits[..., :self.vocab]
 
-    def visible(self, known:int) -> int|None:
+    def visible_prefix(self, known:int) -> int|None:
         "How many places of [registers, BOS, known codes] can be looked at; None = all."
         return None
 
-    def noise(self, training:bool, independent:bool, rows:range, step:int, device) -> Noise|None:
+    def sampling_dropout(self, training:bool, independent:bool, rows:range, step:int, device) -> Noise|None:
         "Dropout while sampling: none. `rows` of the batch, `step` = cells known."
         return None
 
-    def asked(self, state:State, positions:Tensor) -> tuple[Tensor, Tensor|None]:
+    def query_places(self, state:State, positions:Tensor) -> tuple[Tensor, Tensor|None]:
         "The places (b, q) that the decoder runs over for cells (b, k); the wanted columns (b, k) of these, None = all."
         first_cell = self.registers + 1
         if self.cross_only: return first_cell + positions, None
@@ -268,16 +269,16 @@ class PublishedRules(PartitionRules):
         mask_id = torch.tensor(self.vocab, device=logits.device)
         return logits.index_fill(-1, mask_id, -1e6)                                         # BOS stays
 
-    def answers(self, logits, independent=True): return logits if independent else super().answers(logits)
+    def drawable(self, logits, independent=True): return logits if independent else super().drawable(logits)
 
-    def visible(self, known): return 1 + known                                              # registers are not counted
+    def visible_prefix(self, known): return 1 + known                                       # registers are not counted
 
-    def noise(self, training, independent, rows, step, device):
+    def sampling_dropout(self, training, independent, rows, step, device):
         if not (training and independent): return None
         ids = torch.arange(rows.start, rows.stop, device=device)
         return Noise(Keyed(0).fork("forgotten eval"), At(ids, step=step))
 
-    def asked(self, state, positions): return self.registers + 1 + positions, None
+    def query_places(self, state, positions): return self.registers + 1 + positions, None
 
 RULES: dict[str|None, type[PartitionRules]] = {None: PartitionRules, "upstream": PublishedRules}
 
@@ -346,7 +347,7 @@ def logits(self:PartitionTraining,
     codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]                                 # (b, n)
     groups = check_groups(plan, *codes.shape, codes.device)
     without_bos = self.all_logits(codes, groups, cond.labels)[:, 1:]
-    return (self.rules.answers(without_bos),)
+    return (self.rules.drawable(without_bos),)
 
 @patch
 def forward(self:PartitionTraining,
@@ -492,8 +493,8 @@ def _memory(self:PartitionTransformer, state:PartitionState, live:int, independe
         times = live - state.memory_branches
         codes, cells = (t[:, :state.done].repeat(times, 1) for t in (state.tokens[..., 0], state.positions))
         modulations = self.modulations(state.modulations[rows.start:rows.stop])
-        noise = self.rules.noise(self.training, independent, rows, state.done, codes.device)
-        new = self.encode(codes, cells, modulations, state.grid.n, self.rules.visible(state.done), noise)
+        noise = self.rules.sampling_dropout(self.training, independent, rows, state.done, codes.device)
+        new = self.encode(codes, cells, modulations, state.grid.n, self.rules.visible_prefix(state.done), noise)
         state.memory = new if state.memory is None else state.memory.join(new)
         state.memory_known, state.memory_branches = state.done, live
     return state.memory.rows(slice(0, live * state.b))
@@ -509,15 +510,15 @@ def predict(self:PartitionTransformer, state:PartitionState, positions:Tensor, g
     check_int("live", live, 1, state.branches)
     rows = range(live * state.b)
     modulations = self.modulations(state.modulations[:len(rows)])
-    noise = self.rules.noise(self.training, independent, rows, state.done, positions.device)
+    noise = self.rules.sampling_dropout(self.training, independent, rows, state.done, positions.device)
     memory = self._memory(state, live, independent)
 
-    places, columns = self.rules.asked(state, positions)
+    places, columns = self.rules.query_places(state, positions)
     same_answer = memory.places == 1 and noise is None and columns is None         # one thing to look at, wherever from
     if same_answer: places = places[:, :1]
     y = self.decode(memory, places.repeat(live, 1), modulations, state.grid.n, noise)
     if columns is not None: y = gather_rows(y, columns.repeat(live, 1))
-    logits = self.rules.answers(self.head_logits(y, modulations), independent)     # (live * b, 1 or k, V)
+    logits = self.rules.drawable(self.head_logits(y, modulations), independent)     # (live * b, 1 or k, V)
     return Prediction(logits.expand(-1, positions.shape[1], -1).unflatten(0, (live, state.b)))
 
 # %% ../../nbs/generators/350_partition.ipynb #c9e64deb
@@ -644,7 +645,8 @@ def pgm_spec(c:PartitionConfig) -> dict:
         "encoder": {"n_blocks": c.encoder},
         "decoder": decoder,
         "swap": {"pre_query_mode": c.query, "query_process_mode": c.network}}
-    return {"register": c.registers, "codebook_size": c.vocab, "model": model}
+    training = {"drop_label": c.class_dropout, "sched_mode": c.mask_rate}
+    return {"register": c.registers, "codebook_size": c.vocab, "model": model} | training
 
 def _plans(count:int) -> list[tuple[str, bool]]:
     "All (mode, self attention first) of a decoder with `count` blocks."
@@ -654,9 +656,11 @@ def _plans(count:int) -> list[tuple[str, bool]]:
         modes += [f"interleave-{k}-self", f"{k}-cross-first"]
     return [(mode, first) for mode in modes for first in (False, True)]
 
+# %% ../../nbs/generators/350_partition.ipynb #f53b6722
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; what leaves no trace is the published models'."
-    if not {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"} <= state.keys(): return None
+    own = {"vocab_embed.embedding", "rotary_emb.inv_freq", "cls_embed.embedding_table.weight"}
+    if not own <= state.keys(): return None
     rows, dim = state["vocab_embed.embedding"].shape
     blocks = counted(state, "decoder.layers.")
     cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(blocks)]

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import check, check_choice, check_int
-from ..draws import At
+from ..draws import At, seeded_generator
 from ..families import Family, Published, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
 from .orders import check_permutation
@@ -92,6 +92,7 @@ def _mixed_table(c:RandomOrderConfig, grid:Grid) -> Tensor:
 class RandomOrderTransformer(DecoderOnly):
     "Predicts the codes of whatever cells it is asked for. RandAR, arXiv 2412.01827 §3."
     columns = "ordered"
+    plans = "order"
     quirks = (
         *DecoderOnly.quirks,
         ("guided captions have a constant as their null",
@@ -112,7 +113,7 @@ class RandomOrderTransformer(DecoderOnly):
         "N(0, std²), and a head of zeros."
         super().init_weights(seed)
         p = self.instruction
-        if not p.is_meta: p.normal_(0, self.config.std, generator=torch.Generator(p.device).manual_seed(seed + 1))
+        if not p.is_meta: p.normal_(0, self.config.std, generator=seeded_generator(seed + 1, p.device))
         return self
 
     def new_table(self, grid:Grid) -> Tensor:

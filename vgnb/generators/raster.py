@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
-from ..draws import At
+from ..draws import At, seeded_generator
 from ..families import Family, Published, counted, register
 from vgnb.generators.generator import (
     Cond,
@@ -195,7 +195,7 @@ class DecoderOnly(Generator):
 
         null = self.condition.null
         if null.is_meta: return self
-        null.normal_(0, null.shape[-1] ** -0.5, generator=torch.Generator(null.device).manual_seed(seed))
+        null.normal_(0, null.shape[-1] ** -0.5, generator=seeded_generator(seed, null.device))
         return self
 
 # %% ../../nbs/generators/320_raster.ipynb #c439c03b

@@ -110,7 +110,8 @@ class Inpaint(Application):
         return self if m.ndim == 2 else replace(self, mask=m[ids.numpy() % len(m)])
 
     def record(self):
-        return super().record() | {"masks": digest(np.asarray(self.mask)), "paste": self.paste, "seam": self.seam}
+        own = {name: value for name, value in super().record().items() if name != "mask"}
+        return own | {"masks": digest(np.asarray(self.mask))}
 
     def words(self): return f"with {np.asarray(self.mask, bool).mean():.0%} of their pixels marked"
 
@@ -225,10 +226,6 @@ class Outpaint(Application):
         old[:, inside] = torch.as_tensor(images).flatten(-3, -2).expand(len(old), -1, -1)
         return paste(made, old, ~inside, self.seam)
 
-    def record(self):
-        where = {"canvas": list(self.canvas), "at": self.at and list(self.at), "ntk_boundary": self.ntk_boundary}
-        return super().record() | where | {"paste": self.paste, "seam": self.seam}
-
     def words(self): return f"on a canvas of {tuple(self.canvas)} pixels"
 
 # %% ../../nbs/sampling/445_applications.ipynb #2e1f726f
@@ -273,10 +270,5 @@ class Morph(Application):
     def codes(self, painting, watch=None):
         "(frames + 1, b, n, L): the pictures as they were, then every frame."
         return torch.cat((painting.codes[None], painting.frames(watch)))
-
-    def record(self):
-        order = self.order if isinstance(self.order, str) else type(self.order).__name__
-        mask = None if self.mask is None else digest(np.asarray(self.mask))
-        return super().record() | {"frames": self.frames, "order": order, "afresh": self.afresh, "mask": mask}
 
     def words(self): return f"turning in {self.frames} frames"

@@ -6,7 +6,7 @@
 __all__ = ['Extrapolate']
 
 # %% ../../nbs/sampling/440_extrapolation.ipynb #2cb4a3f9
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,8 +76,6 @@ class Extrapolate(Application):
         if not faulty: return codes
         undecided = torch.stack([last_group[i] for i in painting.ids.tolist()])
         return codes.masked_fill(undecided[..., None], -1)
-
-    def record(self): return super().record() | asdict(self)
 
     def words(self): return f"on grid {self.shape}, larger than in training"
 

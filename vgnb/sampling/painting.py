@@ -7,15 +7,16 @@ __all__ = ['Leg', 'Painting', 'Request', 'Application']
 
 # %% ../../nbs/sampling/435_painting.ipynb #d78d7196
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import check, check_codes
+from ..core import check, check_codes, digest
 from ..generators.generator import Cond, Grid
+from ..kinds import kind_of, to_json
 from .sampler import Sampler, Step, micro_batches
 
 # %% ../../nbs/sampling/435_painting.ipynb #0201cb17
@@ -123,6 +124,7 @@ class _Canvas:
         clock = step.clock._replace(step=now, steps=self.steps, done=done, total=total)
         return replace(step, clock=clock, positions=positions, canvas=self.codes, when=self.when)
 
+# %% ../../nbs/sampling/435_painting.ipynb #573077a2
 @patch
 def _lengths(self:Painting, i:int) -> list[int]:
     "Steps of each leg for sample i; where nothing is missing there are none."
@@ -225,6 +227,12 @@ class Request:
         return tuple(int(p) // self.cell for p in pixels)
 
 # %% ../../nbs/sampling/435_painting.ipynb #9221e714
+def _recorded(value):
+    "A field as JSON: an array as its digest, a part with its kind (or its class, where it has none)."
+    if isinstance(value, np.ndarray) or torch.is_tensor(value): return digest(np.asarray(value))
+    if is_dataclass(value): return to_json(value) | {"kind": kind_of(value) or type(value).__qualname__}
+    return to_json(value)
+
 @dataclass(frozen=True, eq=False)
 class Application:
     "What one can ask of a model. Subclasses say how it is painted; the rest has defaults."
@@ -248,8 +256,9 @@ class Application:
         return self
 
     def record(self) -> dict:
-        "What decides the pixels, as JSON."
-        return {"work": type(self).__name__.lower()}
+        "What decides the pixels, as JSON: the name, and every field."
+        own = {f.name: _recorded(getattr(self, f.name)) for f in fields(self)}
+        return {"work": type(self).__name__.lower()} | own
 
     def words(self) -> str:
         "A few words for people."

@@ -96,39 +96,42 @@ class Sampler:
         "A value for each cell of a step needs an order that asks for those cells and no others."
         asks_more = self.order.adaptive or self.order.redraw
         by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
-        rest = f"but {type(self.order).__name__} asks for more cells than a step decides; let it grow by done, after or step"
-        check(not by_cell, argument, type(part).__name__, f"gives each cell of a step a value of its own, {rest}")
+        asked = f"{type(self.order).__name__} asks for more cells than a step decides"
+        words = f"gives each cell of a step a value of its own, but {asked}; let it grow by done, after or step"
+        check(not by_cell, argument, type(part).__name__, words)
 
-    def plan(self, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
-        "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
-        n, order = grid.n, self.order
-        possible = self.compat or self.schedule is one_by_one or self.steps <= n
-        check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
+# %% ../../nbs/sampling/420_sampler.ipynb #203d2b96
+@patch
+def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
+    "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
+    n, order = grid.n, self.order
+    possible = self.compat or self.schedule is one_by_one or self.steps <= n
+    check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
 
-        plan = order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
-        perm, there = check_permutation(plan.perm, n), int(known[0].sum())
-        begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
-        who = type(order).__name__
-        check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
+    plan = order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
+    perm, there = check_permutation(plan.perm, n), int(known[0].sum())
+    begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
+    who = type(order).__name__
+    check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
 
-        self._check_sizes(plan.counts, n, there)
-        return plan._replace(perm=perm)
+    self._check_sizes(plan.counts, n, there)
+    return plan._replace(perm=perm)
 
-    def _check_sizes(self, counts:list[int], n:int, there:int):
-        "Whether groups fill a grid of which `there` cells are known, and the generator can be asked for them at once."
-        order, g = self.order, self.generator
-        by_schedule = type(order).plan is Order.plan and type(order).counts is Order.counts
-        whose = "schedule" if by_schedule else "order"
-        if order.redraw: check_counts([c for c in counts if c], n, 0, whose)
-        else: check_counts(counts, n, there, whose)
+@patch
+def _check_sizes(self:Sampler, counts:list[int], n:int, there:int):
+    "Whether groups fill a grid of which `there` cells are known, and the generator can be asked for them at once."
+    order, g = self.order, self.generator
+    by_schedule = type(order).plan is Order.plan and type(order).counts is Order.counts
+    whose = "schedule" if by_schedule else "order"
+    if order.redraw: check_counts([c for c in counts if c], n, 0, whose)
+    else: check_counts(counts, n, there, whose)
 
-        can_be_asked = g.most is None or max(counts, default=1) <= g.most
-        who = type(g).__name__
-        few = f"at most {g.most}: {who} can be asked no more"
-        if g.most == 1: few = f"one: {who} decides one cell at a time"
-        check(can_be_asked, whose, counts[:8], f"must be groups of {few}")
+    can_be_asked = g.most is None or max(counts, default=1) <= g.most
+    who = type(g).__name__
+    few = f"at most {g.most}: {who} can be asked no more"
+    if g.most == 1: few = f"one: {who} decides one cell at a time"
+    check(can_be_asked, whose, counts[:8], f"must be groups of {few}")
 
-# %% ../../nbs/sampling/420_sampler.ipynb #ec6b30d0
 @patch
 def groups(self:Sampler,
     grid:Grid,
@@ -139,12 +142,13 @@ def groups(self:Sampler,
     nothing = torch.zeros(1, grid.n, dtype=torch.bool, device=ids.device)
     if known is None: return [tuple(self.plan(grid, nothing, ids[:1], draws).counts)] * len(ids)
 
-    masks, which = known.unique(dim=0, return_inverse=True)
+    masks, which = known.cpu().unique(dim=0, return_inverse=True)
     which = which.tolist()
     samples = (which.index(k) for k in range(len(masks)))             # the first with each mask
     counts = [tuple(self.plan(grid, known[[i]], ids[[i]], draws).counts) for i in samples]
     return [counts[k] for k in which]
 
+# %% ../../nbs/sampling/420_sampler.ipynb #ec6b30d0
 @patch
 def check_request(self:Sampler,
     cond:Cond, ids:Tensor, grid:Grid, given=None, keep:tuple[str, ...]=(),

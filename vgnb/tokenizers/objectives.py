@@ -22,8 +22,9 @@ from ..kinds import register_part
 from .discriminators import discriminator
 from .losses import DISC_LOSSES, GEN_LOSSES, adaptive_weight, discriminator_loss, frozen, generator_loss
 from .lpips import LPIPS, load_lpips
+from .pictures import need_pixels
 from .quantizers import Alone, Sync
-from .tokenizer import Reconstruction
+from .tokenizer import Reconstruction, Tokenizer
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #28c1a85c
 class Phase(NamedTuple):
@@ -64,8 +65,11 @@ class Objective(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         "(scalar to minimise, its named parts, detached)."
 
-    def check(self, accumulate:int):
-        "Refuse, before any work, a number of micro-batches this objective can't do; default: any will do."
+    def check(self,
+        tokenizer:Tokenizer,  # that is trained towards it
+        accumulate:int,       # micro-batches of an iteration
+    ):
+        "Refuse, before any work, what this objective can't do; default: nothing."
         return
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #7cef9448
@@ -113,6 +117,9 @@ class VQGANLoss(Objective):
         check(judged, "discriminator", None, f"is needed from step {c.start} on, since gan={c.gan}")
         super().__init__({"discriminator": discriminator} if c.gan else {}, {"lpips": lpips} if c.lpips else {})
 
+    def check(self, tokenizer, accumulate):
+        need_pixels(tokenizer, "a VQGAN's objective")
+
     def active(self, step:int) -> bool:
         "Whether the discriminator takes part in the step after `step` finished ones."
         return self.config.gan > 0 and step + 1 >= self.config.start
@@ -151,6 +158,9 @@ def for_tokenizer(self:VQGANLoss,
 ) -> tuple[Tensor, dict]:
     "The tokenizer's loss."
     c = self.config
+    tells = not (c.gan and c.adaptive) or "last_layer" in made.extras
+    needs = "needs a tokenizer whose forward tells its decoder's last weight: Reconstruction.extras[\"last_layer\"]"
+    check(tells, "adaptive", c.adaptive, needs)
     carry["output"] = made.output.detach()
     base, parts = self.base(images, made.output)
     total = base + c.quantizer * sum(made.quantized.losses.values())

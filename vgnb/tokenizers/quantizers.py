@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['l2_normalize', 'nearest', 'straight_through', 'entropy_loss', 'Sync', 'Alone', 'kmeans', 'exact', 'UsageMeter',
-           'Update', 'Quantizer', 'quantizers_in', 'set_sync', 'usage_of', 'check_quantizer', 'build_quantizer',
-           'build_updates', 'Revive', 'Revival', 'VectorConfig', 'TableQuantizer', 'VectorQuantizer']
+           'Update', 'Quantizer', 'quantizers_in', 'set_sync', 'usage_of', 'QuantizerConfig', 'check_quantizer',
+           'build_quantizer', 'build_updates', 'Revive', 'Revival', 'VectorConfig', 'TableQuantizer', 'VectorQuantizer']
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #7eb49897
 import contextlib
@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -209,9 +211,18 @@ def usage_of(module:nn.Module) -> dict[str, float]:
     return {f"usage.{i}": m.share() for i, m in enumerate(meters)}
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #ebed8d2b
-def check_quantizer(config):
+@runtime_checkable
+class QuantizerConfig(Protocol):
+    "What a tokenizer asks of a quantizer's configuration, before anything is built."
+    vocab: tuple[int, ...]    # codes of each level
+    dim: int                  # channels of what is quantized
+
+def check_quantizer(config) -> QuantizerConfig:
     "A quantizer's configuration, or `BadInput`."
-    return _of_shelf("quantizer", "quantizer", config)
+    _of_shelf("quantizer", "quantizer", config)
+    who = type(config).__name__
+    check(isinstance(config, QuantizerConfig), "quantizer", who, "must say `vocab` and `dim`: fields or properties")
+    return config
 
 def _of_shelf(shelf_name:str, argument:str, config):
     "A configuration of a part that lies on this shelf."

@@ -33,14 +33,14 @@ def teacher_forced(
     generator:Generator,
     codes:Tensor,      # (b, n, L) true codes
     cond:Cond,
-    draws:Draws,       # orders for generators that know any: stream "preview"
+    draws:Draws,       # orders and halves, for generators that are told one: stream "preview"
 ) -> Tensor:           # (b, n, L)
     "The most likely code of each cell, given the true ones before it; or those of the other half, without an order."
     b, n, _ = codes.shape
-    if "any_order" not in generator.traits: return _likely(generator.logits(codes, cond))
+    if generator.plans == "nothing": return _likely(generator.logits(codes, cond))
 
     order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)      # (b, n)
-    if "cached" in generator.traits:                                                       # one after the other
+    if generator.plans == "order":                                                         # one after the other
         likely = _likely(generator.logits(codes, cond, Plan(order, [1] * n)))              # in that order
         return torch.empty_like(codes).scatter_(1, order[..., None].expand_as(likely), likely)
 

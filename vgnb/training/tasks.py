@@ -174,7 +174,7 @@ class TokenizerTask(Task):
 
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
-        self.objective.check(accumulate)
+        self.objective.check(self.modules["tokenizer"], accumulate)
         for quantizer in quantizers_in(self.modules["tokenizer"]):
             for update in quantizer.updates:
                 reason = update.whole_batch

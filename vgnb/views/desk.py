@@ -14,21 +14,29 @@ import torch
 from PIL import Image
 
 from ..core import check, check_choice, check_float, check_int
+from ..draws import At, Keyed
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from ..tokenizers.pictures import codes_of, device_of, need_pixels, pictures
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
-def _through(tokenizer, x:torch.Tensor) -> torch.Tensor:
+def _through(tokenizer, x:torch.Tensor):
     "Pictures (b, 3, h, w) through a tokenizer's bottleneck; it stays in the mode it was in."
-    makes = f"must make pixels; this tokenizer makes {tokenizer.makes}"
-    check(tokenizer.makes == "pixels", "model", type(tokenizer).__name__, makes)
-    device, training = next(tokenizer.parameters(), x).device, tokenizer.training
+    need_pixels(tokenizer, "a reconstruction")
+    training = tokenizer.training
     try:
         tokenizer.eval()
-        with torch.no_grad():
-            z = tokenizer.quantize(tokenizer.enter(x.to(device))).z
-            return tokenizer.leave(tokenizer.render(z))
+        if tokenizer.vocab is None: return _without_codes(tokenizer, x.to(device_of(tokenizer)))
+        shape = tokenizer.code_shape(*x.shape[-2:])[:tokenizer.dims]
+        return pictures(tokenizer, codes_of(tokenizer, x, rows=1), rows=1, shape=shape)
     finally: tokenizer.train(training)
+
+@torch.no_grad()
+def _without_codes(tokenizer, x:torch.Tensor) -> torch.Tensor:
+    "The same for a continuous tokenizer, in [-1, 1]."
+    z = tokenizer.quantize(tokenizer.enter(x)).z
+    at = At(torch.arange(len(x), device=x.device))
+    return tokenizer.leave(tokenizer.render(z, draws=Keyed(0), at=at))
 
 def reconstruct(
     model,  # a Tokenizer that makes pixels, or a function (b, 3, h, w) in [-1, 1] -> the same
