@@ -527,7 +527,7 @@ REFUSED = [
     ("h", lambda: model.code_shape(15, 16), "multiple of 2"),
     ("codebook", lambda: vqgan("VQ-16", quantizer=dict(codebook=0)), ">= 1"),
     ("quantizer", lambda: VQGANConfig(quantizer=Revive(3)), "vector"),
-    ("updates", lambda: VectorQuantizer(VectorConfig(4, 2, updates=(FSQConfig(),))), "revive"),
+    ("updates.0", lambda: VectorQuantizer(VectorConfig(4, 2, updates=(FSQConfig(),))), "revive"),
     ("levels", lambda: FSQConfig((8, 2)), ">= 3"),
     ("mults", lambda: VQGANConfig(mults=(0, 1)), "positive"),
     ("decoder_mults", lambda: VQGANConfig(decoder_mults=(1, 2)), "5 levels"),
