@@ -163,7 +163,7 @@ def load_model(
     file = folder / f"{'ema' if averaged else 'model'}.safetensors"
     state = load_tensors(file)
     _check_weights(file, card)
-    _note_unsealed(folder, card)
     model = fill(kinds[found].build(card["config"]), state, folder)
+    _note_unsealed(folder, card)
     model.card = card
     return model.to(device).eval()
