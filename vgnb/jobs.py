@@ -273,6 +273,7 @@ def is_finished(self:SampleJob) -> bool:
     check(same, "out", self.out, message, Mismatch)
     return True
 
+# %% ../nbs/720_jobs.ipynb #6ab0b281
 @patch
 def _begun(self:SampleJob) -> dict|None:
     "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
@@ -352,6 +353,7 @@ def _is_sound(self:SampleJob, file:Path, seal:str) -> bool:
         return False
     return True
 
+# %% ../nbs/720_jobs.ipynb #c4a52e62
 @patch
 def run(self:SampleJob,
     processes=None,

@@ -95,6 +95,7 @@ def save_model(
             shutil.rmtree(aside, ignore_errors=True)
     return folder
 
+# %% ../nbs/008_saved.ipynb #035c4f1c
 def _was(folder:Path) -> Path:
     "Where a model lies while another takes its place."
     return folder.with_name(f".was-{folder.name}")
@@ -112,6 +113,7 @@ def _replace(folder:Path, aside:Path):
     publish_dir(aside, folder)
     shutil.rmtree(_was(folder), ignore_errors=True)
 
+# %% ../nbs/008_saved.ipynb #cdf7ccfe
 def read_config(folder:str|Path, argument:str="model") -> dict:
     "config.json of a model folder, with `config` revived."
     folder = Path(folder)

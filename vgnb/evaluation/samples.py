@@ -161,6 +161,7 @@ def save_statistics(
             tensors = {"mu": s.mean.contiguous(), "cov": s.cov.contiguous()}
             save_file(tensors, aside, metadata=facts | {"seal": digest(tensors, facts)})
 
+# %% ../../nbs/evaluation/615_samples.ipynb #da657de3
 def _stored_safely(path:Path) -> tuple[dict, dict]:
     "Statistics as safetensors; those that we wrote carry a seal."
     from safetensors import SafetensorError, safe_open
