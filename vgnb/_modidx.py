@@ -1586,6 +1586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.jobs.SampleJob.read_part': ('jobs.html#samplejob.read_part', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.record_file': ('jobs.html#samplejob.record_file', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.run': ('jobs.html#samplejob.run', 'vgnb/jobs.py'),
+                           'vgnb.jobs.SampleJob.seal': ('jobs.html#samplejob.seal', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.write_part': ('jobs.html#samplejob.write_part', 'vgnb/jobs.py'),
                            'vgnb.jobs._larger': ('jobs.html#_larger', 'vgnb/jobs.py'),
                            'vgnb.jobs._masks': ('jobs.html#_masks', 'vgnb/jobs.py'),
