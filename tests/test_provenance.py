@@ -2,8 +2,10 @@
 nothing finished is overwritten."""
 import errno
 import fcntl
+import importlib.util
 import multiprocessing
-import runpy
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -27,7 +29,10 @@ def quick(monkeypatch): monkeypatch.setattr(core, "_git", lambda *args: None)
 
 def script(name: str):
     "A script's `main`; its globals can be replaced."
-    return runpy.run_path(str(ROOT / "scripts" / name))["main"]
+    found = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "scripts" / name)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.main
 
 
 def pictures(n, seed): return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)
@@ -100,6 +105,55 @@ def test_a_record_of_samples_is_not_replaced_by_one_of_numbers(place):
     "Both would be s.run.json."
     with pytest.raises(BadInput, match="is the record of s.npz"): evaluate(place, "--json", place / "s.json")
     assert load_card(place / "s.run.json")["seed"] == 5 and not (place / "s.json").exists()
+
+
+# ---- what is finished stays
+
+def run(name, capsys, *words) -> str:
+    "What a script prints."
+    assert script(name)([str(w) for w in words]) == 0
+    return capsys.readouterr().out
+
+
+def test_samples_that_are_finished_stay(tmp_path, capsys):
+    words = ["tiny-pgm", "--count", 2, "--steps", 2, "--out", tmp_path / "s.npz", "--sheet", tmp_path / "s.png"]
+    assert "written to" in run("sample.py", capsys, *words)
+    before = {p.name: digest_file(p) for p in tmp_path.iterdir()}
+    assert set(before) == {"s.npz", "s.run.json", "s.png"}
+    assert "finished already" in run("sample.py", capsys, *words)
+    for other in (["--seed", 1], ["--seed", 1, "--out", tmp_path / "other.npz"]):          # its sheet is taken, too
+        with pytest.raises(BadInput, match="exists already"): run("sample.py", capsys, *words, *other)
+    assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
+    run("sample.py", capsys, *words, "--seed", 1, "--overwrite")
+    assert {p.name for p in tmp_path.iterdir() if digest_file(p) == before[p.name]} == set()
+
+
+def test_codes_that_are_finished_keep_their_record(tmp_path, capsys):
+    words = ["--tokenizer", ROOT / "vgnb/weights/tiny/tokenizer", "--data", "shapes://?n=12&size=32", "--size", 32]
+    where = ["--out", tmp_path / "codes"]
+    run("extract_codes.py", capsys, *words, *where)
+    before = {p.name: digest_file(p) for p in (tmp_path / "codes").iterdir()}
+    assert "finished already" in run("extract_codes.py", capsys, *words, *where, "--batch", 5)
+    with pytest.raises(Mismatch, match="holds another store"): run("extract_codes.py", capsys, *words, "--flip", *where)
+    assert {p.name: digest_file(p) for p in (tmp_path / "codes").iterdir()} == before
+
+
+def test_a_reference_that_is_finished_stays(tmp_path, capsys):
+    words = ["shapes://?n=12&size=32", "--extractor", "shapes-judge", "--out", tmp_path / "r.npz"]
+    run("extract_reference.py", capsys, *words)
+    before = {p.name: digest_file(p) for p in tmp_path.iterdir()}
+    assert load_card(tmp_path / "r.run.json")["outputs"] == {"r.npz": before["r.npz"]}
+    assert "finished already" in run("extract_reference.py", capsys, *words)
+    with pytest.raises(BadInput, match="exists already"): run("extract_reference.py", capsys, *words, "--features", 5)
+    assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
+
+
+def test_a_judge_that_is_finished_stays(tmp_path, capsys):
+    for file in (ROOT / "vgnb" / "weights").glob("shapes-judge.*"): shutil.copy(file, tmp_path)
+    words = ["--out", tmp_path / "shapes-judge.safetensors"]
+    assert "finished already" in run("train_judge.py", capsys, *words)
+    with pytest.raises(BadInput, match="exists already"): run("train_judge.py", capsys, *words, "--recipe.steps", 2)
+    with pytest.raises(BadInput, match="exists already"): script("train_tiny.py")(["tokenizer", "--out", str(tmp_path)])
 
 
 # ---- rerun.py
