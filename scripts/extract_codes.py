@@ -6,7 +6,7 @@
 The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file (vq_ds16_c2i.pt,
 maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its centre), two with --flip, or ten with
 --ten-crop (five crops of a --crop-range larger centre crop, and their mirror images). --data may also be a .jsonl file
-of captions with image_path, for text-conditional models. Any number of processes may work on one store, and after a
+of captions with image_path, for text-conditional models. The processes of one launch share a store, and after a
 kill the same command writes what is missing:
 
     python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_codes.py \\

@@ -3,7 +3,7 @@
     python scripts/extract_text.py --captions data/captions.jsonl --out runs/text-features [--encoder google/flan-t5-xl]
 
 Captions are lines of JSON: {"image_path": ..., "text": [blip, llava, ...]}, in one file or a folder of them. Needs the
-extra vgnb[text]; the encoder is a local folder or a name on the hub. Any number of processes may work on one store, and
+extra vgnb[text]; the encoder is a local folder or a name on the hub. The processes of one launch share a store, and
 after a kill the same command writes what is missing.
 
 Exit codes: 0 done, 2 something named on stderr.

@@ -63,7 +63,9 @@ def steps(flag: str, value: int | None) -> list:
 
 def train(o: Options, out: Path) -> dict:
     "Tokenizer, codes, generator; seconds each."
+    from vgnb.core import remove_dir
     again = ["--fresh"] if o.fresh else []
+    if o.fresh and (out / "codes" / "plan.json").exists(): remove_dir(out / "codes")
     spent = {}
     spent["tokenizer"] = call(
         "1/5 train the tokenizer", "scripts/train_tokenizer.py", "shapes-tokenizer", "--data", o.uri, "--seed", o.seed,
@@ -252,7 +254,7 @@ def main(o: Options) -> int:
     pipe = assemble(out)
     spent["samples"] = call(
         "4/5 sample", "scripts/sample.py", out, "--count", o.count, "--part", 100, "--seed", o.seed,
-        "--out", out / "samples.npz", "--sheet", out / "samples.png")
+        "--out", out / "samples.npz", "--sheet", out / "samples.png", *(["--overwrite"] if o.fresh else []))
     print("\n== 5/5 measure and report", flush=True)
     start = time.perf_counter()
     metrics, seen = evaluate(o, out, pipe, source)

@@ -103,7 +103,7 @@ def compare(old: dict[str, str], new: dict[str, str]) -> bool:
     wrong = [name for name, sha in old.items() if new.get(name) != sha]
     others = f"; these are not: {', '.join(wrong)}" if wrong else ""
     print(f"{len(old) - len(wrong)} of {len(old)} results are byte-identical{others}")
-    if not old: print("there is nothing to compare: the record names no results, and none lie beside it", file=sys.stderr)
+    if not old: print("nothing to compare: the record names no results, and none lie beside it", file=sys.stderr)
     return bool(old) and not wrong
 
 

@@ -170,7 +170,11 @@ def _models(folder: Path, w: Work):
     for name, mask in (("mask", w.mask), ("no-mask", w.mask & False), ("small-mask", w.mask[:30])):
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
 
-    for name in ("half", "cut", "mixed-up"): shutil.copytree(folder / "gen", folder / name)
+    for name in ("half", "cut", "mixed-up"):                    # as an older version saved it: without hashes
+        shutil.copytree(folder / "gen", folder / name)
+        card = json.loads((folder / name / "config.json").read_text())
+        for entry in ("seal", "weights"): del card[entry]
+        save_json(folder / name / "config.json", card)
     weights = folder / "gen" / "model.safetensors"
     every_other = dict(sorted(load_file(weights).items())[1::2])
     save_file(every_other, folder / "half" / "model.safetensors", {"kind": "raster"})
@@ -188,6 +192,7 @@ def _changed_card(folder: Path, name: str, change: Callable[[dict], None]):
     "A copy of the pipeline whose saved settings are changed."
     shutil.copytree(folder / "pipe", folder / name)
     card = json.loads((folder / name / "pipeline.json").read_text())
+    del card["seal"]
     change(card["sampling"])
     save_json(folder / name / "pipeline.json", card)
 

@@ -183,14 +183,23 @@ def test_random_damage_is_found(whole, tmp_path):
 
 
 def test_a_lying_index_is_found(whole, tmp_path):
-    "Whole files with right hashes, but codes outside the codebook that the index claims."
+    "An index with the right hash of itself and of the shards, which know another plan."
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     index = load_json(copy / "index.json")
     del index["fingerprint"]
     index["vocab"] = [16, 200]
     save_json(copy / "index.json", dict(index, fingerprint=digest(index)))
-    with pytest.raises(BadInput, match=r"must lie in \[0, 200\) at level 1"): CodeStore(copy)
+    with pytest.raises(BadInput, match="00000.codes: is damaged, or a part of something else"): CodeStore(copy)
+
+
+def test_a_lying_shard_is_found(tmp_path):
+    "Whole files with right hashes, but codes outside the codebook that the plan claims."
+    writer = CodeWriter(tmp_path / "store", CodePlan((200,), (2, 2), 3, "t"))
+    codes = np.full((3, 1, 4, 1), 200, "<u2")
+    writer.publish(0, np.arange(3), np.zeros(3, "<i8"), codes)
+    writer.finish()
+    with pytest.raises(BadInput, match=r"must lie in \[0, 200\) at level 0, found 200"): CodeStore(tmp_path / "store")
 
 
 def test_another_run_cannot_continue_a_store(whole, tmp_path):

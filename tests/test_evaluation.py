@@ -438,7 +438,8 @@ def test_evaluate_script_end_to_end(root, tmp_path):
     (x, y), (a, _) = pictures(120, seed=2), pictures(150, seed=3)
     samples.save_samples(tmp_path / "samples.npz", x, y)
     np.savez(tmp_path / "ref.npz", arr_0=a)
-    facts = {"seed": 5, "config": {"cfg": 3.0}, "uint8_rule": "round"}
+    facts = {"seed": 5, "config": {"cfg": 3.0}, "uint8_rule": "round",
+             "outputs": {"samples.npz": digest_file(tmp_path / "samples.npz")}}
     (tmp_path / "samples.run.json").write_text(json.dumps(facts))
     asked = (tmp_path / "ref.npz", tmp_path / "samples.npz", "--extractor", "shapes-judge",
              "--metrics", "fid", "is", "kid", "pr", "accuracy", "--json", tmp_path / "out.json")

@@ -245,15 +245,20 @@ def parts(self:SampleJob) -> list[tuple[int, Path]]:
     "(first id, file) of every part."
     return [(i, self.folder / f"{i:09d}.part") for i in range(0, self.count, self.part)]
 
-@patch
-def write_part(self:SampleJob, file:Path, pictures:np.ndarray, seal:str):
-    "Pictures (b, h, w, 3) and their shape, sealed."
-    write_sealed(file, pictures, np.array(pictures.shape, "<i8"), plan=seal)
+@patch(as_prop=True)
+def seal(self:SampleJob) -> str:
+    "What the parts are sealed with: a hash of the plan."
+    return digest(as_json(self.plan()))
 
 @patch
-def read_part(self:SampleJob, file:Path, seal:str) -> np.ndarray:
+def write_part(self:SampleJob, file:Path, pictures:np.ndarray):
+    "Pictures (b, h, w, 3) and their shape, sealed."
+    write_sealed(file, pictures, np.array(pictures.shape, "<i8"), plan=self.seal)
+
+@patch
+def read_part(self:SampleJob, file:Path) -> np.ndarray:
     "The pictures of a part. Errors: one that is not of this very plan."
-    body, _, _ = read_sealed(file, seal)
+    body, _, _ = read_sealed(file, self.seal)
     shape = np.frombuffer(body[-32:], "<i8")
     return np.frombuffer(body[:-32], np.uint8).reshape(shape)
 
@@ -269,6 +274,7 @@ def is_finished(self:SampleJob) -> bool:
     check(same, "out", self.out, message, Mismatch)
     return True
 
+# %% ../nbs/720_jobs.ipynb #6ab0b281
 @patch
 def _begun(self:SampleJob) -> dict|None:
     "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
@@ -338,16 +344,17 @@ def make(self:SampleJob, start:int) -> np.ndarray:
     return made.swapaxes(0, 1).reshape(-1, *made.shape[2:])         # (k, b, ...): the pictures of a sample in a row
 
 @patch
-def _is_sound(self:SampleJob, file:Path, seal:str) -> bool:
+def _is_sound(self:SampleJob, file:Path) -> bool:
     "Whether a part is there and of this plan; one line if it is there and not."
     if not file.exists(): return False
     try:
-        self.read_part(file, seal)
+        self.read_part(file)
     except BadInput:
         print(f"{file}: damaged, or of another job; made anew", file=sys.stderr)
         return False
     return True
 
+# %% ../nbs/720_jobs.ipynb #c4a52e62
 @patch
 def run(self:SampleJob,
     processes=None,
@@ -362,10 +369,9 @@ def run(self:SampleJob,
         together(lambda: stack.enter_context(locked_file(self.out)))
         self.was_finished = together(self.begin)
         if self.was_finished: return self.out
-        seal = digest(as_json(self.plan()))
         mine = [part for n, part in enumerate(self.parts()) if n % world == rank]
         for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
-            if not self._is_sound(file, seal): self.write_part(file, self.make(start), seal)
+            if not self._is_sound(file): self.write_part(file, self.make(start))
         if processes: processes.wait()
         together(lambda: self.join(world))
     return self.out
@@ -374,8 +380,7 @@ def run(self:SampleJob,
 def join(self:SampleJob, world:int=1):
     "Write `out` (arr_0, labels) and `<out>.run.json` beside it, then drop the parts."
     plan = self.plan()
-    seal = digest(as_json(plan))
-    batches = (self.read_part(file, seal) for _, file in self.parts())
+    batches = (self.read_part(file) for _, file in self.parts())
     labels = self.labels.repeat_interleave(self.each) if self.text is None else None
     count = self.count * self.each
     def record(file:Path):

@@ -278,6 +278,7 @@ def read_card(folder:str|Path) -> dict:
     check(ours, "where", Path(folder), "has a pipeline.json that is not vgnb's", Mismatch)
     return card | {"sampling": from_json(card["sampling"], Sampling, "sampling")}
 
+# %% ../nbs/710_pipeline.ipynb #1552284f
 def find_pretrained(where:str|Path) -> Path:
     "The local folder of a pipeline; shipped ones go by name, `owner/name` is fetched from the hub."
     folder = Path(where)

@@ -49,6 +49,7 @@ def _open_locked(path:Path, place:Path, argument:str):
         if _is_at(file, path): return file
         file.close()
 
+# %% ../nbs/003a_places.ipynb #598c8763
 @contextlib.contextmanager
 def _owned(path:Path, place:Path, argument:str):
     "Own `place` by the lock file at `path`."

@@ -95,6 +95,7 @@ def save_model(
             shutil.rmtree(aside, ignore_errors=True)
     return folder
 
+# %% ../nbs/008_saved.ipynb #035c4f1c
 def _was(folder:Path) -> Path:
     "Where a model lies while another takes its place."
     return folder.with_name(f".was-{folder.name}")
@@ -112,6 +113,7 @@ def _replace(folder:Path, aside:Path):
     publish_dir(aside, folder)
     shutil.rmtree(_was(folder), ignore_errors=True)
 
+# %% ../nbs/008_saved.ipynb #cdf7ccfe
 def read_config(folder:str|Path, argument:str="model") -> dict:
     "config.json of a model folder, with `config` revived."
     folder = Path(folder)
@@ -165,7 +167,7 @@ def load_model(
     file = folder / f"{'ema' if averaged else 'model'}.safetensors"
     state = load_tensors(file)
     _check_weights(file, card)
-    _note_unsealed(folder, card)
     model = fill(kinds[found].build(card["config"]), state, folder)
+    _note_unsealed(folder, card)
     model.card = card
     return model.to(device).eval()

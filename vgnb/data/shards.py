@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from vgnb.core import (
     BadInput,
@@ -113,6 +114,7 @@ def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
     save_json(folder / "plan.json", mine)
     return mine
 
+# %% ../../nbs/data/119_shards.ipynb #d4cac3c9
 def _ascend_within(ids:np.ndarray, span:range) -> bool:
     "Whether the ids of a shard ascend and lie in its span."
     if not len(ids): return True
@@ -182,37 +184,42 @@ class ShardWriter:
             print(f"{self.file(k)}: damaged, or not of this store; made anew", file=sys.stderr)
         return todo
 
-    def sweep(self):
-        "Remove what killed writers left; for the store's owner, before the others write."
-        sweep_aside(self.path)
+# %% ../../nbs/data/119_shards.ipynb #2a31ceef
+@patch
+def sweep(self:ShardWriter):
+    "Remove what killed writers left; for the store's owner, before the others write."
+    sweep_aside(self.path)
 
-    def remove(self):
-        "Remove the store, its plan last: what a kill leaves is still of this plan."
-        plan = self.path / "plan.json"
-        for file in sorted(self.path.iterdir()):
-            if file != plan: file.unlink()
-        plan.unlink(missing_ok=True)
-        self.path.rmdir()
+@patch
+def remove(self:ShardWriter):
+    "Remove the store, its plan last: what a kill leaves is still of this plan."
+    plan = self.path / "plan.json"
+    for file in sorted(self.path.iterdir()):
+        if file != plan: file.unlink()
+    plan.unlink(missing_ok=True)
+    self.path.rmdir()
 
-    def publish(self, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> str:
-        "Seal one shard; ids ascend and lie in its span."
-        s = self.span(check_int("shard", shard, 0, self.shards - 1))
-        check(_ascend_within(ids, s), "ids", ids.tolist(), f"must ascend within [{s.start}, {s.stop})")
-        return write_sealed(self.file(shard), ids, *arrays, plan=self.seal)
+@patch
+def publish(self:ShardWriter, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> str:
+    "Seal one shard; ids ascend and lie in its span."
+    s = self.span(check_int("shard", shard, 0, self.shards - 1))
+    check(_ascend_within(ids, s), "ids", ids.tolist(), f"must ascend within [{s.start}, {s.stop})")
+    return write_sealed(self.file(shard), ids, *arrays, plan=self.seal)
 
-    def finish(self, **facts) -> dict:
-        "One process, after all others: check that every shard is there, write the index last; returns it."
-        entries = [self.entry(k) for k in range(self.shards)]
-        lost = [self.file(k).name for k, e in enumerate(entries) if e is None]
-        first = lost[0] if lost else ""
-        check(not lost, "path", self.path,
-              f"{len(lost)} of {self.shards} shards are missing (first: {first}); run the extraction again")
+@patch
+def finish(self:ShardWriter, **facts) -> dict:
+    "One process, after all others: check that every shard is there, write the index last; returns it."
+    entries = [self.entry(k) for k in range(self.shards)]
+    lost = [self.file(k).name for k, e in enumerate(entries) if e is None]
+    first = lost[0] if lost else ""
+    check(not lost, "path", self.path,
+          f"{len(lost)} of {self.shards} shards are missing (first: {first}); run the extraction again")
 
-        self.sweep()
-        rows = sum(e["rows"] for e in entries)
-        index = dict(self.stored, **facts, rows=rows, shards=entries)
-        save_json(self.path / "index.json", dict(index, fingerprint=digest(index)))
-        return load_index(self.path, self.kind)
+    self.sweep()
+    rows = sum(e["rows"] for e in entries)
+    index = dict(self.stored, **facts, rows=rows, shards=entries)
+    save_json(self.path / "index.json", dict(index, fingerprint=digest(index)))
+    return load_index(self.path, self.kind)
 
 # %% ../../nbs/data/119_shards.ipynb #d1bed73c
 def map_sealed(

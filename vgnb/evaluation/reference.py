@@ -137,18 +137,26 @@ def _parts(out:Path) -> Path:
     return out.with_name(out.name + ".parts")
 
 def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
-    "Whether the file `out` rests on this very plan: it says so itself, or the parts that a killed clean-up left do."
-    try: parts = load_json(_parts(Path(out)) / "plan.json")
-    except BadInput: parts = {}
+    "Whether the file `out` rests on this very plan: it says so, or a clean-up that was killed left parts that do."
+    out = Path(out)
+    parts = _parts(out)
+    if parts.is_dir() and not any(parts.iterdir()): return True               # all of it was removed but the folder
+    try: found = load_json(parts / "plan.json")
+    except BadInput: found = {}
     mine = as_json(asdict(plan))
-    if {k: parts.get(k) for k in mine} == mine: return True
-    if Path(out).suffix != ".npz": return False
+    if {k: found.get(k) for k in mine} == mine: return True
+    if out.suffix == ".pt": return False                                      # tells nothing
 
-    said = open_samples(out).protocol or {}
+    samples = open_samples(out)
+    if out.suffix == ".safetensors":
+        s = samples.statistics
+        return s is not None and (s.source, s.extractor) == (plan.images, plan.extractor)
+    said = samples.protocol or {}
     pictures = said.get("count", 0) + said.get("left_out", 0)
     found = said.get("images"), said.get("extractor"), said.get("size"), pictures, said.get("features", 0)
     return found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
 
+# %% ../../nbs/evaluation/622_reference.ipynb #a63b4c36
 def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, source, bar):
     "Look at the pictures of one shard and publish what was seen."
     seen, ids = [torch.zeros(0, extractor.dims)], []
@@ -227,7 +235,7 @@ def extract_reference(
     images, out, processes = open_samples(images), Path(out), processes or Processes()
     check_int("batch", batch, 1)
     check_int("workers", workers, 0)
-    plan = processes.together(lambda: reference_plan(images, extractor, out, keep, shard_size))
+    plan = reference_plan(images, extractor, out, keep, shard_size)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(locked_file(out)))
         if processes.together(lambda: _begin(out, plan)): return load_statistics(out)

@@ -105,9 +105,17 @@ class Mirror:
         check_same(load_json(path / "state.json")["recipe"], recipe, path)
         if not here or here[0].name < path.name: mirror_checkpoint(path, saves)
 
-# %% ../../nbs/training/525_run_folder.ipynb #99a333b3
+# %% ../../nbs/training/525_run_folder.ipynb #b41fddf6
 _OTHERS = {"plan.json": "a store", "config.json": "a model", "pipeline.json": "a pipeline", "results.json": "a search"}
 
+def _check_vacant(folder:Path, may_replace):
+    "Refuse a folder whose results a run would replace: another command's, or of a run that is over and can't go on."
+    found = [f"{name} of {what}" for name, what in _OTHERS.items() if (folder / name).exists()]
+    check(not found, "folder", folder, f"holds other results ({', '.join(found)}); choose another folder")
+    message = "holds a finished model and no checkpoint to go on from; use --fresh to replace it, or another folder"
+    check(may_replace or not (folder / "model").exists(), "folder", folder, message)
+
+# %% ../../nbs/training/525_run_folder.ipynb #99a333b3
 class RunFolder:
     "The folder of a run: checkpoints/, log.jsonl, run.json and lock."
     def __init__(self, path:str|Path, run:Run=Run()):
@@ -120,8 +128,9 @@ class RunFolder:
         "Refuse, before anything is written, a place that cannot be used or checkpoints that `resume` does not allow."
         check_place("folder", self.path)
         if self.mirror: check_place("mirror", self.mirror.root)
-        self._check_vacant()
         copies = checkpoints(self.mirror.saves) if self.mirror else []
+        may_replace = self.run.resume == "fresh" or checkpoints(self.saves) or copies
+        _check_vacant(self.path, may_replace)
 
         may_start = self.run.resume != "fresh" or not copies
         name = self.path.resolve().name
@@ -130,15 +139,6 @@ class RunFolder:
 
         may_go_on = self.run.resume != "resume" or checkpoints(self.saves) or copies
         check(may_go_on, "folder", self.path, "has no checkpoint to resume from", Missing)
-
-    def _check_vacant(self):
-        "Refuse a folder whose results a run would replace: those of another command, or of a run that is over."
-        found = [f"{name} of {what}" for name, what in _OTHERS.items() if (self.path / name).exists()]
-        check(not found, "folder", self.path, f"holds other results ({', '.join(found)}); choose another folder")
-        copies = self.mirror and checkpoints(self.mirror.saves)
-        goes_on = self.run.resume == "fresh" or checkpoints(self.saves) or copies
-        message = "holds a finished model and no checkpoint to go on from; use --fresh to replace it, or another folder"
-        check(goes_on or not (self.path / "model").exists(), "folder", self.path, message)
 
     def choose(self, recipe:Recipe) -> Path|None:
         "The checkpoint to go on from, or None for a new run; what `fresh` gives up is removed."

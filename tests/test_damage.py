@@ -1,0 +1,402 @@
+"""Damage of every kind to every kind of file that the project writes.
+
+A flipped bit, a zeroed page, a cut, an empty file, another file of the same kind, an HTML page, a pointer of Git LFS:
+each ends in one line that names the file, or heals. No number and no picture ever changes in silence.
+"""
+import contextlib
+import gc
+import io
+import json
+import runpy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vgnb.evaluation.measure
+import vgnb.search
+from vgnb import core
+from vgnb.core import VgnbError, digest, load_card, save_card
+from vgnb.data.codes import CodeStore
+from vgnb.data.shapes import Shapes
+from vgnb.data.transforms import Augment
+from vgnb.evaluation.features import Extractor, Features
+from vgnb.evaluation.judge import load_judge
+from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
+from vgnb.evaluation.samples import Statistics, open_samples, save_samples, save_statistics
+from vgnb.generators.raster import RasterConfig, RasterTransformer
+from vgnb.jobs import SampleJob, planned_labels
+from vgnb.pipeline import Pipeline
+from vgnb.sampling.settings import Sampling
+from vgnb.saved import load_model, save_model
+from vgnb.search import GuidanceSearch
+from vgnb.tokenizers.vqgan import vqgan
+from vgnb.training.checkpoints import newest, read_checkpoint, write_checkpoint
+from vgnb.training.extract import extract_codes
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = Shapes(24, 32)
+
+
+# ---- ways to damage a file
+
+def flips(count: int):
+    "`count` files, each with another bit changed, from the first byte to the last."
+    def damage(raw: bytes, other: bytes | None):
+        for n, at in enumerate(np.linspace(0, len(raw) - 1, count).astype(int)):
+            yield raw[:at] + bytes([raw[at] ^ (1 << n % 8)]) + raw[at + 1:]
+    return damage
+
+
+def zeroed(raw, other):
+    "A page of zeros at the beginning, in the middle, at the end."
+    page = min(4096, max(1, len(raw) // 4))
+    for at in (0, (len(raw) - page) // 2, len(raw) - page): yield raw[:at] + bytes(page) + raw[at + page:]
+
+
+def cut(raw, other):
+    for share in (0.1, 0.5, 0.9): yield raw[:int(len(raw) * share)]
+    yield raw[:-1]
+
+
+def empty(raw, other): yield b""
+def exchanged(raw, other): yield from [other] if other else []
+def page(raw, other): yield b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not found</body></html>\n"
+
+
+def pointer(raw, other):
+    yield b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+DAMAGES = {"flips": flips(24), "zeroed": zeroed, "cut": cut, "empty": empty, "exchanged": exchanged, "html": page,
+           "lfs": pointer}
+
+
+# ---- what is written, and how it is read
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    "No waiting for the disk, no subprocess a record, no picture, and a distance that needs no package."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgnb.search, "png_bytes", lambda *args: b"a picture")
+        patch.setattr(vgnb.evaluation.measure, "frechet_distance", lambda a, b: float((a.mean - b.mean).norm()))
+        patch.setattr(core, "_fsync", lambda path: None)
+        patch.setattr(core, "_git", lambda *args: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory): return tmp_path_factory.mktemp("damage")
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    "Two pipelines of one shape."
+    def pipe(seed):
+        torch.manual_seed(seed)
+        tokenizer = vqgan("tiny-shapes", width=16, z=8, groups=8, quantizer=dict(codebook=32, usage=0))
+        generator = RasterTransformer(RasterConfig(1, 32, 2, ffn_multiple=16, vocab=32, grid=(4, 4), classes=10), seed)
+        torch.nn.init.normal_(generator.head.weight, std=0.5)
+        return Pipeline(tokenizer, generator, Sampling(rows=4, guidance=float(seed + 1)), Shapes(10).classes)
+
+    return pipe(0), pipe(1)
+
+
+def weights(model) -> str: return digest(model.state_dict())
+
+
+class Job(SampleJob):
+    "Pictures that are quickly made, each a function of seed and id."
+    def make(self, start):
+        ids = np.arange(start, min(start + self.part, self.count))
+        return np.stack([np.full((8, 8, 3), (17 * i + 101 * self.seed) % 256, np.uint8) for i in ids])
+
+
+def job(pipe, folder: Path, seed: int = 0) -> SampleJob:
+    return Job(pipe, planned_labels(10, 10), folder / "s.npz", seed, part=4)
+
+
+def begun(pipe, folder, seed):
+    "A job that was killed after two parts, which are sound."
+    work = job(pipe, folder, seed)
+    work.begin()
+    for start, file in work.parts()[:2]: work.write_part(file, work.make(start))
+
+
+def store(tokenizer, folder, finished=True):
+    extract_codes(tokenizer, SOURCE, folder / "codes", Augment("center", 32), shard_size=8)
+    if not finished: (folder / "codes" / "index.json").unlink()
+
+
+def completed(tokenizer, folder):
+    "The codes of a store that is completed."
+    store(tokenizer, folder)
+    return codes(folder)
+
+
+def codes(folder) -> str:
+    found = CodeStore(folder / "codes")
+    return digest(*found.batch(range(24)), found.ids, found.classes)
+
+
+class Toy(Extractor):
+    "Mean colours of the four quarters: features that cost nothing."
+    dims, classes, id, device = 12, 0, "toy", "cpu"
+    def look(self, images):
+        h, w = (n // 2 for n in images.shape[2:])
+        quarters = [images[:, :, a:a + h, b:b + w].double().mean((2, 3)) for a in (0, h) for b in (0, w)]
+        return Features(torch.cat(quarters, 1).float())
+
+
+def statistics(seed) -> Statistics:
+    x = torch.from_numpy(np.random.default_rng(seed).normal(size=(40, 6)))
+    return Statistics(6, "toy", "pictures").update(x)
+
+
+def stored(file):
+    s = open_samples(file).statistics
+    return digest(s.mean, s.cov, s.count, s.extractor)
+
+
+def looked_at(folder) -> str:
+    "Reference statistics, completed."
+    extract_reference(SOURCE, folder / "ref.npz", Toy(), shard_size=8, progress=False)
+    return stored(folder / "ref.npz")
+
+
+def begun_reference(folder, source=SOURCE):
+    "One of its shards is there."
+    plan = reference_plan(open_samples(source), Toy(), folder / "ref.npz", 0, 8)
+    FeatureShards(folder / "ref.npz.parts", plan).write(0, range(8), Toy()(source.batch(range(8))[0]).pool)
+
+
+def search(pipe, folder):
+    return GuidanceSearch(pipe, "shapes://?n=24&seed=3", Toy(), folder / "search", (1.0, 2.0),
+                          count=8, final=0, metrics=("fid",), part=8)
+
+
+def searched(pipe, folder):
+    "Its numbers."
+    results = search(pipe, folder).run()
+    return digest({k: v["values"] for k, v in results["scales"].items()})
+
+
+def saved(folder, seed):
+    "Two checkpoints."
+    for step in (1, 2):
+        files = {"model": {"w": torch.full((64,), float(step + seed))}}
+        write_checkpoint(folder / "saves", step, files, {"recipe": {"seed": seed}})
+
+
+def chosen(folder):
+    "What a run would go on from: the last checkpoint, or the one before."
+    found = newest(folder / "saves", lambda reason: None)
+    files, state = read_checkpoint(found)
+    assert found.name.endswith(str(state["step"])) and files["model"]["w"][0] == state["step"]
+    return "a whole checkpoint"
+
+
+evaluate = runpy.run_path(str(ROOT / "scripts" / "evaluate.py"))
+
+
+def facts(folder):
+    "What evaluate.py says of the samples' origin: the truth, or nothing."
+    options = evaluate["Options"]("ref.npz", str(folder / "s.npz"))
+    found = evaluate["recorded"](options, open_samples(folder / "s.npz"))
+    return digest(found) if found else None
+
+
+def judge_in(folder):
+    for p in (ROOT / "vgnb" / "weights").glob("shapes-judge.*"): shutil.copy(p, folder)
+
+
+@dataclass
+class Kind:
+    "A kind of file."
+    file: str            # in the folder
+    make: Callable       # (pipe, folder, seed): writes it, with what belongs to it
+    read: Callable       # (pipe, folder) -> what rests on it
+    nothing: bool = False  # whether `read` may also know nothing (None)
+
+
+def named(report):
+    "A file of numbers."
+    return lambda pipe, folder, seed: save_card(folder / report, {"values": {"fid": 1.5 + seed}, "protocol": {}})
+
+
+KINDS = {
+    "weights": Kind("p/generator/model.safetensors", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
+                    lambda pipe, folder: weights(load_model(folder / "p/generator"))),
+    "config": Kind("p/generator/config.json", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
+                   lambda pipe, folder: digest(load_model(folder / "p/generator").config)),
+    "pipeline": Kind("p/pipeline.json", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
+                     lambda pipe, folder: digest(vars(Pipeline.from_pretrained(folder / "p"))["sampling"])),
+    "a part of a pipeline": Kind(
+        "p/tokenizer/model.safetensors", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
+        lambda pipe, folder: weights(Pipeline.from_pretrained(folder / "p").tokenizer)),
+    "shard": Kind("codes/00001.codes", lambda pipe, folder, seed: store(pipe.tokenizer, folder),
+                  lambda pipe, folder: codes(folder)),
+    "index": Kind("codes/index.json", lambda pipe, folder, seed: store(pipe.tokenizer, folder),
+                  lambda pipe, folder: codes(folder)),
+    "plan of a store": Kind("codes/plan.json", lambda pipe, folder, seed: store(pipe.tokenizer, folder),
+                            lambda pipe, folder: completed(pipe.tokenizer, folder)),
+    "shard under way": Kind("codes/00001.codes", lambda pipe, folder, seed: store(pipe.tokenizer, folder, False),
+                            lambda pipe, folder: completed(pipe.tokenizer, folder)),
+    "part": Kind(".s.npz.parts/000000004.part", begun,
+                 lambda pipe, folder: digest(job(pipe, folder).run(progress=False).read_bytes())),
+    "plan of a job": Kind(".s.npz.parts/plan.json", begun,
+                          lambda pipe, folder: digest(job(pipe, folder).run(progress=False).read_bytes())),
+    "record of samples": Kind("s.run.json", lambda pipe, folder, seed: job(pipe, folder, seed).run(progress=False),
+                              lambda pipe, folder: facts(folder), nothing=True),
+    "finished samples": Kind("s.npz", lambda pipe, folder, seed: job(pipe, folder, seed).run(progress=False),
+                             lambda pipe, folder: digest(job(pipe, folder).run(progress=False).read_bytes())),
+    "statistics": Kind("s.npz", lambda pipe, folder, seed: save_statistics(folder / "s.npz", statistics(seed)),
+                       lambda pipe, folder: stored(folder / "s.npz")),
+    "safe statistics": Kind(
+        "s.safetensors", lambda pipe, folder, seed: save_statistics(folder / "s.safetensors", statistics(seed)),
+        lambda pipe, folder: stored(folder / "s.safetensors")),
+    "torch statistics": Kind("s.pt", lambda pipe, folder, seed: save_statistics(folder / "s.pt", statistics(seed)),
+                             lambda pipe, folder: stored(folder / "s.pt")),
+    "looks": Kind(
+        "ref.npz.parts/00000.looks", lambda pipe, folder, seed: begun_reference(folder, Shapes(24, 32, seed)),
+        lambda pipe, folder: looked_at(folder)),
+    "plan of a reference": Kind(
+        "ref.npz.parts/plan.json", lambda pipe, folder, seed: begun_reference(folder, Shapes(24, 32, seed)),
+        lambda pipe, folder: looked_at(folder)),
+    "results of a search": Kind("search/results.json", lambda pipe, folder, seed: search(pipe, folder).run(),
+                                lambda pipe, folder: searched(pipe, folder)),
+    "looks of a search": Kind("search/reference.looks", lambda pipe, folder, seed: search(pipe, folder).run(),
+                              lambda pipe, folder: digest(search(pipe, folder).look().pool)),
+    "manifest": Kind("saves/step-000000002/manifest.json", lambda pipe, folder, seed: saved(folder, seed),
+                     lambda pipe, folder: chosen(folder)),
+    "state": Kind("saves/step-000000002/state.json", lambda pipe, folder, seed: saved(folder, seed),
+                  lambda pipe, folder: chosen(folder)),
+    "checkpoint": Kind("saves/step-000000002/model.safetensors", lambda pipe, folder, seed: saved(folder, seed),
+                       lambda pipe, folder: chosen(folder)),
+    "numbers": Kind("numbers.json", named("numbers.json"),
+                    lambda pipe, folder: digest(load_card(folder / "numbers.json")["values"])),
+    "judge": Kind("shapes-judge.safetensors", lambda pipe, folder, seed: judge_in(folder),
+                  lambda pipe, folder: weights(load_judge(folder / "shapes-judge.safetensors")[0])),
+    "card of the judge": Kind("shapes-judge.json", lambda pipe, folder, seed: judge_in(folder),
+                              lambda pipe, folder: digest(load_judge(folder / "shapes-judge.safetensors")[1])),
+}
+LEGAL = {"statistics", "safe statistics", "torch statistics", "numbers"}    # another file of the kind is simply another
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_named_or_heals(kind, room, pipes):
+    k = KINDS[kind]
+    made, foreign = room / kind / "made", room / kind / "other"
+    for seed, folder in enumerate((made, foreign)):
+        folder.mkdir(parents=True)
+        k.make(pipes[seed], folder, seed)
+    raw, other = (made / k.file).read_bytes(), (foreign / k.file).read_bytes()
+    other = None if other == raw or kind in LEGAL else other
+    shutil.copytree(made, room / kind / "sound")
+    expected = k.read(pipes[0], room / kind / "sound")
+    assert expected is not None
+
+    said = []
+    for name, damage in DAMAGES.items():
+        for n, bad in enumerate(damage(raw, other)):
+            if bad == raw: continue
+            place = room / kind / f"{name}{n}"
+            shutil.copytree(made, place)
+            (place / k.file).write_bytes(bad)
+            said.append(outcome(k, pipes[0], place, expected, f"{kind}, {name} {n}"))
+            shutil.rmtree(place)
+    assert len(said) > 20 and set(said) <= {"refused", "healed", "unknown"}
+    assert said.count("refused") + said.count("unknown") + said.count("healed") == len(said)
+
+
+def outcome(k: Kind, pipe, place: Path, expected, what: str) -> str:
+    "refused, healed, or unknown; anything else fails."
+    with contextlib.redirect_stderr(io.StringIO()):
+        try: found = k.read(pipe, place)
+        except VgnbError as e:
+            words, file = str(e), Path(k.file)
+            assert "\n" not in words, f"{what}: {words}"
+            names = [file.name, file.parent.name.removeprefix(".").removesuffix(".parts")]
+            assert any(name and name in words for name in names), f"{what} names no file: {words}"
+            return "refused"
+    if found is None and k.nothing: return "unknown"
+    assert found == expected, f"{what}: read as something else"
+    return "healed"
+
+
+# ---- the harness itself, and what it can't show
+
+def test_the_harness_notices_what_is_read_in_silence(tmp_path):
+    (tmp_path / "n.txt").write_text("123")
+    naive = Kind("n.txt", None, lambda pipe, folder: (folder / "n.txt").read_text())
+    with pytest.raises(AssertionError, match="something else"): outcome(naive, None, tmp_path, "124", "naive")
+
+
+def test_samples_that_changed_are_not_measured(tmp_path):
+    "Every array of an npz is compared with its checksum before anything rests on it."
+    x = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    file = tmp_path / "x.npz"
+    save_samples(file, x, np.arange(40) % 10)
+    raw = file.read_bytes()
+    for at in np.linspace(200, len(raw) - 400, 60).astype(int):
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ 4]) + raw[at + 1:])
+        with contextlib.suppress(VgnbError):
+            found = open_samples(file)
+            assert (found.images == x).all() and (found.labels == np.arange(40) % 10).all()
+
+
+def test_folders_without_hashes_load_and_say_so(tmp_path, pipes, capsys):
+    "Of an older version, or made elsewhere."
+    pipes[0].save_pretrained(tmp_path / "p")
+    for part in ("p/tokenizer", "p/generator", "p"):
+        file = next((tmp_path / part).glob("*.json"))
+        card = load_card(file)
+        file.write_text(json.dumps({k: v for k, v in card.items() if k not in ("seal", "weights", "parts")}))
+    assert weights(Pipeline.from_pretrained(tmp_path / "p").generator) == weights(pipes[0].generator)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 2 and all("no hashes of its weights; taken as it is" in line for line in said)
+
+
+def test_a_configuration_changed_by_hand_needs_its_seal_taken_out(tmp_path, pipes):
+    pipes[0].save_pretrained(tmp_path / "p")
+    file = tmp_path / "p" / "pipeline.json"
+    card = load_card(file)
+    card["sampling"]["guidance"]["scale"] = 7.0
+    file.write_text(json.dumps(card))
+    with pytest.raises(VgnbError, match='remove its "seal"'): Pipeline.from_pretrained(tmp_path / "p")
+    file.write_text(json.dumps({k: v for k, v in card.items() if k != "seal"}))
+    assert Pipeline.from_pretrained(tmp_path / "p").sampling.guidance.scale == 7.0
+
+
+def test_a_copy_that_lost_its_averages_is_not_the_plain_model(tmp_path, pipes):
+    model = pipes[0].generator
+    save_model(tmp_path / "m", model, model.config, ema={k: v + 1 for k, v in model.state_dict().items()})
+    (tmp_path / "m" / "ema.safetensors").unlink()
+    with pytest.raises(VgnbError, match="ema.safetensors"): load_model(tmp_path / "m")
+    assert weights(load_model(tmp_path / "m", ema=False)) == weights(model)
+
+
+# ---- growth
+
+def live() -> int:
+    "Bytes of all tensors that something still holds."
+    gc.collect()
+    held = [t.untyped_storage() for t in gc.get_objects() if torch.is_tensor(t)]
+    return sum({s.data_ptr(): s.nbytes() for s in held}.values())
+
+
+def test_new_settings_do_not_stay_in_memory(pipes):
+    pipe = pipes[0]
+    given = torch.zeros(1, 16, 1, dtype=torch.long), torch.arange(16)[None] < 15          # one cell is left to sample
+    def some(scales):
+        for scale in scales: pipe.codes([0], guidance=float(scale), seed=1, given=given)
+
+    some(range(1, 11))
+    before = live()
+    some(range(11, 211))
+    assert live() - before < 100_000
+    assert pipe.sampler(guidance=210.0) is pipe.sampler(guidance=210.0)       # and are still kept for the next call
