@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..core import Mismatch, check
 from ..draws import At, Draws, Keyed
 from ..processes import Processes, average
-from ..saved import fill
+from ..saved import fill, not_finite
 from .checkpoints import fill_optimizer, optimizer_tensors
 from .feed import Share
-from .optimizers import Average, Guard, clipped_sum, gradient_norm, guarded_step, make_optimizer
+from .optimizers import Average, Guard, Undo, clipped_sum, gradient_norm, guarded_step, make_optimizer
 from .recipes import Optim, Recipe, rate_at
 from .tasks import Phase, Task, parameter_groups
 from .trackers import Meter
@@ -101,6 +101,15 @@ class TrainState:
         for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])
         self.guard.load(counters)
 
+    def not_finite(self) -> str|None:
+        "The first number of a checkpoint that is NaN or infinite, by its file and tensor."
+        learnt = {m: {k for k, _ in module.named_parameters(remove_duplicate=False)} for m, module in self.task.modules.items()}
+        for file, tensors in self.files().items():
+            kind, _, name = file.partition(".")
+            masks = set() if kind == "optim" else tensors.keys() - learnt[name]
+            if found := not_finite(tensors, masks): return f"{found} of {file}"
+        return None
+
     def broadcast(self):
         "Give all processes the first one's weights."
         if self.processes.world == 1: return
@@ -127,20 +136,39 @@ class Stepper:
         self.task, self.recipe, self.processes = state.task, state.recipe, state.processes
         self.meter = Meter()
         self.draws = Keyed(self.recipe.seed).fork("train")
+        self.undo = Undo(self.task.modules, self.task.written())
+        self.waiting:dict[str, list[Tensor|None]] = {}   # gradients of the groups that will move, by group
+        self.owed:bool|None = None                       # what is prepared once was lost; None: not known yet
 
     def __call__(self, step:int, micros:list[Micro]):
         "The step after `step` finished ones."
         rate = rate_at(self.recipe.rate, step, self.recipe.steps)
-        self.task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
+        guard, task = self.state.guard, self.task
+        self.undo.keep()
+        task.again = self._owes(step)
+        task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
         carries = [{} for _ in micros]
-        for phase in self.task.phases(step):
+        for phase in task.phases(step):
             named = dict.fromkeys((*phase.zero, *phase.clip, *phase.step))
+            if self.waiting.keys() & named: self._move(guard.fine(), rate)
             params = {g: list(self.state.groups[g].values()) for g in named}
             for g in phase.zero: drop_gradients(params[g])
             bad = self._backward(phase, step, micros, carries)
             self._join(params, bad)
-            self._move(phase, step, params, bad, rate)
-        self.state.guard.close()
+            self._judge(phase, step, params, bad)
+
+        ok = guard.fine()
+        self.undo.put_back(ok)
+        self._move(ok, rate)
+        if task.again or task.once(step): self.owed = not ok
+        guard.close()
+
+    def _owes(self, step:int) -> bool:
+        "Whether the steps in which `prepare` did something once were all skipped."
+        if self.owed is None:
+            skipped = range(step - int(self.state.guard.streak), step)
+            self.owed = any(map(self.task.once, skipped))
+        return self.owed
 
     def _backward(self, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
         "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
@@ -155,6 +183,7 @@ class Stepper:
             if scaled.requires_grad: scaled.backward()
             bad += ~loss.total.detach().isfinite()
             self.meter.add({name: loss.total, **loss.parts}, share)
+        bad += self.undo.broken()
         return bad
 
     def _join(self, params:dict[str, list[nn.Parameter]], bad:Tensor):
@@ -164,16 +193,25 @@ class Stepper:
         guard = self.state.guard
         if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
 
-    def _move(self, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor, rate:float):
-        "Clip and step, or leave everything as it is."
+    def _judge(self, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor):
+        "Let the guard look at the gradients, clip them, and lay those aside that will move their group."
         state, optims = self.state, self.state.optims
         norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
         published = _published_norms(state, params, norms)
-        ok = state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
+        state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
         for g in phase.clip:
             if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
-        for g in phase.step: guarded_step(state.optimizers[g], ok, optims[g].lr * rate)
-
-        moved = {name.split(".", 1)[0] for g in phase.step for name in state.groups[g]}     # modules
-        for m in state.averages.keys() & moved: state.averages[m].update(ok)
+        for g in phase.step:
+            self.waiting[g] = [p.grad for p in params[g]]
+            drop_gradients(params[g])                    # what a later phase sends here is not this group's
         self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
+
+    def _move(self, ok:Tensor, rate:float):
+        "The steps of the groups that wait, or none; then the averages."
+        state = self.state
+        for g, grads in self.waiting.items():
+            for p, grad in zip(state.groups[g].values(), grads): p.grad = grad
+            guarded_step(state.optimizers[g], ok, state.optims[g].lr * rate)
+        moved = {name.split(".", 1)[0] for g in self.waiting for name in state.groups[g]}     # modules
+        for m in state.averages.keys() & moved: state.averages[m].update(ok)
+        self.waiting.clear()
