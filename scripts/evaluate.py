@@ -13,6 +13,7 @@ A number is printed with what it rests on: counts, labels, extractor (its weight
 beside SAMPLES.npz adds the sampler's settings and seed. Several processes (accelerate launch) share the pictures. Wrong
 input ends with one line on stderr and exit code 2, before anything is computed.
 """
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,19 @@ def announce(o: Options, samples, reference, extractor, settings: dict, stored):
     if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
 
 
+@contextlib.contextmanager
+def progress_of(sides: dict, processes):
+    "What `measure` tells of each side, as a bar or a line now and then."
+    from vgnb.progress import Progress
+    with contextlib.ExitStack() as stack:
+        shown = {}
+        def progress(side, done):
+            share = -(-len(sides[side]) // processes.world)
+            if side not in shown: shown[side] = stack.enter_context(Progress(share, "picture", what=side))
+            shown[side].update(done - shown[side].done)
+        yield progress
+
+
 def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, check_int, run_manifest, save_json
@@ -104,12 +118,9 @@ def main(argv: list[str]) -> int:
 
     facts = recorded(o.samples)
     if o.uint8_rule: facts["uint8_rule"] = o.uint8_rule
-    shown = processes.main and sys.stderr.isatty()
-    def progress(side, done):
-        if shown: print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
-    report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
-                     **asked, **facts)
-    if shown: print(file=sys.stderr)
+    with progress_of({"samples": samples, "reference": reference}, processes) as progress:
+        report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
+                         **asked, **facts)
     if not processes.main: return 0
 
     print(report)

@@ -53,7 +53,8 @@ def explained(e:Exception) -> str|None:
     "What went wrong, if it is something that we can explain."
     if isinstance(e, VgnbError): return str(e)
     if isinstance(e, OSError): return reason_of(e)
-    if isinstance(e, torch.distributed.DistBackendError) or re.search(r"gloo|Connection (closed|reset) by peer", str(e)):
+    lost = re.search(r"gloo|Connection (closed|reset) by peer", str(e))
+    if lost or isinstance(e, torch.distributed.DistBackendError):
         return "another process of this run ended; what went wrong is said by it"
     return dead_reader(e)
 

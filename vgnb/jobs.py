@@ -7,7 +7,6 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 
 # %% ../nbs/720_jobs.ipynb #1b370812
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vgnb.core import (
     BadInput,
@@ -40,6 +38,7 @@ from .evaluation.samples import Samples, open_samples, save_samples
 from .generators.generator import Cond
 from .kinds import to_json
 from .pipeline import Pipeline
+from .progress import walk
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
@@ -269,16 +268,15 @@ def make(self:SampleJob, start:int) -> np.ndarray:
 @patch
 def run(self:SampleJob,
     processes=None,
-    progress:bool|None=None,   # a bar; None: if stderr is a terminal
+    progress:bool|None=None,   # a bar; None: on a terminal, elsewhere a line now and then
 ) -> Path:
     "Make the missing parts (this process's share), wait for the others, join. Returns `out`."
-    if progress is None: progress = sys.stderr.isatty()
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     together = processes.together if processes else lambda work: work()
 
     together(self.begin)
     mine = [part for n, part in enumerate(self.parts()) if n % world == rank]
-    for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
+    for start, file in walk(mine, "part", what="sampling", show=False if rank else progress):
         if file.exists(): continue
         with write_aside(file) as aside, open(aside, "wb") as f: np.save(f, self.make(start))
     if processes: processes.wait()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['duration', 'Progress', 'walk']
 
-# %% ../nbs/003a_progress.ipynb #41d51eff
+# %% ../nbs/003a_progress.ipynb #3aaa1d7e
 import os
 import sys
 import time
@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .core import check_int
 
-# %% ../nbs/003a_progress.ipynb #17de0078
+# %% ../nbs/003a_progress.ipynb #88ae2e6f
+_SOON = 1.0       # seconds until a bar that nobody asked for
 _FIRST = 5.0      # seconds until the first line
 _RAREST = 60.0    # seconds between two lines, later
 
 def duration(seconds:float) -> str:
     "A time as one reads it: `42 s`, `3 min 20 s`, `5 h 12 min`, `3 d 4 h`."
     s = max(0, round(seconds))
-    for (large, size), (small, part) in ((("d", 86400), ("h", 3600)), (("h", 3600), ("min", 60)), (("min", 60), ("s", 1))):
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (large, size), (small, part) in zip(units, units[1:]):
         if s >= size: return f"{s // size} {large} {s % size // part} {small}"
     return f"{s} s"
 
@@ -38,6 +40,7 @@ class Progress:
     ):
         self.total = None if total is None else check_int("total", total, 0)
         self.unit, self.what, self.done, self.clock = unit, what, done, clock
+        self.wait = 0 if show else _SOON
         speaks = show is not False and os.environ.get("RANK", "0") == "0"
         self.bar = self._bar() if speaks and (show or sys.stderr.isatty()) else None
         self.lines = speaks and self.bar is None
@@ -47,7 +50,7 @@ class Progress:
 
     def _bar(self):
         from tqdm import tqdm
-        return tqdm(total=self.total, initial=self.done, unit=self.unit, desc=self.what or None)
+        return tqdm(total=self.total, initial=self.done, unit=self.unit, desc=self.what or None, delay=self.wait)
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
@@ -86,7 +89,7 @@ class Progress:
         "Leave the bar as it is."
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/003a_progress.ipynb #953d1cbc
+# %% ../nbs/003a_progress.ipynb #c936c35e
 def walk(
     items:Iterable,
     unit:str="step",

@@ -71,7 +71,7 @@ def html_page(
     top = f"{_HEAD}<title>{name}</title><style>{_CSS}</style><h1>{name}</h1>\n"
     return top + "\n".join(map(_piece, parts)) + "</html>\n"
 
-# %% ../nbs/003_report.ipynb #589ae60c
+# %% ../nbs/003_report.ipynb #25cb23d0
 _W, _H = 236, 150                                  # of a panel, pixels
 _LEFT, _RIGHT, _TOP, _FOOT = 44, 8, 24, 20         # room around the curve
 _POINTS = 400
@@ -130,10 +130,11 @@ def _panel(name:str, xs:np.ndarray, ys:np.ndarray, keep:float) -> str:
     out.append(_polyline(px, pb, f'{blue} stroke-width="1.8"'))
     lost = [x for x, y in zip(across(xs), ys) if not math.isfinite(y)][:_POINTS]
     floor = _H - _FOOT
-    out += [f'<path d="M{x - 3:.1f} {floor - 3}l6 6m0-6l-6 6" stroke="{TONES["alarm"]}" stroke-width="1.6"/>' for x in lost]
+    alarm = f'stroke="{TONES["alarm"]}" stroke-width="1.6"'
+    out += [f'<path d="M{x - 3:.1f} {floor - 3}l6 6m0-6l-6 6" {alarm}/>' for x in lost]
     return "".join(out)
 
-# %% ../nbs/003_report.ipynb #12740825
+# %% ../nbs/003_report.ipynb #70f41dfe
 def curves_svg(
     records:list[dict],         # of a log: numbers by name, `None` where one was not finite
     keys:list[str]|None=None,   # quantities; default: every numeric one
@@ -159,7 +160,8 @@ def curves_svg(
         panels.append(f'<g transform="{at}">{_panel(key, xs, ys, 0.0 if key in plain else keep)}</g>')
     wide, tall = min(columns, len(keys)) * _W, -(-len(keys) // columns) * _H
     font = f'font-family="system-ui,DejaVu Sans,sans-serif" font-size="10.5" fill="{TONES["ink"]}"'
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}" {font}>'
+    size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>'
             f'<rect width="100%" height="100%" fill="{TONES["paper"]}"/>{"".join(panels)}</svg>')
 
 def html_svg(svg:str, caption:str="") -> str:

@@ -77,7 +77,7 @@ def fill(
     "Load a state dict that must fit exactly; `Mismatch` lists what is missing, unexpected or misshapen."
     return NameTable().load_into(module, state, str(source))
 
-# %% ../nbs/008_saved.ipynb #824e1671
+# %% ../nbs/008_saved.ipynb #eaf2b59c
 _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @torch.no_grad()

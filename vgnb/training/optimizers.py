@@ -91,7 +91,7 @@ class Average:
         "Take the averages of a state dict over."
         for k, t in self.kept.items(): t.copy_(state[k])
 
-# %% ../../nbs/training/527_optimizers.ipynb #69caab4b
+# %% ../../nbs/training/527_optimizers.ipynb #738b3778
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class Undo:
@@ -103,11 +103,11 @@ class Undo:
         self.places:list[tuple[dict, str]] = []
         seen = set()
         for owner in (part for module in modules.values() for part in module.modules()):
-            own = {k: p for k, p in owner._parameters.items() if p is not None and (p in written or not p.requires_grad)}
-            held = [(owner._buffers, k) for k in owner._buffers] + [(owner._parameters, k) for k in own]
-            for place, k in held:
-                if place[k] is None or id(place[k]) in seen: continue
-                seen.add(id(place[k]))
+            for place, k in [(entries, k) for entries in (owner._buffers, owner._parameters) for k in entries]:
+                t = place[k]
+                only_learnt = isinstance(t, nn.Parameter) and t.requires_grad and t not in written
+                if t is None or only_learnt or id(t) in seen: continue
+                seen.add(id(t))
                 self.places.append((place, k))
         self.kept:list[Tensor] = []
         self.watched:list[int]|None = None       # places of those that were finite at first: masks may hold -inf

@@ -103,10 +103,10 @@ class TrainState:
 
     def not_finite(self) -> str|None:
         "The first number of a checkpoint that is NaN or infinite, by its file and tensor."
-        learnt = {m: {k for k, _ in module.named_parameters(remove_duplicate=False)} for m, module in self.task.modules.items()}
+        def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
         for file, tensors in self.files().items():
             kind, _, name = file.partition(".")
-            masks = set() if kind == "optim" else tensors.keys() - learnt[name]
+            masks = set() if kind == "optim" else tensors.keys() - learnt(self.task.modules[name])
             if found := not_finite(tensors, masks): return f"{found} of {file}"
         return None
 
