@@ -91,7 +91,7 @@ class Average:
         "Take the averages of a state dict over."
         for k, t in self.kept.items(): t.copy_(state[k])
 
-# %% ../../nbs/training/527_optimizers.ipynb #738b3778
+# %% ../../nbs/training/527_optimizers.ipynb #302f3c0f
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class Undo:
@@ -154,6 +154,7 @@ class Guard:
     def __init__(self, device, fp16:bool=False):
         self.fp16 = fp16
         self.skipped, self.streak, self.good, self.bad = (torch.zeros((), device=device) for _ in range(4))
+        self.lost, self.broken = (torch.zeros((), device=device) for _ in range(2))   # numbers that are not finite
         self.scale = torch.full((), 2.0 ** 16 if fp16 else 1.0, device=device)
 
     def allow(self,
@@ -164,8 +165,9 @@ class Guard:
     ) -> Tensor: # 0-d bool
         "Whether this phase may step."
         ok = torch.ones((), dtype=torch.bool, device=self.bad.device) if bad is None else bad == 0
+        for norm, _ in norms: ok = ok & norm.isfinite()
+        self.broken = torch.maximum(self.broken, (~ok).float())
         for i, (norm, optim) in enumerate(norms):
-            ok = ok & norm.isfinite()
             if not optim.skip_norm or step < optim.skip_from: continue
             ok = ok & (norm <= optim.skip_norm if clipped is None else clipped[i] < optim.skip_norm)
         self.bad = torch.maximum(self.bad, (~ok).float())
@@ -179,13 +181,14 @@ class Guard:
         "End of an iteration: count it."
         self.skipped = self.skipped + self.bad
         self.streak = (self.streak + 1) * self.bad
+        self.lost = (self.lost + 1) * self.broken
         self.good = (self.good + 1) * (1 - self.bad)
         if self.fp16:
             grow = self.good >= _GROW_AFTER
             grown = torch.where(grow, self.scale * 2, self.scale)
             self.scale = torch.where(self.bad > 0, self.scale / 2, grown)
             self.good = self.good * ~grow
-        self.bad = torch.zeros_like(self.bad)
+        self.bad, self.broken = torch.zeros_like(self.bad), torch.zeros_like(self.broken)
 
     def numbers(self) -> dict:
         "What a checkpoint keeps."

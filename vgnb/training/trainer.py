@@ -87,9 +87,10 @@ class Session:
         "Steps in a row that were skipped, the last one included."
         return int(self.state.guard.streak)
 
-    def save(self, last:bool=False):
+    def save(self, last:bool=False) -> bool: # whether there was nothing in the way
         "Publish a checkpoint of this moment (all processes call it); amid skipped steps only the `last` of a session."
-        if self.saved == self.step or (self.streak and not last): return
+        if self.saved == self.step: return True
+        if self.streak and not last: return False
         self.processes.together(self._check_numbers)
         state = dict(
             samples_seen=self.step * self.recipe.batch,
@@ -101,6 +102,7 @@ class Session:
         written = self.processes.together(lambda: self.folder.write(self.step, self.state.files(), state))
         if written: self.saved = self.step
         if self.processes.main: self._write_page()
+        return True
 
     def _check_numbers(self):
         "No checkpoint holds a number that is none."
@@ -145,17 +147,23 @@ def _news(session:Session, signals:list[str], failed:bool) -> tuple[str, bool]:
     return next((s.name for s, n in zip(STOPS, came) if n), ""), bool(anywhere)
 
 _PATIENCE = 5     # steps that a signal waits for a good one
-_SICK = 3         # skipped steps at the end of a recipe that make it a bad end
+_SICK = 3         # steps in a row without finite numbers that make the end of a recipe a bad one
 
-def _check_streak(session:Session, most:int, now:bool=False):
-    "Stop a run whose gradients have been bad for too long; on an accelerator asked when a line is written, or `now`."
+def _check_streak(session:Session):
+    "Stop a run whose gradients have been bad for too long; asked when a line is written on an accelerator."
     run, step = session.folder.run, session.step
-    if not now and session.processes.device.type != "cpu" and step % run.log_every: return
+    if session.processes.device.type != "cpu" and step % run.log_every: return
     streak = session.streak
-    if streak < most: return
+    if streak >= run.max_skips: _stop(session, streak, "numbers that are not finite or gradients that are too large")
+
+def _check_end(session:Session):
+    "A recipe does not end well where its last steps had no numbers."
+    lost = int(session.state.guard.lost)
+    if lost >= min(_SICK, session.folder.run.max_skips): _stop(session, lost, "numbers that are not finite")
+
+def _stop(session:Session, streak:int, why:str):
     advice = session.processes.together(session._advice)
-    raise VgnbError(f"stopped at step {step}: {streak} steps in a row were skipped for numbers that are not finite "
-                    f"or gradients that are too large; {advice}")
+    raise VgnbError(f"stopped at step {session.step}: {streak} steps in a row were skipped for {why}; {advice}")
 
 def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, float|None]:
     "What is logged: means, learning rate, counters, speed, and what the task adds."
@@ -205,13 +213,13 @@ class Trainer(Session):
             stack.callback(feed.close)
             reason = self._loop(feed, stop, signals, progress)
             finished = self.step >= self.recipe.steps
-            if finished: _check_streak(self, min(_SICK, self.run.max_skips), now=True)
+            if finished: _check_end(self)
             self.save(last=True)
         return Outcome(self.step, finished, reason)
 
     def _loop(self, feed, stop:int, signals:list[str], progress:Progress) -> str:
         "Steps until `stop` or a signal, whose name is returned."
-        speed, waited = Speed(self.step), 0
+        speed, waited, due = Speed(self.step), 0, False
         while self.step < stop:
             micros, error = self._fetch(feed)
             reason, failed = _news(self, signals, error is not None)
@@ -222,11 +230,12 @@ class Trainer(Session):
             self.stepper(self.step, micros)
             self.step += 1
             progress.update(numbers=self._numbers)
-            _check_streak(self, self.run.max_skips)
+            _check_streak(self)
             if self.step % self.run.log_every == 0 or self.step == stop: self._log(speed, progress)
             for n, call in self.every:
                 if self.processes.main and self.step % n == 0: call(self)
-            if self.step % self.run.save_every == 0: self.save()
+            due = due or self.step % self.run.save_every == 0
+            if due: due = not self.save()                    # amid skipped steps: after the next good one
         return ""
 
     def _fetch(self, feed) -> tuple[list[Micro], VgnbError|None]:

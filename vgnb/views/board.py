@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Board', 'board']
 
-# %% ../../nbs/views/825_board.ipynb #421d1233
+# %% ../../nbs/views/825_board.ipynb #b19e7698
 import threading
 import weakref
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core import check_float
 from ..figures import plain_text
 from ..training.run_page import run_curves, run_facts, status_line
 
-# %% ../../nbs/views/825_board.ipynb #c0c2f4ad
+# %% ../../nbs/views/825_board.ipynb #1f47d17a
 class Board:
     "A run's state, curves and last preview. `.status .smooth .curves .preview .box`; shows itself."
     def __init__(self,
