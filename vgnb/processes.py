@@ -119,6 +119,7 @@ def average(grads:list[Tensor], processes:Processes):
 # %% ../nbs/009_processes.ipynb #414367c2
 INTERRUPTED = 75
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)    # what tells a run to stop
+_HEARD = threading.Event()    # this process is on its way out: a launcher passes on what the group has got already
 
 @contextlib.contextmanager
 def _answered(handler:Callable):
@@ -143,6 +144,7 @@ def catch_signals():
         if again: raise KeyboardInterrupt
         if not came: first = time.monotonic()
         came.append(signal.Signals(number).name)
+        _HEARD.set()
     with _answered(note): yield came
 
 class Stopped(KeyboardInterrupt):
@@ -151,14 +153,14 @@ class Stopped(KeyboardInterrupt):
 @contextlib.contextmanager
 def stop_on_signals():
     "A signal to stop raises `Stopped` wherever the work inside is, so that what is half-written is cleared away."
-    came = []
+    _HEARD.clear()
     def leave_work(number, frame):
-        if came: return                              # a launcher passes on what the group has got already
-        came.append(number)
+        if _HEARD.is_set(): return
+        _HEARD.set()
         raise Stopped(signal.Signals(number).name)
     with _answered(leave_work): yield
 
-# %% ../nbs/009_processes.ipynb #84ed7e42
+# %% ../nbs/009_processes.ipynb #898edb1f
 _DEAD = "exited unexpectedly|is killed by signal"
 
 def dead_reader(e:BaseException) -> str|None:

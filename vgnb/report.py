@@ -71,18 +71,18 @@ def html_page(
     top = f"{_HEAD}<title>{name}</title><style>{_CSS}</style><h1>{name}</h1>\n"
     return top + "\n".join(map(_piece, parts)) + "</html>\n"
 
-# %% ../nbs/003_report.ipynb #25cb23d0
+# %% ../nbs/003_report.ipynb #879c3a88
 _W, _H = 236, 150                                  # of a panel, pixels
 _LEFT, _RIGHT, _TOP, _FOOT = 44, 8, 24, 20         # room around the curve
 _POINTS = 400
 
 def _ticks(low:float, high:float) -> list[float]:
-    "Two to five round numbers between two others."
-    raw = max(high - low, abs(high) * 1e-9, 1e-300) / 3
+    "Two to six round numbers between two others."
+    raw = max(high - low, abs(high) * 1e-9, 1e-300) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)
     first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, first + 6) if i * step <= high + 1e-9 * step]
+    return [i * step for i in range(first, first + 7) if i * step <= high + 1e-9 * step]
 
 def _thinned(values:np.ndarray) -> np.ndarray:
     "At most `_POINTS` of them, each the mean of the numbers among its neighbours."
@@ -134,7 +134,7 @@ def _panel(name:str, xs:np.ndarray, ys:np.ndarray, keep:float) -> str:
     out += [f'<path d="M{x - 3:.1f} {floor - 3}l6 6m0-6l-6 6" {alarm}/>' for x in lost]
     return "".join(out)
 
-# %% ../nbs/003_report.ipynb #70f41dfe
+# %% ../nbs/003_report.ipynb #5ea14ff3
 def curves_svg(
     records:list[dict],         # of a log: numbers by name, `None` where one was not finite
     keys:list[str]|None=None,   # quantities; default: every numeric one

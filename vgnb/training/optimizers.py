@@ -45,6 +45,7 @@ def guarded_step(
     lr:float,
 ):
     "One optimizer step, or none: where `ok` is false no weight and no memory changes by a bit."
+    if ok.device.type == "cpu" and not ok: return      # asking is free there
     for group in optimizer.param_groups: group["lr"] = lr
     optimizer.found_inf = (~ok).float()
     optimizer.step()
@@ -74,7 +75,7 @@ class Average:
     @torch.no_grad()
     def update(self, ok:Tensor):
         "Move towards the module's weights; `ok` (0-d bool) false leaves everything as it is."
-        if ok.device.type == "cpu" and not ok: return        # asking is free there
+        if ok.device.type == "cpu" and not ok: return
         live = self._state()
         share = (1 - self.decay) * ok.float()
         for k in self.kept.keys() - set(self.smooth): self.kept[k].copy_(torch.where(ok, live[k], self.kept[k]))
@@ -91,7 +92,7 @@ class Average:
         "Take the averages of a state dict over."
         for k, t in self.kept.items(): t.copy_(state[k])
 
-# %% ../../nbs/training/527_optimizers.ipynb #302f3c0f
+# %% ../../nbs/training/527_optimizers.ipynb #7b6381ba
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class Undo:
@@ -141,7 +142,7 @@ class Undo:
     @torch.no_grad()
     def put_back(self, ok:Tensor):
         "Where `ok` (0-d bool) is false, make everything what it was, to the bit."
-        if ok.device.type == "cpu" and ok: return            # asking is free there
+        if ok.device.type == "cpu" and ok: return
         for (place, k), old in zip(self.places, self.kept):
             live = place[k].detach()
             if live.shape == old.shape: live.copy_(torch.where(ok, live, old))
