@@ -45,7 +45,7 @@ class Options:
     backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
-    progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
+    progress: bool | None = None   # a progress bar (default: on a terminal; elsewhere a line now and then)
     dry_run: bool = False          # say what would happen, and stop
 
 

@@ -3,12 +3,14 @@
     python -m tests.test_ends FOLDER CASE ...     runs the cases one after the other, each in a fork of one warm process
 """
 import contextlib
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ def started(work, err: Path) -> int:
         os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = run_main(lambda argv: work(), [])
+    except BaseException: traceback.print_exc()
     finally: os._exit(code)
 
 
@@ -93,14 +96,16 @@ def dead_reader(folder: Path) -> dict:
 
 def script(name: str, *words) -> int:
     "The `main` of a script."
-    import runpy
-    return runpy.run_path(str(ROOT / "scripts" / f"{name}.py"))["main"]([str(w) for w in words])
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(w) for w in words])
 
 
 def stopped_and_finished(folder: Path, name: str, words: list, part) -> dict:
     "A script that gets SIGTERM once its first part is there, then runs again to its end."
     pid = started(lambda: script(name, *words), folder / "err")
-    until(part)
+    until(lambda: part() or os.path.exists(folder / "err") and (folder / "err").read_text())
     os.killpg(pid, signal.SIGTERM)
     found = ended(pid, folder / "err")
     pid = started(lambda: script(name, *words), folder / "again")
@@ -113,7 +118,7 @@ def extraction(folder: Path) -> dict:
     config = tokenizer_recipe().model
     save_model(folder / "model", VQGAN(config), config)
     words = ["--tokenizer", folder / "model", "--data", "shapes://?n=240&size=32", "--out", folder / "codes",
-             "--size", 32, "--batch", 4, "--shard-size", 8, "--workers", 2, "--no-progress"]
+             "--size", 32, "--batch", 4, "--shard-size", 8, "--workers", 2, "--progress", False]
     return stopped_and_finished(folder, "extract_codes", words, lambda: list((folder / "codes").glob("*.codes")))
 
 
@@ -124,7 +129,7 @@ def sampling(folder: Path) -> dict:
 
 def reference(folder: Path) -> dict:
     words = ["shapes://?n=2000&size=32", "--out", folder / "r.npz", "--extractor", "shapes-judge", "--batch", 8,
-             "--shard-size", 32, "--workers", 1, "--no-progress"]
+             "--shard-size", 32, "--workers", 1, "--progress", False]
     parts = folder / "r.npz.parts"
     return stopped_and_finished(folder, "extract_reference", words, lambda: list(parts.glob("*.looks")))
 

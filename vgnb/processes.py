@@ -160,13 +160,19 @@ def stop_on_signals():
         raise Stopped(signal.Signals(number).name)
     with _answered(leave_work): yield
 
-# %% ../nbs/009_processes.ipynb #898edb1f
+# %% ../nbs/009_processes.ipynb #2cc03cfa
 _DEAD = "exited unexpectedly|is killed by signal"
 
 def dead_reader(e:BaseException) -> str|None:
     "The line about a reading process that died, if that is what happened."
     if not re.search(rf"DataLoader worker.*({_DEAD})", str(e), re.S): return None
     return f"a data worker died ({str(e).splitlines()[0]}); run the same command again to go on"
+
+def _obituary(readers:list) -> str|None:
+    "The same for processes that we can ask."
+    for reader in readers: reader.join(0.1)
+    gone = [reader.exitcode for reader in readers if reader.exitcode]
+    return f"a data worker died (exit code {gone[0]}); run the same command again to go on" if gone else None
 
 @contextlib.contextmanager
 def _blocked():
@@ -214,8 +220,8 @@ def read_ahead(loader):
                 try: item = deaths.next(items)
                 except StopIteration: return
                 yield item
-    except RuntimeError as e:
-        line = dead_reader(e)
+    except (RuntimeError, OSError, EOFError) as e:       # what torch noticed, or the end of a pipe to the dead
+        line = dead_reader(e) or (None if isinstance(e, RuntimeError) else _obituary(readers))
         if line is None: raise
         raise VgnbError(line) from e
     finally:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['duration', 'Progress', 'walk']
 
-# %% ../nbs/003a_progress.ipynb #3aaa1d7e
+# %% ../nbs/003a_progress.ipynb #9c6a8c55
 import os
 import sys
 import time
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from .core import check_int
 
-# %% ../nbs/003a_progress.ipynb #88ae2e6f
+# %% ../nbs/003a_progress.ipynb #0fee9f42
 _SOON = 1.0       # seconds until a bar that nobody asked for
 _FIRST = 5.0      # seconds until the first line
 _RAREST = 60.0    # seconds between two lines, later
@@ -57,16 +57,16 @@ class Progress:
 
     def update(self,
         n:int=1,                                         # units that are finished now
-        numbers:dict|Callable[[], dict]|None=None,       # shown with it; a function is called only when they are
+        numbers:dict|Callable[[], dict]|None=None,       # for a line; a function is called only when there is one
     ):
         "Count, and show it when it is time."
         self.done += n
-        if self.bar is not None: self._advance(n, numbers)
+        if self.bar is not None: self.bar.update(n)
         elif self.lines and self.clock() >= self.due: self._say(numbers)
 
-    def _advance(self, n:int, numbers):
-        self.bar.update(n)
-        if isinstance(numbers, dict): self.bar.set_postfix({k: _number(v) for k, v in numbers.items()}, refresh=False)
+    def note(self, numbers:dict):
+        "Numbers to stand beside the bar, if there is one."
+        if self.bar is not None: self.bar.set_postfix({k: _number(v) for k, v in numbers.items()}, refresh=False)
 
     def _say(self, numbers):
         "A line on stderr; the next one is due after twice the time."
@@ -89,7 +89,7 @@ class Progress:
         "Leave the bar as it is."
         if self.bar is not None: self.bar.close()
 
-# %% ../nbs/003a_progress.ipynb #c936c35e
+# %% ../nbs/003a_progress.ipynb #a751413d
 def walk(
     items:Iterable,
     unit:str="step",

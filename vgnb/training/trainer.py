@@ -263,5 +263,5 @@ class Trainer(Session):
         line = _line(self, self.shown, speed.read(self.step))
         if not self.processes.main: return
         self.tracker.log(self.step, line)
-        progress.update(0, self._numbers())
+        progress.note(self._numbers())
         if self.on_log: self.on_log(self, line)
