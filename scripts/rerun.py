@@ -8,7 +8,6 @@ Every artifact lies beside a run.json (or NAME.run.json): command, commit, versi
 then and now are listed first. Results are compared byte for byte.
 """
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +74,11 @@ def compare(old: Path, new: Path) -> int:
 def repeat(run: dict, command: list[str]) -> int:
     "Run the command where it ran then, on the kind of device it ran on; its exit code."
     from vgnb.core import Missing, check
+    from vgnb.processes import run_below
     check(Path(run["cwd"]).is_dir(), "cwd", run["cwd"], "the folder it ran in is gone", Missing)
     on_cpus = run.get("world", 1) > 1 and run["device"].startswith("cpu")
     env = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpus else {})
-    return subprocess.run(command, cwd=run["cwd"], env=env).returncode
+    return run_below(command, cwd=run["cwd"], env=env)
 
 
 def main(argv: list[str]) -> int:

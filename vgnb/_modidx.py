@@ -1745,6 +1745,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vgnb.processes.dead_reader': ('processes.html#dead_reader', 'vgnb/processes.py'),
                                 'vgnb.processes.leave': ('processes.html#leave', 'vgnb/processes.py'),
                                 'vgnb.processes.read_ahead': ('processes.html#read_ahead', 'vgnb/processes.py'),
+                                'vgnb.processes.run_below': ('processes.html#run_below', 'vgnb/processes.py'),
                                 'vgnb.processes.stop_on_signals': ('processes.html#stop_on_signals', 'vgnb/processes.py')},
             'vgnb.progress': { 'vgnb.progress.Progress': ('progress.html#progress', 'vgnb/progress.py'),
                                'vgnb.progress.Progress.__enter__': ('progress.html#progress.__enter__', 'vgnb/progress.py'),

@@ -207,6 +207,7 @@ class Trainer(Session):
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
             self.open()
+            self.stepper.owed = None                         # of the checkpoint's steps, not of ours
             show = self.run.progress if self.processes.main else False
             progress = stack.enter_context(Progress(self.recipe.steps, done=self.step, show=show))
             feed = stream(self.feed, self.step, stop, self.run.workers, self.processes.device.type == "cuda")
