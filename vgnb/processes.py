@@ -196,6 +196,7 @@ def _blocked():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, old)
 
+# %% ../nbs/009_processes.ipynb #5f9ac150
 class _Deaths:
     "Between two items only, torch's handler may raise that a reader died."
     def __enter__(self):

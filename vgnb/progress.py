@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from fastcore.basics import patch
+
 from .core import check_int
 
 # %% ../nbs/003a_progress.ipynb #0fee9f42
@@ -26,6 +28,7 @@ def duration(seconds:float) -> str:
         if s >= size: return f"{s // size} {large} {s % size // part} {small}"
     return f"{s} s"
 
+# %% ../nbs/003a_progress.ipynb #bd0af6a7
 def _number(value) -> str: return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 class Progress:
@@ -75,19 +78,21 @@ class Progress:
         shown = numbers() if callable(numbers) else numbers or {}
         print(self.line(shown), file=sys.stderr, flush=True)
 
-    def line(self, numbers:dict=()) -> str:
-        "Where the work is, in words."
-        rate = (self.done - self.first) / max(1e-9, self.clock() - self.begun)
-        share = f" of {self.total:,} ({self.done / max(1, self.total):.0%})" if self.total is not None else ""
-        parts = [f"{self.what + ': ' if self.what else ''}{self.unit} {self.done:,}{share}"]
-        parts += [f"{k} {_number(v)}" for k, v in dict(numbers).items()]
-        parts.append(f"{rate:.3g} {self.unit}s/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
-        if self.total is not None and rate: parts.append(f"{duration((self.total - self.done) / rate)} left")
-        return ", ".join(parts)
-
     def close(self):
         "Leave the bar as it is."
         if self.bar is not None: self.bar.close()
+
+# %% ../nbs/003a_progress.ipynb #af5f0dc8
+@patch
+def line(self:Progress, numbers:dict=()) -> str:
+    "Where the work is, in words."
+    rate = (self.done - self.first) / max(1e-9, self.clock() - self.begun)
+    share = f" of {self.total:,} ({self.done / max(1, self.total):.0%})" if self.total is not None else ""
+    parts = [f"{self.what + ': ' if self.what else ''}{self.unit} {self.done:,}{share}"]
+    parts += [f"{k} {_number(v)}" for k, v in dict(numbers).items()]
+    parts.append(f"{rate:.3g} {self.unit}s/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
+    if self.total is not None and rate: parts.append(f"{duration((self.total - self.done) / rate)} left")
+    return ", ".join(parts)
 
 # %% ../nbs/003a_progress.ipynb #a751413d
 def walk(

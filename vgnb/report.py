@@ -92,6 +92,7 @@ def _thinned(values:np.ndarray) -> np.ndarray:
     sums = np.where(known, padded, 0).sum(1)
     return np.where(known.any(1), sums / np.maximum(known.sum(1), 1), np.nan)
 
+# %% ../nbs/003_report.ipynb #bcaccee0
 def _polyline(xs, ys, style:str) -> str:
     "A line through the points that are numbers."
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys) if math.isfinite(y))

@@ -136,6 +136,7 @@ def verify(path:str|Path) -> dict:
         check(is_same, "checkpoint", path, f"is damaged: {name} is not the file that was written", Mismatch)
     return manifest
 
+# %% ../../nbs/training/520_checkpoints.ipynb #c2c7d250
 def _signature(path:Path) -> tuple:
     "What changes when somebody writes to a checkpoint's files."
     about = [(file.name, file.stat()) for file in sorted(path.iterdir())]
@@ -162,6 +163,7 @@ def _rotate(folder:Path, keep:int):
     for path in found:
         if path not in stay: remove_dir(path)
 
+# %% ../../nbs/training/520_checkpoints.ipynb #3b5ccdf9
 def _warn(reason:str): print(f"{reason}; falling back to the one before", file=sys.stderr)
 
 def newest(

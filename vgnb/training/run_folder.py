@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from fastcore.basics import patch
 from torch import Tensor
 
 from vgnb.core import (
@@ -160,6 +161,7 @@ def whose(folder:Path) -> str:
     is_a_training = isinstance(record, dict) and "resumed_at" in record
     return "" if is_a_training else "the record of another command"
 
+# %% ../../nbs/training/525_run_folder.ipynb #18aadc0d
 class RunFolder:
     "The folder of a run: checkpoints/, log.jsonl, run.json and lock."
     def __init__(self, path:str|Path, run:Run=Run()):
@@ -210,20 +212,23 @@ class RunFolder:
         except (BadInput, AttributeError): return
         if isinstance(before, dict): check_same(before, recipe, self.path)
 
-    def write(self, step:int, files:dict[str, dict[str, Tensor]], state:dict) -> bool: # whether it is there now
-        "Publish a checkpoint (see `write_checkpoint`) and have it mirrored."
-        self.wait()                                    # nothing is removed from under a copy
-        try: path = write_checkpoint(self.saves, step, files, state, keep=self.run.keep)
-        except BadInput as e:
-            if self.run.on_save_error == "stop": raise
-            print(f"warning: {e}", file=sys.stderr)
-            return False
-        if self.mirror: self.mirror.start(path)
-        return True
+# %% ../../nbs/training/525_run_folder.ipynb #e7bf5085
+@patch
+def write(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict) -> bool: # whether it is there now
+    "Publish a checkpoint (see `write_checkpoint`) and have it mirrored."
+    self.wait()                                    # nothing is removed from under a copy
+    try: path = write_checkpoint(self.saves, step, files, state, keep=self.run.keep)
+    except BadInput as e:
+        if self.run.on_save_error == "stop": raise
+        print(f"warning: {e}", file=sys.stderr)
+        return False
+    if self.mirror: self.mirror.start(path)
+    return True
 
-    def wait(self):
-        "Until the copy under way is there."
-        if self.mirror: self.mirror.wait()
+@patch
+def wait(self:RunFolder):
+    "Until the copy under way is there."
+    if self.mirror: self.mirror.wait()
 
 # %% ../../nbs/training/525_run_folder.ipynb #824641d5
 def read_same(

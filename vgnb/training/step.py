@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check
@@ -64,6 +65,7 @@ def drop_gradients(params:list[nn.Parameter]):
     "Forget them, so that the next backward pass makes new ones."
     for p in params: p.grad = None
 
+# %% ../../nbs/training/528_step.ipynb #55439b40
 class TrainState:
     "What training changes."
     def __init__(self,
@@ -170,48 +172,53 @@ class Stepper:
             self.owed = any(map(self.task.once, skipped))
         return self.owed
 
-    def _backward(self, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
-        "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
-        bad = torch.zeros(1, device=self.processes.device)
-        name = "loss" if phase.name == "train" else f"{phase.name}.loss"
-        share = 1 / len(micros)
-        for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
-            seed_torch(self.draws, step, self.share.chunk(k))
-            with autocast(self.processes.device, self.recipe.precision):
-                loss = self.task.loss(phase, batch, carry, self.draws, at)
-            scaled = loss.total * self.state.guard.scale / len(micros)
-            if scaled.requires_grad: scaled.backward()
-            bad += ~loss.total.detach().isfinite()
-            self.meter.add({name: loss.total, **loss.parts}, share)
-        bad += self.undo.broken()
-        return bad
+# %% ../../nbs/training/528_step.ipynb #6f65f2c3
+@patch
+def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
+    "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
+    bad = torch.zeros(1, device=self.processes.device)
+    name = "loss" if phase.name == "train" else f"{phase.name}.loss"
+    share = 1 / len(micros)
+    for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
+        seed_torch(self.draws, step, self.share.chunk(k))
+        with autocast(self.processes.device, self.recipe.precision):
+            loss = self.task.loss(phase, batch, carry, self.draws, at)
+        scaled = loss.total * self.state.guard.scale / len(micros)
+        if scaled.requires_grad: scaled.backward()
+        bad += ~loss.total.detach().isfinite()
+        self.meter.add({name: loss.total, **loss.parts}, share)
+    bad += self.undo.broken()
+    return bad
 
-    def _join(self, params:dict[str, list[nn.Parameter]], bad:Tensor):
-        "Average over processes, in place; a bad loss anywhere is then known everywhere."
-        grads = [p.grad for group in params.values() for p in group if p.grad is not None]
-        average([*grads, bad], self.processes)
-        guard = self.state.guard
-        if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
+@patch
+def _join(self:Stepper, params:dict[str, list[nn.Parameter]], bad:Tensor):
+    "Average over processes, in place; a bad loss anywhere is then known everywhere."
+    grads = [p.grad for group in params.values() for p in group if p.grad is not None]
+    average([*grads, bad], self.processes)
+    guard = self.state.guard
+    if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
 
-    def _judge(self, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor):
-        "Let the guard look at the gradients, clip them, and lay those aside that will move their group."
-        state, optims = self.state, self.state.optims
-        norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
-        published = _published_norms(state, params, norms)
-        state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
-        for g in phase.clip:
-            if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
-        for g in phase.step:
-            self.waiting[g] = [p.grad for p in params[g]]
-            drop_gradients(params[g])                    # what a later phase sends here is not this group's
-        self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
+@patch
+def _judge(self:Stepper, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor):
+    "Let the guard look at the gradients, clip them, and lay those aside that will move their group."
+    state, optims = self.state, self.state.optims
+    norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
+    published = _published_norms(state, params, norms)
+    state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
+    for g in phase.clip:
+        if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
+    for g in phase.step:
+        self.waiting[g] = [p.grad for p in params[g]]
+        drop_gradients(params[g])                    # what a later phase sends here is not this group's
+    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
 
-    def _move(self, ok:Tensor, rate:float):
-        "The steps of the groups that wait, or none; then the averages."
-        state = self.state
-        for g, grads in self.waiting.items():
-            for p, grad in zip(state.groups[g].values(), grads): p.grad = grad
-            guarded_step(state.optimizers[g], ok, state.optims[g].lr * rate)
-        moved = {name.split(".", 1)[0] for g in self.waiting for name in state.groups[g]}     # modules
-        for m in state.averages.keys() & moved: state.averages[m].update(ok)
-        self.waiting.clear()
+@patch
+def _move(self:Stepper, ok:Tensor, rate:float):
+    "The steps of the groups that wait, or none; then the averages."
+    state = self.state
+    for g, grads in self.waiting.items():
+        for p, grad in zip(state.groups[g].values(), grads): p.grad = grad
+        guarded_step(state.optimizers[g], ok, state.optims[g].lr * rate)
+    moved = {name.split(".", 1)[0] for g in self.waiting for name in state.groups[g]}     # modules
+    for m in state.averages.keys() & moved: state.averages[m].update(ok)
+    self.waiting.clear()

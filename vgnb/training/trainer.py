@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 
 from ..core import VgnbError, check, reason_of, write_run
 from ..kinds import to_json
@@ -104,25 +105,29 @@ class Session:
         if self.processes.main: self._write_page()
         return True
 
-    def _check_numbers(self):
-        "No checkpoint holds a number that is none."
-        found = self.state.not_finite()
-        if found: raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
-
-    def _advice(self) -> str:
-        "Where a run that went wrong can go on from."
-        path = best(self.folder.saves, warn=lambda reason: None)
-        if path is None or not is_healthy(path): return f"no healthy checkpoint is in {self.folder.saves}"
-        return f"the last healthy checkpoint is {path}"
-
-    def _write_page(self):
-        try: write_run_page(self.folder.path)
-        except OSError as e: print(f"warning: no page of the run: {reason_of(e)}", file=sys.stderr)
-
     def close(self):
         "Wait for the copy under way, close the log."
         if self.tracker: self.tracker.close()
         self.folder.wait()
+
+# %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
+@patch
+def _check_numbers(self:Session):
+    "No checkpoint holds a number that is none."
+    found = self.state.not_finite()
+    if found: raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
+
+@patch
+def _advice(self:Session) -> str:
+    "Where a run that went wrong can go on from."
+    path = best(self.folder.saves, warn=lambda reason: None)
+    if path is None or not is_healthy(path): return f"no healthy checkpoint is in {self.folder.saves}"
+    return f"the last healthy checkpoint is {path}"
+
+@patch
+def _write_page(self:Session):
+    try: write_run_page(self.folder.path)
+    except OSError as e: print(f"warning: no page of the run: {reason_of(e)}", file=sys.stderr)
 
 # %% ../../nbs/training/530_trainer.ipynb #f54ab911
 class Speed:
@@ -218,51 +223,58 @@ class Trainer(Session):
             self.save(last=True)
         return Outcome(self.step, finished, reason)
 
-    def _loop(self, feed, stop:int, signals:list[str], progress:Progress) -> str:
-        "Steps until `stop` or a signal, whose name is returned."
-        speed, waited, due = Speed(self.step), 0, False
-        while self.step < stop:
-            micros, error = self._fetch(feed)
-            reason, failed = _news(self, signals, error is not None)
-            if failed: self._give_up(error)
-            if reason and (waited >= _PATIENCE or not self.streak): return reason
-            waited += bool(reason)
+# %% ../../nbs/training/530_trainer.ipynb #1cf3c76d
+@patch
+def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) -> str:
+    "Steps until `stop` or a signal, whose name is returned."
+    speed, waited, due = Speed(self.step), 0, False
+    while self.step < stop:
+        micros, error = self._fetch(feed)
+        reason, failed = _news(self, signals, error is not None)
+        if failed: self._give_up(error)
+        if reason and (waited >= _PATIENCE or not self.streak): return reason
+        waited += bool(reason)
 
-            self.stepper(self.step, micros)
-            self.step += 1
-            progress.update(numbers=self._numbers)
-            _check_streak(self)
-            if self.step % self.run.log_every == 0 or self.step == stop: self._log(speed, progress)
-            for n, call in self.every:
-                if self.processes.main and self.step % n == 0: call(self)
-            due = due or self.step % self.run.save_every == 0
-            if due: due = not self.save()                    # amid skipped steps: after the next good one
-        return ""
+        self.stepper(self.step, micros)
+        self.step += 1
+        progress.update(numbers=self._numbers)
+        _check_streak(self)
+        if self.step % self.run.log_every == 0 or self.step == stop: self._log(speed, progress)
+        for n, call in self.every:
+            if self.processes.main and self.step % n == 0: call(self)
+        due = due or self.step % self.run.save_every == 0
+        if due: due = not self.save()                    # amid skipped steps: after the next good one
+    return ""
 
-    def _fetch(self, feed) -> tuple[list[Micro], VgnbError|None]:
-        "This process's micro-batches of the next step, or why there are none."
-        try: return micro_batches(feed, self.run.accumulate, self.step, self.processes.device), None
-        except VgnbError as e: return [], e
+# %% ../../nbs/training/530_trainer.ipynb #bfb6209e
+@patch
+def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
+    "This process's micro-batches of the next step, or why there are none."
+    try: return micro_batches(feed, self.run.accumulate, self.step, self.processes.device), None
+    except VgnbError as e: return [], e
 
-    def _give_up(self, error:VgnbError|None):
-        "Publish what was learnt so far, then end with the error of whoever can't read on."
-        alone = self.processes.world == 1
-        all_know = alone or self.processes.device.type == "cpu" or self.step % 10 == 0
-        if self.step and all_know: self.save(last=True)
-        raise error or VgnbError("stopped: another process of this run can't read on")
+@patch
+def _give_up(self:Trainer, error:VgnbError|None):
+    "Publish what was learnt so far, then end with the error of whoever can't read on."
+    alone = self.processes.world == 1
+    all_know = alone or self.processes.device.type == "cpu" or self.step % 10 == 0
+    if self.step and all_know: self.save(last=True)
+    raise error or VgnbError("stopped: another process of this run can't read on")
 
-    def _numbers(self) -> dict[str, float]:
-        "For a line of progress: losses since the last line of the log (of this process), and the learning rate."
-        recipe = self.recipe
-        means = self.stepper.meter.own() or self.shown
-        losses = {k: v for k, v in means.items() if "loss" in k}
-        return losses | {"lr": recipe.optim.lr * rate_at(recipe.rate, self.step - 1, recipe.steps)}
+@patch
+def _numbers(self:Trainer) -> dict[str, float]:
+    "For a line of progress: losses since the last line of the log (of this process), and the learning rate."
+    recipe = self.recipe
+    means = self.stepper.meter.own() or self.shown
+    losses = {k: v for k, v in means.items() if "loss" in k}
+    return losses | {"lr": recipe.optim.lr * rate_at(recipe.rate, self.step - 1, recipe.steps)}
 
-    def _log(self, speed:Speed, progress:Progress):
-        "One line of the log: means and speed since the last one."
-        self.shown = self.stepper.meter.read(self.processes)
-        line = _line(self, self.shown, speed.read(self.step))
-        if not self.processes.main: return
-        self.tracker.log(self.step, line)
-        progress.note(self._numbers())
-        if self.on_log: self.on_log(self, line)
+@patch
+def _log(self:Trainer, speed:Speed, progress:Progress):
+    "One line of the log: means and speed since the last one."
+    self.shown = self.stepper.meter.read(self.processes)
+    line = _line(self, self.shown, speed.read(self.step))
+    if not self.processes.main: return
+    self.tracker.log(self.step, line)
+    progress.note(self._numbers())
+    if self.on_log: self.on_log(self, line)

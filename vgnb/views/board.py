@@ -61,6 +61,7 @@ class Board:
         self._stop.set()
         self.box.close()
 
+# %% ../../nbs/views/825_board.ipynb #28b43531
 def _follow(board:weakref.ref, stop:threading.Event, every:float):
     "Refresh a board until it is closed, forgotten, or its run is finished."
     while not stop.wait(every):
