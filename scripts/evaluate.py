@@ -114,6 +114,19 @@ def announce(o: Options, samples, reference, extractor, settings: dict, stored):
     if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
 
 
+@contextlib.contextmanager
+def progress_of(sides: dict, processes):
+    "What `measure` tells of each side, as a bar or a line now and then."
+    from vgnb.progress import Progress
+    with contextlib.ExitStack() as stack:
+        shown = {}
+        def progress(side, done):
+            share = -(-len(sides[side]) // processes.world)
+            if side not in shown: shown[side] = stack.enter_context(Progress(share, "picture", what=side))
+            shown[side].update(done - shown[side].done)
+        yield progress
+
+
 def main(argv: list[str]) -> int:
     o = tyro.cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, check_int
@@ -143,12 +156,9 @@ def main(argv: list[str]) -> int:
 
         facts = processes.together(lambda: recorded(o, samples))
         if o.uint8_rule: facts["uint8_rule"] = o.uint8_rule
-        shown = processes.main and sys.stderr.isatty()
-        def progress(side, done):
-            if shown: print(f"\r{side} {done}  ", end="", file=sys.stderr, flush=True)
-        report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
-                         **asked, **facts)
-        if shown: print(file=sys.stderr)
+        with progress_of({"samples": samples, "reference": reference}, processes) as progress:
+            report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
+                             **asked, **facts)
         if processes.main: publish(o, report, extractor, processes)
     return 0
 

@@ -46,7 +46,7 @@ class Options:
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
-    progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
+    progress: bool | None = None   # a progress bar (default: on a terminal; elsewhere a line now and then)
     dry_run: bool = False          # say what would happen, and stop
 
 

@@ -57,7 +57,7 @@ class Options:
     device: str | None = None
     "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
     progress: bool | None = None
-    "a progress bar (default: if stderr is a terminal)"
+    "a progress bar (default: on a terminal; elsewhere a line now and then)"
     dry_run: bool = False
     "open everything, say what would be looked at, stop"
 

@@ -7,7 +7,6 @@ Runs the same five scripts you would run yourself and shows each command. Killed
 where it was. Leaves in OUT report.html (self-contained), samples.npz, metrics.json, and a pipeline that
 `Pipeline.from_pretrained(OUT)` and sample.py load.
 """
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -48,10 +47,11 @@ class Options:
 
 def call(title: str, *words) -> float:
     "Run one of the scripts, showing its command; seconds it took. Its failure is ours."
+    from vgnb.processes import run_below
     words = [str(w) for w in words if w != ""]
     print(f"\n== {title}\n   python {' '.join(words)}", flush=True)
     start = time.perf_counter()
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    code = run_below([sys.executable, *words], cwd=ROOT)
     if code: sys.exit(code)
     return time.perf_counter() - start
 

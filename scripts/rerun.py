@@ -12,7 +12,6 @@ Only scripts of this project are started, whatever the record names, and never w
 there stays. --out must be a new name.
 """
 import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +109,11 @@ def compare(old: dict[str, str], new: dict[str, str]) -> bool:
 def repeat(run: dict, command: list[str]) -> int:
     "Run the command where it ran then, on the kind of device it ran on; its exit code."
     from vgnb.core import Missing, check
+    from vgnb.processes import run_below
     check(Path(run["cwd"]).is_dir(), "cwd", run["cwd"], "the folder it ran in is gone", Missing)
     on_cpus = run.get("world", 1) > 1 and run["device"].startswith("cpu")
     env = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpus else {})
-    return subprocess.run(command, cwd=run["cwd"], env=env).returncode
+    return run_below(command, cwd=run["cwd"], env=env)
 
 
 def main(argv: list[str]) -> int:

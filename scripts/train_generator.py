@@ -5,7 +5,8 @@
 CODES is a folder that extract_codes.py wrote, or a published layout: llamagen://FOLDER, randar://FOLDER, iar2://FOLDER,
 pgm://FOLDER, halton://FOLDER (pgm and halton: ?split=eval). Codebook size, grid and number of classes follow the codes
 unless you ask for others. Text-conditional recipes also need --features, a folder that extract_text.py wrote. The run's
-folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what sample.py reads.
+folder gets checkpoints/, log.jsonl, run.json, index.html (how it goes, for a browser) and, at the end, model/: what
+sample.py reads.
 
     python scripts/train_generator.py shapes-generator --data runs/shapes-codes --dry-run
     python scripts/train_generator.py gpt-b --data runs/codes/imagenet-256 --out runs/gpt-b --workers 4

@@ -12,7 +12,6 @@ samples' class accuracy at a third of the steps is below --at-least.
 """
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -56,9 +55,10 @@ def call(o: Options, *words) -> float:
     words = [str(w) for w in words]
     print(f"   python {' '.join(words)}", flush=True)
     if o.dry_run: return 0.0
+    from vgnb.processes import run_below
     start = time.perf_counter()
     env = os.environ | {"OMP_NUM_THREADS": str(o.threads)}
-    code = subprocess.run([sys.executable, *words], cwd=ROOT, env=env).returncode
+    code = run_below([sys.executable, *words], cwd=ROOT, env=env)
     if code: sys.exit(code)
     return time.perf_counter() - start
 

@@ -3,8 +3,8 @@
     python scripts/train_tokenizer.py RECIPE --data IMAGES --out runs/mine [options]
 
 IMAGES is a folder of class folders (or of pictures), a .tar, wds://SHARDS, datasets://NAME?split=train or
-shapes://?n=60000&size=32. The run's folder gets checkpoints/, log.jsonl, run.json and, at the end, model/: what
-extract_codes.py and sample.py read.
+shapes://?n=60000&size=32. The run's folder gets checkpoints/, log.jsonl, run.json, index.html (how it goes, for a
+browser) and, at the end, model/: what extract_codes.py and sample.py read.
 
     python scripts/train_tokenizer.py shapes-tokenizer --dry-run
     python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16 --workers 8

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
            'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
-           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json', 'load_json',
-           'save_card', 'load_card', 'run_manifest', 'write_run']
+           'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json',
+           'load_json', 'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
 import contextlib
 import difflib
 import glob
+import errno
 import hashlib
 import json
 import os
@@ -246,6 +247,25 @@ def _fsync(path:Path):
     finally:
         os.close(fd)
 
+_FREE = "free some space there, then run the same command again"
+_REMEDIES = {      # why something could not be written -> what to do about it
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "a limit on the size of files forbids it (ulimit -f)",
+    errno.EACCES: "see who may write there, or choose another place",
+    errno.EPERM: "see who may write there, or choose another place",
+    errno.EROFS: "choose a place that can be written to"}
+
+def reason_of(
+    e:OSError,
+    path:str|Path|None=None,  # where it happened, if the error does not say
+) -> str:
+    "An error of the operating system as one line: the file, the reason, what to do."
+    where = e.filename or path or "the operating system"
+    reason = e.strerror or str(e) or type(e).__name__
+    remedy = _REMEDIES.get(e.errno)
+    return f"{where}: {reason}" + (f"; {remedy}" if remedy else "")
+
 @contextlib.contextmanager
 def write_aside(path:str|Path):
     "Yields a path to write; on success it is fsynced and renamed to `path`, on error removed."
@@ -257,6 +277,9 @@ def write_aside(path:str|Path):
         _fsync(aside)
         os.replace(aside, path)
         _fsync(path.parent)
+    except OSError as e:
+        if e.errno in _REMEDIES: e.filename, e.filename2 = str(path), None     # the name that the caller knows
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -274,6 +297,7 @@ def publish_dir(
 
 # %% ../nbs/000_core.ipynb #088cc332
 _ASIDE = ".aside-"
+_PART = r"\..+\.[0-9a-f]{8}\.part(\.\w+)?"    # as `write_aside` names them
 
 def aside_dir(folder:str|Path, name:str) -> Path:
     "A new hidden folder in `folder`, to write what will be called `name`."

@@ -9,6 +9,8 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 import contextlib
 import sys
 from dataclasses import dataclass, fields
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,6 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vgnb.core import (
     BadInput,
@@ -43,6 +44,7 @@ from .generators.generator import Cond
 from .kinds import to_json
 from .pipeline import Pipeline
 from .places import check_record, check_vacant, locked_file
+from .progress import walk
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
@@ -358,10 +360,9 @@ def _is_sound(self:SampleJob, file:Path) -> bool:
 @patch
 def run(self:SampleJob,
     processes=None,
-    progress:bool|None=None,   # a bar; None: if stderr is a terminal
+    progress:bool|None=None,   # a bar; None: on a terminal, elsewhere a line now and then
 ) -> Path:
     "Make the missing parts (this process's share), wait for the others, join. Returns `out`."
-    if progress is None: progress = sys.stderr.isatty()
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     together = processes.together if processes else lambda work: work()
 
@@ -370,7 +371,7 @@ def run(self:SampleJob,
         self.was_finished = together(self.begin)
         if self.was_finished: return self.out
         mine = [part for n, part in enumerate(self.parts()) if n % world == rank]
-        for start, file in tqdm(mine, desc="sampling", unit="part", disable=not progress or rank > 0):
+        for start, file in walk(mine, "part", what="sampling", show=False if rank else progress):
             if not self._is_sound(file): self.write_part(file, self.make(start))
         if processes: processes.wait()
         together(lambda: self.join(world))

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..core import BadItem, Mismatch, Missing, check, check_choice, check_float, check_int, digest, digest_file
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
+from ..progress import walk
 
 # %% ../../nbs/data/130_text.ipynb #d4d233e7
 _SILENT = {"script", "style", "template", "rt", "rp"}                # their text is not the page's
@@ -423,7 +424,7 @@ def extract_features(
     plan = FeaturePlan(encoder.width, encoder.tokens, len(captions), encoder.fingerprint, captions.fingerprint,
                        dtype, shard_size)
     writer, bad = FeatureWriter(path, plan, rank, world), 0
-    for shard in writer.todo():
+    for shard in walk(writer.todo(), "shard"):
         found = []
         for i in writer.span(shard):
             try: found.append(captions[i])

@@ -9,6 +9,7 @@ __all__ = ['ReferencePlan', 'FeatureShards', 'save_reference', 'reference_plan',
 import contextlib
 import json
 import sys
+import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,9 @@ from .features import Extractor
 from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
 from ..places import locked_file
 from ..processes import Processes
+from .samples import Samples, Statistics, open_samples, save_statistics
+from ..processes import Processes, read_ahead
+from ..progress import Progress
 
 # %% ../../nbs/evaluation/622_reference.ipynb #ccc0adca
 @dataclass(frozen=True)
@@ -167,17 +171,16 @@ def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, sou
         bar.update(len(numbers) + len(bad))
     writer.write(shard, ids, torch.cat(seen))
 
-def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int, workers:int, shown:bool):
+def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int, workers:int, show:bool|None):
     "Look at this process's shards that are not there yet; pieces of a batch's size are read ahead."
-    from tqdm import tqdm
     todo = {k: writer.span(k) for k in writer.todo()}
     pieces = {k: [span[a:a + batch] for a in range(0, len(span), batch)] for k, span in todo.items()}
     read = _Pieces(images.images, sum(pieces.values(), []))
     load = torch.utils.data.DataLoader(read, batch_size=None, num_workers=workers, generator=torch.Generator())
-    feed = iter(load)
+    feed = read_ahead(load)
 
     source = getattr(images.images, "source", None)
-    with tqdm(total=sum(map(len, todo.values())), disable=not shown, unit="picture") as bar:
+    with Progress(sum(map(len, todo.values())), "picture", show=show) as bar:
         for k in todo: _look(writer, k, [next(feed) for _ in pieces[k]], extractor, source, bar)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #4f07b740
@@ -228,7 +231,7 @@ def extract_reference(
     shard_size:int=1024,
     workers:int=0,               # processes that read ahead
     record:dict|None=None,       # more for the protocol
-    progress:bool|None=None,     # a progress bar; None: if stderr is a terminal
+    progress:bool|None=None,     # a bar; None: on a terminal, elsewhere a line now and then
     processes:Processes|None=None,
 ) -> Statistics:
     "Write (or complete) a data set's statistics; all processes call it together. Unfinished work lies in OUT.parts."
@@ -240,8 +243,8 @@ def extract_reference(
         processes.together(lambda: stack.enter_context(locked_file(out)))
         if processes.together(lambda: _begin(out, plan)): return load_statistics(out)
         writer = FeatureShards(_parts(out), plan, processes.rank, processes.world)
-        shown = processes.main and (sys.stderr.isatty() if progress is None else progress)
-        _look_at_rest(writer, images, extractor, batch, workers, shown)
+        show = progress if processes.main else False
+        _look_at_rest(writer, images, extractor, batch, workers, show)
         processes.wait()
         max_bad = getattr(getattr(images.images, "source", None), "max_bad", 0)
         return processes.together(lambda: _finish(writer, out, keep, max_bad, record or {}))

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core import BadInput, check, check_choice, check_float, check_int
 from ..draws import At, Draws
 from ..kinds import kind_of, kinds, register_part, shelf, shelf_of
+from ..progress import walk
 from .tokenizer import Quantized
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #eb24e65f
@@ -102,7 +103,7 @@ def kmeans(
     one_draw = At(torch.zeros(1, dtype=torch.int64, device=z.device))
     table = z[draws.permutation("kmeans", one_draw, len(z))[0, :size]]
 
-    for _ in range(iterations):
+    for _ in walk(range(iterations), "iteration", what="k-means"):
         codes = nearest(z, table)
         count = torch.zeros(size, device=z.device).index_add_(0, codes, ones)
         mean = torch.zeros_like(table).index_add_(0, codes, z) / count.clamp(min=1)[:, None]

@@ -26,6 +26,8 @@ from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
 from ..places import locked
 from ..processes import Processes
+from ..processes import Processes, read_ahead
+from ..progress import Progress
 from ..tokenizers.pictures import codes_of
 from ..tokenizers.tokenizer import Tokenizer
 
@@ -140,7 +142,7 @@ def extract_codes(
     shard_size:int=1024,
     workers:int=0,               # processes that read ahead
     compile:str|Callable|None=None, # backend of `compiled_encode`; None: as it is
-    progress:bool|None=None,     # a progress bar; None: if stderr is a terminal
+    progress:bool|None=None,     # a bar; None: on a terminal, elsewhere a line now and then
     processes:Processes|None=None,
 ) -> CodeStore:
     "Write (or complete) the codes of a source; all processes of a run call it together."
@@ -158,7 +160,7 @@ def extract_codes(
         views = Views(source, [c for of_shard in chunks.values() for c in of_shard], augment, tokenizer.factor)
         loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=workers, generator=torch.Generator())
 
-        feed = iter(loader)
+        feed = read_ahead(loader)
         with _bar(writer, chunks, progress, processes) as bar:
             for shard, of_shard in chunks.items():
                 parts = [next(feed) for _ in of_shard]
@@ -175,11 +177,10 @@ def _own_store(path:str|Path, processes:Processes, begin:Callable):
         processes.together(begin)
         yield
 
-def _bar(writer:CodeWriter, shards, progress:bool|None, processes:Processes):
-    "A progress bar, if it is asked for or somebody looks at the terminal."
-    from tqdm import tqdm
-    shown = processes.main and (sys.stderr.isatty() if progress is None else progress)
-    return tqdm(total=sum(len(writer.span(shard)) for shard in shards), disable=not shown, unit="picture")
+def _bar(writer:CodeWriter, shards, progress:bool|None, processes:Processes) -> Progress:
+    "How far this process's shards are, on the main process."
+    total = sum(len(writer.span(shard)) for shard in shards)
+    return Progress(total, "picture", show=progress if processes.main else False)
 
 # %% ../../nbs/training/540_extract.ipynb #9b7a23cb
 def _write_shard(writer:CodeWriter, shard:int, parts:list[Viewed], coded:Callable, source:ImageSource, bar):

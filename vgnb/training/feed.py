@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import BadItem, VgnbError, check, check_int
 from ..draws import At, Keyed, shuffled
+from ..processes import read_ahead
 
 # %% ../../nbs/training/515_feed.ipynb #693d1e71
 def global_batch(
@@ -135,16 +136,11 @@ def _load(feed:Feed, first:int, last:int, workers:int, pin:bool):
     loader = torch.utils.data.DataLoader(
         feed, batch_size=None, sampler=range(first, last), generator=torch.Generator(),
         num_workers=workers, prefetch_factor=4 if workers else None, pin_memory=pin)
-    try:
-        for found in loader:
-            if isinstance(found, VgnbError): raise found
-            batch, bad = found
-            for error in bad: feed.data.skip(error)          # what the workers met is counted here
-            yield batch
-    except RuntimeError as e:
-        if "DataLoader worker" not in str(e): raise
-        raise VgnbError(f"a data worker died ({str(e).splitlines()[0]}); "
-                        "run the same command again to go on from the last checkpoint") from e
+    for found in read_ahead(loader):
+        if isinstance(found, VgnbError): raise found
+        batch, bad = found
+        for error in bad: feed.data.skip(error)          # what the workers met is counted here
+        yield batch
 
 def stream(
     feed:Feed,

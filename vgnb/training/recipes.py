@@ -40,8 +40,10 @@ class Rate:
     waves: float = 1.0   # cosine: half waves until the end (1 = down once); with restarts: descents
     power: float = 1.0   # of the polynomial; 1 = linear
     rules: str = ""      # piecewise_constant: multiplier:until, ..., last multiplier; "1:1000,0.1:2000,0.01"
+    compat: Literal["upstream"]|None = None # "upstream" = past the last step the cosines rise again, as published
 
     def __post_init__(self):
+        check_choice("rate.compat", self.compat, (None, "upstream"))
         check_choice("rate.shape", self.shape, _SHAPES)
         check_int("rate.warmup", self.warmup, 0)
         check_int("rate.hold", self.hold, 0)
@@ -81,14 +83,16 @@ def rate_at(
 
     start = max(rate.warmup, rate.hold)
     if rate.shape not in _LEFT or step <= start: return 1.0
-    done = min(1.0, (step - start) / max(1, steps - start))
+    done = (step - start) / max(1, steps - start)
+    if not (rate.compat and rate.shape == "cosine"): done = min(1.0, done)
     return rate.floor + (1 - rate.floor) * _LEFT[rate.shape](done, rate)
 
 def _cosine_end(rate:Rate, step:int, steps:int) -> float:
     "The full rate for nine tenths of the run, then half a wave, cut off at the floor (Halton-MaskGIT, PGM)."
     done = (step - 0.9 * steps) / (0.1 * steps)
     if done <= 0: return 1.0
-    return max(0.5 * (1 + math.cos(math.pi * min(done, 1.0))), rate.floor)
+    if not rate.compat: done = min(1.0, done)
+    return max(0.5 * (1 + math.cos(math.pi * done)), rate.floor)
 
 # %% ../../nbs/training/500_recipes.ipynb #fa518997
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class Recipe:
         check_int("seed", self.seed, 0)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
         check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")
-        if self.compat: self._pass_on("model")
+        if self.compat:
+            for part in ("model", "rate"): self._pass_on(part)
 
     def _pass_on(self, name:str):
         "`compat` of the recipe holds for a part that has such a switch."

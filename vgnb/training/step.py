@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import Mismatch, check
 from ..draws import At, Draws, Keyed
 from ..processes import Processes, average
-from ..saved import fill
+from ..saved import fill, not_finite
 from .checkpoints import fill_optimizer, optimizer_tensors
 from .feed import Share
-from .optimizers import Average, Guard, clipped_sum, gradient_norm, guarded_step, make_optimizer
+from .optimizers import Average, Guard, Undo, clipped_sum, gradient_norm, guarded_step, make_optimizer
 from .recipes import Optim, Recipe, rate_at
 from .tasks import Phase, Task, parameter_groups
 from .trackers import Meter
@@ -64,6 +65,7 @@ def drop_gradients(params:list[nn.Parameter]):
     "Forget them, so that the next backward pass makes new ones."
     for p in params: p.grad = None
 
+# %% ../../nbs/training/528_step.ipynb #55439b40
 class TrainState:
     "What training changes."
     def __init__(self,
@@ -93,13 +95,22 @@ class TrainState:
         source:str|Path,     # named in errors
     ):
         "Take a checkpoint over. Errors: `Mismatch` if it is not of this task."
-        needed = self.files().keys()
-        message = f"must hold {', '.join(sorted(needed))}; it holds {', '.join(sorted(files))}"
-        check(files.keys() == needed, "checkpoint", source, message, Mismatch)
+        wanted = self.files().keys()
+        message = f"must hold {', '.join(sorted(wanted))}; it holds {', '.join(sorted(files))}"
+        check(files.keys() == wanted, "checkpoint", source, message, Mismatch)
         for m, module in self.task.modules.items(): fill(module, files[f"model.{m}"], source)
         for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
         for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])
         self.guard.load(counters)
+
+    def not_finite(self) -> str|None:
+        "The first number of a checkpoint that is NaN or infinite, by its file and tensor."
+        def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
+        for file, tensors in self.files().items():
+            kind, _, name = file.partition(".")
+            masks = set() if kind == "optim" else tensors.keys() - learnt(self.task.modules[name])
+            if found := not_finite(tensors, masks): return f"{found} of {file}"
+        return None
 
     def broadcast(self):
         "Give all processes the first one's weights."
@@ -127,53 +138,87 @@ class Stepper:
         self.task, self.recipe, self.processes = state.task, state.recipe, state.processes
         self.meter = Meter()
         self.draws = Keyed(self.recipe.seed).fork("train")
+        self.undo = Undo(self.task.modules, self.task.written())
+        self.waiting:dict[str, list[Tensor|None]] = {}   # gradients of the groups that will move, by group
+        self.owed:bool|None = None                       # what is prepared once was lost; None: not known yet
 
     def __call__(self, step:int, micros:list[Micro]):
         "The step after `step` finished ones."
         rate = rate_at(self.recipe.rate, step, self.recipe.steps)
-        self.task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
+        guard, task = self.state.guard, self.task
+        self.undo.keep()
+        task.again = self._owes(step)
+        task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
         carries = [{} for _ in micros]
-        for phase in self.task.phases(step):
+        for phase in task.phases(step):
             named = dict.fromkeys((*phase.zero, *phase.clip, *phase.step))
+            if self.waiting.keys() & named: self._move(guard.fine(), rate)
             params = {g: list(self.state.groups[g].values()) for g in named}
             for g in phase.zero: drop_gradients(params[g])
             bad = self._backward(phase, step, micros, carries)
             self._join(params, bad)
-            self._move(phase, step, params, bad, rate)
-        self.state.guard.close()
+            self._judge(phase, step, params, bad)
 
-    def _backward(self, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
-        "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
-        bad = torch.zeros(1, device=self.processes.device)
-        name = "loss" if phase.name == "train" else f"{phase.name}.loss"
-        share = 1 / len(micros)
-        for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
-            seed_torch(self.draws, step, self.share.chunk(k))
-            with autocast(self.processes.device, self.recipe.precision):
-                loss = self.task.loss(phase, batch, carry, self.draws, at)
-            scaled = loss.total * self.state.guard.scale / len(micros)
-            if scaled.requires_grad: scaled.backward()
-            bad += ~loss.total.detach().isfinite()
-            self.meter.add({name: loss.total, **loss.parts}, share)
-        return bad
+        ok = guard.fine()
+        self.undo.put_back(ok)
+        self._move(ok, rate)
+        if task.again or task.once(step): self.owed = not ok
+        guard.close()
 
-    def _join(self, params:dict[str, list[nn.Parameter]], bad:Tensor):
-        "Average over processes, in place; a bad loss anywhere is then known everywhere."
-        grads = [p.grad for group in params.values() for p in group if p.grad is not None]
-        average([*grads, bad], self.processes)
-        guard = self.state.guard
-        if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
+    def _owes(self, step:int) -> bool:
+        "Whether the steps in which `prepare` did something once were all skipped."
+        if self.owed is None:
+            skipped = range(step - int(self.state.guard.streak), step)
+            self.owed = any(map(self.task.once, skipped))
+        return self.owed
 
-    def _move(self, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor, rate:float):
-        "Clip and step, or leave everything as it is."
-        state, optims = self.state, self.state.optims
-        norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
-        published = _published_norms(state, params, norms)
-        ok = state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
-        for g in phase.clip:
-            if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
-        for g in phase.step: guarded_step(state.optimizers[g], ok, optims[g].lr * rate)
+# %% ../../nbs/training/528_step.ipynb #6f65f2c3
+@patch
+def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
+    "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
+    bad = torch.zeros(1, device=self.processes.device)
+    name = "loss" if phase.name == "train" else f"{phase.name}.loss"
+    share = 1 / len(micros)
+    for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
+        seed_torch(self.draws, step, self.share.chunk(k))
+        with autocast(self.processes.device, self.recipe.precision):
+            loss = self.task.loss(phase, batch, carry, self.draws, at)
+        scaled = loss.total * self.state.guard.scale / len(micros)
+        if scaled.requires_grad: scaled.backward()
+        bad += ~loss.total.detach().isfinite()
+        self.meter.add({name: loss.total, **loss.parts}, share)
+    bad += self.undo.broken()
+    return bad
 
-        moved = {name.split(".", 1)[0] for g in phase.step for name in state.groups[g]}     # modules
-        for m in state.averages.keys() & moved: state.averages[m].update(ok)
-        self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
+@patch
+def _join(self:Stepper, params:dict[str, list[nn.Parameter]], bad:Tensor):
+    "Average over processes, in place; a bad loss anywhere is then known everywhere."
+    grads = [p.grad for group in params.values() for p in group if p.grad is not None]
+    average([*grads, bad], self.processes)
+    guard = self.state.guard
+    if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
+
+@patch
+def _judge(self:Stepper, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor):
+    "Let the guard look at the gradients, clip them, and lay those aside that will move their group."
+    state, optims = self.state, self.state.optims
+    norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
+    published = _published_norms(state, params, norms)
+    state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
+    for g in phase.clip:
+        if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
+    for g in phase.step:
+        self.waiting[g] = [p.grad for p in params[g]]
+        drop_gradients(params[g])                    # what a later phase sends here is not this group's
+    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
+
+@patch
+def _move(self:Stepper, ok:Tensor, rate:float):
+    "The steps of the groups that wait, or none; then the averages."
+    state = self.state
+    for g, grads in self.waiting.items():
+        for p, grad in zip(state.groups[g].values(), grads): p.grad = grad
+        guarded_step(state.optimizers[g], ok, state.optims[g].lr * rate)
+    moved = {name.split(".", 1)[0] for g in self.waiting for name in state.groups[g]}     # modules
+    for m in state.averages.keys() & moved: state.averages[m].update(ok)
+    self.waiting.clear()

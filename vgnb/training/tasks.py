@@ -27,6 +27,7 @@ class Task:
     "What a trainer runs."
     modules: dict[str, nn.Module]             # what is trained and saved, by name
     helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
+    again: bool = False                       # the step in which `prepare` did something `once` was skipped
 
     def phases(self, step:int) -> tuple[Phase, ...]:
         "What the iteration after `step` finished ones consists of."
@@ -50,6 +51,15 @@ class Task:
 
     def prepare(self, step:int, batches:list[dict[str, Tensor]], draws:Keyed, sync:Sync):
         "Before the iteration, once for all its micro-batches: codebook start, counters, ..."
+
+    def once(self, step:int) -> bool:
+        "Whether `prepare` does something in this step that never comes back; with `again` it must do it once more."
+        return False
+
+    def written(self) -> set[nn.Parameter]:
+        "Trained parameters that a forward pass writes to as well: the tables of quantizers."
+        quantizers = [q for module in self.modules.values() for q in quantizers_in(module)]
+        return {p for q in quantizers for p in q.parameters()}
 
     def report(self) -> dict[str, float]:
         "More numbers for a line of the log."
@@ -180,12 +190,16 @@ class TokenizerTask(Task):
                 reason = update.whole_batch
                 check(accumulate == 1 or not reason, "accumulate", accumulate, f"must be 1 while {reason}")
 
+    def once(self, step:int) -> bool:
+        "K-means, after the unquantized steps."
+        return step == self.free_steps > 0
+
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync:Sync):
         "Set the codebook by k-means when its time has come; hand over `sync`."
         tokenizer = self.modules["tokenizer"]
         self.objective.sync = sync
         set_sync(tokenizer, sync)
-        if step == self.free_steps > 0:
+        if self.once(step) or self.again:
             images = torch.cat([batch["images"] for batch in batches])
             tokenizer.kmeans_init(tokenizer.enter(images), draws)
 

@@ -6,8 +6,8 @@
 __all__ = ['trackers', 'Meter', 'Tracker', 'JsonLines', 'read_log', 'TensorBoard', 'Wandb', 'WandbOffline']
 
 # %% ../../nbs/training/522_trackers.ipynb #c9fd73ce
-import contextlib
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -37,6 +37,10 @@ class Meter:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + weight
 
+    def own(self) -> dict[str, float]:
+        "This process's means so far; counting goes on."
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
     def read(self, processes:Processes) -> dict[str, float]:
         "The means over steps and processes; counting begins anew."
         names = sorted(self.sums)
@@ -64,23 +68,42 @@ class JsonLines(Tracker):
     "`log.jsonl`: one JSON object a line."
     def __init__(self, folder, step, recipe):
         self.path = Path(folder) / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        lines, bad = _read(self.path)
+        if bad: self._set_aside(bad)
+        text = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
         with write_aside(self.path) as aside: aside.write_text(text, encoding="utf-8")
+
+    def _set_aside(self, bad:list[bytes]):
+        place = self.path.with_name("log.jsonl.bad")
+        with open(place, "ab") as f: f.writelines(line + b"\n" for line in bad)
+        s = "s" * (len(bad) > 1)
+        print(f"{self.path}: {len(bad)} line{s} can't be read, set aside in {place.name}", file=sys.stderr)
 
     def log(self, step, values):
         line = json.dumps({"step": step, **values}) + "\n"
-        with open(self.path, "a", encoding="utf-8") as f: f.write(line)
+        try:
+            with open(self.path, "a", encoding="utf-8") as f: f.write(line)
+        except OSError as e:
+            e.filename = str(self.path)          # what fails while it is written doesn't say where
+            raise
+
+def _record(text:bytes) -> dict|None:
+    "The record of a line, or None if it is none."
+    try: record = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError): return None
+    is_one = isinstance(record, dict) and type(record.get("step")) is int
+    return record if is_one else None
+
+def _read(path:Path) -> tuple[list[dict], list[bytes]]:
+    "(the records of a log, the lines that are none)."
+    if not path.is_file(): return [], []
+    texts = [text for text in path.read_bytes().split(b"\n") if text.strip()]
+    records = [_record(text) for text in texts]
+    return [r for r in records if r is not None], [t for t, r in zip(texts, records) if r is None]
 
 def read_log(path:str|Path) -> list[dict]:
-    "The lines of a log.jsonl; a line cut off by a kill is left out, and no file is no lines."
-    path = Path(path)
-    if not path.is_file(): return []
-
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError): lines.append(json.loads(text))
-    return lines
+    "The records of a log.jsonl; a line that is none is left out, and no file is no records."
+    return _read(Path(path))[0]
 
 # %% ../../nbs/training/522_trackers.ipynb #05597cec
 @trackers.register(name="tensorboard")

@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from fastcore.basics import patch
 
-from ..core import VgnbError, check, write_run
+from ..core import VgnbError, check, reason_of, write_run
 from ..kinds import to_json
 from ..places import locked
-from ..processes import INTERRUPTED, Processes, catch_signals
+from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
+from ..progress import Progress
+from .checkpoints import best, is_healthy
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at
-from .run_folder import Run, RunFolder, read_same
-from .step import Stepper, TrainState, micro_batches
+from .run_folder import Run, RunFolder, locked, read_same
+from .run_page import write_run_page
+from .step import Micro, Stepper, TrainState, micro_batches
 from .tasks import Task
 from .trackers import Tracker, trackers
 
@@ -80,9 +84,16 @@ class Session:
         self.tracker = trackers[run.tracker](path, self.step, self.recipe)
         return record["versions"]
 
-    def save(self):
-        "Publish a checkpoint of this moment (all processes call it)."
-        if self.saved == self.step: return
+    @property
+    def streak(self) -> int:
+        "Steps in a row that were skipped, the last one included."
+        return int(self.state.guard.streak)
+
+    def save(self, last:bool=False) -> bool: # whether there was nothing in the way
+        "Publish a checkpoint of this moment (all processes call it); amid skipped steps only the `last` of a session."
+        if self.saved == self.step: return True
+        if self.streak and not last: return False
+        self.processes.together(self._check_numbers)
         state = dict(
             samples_seen=self.step * self.recipe.batch,
             recipe=to_json(self.recipe),
@@ -92,11 +103,32 @@ class Session:
             versions=self.versions)
         written = self.processes.together(lambda: self.folder.write(self.step, self.state.files(), state))
         if written: self.saved = self.step
+        if self.processes.main: self._write_page()
+        return True
 
     def close(self):
         "Wait for the copy under way, close the log."
         if self.tracker: self.tracker.close()
         self.folder.wait()
+
+# %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
+@patch
+def _check_numbers(self:Session):
+    "No checkpoint holds a number that is none."
+    found = self.state.not_finite()
+    if found: raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
+
+@patch
+def _advice(self:Session) -> str:
+    "Where a run that went wrong can go on from."
+    path = best(self.folder.saves, warn=lambda reason: None)
+    if path is None or not is_healthy(path): return f"no healthy checkpoint is in {self.folder.saves}"
+    return f"the last healthy checkpoint is {path}"
+
+@patch
+def _write_page(self:Session):
+    try: write_run_page(self.folder.path)
+    except OSError as e: print(f"warning: no page of the run: {reason_of(e)}", file=sys.stderr)
 
 # %% ../../nbs/training/530_trainer.ipynb #f54ab911
 class Speed:
@@ -111,22 +143,33 @@ class Speed:
         self._mark(step)
         return rate
 
-def _must_stop(session:Session, signals:list[str]) -> str:
-    "The name of a signal that any process received, or nothing."
+def _news(session:Session, signals:list[str], failed:bool) -> tuple[str, bool]:
+    "(the name of a signal that any process received, or nothing; whether any process can't read on)."
     processes = session.processes
-    if processes.world == 1: return signals[0] if signals else ""
-    if processes.device.type != "cpu" and session.step % 10: return ""
-    count = processes.sum(torch.tensor(len(signals), device=processes.device))
-    return "a signal" if int(count) else ""
+    if processes.world == 1: return signals[0] if signals else "", failed
+    if processes.device.type != "cpu" and session.step % 10: return "", failed
+    own = torch.tensor([s.name in signals for s in STOPS] + [failed], dtype=torch.int64, device=processes.device)
+    *came, anywhere = processes.sum(own).tolist()
+    return next((s.name for s, n in zip(STOPS, came) if n), ""), bool(anywhere)
+
+_PATIENCE = 5     # steps that a signal waits for a good one
+_SICK = 3         # steps in a row without finite numbers that make the end of a recipe a bad one
 
 def _check_streak(session:Session):
     "Stop a run whose gradients have been bad for too long; asked when a line is written on an accelerator."
     run, step = session.folder.run, session.step
     if session.processes.device.type != "cpu" and step % run.log_every: return
-    streak = int(session.state.guard.streak)
-    if streak < run.max_skips: return
-    raise VgnbError(f"stopped at step {step}: {streak} steps in a row were skipped for gradients that are not finite "
-                    f"or too large; the last checkpoint is in {session.folder.saves}")
+    streak = session.streak
+    if streak >= run.max_skips: _stop(session, streak, "numbers that are not finite or gradients that are too large")
+
+def _check_end(session:Session):
+    "A recipe does not end well where its last steps had no numbers."
+    lost = int(session.state.guard.lost)
+    if lost >= min(_SICK, session.folder.run.max_skips): _stop(session, lost, "numbers that are not finite")
+
+def _stop(session:Session, streak:int, why:str):
+    advice = session.processes.together(session._advice)
+    raise VgnbError(f"stopped at step {session.step}: {streak} steps in a row were skipped for {why}; {advice}")
 
 def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, float|None]:
     "What is logged: means, learning rate, counters, speed, and what the task adds."
@@ -138,13 +181,6 @@ def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, flo
         "per_second": round(speed * recipe.batch, 2)}
     line |= session.state.task.report()
     return {k: v if math.isfinite(v) else None for k, v in line.items()}     # JSON has no NaN
-
-def _bar(session:Session):
-    "A progress bar, if it is asked for or somebody looks at the terminal."
-    from tqdm import tqdm
-    progress = session.folder.run.progress
-    shown = session.processes.main and (sys.stderr.isatty() if progress is None else progress)
-    return tqdm(total=session.recipe.steps, initial=session.step, disable=not shown, unit="step")
 
 # %% ../../nbs/training/530_trainer.ipynb #20b02e31
 class Trainer(Session):
@@ -170,39 +206,76 @@ class Trainer(Session):
     def fit(self, until:int|None=None) -> Outcome:
         "Train to the end of the recipe, to step `until` or to a signal; either way the last step is published."
         stop = min(until or self.recipe.steps, self.recipe.steps)
+        self.shown = {}                                      # numbers of the last line
         with contextlib.ExitStack() as stack:
             self.processes.together(lambda: stack.enter_context(locked(self.folder.path)))
             signals = stack.enter_context(catch_signals())
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
             self.open()
-            bar = stack.enter_context(_bar(self))
+            self.stepper.owed = None                         # of the checkpoint's steps, not of ours
+            show = self.run.progress if self.processes.main else False
+            progress = stack.enter_context(Progress(self.recipe.steps, done=self.step, show=show))
             feed = stream(self.feed, self.step, stop, self.run.workers, self.processes.device.type == "cuda")
             stack.callback(feed.close)
-            reason = self._loop(feed, stop, signals, bar)
-            self.save()
-        return Outcome(self.step, self.step >= self.recipe.steps, reason)
+            reason = self._loop(feed, stop, signals, progress)
+            finished = self.step >= self.recipe.steps
+            if finished: _check_end(self)
+            self.save(last=True)
+        return Outcome(self.step, finished, reason)
 
-    def _loop(self, feed, stop:int, signals:list[str], bar) -> str:
-        "Steps until `stop` or a signal, whose name is returned."
-        speed = Speed(self.step)
-        while self.step < stop:
-            if reason := _must_stop(self, signals): return reason
-            self.stepper(self.step, micro_batches(feed, self.run.accumulate, self.step, self.processes.device))
-            self.step += 1
-            bar.update()
-            _check_streak(self)
-            if self.step % self.run.log_every == 0 or self.step == stop: self._log(speed, bar)
-            for n, call in self.every:
-                if self.processes.main and self.step % n == 0: call(self)
-            if self.step % self.run.save_every == 0: self.save()
-        return ""
+# %% ../../nbs/training/530_trainer.ipynb #1cf3c76d
+@patch
+def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) -> str:
+    "Steps until `stop` or a signal, whose name is returned."
+    speed, waited, due = Speed(self.step), 0, False
+    while self.step < stop:
+        micros, error = self._fetch(feed)
+        reason, failed = _news(self, signals, error is not None)
+        if failed: self._give_up(error)
+        if reason and (waited >= _PATIENCE or not self.streak): return reason
+        waited += bool(reason)
 
-    def _log(self, speed:Speed, bar):
-        "One line of the log: means and speed since the last one."
-        means = self.stepper.meter.read(self.processes)
-        line = _line(self, means, speed.read(self.step))
-        if not self.processes.main: return
-        self.tracker.log(self.step, line)
-        bar.set_postfix({k: f"{v:.4g}" for k, v in means.items() if "loss" in k}, refresh=False)
-        if self.on_log: self.on_log(self, line)
+        self.stepper(self.step, micros)
+        self.step += 1
+        progress.update(numbers=self._numbers)
+        _check_streak(self)
+        if self.step % self.run.log_every == 0 or self.step == stop: self._log(speed, progress)
+        for n, call in self.every:
+            if self.processes.main and self.step % n == 0: call(self)
+        due = due or self.step % self.run.save_every == 0
+        if due: due = not self.save()                    # amid skipped steps: after the next good one
+    return ""
+
+# %% ../../nbs/training/530_trainer.ipynb #bfb6209e
+@patch
+def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
+    "This process's micro-batches of the next step, or why there are none."
+    try: return micro_batches(feed, self.run.accumulate, self.step, self.processes.device), None
+    except VgnbError as e: return [], e
+
+@patch
+def _give_up(self:Trainer, error:VgnbError|None):
+    "Publish what was learnt so far, then end with the error of whoever can't read on."
+    alone = self.processes.world == 1
+    all_know = alone or self.processes.device.type == "cpu" or self.step % 10 == 0
+    if self.step and all_know: self.save(last=True)
+    raise error or VgnbError("stopped: another process of this run can't read on")
+
+@patch
+def _numbers(self:Trainer) -> dict[str, float]:
+    "For a line of progress: losses since the last line of the log (of this process), and the learning rate."
+    recipe = self.recipe
+    means = self.stepper.meter.own() or self.shown
+    losses = {k: v for k, v in means.items() if "loss" in k}
+    return losses | {"lr": recipe.optim.lr * rate_at(recipe.rate, self.step - 1, recipe.steps)}
+
+@patch
+def _log(self:Trainer, speed:Speed, progress:Progress):
+    "One line of the log: means and speed since the last one."
+    self.shown = self.stepper.meter.read(self.processes)
+    line = _line(self, self.shown, speed.read(self.step))
+    if not self.processes.main: return
+    self.tracker.log(self.step, line)
+    progress.note(self._numbers())
+    if self.on_log: self.on_log(self, line)

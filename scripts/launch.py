@@ -1,0 +1,84 @@
+"""Start a script on several processes: it ends with the script's own words and exit code.
+
+    python scripts/launch.py --nproc-per-node 8 scripts/train_generator.py gpt-b --data runs/codes --out runs/gpt-b
+    ACCELERATE_USE_CPU=true python scripts/launch.py --nproc-per-node 2 scripts/extract_codes.py --tokenizer ...
+    # on every one of four nodes (scripts/slurm/run.sbatch does so)
+    python scripts/launch.py --nnodes 4 --nproc-per-node 8 --rdzv-endpoint node1:29500 --rdzv-id 7 scripts/...
+
+Below lies torch's launcher (python -m torch.distributed.run), which ends with a traceback and code 1 whatever
+happened. This one ends as the script did: 0 done, 2 something named on stderr, 75 interrupted (run again).
+"""
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Options:
+    "How many processes, and where; then the script and its own options."
+    nproc_per_node: int = 1
+    "processes on this machine"
+    nnodes: int = 1
+    "machines"
+    rdzv_endpoint: str = ""
+    "where they meet, as host:port (default: this machine)"
+    rdzv_id: str = "vgnb"
+    "the meeting's name, the same on all machines"
+
+
+def split_at_script(argv: list[str]) -> tuple[list[str], list[str]]:
+    "(options of the launch, the script with its own)."
+    at = next((i for i, word in enumerate(argv) if word.endswith(".py")), len(argv))
+    return argv[:at], argv[at:]
+
+
+def words_for_torch(o: Options) -> list[str]:
+    "The same for torch's launcher."
+    alone = ["--standalone"]
+    meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", o.rdzv_endpoint, "--rdzv_id", o.rdzv_id]
+    place = meeting if o.rdzv_endpoint else alone
+    return [*place, "--nnodes", str(o.nnodes), "--nproc_per_node", str(o.nproc_per_node)]
+
+
+def ended_with(failures: dict) -> int:
+    "The exit code of processes that failed: what is named comes before an interruption."
+    said = {f.exitcode for f in failures.values() if f.exitcode > 0}
+    named = said - {75}
+    if named: return 2 if 2 in named else min(named)
+    return 75 if said else 1
+
+
+def main(argv: list[str]) -> int:
+    from vgnb.core import Missing, check, check_int
+    own, work = split_at_script(argv)
+    o = tyro.cli(Options, args=own, description=__doc__)
+    check(work, "script", None, "is needed: scripts/NAME.py and its options, after those of the launch")
+    check(Path(work[0]).is_file(), "script", Path(work[0]), "no such file", Missing)
+    for name in ("nproc_per_node", "nnodes"): check_int(name, getattr(o, name), 1)
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+    logging.disable(logging.ERROR)                     # what torch has to say of it, in forty lines
+    try: run(parse_args([*words_for_torch(o), *work]))
+    except ChildFailedError as e: return ended_with(e.failures)
+    except SignalException: return 75                  # passed on to all processes, who have said what they left
+    return 0
+
+
+def said(argv: list[str]) -> int:
+    "`main`; what can be explained is one line. (torch's launcher answers signals, so ours must not.)"
+    from vgnb.cli import explained
+    from vgnb.core import VgnbError
+    try: return main(argv)
+    except (VgnbError, OSError) as e:
+        print(explained(e), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__": sys.exit(said(sys.argv[1:]))

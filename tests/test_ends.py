@@ -1,0 +1,224 @@
+"""A signal to a whole process group, a reader that dies: what is done is kept, one line says so, the exit code tells.
+
+    python -m tests.test_ends FOLDER CASE ...     runs the cases one after the other, each in a fork of one warm process
+"""
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+
+from tests.toy_training import RECIPE, Pair, Points, saves
+from tests.train_on_two import tokenizer_recipe, write_codes
+from vgnb.training.checkpoints import checkpoints
+from vgnb.training.run_folder import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+# ---- in the warm process
+
+def until(found, seconds: float = 60.0):
+    "What `found()` gives, as soon as it gives something."
+    last = time.monotonic() + seconds
+    while time.monotonic() < last:
+        if value := found(): return value
+        time.sleep(0.01)
+    raise TimeoutError(found)
+
+
+def started(work, err: Path) -> int:
+    "A forked process with a group of its own that runs `work()`, stderr in a file; its id."
+    from vgnb.cli import run_main
+    pid = os.fork()
+    if pid: return pid
+    code = 99
+    try:
+        os.setsid()
+        os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = run_main(lambda argv: work(), [])
+    except BaseException: traceback.print_exc()
+    finally: os._exit(code)
+
+
+def ended(pid: int, err: Path) -> dict:
+    "How it ended."
+    _, status = os.waitpid(pid, 0)
+    alive = [p for p in Path("/proc").glob("[0-9]*") if session_of(p) == pid]
+    return {"code": os.waitstatus_to_exitcode(status), "err": err.read_text(), "left": [p.name for p in alive]}
+
+
+def session_of(process: Path) -> int | None:
+    "The session of a process that lives."
+    with contextlib.suppress(OSError):
+        words = (process / "stat").read_text().rpartition(")")[2].split()
+        return int(words[3]) if words[0] != "Z" else None
+
+
+def toy(folder: Path, workers: int = 2, steps: int | None = None) -> int:
+    "A run of the toy task whose steps take a while; its exit code, and its last words."
+    from vgnb.training.trainer import Trainer
+    run = Run(save_every=10, workers=workers, progress=False, tracker="none")
+    done = Trainer(Pair(slow=0.01), Points(), RECIPE, folder, run).fit(steps)
+    if not done.finished: print(f"{done.reason}: step {done.step}", file=sys.stderr)
+    return done.code
+
+
+def first_checkpoint(folder: Path): return until(lambda: checkpoints(saves(folder)))
+
+
+def signalled(folder: Path, number: int, times: int = 1) -> dict:
+    "Training with two readers; the signal goes to the whole group, and before to its leader, as `timeout` sends it."
+    pid = started(lambda: toy(folder / "run"), folder / "err")
+    first_checkpoint(folder / "run")
+    for _ in range(times - 1): os.kill(pid, number)
+    os.killpg(pid, number)
+    return ended(pid, folder / "err")
+
+
+def dead_reader(folder: Path) -> dict:
+    "The kernel kills a reader."
+    pid = started(lambda: toy(folder / "run"), folder / "err")
+    first_checkpoint(folder / "run")
+    readers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(readers[0]), signal.SIGKILL)
+    return ended(pid, folder / "err") | {"readers": len(readers)}
+
+
+def script(name: str, *words) -> int:
+    "The `main` of a script."
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main([str(w) for w in words])
+
+
+def stopped_and_finished(folder: Path, name: str, words: list, part) -> dict:
+    "A script that gets SIGTERM once its first part is there, then runs again to its end."
+    pid = started(lambda: script(name, *words), folder / "err")
+    until(lambda: part() or os.path.exists(folder / "err") and (folder / "err").read_text())
+    os.killpg(pid, signal.SIGTERM)
+    found = ended(pid, folder / "err")
+    pid = started(lambda: script(name, *words), folder / "again")
+    return found | {"again": ended(pid, folder / "again")}
+
+
+def extraction(folder: Path) -> dict:
+    from vgnb.saved import save_model
+    from vgnb.tokenizers.vqgan import VQGAN
+    config = tokenizer_recipe().model
+    save_model(folder / "model", VQGAN(config), config)
+    words = ["--tokenizer", folder / "model", "--data", "shapes://?n=240&size=32", "--out", folder / "codes",
+             "--size", 32, "--batch", 4, "--shard-size", 8, "--workers", 2, "--progress", False]
+    return stopped_and_finished(folder, "extract_codes", words, lambda: list((folder / "codes").glob("*.codes")))
+
+
+def sampling(folder: Path) -> dict:
+    words = ["tiny-maskgit", "--count", 96, "--part", 8, "--steps", 4, "--out", folder / "s.npz"]
+    return stopped_and_finished(folder, "sample", words, lambda: list(folder.glob(".s.npz.parts/*.npy")))
+
+
+def reference(folder: Path) -> dict:
+    words = ["shapes://?n=2000&size=32", "--out", folder / "r.npz", "--extractor", "shapes-judge", "--batch", 8,
+             "--shard-size", 32, "--workers", 1, "--progress", False]
+    parts = folder / "r.npz.parts"
+    return stopped_and_finished(folder, "extract_reference", words, lambda: list(parts.glob("*.looks")))
+
+
+CASES = {
+    "SIGTERM": lambda folder: signalled(folder, signal.SIGTERM),
+    "SIGINT": lambda folder: signalled(folder, signal.SIGINT),
+    "SIGHUP": lambda folder: signalled(folder, signal.SIGHUP),
+    "twice": lambda folder: signalled(folder, signal.SIGINT, times=2),
+    "dead": dead_reader,
+    "extraction": extraction,
+    "sampling": sampling,
+    "reference": reference}
+
+
+def main(root: Path, *names: str):
+    import torch
+    torch.set_num_threads(1)
+    for name in names:
+        folder = root / name
+        folder.mkdir()
+        print(json.dumps([name, CASES[name](folder)]), flush=True)
+
+
+# ---- the tests
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    "How every case ended."
+    root = tmp_path_factory.mktemp("ends")
+    command = [sys.executable, "-m", "tests.test_ends", str(root), *CASES]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {"root": root, **dict(map(json.loads, done.stdout.splitlines()))}
+
+
+def last_step(folder: Path) -> int: return int(checkpoints(saves(folder))[0].name[-9:])
+
+
+@pytest.mark.parametrize("case", ["SIGTERM", "SIGINT", "SIGHUP", "twice"])
+def test_training_with_readers_saves_and_leaves(found, case):
+    end = found[case]
+    name = "SIGINT" if case == "twice" else case
+    assert end["code"] == 75 and end["left"] == []
+    assert end["err"] == f"{name}: step {last_step(found['root'] / case / 'run')}\n"
+
+
+def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
+    end = found["dead"]
+    assert end["code"] == 2 and end["left"] == [] and end["readers"] == 2
+    assert end["err"].startswith("a data worker died") and end["err"].count("\n") == 1
+    assert last_step(found["root"] / "dead" / "run") % 10 or last_step(found["root"] / "dead" / "run") > 10
+
+
+@pytest.mark.parametrize("case", ["extraction", "sampling", "reference"])
+def test_work_in_parts_leaves_with_a_line_and_goes_on(found, case):
+    end = found[case]
+    assert (end["code"], end["left"]) == (75, []), end["err"]
+    assert end["err"] == "SIGTERM: stopped; run the same command again to go on\n"
+    assert (end["again"]["code"], end["again"]["err"]) == (0, "")
+
+
+LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]
+
+
+def launched(*words) -> subprocess.Popen:
+    command = [*LAUNCH, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
+
+
+def test_two_processes_end_in_the_same_words(tmp_path):
+    "SIGTERM to the launcher's group; and bad input, which both see."
+    write_codes(tmp_path / "codes")
+    options = "--steps 4000 --batch 4 --precision fp32 --model.dim 32 --model.layers 1 --model.vocab 48 --save-every 5"
+    both = ["scripts/train_generator.py", "shapes-generator", "--data", tmp_path / "codes", "--workers", "1"]
+    training = launched(*both, *options.split(), "--out", tmp_path / "run")
+    wrong = launched(*both, "--batch", "7", "--out", tmp_path / "wrong")
+    _, err = wrong.communicate(timeout=120)
+    assert wrong.returncode == 2 and "Traceback" not in err
+    lines = sorted(line.removeprefix("process 1: ") for line in err.splitlines())
+    assert set(lines) == {"batch=7: must be a multiple of processes x accumulate = 2 x 1"}
+
+    until(lambda: checkpoints(saves(tmp_path / "run")))
+    os.killpg(training.pid, signal.SIGTERM)
+    _, err = training.communicate(timeout=120)
+    step = last_step(tmp_path / "run")
+    words = f"SIGTERM: checkpoint of step {step} published in {tmp_path / 'run'}; run the same command again to go on\n"
+    assert (training.returncode, err) == (75, words)
+
+
+if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])
