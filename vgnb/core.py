@@ -12,8 +12,8 @@ __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', '
 import configparser
 import contextlib
 import difflib
-import glob
 import errno
+import glob
 import hashlib
 import json
 import os

@@ -9,8 +9,6 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 import contextlib
 import sys
 from dataclasses import dataclass, fields
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np

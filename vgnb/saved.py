@@ -8,7 +8,6 @@ __all__ = ['split_ties', 'save_tensors', 'load_tensors', 'fill', 'not_finite', '
 
 # %% ../nbs/008_saved.ipynb #89efe299
 import json
-import os
 import math
 import os
 import re
@@ -21,8 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import Mismatch, Missing, aside_dir, check, digest_file, load_card, publish_dir, save_card, sweep_aside
-from .core import BadInput, Mismatch, Missing, aside_dir, check, load_json, publish_dir, remove_dir, save_json
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    aside_dir,
+    check,
+    digest_file,
+    load_card,
+    publish_dir,
+    save_card,
+    sweep_aside,
+)
 from .kinds import from_json, kind_of, kinds, to_json
 from .names import NameTable
 from .places import locked_file

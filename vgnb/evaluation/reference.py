@@ -8,8 +8,6 @@ __all__ = ['ReferencePlan', 'FeatureShards', 'save_reference', 'reference_plan',
 # %% ../../nbs/evaluation/622_reference.ipynb #ed3b2a80
 import contextlib
 import json
-import sys
-import shutil
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,8 +23,6 @@ from ..data.shards import ShardWriter
 from .features import Extractor
 from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
 from ..places import locked_file
-from ..processes import Processes
-from .samples import Samples, Statistics, open_samples, save_statistics
 from ..processes import Processes, read_ahead
 from ..progress import Progress
 

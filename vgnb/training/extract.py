@@ -8,7 +8,6 @@ __all__ = ['view_names', 'Viewed', 'Views', 'code_plan', 'compiled_encode', 'ext
 
 # %% ../../nbs/training/540_extract.ipynb #b065cc71
 import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from ..data.text import Captions, FeatureStore, TextEncoder, extract_features
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
 from ..places import locked
-from ..processes import Processes
 from ..processes import Processes, read_ahead
 from ..progress import Progress
 from ..tokenizers.pictures import codes_of

@@ -25,7 +25,7 @@ from ..progress import Progress
 from .checkpoints import best, is_healthy
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at
-from .run_folder import Run, RunFolder, locked, read_same
+from .run_folder import Run, RunFolder, read_same
 from .run_page import write_run_page
 from .step import Micro, Stepper, TrainState, micro_batches
 from .tasks import Task
