@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from .core import BadInput, check, check_int, get_settings
+from .upright import upright
 
 # %% ../nbs/002_figures.ipynb #cf458d47
 def to_image(picture) -> Image.Image:
@@ -159,7 +160,7 @@ def to_pixels(
     images, # PIL image(s); uint8 (b, h, w, 3) or (h, w, 3); or float (b, 3, h, w) or (3, h, w) in [-1, 1]
 ) -> np.ndarray: # (b, h, w, 3) uint8
     "Pictures as uint8 for looking at; numbers outside [-1, 1] are clipped, NaN and infinity become vermilion."
-    if isinstance(images, Image.Image): images = np.asarray(images.convert("RGB"))
+    if isinstance(images, Image.Image): images = np.asarray(upright(images).convert("RGB"))
     if isinstance(images, (list, tuple)):
         parts = [to_pixels(i) for i in images]
         alike = len({p.shape[1:] for p in parts}) == 1

@@ -63,8 +63,12 @@ class StreamImages(ImageSource):
         self.known, self.classes = classes is not None, list(classes or [])
         self.buffer = check_int("buffer", buffer, 1)
         self.alpha = check_choice("alpha", alpha, ALPHA)
-        self.fingerprint = "stream-" + digest(fingerprint, self.classes, self.alpha)[:16]
+        self.mark = fingerprint
         self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
+
+    @property
+    def fingerprint(self) -> str:
+        return "stream-" + digest(self.mark, self.classes, self.alpha, self.orientation)[:16]
 
     def _label(self, raw, key) -> int:
         "The class index of a label as it is written; without one there is one class."
@@ -90,6 +94,9 @@ class StreamImages(ImageSource):
                       f"must hold at most {most} samples beside {n - 1} other shards")
                 if whole or place % world == rank: yield (s << self.place_bits) | place, row
 
+    def _decoded(self, data:bytes, key:str) -> Image.Image:
+        return decode_image(data, key, self.alpha, orientation=self.orientation)
+
     def iter_items(self, epoch=0, seed=0, rank=0, world=1, shuffle=True):
         check_int("world", world, 1)
         check_int("rank", rank, 0, world - 1)
@@ -100,7 +107,7 @@ class StreamImages(ImageSource):
         for i, (key, data, raw) in rows:
             try:
                 if isinstance(data, BadItem): raise data
-                image = data if isinstance(data, Image.Image) else decode_image(data, key, self.alpha)
+                image = data if isinstance(data, Image.Image) else self._decoded(data, key)
                 yield Item(image, self._label(raw, key), i, key)
             except BadItem as e: self.skip(e)
 
