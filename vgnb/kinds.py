@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +88,7 @@ def _revive(hint, value, where:str):
     options = list(typing.get_args(hint)) if is_union else [hint]
     names_its_kind = isinstance(value, dict) and "kind" in value and not any(_own_kind(h) for h in options)
     if names_its_kind: return from_json(value, where=where)
+    _check_plain(options, value, where)
 
     for h in options:
         if is_dataclass(h) and isinstance(value, dict): return from_json(value, h, where)
@@ -97,6 +98,17 @@ def _revive(hint, value, where:str):
     is_tuple = isinstance(value, list) and list not in options
     return tuple(_revive(Any, v, where) for v in value) if is_tuple else value
 
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+def _check_plain(options:list, value, where:str):
+    "Refuse a value whose type no annotation has, where all annotations are plain types or dataclasses."
+    if not all(h in _PLAIN or is_dataclass(h) for h in options): return
+    number = float in options and isinstance(value, int)
+    fits = any(isinstance(value, dict) if is_dataclass(h) else type(value) is h for h in options)
+    fits = fits or (number and not isinstance(value, bool))
+    words = [_PLAIN.get(h, "an object") for h in options]
+    check(fits, where, value, f"must be {' or '.join(words)}")
+
 def _own_kind(hint) -> bool:
     "A dataclass with a field called `kind`, which is then no registered word."
     return is_dataclass(hint) and "kind" in (f.name for f in fields(hint))
@@ -105,6 +117,7 @@ def _tuple(args, values, where:str) -> tuple:
     "A tuple with each entry as its own annotation asks."
     all_alike = len(args) == 2 and args[1] is Ellipsis
     hints = [args[0]] * len(values) if all_alike else args
+    check(len(hints) == len(values), where, values, f"must be a list of {len(hints)}")
     return tuple(_revive(h, v, where) for h, v in zip(hints, values, strict=True))
 
 def from_json(
@@ -113,12 +126,19 @@ def from_json(
     where:str="recipe",  # named in errors
 ):
     "A dataclass from JSON; unknown kinds and fields are `BadInput`."
+    check(isinstance(value, dict), where, value, "must be a JSON object")
     value = dict(value)
-    if "kind" in value and not _own_kind(cls): cls = kinds[value.pop("kind")].config
+    if "kind" in value and not _own_kind(cls):
+        word = value.pop("kind")
+        check(isinstance(word, str), f"{where}.kind", word, "must be a registered word")
+        cls = kinds[word].config
     check(cls is not None, where, sorted(value), "must say its kind")
 
     known = [f.name for f in fields(cls)]
     for k in value: check_choice(f"{where} field", k, known)
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in needed if name not in value]
+    check(not missing, where, sorted(value), f"must say {', '.join(missing)}")
     hints = typing.get_type_hints(cls)
     return cls(**{k: _revive(hints[k], v, f"{where}.{k}") for k, v in value.items()})
 

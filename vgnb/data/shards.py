@@ -14,7 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadInput, Mismatch, Missing, check, check_int, digest, load_json, save_json, write_aside
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    check,
+    check_int,
+    digest,
+    load_json,
+    load_settings,
+    save_json,
+    write_aside,
+)
 
 # %% ../../nbs/data/119_shards.ipynb #44d490f7
 _SEAL = 40                                          # bytes: rows (int64), SHA-256 of everything before
@@ -56,10 +67,16 @@ def _join_plan(folder:Path, mine:dict):
         check(not strangers, "path", folder, "is not empty and holds no store; choose a new folder")
         save_json(folder / "plan.json", mine)
 
-    theirs = load_json(folder / "plan.json")
-    other = sorted(k for k in mine.keys() | theirs.keys() if digest(mine.get(k)) != digest(theirs.get(k)))
+    theirs = load_settings(folder / "plan.json")
+    keys = (mine.keys() | theirs.keys()) - {"times"}
+    other = sorted(k for k in keys if digest(mine.get(k)) != digest(theirs.get(k)))
     both = "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}" for k in other)
     check(not other, "path", folder, f"holds another store ({both}); choose a new folder", Mismatch)
+
+    times = mine.get("times", "")
+    untouched = theirs.get("times", times) == times
+    check(untouched, "path", folder, "was begun with files of other times: some were changed since, or all copied "
+          "without their times (cp -p and rsync -a keep them); choose a new folder, or remove this one", Mismatch)
 
 def _ascend_within(ids:np.ndarray, span:range) -> bool:
     "Whether the ids of a shard ascend and lie in its span."
@@ -137,7 +154,8 @@ class ShardWriter:
 
         for p in self.path.glob(".*.part*"): p.unlink(missing_ok=True)           # what killed writers left
         rows = sum(e["rows"] for e in entries)
-        index = dict(load_json(self.path / "plan.json"), **facts, rows=rows, shards=entries)
+        plan = {k: v for k, v in load_settings(self.path / "plan.json").items() if k != "times"}
+        index = dict(plan, **facts, rows=rows, shards=entries)
         save_json(self.path / "index.json", dict(index, fingerprint=digest(index)))
         return load_index(self.path, self.kind)
 
@@ -174,7 +192,8 @@ class ShardStore:
         "What the index says: `plan` and `fingerprint`."
         self.path = Path(path)
         self.index = load_index(path, self.kind)
-        self.plan = self.plan_type(**{k: self.index[k] for k in self.plan_type.__dataclass_fields__})
+        known = [k for k in self.plan_type.__dataclass_fields__ if k in self.index]
+        self.plan = self.plan_type(**{k: self.index[k] for k in known})
         self.fingerprint = self.index["fingerprint"]
 
     def _map_shards(self, verify:bool):

@@ -18,10 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_json, save_json, write_aside
+from vgnb.core import (
+    Mismatch,
+    Missing,
+    check,
+    check_float,
+    check_int,
+    digest_file,
+    load_settings,
+    save_json,
+    write_aside,
+)
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
-from .features import Extractor, Features, extractors, read_weights
+from .features import Extractor, Features, extractors
+from ..saved import fill, fits_first
+from ..tensor_files import read_state
 
 # %% ../../nbs/evaluation/630_judge.ipynb #9d8dfead
 def judge_input(
@@ -193,6 +205,16 @@ def save_judge(
     save_json(path.with_suffix(".json"), card)
     return card
 
+def _made(card:dict, state:dict[str, Tensor], path:Path) -> Judge:
+    "The network that a card describes, if these can be its weights."
+    recipe, classes = card.get("recipe"), card.get("classes")
+    says = isinstance(classes, list) and isinstance(recipe, dict) and {"width", "dims"} <= recipe.keys()
+    check(says, "weights", path.with_suffix(".json"), "must name classes and a recipe with width and dims", Mismatch)
+    def build(sizes): return Judge(*sizes)
+    sizes = (len(classes), recipe["width"], recipe["dims"])
+    fits_first(build, sizes, state, path)
+    return build(sizes)
+
 def load_judge(
     path:str|Path|None=None, # default: the shipped one
 ) -> tuple[Judge, dict]:     # the network, ready to use, and its card
@@ -200,11 +222,10 @@ def load_judge(
     path = Path(path) if path else _shipped()
     for p in (path, path.with_suffix(".json")):
         check(p.is_file(), "weights", p, "no such file; scripts/train_judge.py writes it", Missing)
-    card, state = load_json(path.with_suffix(".json")), read_weights(path)
+    card, state = load_settings(path.with_suffix(".json")), read_state(path, "weights")
     same = card.get("sha256") == digest_file(path)
     check(same, "weights", path, "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
-    net = Judge(len(card["classes"]), card["recipe"]["width"], card["recipe"]["dims"])
-    net.load_state_dict(state)
+    net = fill(_made(card, state, path), state, path)
     return net.eval().requires_grad_(False), card
 
 # %% ../../nbs/evaluation/630_judge.ipynb #c728e54f

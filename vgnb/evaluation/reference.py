@@ -35,6 +35,7 @@ class ReferencePlan:
     dims: int            # length of a feature vector
     size: tuple          # (h, w) of the pictures
     shard_size: int = 1024
+    times: str = ""      # when the source's files were last changed
 
 class FeatureShards(ShardWriter):
     "Features (rows, d) fp32 of each shard of pictures, with the pictures' ids."
@@ -127,7 +128,8 @@ def reference_plan(
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    return ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size)
+    times = getattr(getattr(images.images, "source", None), "times", "")
+    return ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, times)
 
 def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, source, bar):
     "Look at the pictures of one shard and publish what was seen."

@@ -20,7 +20,7 @@ import tyro
 from torch import nn
 
 from ..cli import typed_cli
-from ..core import Mismatch, check, check_choice, check_int, get_settings, load_json
+from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
 from ..data.layouts import find_layouts, store_from
@@ -36,7 +36,7 @@ from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes
 from .run_folder import Run
-from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask
+from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
 
 # %% ../../nbs/training/550_commands.ipynb #47f6fe4d
@@ -89,8 +89,12 @@ def list_recipes(kind:str) -> dict[str, Recipe]:
 def _read_recipe(path:str) -> tuple[Recipe, dict]:
     "(the recipe in a file, how the file wants it to be run)."
     if path.endswith(".json"):
-        text = load_json(path)
-        return from_json(text.get("config", text)), {}
+        text = load_settings(path)
+        try: found = from_json(text.get("config", text))
+        except BadInput as e: raise BadInput("recipe", Path(path), f"holds {e}") from None
+        is_recipe = isinstance(found, Recipe)
+        check(is_recipe, "recipe", path, f"must hold a recipe, not a {type(found).__name__}", Mismatch)
+        return found, {}
     found = published_recipe(read_yaml(path))
     speaks = os.environ.get("RANK", "0") == "0"
     if found.unused and speaks: print(f"{path}: without effect: {', '.join(found.unused)}", file=sys.stderr)
@@ -147,7 +151,9 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
-    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
+    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
+    source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
+    data = ImageData(source, recipe.augment)
     return TokenizerTask(model, objective, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:
