@@ -98,16 +98,22 @@ def _revive(hint, value, where:str):
     is_tuple = isinstance(value, list) and list not in options
     return tuple(_revive(Any, v, where) for v in value) if is_tuple else value
 
-_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+          dict: "an object", tuple: "a list"}
+
+def _json_type(hint) -> type|None:
+    "What a value of this annotation is in JSON, or None where that is not for us to say."
+    if is_dataclass(hint): return dict
+    if typing.get_origin(hint) is tuple: return tuple
+    return hint if hint in _PLAIN else None
 
 def _check_plain(options:list, value, where:str):
-    "Refuse a value whose type no annotation has, where all annotations are plain types or dataclasses."
-    if not all(h in _PLAIN or is_dataclass(h) for h in options): return
-    number = float in options and isinstance(value, int)
-    fits = any(isinstance(value, dict) if is_dataclass(h) else type(value) is h for h in options)
-    fits = fits or (number and not isinstance(value, bool))
-    words = [_PLAIN.get(h, "an object") for h in options]
-    check(fits, where, value, f"must be {' or '.join(words)}")
+    "Refuse a value whose type no annotation has, where all are plain types, tuples or dataclasses."
+    wanted = [_json_type(h) for h in options]
+    if None in wanted: return
+    found = tuple if isinstance(value, list) else type(value)
+    fits = found in wanted or (found is int and float in wanted)
+    check(fits, where, value, f"must be {' or '.join(_PLAIN[t] for t in wanted)}")
 
 def _own_kind(hint) -> bool:
     "A dataclass with a field called `kind`, which is then no registered word."

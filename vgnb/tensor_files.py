@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['no_weights', 'directory_size', 'read_safetensors', 'read_tensors', 'read_state']
 
-# %% ../nbs/005a_tensor_files.ipynb #af6f576f
+# %% ../nbs/005a_tensor_files.ipynb #18907411
 import mmap
 import os
 import pickletools
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import Mismatch, Missing, check
 
-# %% ../nbs/005a_tensor_files.ipynb #86094c5b
+# %% ../nbs/005a_tensor_files.ipynb #d7a792a4
 _BEGINNINGS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -47,13 +47,13 @@ def no_weights(path:str|Path) -> str|None:
 
     words = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if words.startswith(b"<"): return "is a web page, no weights: the server wanted a login, or had no such file"
-    first_line = words.decode("utf-8", "ignore").splitlines()[0][:60] if words else ""
-    return f"is text, no weights: {first_line!r}" if _is_text(head) else None
+    if not _is_text(head): return None
+    return f"is text, no weights: {words.decode('utf-8', 'ignore').split(chr(10))[0][:60]!r}"
 
-# %% ../nbs/005a_tensor_files.ipynb #14965728
-_NAMES = 50_000        # tensors in a file
+# %% ../nbs/005a_tensor_files.ipynb #6de69a0f
+_NAMES = 40_000        # tensors in a file
 _CONTENTS = 2 ** 23    # bytes of its table of contents
-_STEPS = 1_000_000     # opcodes of a pickle: some 15 a tensor
+_STEPS = 600_000       # opcodes of a pickle: some 15 a tensor
 _BEYOND = 2 ** 26      # bytes that views may show beyond what is stored
 
 def _tensors(content) -> Iterator[Tensor]:
@@ -96,7 +96,7 @@ def _check_program(pickle, argument:str, path:Path):
     except Exception:                    # a forged one may make the parser raise whatever it likes
         raise Mismatch(argument, path, "is cut off or damaged: its pickle has no end; fetch it again") from None
 
-# %% ../nbs/005a_tensor_files.ipynb #ed33235c
+# %% ../nbs/005a_tensor_files.ipynb #b4aa1e5e
 def directory_size(path:Path) -> int:
     "Bytes of a zip's table of contents, as its last record gives them, or as its 64-bit one; 0 where there is neither."
     with open(path, "rb") as f:
@@ -152,7 +152,7 @@ def _read_torch(path:Path, argument:str, allowed:list):
     _check_claims(content, path.stat().st_size, argument, path)
     return content
 
-# %% ../nbs/005a_tensor_files.ipynb #dd9048da
+# %% ../nbs/005a_tensor_files.ipynb #c2b14718
 def _is_safetensors(path:Path) -> bool:
     with open(path, "rb") as f: head = f.read(9)
     return len(head) == 9 and head[8:] == b"{"

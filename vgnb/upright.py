@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['ORIENTATIONS', 'ALPHA', 'upright', 'check_sides', 'as_rgb']
 
-# %% ../nbs/001a_upright.ipynb #bb6c0594
+# %% ../nbs/001a_upright.ipynb #fd46c2c4
+import warnings
+
 import numpy as np
 from PIL import Image
 
 from .core import BadItem, check_choice
 
-# %% ../nbs/001a_upright.ipynb #ebab4954
+# %% ../nbs/001a_upright.ipynb #d85a97d3
 ORIENTATIONS = ("upright", "stored")
 _TAG = 0x0112                                  # of the orientation
 _NOTES = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")    # where a file may say it
@@ -27,8 +29,10 @@ _TURNS = {
 
 def _turn(image:Image.Image) -> Image.Transpose|None:
     "What turns a picture upright; None where it is, or where its EXIF can't be read."
-    try: return _TURNS.get(image.getexif().get(_TAG))
-    except Exception: return None              # damaged EXIF makes Pillow raise whatever it likes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")        # a million pictures would say a million times that theirs is corrupt
+        try: return _TURNS.get(image.getexif().get(_TAG))
+        except Exception: return None          # damaged EXIF makes Pillow raise whatever it likes
 
 def upright(image:Image.Image) -> Image.Image:
     "The picture turned as its EXIF orientation says; a turned one says nothing any more."
@@ -39,7 +43,7 @@ def upright(image:Image.Image) -> Image.Image:
     for note in _NOTES: image.info.pop(note, None)
     return image
 
-# %% ../nbs/001a_upright.ipynb #ef5d0e0b
+# %% ../nbs/001a_upright.ipynb #90e5ec5e
 ALPHA = ("drop", "white")
 _LONGEST = 100    # how many times the short side the long one may be
 

@@ -64,8 +64,12 @@ class WrappedImages(ImageSource):
               "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]
         spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 16)})
-        pictures = [np.asarray(self[i].image) for i in spread]
-        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, pictures)[:16]
+        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, [self._mark(i) for i in spread])[:16]
+
+    def _mark(self, i:int):
+        "A picture, or why there is none."
+        try: return np.asarray(self[i].image)
+        except BadItem as e: return str(e)
 
     def __len__(self): return len(self.dataset)
 

@@ -34,6 +34,7 @@ def decode_image(
     "An RGB picture, or `BadItem(name, why)`."
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                      # of corrupt EXIF
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(data), formats=_FORMATS)
         return as_rgb(image, name, alpha, orientation, max_pixels)

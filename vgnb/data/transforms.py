@@ -40,6 +40,9 @@ def resize_short(
 
 _WHOLE = 2 ** 24     # pixels of the largest picture that is resized whole, to be cropped afterwards
 
+def _window(image:Image.Image, x:int, y:int, size:int) -> Image.Image:
+    return image.crop((x, y, x + size, y + size))
+
 def _resized_window(
     image:Image.Image,
     sides:tuple[int, int],      # (width, height) of the whole picture, resized
@@ -49,12 +52,14 @@ def _resized_window(
     "A square window of the resized picture; where that would be huge, no more than the window is made."
     box = (x, y, x + size, y + size)
     if sides[0] * sides[1] <= _WHOLE: return image.resize(sides, filter).crop(box)
-    grown = [whole / side for whole, side in zip(sides, image.size)]
-    source = [edge / grown[k % 2] for k, edge in enumerate(box)]
-    return image.resize((size, size), filter, box=source)
 
-def _window(image:Image.Image, x:int, y:int, size:int) -> Image.Image:
-    return image.crop((x, y, x + size, y + size))
+    grown = [whole / side for whole, side in zip(sides, image.size)]
+    rim = [math.ceil(3 * g) for g in grown]            # the filter reaches 2 pixels of the source, and no further
+    left, top = max(0, x - rim[0]), max(0, y - rim[1])
+    right, low = min(sides[0], x + size + rim[0]), min(sides[1], y + size + rim[1])
+    source = (left / grown[0], top / grown[1], right / grown[0], low / grown[1])
+    part = image.resize((right - left, low - top), filter, box=source)
+    return _window(part, x - left, y - top, size)
 
 def center_crop(
     image:Image.Image,
