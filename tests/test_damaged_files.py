@@ -105,7 +105,7 @@ def test_every_reader_of_weights_says_what_it_found(place, what, tmp_path):
 @pytest.mark.parametrize("what", ["empty", "pointer", "page"])
 def test_a_text_encoder_says_what_its_folder_holds(what, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(ARRIVED[what][0])
-    with pytest.raises(Mismatch, match=f"model.safetensors: {ARRIVED[what][1]}"): TextEncoder(tmp_path)
+    with pytest.raises(Mismatch, match=f"model.safetensors: .*{ARRIVED[what][1]}"): TextEncoder(tmp_path)
 
 
 def test_a_file_is_read_as_what_it_is(tmp_path):
