@@ -378,8 +378,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'vgnb.data.streams': { 'vgnb.data.streams.StreamImages': ('data/streams.html#streamimages', 'vgnb/data/streams.py'),
                                    'vgnb.data.streams.StreamImages.__init__': ( 'data/streams.html#streamimages.__init__',
                                                                                 'vgnb/data/streams.py'),
-                                   'vgnb.data.streams.StreamImages._decoded': ( 'data/streams.html#streamimages._decoded',
-                                                                                'vgnb/data/streams.py'),
                                    'vgnb.data.streams.StreamImages._label': ( 'data/streams.html#streamimages._label',
                                                                               'vgnb/data/streams.py'),
                                    'vgnb.data.streams.StreamImages._share': ( 'data/streams.html#streamimages._share',

@@ -71,6 +71,24 @@ def discover() -> list[str]:
             raise BadInput("rooms", room, f"cannot be imported: {e}") from None
     return rooms
 
+# %% ../nbs/006_kinds.ipynb #2b420c1f
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+          dict: "an object", tuple: "a list"}
+
+def _json_type(hint) -> type|None:
+    "What a value of this annotation is in JSON, or None where that is not for us to say."
+    if is_dataclass(hint): return dict
+    if typing.get_origin(hint) is tuple: return tuple
+    return hint if hint in _PLAIN else None
+
+def _check_plain(options:list, value, where:str):
+    "Refuse a value whose type no annotation has, where all are plain types, tuples or dataclasses."
+    wanted = [_json_type(h) for h in options]
+    if None in wanted: return
+    found = tuple if isinstance(value, list) else type(value)
+    fits = found in wanted or (found is int and float in wanted)
+    check(fits, where, value, f"must be {' or '.join(_PLAIN[t] for t in wanted)}")
+
 # %% ../nbs/006_kinds.ipynb #ae3d3d8d
 def to_json(value):
     "Plain JSON values; registered dataclasses carry their `kind`."
@@ -97,23 +115,6 @@ def _revive(hint, value, where:str):
         if h is float and isinstance(value, int) and not isinstance(value, bool): return float(value)
     is_tuple = isinstance(value, list) and list not in options
     return tuple(_revive(Any, v, where) for v in value) if is_tuple else value
-
-_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
-          dict: "an object", tuple: "a list"}
-
-def _json_type(hint) -> type|None:
-    "What a value of this annotation is in JSON, or None where that is not for us to say."
-    if is_dataclass(hint): return dict
-    if typing.get_origin(hint) is tuple: return tuple
-    return hint if hint in _PLAIN else None
-
-def _check_plain(options:list, value, where:str):
-    "Refuse a value whose type no annotation has, where all are plain types, tuples or dataclasses."
-    wanted = [_json_type(h) for h in options]
-    if None in wanted: return
-    found = tuple if isinstance(value, list) else type(value)
-    fits = found in wanted or (found is int and float in wanted)
-    check(fits, where, value, f"must be {' or '.join(_PLAIN[t] for t in wanted)}")
 
 def _own_kind(hint) -> bool:
     "A dataclass with a field called `kind`, which is then no registered word."

@@ -119,6 +119,7 @@ def _open_path(path:Path, **kw) -> StoredImages:
     if path.name.lower().endswith(".tar"): return TarImages(path, **kw)
     return KaggleImages(path, **kw) if is_kaggle(path) else FolderImages(path, **kw)
 
+# %% ../../nbs/data/110_images.ipynb #bf5dd319
 def open_images(
     uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name

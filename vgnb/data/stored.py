@@ -44,11 +44,7 @@ def decode_image(
     except Exception as e:                        # a forged file may make the decoders raise whatever they like
         raise BadItem(name, f"cannot be decoded: {e}") from e
 
-# %% ../../nbs/data/105_stored.ipynb #afc59f40
-def _plain(name:str) -> str:
-    "A name that can be printed and hashed: bytes that are no UTF-8 are written out."
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
+# %% ../../nbs/data/105_stored.ipynb #03fdb993
 def _stat(file:Path) -> tuple[int, int]:
     try: found = os.stat(file)
     except OSError: return -1, -1
@@ -57,6 +53,11 @@ def _stat(file:Path) -> tuple[int, int]:
 def stats_of(files:list[Path]) -> np.ndarray: # (n, 2)
     "Bytes, and time of the last change in nanoseconds, of each file; -1 for one that is not there."
     return np.array([_stat(f) for f in files], np.int64).reshape(-1, 2)
+
+# %% ../../nbs/data/105_stored.ipynb #afc59f40
+def _plain(name:str) -> str:
+    "A name that can be printed and hashed: bytes that are no UTF-8 are written out."
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 class StoredImages(ImageSource):
     "Encoded pictures with known names and labels; subclasses say how to `read(i)` the bytes."

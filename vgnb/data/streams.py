@@ -67,8 +67,7 @@ class StreamImages(ImageSource):
         self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
 
     @property
-    def fingerprint(self) -> str:
-        return "stream-" + digest(self.mark, self.classes, self.alpha, self.orientation)[:16]
+    def fingerprint(self): return "stream-" + digest(self.mark, self.classes, self.alpha, self.orientation)[:16]
 
     def _label(self, raw, key) -> int:
         "The class index of a label as it is written; without one there is one class."
@@ -94,9 +93,6 @@ class StreamImages(ImageSource):
                       f"must hold at most {most} samples beside {n - 1} other shards")
                 if whole or place % world == rank: yield (s << self.place_bits) | place, row
 
-    def _decoded(self, data:bytes, key:str) -> Image.Image:
-        return decode_image(data, key, self.alpha, orientation=self.orientation)
-
     def iter_items(self, epoch=0, seed=0, rank=0, world=1, shuffle=True):
         check_int("world", world, 1)
         check_int("rank", rank, 0, world - 1)
@@ -107,8 +103,9 @@ class StreamImages(ImageSource):
         for i, (key, data, raw) in rows:
             try:
                 if isinstance(data, BadItem): raise data
-                image = data if isinstance(data, Image.Image) else self._decoded(data, key)
-                yield Item(image, self._label(raw, key), i, key)
+                if not isinstance(data, Image.Image):
+                    data = decode_image(data, key, self.alpha, orientation=self.orientation)
+                yield Item(data, self._label(raw, key), i, key)
             except BadItem as e: self.skip(e)
 
 # %% ../../nbs/data/107_streams.ipynb #131a706c

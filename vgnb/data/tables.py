@@ -48,6 +48,7 @@ def _stored_bytes(value, root:Path|None, name:str) -> bytes:
     except OSError as e:
         raise BadItem(name, f"cannot be read: {value}: {e.strerror}") from None
 
+# %% ../../nbs/data/108_tables.ipynb #f8ec56a4
 def _sizes_and_paths(table, image:str) -> tuple[list, list]:
     "Bytes of each row's picture where the table holds it, its path where it only names it; else None."
     import pyarrow.compute as pc

@@ -162,6 +162,20 @@ def look_at(
         return processes.gather(x.to(processes.device))[:n].to(x.device)
     return Features(*map(joined, mine))
 
+# %% ../../nbs/evaluation/621_measure.ipynb #4f068639
+def size_of(pictures:Samples) -> tuple[int, int]|None:
+    "(h, w) of pictures, or of those that stored statistics were made of; None where nobody tells."
+    if len(pictures): return tuple(int(side) for side in pictures.images.shape[1:3])
+    found = (pictures.protocol or {}).get("size")
+    return tuple(found) if isinstance(found, (list, tuple)) and len(found) == 2 else None
+
+def size_note(samples:Samples, reference:Samples) -> str|None:
+    "What to say where samples and reference are of different sizes."
+    ours, theirs = size_of(samples), size_of(reference)
+    if ours == theirs or None in (ours, theirs): return None
+    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures {theirs[1]}x{theirs[0]}: "
+            "what is measured is the resizing, too")
+
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
 def _values(s:dict, seen:Features, base:Features|None, ours:Statistics, theirs:Statistics|None, labels) -> dict:
     "The values, in the order of METRICS; `s` are the settings."
@@ -206,19 +220,6 @@ def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|N
     if stored and not stored.extractor:
         out.append("the reference's statistics do not name their extractor; they are taken to be this one's")
     return out
-
-def size_of(pictures:Samples) -> tuple[int, int]|None:
-    "(h, w) of pictures, or of those that stored statistics were made of; None where nobody tells."
-    if len(pictures): return tuple(int(side) for side in pictures.images.shape[1:3])
-    found = (pictures.protocol or {}).get("size")
-    return tuple(found) if isinstance(found, (list, tuple)) and len(found) == 2 else None
-
-def size_note(samples:Samples, reference:Samples) -> str|None:
-    "What to say where samples and reference are of different sizes."
-    ours, theirs = size_of(samples), size_of(reference)
-    if ours == theirs or None in (ours, theirs): return None
-    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures {theirs[1]}x{theirs[0]}: "
-            "what is measured is the resizing, too")
 
 def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|None) -> list[str]:
     "What a reader should know of a reference that was looked at before; `needed`: its single pictures count."

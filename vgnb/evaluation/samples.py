@@ -69,6 +69,7 @@ def _member(z:zipfile.ZipFile, raw, info:zipfile.ZipInfo, where:str, limit:int) 
     check(there, "npz", where, f"claims {size} bytes, but the file ends before", Mismatch)
     return Member(shape, dtype, start if stored and not fortran else None)
 
+# %% ../../nbs/evaluation/615_samples.ipynb #fe51f43c
 def npz_members(
     path:str|Path,
     limit:int=_LIMIT, # bytes that one array may take
@@ -77,7 +78,7 @@ def npz_members(
     path, out = Path(path), {}
     check(path.is_file(), "npz", path, "no such file", Missing)
     why = no_weights(path)
-    check(why is None, "npz", path, why, Mismatch)
+    check(why is None, "npz", path, f"is not an npz: it {why}", Mismatch)
     contents = directory_size(path)
     check(contents <= _CONTENTS, "npz", path, f"names too many arrays: {contents:,} bytes of contents", Mismatch)
     try:
