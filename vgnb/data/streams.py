@@ -50,7 +50,6 @@ def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
 class StreamImages(ImageSource):
     "Pictures read front to back from shards; order = keyed shard order + keyed shuffle buffer."
     streaming = True
-
     def __init__(self,
         shards:list,      # whatever `rows` understands, in a fixed order
         rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label) in the shard's own order
