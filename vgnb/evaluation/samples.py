@@ -69,7 +69,7 @@ def _member(z:zipfile.ZipFile, raw, info:zipfile.ZipInfo, where:str, limit:int) 
     check(there, "npz", where, f"claims {size} bytes, but the file ends before", Mismatch)
     return Member(shape, dtype, start if stored and not fortran else None)
 
-# %% ../../nbs/evaluation/615_samples.ipynb #fe51f43c
+# %% ../../nbs/evaluation/615_samples.ipynb #a0ee1e4d
 def npz_members(
     path:str|Path,
     limit:int=_LIMIT, # bytes that one array may take
@@ -207,23 +207,24 @@ CROPS = ("adm", "bilinear", "bicubic")
 def class_numbers(
     labels,                  # (n,): whole numbers, also as floats or truth values; or one-hot rows (n, k)
     count:int,               # n
-    argument:str="labels",   # its name in errors
+    source:str|Path="",      # the file they are from, for the error
 ) -> np.ndarray: # (n,) int64
     "The classes of pictures as numbers. Errors: `BadInput` for anything that is not one class a picture."
     a = np.asarray(labels)
-    rule = "must be one class a picture: whole numbers (n,), or one-hot rows (n, k)"
-    check(a.dtype.kind in "biuf", argument, f"{a.dtype} {a.shape}", rule)
+    where = f" (in {source})" if source else ""
+    rule = f"must be one class a picture: whole numbers (n,), or one-hot rows (n, k){where}"
+    check(a.dtype.kind in "biuf", "labels", f"{a.dtype} {a.shape}", rule)
     if a.ndim == 2 and len(a) == count and a.shape[1] > 1:
         hot = ((a == 0) | (a == 1)).all(1) & (a.sum(1) == 1)
         row = int(hot.argmin())
-        check(hot.all(), argument, a[row], f"{rule}; row {row} is not")
+        check(hot.all(), "labels", a[row], f"{rule}; row {row} is not")
         return a.argmax(1).astype(np.int64)
 
     a = a.reshape(-1)
-    check(len(a) == count, argument, len(a), f"must be one for each of the {count} pictures")
+    check(len(a) == count, "labels", len(a), f"must be one for each of the {count} pictures{where}")
     whole = np.isfinite(a) & (a == np.floor(a))
     first = int(whole.argmin())
-    check(whole.all(), argument, a[first], f"{rule}; entry {first} is not")
+    check(whole.all(), "labels", a[first], f"{rule}; entry {first} is not")
     return a.astype(np.int64)
 
 class _Pictures:
@@ -318,7 +319,7 @@ def _open_npz(path:Path) -> Samples:
     bytes_ = m.dtype == np.uint8 and len(m.shape) == 4 and m.shape[-1] == 3
     check(bytes_, "npz", f"{path}[{pictures}]", f"must be uint8 (n, h, w, 3), not {m.dtype} {m.shape}", Mismatch)
     label = next((k for k in ("labels", "arr_1", "label") if k in members), None)
-    labels = class_numbers(read_npz(path, label), m.shape[0], f"{path}[{label}]") if label else None
+    labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
     return Samples(read_npz(path, pictures), labels, stored, _file_id(path))
 
 def _labels(source:ImageSource):

@@ -91,7 +91,7 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
     if path.endswith(".json"):
         text = load_settings(path)
         try: found = from_json(text.get("config", text))
-        except BadInput as e: raise BadInput("recipe", Path(path), f"holds {e}") from None
+        except BadInput as e: raise type(e)(e.argument, e.value, f"{e.allowed} (in {path})") from None
         is_recipe = isinstance(found, Recipe)
         check(is_recipe, "recipe", path, f"must hold a recipe, not a {type(found).__name__}", Mismatch)
         return found, {}
