@@ -28,7 +28,7 @@ from .upright import upright
 # %% ../nbs/002_figures.ipynb #cf458d47
 def to_image(picture) -> Image.Image:
     "A figure or PIL image as an RGB image."
-    if isinstance(picture, Image.Image): return picture.convert("RGB")
+    if isinstance(picture, Image.Image): return upright(picture).convert("RGB")
     check(isinstance(picture, Figure), "picture", type(picture).__name__, "must be a matplotlib Figure or a PIL image")
     with io.BytesIO() as f:
         picture.savefig(f, format="png", dpi="figure")
@@ -201,7 +201,7 @@ def tile(
     side:int, # pixels
 ) -> Image.Image:
     "A picture with its longer side near `side`: whole blocks when growing, smooth when shrinking."
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(to_pixels(picture)[0])
+    image = upright(picture) if isinstance(picture, Image.Image) else Image.fromarray(to_pixels(picture)[0])
     longest = max(image.size)
     factor = round(side / longest)
     if factor: return image.resize([s * factor for s in image.size], Image.NEAREST)

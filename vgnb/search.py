@@ -153,7 +153,7 @@ class _SearchFolder(_Search):
         if not self.file.exists():
             return {"format": _FORMAT, "plan": self.plan, "by": self.by, "scales": {}, "best": None, "final": None}
         known = load_json(self.file)
-        ours = isinstance(known, dict) and known.get("format") == _FORMAT
+        ours = isinstance(known, dict) and known.get("format") == _FORMAT and isinstance(known.get("plan"), dict)
         check(ours, "out", self.out, "has a results.json that is not a search's", Mismatch)
         for k, v in self.plan.items():
             was = known["plan"].get(k)
