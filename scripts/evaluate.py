@@ -44,6 +44,8 @@ class Options:
     "centre-crop pictures of folders and sources to this side"
     crop: Literal["adm", "bilinear", "bicubic"] = "adm"
     "how: halving with a box filter and bicubic (adm), or the short side in one antialiased step"
+    orientation: Literal["upright", "stored"] = "upright"
+    "pictures of folders and sources turned as their EXIF says, or as published code reads them"
     batch: int = 64
     "pictures that are looked at together"
     device: str | None = None
@@ -108,9 +110,12 @@ def measured_before(o: Options, samples, reference, extractor, settings: dict):
 
 def announce(o: Options, samples, reference, extractor, settings: dict, stored):
     "What will be compared."
+    from vgnb.evaluation.measure import size_note
     statistics = " and stored statistics" if stored else ""
     print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{statistics} ({reference.id}),",
           f"through {extractor.id}")
+    unlike = size_note(samples, reference)
+    if unlike: print(f"note: {unlike}")
     if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
 
 
@@ -138,7 +143,8 @@ def main(argv: list[str]) -> int:
 
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
     check_int("batch", o.batch, 1)
-    reference, samples = open_samples(o.reference, o.size, o.crop), open_samples(o.samples, o.size, o.crop)
+    how = dict(size=o.size, crop=o.crop, orientation=o.orientation)
+    reference, samples = open_samples(o.reference, **how), open_samples(o.samples, **how)
     processes = Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets,

@@ -43,6 +43,7 @@ class Options:
     workers: int = 0               # processes that read pictures ahead
     compile: bool = False          # compile the encoding; a compiled network may round the last bit differently
     backend: str = "inductor"      # of --compile; aot_eager only traces
+    orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights (default: where there are some)
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
@@ -79,8 +80,10 @@ def main(argv: list[str]) -> int:
     else: tokenizer = load_model(o.tokenizer, ema=o.ema)
     check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer,
           f"holds a {type(tokenizer).__name__}, which is no tokenizer")
-    if o.data.endswith(".jsonl"): source = CaptionImages(Captions(o.data), o.max_bad)
-    else: source = open_images(o.data, max_bad=o.max_bad)
+    if o.data.endswith(".jsonl"):
+        source = CaptionImages(Captions(o.data), o.max_bad)
+        source.orientation = o.orientation
+    else: source = open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     plan = code_plan(tokenizer, source, augment, o.shard_size)
     processes = Processes()
     if processes.main:

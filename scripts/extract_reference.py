@@ -44,6 +44,8 @@ class Options:
     "crop pictures to this side; none = they are all alike and stay as they are"
     crop: Literal["adm", "bilinear", "bicubic"] = "adm"
     "centre crop after: halving with a box filter and bicubic (adm), or the short side in one antialiased step"
+    orientation: Literal["upright", "stored"] = "upright"
+    "pictures turned as their EXIF says, or as published code reads them"
     features: int = 0
     "pictures, evenly spread, whose features are kept for precision, recall and KID"
     batch: int = 64
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     from vgnb.processes import Processes
 
     check_place("out", o.out.parent)
-    images, processes = open_samples(o.images, o.size, o.crop, o.max_bad), Processes()
+    images, processes = open_samples(o.images, o.size, o.crop, o.max_bad, o.orientation), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
     plan = reference_plan(images, extractor, o.out, o.features, o.shard_size)
     record = o.out.with_suffix(".run.json")

@@ -6,7 +6,7 @@
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
            'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
            'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json',
-           'load_json', 'save_card', 'load_card', 'run_manifest', 'write_run']
+           'load_json', 'load_settings', 'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -349,9 +349,37 @@ def load_json(path:str|Path):
     "Read JSON; a missing or broken file is one clear error."
     check(Path(path).is_file(), "path", Path(path), "no such file", Missing)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        check(text.strip(), "path", Path(path), "is empty, but must be valid JSON")
+        return json.loads(text)
+    except BadInput: raise
+    except RecursionError:
+        raise BadInput("path", Path(path), f"must be valid JSON, nested at most {_DEEPEST} deep") from None
     except ValueError as e:
         raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
+    except OSError as e:
+        raise BadInput("path", Path(path), f"cannot be read ({e.strerror})") from None
+
+_DEEPEST = 50    # lists and objects in one another
+
+def _odd(value) -> str|None:
+    "What keeps a JSON value from being settings: NaN or infinity, or lists and objects without end."
+    level = [value]
+    for _ in range(_DEEPEST):
+        strange = [x for x in level if isinstance(x, float) and not np.isfinite(x)]
+        if strange: return f"must hold finite numbers; it has {strange[0]}"
+        parts = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, (dict, list))]
+        level = [x for part in parts for x in part]
+        if not level: return None
+    return f"must be nested at most {_DEEPEST} deep"
+
+def load_settings(path:str|Path) -> dict:
+    "Read what somebody may have written by hand: a JSON object of finite numbers, words, lists and objects."
+    value = load_json(path)
+    check(isinstance(value, dict), "path", Path(path), f"must hold a JSON object, not a {type(value).__name__}")
+    odd = _odd(value)
+    check(odd is None, "path", Path(path), odd)
+    return value
 
 # %% ../nbs/000_core.ipynb #f0d12370
 def save_card(path:str|Path, value:dict):
@@ -362,8 +390,7 @@ def save_card(path:str|Path, value:dict):
 def load_card(path:str|Path, argument:str="path") -> dict:
     "Read a JSON object; `Mismatch` if it has a seal that is not its own."
     path = Path(path)
-    card = load_json(path)
-    check(isinstance(card, dict), argument, path, "must hold a JSON object", Mismatch)
+    card = load_settings(path)
     entries = {k: v for k, v in card.items() if k != "seal"}
     intact = "seal" not in card or card["seal"] == digest(entries)
     message = 'is not as it was written: its seal does not fit. Take a sound copy; if you changed it, remove its "seal"'

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image
 from torch import Tensor
 
 from vgnb.core import (
     BadInput,
+    BadItem,
     Mismatch,
     Missing,
     as_json,
@@ -35,6 +35,7 @@ from vgnb.core import (
 )
 from .data.images import open_images
 from .data.shards import read_sealed, write_sealed
+from .data.stored import decode_image
 from .data.transforms import center_crop
 from .draws import At, Keyed
 from .evaluation.samples import Samples, open_samples, save_samples
@@ -85,10 +86,11 @@ def open_pictures(
 
 def _one_picture(path:Path, crop:int|None, argument:str) -> Samples:
     "A single file."
-    try:
-        picture = Image.open(path).convert("RGB")
-    except OSError:
-        raise BadInput(argument, path, "must be a picture, a folder of pictures or an npz") from None
+    try: picture = decode_image(path.read_bytes(), path.name)
+    except BadItem as e:
+        raise BadInput(argument, path, f"must be a picture, a folder of pictures or an npz; it {e.reason}") from None
+    except OSError as e:
+        raise BadInput(argument, path, f"cannot be read ({e.strerror})") from None
     x = np.asarray(center_crop(picture, crop) if crop else picture)[None]
     return Samples(x, None, None, f"{path.name}@{digest(x)[:12]}")
 

@@ -18,6 +18,8 @@ import typing
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,6 +158,24 @@ def discover() -> list[str]:
         _asking.clear()
     return rooms
 
+# %% ../nbs/006_kinds.ipynb #2b420c1f
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+          dict: "an object", tuple: "a list"}
+
+def _json_type(hint) -> type|None:
+    "What a value of this annotation is in JSON, or None where that is not for us to say."
+    if is_dataclass(hint): return dict
+    if typing.get_origin(hint) is tuple: return tuple
+    return hint if hint in _PLAIN else None
+
+def _check_plain(options:list, value, where:str):
+    "Refuse a value whose type no annotation has, where all are plain types, tuples or dataclasses."
+    wanted = [_json_type(h) for h in options]
+    if None in wanted: return
+    found = tuple if isinstance(value, list) else type(value)
+    fits = found in wanted or (found is int and float in wanted)
+    check(fits, where, value, f"must be {' or '.join(_PLAIN[t] for t in wanted)}")
+
 # %% ../nbs/006_kinds.ipynb #ae3d3d8d
 def _types_in(hint) -> set[type]:
     "The classes that an annotation names, inside unions and tuples too."
@@ -196,6 +216,7 @@ def _revive(hint, value, where:str):
     is_absent = value is None and types.NoneType in options
     is_object = all(is_dataclass(h) or h is types.NoneType for h in options)
     check(not is_object or is_absent or isinstance(value, dict), where, value, "must be an object with fields")
+    _check_plain(options, value, where)
 
     for h in options:
         if is_dataclass(h) and isinstance(value, dict): return from_json(value, h, where)

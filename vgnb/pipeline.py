@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from PIL import Image
 from torch import Tensor
 
 from .core import Mismatch, Missing, check, check_choice, check_int, load_card, save_card
+from .core import Mismatch, Missing, check, check_choice, check_int, load_settings, save_json
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json
@@ -27,8 +29,9 @@ from .sampling.sampler import Sampler, Step
 from .sampling.settings import Sampling
 from .saved import load_model, read_config, save_model
 from .shipped import shipped, shipped_folder
-from .tokenizers.pictures import codes_of, need_pixels, pictures
+from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
+from .upright import as_rgb
 
 # %% ../nbs/710_pipeline.ipynb #5adad847
 _KEPT = 4    # samplers of a pipeline, each with the generator's caches of its last run
@@ -88,8 +91,7 @@ def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|Non
         return Cond(text=text, mask=mask).to(self.device)
 
     check(by_class, "labels", labels, f"must be left out: {who} is asked with caption features, by text=")
-    there = labels is not None and len(labels) > 0
-    check(there, "labels", labels, "must be a non-empty list of class ids or names (or give text features)")
+    check(_is_list(labels), "labels", labels, "must be a non-empty list of class ids or names (or give text features)")
     ids = [self._class_id(label) for label in labels]
     return Cond(labels=torch.tensor(ids)).to(self.device)
 
@@ -97,8 +99,13 @@ def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|Non
 def _class_id(self:Pipeline, label:int|str) -> int:
     "The id of a class that is given by name or by number."
     if isinstance(label, str): return self.classes.index(check_choice("label", label, tuple(self.classes)))
-    number = int(label) if torch.is_tensor(label) else label
+    number = label.item() if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0 else label
     return check_int("label", number, 0, self.generator.classes - 1)
+
+def _is_list(labels) -> bool:
+    "Whether something holds labels, one after the other."
+    if isinstance(labels, (Tensor, np.ndarray)): return labels.ndim == 1 and len(labels) > 0
+    return isinstance(labels, Sequence) and not isinstance(labels, (str, bytes)) and len(labels) > 0
 
 @patch
 def _ids(self:Pipeline, ids, b:int) -> Tensor:
@@ -142,6 +149,7 @@ def sample(self:Pipeline,
     **kw,                       # as `codes`
 ) -> np.ndarray:                # (b, h, w, 3) uint8
     "Images."
+    check_size(size)
     codes = self.codes(labels, seed=seed, ids=ids, **kw)
     return self.decode(codes, ids=ids, seed=seed, size=size)
 
@@ -165,9 +173,19 @@ def encode(self:Pipeline,
     return codes_of(self.tokenizer, _pixels(images, one=False), self.sampling.rows).to(self.device)
 
 # %% ../nbs/710_pipeline.ipynb #d9cf244a
+def _turned(images):
+    "PIL pictures as bytes (h, w, 3) or (b, h, w, 3), upright; the rest as it is."
+    if isinstance(images, Image.Image): return np.array(as_rgb(images))
+    several = isinstance(images, (list, tuple)) and images and all(isinstance(i, Image.Image) for i in images)
+    if not several: return images
+    parts = [_turned(i) for i in images]
+    alike = len({p.shape for p in parts}) == 1
+    check(alike, "images", [p.shape[:2] for p in parts][:8], "must be pictures of one height and width")
+    return np.stack(parts)
+
 def _pixels(images, one:bool=True) -> Tensor:
-    "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3) will do where `one`."
-    x = torch.as_tensor(images)
+    "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3), or a PIL picture, will do where `one`."
+    x = torch.as_tensor(_turned(images))
     x = x[None] if one and x.dim() == 3 else x
     fits = x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x)
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
@@ -218,6 +236,7 @@ def apply(self:Pipeline,
     **changes,
 ) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
     "Carry out an application."
+    check_size(size)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **changes)
     codes = what.codes(painting, watch).clamp(min=0)                       # what was never decided is code 0
     how = dict(ids=ids, seed=seed, size=size, shape=painting.shape)

@@ -7,17 +7,17 @@ __all__ = ['published', 'build', 'read_published', 'unwrap', 'split', 'load_publ
 
 # %% ../nbs/700_zoo.ipynb #f15455d3
 import argparse
-import pickle
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .core import BadInput, Missing, check, check_choice
+from .core import Missing, check, check_choice
 from .families import Family, Published, described, families, family_of, recognised, the_one
 from .names import NameTable
-from .saved import load_tensors, save_tensors
+from .saved import load_tensors, no_larger_than, save_tensors
+from .tensor_files import read_tensors
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
 def published() -> dict[str, tuple[Family, Published]]:
@@ -34,24 +34,12 @@ def build(name:str, **changes) -> tuple[nn.Module, NameTable]:
 _WRAPS = ("ema", "model", "module", "state_dict", "model_state_dict")
 _ALLOWED = [argparse.Namespace]
 
-def _forbidden(error:pickle.UnpicklingError) -> str:
-    "The class or function that a pickle asked for."
-    found = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)", str(error))
-    return (found[1] or found[2]) if found else "unknown"
-
 def read_published(path:str|Path) -> dict:
     "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
     path = Path(path)
     check(path.is_file(), "path", path, "no such file; `vgnb.zoo.published()` says where published files live", Missing)
     if path.suffix == ".safetensors": return load_tensors(path)
-    try:
-        with torch.serialization.safe_globals(_ALLOWED): return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        why = f"holds pickled objects that are not tensors ({_forbidden(e)}) and is not opened; " \
-              "ask its authors for safetensors, or convert it where you trust it"
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
-        why = f"must be a readable checkpoint ({str(e).splitlines()[0][:80]})"
-    raise BadInput("path", path, why)
+    return read_tensors(path, allowed=_ALLOWED)
 
 def unwrap(
     content,                       # what `read_published` gave
@@ -60,7 +48,8 @@ def unwrap(
     "The state dict inside: unwrapped, `module.` and `_orig_mod.` stripped."
     check(isinstance(content, dict), "checkpoint", type(content).__name__, "must hold a dictionary of tensors")
     inner = next((content[k] for k in prefer if isinstance(content.get(k), dict)), content)
-    state = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", k): v for k, v in inner.items() if torch.is_tensor(v)}
+    tensors = {k: v for k, v in inner.items() if torch.is_tensor(v) and isinstance(k, str)}
+    state = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", k): v for k, v in tensors.items()}
     found = sorted(map(str, content))[:5]
     check(state, "checkpoint", found, f"must hold tensors, at the top or under {', '.join(prefer)}")
     return state
@@ -83,7 +72,7 @@ def load_published(
     matches = recognised(state, system) if spec is None else described(spec, system=system)
     family, spec = the_one(matches, path)
 
-    with torch.device("meta"): expected, table = family.make(spec, **changes)
+    with torch.device("meta"), no_larger_than(state, path): expected, table = family.make(spec, **changes)
     ours = table.load(state, expected, str(path))
     model = family.build(expected.config)
     model.load_state_dict(ours, strict=True)

@@ -40,6 +40,7 @@ class CodePlan:
     augs: tuple[str, ...] = ("center",) # what each augmentation row is
     classes: tuple[str, ...] = ()   # names; labels index them (empty: labels are not checked)
     shard_size: int = 1024          # source images a shard covers
+    times: str = ""                 # when the source's files were last changed; for those who go on with the work
 
     def __post_init__(self):
         for name in ("vocab", "grid", "augs", "classes"):

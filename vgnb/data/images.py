@@ -6,6 +6,7 @@
 __all__ = ['WrappedImages', 'open_images']
 
 # %% ../../nbs/data/110_images.ipynb #6a56396a
+import os
 import re
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -17,14 +18,15 @@ from PIL import Image
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
 from .shapes import Shapes
 from .sources import ImageSource, Item, classes_of, option_flag, option_number
-from .stored import ALPHA, FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
+from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from .tables import TABLE_OPTIONS, open_table
+from ..upright import ALPHA, ORIENTATIONS, as_rgb
 
 # %% ../../nbs/data/110_images.ipynb #673c9e21
-def _as_picture(x, name:str) -> Image.Image:
+def _as_picture(x, name:str, orientation:str="upright") -> Image.Image:
     "RGB from a PIL picture, a uint8 tensor (c, h, w) or a uint8 array (h, w[, c])."
-    if isinstance(x, Image.Image): return x.convert("RGB")
+    if isinstance(x, Image.Image): return as_rgb(x, name, orientation=orientation)
     a = x.permute(1, 2, 0).numpy() if torch.is_tensor(x) and x.dim() == 3 else np.asarray(x)
     grey = a.ndim == 2 or (a.ndim == 3 and a.shape[2] == 1)
     coloured = a.ndim == 3 and a.shape[2] == 3
@@ -45,8 +47,10 @@ class WrappedImages(ImageSource):
         dataset,                     # items: picture | (picture, label, ...)
         classes:list[str]|None=None, # default: its `classes`, or counted from its `targets`
         max_bad:int=0,
+        orientation:str="upright",   # of PIL pictures: as their EXIF says, or as they are "stored"
     ):
         super().__init__(max_bad)
+        self.orientation = orientation
         kind = type(dataset).__name__
         sized = isinstance(dataset, torch.utils.data.Dataset) and hasattr(dataset, "__len__")
         check(sized and len(dataset), "uri", kind, "must be a torch Dataset with a length > 0")
@@ -60,8 +64,12 @@ class WrappedImages(ImageSource):
               "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]
         spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 16)})
-        pictures = [np.asarray(self[i].image) for i in spread]
-        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, pictures)[:16]
+        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, [self._mark(i) for i in spread])[:16]
+
+    def _mark(self, i:int):
+        "A picture, or why there is none."
+        try: return np.asarray(self[i].image)
+        except BadItem as e: return str(e)
 
     def __len__(self): return len(self.dataset)
 
@@ -74,7 +82,7 @@ class WrappedImages(ImageSource):
         picture, label = (item[0], int(item[1])) if self.pair else (item, 0)
         if not 0 <= label < len(self.classes):
             raise BadItem(name, f"has label {label}, none of the {len(self.classes)} classes")
-        return Item(_as_picture(picture, name), label, i, name)
+        return Item(_as_picture(picture, name, self.orientation), label, i, name)
 
 # %% ../../nbs/data/110_images.ipynb #b95c421e
 _SCHEMES = dict(
@@ -103,7 +111,7 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     check(shards, "uri", f"wds://{where}", "must match at least one .tar", Missing)
     if not (is_remote(where) or option_flag(options, "streaming")):
         return ShardImages(shards, classes, **kw)
-    mark = digest([s.rsplit("/", 1)[-1] for s in shards])
+    mark = digest([(s.rsplit("/", 1)[-1], None if is_remote(where) else os.path.getsize(s)) for s in shards])
     return StreamImages(shards, shard_rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
 
 def _open_path(path:Path, **kw) -> StoredImages:
@@ -111,16 +119,25 @@ def _open_path(path:Path, **kw) -> StoredImages:
     if path.name.lower().endswith(".tar"): return TarImages(path, **kw)
     return KaggleImages(path, **kw) if is_kaggle(path) else FolderImages(path, **kw)
 
+# %% ../../nbs/data/110_images.ipynb #bf5dd319
 def open_images(
     uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
     alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
     classes:list[str]|None=None, # names, for shards and streams whose labels do not tell
+    orientation:str="upright",   # pictures turned as their EXIF says, or as they are "stored": see `vgnb.upright`
 ) -> ImageSource:
     "Open pictures from wherever they are."
     if isinstance(uri, ImageSource): return uri
+    check_choice("orientation", orientation, ORIENTATIONS)
     kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
-    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
+    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad, orientation)
+    source = _open_address(uri, classes, kw)
+    source.orientation = orientation
+    return source
+
+def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
+    "What lies at a path or an address."
     if "://" not in str(uri): return _open_path(Path(uri).expanduser(), **kw)
 
     scheme, _, rest = str(uri).partition("://")

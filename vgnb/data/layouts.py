@@ -106,7 +106,7 @@ def load_integers(
     "An integer array from .npy; never a pickle. BadItem: anything else."
     name = name or str(file)
     try: a = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as e:
         raise BadItem(name, f"not a readable array ({str(e)[:80]})") from None
 
     kind = a.dtype if isinstance(a, np.ndarray) else type(a).__name__

@@ -24,6 +24,7 @@ from vgnb.core import (
     check_int,
     digest,
     load_json,
+    load_settings,
     save_json,
     sweep_aside,
     write_aside,
@@ -70,18 +71,23 @@ _OLD_SEALS = 1      # of this format: shards that do not know their plan
 
 def _seal_of(plan:dict) -> str:
     "What the shards of a plan are sealed with."
-    return "" if plan["format"].endswith(f"/{_OLD_SEALS}") else digest(plan)
+    return "" if plan["format"].endswith(f"/{_OLD_SEALS}") else digest(_lasting(plan))
+
+def _lasting(plan:dict) -> dict:
+    "A plan without what belongs to the work only: the times of the files it reads."
+    return {k: v for k, v in plan.items() if k != "times"}
 
 def _stored_plan(folder:Path) -> dict|None:
     "plan.json, or None where it is missing or damaged."
-    try: found = load_json(folder / "plan.json")
+    try: found = load_settings(folder / "plan.json")
     except BadInput: return None
     return found if isinstance(found, dict) and isinstance(found.get("format"), str) else None
 
 def _differences(theirs:dict|None, mine:dict) -> str:
     "What a stored plan says otherwise, in words."
     if theirs is None: return "no readable plan.json"
-    other = sorted(k for k in mine.keys() | theirs.keys() if digest(mine.get(k)) != digest(theirs.get(k)))
+    keys = _lasting(mine).keys() | _lasting(theirs).keys()
+    other = sorted(k for k in keys if digest(mine.get(k)) != digest(theirs.get(k)))
     return "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}" for k in other)
 
 def _knows(file:Path, plan:dict) -> bool:
@@ -89,6 +95,13 @@ def _knows(file:Path, plan:dict) -> bool:
     try: read_sealed(file, _seal_of(plan))
     except BadInput: return False
     return True
+
+def _check_times(folder:Path, theirs:dict, mine:dict):
+    "Refuse to go on with files that were changed since a store was begun."
+    times = mine.get("times", "")
+    untouched = theirs.get("times", times) == times
+    check(untouched, "path", folder, "was begun with files of other times: some were changed since, or all copied "
+          "without their times (cp -p and rsync -a keep them); choose a new folder, or remove this one", Mismatch)
 
 def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
     "Begin a store with this plan, or go on with the same one (its format may be older). Errors: `Mismatch`."
@@ -103,7 +116,9 @@ def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
     is_old = theirs is not None and theirs["format"] == mine["format"].replace(f"/{_FORMAT}", f"/{_OLD_SEALS}")
     if is_old: mine = mine | {"format": theirs["format"]}
     differs = _differences(theirs, mine)
-    if not differs: return mine
+    if not differs:
+        _check_times(folder, theirs, mine)
+        return mine
 
     shards = sorted(folder.glob(f"*.{kind}"))
     nothing_yet = begun and theirs is None and not shards
@@ -217,7 +232,7 @@ def finish(self:ShardWriter, **facts) -> dict:
 
     self.sweep()
     rows = sum(e["rows"] for e in entries)
-    index = dict(self.stored, **facts, rows=rows, shards=entries)
+    index = dict(_lasting(self.stored), **facts, rows=rows, shards=entries)
     save_json(self.path / "index.json", dict(index, fingerprint=digest(index)))
     return load_index(self.path, self.kind)
 
@@ -255,7 +270,7 @@ class ShardStore:
         "What the index says: `plan` and `fingerprint`."
         self.path = Path(path)
         self.index = load_index(path, self.kind)
-        planned = {k: self.index[k] for k in self.plan_type.__dataclass_fields__}
+        planned = {k: self.index[k] for k in self.plan_type.__dataclass_fields__ if k in self.index}
         self.plan = self.plan_type(**planned)
         self.seal = _seal_of({"format": self.index["format"]} | planned)
         self.fingerprint = self.index["fingerprint"]

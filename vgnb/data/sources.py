@@ -29,6 +29,8 @@ class ImageSource:
     classes: list[str]
     fingerprint: str
     size: int|None = None # side of the pictures where all are equal squares
+    times = ""            # when the files were last changed, in one word; "" where there are none
+    orientation = "upright" # or "stored": how the pictures are turned (`vgnb.upright`)
     streaming = False     # True: only `iter_items`, no length
 
     def __init__(self,

@@ -50,7 +50,6 @@ def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
 class StreamImages(ImageSource):
     "Pictures read front to back from shards; order = keyed shard order + keyed shuffle buffer."
     streaming = True
-
     def __init__(self,
         shards:list,      # whatever `rows` understands, in a fixed order
         rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label) in the shard's own order
@@ -63,8 +62,11 @@ class StreamImages(ImageSource):
         self.known, self.classes = classes is not None, list(classes or [])
         self.buffer = check_int("buffer", buffer, 1)
         self.alpha = check_choice("alpha", alpha, ALPHA)
-        self.fingerprint = "stream-" + digest(fingerprint, self.classes, self.alpha)[:16]
+        self.mark = fingerprint
         self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
+
+    @property
+    def fingerprint(self): return "stream-" + digest(self.mark, self.classes, self.alpha, self.orientation)[:16]
 
     def _label(self, raw, key) -> int:
         "The class index of a label as it is written; without one there is one class."
@@ -100,8 +102,9 @@ class StreamImages(ImageSource):
         for i, (key, data, raw) in rows:
             try:
                 if isinstance(data, BadItem): raise data
-                image = data if isinstance(data, Image.Image) else decode_image(data, key, self.alpha)
-                yield Item(image, self._label(raw, key), i, key)
+                if not isinstance(data, Image.Image):
+                    data = decode_image(data, key, self.alpha, orientation=self.orientation)
+                yield Item(data, self._label(raw, key), i, key)
             except BadItem as e: self.skip(e)
 
 # %% ../../nbs/data/107_streams.ipynb #131a706c

@@ -9,6 +9,7 @@ __all__ = ['TABLE_OPTIONS', 'TableImages', 'no_progress_bars', 'open_table']
 import contextlib
 import re
 import sys
+from functools import cached_property
 from pathlib import Path
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, digest
@@ -47,6 +48,23 @@ def _stored_bytes(value, root:Path|None, name:str) -> bytes:
     except OSError as e:
         raise BadItem(name, f"cannot be read: {value}: {e.strerror}") from None
 
+# %% ../../nbs/data/108_tables.ipynb #f8ec56a4
+def _sizes_and_paths(table, image:str) -> tuple[list, list]:
+    "Bytes of each row's picture where the table holds it, its path where it only names it; else None."
+    import pyarrow.compute as pc
+    from pyarrow import types
+    column = table.select_columns([image]).with_format("arrow")[:][image]
+    fields = {"bytes": column, "path": column}
+    if types.is_struct(column.type): fields = {f.name: pc.struct_field(column, f.name) for f in column.type}
+
+    sizes = paths = [None] * len(column)
+    data, names = fields.get("bytes"), fields.get("path")
+    if data is not None and (types.is_binary(data.type) or types.is_large_binary(data.type)):
+        sizes = pc.binary_length(data).to_pylist()                       # of the offsets: no picture is read
+    if names is not None and (types.is_string(names.type) or types.is_large_string(names.type)):
+        paths = names.to_pylist()
+    return sizes, [None if size else path for size, path in zip(sizes, paths)]
+
 class TableImages(StoredImages):
     "A map-style Hugging Face data set: picture i is row i."
     def __init__(self,
@@ -65,6 +83,15 @@ class TableImages(StoredImages):
 
         classes, labels = classes_of(raw, classes or getattr(table.features.get(label), "names", None))
         super().__init__([f"row {i}" for i in range(len(table))], labels, classes, max_bad, alpha)
+
+    @cached_property
+    def _held(self) -> tuple[list, list]: return _sizes_and_paths(self.table, self.image)
+
+    def files(self): return [self.root / path for path in self._held[1] if path] if self.root else []
+
+    def sizes(self):
+        named = iter(super().sizes())
+        return [next(named, -1) if path else size or -1 for size, path in zip(*self._held)]
 
     def read(self, i):
         if self.labels[i] < 0:

@@ -31,6 +31,7 @@ from ..core import BadItem, Mismatch, Missing, check, check_choice, check_float,
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
 from ..progress import walk
+from ..tensor_files import no_weights
 
 # %% ../../nbs/data/130_text.ipynb #d4d233e7
 _SILENT = {"script", "style", "template", "rt", "rp"}                # their text is not the page's
@@ -166,14 +167,18 @@ def _usable_imports():
 
 def _load_t5(path, dtype):
     "(tokenizer, encoder) of a local folder, or of a name on the hub."
+    weights = [f for f in Path(path).glob("*") if f.suffix in (".safetensors", ".bin")]
+    for file in weights:
+        why = no_weights(file)
+        check(why is None, "path", file, why, Mismatch)
     with _usable_imports():
         from transformers import AutoTokenizer, T5EncoderModel, __version__
         named = {"dtype" if int(__version__.split(".")[0]) > 4 else "torch_dtype": dtype}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
             model, info = T5EncoderModel.from_pretrained(str(path), output_loading_info=True, **named)
-        except (OSError, ValueError) as e:
-            reason = str(e).splitlines()[0][:120]
+        except Exception as e:                     # a damaged file makes the library raise whatever it likes
+            reason = (str(e) or type(e).__name__).splitlines()[0][:120]
             raise Missing("path", path, f"must be a T5 model, a folder or a name on the hub ({reason})") from None
     missing = sorted(info["missing_keys"])[:3]
     check(not missing, "path", path, f"lacks weights of a T5 encoder: {missing}", Mismatch)
@@ -301,7 +306,7 @@ class Captions:
         try:
             text, image = self._parse(raw)
             image = Path(self.root or file.parent) / image if image else None
-        except (ValueError, KeyError, IndexError, TypeError) as e:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as e:
             reason = f"{type(e).__name__}: {str(e)[:60]}"
             raise BadItem(f"{file}:{line + 1}", f"must be JSON with a text ({reason})") from None
         if self.first_sentence: text = text.split(".")[0]
@@ -456,7 +461,7 @@ class PublishedFeatures(CaptionFeatures):
     def _row(self, i):
         file = self.path / f"{self.captions[i].key}.npy"
         try: a = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError) as e:
+        except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as e:
             raise BadItem(str(file), f"not a readable array ({str(e)[:80]})") from None
 
         fits = isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.ndim == 3

@@ -22,27 +22,52 @@ from .sources import ImageSource, Item
 from ..draws import At, Draws
 
 # %% ../../nbs/data/115_transforms.ipynb #ea411223
+def _halved(image:Image.Image, short:int) -> tuple[Image.Image, tuple[int, int]]:
+    "(the picture halved while its short side stays at least `short`, the (width, height) of its last step)."
+    check_int("size", short, 1)
+    while min(image.size) >= 2 * short:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = short / min(image.size)
+    return image, (round(image.width * scale), round(image.height * scale))
+
 def resize_short(
     image:Image.Image,
     short:int, # the new short side; the other follows
 ) -> Image.Image:
     "Halve with a box filter while that is possible, then bicubic to the exact size (ADM)."
-    check_int("size", short, 1)
-    while min(image.size) >= 2 * short:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = short / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    image, sides = _halved(image, short)
+    return image.resize(sides, Image.Resampling.BICUBIC)
+
+_WHOLE = 2 ** 24     # pixels of the largest picture that is resized whole, to be cropped afterwards
 
 def _window(image:Image.Image, x:int, y:int, size:int) -> Image.Image:
     return image.crop((x, y, x + size, y + size))
+
+def _resized_window(
+    image:Image.Image,
+    sides:tuple[int, int],      # (width, height) of the whole picture, resized
+    x:int, y:int, size:int,     # the window in it
+    filter:Image.Resampling=Image.Resampling.BICUBIC,
+) -> Image.Image:
+    "A square window of the resized picture; where that would be huge, no more than the window is made."
+    box = (x, y, x + size, y + size)
+    if sides[0] * sides[1] <= _WHOLE: return image.resize(sides, filter).crop(box)
+
+    grown = [whole / side for whole, side in zip(sides, image.size)]
+    rim = [math.ceil(3 * g) for g in grown]            # the filter reaches 2 pixels of the source, and no further
+    left, top = max(0, x - rim[0]), max(0, y - rim[1])
+    right, low = min(sides[0], x + size + rim[0]), min(sides[1], y + size + rim[1])
+    source = (left / grown[0], top / grown[1], right / grown[0], low / grown[1])
+    part = image.resize((right - left, low - top), filter, box=source)
+    return _window(part, x - left, y - top, size)
 
 def center_crop(
     image:Image.Image,
     size:int,       # side of the result
 ) -> Image.Image:
     "ADM's centre crop; a smaller picture is enlarged."
-    image = resize_short(image, size)
-    return _window(image, (image.width - size) // 2, (image.height - size) // 2, size)
+    image, (w, h) = _halved(image, size)
+    return _resized_window(image, (w, h), (w - size) // 2, (h - size) // 2, size)
 
 # %% ../../nbs/data/115_transforms.ipynb #d0913c02
 def chosen_crop(
@@ -52,9 +77,9 @@ def chosen_crop(
 ) -> Image.Image:
     "ADM's random crop with an injected choice."
     least = math.ceil(size / high)
-    image = resize_short(image, least + choose(math.ceil(size / low) + 1 - least))
-    y = choose(image.height - size + 1)
-    return _window(image, choose(image.width - size + 1), y, size)
+    image, (w, h) = _halved(image, least + choose(math.ceil(size / low) + 1 - least))
+    y = choose(h - size + 1)
+    return _resized_window(image, (w, h), choose(w - size + 1), y, size)
 
 def _choice(draws:Draws, name:str, at:At, count:int) -> Callable[[int], int]:
     "A chooser fed by `count` uniforms of one sample, in turn."
@@ -101,12 +126,12 @@ def resize_crop(
 ) -> Image.Image:
     "Short side to `size` in one antialiased step, then a window."
     kind = _FILTERS[check_choice("filter", filter, tuple(_FILTERS))]
+    check_int("size", size, 1)
     short = min(image.size)
-    image = image.resize((image.width * size // short, image.height * size // short), kind)    # the long side truncated
-    if choose is None:
-        return _window(image, round((image.width - size) / 2), round((image.height - size) / 2), size)
-    y = choose(image.height - size + 1)
-    return _window(image, choose(image.width - size + 1), y, size)
+    w, h = image.width * size // short, image.height * size // short                   # the long side truncated
+    if choose is None: return _resized_window(image, (w, h), round((w - size) / 2), round((h - size) / 2), size, kind)
+    y = choose(h - size + 1)
+    return _resized_window(image, (w, h), choose(w - size + 1), y, size, kind)
 
 def _area_box(w:int, h:int, trials, scale:tuple, ratio:tuple) -> tuple[int, int, int, int]:
     "(left, top, right, bottom) of the first of the trials (n, 4) that fits a w x h picture, else of its middle."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['extractors', 'INCEPTION', 'Features', 'Extractor', 'accuracy', 'load_extractor', 'import_torchvision', 'fidelity',
-           'read_weights', 'Inception', 'clean_resize', 'CleanInception', 'HaltonInception', 'extract',
-           'InceptionConfig', 'bare_inception']
+           'Inception', 'clean_resize', 'CleanInception', 'HaltonInception', 'extract', 'InceptionConfig',
+           'bare_inception']
 
 # %% ../../nbs/evaluation/610_features.ipynb #89e5022f
 import importlib
@@ -26,6 +26,7 @@ from torch import Tensor
 from ..core import BadInput, Mismatch, Missing, check, check_int, digest_file
 from ..families import Family, register
 from ..kinds import OpenRegistry
+from ..tensor_files import read_state
 
 # %% ../../nbs/evaluation/610_features.ipynb #bab31d92
 class Features(NamedTuple):
@@ -122,22 +123,6 @@ def _published_inception(url:str) -> Path:
         raise Missing("weights", path, advice) from e
     return path
 
-def read_weights(
-    path:str|Path, # .safetensors, or a torch file that holds only tensors
-) -> dict[str, Tensor]:
-    "A state dict from a file; files that could run code are refused."
-    path = Path(path)
-    check(path.is_file(), "weights", path, "no such file", Missing)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-        return load_file(path)
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise Mismatch("weights", path, f"is not a file of tensors only ({type(e).__name__})") from e
-    tensors = isinstance(state, dict) and all(torch.is_tensor(v) for v in state.values())
-    check(tensors, "weights", path, "must hold a state dict of tensors", Mismatch)
-    return state
-
 @extractors.register(name="inception")
 class Inception(Extractor):
     "InceptionV3 of the TensorFlow FID graph (Heusel et al. 2017; torch-fidelity's port): 2048 features, 1008 logits."
@@ -148,7 +133,7 @@ class Inception(Extractor):
         path = Path(weights) if weights else _published_inception(engine.URL_INCEPTION_V3)
         # the engine unpickles freely: it gets bytes that we wrote
         clean = io.BytesIO()
-        torch.save(read_weights(path), clean)
+        torch.save(read_state(path, "weights"), clean)
         clean.seek(0)
         look = engine.FeatureExtractorInceptionV3
         outputs = ["2048", "logits_unbiased"]

@@ -19,9 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_card, save_card, write_aside
+from vgnb.core import (
+    Mismatch,
+    Missing,
+    check,
+    check_float,
+    check_int,
+    digest_file,
+    load_settings,
+    save_json,
+    write_aside,
+)
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
-from .features import Extractor, Features, extractors, read_weights
+from .features import Extractor, Features, extractors
+from ..saved import fill, fits_first
+from ..tensor_files import read_state
 
 # %% ../../nbs/evaluation/630_judge.ipynb #9d8dfead
 def judge_input(
@@ -193,6 +206,16 @@ def save_judge(
     save_card(path.with_suffix(".json"), card)
     return card
 
+def _made(card:dict, state:dict[str, Tensor], path:Path) -> Judge:
+    "The network that a card describes, if these can be its weights."
+    recipe, classes = card.get("recipe"), card.get("classes")
+    says = isinstance(classes, list) and isinstance(recipe, dict) and {"width", "dims"} <= recipe.keys()
+    check(says, "weights", path.with_suffix(".json"), "must name classes and a recipe with width and dims", Mismatch)
+    def build(sizes): return Judge(*sizes)
+    sizes = (len(classes), recipe["width"], recipe["dims"])
+    fits_first(build, sizes, state, path)
+    return build(sizes)
+
 def load_judge(
     path:str|Path|None=None, # default: the shipped one
 ) -> tuple[Judge, dict]:     # the network, ready to use, and its card
@@ -203,9 +226,8 @@ def load_judge(
     card = load_card(path.with_suffix(".json"), "weights")
     same = card.get("sha256") == digest_file(path)
     check(same, "weights", path, "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
-    state = read_weights(path)
-    net = Judge(len(card["classes"]), card["recipe"]["width"], card["recipe"]["dims"])
-    net.load_state_dict(state)
+    state = read_state(path, "weights")
+    net = fill(_made(card, state, path), state, path)
     return net.eval().requires_grad_(False), card
 
 # %% ../../nbs/evaluation/630_judge.ipynb #c728e54f

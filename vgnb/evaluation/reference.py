@@ -36,6 +36,7 @@ class ReferencePlan:
     dims: int            # length of a feature vector
     size: tuple          # (h, w) of the pictures
     shard_size: int = 1024
+    times: str = ""      # when the source's files were last changed
 
 class FeatureShards(ShardWriter):
     "Features (rows, d) fp32 of each shard of pictures, with the pictures' ids."
@@ -127,7 +128,8 @@ def reference_plan(
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size)
+    times = getattr(getattr(images.images, "source", None), "times", "")
+    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, times)
     vacant = not out.exists() or is_finished(out, plan, keep)
     check(vacant, "out", out, "exists already, and rests on something else; choose a new name")
     return plan

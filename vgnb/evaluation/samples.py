@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'Member', 'npz_members', 'check_crc', 'read_npz', 'Statistics', 'save_statistics', 'load_statistics',
-           'Samples', 'open_samples', 'save_samples']
+           'class_numbers', 'Samples', 'open_samples', 'save_samples']
 
 # %% ../../nbs/evaluation/615_samples.ipynb #de468832
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -24,9 +25,13 @@ from ..core import Mismatch, Missing, check, check_choice, check_int, digest, di
 from ..data.images import open_images
 from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
+from ..tensor_files import directory_size, no_weights, read_safetensors, read_tensors
 
 # %% ../../nbs/evaluation/615_samples.ipynb #3d619bd0
-_LIMIT = 2 ** 36 # bytes an array may unpack to: 64 GiB
+_LIMIT = 2 ** 36     # bytes an array may take: 64 GiB
+_FREELY = 2 ** 28    # bytes that any array may unpack to
+_GROWTH = 64         # beyond that: times its packed size; photographs take 2, drawn shapes 20, zeros 1000
+_CONTENTS = 2 ** 20  # bytes of a file's table of contents: some ten thousand arrays
 
 class Member(NamedTuple):
     "One array inside an npz, as its header describes it."
@@ -57,10 +62,16 @@ def _member(z:zipfile.ZipFile, raw, info:zipfile.ZipInfo, where:str, limit:int) 
     size, held = math.prod(shape) * dtype.itemsize, info.file_size - head
     check(size == held, "npz", where, f"claims {size} bytes but holds {held}", Mismatch)
     check(size <= limit, "npz", where, f"would take {size} bytes; at most {limit} are read", Mismatch)
+    packed = info.compress_size
+    grows = f"claims {size} bytes, packed into {packed}: no pictures shrink so far"
+    check(size <= max(_FREELY, _GROWTH * packed), "npz", where, grows, Mismatch)
 
-    plain = info.compress_type == zipfile.ZIP_STORED and not fortran
-    return Member(shape, dtype, _data_start(raw, info) + head if plain else None)
+    stored, start = info.compress_type == zipfile.ZIP_STORED, _data_start(raw, info) + head
+    there = not stored or start + size <= os.fstat(raw.fileno()).st_size
+    check(there, "npz", where, f"claims {size} bytes, but the file ends before", Mismatch)
+    return Member(shape, dtype, start if stored and not fortran else None)
 
+# %% ../../nbs/evaluation/615_samples.ipynb #a0ee1e4d
 def npz_members(
     path:str|Path,
     limit:int=_LIMIT, # bytes that one array may take
@@ -68,13 +79,17 @@ def npz_members(
     "The arrays of an npz, checked without reading them: no objects, sizes that are true and within `limit`."
     path, out = Path(path), {}
     check(path.is_file(), "npz", path, "no such file", Missing)
+    why = no_weights(path)
+    check(why is None, "npz", path, f"is not an npz: it {why}", Mismatch)
+    contents = directory_size(path)
+    check(contents <= _CONTENTS, "npz", path, f"names too many arrays: {contents:,} bytes of contents", Mismatch)
     try:
         with zipfile.ZipFile(path) as z, open(path, "rb") as raw:
             for info in z.infolist():
                 name = info.filename.removesuffix(".npy")
                 out[name] = _member(z, raw, info, f"{path}[{name}]", limit)
-    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError) as e:
-        if isinstance(e, (Mismatch, Missing)): raise
+    except (Mismatch, Missing): raise
+    except Exception as e:                     # a forged file makes zipfile and numpy raise whatever they like
         raise Mismatch("npz", path, f"is not an npz of plain arrays ({e})") from e
     return out
 
@@ -93,7 +108,9 @@ def read_npz(path:str|Path, name:str, limit:int=_LIMIT) -> np.ndarray:
     check(name in members, "npz", path, f"has no array {name}; it holds {', '.join(members)}", Mismatch)
     m = members[name]
     if m.offset is None or not math.prod(m.shape):
-        with np.load(path, allow_pickle=False) as z: return z[name]
+        try:
+            with np.load(path, allow_pickle=False) as z: return z[name]
+        except Exception as e: raise Mismatch("npz", f"{path}[{name}]", f"is damaged ({e})") from e
     if m.shape: return np.memmap(path, m.dtype, "r", m.offset, m.shape)
     return np.memmap(path, m.dtype, "r", m.offset, (1,))[0]
 
@@ -164,12 +181,8 @@ def save_statistics(
 # %% ../../nbs/evaluation/615_samples.ipynb #da657de3
 def _stored_safely(path:Path) -> tuple[dict, dict]:
     "Statistics as safetensors; those that we wrote carry a seal."
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(path, "pt") as f:
-            arrays, facts = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as e:
-        raise Mismatch("statistics", path, f"must be a readable safetensors file ({e})") from None
+    arrays, facts = read_safetensors(path, "statistics")
+    facts = dict(facts)
     seal = facts.pop("seal", None)
     intact = seal in (None, digest(arrays, facts))
     check(intact, "statistics", path, "is damaged: its seal does not fit; make or copy it again", Mismatch)
@@ -184,11 +197,13 @@ def _stored(path:Path) -> tuple[dict, dict]:
     if path.suffix == ".safetensors":
         return _stored_safely(path)
     if zipfile.is_zipfile(path): check_crc(path)              # torch writes the sums and does not read them
-    try: return torch.load(path, map_location="cpu", weights_only=True), {}
-    except Exception as e:
-        raise Mismatch("statistics", path, f"is not a file of tensors only ({type(e).__name__})") from e
+    return read_tensors(path, "statistics"), {}
 
-def _as_double(a) -> Tensor: return (a if torch.is_tensor(a) else torch.from_numpy(np.array(a))).double()
+def _as_double(a, path:Path) -> Tensor:
+    if torch.is_tensor(a) and not a.is_complex(): return a.double()
+    a = np.array(a)
+    check(a.dtype.kind in "fiu", "statistics", path, f"must hold numbers, not {a.dtype}", Mismatch)
+    return torch.from_numpy(a).double()
 
 def load_statistics(
     path:str|Path, # .npz, .safetensors, or a torch file of tensors
@@ -200,7 +215,7 @@ def load_statistics(
     gaussian = isinstance(arrays, dict) and "mu" in arrays and ("sigma" in arrays or "cov" in arrays)
     check(gaussian, "statistics", path, "must hold mu and sigma (or cov)", Mismatch)
 
-    mu, cov = _as_double(arrays["mu"]), _as_double(arrays["sigma" if "sigma" in arrays else "cov"])
+    mu, cov = (_as_double(arrays[k], path) for k in ("mu", "sigma" if "sigma" in arrays else "cov"))
     square = mu.dim() == 1 and cov.shape == (len(mu), len(mu))
     check(square and bool(mu.isfinite().all() and cov.isfinite().all()), "statistics", path,
           f"must be finite, mu (d,) and sigma (d, d); got {tuple(mu.shape)} and {tuple(cov.shape)}", Mismatch)
@@ -210,6 +225,29 @@ def load_statistics(
 
 # %% ../../nbs/evaluation/615_samples.ipynb #23e727d1
 CROPS = ("adm", "bilinear", "bicubic")
+
+def class_numbers(
+    labels,                  # (n,): whole numbers, also as floats or truth values; or one-hot rows (n, k)
+    count:int,               # n
+    source:str|Path="",      # the file they are from, for the error
+) -> np.ndarray: # (n,) int64
+    "The classes of pictures as numbers. Errors: `BadInput` for anything that is not one class a picture."
+    a = np.asarray(labels)
+    where = f" (in {source})" if source else ""
+    rule = f"must be one class a picture: whole numbers (n,), or one-hot rows (n, k){where}"
+    check(a.dtype.kind in "biuf", "labels", f"{a.dtype} {a.shape}", rule)
+    if a.ndim == 2 and len(a) == count and a.shape[1] > 1:
+        hot = ((a == 0) | (a == 1)).all(1) & (a.sum(1) == 1)
+        row = int(hot.argmin())
+        check(hot.all(), "labels", a[row], f"{rule}; row {row} is not")
+        return a.argmax(1).astype(np.int64)
+
+    a = a.reshape(-1)
+    check(len(a) == count, "labels", len(a), f"must be one for each of the {count} pictures{where}")
+    whole = np.isfinite(a) & (a == np.floor(a))
+    first = int(whole.argmin())
+    check(whole.all(), "labels", a[first], f"{rule}; entry {first} is not")
+    return a.astype(np.int64)
 
 class _Pictures:
     "Pictures of a source as one (n, h, w, 3) array that is read as it is sliced."
@@ -260,8 +298,7 @@ class Samples:
         check(dtype == np.uint8, "images", str(dtype), "must be uint8")
         n = check_int("number of pictures", shape[0], 1)
         if self.labels is not None:
-            self.labels = np.asarray(self.labels).reshape(-1)
-            check(len(self.labels) == n, "labels", len(self.labels), f"must be one for each of the {n} pictures")
+            self.labels = class_numbers(self.labels, n)
         self.id = self.id or "array@" + digest(np.asarray(self.images[:]))[:12]
 
     def __len__(self): return 0 if self.images is None else self.images.shape[0]
@@ -286,7 +323,7 @@ def _kept(path:Path, members:dict, stored:Statistics) -> tuple[np.ndarray|None, 
         fits = features.ndim == 2 and features.shape[1] == stored.dims and features.dtype == np.float32
         check(fits, "npz", f"{path}[features]", f"must be float32 (m, {stored.dims})", Mismatch)
     try: protocol = json.loads(str(read_npz(path, "protocol"))) if "protocol" in members else None
-    except ValueError: protocol = None
+    except (ValueError, RecursionError): protocol = None
     return features, protocol if isinstance(protocol, dict) else None
 
 def _file_id(path:Path) -> str: return f"{path.name}@{digest_file(path)[:12]}"
@@ -304,8 +341,8 @@ def _open_npz(path:Path) -> Samples:
     m = members[pictures]
     bytes_ = m.dtype == np.uint8 and len(m.shape) == 4 and m.shape[-1] == 3
     check(bytes_, "npz", f"{path}[{pictures}]", f"must be uint8 (n, h, w, 3), not {m.dtype} {m.shape}", Mismatch)
-    label = next((k for k in ("labels", "arr_1") if k in members and members[k].dtype.kind in "iu"), None)
-    labels = read_npz(path, label) if label else None
+    label = next((k for k in ("labels", "arr_1", "label") if k in members), None)
+    labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
     return Samples(read_npz(path, pictures), labels, stored, _file_id(path))
 
 def _labels(source:ImageSource):
@@ -320,6 +357,7 @@ def open_samples(
     size:int|None=None, # centre-crop pictures of a source to this side
     crop:str="adm",     # how: one of CROPS
     max_bad:int=0,      # of the source
+    orientation:str="upright", # of the source's pictures, see `open_images`
 ) -> Samples:
     "Open what is to be measured."
     check_choice("crop", crop, CROPS)
@@ -333,7 +371,7 @@ def open_samples(
             return Samples(None, None, load_statistics(path), _file_id(path))
 
     if size is not None: check_int("size", size, 1)
-    source = open_images(where, max_bad=max_bad)
+    source = open_images(where, max_bad=max_bad, orientation=orientation)
     check(not source.streaming, "samples", str(where), "must be a source of known length, not a stream")
     cropped = f" {crop} {size}" if size else ""
     return Samples(_Pictures(source, size, crop), _labels(source), None, source.fingerprint + cropped)
@@ -373,8 +411,7 @@ def save_samples(
         if labels is None: labels = batches.labels
         batches, count = batches.batches(256), len(batches)
     check_int("count", count, 1)
-    if labels is not None:
-        check(len(labels) == count, "labels", len(labels), f"must be one for each of the {count} pictures")
+    if labels is not None: labels = class_numbers(labels, count)
 
     with write_aside(path) as aside:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:

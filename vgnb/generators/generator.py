@@ -22,6 +22,8 @@ from ..core import check, check_codes
 from ..draws import At
 
 # %% ../../nbs/generators/300_generator.ipynb #2c3806ac
+_CELLS = 2 ** 20    # of the largest grid: 1024 x 1024 codes
+
 @dataclass(frozen=True)
 class Grid:
     "The cells to fill: `(n,)` for sequences, `(h, w)` for pictures. `base` is the training grid where it differs."
@@ -33,6 +35,7 @@ class Grid:
         positive = all(isinstance(s, int) and s > 0 for s in self.shape)
         fits = len(self.shape) in (1, 2) and positive
         check(fits, "grid", self.shape, "must be (n,) or (h, w) of positive integers")
+        check(self.n <= _CELLS, "grid", self.shape, f"must have at most {_CELLS:,} cells")
 
     @property
     def n(self) -> int:

@@ -78,7 +78,8 @@ class MaskedConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
-        for name in ("layers", "dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
+        check_int("layers", self.layers, 1, 4096)
+        for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("class_dropout", "dropout", "attention_dropout"): check_float(name, getattr(self, name), 0, 0.999)
         check_int("registers", self.registers, 0)
         check_int("heads", self.heads, 1, self.dim)

@@ -52,6 +52,7 @@ class MaskedTextConfig:
         object.__setattr__(self, "grid", tuple(self.grid))
         sizes = "layers", "dim", "heads", "ffn", "code_dim", "vocab", "text_dim", "text_tokens"
         for name in sizes: check_int(name, getattr(self, name), 1)
+        check_int("layers", self.layers, 1, 4096)
         for name in ("class_dropout", "dropout"): check_float(name, getattr(self, name), 0, 0.999)
         divides = self.dim % self.heads == 0
         check(divides, "dim", self.dim, f"must be divisible by heads={self.heads}")

@@ -74,7 +74,8 @@ class PartitionConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
-        for name in ("encoder", "decoder", "dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
+        for name in ("encoder", "decoder"): check_int(name, getattr(self, name), 1, 4096)
+        for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("dropout", "class_dropout"): check_float(name, getattr(self, name), 0, 0.999)
         if self.code_std is not None: check_float("code_std", self.code_std, 0)
         check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")

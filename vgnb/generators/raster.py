@@ -90,6 +90,7 @@ class RasterConfig:
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
         for k in _COUNTS: check_int(k, getattr(self, k), 1)
+        check_int("layers", self.layers, 1, 4096)
         for k in _RATES: check_float(k, getattr(self, k), 0, 0.999)
         check_choice("condition", self.condition, ("class", "text"))
         check_choice("rope", self.rope, ("grid", "sequence"))

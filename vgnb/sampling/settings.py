@@ -49,7 +49,7 @@ class Sampling:
         object.__setattr__(self, "picks", tuple(_part("picks", pick, "pick") for pick in picks))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_int("steps", self.steps, 1)
-        check_int("rows", self.rows, 1)
+        check_int("rows", self.rows, 1, 2 ** 16)
         check_choice("compat", self.compat, (None, "upstream"))
 
     def sampler(self, generator:Generator) -> Sampler:

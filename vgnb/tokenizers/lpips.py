@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Mismatch, Missing, check, check_choice
+from ..core import Missing, check, check_choice
 from ..families import Family, register
 from ..names import Fuse, Ignore, NameTable, Recreate, Rename
+from ..tensor_files import read_state
 
 # %% ../../nbs/tokenizers/232_lpips.ipynb #7cbaaf26
 _CONVS = {  # number among torchvision's `features`: width
@@ -95,16 +96,6 @@ _FILES = (  # what, the names it may have, where it comes from
      "vgg.pth of the LPIPS repository, 7 kB"),
 )
 
-def _tensors(path:Path) -> dict:
-    "A state dict from .safetensors or a plain .pth; anything but tensors is refused."
-    from safetensors.torch import load_file
-    try:
-        if path.suffix == ".safetensors": return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        words = f"must be a state dict of tensors ({type(e).__name__})"
-        raise Mismatch("weights", path, words) from None
-
 def load_lpips(
     folder:str|Path,  # holds the two files
     compat:Literal["upstream"]|None=None,
@@ -116,7 +107,7 @@ def load_lpips(
         path = next((folder / n for n in names if (folder / n).is_file()), None)
         remedy = f"put {' or '.join(names)} into {folder} ({origin}), or train with lpips=0"
         check(path, "weights", folder / names[1], f"no {what}: {remedy}", Missing)
-        state |= _tensors(path)
+        state |= read_state(path, "weights")
     return vgg_names().load_into(LPIPS(compat), state, str(folder)).eval()
 
 # %% ../../nbs/tokenizers/232_lpips.ipynb #a1f5b497

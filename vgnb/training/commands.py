@@ -20,7 +20,7 @@ import tyro
 from torch import nn
 
 from ..cli import typed_cli
-from ..core import Mismatch, check, check_choice, check_int, get_settings, load_json
+from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
 from ..data.layouts import layouts, store_from
@@ -36,7 +36,7 @@ from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes
 from .run_folder import Run
-from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask
+from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
 
 # %% ../../nbs/training/550_commands.ipynb #47f6fe4d
@@ -89,9 +89,9 @@ def list_recipes(kind:str) -> dict[str, Recipe]:
 def _read_recipe(path:str) -> tuple[Recipe, dict]:
     "(the recipe in a file, how the file wants it to be run)."
     if path.endswith(".json"):
-        text = load_json(path)
-        is_run = isinstance(text, dict) and "config" in text
-        found = from_json(text["config"] if is_run else text)
+        text = load_settings(path)
+        try: found = from_json(text.get("config", text))
+        except BadInput as e: raise type(e)(e.argument, e.value, f"{e.allowed} (in {path})") from None
         allowed = f"must be a recipe, or a run.json that holds one; this is a {type(found).__name__}"
         check(isinstance(found, Recipe), "recipe", Path(path), allowed, Mismatch)
         return found, {}
@@ -151,7 +151,9 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
-    data = ImageData(open_images(recipe.data, max_bad=max_bad), recipe.augment)
+    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
+    source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
+    data = ImageData(source, recipe.augment)
     return TokenizerTask(model, objective, recipe.free_steps), data
 
 def open_codes(uri:str) -> Codes:

@@ -10,6 +10,7 @@ __all__ = ['view_names', 'Viewed', 'Views', 'code_plan', 'compiled_encode', 'ext
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..core import BadInput, BadItem, check, check_choice, check_int, digest, load_card, sweep_aside
 from ..data.codes import CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
 from ..data.sources import ImageSource, Item
-from ..data.stored import decode_image
+from ..data.stored import decode_image, stats_of
 from ..data.text import Captions, FeatureStore, TextEncoder, extract_features
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
@@ -107,7 +108,8 @@ def code_plan(tokenizer:Tokenizer, source:ImageSource, augment:Augment, shard_si
         preprocessing=repr(augment),
         augs=view_names(augment),
         classes=tuple(source.classes),
-        shard_size=shard_size)
+        shard_size=shard_size,
+        times=source.times)
 
 # %% ../../nbs/training/540_extract.ipynb #7c60dfd3
 def compiled_encode(
@@ -208,7 +210,18 @@ class CaptionImages(ImageSource):
     def __init__(self, captions:Captions, max_bad:int=0):
         super().__init__(max_bad)
         self.captions, self.classes = captions, []
-        self.fingerprint = digest("pictures of", captions.fingerprint)
+
+    @cached_property
+    def _stats(self):
+        captions = (self.captions[i] for i in range(len(self)))
+        return stats_of([caption.image or Path() for caption in captions])
+
+    @property
+    def fingerprint(self) -> str:
+        return digest("pictures of", self.captions.fingerprint, self._stats[:, 0], self.orientation)
+
+    @property
+    def times(self) -> str: return digest(self._stats[:, 1])[:16]
 
     def __len__(self): return len(self.captions)
 
@@ -217,7 +230,8 @@ class CaptionImages(ImageSource):
         if caption.image is None: raise BadItem(caption.key, "has no image_path")
         try: data = caption.image.read_bytes()
         except OSError as e: raise BadItem(str(caption.image), f"cannot be read: {e.strerror}") from None
-        return Item(decode_image(data, str(caption.image)), 0, int(i), caption.key)
+        image = decode_image(data, str(caption.image), orientation=self.orientation)
+        return Item(image, 0, int(i), caption.key)
 
 def extract_text(
     encoder:TextEncoder,

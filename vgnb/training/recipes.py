@@ -9,7 +9,7 @@ __all__ = ['recipes', 'Rate', 'rate_at', 'Optim', 'Recipe', 'check_same', 'Token
 # %% ../../nbs/training/500_recipes.ipynb #ffada63d
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -181,12 +181,16 @@ class TokenizerRecipe(Recipe):
     augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
     loss: Any = None                                            # a registered objective's configuration
     free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
+    orientation: Literal["upright", "stored"] = "upright"       # of the pictures; as stored with compat="upstream"
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.model is not None, "model", None, "must be a tokenizer's configuration")
-        check(self.loss is not None, "loss", None, "must be an objective's configuration")
-        if self.compat: self._pass_on("loss")
+        check(hasattr(self.model, "factor"), "model", self.model, "must be a tokenizer's configuration")
+        check(is_dataclass(self.loss), "loss", self.loss, "must be an objective's configuration")
+        check_choice("orientation", self.orientation, ("upright", "stored"))
+        if self.compat:
+            self._pass_on("loss")
+            object.__setattr__(self, "orientation", "stored")
         check_int("free_steps", self.free_steps, 0)
         says = isinstance(self.model, TokenizerConfig)
         check(says, "model", type(self.model).__name__, "must say `factor`, the pixels a code along one side")
@@ -202,7 +206,7 @@ class GeneratorRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.model is not None, "model", None, "must be a generator's configuration")
+        check(is_dataclass(self.model), "model", self.model, "must be a generator's configuration")
 
 for _config in (Recipe, TokenizerRecipe, GeneratorRecipe): kinds.register(Kind(_config), name=_config.kind)
 
