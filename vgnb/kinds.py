@@ -18,8 +18,6 @@ import typing
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
-from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from .core import Mismatch, Missing, check, check_choice, check_int, load_card, save_card
-from .core import Mismatch, Missing, check, check_choice, check_int, load_settings, save_json
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json

@@ -14,14 +14,11 @@ import os
 import re
 import shutil
 import sys
-from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
@@ -30,6 +27,7 @@ from vgnb.core import (
     BadInput,
     Mismatch,
     Missing,
+    VgnbError,
     aside_dir,
     check,
     digest_file,
@@ -41,9 +39,6 @@ from vgnb.core import (
 from .kinds import from_json, kind_of, kinds, to_json
 from .names import NameTable
 from .places import locked_file
-from .core import Mismatch, Missing, VgnbError, aside_dir, check, load_settings, publish_dir, remove_dir, save_json
-from .kinds import from_json, kind_of, kinds, to_json
-from .names import NameTable
 from .tensor_files import read_safetensors
 
 # %% ../nbs/008_saved.ipynb #61e7cade

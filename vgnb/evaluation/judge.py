@@ -19,17 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_card, save_card, write_aside
-from vgnb.core import (
-    Mismatch,
-    Missing,
-    check,
-    check_float,
-    check_int,
-    digest_file,
-    load_settings,
-    save_json,
-    write_aside,
-)
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
 from .features import Extractor, Features, extractors
