@@ -344,7 +344,7 @@ ROWS = [
     Bad("negative-max-bad", "max_bad", "-1", "must be an integer >= 0",
         lambda w: open_images("pictures", max_bad=-1),
         EXTRACT + "pictures --max-bad -1"),
-    Bad("corrupt-picture", "", "a/torn.png", "is no JPEG, PNG, WEBP, BMP, PPM picture",
+    Bad("corrupt-picture", "", "a/torn.png", "is no JPEG, PNG, WEBP, BMP, PPM, GIF, TIFF, JPEG2000",
         lambda w: open_images("broken")[0],
         EVALUATE.format("broken", "good.npz")),
     Bad("missing-captions", "path", "nowhere.jsonl", "no such file or folder",
