@@ -355,6 +355,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.data.sources.check_names': ('data/sources.html#check_names', 'vgnb/data/sources.py'),
                                    'vgnb.data.sources.class_index': ('data/sources.html#class_index', 'vgnb/data/sources.py'),
                                    'vgnb.data.sources.classes_of': ('data/sources.html#classes_of', 'vgnb/data/sources.py'),
+                                   'vgnb.data.sources.find_class': ('data/sources.html#find_class', 'vgnb/data/sources.py'),
                                    'vgnb.data.sources.note_on_labels': ('data/sources.html#note_on_labels', 'vgnb/data/sources.py'),
                                    'vgnb.data.sources.option_flag': ('data/sources.html#option_flag', 'vgnb/data/sources.py'),
                                    'vgnb.data.sources.option_number': ('data/sources.html#option_number', 'vgnb/data/sources.py')},
