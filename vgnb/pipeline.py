@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import Mismatch, Missing, check, check_choice, check_int, load_json, save_json
+from .core import Mismatch, Missing, check, check_choice, load_json, save_json
 from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid

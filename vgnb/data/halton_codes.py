@@ -102,7 +102,8 @@ class HaltonCodes(PublishedCodes):
         split=None,        # Train | Eval (default: `path` itself, or its Train)
     ):
         self.folder = split_folder(Path(path), split, ("Train", "Eval"), ".pth")
-        self.files = sorted(e.name for e in os.scandir(self.folder) if e.name.endswith(".pth") and not is_hidden(e.name))
+        names = [e.name for e in os.scandir(self.folder)]
+        self.files = sorted(n for n in names if n.endswith(".pth") and not is_hidden(n))
         check(self.files, "path", self.folder, "holds no .pth files", Missing)
         strange = [n for n in self.files if not re.fullmatch(r"\d{7,}\.pth", n)]
         check(not strange, "path", self.folder,

@@ -8,6 +8,7 @@ __all__ = ['MOST_SHARDS', 'StreamImages', 'is_remote', 'find_shards', 'shard_row
 # %% ../../nbs/data/107_streams.ipynb #fc74de68
 import glob
 import http.client
+import itertools
 import os
 import re
 import tarfile
@@ -100,15 +101,15 @@ class StreamImages(ImageSource):
         if len(self.classes) == 1: return 0
         if self.known: raise BadItem(key, f"has no label, and there are {len(self.classes)} classes")
         if False not in self.labelled:
-            whole = (row for row in self.rows(self.shards[0]) if not isinstance(row[1], BadItem))
-            first, _, raw = next(whole, (key, None, None))
-            if raw is not None: raise BadItem(key, f"has no label, but {first} has one")
-            self.labelled[False] = first
+            first = itertools.islice(self.rows(self.shards[0]), 100)
+            other = next((name for name, _, raw in first if raw is not None), None)
+            if other: raise BadItem(key, f"has no label, but {other} has one")
+            self.labelled[False] = key
         self._check_alike()
         return 0
 
     def _check_alike(self):
-        "The set's first sample has no label: then none has."
+        "The set's first samples have no label: then none has."
         check(len(self.labelled) < 2, "classes", None,
               f"must be given: {self.labelled.get(True)} has a label, {self.labelled.get(False)} has none; label=none "
               "in the address makes all one class")
