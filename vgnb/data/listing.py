@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'HIDDEN', 'OTHER', 'LOOP', 'TWICE', 'NOWHERE', 'STRANGE', 'SPLITS', 'is_hidden', 'hidden_part',
            'picture_kind', 'is_picture', 'Listing', 'read_file', 'list_folder', 'plain', 'Arranged', 'arrange']
 
-# %% ../../nbs/data/103_listing.ipynb #99e9e03c
+# %% ../../nbs/data/103_listing.ipynb #a6303d3b
 import os
 import re
 import stat
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..core import BadInput, BadItem, check
 
-# %% ../../nbs/data/103_listing.ipynb #47a55643
+# %% ../../nbs/data/103_listing.ipynb #b8f80978
 _SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found",
            "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
@@ -38,7 +38,7 @@ def hidden_part(path:str, folder:bool=False) -> str|None:
         if is_hidden(part, folder or k < len(parts) - 1): return "/".join(parts[:k + 1])
     return None
 
-# %% ../../nbs/data/103_listing.ipynb #ea021004
+# %% ../../nbs/data/103_listing.ipynb #170b04a3
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
 
@@ -69,7 +69,7 @@ def is_picture(
     suffix = os.path.splitext(name)[1].lower()
     return suffix in SUFFIXES if suffix else picture_kind(head()) is not None
 
-# %% ../../nbs/data/103_listing.ipynb #45635c41
+# %% ../../nbs/data/103_listing.ipynb #51d710d9
 HIDDEN, OTHER = "hidden or system entries", "files that are no pictures by name"
 LOOP, TWICE = "links to folders that are in the set or around it", "links to pictures that are in the set"
 NOWHERE, STRANGE = "links that lead nowhere", "pipes, devices or sockets"
@@ -96,7 +96,7 @@ def _examples(reason:str, paths:set) -> str:
     endings = Counter(os.path.splitext(p)[1].lower() or "no ending" for p in paths)
     return ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
 
-# %% ../../nbs/data/103_listing.ipynb #f2fd5f06
+# %% ../../nbs/data/103_listing.ipynb #1ce6e7ee
 def read_file(
     path:str|Path,
     name:str,     # for the error
@@ -111,7 +111,7 @@ def read_file(
         raise BadItem(name, f"cannot be read: {e.strerror}") from None
     raise BadItem(name, "is no regular file")
 
-# %% ../../nbs/data/103_listing.ipynb #9dd0da54
+# %% ../../nbs/data/103_listing.ipynb #4b7aa870
 def _identity(status:os.stat_result) -> tuple[int, int]: return status.st_dev, status.st_ino
 
 class _Walk:
@@ -179,7 +179,7 @@ class _Walk:
         if os.path.splitext(path)[1].lower() in SUFFIXES: self.found.files.append(path)
         else: self.found.leave(NOWHERE, path)
 
-# %% ../../nbs/data/103_listing.ipynb #c91e4bde
+# %% ../../nbs/data/103_listing.ipynb #eb2b6111
 def _status(path:Path) -> os.stat_result|None:
     try: return os.stat(path)
     except OSError: return None
@@ -191,7 +191,7 @@ def list_folder(root:str|Path) -> Listing:
     walk.follow()
     return walk.found
 
-# %% ../../nbs/data/103_listing.ipynb #cc180ede
+# %% ../../nbs/data/103_listing.ipynb #cea48472
 _PARTS = dict(train=("train", "training"), validation=("validation", "valid", "val", "dev"),
               test=("test", "testing", "eval", "evaluation"))
 SPLITS = {name: split for split, names in _PARTS.items() for name in names}

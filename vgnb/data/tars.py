@@ -42,7 +42,7 @@ def tar_headers(
     if not getattr(tar, "ended", False):
         raise tarfile.ReadError("a header is damaged or the end is missing")
 
-# %% ../../nbs/data/104_tars.ipynb #8b6c4273
+# %% ../../nbs/data/104_tars.ipynb #31597365
 class Place(NamedTuple):
     "Where a member's bytes are in its archive."
     offset: int
@@ -190,7 +190,7 @@ def samples(
         stem, files[ending] = of, value
     yield from of_stem()
 
-# %% ../../nbs/data/104_tars.ipynb #3e60ee2d
+# %% ../../nbs/data/104_tars.ipynb #07bfa1bb
 _JSON_KEYS = ("label", "cls", "class")
 LABELS = ("auto", "none", *LABEL_KEYS)
 
