@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'HIDDEN', 'OTHER', 'LOOP', 'TWICE', 'NOWHERE', 'STRANGE', 'SPLITS', 'is_hidden', 'hidden_part',
            'picture_kind', 'is_picture', 'Listing', 'read_file', 'list_folder', 'plain', 'Arranged', 'arrange']
 
-# %% ../../nbs/data/103_listing.ipynb #a6303d3b
+# %% ../../nbs/data/103_listing.ipynb #afca8854
 import os
 import re
 import stat
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..core import BadInput, BadItem, check
 
-# %% ../../nbs/data/103_listing.ipynb #b8f80978
+# %% ../../nbs/data/103_listing.ipynb #7d6487d8
 _SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found",
            "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
@@ -38,7 +38,7 @@ def hidden_part(path:str, folder:bool=False) -> str|None:
         if is_hidden(part, folder or k < len(parts) - 1): return "/".join(parts[:k + 1])
     return None
 
-# %% ../../nbs/data/103_listing.ipynb #170b04a3
+# %% ../../nbs/data/103_listing.ipynb #927d83da
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
 
@@ -69,7 +69,7 @@ def is_picture(
     suffix = os.path.splitext(name)[1].lower()
     return suffix in SUFFIXES if suffix else picture_kind(head()) is not None
 
-# %% ../../nbs/data/103_listing.ipynb #51d710d9
+# %% ../../nbs/data/103_listing.ipynb #aacc9fdd
 HIDDEN, OTHER = "hidden or system entries", "files that are no pictures by name"
 LOOP, TWICE = "links to folders that are in the set or around it", "links to pictures that are in the set"
 NOWHERE, STRANGE = "links that lead nowhere", "pipes, devices or sockets"
@@ -96,7 +96,7 @@ def _examples(reason:str, paths:set) -> str:
     endings = Counter(os.path.splitext(p)[1].lower() or "no ending" for p in paths)
     return ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
 
-# %% ../../nbs/data/103_listing.ipynb #1ce6e7ee
+# %% ../../nbs/data/103_listing.ipynb #8d54419e
 def read_file(
     path:str|Path,
     name:str,     # for the error
@@ -111,7 +111,7 @@ def read_file(
         raise BadItem(name, f"cannot be read: {e.strerror}") from None
     raise BadItem(name, "is no regular file")
 
-# %% ../../nbs/data/103_listing.ipynb #4b7aa870
+# %% ../../nbs/data/103_listing.ipynb #d19a5a9b
 def _identity(status:os.stat_result) -> tuple[int, int]: return status.st_dev, status.st_ino
 
 class _Walk:
@@ -130,8 +130,8 @@ class _Walk:
                 path, link, inner = f"{here}{e.name}", e.is_symlink(), e.is_dir(follow_symlinks=False)
                 if is_hidden(e.name, link or inner): self.found.leave(HIDDEN, path)
                 elif link: self.links.append(path)
-                elif inner and self._is_new(path, e.stat()): waiting.append(f"{path}/")
-                elif e.is_file(follow_symlinks=False): self._add(path)
+                elif inner and self.is_new(path, e.stat()): waiting.append(f"{path}/")
+                elif e.is_file(follow_symlinks=False): self.add(path)
                 elif not inner: self.found.leave(STRANGE, path)
 
     def _entries(self, folder:str) -> list[os.DirEntry]:
@@ -139,7 +139,7 @@ class _Walk:
         except OSError as e:
             raise BadInput("uri", self.root / folder, f"must be a folder that can be listed: {e.strerror}") from None
 
-    def _is_new(self, path:str, status:os.stat_result) -> bool:
+    def is_new(self, path:str, status:os.stat_result) -> bool:
         "Whether a folder is met for the first time."
         if _identity(status) in self.folders:
             self.found.leave(LOOP, path)
@@ -148,50 +148,47 @@ class _Walk:
         self.found.folders.add(path)
         return True
 
-    def _add(self, path:str):
+    def add(self, path:str):
         "A regular file."
         def head(): return read_file(self.root / path, path, 32)
         if is_picture(path, head): self.found.files.append(path)
         else: self.found.leave(OTHER, path)
 
-    def follow(self):
-        "What links lead to: folders, as long as there are new ones, then files."
-        files, lost = {}, []
-        while self.links:
-            links, self.links = sorted(self.links), []
-            for path in links:
-                status = _status(self.root / path)
-                if status is None: lost.append(path)
-                elif stat.S_ISDIR(status.st_mode):
-                    if self._is_new(path, status): self.down(f"{path}/")
-                elif stat.S_ISREG(status.st_mode): files[path] = _identity(status)
-                else: self.found.leave(STRANGE, path)
-
-        there = {_identity(os.stat(self.root / p)) for p in self.found.files} if files else set()
-        for path, identity in files.items():
-            if identity in there: self.found.leave(TWICE, path)
-            else: self._add(path)
-            there.add(identity)
-        for path in lost: self._add_lost(path)
-
-    def _add_lost(self, path:str):
-        "A link that leads nowhere is a picture that cannot be read, if it is called like one."
-        if os.path.splitext(path)[1].lower() in SUFFIXES: self.found.files.append(path)
-        else: self.found.leave(NOWHERE, path)
-
-# %% ../../nbs/data/103_listing.ipynb #eb2b6111
+# %% ../../nbs/data/103_listing.ipynb #285ff31e
 def _status(path:Path) -> os.stat_result|None:
     try: return os.stat(path)
     except OSError: return None
+
+def _follow(walk:_Walk):
+    "What links lead to: folders, as long as there are new ones, then files."
+    files, lost, found = {}, [], walk.found
+    while walk.links:
+        links, walk.links = sorted(walk.links), []
+        for path in links:
+            status = _status(walk.root / path)
+            if status is None: lost.append(path)
+            elif stat.S_ISDIR(status.st_mode):
+                if walk.is_new(path, status): walk.down(f"{path}/")
+            elif stat.S_ISREG(status.st_mode): files[path] = _identity(status)
+            else: found.leave(STRANGE, path)
+
+    there = {_identity(os.stat(walk.root / p)) for p in found.files} if files else set()
+    for path, identity in files.items():
+        if identity in there: found.leave(TWICE, path)
+        else: walk.add(path)
+        there.add(identity)
+    for path in lost:                # a picture that cannot be read, if it is called like one
+        if os.path.splitext(path)[1].lower() in SUFFIXES: found.files.append(path)
+        else: found.leave(NOWHERE, path)
 
 def list_folder(root:str|Path) -> Listing:
     "All pictures and folders below a folder, each once."
     walk = _Walk(Path(root))
     walk.down("")
-    walk.follow()
+    _follow(walk)
     return walk.found
 
-# %% ../../nbs/data/103_listing.ipynb #cea48472
+# %% ../../nbs/data/103_listing.ipynb #16949294
 _PARTS = dict(train=("train", "training"), validation=("validation", "valid", "val", "dev"),
               test=("test", "testing", "eval", "evaluation"))
 SPLITS = {name: split for split, names in _PARTS.items() for name in names}
@@ -221,6 +218,7 @@ def _wrapper(found:Listing) -> str:
         if not deep or len(tops) != 1: return base
         base += f"{tops.pop()}/"
 
+# %% ../../nbs/data/103_listing.ipynb #282396ce
 def _groups(found:Listing, base:str, uri, flat:str) -> list[str]:
     "The class of each picture. Errors: pictures beside class folders, a class folder without any."
     inside = [path[len(base):] for path in found.files]

@@ -59,26 +59,13 @@ def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
         order = draws.permutation("rest", At(torch.zeros(1), step=epoch), len(held))[0]
         yield from (held[k] for k in order.tolist())
 
-# %% ../../nbs/data/107_streams.ipynb #2f9f3d71
-class StreamImages(ImageSource):
-    "Pictures read front to back from shards; order = keyed shard order + keyed shuffle buffer."
-    streaming = True
-
-    def __init__(self,
-        shards:list,      # whatever `rows` understands, in a fixed order
-        rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label) in the shard's own order
-        classes:list[str]|None=None, # needed where labels are names; numbers pass as they are
-        fingerprint:str="", # of the shards
-        max_bad:int=0, alpha:str="drop", buffer:int=2000,
-    ):
+# %% ../../nbs/data/107_streams.ipynb #c3672f7a
+class _LabelledStream(ImageSource):
+    "What a stream makes of its labels."
+    def __init__(self, shards, rows, classes:list[str]|None, max_bad:int):
         super().__init__(max_bad)
         self.shards, self.rows = list(shards), rows
         self.known, self.classes = classes is not None, list(classes or [])
-        self.buffer = check_int("buffer", buffer, 1)
-        self.alpha = check_choice("alpha", alpha, ALPHA)
-        self.fingerprint = "stream-" + digest(fingerprint, self.classes, self.alpha, self.buffer)[:16]
-        self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
-
         self.labelled = {}                                      # {whether a label was there: the first such key}
 
     def _label(self, raw, key) -> int:
@@ -113,6 +100,24 @@ class StreamImages(ImageSource):
         check(len(self.labelled) < 2, "classes", None,
               f"must be given: {self.labelled.get(True)} has a label, {self.labelled.get(False)} has none; label=none "
               "in the address makes all one class")
+
+# %% ../../nbs/data/107_streams.ipynb #2f9f3d71
+class StreamImages(_LabelledStream):
+    "Pictures read front to back from shards; order = keyed shard order + keyed shuffle buffer."
+    streaming = True
+
+    def __init__(self,
+        shards:list,      # whatever `rows` understands, in a fixed order
+        rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label) in the shard's own order
+        classes:list[str]|None=None, # needed where labels are names; numbers pass as they are
+        fingerprint:str="", # of the shards
+        max_bad:int=0, alpha:str="drop", buffer:int=2000,
+    ):
+        super().__init__(shards, rows, classes, max_bad)
+        self.buffer = check_int("buffer", buffer, 1)
+        self.alpha = check_choice("alpha", alpha, ALPHA)
+        self.fingerprint = "stream-" + digest(fingerprint, self.classes, self.alpha, self.buffer)[:16]
+        self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
 
     def _share(self, epoch:int, seed:int, rank:int, world:int, shuffle:bool) -> Iterator[tuple]:
         "(id, row) of this process's share, shard after shard."

@@ -42,7 +42,7 @@ def tar_headers(
     if not getattr(tar, "ended", False):
         raise tarfile.ReadError("a header is damaged or the end is missing")
 
-# %% ../../nbs/data/104_tars.ipynb #31597365
+# %% ../../nbs/data/104_tars.ipynb #fab8488d
 class Place(NamedTuple):
     "Where a member's bytes are in its archive."
     offset: int
@@ -190,7 +190,7 @@ def samples(
         stem, files[ending] = of, value
     yield from of_stem()
 
-# %% ../../nbs/data/104_tars.ipynb #07bfa1bb
+# %% ../../nbs/data/104_tars.ipynb #c86a0f0e
 _JSON_KEYS = ("label", "cls", "class")
 LABELS = ("auto", "none", *LABEL_KEYS)
 
