@@ -140,6 +140,19 @@ def test_a_tar_in_any_order_is_the_folder(tmp_path):
     assert rows(open_images(tar_of(tmp_path / "t.tar", stale, *members))) == rows(open_images(folder))
 
 
+def test_a_class_folder_without_pictures_is_an_error_in_a_tar_too(tmp_path):
+    folder = write(tmp_path / "set", PLAIN)
+    (folder / "void").mkdir()
+    for place in (folder, packed(folder, tmp_path / "t.tar"), f"datasets://{folder}"):
+        with pytest.raises(BadInput, match="in every class folder; void has none"): open_images(place)
+
+
+def test_shards_are_not_read_as_a_table_without_labels(tmp_path):
+    export_images(open_images(write(tmp_path / "set", PLAIN)), f"wds://{tmp_path}/wds")
+    with pytest.raises(BadInput, match="open them as wds://"): open_images(f"datasets://{tmp_path}/wds")
+    assert open_images(f"datasets://{tmp_path}/wds?label=none").classes == ["all"]
+
+
 def test_names_are_given_in_any_order_and_must_be_all(tmp_path):
     folder = write(tmp_path / "set", PLAIN)
     names = ["emu", "yak", "dog", "cat"]

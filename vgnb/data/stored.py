@@ -239,7 +239,7 @@ def _list_tar(path:Path) -> tuple[Listing, dict[str, Place]]:
         elif not is_picture(m.name, head): found.leave(OTHER, m.name)
         else: (links if m.kind == "link" else places)[m.name] = m.place
 
-    there = set(places.values())
+    there = set(places.values()) if links else set()
     for name, place in sorted(links.items()):
         if place in there: found.leave(TWICE, name)
         else: places[name] = place
@@ -293,7 +293,7 @@ def _extras(found:list) -> list[str]:
     more -= sum(first_picture(parts) is not None for *_, parts in found if isinstance(parts, dict))
     return [f"left out are pictures beside another of the same sample: {more}"] if more else []
 
-# %% ../../nbs/data/105_stored.ipynb #725718b4
+# %% ../../nbs/data/105_stored.ipynb #bd0b4b89
 class ShardImages(StoredImages):
     "Local webdataset shards, indexed: sample order is shard by shard in sorted order."
     def __init__(self,

@@ -18,7 +18,7 @@ from .listing import OTHER, SPLITS, list_folder, read_file
 from .sources import ImageSource, classes_of, option_flag, option_number
 from .stored import FolderImages, StoredImages
 from .streams import StreamImages
-from .tars import as_label
+from .tars import JSON_KEYS, as_label
 
 # %% ../../nbs/data/108_tables.ipynb #0703ae28
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "path", "file", "file_name")
@@ -144,7 +144,7 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     if not local: return table, None
     return table, path if path.is_dir() else path.parent
 
-# %% ../../nbs/data/108_tables.ipynb #30688bb5
+# %% ../../nbs/data/108_tables.ipynb #ad95f57a
 _DATA = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip", ".gz")
 
 def _picture_folder(where:str, options:dict) -> Path|None:
@@ -208,10 +208,9 @@ def open_table(
     table, root = _load_table(where, options.get("split"), options.get("config"), streaming)
     features = table.features or dict.fromkeys(next(iter(table)))
     image, label = _columns(features, options.get("image"), options.get("label"))
-    asked = label is not None or "label" in options
-    in_shards = not asked and "__key__" in features and {"json", "txt"} & set(features)
-    check(not in_shards, "uri", f"datasets://{where}",
-          "is of webdataset shards, whose labels this library does not read: give wds://..., or label=none")
+    held = set(features.get("json") or ()) & set(JSON_KEYS) if "__key__" in features else ()
+    check(label is not None or "label" in options or not held, "uri", f"datasets://{where}",
+          "has its labels in the json of webdataset shards: open them as wds://..., or give label=none")
     decoded = isinstance(features[image], datasets.Image)
     if decoded: table = table.cast_column(image, datasets.Image(decode=False))
     if not streaming:
