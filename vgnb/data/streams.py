@@ -59,7 +59,7 @@ def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
         order = draws.permutation("rest", At(torch.zeros(1), step=epoch), len(held))[0]
         yield from (held[k] for k in order.tolist())
 
-# %% ../../nbs/data/107_streams.ipynb #09edebf9
+# %% ../../nbs/data/107_streams.ipynb #826b9386
 class _LabelledStream(ImageSource):
     "What a stream makes of its labels."
     def __init__(self, shards, rows, classes:list[str]|None, max_bad:int):
@@ -187,7 +187,7 @@ def find_shards(
     found = set()
     for pattern in _expand(where):
         matches = _matches(pattern)
-        check(matches, "uri", pattern, "no such shard: must match at least one .tar", Missing)
+        check(matches, "uri", f"wds://{pattern}", "no such shard: must match at least one .tar", Missing)
         found |= set(matches)
     return sorted(found)
 
