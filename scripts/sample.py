@@ -52,7 +52,7 @@ class Source:
     labels: Literal["balanced", "random"] = "balanced"
     "classes in turn, or drawn"
     classes: tuple[str, ...] = ()
-    "only these (names or numbers)"
+    "only these: names, or numbers where no class has that name"
     prompts: Path | None = None
     "a text file, one caption a line, for text-conditional generators"
     text_encoder: str = "google/flan-t5-xl"
@@ -168,7 +168,8 @@ def encode_prompts(source: Source, count: int):
 
 def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     "What is asked of each sample: its class, or its caption's features and their mask."
-    from vgnb.core import check, check_choice
+    from vgnb.core import check
+    from vgnb.data.sources import find_class
     from vgnb.jobs import planned_labels
     count = source.count or (64 if images is None else len(images))
     if source.prompts:
@@ -178,7 +179,7 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     by_class = pipe.generator.conditioned_on == "class"
     check(by_class, "prompts", None, "are needed: this generator follows captions")
     known = {name: i for i, name in enumerate(pipe.classes)}
-    only = [int(c) if c.isdigit() else known[check_choice("classes", c, tuple(pipe.classes))] for c in source.classes]
+    only = [find_class(c, pipe.classes, pipe.generator.classes, "classes") for c in source.classes]
     of_the_pictures = not only and names and set(names) <= set(known)
     if of_the_pictures:
         own = [known[names[label]] for label in images.labels]

@@ -168,12 +168,14 @@ def test_what_no_container_can_hold_is_refused(table, tmp_path):
     with pytest.raises(BadInput, match="out='s3://x'"): export_images(table, "s3://x")
 
 
-def test_shards_hold_no_bmp(tmp_path):
+def test_shards_hold_every_kind_that_a_folder_holds(tmp_path):
     (tmp_path / "bmp").mkdir()
-    Image.new("RGB", (8, 8)).save(tmp_path / "bmp" / "x.bmp")
-    with pytest.raises(BadItem, match="is bmp, which webdataset shards"):
-        export_images(open_images(tmp_path / "bmp"), f"wds://{tmp_path}/shards")
-    assert [p.name for p in tmp_path.iterdir()] == ["bmp"]
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "bmp" / "x.bmp")
+    folder = open_images(tmp_path / "bmp")
+    export_images(folder, f"wds://{tmp_path}/shards")
+    shards = open_images(f"wds://{tmp_path}/shards")
+    assert contents(shards) == contents(folder)
+    assert shards[0].image.getpixel((0, 0)) == (255, 0, 0)
     assert suffix_of(b"RIFF\0\0\0\0WEBPVP8 ") == "webp"
 
 

@@ -218,7 +218,7 @@ def test_extraction_from_a_tar(tmp_path, model):
     crops = Augment("ten-crop", 32)
     store = extract_codes(model, open_images(tmp_path / "train.tar"), tmp_path / "codes", crops, progress=False)
     assert store.vocab == (32,) and len(store.augs) == 10 and store.classes == ("n01", "n02")
-    assert [store[i][1] for i in range(3)] == [1, 0, 1]
+    assert [store[i][1] for i in range(3)] == [0, 1, 1], "in the order of the folder that the tar unpacks to"
     views = torch.stack([to_tensor(v) for v in crops.views(Shapes(3, 40)[2].image)])
     assert torch.equal(store[2][0][..., 0], model.encode(model.enter(views)).flatten(1))
 

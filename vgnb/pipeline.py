@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from .core import Mismatch, Missing, check, check_choice, check_int, load_card, save_card
+from .core import Mismatch, Missing, check, check_choice, load_json, save_json
+from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json
@@ -97,9 +99,8 @@ def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|Non
 @patch
 def _class_id(self:Pipeline, label:int|str) -> int:
     "The id of a class that is given by name or by number."
-    if isinstance(label, str): return self.classes.index(check_choice("label", label, tuple(self.classes)))
     number = label.item() if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 0 else label
-    return check_int("label", number, 0, self.generator.classes - 1)
+    return find_class(number, self.classes, self.generator.classes)
 
 def _is_list(labels) -> bool:
     "Whether something holds labels, one after the other."

@@ -75,6 +75,7 @@ def as_rgb(
     check_choice("alpha", alpha, ALPHA)
     check_choice("orientation", orientation, ORIENTATIONS)
     check_sides(*image.size, name, max_pixels)
+    if image.mode == "F": raise BadItem(name, "its pixels are fractions: nobody can tell what was done to them")
     if orientation == "upright": image = upright(image)
 
     image = _eight_bit(image)

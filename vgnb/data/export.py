@@ -9,6 +9,7 @@ __all__ = ['suffix_of', 'stored_bytes', 'Piece', 'source_row', 'pieces', 'folder
 # %% ../../nbs/data/118_export.ipynb #46550fc3
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -26,26 +27,20 @@ from .sources import ImageSource
 from .stored import StoredImages
 from .tars import PICTURE_KEYS
 from ..places import check_vacant, locked_file
+from ..core import BadItem, check, check_int, digest, write_aside
+from .listing import is_hidden, picture_kind
+from .sources import ImageSource
+from .stored import StoredImages
 
 # %% ../../nbs/data/118_export.ipynb #bb41e39d
-_MAGIC = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"BM": "bmp",
-    b"P4": "ppm",
-    b"P5": "ppm",
-    b"P6": "ppm",
-}
-
 def suffix_of(
     data:bytes,         # an encoded picture
     name:str="picture", # for the error
 ) -> str:
-    "jpg, png, webp, bmp or ppm; anything else is a `BadItem`."
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP": return "webp"
-    for start, suffix in _MAGIC.items():
-        if data.startswith(start): return suffix
-    raise BadItem(name, "is none of jpg, png, webp, bmp, ppm" if data else "is empty")
+    "jpg, png, webp, ... (see `picture_kind`); anything else is a `BadItem`."
+    kind = picture_kind(data[:32])
+    if kind is None: raise BadItem(name, "is no picture that is known by its first bytes" if data else "is empty")
+    return kind
 
 def stored_bytes(source:ImageSource, i:int) -> bytes:
     "The bytes of picture i as they are stored; as PNG, which loses nothing, where it exists as pixels only."
@@ -128,16 +123,13 @@ def write_shards(
     path:Path, found:Iterator[Piece],
     size:int=10_000, # pictures a shard
 ):
-    "`path/00000.tar`, ...: for each picture `ROW.jpg` and `ROW.txt`, which holds the name of its class."
+    "`path/00000.tar`, ...: for each picture `ROW.jpg` and `ROW.json`, `{\"label\": name of its class}`."
     with folder_aside(path) as aside:
         for shard, group in itertools.groupby(found, lambda p: p.row // size):
             with tarfile.open(aside / f"{shard:05d}.tar", "w") as tar:
                 for p in group:
-                    if p.suffix not in PICTURE_KEYS:
-                        raise BadItem(f"row {p.row}",
-                                      f"is {p.suffix}, which webdataset shards do not hold: jpg, png, webp")
                     _add(tar, f"{p.stem}.{p.suffix}", p.data)
-                    _add(tar, f"{p.stem}.txt", p.group.encode())
+                    _add(tar, f"{p.stem}.json", json.dumps({"label": p.group}).encode())
 
 # %% ../../nbs/data/118_export.ipynb #e8a1b4cb
 def _container(out:str) -> tuple[str, Path]:
@@ -146,6 +138,17 @@ def _container(out:str) -> tuple[str, Path]:
     check(place and "://" not in place, "out", out, "must be a folder, NAME.tar or wds://FOLDER")
     kind = "tar" if place.lower().endswith(".tar") else "folder"
     return "shards" if out.startswith("wds://") else kind, Path(place).expanduser()
+
+def _check_name(name:str, in_a_path:bool):
+    "Refuse the name of a class that would not come back from the container."
+    if not in_a_path:
+        check(name.strip(), "classes", name, "must have a name")
+        return
+    hidden = is_hidden(name, folder=True) or name in (".", "..")
+    fine = name == name.strip() and name and not re.search(r"[/\\\0\n]", name) and len(name.encode()) < 256
+    check(fine and not hidden, "classes", name,
+          "must be a name that a folder can have: no slash, at most 255 bytes, not hidden or a system's own "
+          "(beginning with a dot or two underscores, lost+found, ...)")
 
 def plan_export(
     source:ImageSource,
@@ -156,10 +159,8 @@ def plan_export(
     kind, place = _container(out)
     check(not source.streaming, "source", source.fingerprint, "must have a length: a stream's pictures have no row")
     check(not (place.exists() or place.is_symlink()), "out", out, "exists already; choose a new name")
-    for name in source.classes:
-        fine = name and not re.search(r"[/\\\0\n]", name) and not name.startswith((".", "__")) and name == name.strip()
-        check(fine, "classes", name,
-              "must be a name that a folder can have: no slash, not beginning with a dot or two underscores")
+    for name in source.classes: _check_name(name, in_a_path=kind != "shards")
+    check(len(set(source.classes)) == len(source.classes), "classes", source.classes, "must have different names")
 
     labels = _labels(source)
     check(labels.min() >= 0, "labels", int(labels.min()),
@@ -169,6 +170,7 @@ def plan_export(
     check(not empty, "classes", first, "has no pictures, and a container of pictures cannot name it")
     return kind, place
 
+# %% ../../nbs/data/118_export.ipynb #10ef2e19
 def export_images(
     source:ImageSource,            # anything that `open_images` gives and that has a length
     out:str|Path,                  # a folder, NAME.tar, or wds://FOLDER

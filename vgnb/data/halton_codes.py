@@ -17,6 +17,7 @@ import numpy as np
 from ..core import BadItem, Missing, check, digest
 from .export import folder_aside
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
+from .listing import is_hidden, read_file
 
 # %% ../../nbs/data/128_halton_codes.ipynb #d70d6f93
 _INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
@@ -101,7 +102,8 @@ class HaltonCodes(PublishedCodes):
         split=None,        # Train | Eval (default: `path` itself, or its Train)
     ):
         self.folder = split_folder(Path(path), split, ("Train", "Eval"), ".pth")
-        self.files = sorted(e.name for e in os.scandir(self.folder) if e.name.endswith(".pth"))
+        names = [e.name for e in os.scandir(self.folder)]
+        self.files = sorted(n for n in names if n.endswith(".pth") and not is_hidden(n))
         check(self.files, "path", self.folder, "holds no .pth files", Missing)
         strange = [n for n in self.files if not re.fullmatch(r"\d{7,}\.pth", n)]
         check(not strange, "path", self.folder,
@@ -116,10 +118,7 @@ class HaltonCodes(PublishedCodes):
     def name(self, i): return str(self.folder / self.files[i])
 
     def _pickled(self, i) -> tuple[np.ndarray, int]:
-        try: data = (self.folder / self.files[i]).read_bytes()
-        except OSError as e:
-            raise BadItem(self.name(i), f"cannot be read: {e.strerror}") from None
-        return read_pickled_codes(data, self.name(i))
+        return read_pickled_codes(read_file(self.folder / self.files[i], self.name(i)), self.name(i))
 
     def _read(self, i):
         code, label = self._pickled(i)

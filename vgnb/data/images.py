@@ -7,6 +7,8 @@ __all__ = ['WrappedImages', 'open_images']
 
 # %% ../../nbs/data/110_images.ipynb #6a56396a
 import os
+import functools
+import logging
 import re
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -22,6 +24,11 @@ from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarIm
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from .tables import TABLE_OPTIONS, open_table
 from ..upright import ALPHA, ORIENTATIONS, as_rgb
+from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
+from .stored import ALPHA, FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
+from .streams import StreamImages, find_shards, is_remote, shard_rows
+from .tables import TABLE_OPTIONS, open_table
+from .tars import LABELS, as_label
 
 # %% ../../nbs/data/110_images.ipynb #673c9e21
 def _as_picture(x, name:str, orientation:str="upright") -> Image.Image:
@@ -35,12 +42,21 @@ def _as_picture(x, name:str, orientation:str="upright") -> Image.Image:
                       f"not {a.dtype} {a.shape}")
     return Image.fromarray(a.reshape(a.shape[:2]) if grey else a).convert("RGB")
 
+def _number(label, name:str) -> int:
+    "A data set's label, which may be a tensor or an array of one number."
+    if torch.is_tensor(label) or isinstance(label, np.ndarray): label = label.tolist()
+    label = as_label(label, name)
+    if not isinstance(label, int): raise BadItem(name, f"has label {label!r}: must be a whole number")
+    return label
+
 def _classes_of_dataset(dataset) -> list[str]|None:
     "What a data set calls its classes: `classes`, or counted from its `targets`."
     named, targets = getattr(dataset, "classes", None), getattr(dataset, "targets", None)
     if named or targets is None: return named
-    return classes_of([int(t) for t in targets])[0]
+    try: return classes_of([_number(t, "targets") for t in targets])[0]
+    except BadItem as e: raise BadInput("targets", type(dataset).__name__, str(e)) from None
 
+# %% ../../nbs/data/110_images.ipynb #e7b33864
 class WrappedImages(ImageSource):
     "A map-style torch Dataset as a source."
     def __init__(self,
@@ -79,7 +95,7 @@ class WrappedImages(ImageSource):
         try: item = self.dataset[i]
         except (OSError, ValueError, SyntaxError) as e:
             raise BadItem(name, f"cannot be read: {e}") from e
-        picture, label = (item[0], int(item[1])) if self.pair else (item, 0)
+        picture, label = (item[0], _number(item[1], name)) if self.pair else (item, 0)
         if not 0 <= label < len(self.classes):
             raise BadItem(name, f"has label {label}, none of the {len(self.classes)} classes")
         return Item(_as_picture(picture, name, self.orientation), label, i, name)
@@ -87,7 +103,7 @@ class WrappedImages(ImageSource):
 # %% ../../nbs/data/110_images.ipynb #b95c421e
 _SCHEMES = dict(
     shapes=("n", "size", "seed", "difficulty"),
-    wds=("streaming", "buffer"),
+    wds=("streaming", "buffer", "label"),
     datasets=TABLE_OPTIONS,
     kaggle=("split",),
 )
@@ -109,15 +125,58 @@ def _open_shapes(where:str, options:dict) -> Shapes:
 def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     shards = find_shards(where)
     check(shards, "uri", f"wds://{where}", "must match at least one .tar", Missing)
+    label = check_choice("uri option label", options.get("label", "auto"), LABELS)
     if not (is_remote(where) or option_flag(options, "streaming")):
-        return ShardImages(shards, classes, **kw)
-    mark = digest([(s.rsplit("/", 1)[-1], None if is_remote(where) else os.path.getsize(s)) for s in shards])
-    return StreamImages(shards, shard_rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
+        return ShardImages(shards, classes, label=label, **kw)
+    sizes = [None if is_remote(where) else os.path.getsize(s) for s in shards]
+    mark = digest([(s.rsplit("/", 1)[-1], size) for s, size in zip(shards, sizes)], label)
+    rows = functools.partial(shard_rows, label=label)
+    if label == "none": classes = ["all"]
+    return StreamImages(shards, rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
 
-def _open_path(path:Path, **kw) -> StoredImages:
+def _open_path(path:Path, classes, **kw) -> StoredImages:
     "A tar, the root of Kaggle's layout, or a folder of pictures."
-    if path.name.lower().endswith(".tar"): return TarImages(path, **kw)
-    return KaggleImages(path, **kw) if is_kaggle(path) else FolderImages(path, **kw)
+    packed = re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path.name.lower())
+    if packed and not path.is_dir(): return TarImages(path, classes=classes, **kw)
+    if not is_kaggle(path): return FolderImages(path, classes=classes, **kw)
+    check(classes is None, "classes", classes, "can't be chosen here: Kaggle's layout names them itself")
+    return KaggleImages(path, **kw)
+
+# %% ../../nbs/data/110_images.ipynb #eeb54c39
+def _tell(uri, source:ImageSource) -> ImageSource:
+    "Say, in a line each, what was left out of a set and what looks odd about it."
+    if isinstance(source, StoredImages):
+        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes)]
+    for note in source.notes: logging.getLogger("vgnb.data").warning("%s: %s", uri, note)
+    return source
+
+def open_images(
+    uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
+    *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
+    alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
+    classes:list[str]|None=None, # names in the order of the labels, for sets that do not tell, or tell another order
+) -> ImageSource:
+    "Open pictures from wherever they are; what was left out of a set, or looks odd, is told in a line (`notes`)."
+    if isinstance(uri, ImageSource): return uri
+    classes = check_names(classes)
+    kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
+    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
+    return _tell(uri, _open_address(uri, classes, kw))
+
+def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
+    "What lies at a path or an address."
+    if "://" not in str(uri): return _open_path(Path(uri).expanduser(), classes, **kw)
+
+    scheme, _, rest = str(uri).partition("://")
+    check_choice("uri scheme", scheme, tuple(_SCHEMES))
+    where, options = _options(rest, _SCHEMES[scheme])
+    chosen = scheme in ("shapes", "kaggle") and classes is not None
+    check(not chosen, "classes", classes, f"can't be chosen here: {scheme}:// names them itself")
+    if scheme == "shapes": return _open_shapes(where, options)
+    if scheme == "kaggle":
+        return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)
+    if scheme == "wds": return _open_wds(where, options, classes, **kw)
+    return open_table(where, options, classes, **kw)
 
 # %% ../../nbs/data/110_images.ipynb #bf5dd319
 def open_images(

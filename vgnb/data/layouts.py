@@ -93,7 +93,8 @@ def numbered(
 ) -> np.ndarray:
     "The numbers k of a folder's entries `<k><suffix>`, ascending, int64."
     check(folder.is_dir(), "path", folder, "no such folder", Missing)
-    stems = [e.name[:len(e.name) - len(suffix)] for e in os.scandir(folder) if e.name.endswith(suffix)]
+    found = [e.name for e in os.scandir(folder) if e.name.endswith(suffix) and (e.is_file() if suffix else e.is_dir())]
+    stems = [name[:len(name) - len(suffix)] for name in found]
     found = sorted(int(s) for s in stems if s.isdecimal() and str(int(s)) == s)
     what = "files" if suffix else "folders"
     check(found, "path", folder, f"holds no {what} named <number>{suffix}", Missing)

@@ -16,6 +16,7 @@ import numpy as np
 from ..core import BadItem, Missing, check
 from .export import folder_aside
 from .layouts import PublishedCodes, layouts, load_integers, numbered
+from .listing import hidden_part, is_hidden
 from .tars import FileBytes, tar_members
 
 # %% ../../nbs/data/127_randar_codes.ipynb #65ddece8
@@ -26,7 +27,7 @@ def _folder_items(path:Path) -> list[tuple[int, int, int, int]]:
     found = []
     for label in numbered(path, ""):
         folder = path / str(label)
-        if not any(e.name.endswith(".npy") for e in os.scandir(folder)): continue
+        if not any(e.name.endswith(".npy") and not is_hidden(e.name) for e in os.scandir(folder)): continue
         found += [(label, index, 0, 0) for index in numbered(folder, ".npy")]
     return found
 
@@ -36,7 +37,10 @@ def _tar_items(path:Path) -> list[tuple[int, int, int, int]]:
     found = []
     for m in tar_members(path):
         named = _MEMBER.search(m.name)
-        if named: found.append((int(named[1]), int(named[2]), m.offset_data, m.size))
+        if not named or hidden_part(m.name): continue
+        whole = m.place is not None and m.place.pieces is None
+        check(whole, "path", path, f"must hold arrays as whole files; {m.name} is sparse, or a link that leads nowhere")
+        found.append((int(named[1]), int(named[2]), m.place.offset, m.place.size))
     return found
 
 # %% ../../nbs/data/127_randar_codes.ipynb #55a23ade

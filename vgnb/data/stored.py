@@ -13,19 +13,47 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from ..core import BadItem, Missing, check, check_choice, check_int, digest, load_json
+from vgnb.data.listing import (
+    HIDDEN,
+    LOOP,
+    NOWHERE,
+    OTHER,
+    STRANGE,
+    SUFFIXES,
+    TWICE,
+    Listing,
+    arrange,
+    hidden_part,
+    is_picture,
+    list_folder,
+    plain,
+    read_file,
+)
 from .sources import ImageSource, Item, classes_of
-from .tars import LABEL_KEYS, PICTURE_KEYS, FileBytes, raw_label, sample_key, tar_members
+from vgnb.data.tars import (
+    LABEL_KEYS,
+    LABELS,
+    PICTURE_KEYS,
+    FileBytes,
+    Member,
+    Place,
+    are_captions,
+    first_picture,
+    raw_label,
+    samples,
+    tar_members,
+)
 from ..upright import ALPHA, as_rgb
 
 # %% ../../nbs/data/105_stored.ipynb #f3c0aa8e
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm")
+_AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF", "JPEG2000", *_AVIF)
 
 def decode_image(
-    data:bytes,            # an encoded picture: JPEG, PNG, WebP, BMP or PPM
+    data:bytes,            # an encoded picture: JPEG, PNG, WebP, BMP, PPM, GIF (its first), TIFF, AVIF or JPEG 2000
     name:str="image",      # for the error
     alpha:str="drop",      # "drop" the alpha channel, or lay the picture on "white"
     max_pixels:int=2**26,  # larger ones are refused before they are decoded
@@ -55,10 +83,6 @@ def stats_of(files:list[Path]) -> np.ndarray: # (n, 2)
     return np.array([_stat(f) for f in files], np.int64).reshape(-1, 2)
 
 # %% ../../nbs/data/105_stored.ipynb #afc59f40
-def _plain(name:str) -> str:
-    "A name that can be printed and hashed: bytes that are no UTF-8 are written out."
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
 class StoredImages(ImageSource):
     "Encoded pictures with known names and labels; subclasses say how to `read(i)` the bytes."
     def __init__(self,
@@ -66,8 +90,8 @@ class StoredImages(ImageSource):
         max_bad:int=0, alpha:str="drop",
     ):
         super().__init__(max_bad)
-        self.names = [_plain(n) for n in names]
-        self.classes = [_plain(c) for c in classes]
+        self.names = [plain(n) for n in names]
+        self.classes = [plain(c) for c in classes]
         self.labels = np.asarray(labels, np.int64)
         self.alpha = check_choice("alpha", alpha, ALPHA)
 
@@ -106,56 +130,24 @@ class StoredImages(ImageSource):
         pictures = (self.names, self.labels, np.asarray(self.sizes(), np.int64), marks)
         return f"{len(self)}-" + digest(self.classes, *pictures, self.alpha, self.orientation)[:16]
 
-def _by_name(groups:list[str]) -> tuple[list[str], list[int]]:
-    "Sorted class names and, for each entry of `groups`, its index."
-    names = sorted(set(groups))
-    rank = {name: k for k, name in enumerate(names)}
-    return names, [rank[g] for g in groups]
-
 # %% ../../nbs/data/105_stored.ipynb #5c28e30a
-def _is_picture(name:str) -> bool: return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-
-def _pictures(folder:Path) -> list[Path]:
-    "Picture files below `folder`: folders sorted by path, then files by name."
-    found = []
-    for root, _, files in sorted(os.walk(folder, followlinks=True)):
-        found += [Path(root) / f for f in sorted(files) if _is_picture(f)]
-    return found
-
 class FolderImages(StoredImages):
     "Pictures in class subfolders, or in one flat folder."
     def __init__(self,
         folder:str|Path, # holds class folders, or pictures
         max_bad:int=0, alpha:str="drop",
+        classes:list[str]|None=None, # names in the order of their labels; default: those of the folders, sorted
     ):
         self.folder = root = Path(folder)
         check(root.is_dir(), "uri", root, "no such folder (or .tar)", Missing)
-        entries = sorted(root.iterdir())
-        flat = [p for p in entries if p.is_file() and _is_picture(p.name)]
-        groups = {p.name: _pictures(p) for p in entries if p.is_dir() and not p.name.startswith((".", "__"))}
-        in_classes = any(groups.values())
-        check(flat or in_classes, "uri", root,
-              f"must hold pictures ({' '.join(_SUFFIXES)}), directly or in class folders")
-        if in_classes:
-            one = flat[0].name if flat else ""
-            check(not flat, "uri", root, f"must hold either class folders or pictures, not both ({one})")
-            empty = ", ".join([name for name, files in groups.items() if not files][:5])
-            check(not empty, "uri", root, f"must have pictures in every class folder; {empty} has none")
-        else: groups = {root.resolve().name: flat}
-
-        paths, labels = [], []
-        for label, files in enumerate(groups.values()):
-            paths += [str(p.relative_to(root)) for p in files]
-            labels += [label] * len(files)
-        self.paths = paths
-        super().__init__(paths, labels, list(groups), max_bad, alpha)
+        found = arrange(list_folder(root), root, root.resolve().name, classes)
+        self.paths = found.files
+        super().__init__(found.names, found.labels, found.classes, max_bad, alpha)
+        self.notes = found.notes
 
     def files(self): return [self.folder / p for p in self.paths]
 
-    def read(self, i):
-        try: return (self.folder / self.paths[i]).read_bytes()
-        except OSError as e:
-            raise BadItem(self.names[i], f"cannot be read: {e.strerror}") from None
+    def read(self, i): return read_file(self.folder / self.paths[i], self.names[i])
 
 # %% ../../nbs/data/105_stored.ipynb #8148c830
 _CLS_LOC = Path("ILSVRC") / "Data" / "CLS-LOC"
@@ -207,23 +199,25 @@ class KaggleImages(StoredImages):
         root = Path(root)
         self.folder = root / _CLS_LOC / check_choice("split", split, ("train", "val"))
         check(self.folder.is_dir(), "uri", self.folder, "no such folder", Missing)
-        names, found = _synsets(root), _pictures(self.folder)
-        check(found, "uri", self.folder, f"must hold pictures ({' '.join(_SUFFIXES)})")
+        listing = list_folder(self.folder)
+        names, found = _synsets(root), sorted(listing.files, key=lambda path: path.rpartition("/")[::2])
+        check(found, "uri", self.folder, f"must hold pictures ({' '.join(SUFFIXES)})")
 
-        flat = any(p.parent == self.folder for p in found)
+        flat = any("/" not in path for path in found)
         by_file = _val_synsets(root) if flat else {}
-        synsets = [by_file.get(p.name) if p.parent == self.folder else p.parent.name for p in found]
+        synsets = [path.partition("/")[0] if "/" in path else by_file.get(path) for path in found]
         rank = {synset: k for k, synset in enumerate(names)}
-        strange = [p.name for p, synset in zip(found, synsets) if synset not in rank]
+        strange = [path for path, synset in zip(found, synsets) if synset not in rank]
         first = strange[0] if strange else ""
         check(not strange, "uri", self.folder,
               f"must hold pictures of the {len(rank)} known synsets; {len(strange)} are of none, the first {first}")
 
-        def place(i): return 0 if flat else rank[synsets[i]], found[i].name     # training pictures class by class
+        def place(i): return 0 if flat else rank[synsets[i]], found[i].rpartition("/")[2]  # training: class by class
         order = sorted(range(len(found)), key=place)
-        self.paths = [str(found[i].relative_to(self.folder)) for i in order]
+        self.paths = [found[i] for i in order]
         labels = [rank[synsets[i]] for i in order]
         super().__init__(self.paths, labels, list(names.values()), max_bad, alpha)
+        self.notes = listing.notes
 
     files, read = FolderImages.files, FolderImages.read
 
@@ -232,82 +226,141 @@ def is_kaggle(folder:str|Path) -> bool:
     return (Path(folder) / _CLS_LOC).is_dir()
 
 # %% ../../nbs/data/105_stored.ipynb #2b755d11
+def _last_of_each_name(members:list[Member]) -> list[Member]:
+    "What is left of a tar's members when each overwrites an earlier one of its name."
+    left = {}
+    for m in members:
+        left.pop(m.name, None)
+        left[m.name] = m
+    return list(left.values())
+
+def _why_not(m:Member, found:Listing) -> str:
+    "Why a member that is neither file nor folder is left out."
+    if m.kind == "other": return STRANGE
+    above = not m.target.replace("..", "").strip("/")
+    return LOOP if above or m.target in found.folders else NOWHERE
+
+def _list_tar(path:Path) -> tuple[Listing, dict[str, Place]]:
+    "Pictures and folders of a tar, and where each picture's bytes are."
+    data, found, places, links, others = FileBytes([path]), Listing(), {}, {}, []
+    for m in _last_of_each_name(tar_members(path)):
+        hidden = hidden_part(m.name, folder=m.kind not in ("file", "other"))
+        if hidden:
+            found.leave(HIDDEN, hidden)
+            continue
+        parts = m.name.split("/")[:None if m.kind == "folder" else -1]
+        found.folders.update("/".join(parts[:k + 1]) for k in range(len(parts)))
+        def head(m=m): return data.member(0, m.place, m.name)[:32]
+        if m.kind == "folder": continue
+        if m.place is None: others.append(m)
+        elif not is_picture(m.name, head): found.leave(OTHER, m.name)
+        else: (links if m.kind == "link" else places)[m.name] = m.place
+
+    there = set(places.values()) if links else set()
+    for name, place in sorted(links.items()):
+        if place in there: found.leave(TWICE, name)
+        else: places[name] = place
+        there.add(place)
+    for m in others: found.leave(_why_not(m, found), m.name)
+    found.files = list(places)
+    found.folders.discard("")
+    return found, places
+
 class TarImages(StoredImages):
-    "Pictures of one uncompressed tar in member order; the class is a member's folder."
+    "Pictures of one uncompressed tar, as in the folder that it unpacks to."
     def __init__(self,
         path:str|Path, # an uncompressed .tar
         max_bad:int=0, alpha:str="drop",
+        classes:list[str]|None=None, # names in the order of their labels; default: those of the folders, sorted
     ):
         path = Path(path)
         check(path.is_file(), "uri", path, "no such tar", Missing)
-        found = [m for m in tar_members(path) if _is_picture(Path(m.name).name)]
-        check(found, "uri", path, f"must hold pictures ({' '.join(_SUFFIXES)})")
-        groups = [Path(m.name).parent.name for m in found]
-        check(all(groups) or not any(groups), "uri", path, "must hold either class folders or pictures, not both")
-
-        classes, labels = _by_name(groups if any(groups) else [path.stem] * len(found))
-        super().__init__([m.name for m in found], labels, classes, max_bad, alpha)
-        self.bytes = FileBytes([path])
-        self.places = np.array([(m.offset_data, m.size) for m in found], np.int64)
+        listing, places = _list_tar(path)
+        found = arrange(listing, path, path.stem, classes)
+        super().__init__(found.names, found.labels, found.classes, max_bad, alpha)
+        self.notes, self.bytes = found.notes, FileBytes([path])
+        self.places = np.array([places[file][:2] for file in found.files], np.int64)      # (n, 2) offsets and sizes
+        self.pieces = {i: places[f].pieces for i, f in enumerate(found.files) if places[f].pieces is not None}
 
     def files(self): return self.bytes.files
     def sizes(self): return self.places[:, 1].tolist()
 
     def read(self, i):
         offset, size = (int(v) for v in self.places[i])
-        data = self.bytes(0, offset, size)
-        if len(data) < size:
-            raise BadItem(self.names[i], "is cut off: the tar ends inside it")
-        return data
+        return self.bytes.member(0, Place(offset, size, self.pieces.get(i)), self.names[i])
 
 # %% ../../nbs/data/105_stored.ipynb #e7ba4f14
-def _samples(shards:list[Path]) -> dict[tuple[int, str], dict]:
-    "{(shard, key): {kind: (shard, offset, size)}} of all samples, in stored order."
-    samples = {}
+def _indexed(shards:list[Path]) -> tuple[list[tuple[int, str, dict|BadItem]], list[str]]:
+    "(shard, key, {kind: (shard, offset, size, pieces)}) of all samples, in stored order, and what was left out."
+    found, listing = [], Listing()
     for s, shard in enumerate(shards):
         check(shard.is_file(), "uri", shard, "no such tar", Missing)
-        for m in tar_members(shard):
-            key, kind = sample_key(m.name)
-            if kind in PICTURE_KEYS + LABEL_KEYS:
-                samples.setdefault((s, key), {})[kind] = (s, m.offset_data, m.size)
-    return samples
+        members = [m for m in tar_members(shard) if m.kind != "folder"]
+        places = ((m.name, _place_in(s, m)) for m in members)
+        found += [(s, key, parts) for key, parts in samples(places, shard.name)]
+        hidden = [hidden_part(m.name) for m in members]
+        for path in filter(None, hidden): listing.leave(HIDDEN, f"{shard.name}:{path}")
+    return found, listing.notes + _extras(found)
 
-def _picture_of(parts:dict): return next((parts[k] for k in PICTURE_KEYS if k in parts), None)
+def _place_in(shard:int, m:Member) -> tuple|BadItem:
+    "Where a member's bytes are, or why they are nowhere."
+    if m.place: return (shard, *m.place)
+    return BadItem(m.name, f"is a link to {m.target}, which is not in the shard" if m.target else "is no regular file")
 
+def _extras(found:list) -> list[str]:
+    "A note about pictures beside the first one of their sample."
+    more = sum(k in PICTURE_KEYS for *_, parts in found if isinstance(parts, dict) for k in parts)
+    more -= sum(first_picture(parts) is not None for *_, parts in found if isinstance(parts, dict))
+    return [f"left out are pictures beside another of the same sample: {more}"] if more else []
+
+# %% ../../nbs/data/105_stored.ipynb #ec5f057d
 class ShardImages(StoredImages):
     "Local webdataset shards, indexed: sample order is shard by shard in sorted order."
     def __init__(self,
         shards:list[str|Path],        # uncompressed tars
         classes:list[str]|None=None,  # default: from the labels
         max_bad:int=0, alpha:str="drop",
+        label:str="auto",             # which file of a sample holds its label: one of `LABELS`
     ):
-        shards = [Path(s) for s in shards]
-        samples = _samples(shards)
-        self.places = [_picture_of(parts) for parts in samples.values()]
+        shards, self.label = [Path(s) for s in shards], check_choice("uri option label", label, LABELS)
+        found, self.notes = _indexed(shards)
+        names = [f"{shards[s].name}:{key}" for s, key, _ in found]
+        self.bytes = FileBytes(shards)
+        self.broken = {i: parts.reason for i, (*_, parts) in enumerate(found) if isinstance(parts, BadItem)}
+        parts = [{} if i in self.broken else of_sample for i, (*_, of_sample) in enumerate(found)]
+        self.places = [self._picture(i, names[i], p) for i, p in enumerate(parts)]
         check(any(self.places), "uri", [str(s) for s in shards], f"must hold samples with {', '.join(PICTURE_KEYS)}")
 
-        self.bytes = FileBytes(shards)
-        self.broken = {}                                             # {sample: why its label cannot be read}
-        names = [f"{shards[s].name}:{key}" for s, key in samples]
-        raw = [self._raw_label(i, names[i], parts) for i, parts in enumerate(samples.values())]
+        raw = [self._raw_label(i, names[i], p) for i, p in enumerate(parts)]
+        if label == "auto" and classes is None: raw = self._without_captions(parts, raw)
         classes, labels = classes_of(raw, classes)
         super().__init__(names, labels, classes, max_bad, alpha)
 
-    def _raw_label(self, i:int, name:str, parts:dict):
-        try: return raw_label({k: self.bytes(*parts[k]) for k in LABEL_KEYS if k in parts}, name)
-        except BadItem as e: self.broken[i] = e.reason
+    def _picture(self, i:int, name:str, parts:dict) -> tuple|None:
+        place = first_picture(parts)
+        if isinstance(place, BadItem): self.broken[i] = place.reason
+        return place if isinstance(place, tuple) else None
 
-    def files(self): return self.bytes.files
-    def sizes(self): return [place[2] if place else -1 for place in self.places]
+    def _raw_label(self, i:int, name:str, parts:dict):
+        try:
+            held = {k: self._bytes(parts[k], name) for k in LABEL_KEYS if k in parts}
+            return raw_label(held, name, self.label)
+        except BadItem as e: self.broken.setdefault(i, e.reason)
+
+    def _bytes(self, place:tuple|BadItem, name:str) -> bytes|BadItem:
+        return place if isinstance(place, BadItem) else self.bytes.member(place[0], Place(*place[1:]), name)
+
+    def _without_captions(self, parts:list[dict], raw:list) -> list:
+        "The labels as they are, or none where they are captions."
+        only_texts = all("cls" not in p and "json" not in p for p in parts)
+        if not only_texts or not are_captions([text for text in raw if text is not None]): return raw
+        self.notes.append("the txt files are captions, not classes (label=txt in the address if they are)")
+        return [None] * len(raw)
 
     def read(self, i):
-        if self.places[i] is None:
-            raise BadItem(self.names[i], f"has no {', '.join(PICTURE_KEYS)}")
         if i in self.broken: raise BadItem(self.names[i], self.broken[i])
+        if self.places[i] is None:
+            raise BadItem(self.names[i], "has no picture")
         if self.labels[i] < 0:
-            raise BadItem(self.names[i], f"has a label outside the {len(self.classes)} classes")
-        shard, offset, size = self.places[i]
-        data = self.bytes(shard, offset, size)
-        if len(data) < size:
-            raise BadItem(self.names[i], "is cut off: the tar ends inside it")
-        return data
+            raise BadItem(self.names[i], f"has no label, or one outside the {len(self.classes)} classes")
+        return self._bytes(self.places[i], self.names[i])

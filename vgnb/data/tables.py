@@ -12,10 +12,14 @@ import sys
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from ..core import BadInput, BadItem, Missing, check, check_choice, digest
+from .listing import OTHER, SPLITS, list_folder, read_file
 from .sources import ImageSource, classes_of, option_flag, option_number
-from .stored import StoredImages
+from .stored import FolderImages, StoredImages
 from .streams import StreamImages
+from .tars import JSON_KEYS, as_label
 
 # %% ../../nbs/data/108_tables.ipynb #0703ae28
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "path", "file", "file_name")
@@ -44,9 +48,14 @@ def _stored_bytes(value, root:Path|None, name:str) -> bytes:
     if isinstance(value, dict): value = value.get("bytes") or value.get("path")
     if isinstance(value, (bytes, bytearray)): return bytes(value)
     if not isinstance(value, str) or root is None: raise BadItem(name, "holds no picture")
-    try: return (root / value).read_bytes()
-    except OSError as e:
-        raise BadItem(name, f"cannot be read: {value}: {e.strerror}") from None
+    try: return read_file(root / value, name)
+    except BadItem as e: raise BadItem(name, f"{value} {e.reason}") from None
+
+def _label_column(column:list, argument:str) -> list[int|str|None]:
+    "Labels as they are written. BadInput: anything but whole numbers and names (truth values, fractions, one-hot)."
+    try: return [as_label(value, "row") for value in column]
+    except BadItem as e:
+        raise BadInput("label", argument, f"must be a column of whole numbers or names: a {e}") from None
 
 # %% ../../nbs/data/108_tables.ipynb #f8ec56a4
 def _sizes_and_paths(table, image:str) -> tuple[list, list]:
@@ -76,10 +85,7 @@ class TableImages(StoredImages):
         self.table, self.image, self.root = table, image, root
         raw = [None] * len(table)
         if label is not None:
-            raw = list(table.select_columns([label])[:][label])
-            strange = any(isinstance(r, (list, dict, float)) for r in raw)
-            check(not strange, "label", label, "must be a column of whole numbers or names")
-            raw = [-1 if r is None else r for r in raw]              # a row without a label fits no class
+            raw = _label_column(list(table.select_columns([label])[:][label]), label)
 
         classes, labels = classes_of(raw, classes or getattr(table.features.get(label), "names", None))
         super().__init__([f"row {i}" for i in range(len(table))], labels, classes, max_bad, alpha)
@@ -95,7 +101,7 @@ class TableImages(StoredImages):
 
     def read(self, i):
         if self.labels[i] < 0:
-            raise BadItem(self.names[i], f"has a label outside the {len(self.classes)} classes")
+            raise BadItem(self.names[i], f"has no label, or one outside the {len(self.classes)} classes")
         return _stored_bytes(self.table[int(i)][self.image], self.root, self.names[i])
 
 # %% ../../nbs/data/108_tables.ipynb #f267819a
@@ -165,6 +171,40 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     if not local: return table, None
     return table, path if path.is_dir() else path.parent
 
+# %% ../../nbs/data/108_tables.ipynb #7744c72c
+_DATA = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip", ".gz")
+
+def _picture_folder(where:str, options:dict) -> Path|None:
+    "The folder of pictures that is meant (that of a split, where there are some); None where the library is to look."
+    path = Path(where).expanduser()
+    asked = {"image", "label", "config"} & set(options)
+    saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    if asked or saved or not path.is_dir(): return None
+    found = list_folder(path)
+    tables = any(name.lower().endswith(_DATA) for name in found.left_out.get(OTHER, ()))
+    if tables or not found.files: return None
+
+    tops = {name.partition("/")[0] for name in found.files if "/" in name}
+    loose = any("/" not in name for name in found.files)
+    splits = {} if loose else {SPLITS[name.lower()]: name for name in tops if name.lower() in SPLITS}
+    if not splits or len(splits) < len(tops):
+        check_choice("split", options.get("split", "train"), ("train",))
+        return path
+    asked = SPLITS.get(options.get("split", "").lower(), options.get("split"))
+    return path / splits[_chosen_split(splits, asked)]
+
+def _folder_stream(folder:FolderImages, buffer:int) -> StreamImages:
+    "A folder's pictures as a stream, in parts of a few hundred."
+    parts = np.array_split(np.arange(len(folder)), max(1, min(64, len(folder) // 256)))
+    def rows(part):
+        for i in parts[part].tolist():
+            try: yield folder.names[i], folder.read(i), int(folder.labels[i])
+            except BadItem as e: yield folder.names[i], e, None
+    given = folder.classes, folder.fingerprint, folder.max_bad, folder.alpha, buffer
+    stream = StreamImages(range(len(parts)), rows, *given)
+    stream.notes = folder.notes
+    return stream
+
 # %% ../../nbs/data/108_tables.ipynb #61cd77e9
 def _table_rows(table, image:str, label:str|None, root:Path|None):
     "shard -> its rows (key, bytes or what is wrong with them, raw label), as `StreamImages` reads them."
@@ -186,10 +226,18 @@ def open_table(
 ) -> ImageSource:
     "A Hugging Face data set as a source. Missing: it cannot be found, reached or opened, and what helps."
     import datasets
-    streaming = option_flag(options, "streaming")
+    streaming, buffer = option_flag(options, "streaming"), option_number(options, "buffer", 2000)
+    folder = _picture_folder(where, options)
+    if folder:
+        found = FolderImages(folder, max_bad, alpha, classes)
+        return _folder_stream(found, buffer) if streaming else found
+
     table, root = _load_table(where, options.get("split"), options.get("config"), streaming)
     features = table.features or dict.fromkeys(next(iter(table)))
     image, label = _columns(features, options.get("image"), options.get("label"))
+    held = set(features.get("json") or ()) & set(JSON_KEYS) if "__key__" in features else ()
+    check(label is not None or "label" in options or not held, "uri", f"datasets://{where}",
+          "has its labels in the json of webdataset shards: open them as wds://..., or give label=none")
     decoded = isinstance(features[image], datasets.Image)
     if decoded: table = table.cast_column(image, datasets.Image(decode=False))
     if not streaming:
@@ -197,5 +245,4 @@ def open_table(
 
     classes = classes or (["all"] if label is None else getattr(features[label], "names", None))
     rows, n = _table_rows(table, image, label, root), table.num_shards
-    buffer = option_number(options, "buffer", 2000)
     return StreamImages(range(n), rows, classes, digest(where, options, n), max_bad, alpha, buffer)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..core import BadItem, Mismatch, Missing, check, check_choice, check_float, check_int, digest, digest_file
+from .listing import is_hidden
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
 from ..progress import walk
@@ -276,7 +277,8 @@ class Captions:
     ):
         path = Path(path)
         check(path.exists(), "path", path, "no such file or folder", Missing)
-        self.files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        inside = [p for p in sorted(path.glob("*.jsonl")) if p.is_file() and not is_hidden(p.name)]
+        self.files = inside if path.is_dir() else [path]
         check(self.files, "path", path, "holds no .jsonl files", Missing)
         self.column = _CAPTIONS.index(check_choice("caption", caption, _CAPTIONS))
         self.first_sentence, self.root = first_sentence, root

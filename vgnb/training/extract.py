@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..core import BadInput, BadItem, check, check_choice, check_int, digest, load_card, sweep_aside
 from ..data.codes import CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
+from ..data.listing import read_file
 from ..data.sources import ImageSource, Item
 from ..data.stored import decode_image, stats_of
 from ..data.text import Captions, FeatureStore, TextEncoder, extract_features
@@ -228,8 +229,7 @@ class CaptionImages(ImageSource):
     def __getitem__(self, i:int) -> Item:
         caption = self.captions[i]
         if caption.image is None: raise BadItem(caption.key, "has no image_path")
-        try: data = caption.image.read_bytes()
-        except OSError as e: raise BadItem(str(caption.image), f"cannot be read: {e.strerror}") from None
+        data = read_file(caption.image, str(caption.image))
         image = decode_image(data, str(caption.image), orientation=self.orientation)
         return Item(image, 0, int(i), caption.key)
 
