@@ -17,8 +17,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from .core import Mismatch, Missing, check, check_choice, check_int, load_card, save_card
-from .core import Mismatch, Missing, check, check_choice, load_json, save_json
+from .core import Mismatch, Missing, check, check_choice, load_card, save_card
 from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid

@@ -23,14 +23,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core import BadItem, check, check_int, digest, sweep_aside, write_aside
-from .sources import ImageSource
-from .stored import StoredImages
-from .tars import PICTURE_KEYS
-from ..places import check_vacant, locked_file
-from ..core import BadItem, check, check_int, digest, write_aside
 from .listing import is_hidden, picture_kind
 from .sources import ImageSource
 from .stored import StoredImages
+from ..places import check_vacant, locked_file
 
 # %% ../../nbs/data/118_export.ipynb #bb41e39d
 def suffix_of(

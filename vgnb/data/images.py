@@ -6,9 +6,9 @@
 __all__ = ['WrappedImages', 'open_images']
 
 # %% ../../nbs/data/110_images.ipynb #6a56396a
-import os
 import functools
 import logging
+import os
 import re
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -19,16 +19,12 @@ from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
 from .shapes import Shapes
-from .sources import ImageSource, Item, classes_of, option_flag, option_number
+from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
 from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
 from .streams import StreamImages, find_shards, is_remote, shard_rows
 from .tables import TABLE_OPTIONS, open_table
-from ..upright import ALPHA, ORIENTATIONS, as_rgb
-from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
-from .stored import ALPHA, FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
-from .streams import StreamImages, find_shards, is_remote, shard_rows
-from .tables import TABLE_OPTIONS, open_table
 from .tars import LABELS, as_label
+from ..upright import ALPHA, ORIENTATIONS, as_rgb
 
 # %% ../../nbs/data/110_images.ipynb #673c9e21
 def _as_picture(x, name:str, orientation:str="upright") -> Image.Image:
@@ -155,13 +151,17 @@ def open_images(
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
     alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
     classes:list[str]|None=None, # names in the order of the labels, for sets that do not tell, or tell another order
+    orientation:str="upright",   # pictures turned as their EXIF says, or as they are "stored": see `vgnb.upright`
 ) -> ImageSource:
     "Open pictures from wherever they are; what was left out of a set, or looks odd, is told in a line (`notes`)."
     if isinstance(uri, ImageSource): return uri
     classes = check_names(classes)
+    check_choice("orientation", orientation, ORIENTATIONS)
     kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
-    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
-    return _tell(uri, _open_address(uri, classes, kw))
+    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad, orientation)
+    source = _open_address(uri, classes, kw)
+    source.orientation = orientation
+    return _tell(uri, source)
 
 def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
     "What lies at a path or an address."
@@ -172,36 +172,6 @@ def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
     where, options = _options(rest, _SCHEMES[scheme])
     chosen = scheme in ("shapes", "kaggle") and classes is not None
     check(not chosen, "classes", classes, f"can't be chosen here: {scheme}:// names them itself")
-    if scheme == "shapes": return _open_shapes(where, options)
-    if scheme == "kaggle":
-        return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)
-    if scheme == "wds": return _open_wds(where, options, classes, **kw)
-    return open_table(where, options, classes, **kw)
-
-# %% ../../nbs/data/110_images.ipynb #bf5dd319
-def open_images(
-    uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
-    *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
-    alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
-    classes:list[str]|None=None, # names, for shards and streams whose labels do not tell
-    orientation:str="upright",   # pictures turned as their EXIF says, or as they are "stored": see `vgnb.upright`
-) -> ImageSource:
-    "Open pictures from wherever they are."
-    if isinstance(uri, ImageSource): return uri
-    check_choice("orientation", orientation, ORIENTATIONS)
-    kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
-    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad, orientation)
-    source = _open_address(uri, classes, kw)
-    source.orientation = orientation
-    return source
-
-def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
-    "What lies at a path or an address."
-    if "://" not in str(uri): return _open_path(Path(uri).expanduser(), **kw)
-
-    scheme, _, rest = str(uri).partition("://")
-    check_choice("uri scheme", scheme, tuple(_SCHEMES))
-    where, options = _options(rest, _SCHEMES[scheme])
     if scheme == "shapes": return _open_shapes(where, options)
     if scheme == "kaggle":
         return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)

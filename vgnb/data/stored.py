@@ -357,6 +357,9 @@ class ShardImages(StoredImages):
         self.notes.append("the txt files are captions, not classes (label=txt in the address if they are)")
         return [None] * len(raw)
 
+    def files(self): return self.bytes.files
+    def sizes(self): return [place[2] if place else -1 for place in self.places]
+
     def read(self, i):
         if i in self.broken: raise BadItem(self.names[i], self.broken[i])
         if self.places[i] is None:
