@@ -162,7 +162,8 @@ class _SharedControls:
         wide = {"button_width": "6rem"}
         self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style=wide)
         place = {"width": "8rem", "margin": "0 0.6rem"}
-        self.second = widgets.ToggleButton(value=two, description="second panel", layout=place)
+        tip = "another order and schedule beside the first"
+        self.second = widgets.ToggleButton(value=two, description="second panel", tooltip=tip, layout=place)
         tips = ["the course of fewer steps is finished earlier", "both end together"]
         paces = [("same step", "step"), ("same share", "share")]
         self.pace = widgets.ToggleButtons(options=paces, style=wide, tooltips=tips)

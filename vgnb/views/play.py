@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #bb0a0994
+# %% ../../nbs/views/822_play.ipynb #99a9b69a
 import asyncio
+import base64
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -31,7 +32,7 @@ from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
 from .player import _error_line, _line, draw_moment
 
-# %% ../../nbs/views/822_play.ipynb #3d483038
+# %% ../../nbs/views/822_play.ipynb #3b863a63
 @dataclass(frozen=True)
 class Wish:
     "What the controls say; None = the pipeline's own."
@@ -60,7 +61,7 @@ class Wish:
         options = [f"{name}={value!r}" for name, value in {"seed": self.seed, **words}.items()]
         return f"pipe.sample({', '.join([repr(label), *options])})"
 
-# %% ../../nbs/views/822_play.ipynb #966cfe9c
+# %% ../../nbs/views/822_play.ipynb #ae32de11
 class _Latest:
     "Carries out the latest wish, a slice at a time."
     def __init__(self,
@@ -101,7 +102,7 @@ class _Latest:
         for _ in self.work(wish): pass
         self.done = wish
 
-# %% ../../nbs/views/822_play.ipynb #9b574c7c
+# %% ../../nbs/views/822_play.ipynb #7d9ecfe3
 _LOOK = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}}
 
 def _slider(name:str, low, high, value, **more):
@@ -172,7 +173,7 @@ class _Choosers:
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said)
 
-# %% ../../nbs/views/822_play.ipynb #0d81af2e
+# %% ../../nbs/views/822_play.ipynb #b008e1ce
 def _number(pick, name:str, default):
     "A pick's field, if it is a number (a ramp is none)."
     value = getattr(pick, name, default)
@@ -184,7 +185,7 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #3e24d29e
+# %% ../../nbs/views/822_play.ipynb #03be3735
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
@@ -206,7 +207,7 @@ class _Frames:
             self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
-# %% ../../nbs/views/822_play.ipynb #c1f0a313
+# %% ../../nbs/views/822_play.ipynb #045071fc
 class _Stage(_Choosers):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
@@ -230,12 +231,16 @@ class _Stage(_Choosers):
 
     def _busy(self, now:bool): self.busy.value = "<em>sampling ...</em>" if now else ""
 
-    def _ipython_display_(self):
-        from IPython.display import display
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        "The controls where a kernel answers them, and the still picture for everybody else."
+        from IPython import get_ipython
 
-        display(self.box)
+        live = getattr(get_ipython(), "kernel", None) is not None
+        view = self.box._repr_mimebundle_() if live else {}
+        still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
+        return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
-# %% ../../nbs/views/822_play.ipynb #bf1a51a6
+# %% ../../nbs/views/822_play.ipynb #3edb007a
 class LiveSampler(_Stage):
     "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
     def __init__(self,
@@ -282,7 +287,7 @@ class LiveSampler(_Stage):
         except Exception as e:
             self._fail(e)
 
-# %% ../../nbs/views/822_play.ipynb #e964baca
+# %% ../../nbs/views/822_play.ipynb #9b5aabd6
 @patch
 def _show(self:LiveSampler, frames:_Frames) -> float:
     "Put a run on the stage; returns the time."
@@ -323,7 +328,7 @@ def snapshot(self:LiveSampler) -> Image.Image:
     self.settle()
     return self.frames.picture(self.shown.value, self.by.value)
 
-# %% ../../nbs/views/822_play.ipynb #9f15e489
+# %% ../../nbs/views/822_play.ipynb #017b330d
 def play(
     pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, or what `from_pretrained` takes
     label=None,                             # the class to begin with

@@ -116,7 +116,9 @@ class _Controls:
         wide = {"width": "26rem"}
         self.step = widgets.IntSlider(min=1, max=1, value=1, description="step", continuous_update=True, layout=wide)
         self.sample = widgets.Dropdown(options=[], description="sample")
-        self.by = widgets.ToggleButtons(options=["step", "confidence"], style={"button_width": "6rem"})
+        self.by = widgets.ToggleButtons(options=["step", "confidence"], description="colour",
+                                        tooltips=["when a token was drawn", "how sure the model was"],
+                                        style={"button_width": "6rem"})
         self.image = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
         self.text = widgets.Label()
         rows = [[self.play, self.step], [self.sample, self.by]]
@@ -165,6 +167,7 @@ class SamplingPlayer(_Controls):
         super().__init__()
         self._png = functools.lru_cache(256)(self._frame)
         self._offer_samples()
+        if not lazy: self._to_the_end()                            # a finished picture, not a hatched square
         for control in (self.step, self.sample, self.by): control.observe(self._update, "value")
         self._update()
 
@@ -173,6 +176,12 @@ class SamplingPlayer(_Controls):
         self._quiet = True                                         # no change of the user's
         self.offer(self._reel.names())
         self._quiet = False
+
+    def _to_the_end(self):
+        "Turn to the last step of the chosen sample."
+        count = self._reel.count(self.sample.value)
+        self.play.max = self.step.max = count
+        self.step.value = count
 
     def _frame(self, *where) -> bytes: return png_bytes(self._picture(*where), None)
 
