@@ -80,6 +80,15 @@ busy = 60
 """)
 
 
+PLAY = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-randar")
+live = pipe.play("heart")
+live
+"""
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -92,7 +101,7 @@ def lab(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("lab")
     root = tmp / "root"
     root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)):
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY])):
         (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     env = {**os.environ, **{name: str(tmp / name.lower()) for name in names}, "OMP_NUM_THREADS": "1"}
@@ -187,18 +196,23 @@ def changed(page, before: str, n: int = 0) -> str:
 
 def test_sampling_player(chromium, lab, tmp_path):
     with opened(lab, chromium, "player") as page:
-        page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=20_000)
+        page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=20_000)              # finished
+        assert page.locator('.jp-OutputArea-output [title="null"]').count() == 0
+        page.get_by_text("colour").first.wait_for(timeout=5_000)
         first = shown(page)
         handle = page.locator(".noUi-handle").first
         handle.focus()
-        page.keyboard.press("ArrowRight")
-        page.get_by_text("step 2 of 6").wait_for(timeout=10_000)
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("step 5 of 6").wait_for(timeout=10_000)
         second = changed(page, first)
         assert options(page, 0) == ["0 one", "1 <img src=x onerror=document.title=1>", "2 $\\frac$", "3 four"]
         page.locator(".jp-OutputArea-output select").first.select_option(index=1)
         other = changed(page, second)
         page.get_by_role("button", name="confidence").click()
         changed(page, other)
+        handle.focus()
+        page.keyboard.press("Home")
+        page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=10_000)
         page.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()  # play runs to the end
         page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=15_000)
         page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "player.png")
@@ -236,6 +250,7 @@ def test_order_explorer(chromium, lab, tmp_path):
         offered = options(page, 0)
         assert "halton" in offered and not {"confidence", "uncertainty"} & set(offered)
         assert output.get_by_text("Not offered: confidence").is_visible()
+        assert output.locator('[title="null"]').count() == 0
         picture = shown(page)
         select.nth(0).select_option("spiral-in")
         picture = changed(page, picture)
@@ -284,3 +299,52 @@ def test_order_explorer(chromium, lab, tmp_path):
         says("step 9 of 9, finished · 64 of 64 cells")
         says("step 6 of 6, finished · 64 of 64 cells")
         assert (tmp_path / "explorer.png").stat().st_size > 20_000
+
+
+def test_play(chromium, lab, tmp_path):
+    "The sampler, live: a picture at once, another class, a slider that is dragged, a step of the run, a mistake."
+    with opened(lab, chromium, "play") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        select = output.locator("select")
+        def says(text): output.get_by_text(text).first.wait_for(timeout=20_000)
+        says("step 22 of 22 · 64 of 64 tokens")
+        says("pipe.sample('heart', seed=0)")
+        assert output.locator('[title="null"]').count() == 0
+        picture = shown(page)
+
+        select.nth(0).select_option("star")
+        picture = changed(page, picture)
+        says("pipe.sample('star', seed=0)")
+
+        seed = output.locator(".noUi-handle").first
+        box = seed.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        seen = set()
+        for k in range(1, 31):
+            page.mouse.move(x + 3 * k, y)
+            page.wait_for_timeout(40)
+            seen.add(shown(page))
+        while_dragging = seen - {picture}
+        page.mouse.up()
+        assert len(while_dragging) >= 2                                    # it moves while the hand does
+        picture = changed(page, picture)
+        at = int(seed.get_attribute("aria-valuenow").split(".")[0])
+        says(f"pipe.sample('star', seed={at})")                            # and ends where the hand has come to rest
+        assert at > 10
+
+        seed.focus()
+        page.keyboard.press("ArrowRight")
+        says(f"pipe.sample('star', seed={at + 1})")
+        picture = changed(page, shown(page)) if shown(page) == picture else shown(page)
+
+        steps = output.locator(".noUi-handle").last
+        steps.focus()
+        page.keyboard.press("ArrowLeft")
+        says("step 21 of 22")
+        picture = changed(page, picture)
+        output.get_by_role("button", name="confidence").click()
+        changed(page, picture)
+        output.screenshot(path=tmp_path / "play.png")
+        assert (tmp_path / "play.png").stat().st_size > 20_000
