@@ -102,7 +102,7 @@ def _check_device(device):
         reason = str(e).splitlines()[0]
         raise BadInput("device", str(device), f"cannot be used here: {reason}") from None
 
-# %% ../nbs/710_pipeline.ipynb #52abfc9a
+# %% ../nbs/710_pipeline.ipynb #874b7ca6
 def class_ids(
     labels,                    # a class or several: names, numbers, None = no class
     names:Sequence[str]=(),    # of the classes, in the order of their ids
@@ -220,7 +220,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #79c04be0
+# %% ../nbs/710_pipeline.ipynb #442a8006
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -300,7 +300,7 @@ def painting(self:Pipeline,
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #e62fbdc9
+# %% ../nbs/710_pipeline.ipynb #22d35188
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
@@ -364,7 +364,7 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #2d12a83f
+# %% ../nbs/710_pipeline.ipynb #aaf86120
 def _size(module) -> str:
     "Parameters, in words."
     count = sum(p.numel() for p in module.parameters())
@@ -397,7 +397,7 @@ def __repr__(self:Pipeline):
     shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
-# %% ../nbs/710_pipeline.ipynb #c7b86587
+# %% ../nbs/710_pipeline.ipynb #5130a3c2
 @patch
 def _four(self:Pipeline) -> str:
     "Four samples as an HTML picture, or the reason why there is none."
