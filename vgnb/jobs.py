@@ -238,6 +238,7 @@ def plan(self:SampleJob) -> dict:
                 seed=self.seed, size=self.size, part=self.part,
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
+    if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
     return plan

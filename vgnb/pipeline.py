@@ -34,8 +34,29 @@ from .shipped import shipped, shipped_folder
 from .tokenizers.pictures import codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 
+# %% ../nbs/710_pipeline.ipynb #a7c5ff96
+class _Named:
+    "The methods that are patched into `Pipeline`, for completion."
+    condition:Callable
+    codes:Callable
+    stream:Callable
+    sample:Callable
+    __call__:Callable
+    decode:Callable
+    encode:Callable
+    painting:Callable
+    apply:Callable
+    inpaint:Callable
+    edit:Callable
+    outpaint:Callable
+    morph:Callable
+    extrapolate:Callable
+    play:Callable
+    to:Callable
+    save_pretrained:Callable
+
 # %% ../nbs/710_pipeline.ipynb #5adad847
-class Pipeline:
+class Pipeline(_Named):
     "Tokenizer + generator + sampling settings: labels (or captions) in, uint8 images out."
     def __init__(self,
         tokenizer:Tokenizer, generator:Generator,
@@ -53,6 +74,7 @@ class Pipeline:
         self.sampling = sampling
         self.classes = list(classes or [])
         self.grid = Grid(tuple(grid or generator.grid))
+        self.dtype = torch.float32            # of the generator's forward passes
         self._samplers: dict[Sampling, Sampler] = {}
         self._page: tuple = ()                # what it looks like in a notebook, and of what
 
@@ -80,21 +102,7 @@ class Pipeline:
         while len(self._samplers) > 4: self._samplers.pop(next(iter(self._samplers)))
         return found
 
-    def to(self,
-        device=None,                    # "cuda", "cpu", ...; a dtype will do as well
-        dtype:torch.dtype|None=None,    # of the generator's weights; the tokenizer's stay as they are
-    ) -> "Pipeline":
-        "The same pipeline, moved; returns itself. Errors: a device that is not there."
-        if isinstance(device, torch.dtype): device, dtype = None, device
-        is_float = dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
-        check(is_float, "dtype", dtype, "must be a floating point dtype: torch.float32, torch.bfloat16")
-        if device is not None: _check_device(device)
-
-        self.tokenizer.to(device)
-        self.generator.to(device=device, dtype=dtype)
-        self._samplers.clear()                                   # their caches lie where the weights were
-        return self
-
+# %% ../nbs/710_pipeline.ipynb #47e1a089
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     try: torch.empty(1, device=device)
@@ -102,7 +110,35 @@ def _check_device(device):
         reason = str(e).splitlines()[0]
         raise BadInput("device", str(device), f"cannot be used here: {reason}") from None
 
-# %% ../nbs/710_pipeline.ipynb #874b7ca6
+@patch
+def to(self:Pipeline,
+    device=None,                    # "cuda", "cpu", ...; a dtype will do as well
+    dtype:torch.dtype|None=None,    # of the generator's forward passes: float32, bfloat16, float16
+) -> "Pipeline":
+    "The same pipeline, moved; returns itself. Errors: a device that is not there."
+    if isinstance(device, torch.dtype): device, dtype = None, device
+    if dtype is not None: check_choice("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
+    if device is not None: _check_device(device)
+
+    self.dtype = dtype or self.dtype
+    for part in (self.tokenizer, self.generator): part.to(device)
+    self._samplers.clear()                                   # their caches lie where the weights were
+    return self
+
+@patch
+def _autocast(self:Pipeline):
+    "The generator's forward passes in the pipeline's dtype; as in training, its weights stay what they are."
+    return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+@patch
+def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
+    "Each step computed in the pipeline's dtype; whoever looks at it is not."
+    while True:
+        with self._autocast(): step = next(steps, None)
+        if step is None: return
+        yield step
+
+# %% ../nbs/710_pipeline.ipynb #30785e1c
 def class_ids(
     labels,                    # a class or several: names, numbers, None = no class
     names:Sequence[str]=(),    # of the classes, in the order of their ids
@@ -185,8 +221,8 @@ def codes(self:Pipeline,
     "Sampled codes."
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
-    sampler = self.sampler(**kwargs)
-    return sampler.sample(cond, ids, Keyed(seed), given=given, grid=self.grid, progress=progress, watch=watch)
+    how = dict(given=given, grid=self.grid, progress=progress, watch=watch)
+    with self._autocast(): return self.sampler(**kwargs).sample(cond, ids, Keyed(seed), **how)
 
 @patch
 @delegates(spelled)
@@ -198,7 +234,8 @@ def stream(self:Pipeline,
     "The same sampling step by step."
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
-    return self.sampler(**kwargs).stream(cond, ids, Keyed(seed), given=given, grid=self.grid, keep=keep)
+    steps = self.sampler(**kwargs).stream(cond, ids, Keyed(seed), given=given, grid=self.grid, keep=keep)
+    return self._cast(steps)
 
 @patch
 @delegates(spelled)
@@ -220,7 +257,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #442a8006
+# %% ../nbs/710_pipeline.ipynb #3f412d0a
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -300,7 +337,7 @@ def painting(self:Pipeline,
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #22d35188
+# %% ../nbs/710_pipeline.ipynb #25a442e3
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
@@ -317,7 +354,8 @@ def apply(self:Pipeline,
         def seen(step):
             if watch: watch(step)
             if step.clock.step == step.clock.steps - 1: bar.update(len(step.ids))
-        codes = what.codes(painting, seen).clamp(min=0)                    # what was never decided is code 0
+        with self._autocast(): codes = what.codes(painting, seen)
+    codes = codes.clamp(min=0)                                             # what was never decided is code 0
 
     settings = self.settings(**kwargs)
     how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, rows=settings.rows, min_rows=settings.min_rows)
@@ -364,7 +402,7 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #aaf86120
+# %% ../nbs/710_pipeline.ipynb #84d23722
 def _size(module) -> str:
     "Parameters, in words."
     count = sum(p.numel() for p in module.parameters())
@@ -379,7 +417,7 @@ def _facts(self:Pipeline) -> dict[str, str]:
     pixels = "x".join(sides) + " px" if self.tokenizer.dims == 2 else "images"
     named = ", ".join(self.classes[:12]) + ", ..." * (len(self.classes) > 12)
     followed = f"{self.generator.classes} classes" + f": {named}" * bool(named)
-    dtype = str(next(self.generator.parameters()).dtype).removeprefix("torch.")
+    dtype = str(self.dtype).removeprefix("torch.")
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
     return {
         "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}",
@@ -397,7 +435,7 @@ def __repr__(self:Pipeline):
     shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
-# %% ../nbs/710_pipeline.ipynb #5130a3c2
+# %% ../nbs/710_pipeline.ipynb #07189b42
 @patch
 def _four(self:Pipeline) -> str:
     "Four samples as an HTML picture, or the reason why there is none."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #99a9b69a
+# %% ../../nbs/views/822_play.ipynb #418d5166
 import asyncio
 import base64
 import time
@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import BadInput, check_int
+from ..core import BadInput, check, check_int
 from ..figures import TONES, plain_text, png_bytes
 from ..generators.generator import Cond
 from ..generators.orders import ORDERS
@@ -32,7 +32,7 @@ from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
 from .player import _error_line, _line, draw_moment
 
-# %% ../../nbs/views/822_play.ipynb #3b863a63
+# %% ../../nbs/views/822_play.ipynb #ddf42183
 @dataclass(frozen=True)
 class Wish:
     "What the controls say; None = the pipeline's own."
@@ -61,7 +61,7 @@ class Wish:
         options = [f"{name}={value!r}" for name, value in {"seed": self.seed, **words}.items()]
         return f"pipe.sample({', '.join([repr(label), *options])})"
 
-# %% ../../nbs/views/822_play.ipynb #ae32de11
+# %% ../../nbs/views/822_play.ipynb #8cfece83
 class _Latest:
     "Carries out the latest wish, a slice at a time."
     def __init__(self,
@@ -102,7 +102,7 @@ class _Latest:
         for _ in self.work(wish): pass
         self.done = wish
 
-# %% ../../nbs/views/822_play.ipynb #7d9ecfe3
+# %% ../../nbs/views/822_play.ipynb #8b554d02
 _LOOK = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}}
 
 def _slider(name:str, low, high, value, **more):
@@ -173,7 +173,7 @@ class _Choosers:
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said)
 
-# %% ../../nbs/views/822_play.ipynb #b008e1ce
+# %% ../../nbs/views/822_play.ipynb #32611bc2
 def _number(pick, name:str, default):
     "A pick's field, if it is a number (a ramp is none)."
     value = getattr(pick, name, default)
@@ -185,7 +185,7 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #03be3735
+# %% ../../nbs/views/822_play.ipynb #fbc9b426
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
@@ -207,7 +207,7 @@ class _Frames:
             self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
-# %% ../../nbs/views/822_play.ipynb #045071fc
+# %% ../../nbs/views/822_play.ipynb #9bef028c
 class _Stage(_Choosers):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
@@ -240,7 +240,7 @@ class _Stage(_Choosers):
         still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
         return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
-# %% ../../nbs/views/822_play.ipynb #3edb007a
+# %% ../../nbs/views/822_play.ipynb #19951e2b
 class LiveSampler(_Stage):
     "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
     def __init__(self,
@@ -255,6 +255,8 @@ class LiveSampler(_Stage):
         self.pipe, self.own = pipe, pipe.sampling
         by_class, null = text is None, None
         if by_class:
+            follows = pipe.generator.conditioned_on
+            check(follows == "class", "text", None, "is needed: this pipeline follows captions")
             null = pipe._null_class()
             label = class_ids(0 if label is None else label, pipe.classes, pipe.generator.classes)[0]
         self._caption = None if by_class else pipe.condition(text=text, mask=mask)
@@ -287,7 +289,7 @@ class LiveSampler(_Stage):
         except Exception as e:
             self._fail(e)
 
-# %% ../../nbs/views/822_play.ipynb #9b5aabd6
+# %% ../../nbs/views/822_play.ipynb #1a06dbed
 @patch
 def _show(self:LiveSampler, frames:_Frames) -> float:
     "Put a run on the stage; returns the time."
@@ -328,7 +330,7 @@ def snapshot(self:LiveSampler) -> Image.Image:
     self.settle()
     return self.frames.picture(self.shown.value, self.by.value)
 
-# %% ../../nbs/views/822_play.ipynb #017b330d
+# %% ../../nbs/views/822_play.ipynb #a2ac6276
 def play(
     pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, or what `from_pretrained` takes
     label=None,                             # the class to begin with
