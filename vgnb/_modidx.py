@@ -1725,6 +1725,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vgnb.pipeline._Named': ('pipeline.html#_named', 'vgnb/pipeline.py'),
                                'vgnb.pipeline._check_device': ('pipeline.html#_check_device', 'vgnb/pipeline.py'),
                                'vgnb.pipeline._class_id': ('pipeline.html#_class_id', 'vgnb/pipeline.py'),
+                               'vgnb.pipeline._count': ('pipeline.html#_count', 'vgnb/pipeline.py'),
                                'vgnb.pipeline._fetched': ('pipeline.html#_fetched', 'vgnb/pipeline.py'),
                                'vgnb.pipeline._listed': ('pipeline.html#_listed', 'vgnb/pipeline.py'),
                                'vgnb.pipeline._micro_batches': ('pipeline.html#_micro_batches', 'vgnb/pipeline.py'),

@@ -6,6 +6,7 @@
 __all__ = ['Pipeline', 'class_ids', 'read_card', 'find_pretrained', 'from_pretrained', 'saved_sampling']
 
 # %% ../nbs/710_pipeline.ipynb #5bf8fa90
+import contextlib
 import html
 import importlib
 import re
@@ -34,7 +35,7 @@ from .shipped import shipped, shipped_folder
 from .tokenizers.pictures import codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 
-# %% ../nbs/710_pipeline.ipynb #a7c5ff96
+# %% ../nbs/710_pipeline.ipynb #cc1e0805
 class _Named:
     "The methods that are patched into `Pipeline`, for completion."
     condition:Callable
@@ -102,7 +103,7 @@ class Pipeline(_Named):
         while len(self._samplers) > 4: self._samplers.pop(next(iter(self._samplers)))
         return found
 
-# %% ../nbs/710_pipeline.ipynb #47e1a089
+# %% ../nbs/710_pipeline.ipynb #d4ff7355
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     try: torch.empty(1, device=device)
@@ -128,7 +129,8 @@ def to(self:Pipeline,
 @patch
 def _autocast(self:Pipeline):
     "The generator's forward passes in the pipeline's dtype; as in training, its weights stay what they are."
-    return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    if self.dtype == torch.float32: return contextlib.nullcontext()       # as whoever calls has it
+    return torch.autocast(self.device.type, dtype=self.dtype)
 
 @patch
 def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
@@ -138,7 +140,7 @@ def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
         if step is None: return
         yield step
 
-# %% ../nbs/710_pipeline.ipynb #30785e1c
+# %% ../nbs/710_pipeline.ipynb #0bc14211
 def class_ids(
     labels,                    # a class or several: names, numbers, None = no class
     names:Sequence[str]=(),    # of the classes, in the order of their ids
@@ -257,7 +259,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #3f412d0a
+# %% ../nbs/710_pipeline.ipynb #1560bd14
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -337,7 +339,7 @@ def painting(self:Pipeline,
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #25a442e3
+# %% ../nbs/710_pipeline.ipynb #b315cdca
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
@@ -402,10 +404,14 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #84d23722
+# %% ../nbs/710_pipeline.ipynb #88045f73
+def _count(module) -> int:
+    "Its parameters."
+    return sum(p.numel() for p in module.parameters())
+
 def _size(module) -> str:
-    "Parameters, in words."
-    count = sum(p.numel() for p in module.parameters())
+    "Its parameters, in words."
+    count = _count(module)
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 @patch
@@ -435,11 +441,11 @@ def __repr__(self:Pipeline):
     shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
-# %% ../nbs/710_pipeline.ipynb #07189b42
+# %% ../nbs/710_pipeline.ipynb #eae74f5e
 @patch
 def _four(self:Pipeline) -> str:
     "Four samples as an HTML picture, or the reason why there is none."
-    small = sum(p.numel() for p in self.generator.parameters()) <= 50_000_000
+    small = _count(self.generator) <= 50_000_000
     can = self.generator.conditioned_on == "class" and (small or self.device.type != "cpu")
     if not can: return "pipe.sample(...) makes pictures"
 

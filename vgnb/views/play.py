@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #418d5166
+# %% ../../nbs/views/822_play.ipynb #2c525f46
 import asyncio
 import base64
 import time
@@ -32,7 +32,7 @@ from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
 from .player import _error_line, _line, draw_moment
 
-# %% ../../nbs/views/822_play.ipynb #ddf42183
+# %% ../../nbs/views/822_play.ipynb #5fbfd815
 @dataclass(frozen=True)
 class Wish:
     "What the controls say; None = the pipeline's own."
@@ -61,7 +61,7 @@ class Wish:
         options = [f"{name}={value!r}" for name, value in {"seed": self.seed, **words}.items()]
         return f"pipe.sample({', '.join([repr(label), *options])})"
 
-# %% ../../nbs/views/822_play.ipynb #8cfece83
+# %% ../../nbs/views/822_play.ipynb #ddf23935
 class _Latest:
     "Carries out the latest wish, a slice at a time."
     def __init__(self,
@@ -102,7 +102,7 @@ class _Latest:
         for _ in self.work(wish): pass
         self.done = wish
 
-# %% ../../nbs/views/822_play.ipynb #8b554d02
+# %% ../../nbs/views/822_play.ipynb #e49bf9dc
 _LOOK = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}}
 
 def _slider(name:str, low, high, value, **more):
@@ -173,7 +173,7 @@ class _Choosers:
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said)
 
-# %% ../../nbs/views/822_play.ipynb #32611bc2
+# %% ../../nbs/views/822_play.ipynb #1a32ab76
 def _number(pick, name:str, default):
     "A pick's field, if it is a number (a ramp is none)."
     value = getattr(pick, name, default)
@@ -185,7 +185,7 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #fbc9b426
+# %% ../../nbs/views/822_play.ipynb #d4708bee
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
@@ -207,7 +207,7 @@ class _Frames:
             self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
-# %% ../../nbs/views/822_play.ipynb #9bef028c
+# %% ../../nbs/views/822_play.ipynb #f30e7036
 class _Stage(_Choosers):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
@@ -240,7 +240,7 @@ class _Stage(_Choosers):
         still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
         return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
-# %% ../../nbs/views/822_play.ipynb #19951e2b
+# %% ../../nbs/views/822_play.ipynb #bd4f3309
 class LiveSampler(_Stage):
     "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
     def __init__(self,
@@ -280,7 +280,8 @@ class LiveSampler(_Stage):
         "Sample what is wished for, one step a slice; in the end show it, or say why it can't be."
         frames, began = _Frames(self.pipe, wish, self.pipe.classes, self.side), time.monotonic()
         try:
-            for moment in moments(self.pipe.stream(self._cond(wish), seed=wish.seed, **wish.changes)):
+            steps = self.pipe.stream(self._cond(wish), seed=wish.seed, **wish.changes, min_rows=1)
+            for moment in moments(steps):
                 frames.seen.append(moment)
                 slow = time.monotonic() - began > 1              # a second without a picture: show how far it is
                 if slow: began = self._show(frames)
@@ -289,7 +290,7 @@ class LiveSampler(_Stage):
         except Exception as e:
             self._fail(e)
 
-# %% ../../nbs/views/822_play.ipynb #1a06dbed
+# %% ../../nbs/views/822_play.ipynb #e4072fa5
 @patch
 def _show(self:LiveSampler, frames:_Frames) -> float:
     "Put a run on the stage; returns the time."
@@ -330,7 +331,7 @@ def snapshot(self:LiveSampler) -> Image.Image:
     self.settle()
     return self.frames.picture(self.shown.value, self.by.value)
 
-# %% ../../nbs/views/822_play.ipynb #a2ac6276
+# %% ../../nbs/views/822_play.ipynb #ebcd49b7
 def play(
     pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, or what `from_pretrained` takes
     label=None,                             # the class to begin with
