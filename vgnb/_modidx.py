@@ -3118,8 +3118,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vgnb/views/player.py'),
                                    'vgnb.views.player.SamplingPlayer._picture': ( 'views/player.html#samplingplayer._picture',
                                                                                   'vgnb/views/player.py'),
-                                   'vgnb.views.player.SamplingPlayer._to_the_end': ( 'views/player.html#samplingplayer._to_the_end',
-                                                                                     'vgnb/views/player.py'),
                                    'vgnb.views.player.SamplingPlayer._update': ( 'views/player.html#samplingplayer._update',
                                                                                  'vgnb/views/player.py'),
                                    'vgnb.views.player.SamplingPlayer.snapshot': ( 'views/player.html#samplingplayer.snapshot',

@@ -111,10 +111,10 @@ class _Reel:
 # %% ../../nbs/views/800_player.ipynb #026335d7
 class _Controls:
     "The widgets of a player."
-    def __init__(self):
-        self.play = widgets.Play(min=1, max=1, value=1, tooltip="play")
+    def __init__(self, step:int=1): # where it opens
+        self.play = widgets.Play(min=1, max=step, value=step, tooltip="play")
         wide = {"width": "26rem"}
-        self.step = widgets.IntSlider(min=1, max=1, value=1, description="step", continuous_update=True, layout=wide)
+        self.step = widgets.IntSlider(min=1, max=step, value=step, description="step", layout=wide)
         self.sample = widgets.Dropdown(options=[], description="sample")
         self.by = widgets.ToggleButtons(options=["step", "confidence"], description="colour",
                                         tooltips=["when a token was drawn", "how sure the model was"],
@@ -164,10 +164,9 @@ class SamplingPlayer(_Controls):
         check(self._reel.pull(), "steps", type(steps).__name__, "must yield at least one step")
         while not lazy and self._reel.pull(): pass
 
-        super().__init__()
+        super().__init__(1 if lazy else self._reel.count(0))       # a finished picture, not a hatched square
         self._png = functools.lru_cache(256)(self._frame)
         self._offer_samples()
-        if not lazy: self._to_the_end()                            # a finished picture, not a hatched square
         for control in (self.step, self.sample, self.by): control.observe(self._update, "value")
         self._update()
 
@@ -176,12 +175,6 @@ class SamplingPlayer(_Controls):
         self._quiet = True                                         # no change of the user's
         self.offer(self._reel.names())
         self._quiet = False
-
-    def _to_the_end(self):
-        "Turn to the last step of the chosen sample."
-        count = self._reel.count(self.sample.value)
-        self.play.max = self.step.max = count
-        self.step.value = count
 
     def _frame(self, *where) -> bytes: return png_bytes(self._picture(*where), None)
 
