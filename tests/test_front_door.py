@@ -206,15 +206,15 @@ def test_outpaint_keeps_the_known_pixels(pipe):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_pipeline_moves(name):
     "To a device, to the dtype of its forward passes, or both; and back."
-    pipe = from_pretrained(name)
-    before = pipe.codes(["heart"] * 2)
+    pipe, how = from_pretrained(name), dict(labels="heart", steps=5, schedule="even")
+    before = pipe.codes(**how)
     assert pipe.to("cpu", torch.bfloat16) is pipe and "bfloat16" in repr(pipe)
-    half = pipe.codes(["heart"] * 2)
-    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(half, from_pretrained(name).codes(["heart"] * 2))
-    steps = list(pipe.stream(["heart"] * 2))
+    half = pipe.codes(**how)
+    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(half, from_pretrained(name).codes(**how))
+    steps = list(pipe.stream(**how))
     assert torch.equal(steps[-1].codes(), half) and not torch.is_autocast_enabled("cpu")
     assert not torch.equal(half, before)
-    assert torch.equal(pipe.to(torch.float32).codes(["heart"] * 2), before)
+    assert torch.equal(pipe.to(torch.float32).codes(**how), before)
     for wrong in ("moon", "cuda:99", torch.int64):
         with pytest.raises(VgnbError, match="^d(evice|type)="): pipe.to(wrong)
 
