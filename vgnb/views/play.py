@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #12d7a771
+# %% ../../nbs/views/822_play.ipynb #22af8509
 import asyncio
 import base64
 import time
@@ -32,7 +32,7 @@ from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
 from .player import _error_line, _line, draw_moment
 
-# %% ../../nbs/views/822_play.ipynb #e6275b09
+# %% ../../nbs/views/822_play.ipynb #625682af
 @dataclass(frozen=True)
 class Wish:
     "What the controls say; None = the pipeline's own."
@@ -61,7 +61,7 @@ class Wish:
         options = [f"{name}={value!r}" for name, value in {"seed": self.seed, **words}.items()]
         return f"pipe.sample({', '.join([repr(label), *options])})"
 
-# %% ../../nbs/views/822_play.ipynb #09a9843a
+# %% ../../nbs/views/822_play.ipynb #5ffccce7
 class _Latest:
     "Carries out the latest wish, a slice at a time."
     def __init__(self,
@@ -102,7 +102,7 @@ class _Latest:
         for _ in self.work(wish): pass
         self.done = wish
 
-# %% ../../nbs/views/822_play.ipynb #5b48c740
+# %% ../../nbs/views/822_play.ipynb #8427e3cf
 _LOOK = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}}
 
 def _slider(name:str, low, high, value, **more):
@@ -132,7 +132,7 @@ def _offered(pipe:Pipeline) -> tuple[list, list]:
     schedules = [s.schedule] if singly else list(SCHEDULES)
     return orders, [(name, name) for name in schedules]
 
-# %% ../../nbs/views/822_play.ipynb #018f825a
+# %% ../../nbs/views/822_play.ipynb #ad7f2d9c
 class _Choosers:
     "The widgets that say what is wished for, named as the fields of `Wish`."
     names = tuple(f.name for f in fields(Wish))
@@ -174,7 +174,7 @@ class _Choosers:
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said)
 
-# %% ../../nbs/views/822_play.ipynb #0dd128cf
+# %% ../../nbs/views/822_play.ipynb #c62695df
 def _number(pick, name:str, default):
     "A pick's field, if it is a number (a ramp is none)."
     value = getattr(pick, name, default)
@@ -186,7 +186,7 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #e0867edc
+# %% ../../nbs/views/822_play.ipynb #46ea04de
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
@@ -208,7 +208,7 @@ class _Frames:
             self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
-# %% ../../nbs/views/822_play.ipynb #95fde1a1
+# %% ../../nbs/views/822_play.ipynb #82ea934e
 class _Stage(_Choosers):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
@@ -241,7 +241,7 @@ class _Stage(_Choosers):
         still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
         return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
-# %% ../../nbs/views/822_play.ipynb #3157f08d
+# %% ../../nbs/views/822_play.ipynb #3f558598
 class LiveSampler(_Stage):
     "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
     def __init__(self,
@@ -291,7 +291,7 @@ class LiveSampler(_Stage):
         except Exception as e:
             self._fail(e)
 
-# %% ../../nbs/views/822_play.ipynb #c5ffb871
+# %% ../../nbs/views/822_play.ipynb #e201926e
 @patch
 def _show(self:LiveSampler, frames:_Frames) -> float:
     "Put a run on the stage; returns the time."
@@ -332,7 +332,7 @@ def snapshot(self:LiveSampler) -> Image.Image:
     self.settle()
     return self.frames.picture(self.shown.value, self.by.value)
 
-# %% ../../nbs/views/822_play.ipynb #3108b78e
+# %% ../../nbs/views/822_play.ipynb #905ccf9d
 def play(
     pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, or what `from_pretrained` takes
     label=None,                             # the class to begin with
