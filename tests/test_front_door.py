@@ -134,8 +134,9 @@ def test_what_is_no_class_is_refused_by_name(pipe, label):
 
 def test_a_class_named_by_a_number_is_found_by_its_name(raster):
     named = Pipeline(raster.tokenizer, raster.generator, raster.sampling, ["10", "2", "7", *"abcdefg"])
-    assert named.condition("2").labels.tolist() == [1] and named.condition(2).labels.tolist() == [2]
-    with pytest.raises(BadInput, match="label='3'"): named.condition("3")
+    assert named.condition(["2", "7", "10"]).labels.tolist() == [1, 2, 0]
+    assert named.condition([2, "3"]).labels.tolist() == [2, 3]
+    with pytest.raises(BadInput, match="label=12"): named.condition("12")
 
 
 # ---- calls

@@ -35,7 +35,7 @@ from .shipped import shipped, shipped_folder
 from .tokenizers.pictures import codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 
-# %% ../nbs/710_pipeline.ipynb #cc1e0805
+# %% ../nbs/710_pipeline.ipynb #835f8cf2
 class _Named:
     "The methods that are patched into `Pipeline`, for completion."
     condition:Callable
@@ -103,7 +103,7 @@ class Pipeline(_Named):
         while len(self._samplers) > 4: self._samplers.pop(next(iter(self._samplers)))
         return found
 
-# %% ../nbs/710_pipeline.ipynb #d4ff7355
+# %% ../nbs/710_pipeline.ipynb #6f5f6f96
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     try: torch.empty(1, device=device)
@@ -140,7 +140,7 @@ def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
         if step is None: return
         yield step
 
-# %% ../nbs/710_pipeline.ipynb #0bc14211
+# %% ../nbs/710_pipeline.ipynb #49a48622
 def class_ids(
     labels,                    # a class or several: names, numbers, None = no class
     names:Sequence[str]=(),    # of the classes, in the order of their ids
@@ -169,13 +169,11 @@ def _class_id(label, names:list[str], classes:int, null:int|None) -> int:
         check(null is not None, "label", None, "must be a class: this generator was trained with one for every picture")
         return null
 
-    if isinstance(label, str):
-        numbered = not any(name.isdecimal() for name in names)
-        is_number = numbered and label.isdecimal() and label not in names
-        if not is_number: return names.index(check_choice("label", label, names))
-        label = int(label)
     if hasattr(label, "item"): label = label.item()
-    return check_int("label", label, 0, classes - 1)
+    if isinstance(label, str) and (label in names or not label.isdecimal()):
+        return names.index(check_choice("label", label, names))
+    number = int(label) if isinstance(label, str) else label
+    return check_int("label", number, 0, classes - 1)
 
 # %% ../nbs/710_pipeline.ipynb #3bd1f423
 @patch
@@ -259,7 +257,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #1560bd14
+# %% ../nbs/710_pipeline.ipynb #9f3a3987
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -339,7 +337,7 @@ def painting(self:Pipeline,
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #b315cdca
+# %% ../nbs/710_pipeline.ipynb #01a1c095
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
@@ -404,7 +402,7 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #88045f73
+# %% ../nbs/710_pipeline.ipynb #05a686eb
 def _count(module) -> int:
     "Its parameters."
     return sum(p.numel() for p in module.parameters())
@@ -441,7 +439,7 @@ def __repr__(self:Pipeline):
     shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
-# %% ../nbs/710_pipeline.ipynb #eae74f5e
+# %% ../nbs/710_pipeline.ipynb #1d0dc474
 @patch
 def _four(self:Pipeline) -> str:
     "Four samples as an HTML picture, or the reason why there is none."
