@@ -7,6 +7,7 @@ import asyncio
 import base64
 import inspect
 import io
+import pydoc
 import re
 import shutil
 import subprocess
@@ -82,7 +83,9 @@ def test_whatever_is_offered_is_there():
 
 
 def test_help_is_a_short_tour():
-    text = fresh("import pydoc, vgnb\nprint(pydoc.plain(pydoc.render_doc(vgnb)))")
+    import vgnb
+
+    text = pydoc.plain(pydoc.render_doc(vgnb))
     assert "What to type first" in text and 'vgnb.from_pretrained("tiny-randar")' in text
     assert len(text.splitlines()) < 120
 
@@ -208,14 +211,15 @@ def test_outpaint_keeps_the_known_pixels(pipe):
 def test_a_pipeline_moves(name):
     "To a device, to the dtype of its forward passes, or both; and back."
     pipe, how = from_pretrained(name), dict(labels="heart", steps=5, schedule="even")
-    before = pipe.codes(**how)
+    def logits(): return next(pipe.stream(**how, keep=("logits",))).kept["logits"][0]
+    before, exact = pipe.codes(**how), logits()
     assert pipe.to("cpu", torch.bfloat16) is pipe and "bfloat16" in repr(pipe)
     half = pipe.codes(**how)
     with torch.autocast("cpu", torch.bfloat16): assert torch.equal(half, from_pretrained(name).codes(**how))
     steps = list(pipe.stream(**how))
     assert torch.equal(steps[-1].codes(), half) and not torch.is_autocast_enabled("cpu")
-    assert not torch.equal(half, before)
-    assert torch.equal(pipe.to(torch.float32).codes(**how), before)
+    assert not torch.equal(logits(), exact)
+    assert torch.equal(pipe.to(torch.float32).codes(**how), before) and torch.equal(logits(), exact)
     for wrong in ("moon", "cuda:99", torch.int64):
         with pytest.raises(VgnbError, match="^d(evice|type)="): pipe.to(wrong)
 
@@ -280,22 +284,19 @@ def test_a_sample_is_the_same_at_any_batch_size(pipes, name, dtype):
 
 def test_the_strict_form_runs_one_shape(pipe):
     "What jobs use: every micro-batch is full, so that no kernel sees another shape."
-    for labels in ([6], [6] * 3):
-        assert {step.computed for step in pipe.stream(labels, min_rows=50)} == {50}
+    assert {step.computed for step in pipe.stream([6] * 3, min_rows=50, steps=3)} == {50}
     by_count = [next(pipe.stream([6] * count)).computed for count in (1, 4, 5, 9, 17, 33, 50)]
     assert by_count == [4, 4, 8, 16, 32, 50, 50]
-    sizes = [step.computed for step in pipe.stream([6] * 53) if step.clock.step == 0]
-    assert sizes == [50, 4]
+    assert [step.computed for step in pipe.stream([6] * 53, steps=1)] == [50, 4]
 
 
 def test_one_picture_costs_one_picture(pipe):
     def seconds(**how):
-        pipe.sample("heart", **how)
         began = time.process_time()
-        pipe.sample("heart", seed=1, **how)
+        pipe.sample("heart", seed=1, steps=6, **how)
         return time.process_time() - began
 
-    assert seconds() < seconds(min_rows=50) / 2
+    assert min(seconds(), seconds()) < seconds(min_rows=50) / 2
 
 
 # ---- play
@@ -418,6 +419,6 @@ def test_the_first_picture_comes_soon(pipes, name):
         return time.process_time() - began
 
     made = []
-    assert min(seconds(lambda: made.append(pipes[name].play("star"))) for _ in range(3)) <= 0.25
+    assert min(seconds(lambda: made.append(pipes[name].play("star"))) for _ in range(2)) <= 0.25
     def change(): made[0].seed.value += 1
     assert min(seconds(change) for _ in range(3)) <= 0.25
