@@ -17,6 +17,7 @@ from ..core import check, check_choice, check_float, check_int
 from ..data.shapes import Shapes
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from .player import with_tooltips
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
 def _through(tokenizer, x:torch.Tensor) -> torch.Tensor:
@@ -90,7 +91,7 @@ class _Controls:
         self.text = widgets.Label()
         chosen = [self.choice, self.tokenizer] if len(tokenizers) > 1 else [self.choice]
         rows = [chosen, [self.share, self.how, self.error]]
-        self.box = widgets.VBox([*map(widgets.HBox, rows), self.image, self.text])
+        self.box = with_tooltips(widgets.VBox([*map(widgets.HBox, rows), self.image, self.text]))
 
     def _ipython_display_(self):
         from IPython.display import display
@@ -145,7 +146,7 @@ class ReconstructionDesk(_Controls):
         return draw_desk(*self._pair(), share=self.share.value / 100, how=self.how.value, error=self.error.value,
                          worst=self.worst, side=self.side, title=self._label(self.choice.value))
 
-# %% ../../nbs/views/810_desk.ipynb #6d0ea276
+# %% ../../nbs/views/810_desk.ipynb #b6aec3cb
 def desk(
     tokenizers,        # a tokenizer, a function (see `reconstruct`), a pipeline, or {name: such}
     images=None,       # anything `to_pixels` takes; None = eight drawn shapes

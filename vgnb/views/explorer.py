@@ -20,6 +20,7 @@ from ..core import BadInput, check, check_choice, check_int
 from ..figures import TONES, plain_text
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
+from .player import with_tooltips
 from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
 
 # %% ../../nbs/views/820_explorer.ipynb #40d68a87
@@ -209,7 +210,7 @@ class _Screen(_SharedControls):
         self.left, self.right, self.side = left, right, side
         self.note = widgets.HTML(value=note)
         panels = widgets.HBox([left.box, right.box], layout={"flex_flow": "row wrap"})
-        self.box = widgets.VBox([*self._rows(), panels, self.note])
+        self.box = with_tooltips(widgets.VBox([*self._rows(), panels, self.note]))
         self.refresh()
 
     def _panels(self) -> list[_Panel]: return [self.left, self.right][:1 + self.second.value]

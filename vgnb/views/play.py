@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #22af8509
+# %% ../../nbs/views/822_play.ipynb #8e2c5645
 import asyncio
 import base64
 import time
@@ -30,9 +30,9 @@ from ..pipeline import Pipeline, class_ids, from_pretrained
 from ..sampling.guidance import CFG
 from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
-from .player import _error_line, _line, draw_moment
+from .player import _error_line, _line, draw_moment, with_tooltips
 
-# %% ../../nbs/views/822_play.ipynb #625682af
+# %% ../../nbs/views/822_play.ipynb #5e7b4607
 @dataclass(frozen=True)
 class Wish:
     "What the controls say; None = the pipeline's own."
@@ -61,7 +61,7 @@ class Wish:
         options = [f"{name}={value!r}" for name, value in {"seed": self.seed, **words}.items()]
         return f"pipe.sample({', '.join([repr(label), *options])})"
 
-# %% ../../nbs/views/822_play.ipynb #5ffccce7
+# %% ../../nbs/views/822_play.ipynb #06b5f7c9
 class _Latest:
     "Carries out the latest wish, a slice at a time."
     def __init__(self,
@@ -102,7 +102,7 @@ class _Latest:
         for _ in self.work(wish): pass
         self.done = wish
 
-# %% ../../nbs/views/822_play.ipynb #8427e3cf
+# %% ../../nbs/views/822_play.ipynb #4352b29c
 _LOOK = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}}
 
 def _slider(name:str, low, high, value, **more):
@@ -132,7 +132,7 @@ def _offered(pipe:Pipeline) -> tuple[list, list]:
     schedules = [s.schedule] if singly else list(SCHEDULES)
     return orders, [(name, name) for name in schedules]
 
-# %% ../../nbs/views/822_play.ipynb #ad7f2d9c
+# %% ../../nbs/views/822_play.ipynb #c56114f3
 class _Choosers:
     "The widgets that say what is wished for, named as the fields of `Wish`."
     names = tuple(f.name for f in fields(Wish))
@@ -174,7 +174,7 @@ class _Choosers:
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said)
 
-# %% ../../nbs/views/822_play.ipynb #c62695df
+# %% ../../nbs/views/822_play.ipynb #5eeb749c
 def _number(pick, name:str, default):
     "A pick's field, if it is a number (a ramp is none)."
     value = getattr(pick, name, default)
@@ -186,7 +186,7 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #46ea04de
+# %% ../../nbs/views/822_play.ipynb #4c514d88
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
@@ -208,7 +208,7 @@ class _Frames:
             self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
-# %% ../../nbs/views/822_play.ipynb #82ea934e
+# %% ../../nbs/views/822_play.ipynb #241a1ea1
 class _Stage(_Choosers):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
@@ -222,7 +222,7 @@ class _Stage(_Choosers):
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         left = widgets.VBox(self.all)
         right = widgets.VBox([self.image, self.shown, self.by, self.text, self.busy])
-        self.box = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        self.box = with_tooltips(widgets.HBox([left, right], layout={"flex_flow": "row wrap"}))
 
     def say(self, words:str, call:str="", alarm:bool=False):
         "Words below the picture, and the call that makes it."
@@ -241,7 +241,7 @@ class _Stage(_Choosers):
         still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
         return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
-# %% ../../nbs/views/822_play.ipynb #3f558598
+# %% ../../nbs/views/822_play.ipynb #c6f285a8
 class LiveSampler(_Stage):
     "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
     def __init__(self,
@@ -291,7 +291,7 @@ class LiveSampler(_Stage):
         except Exception as e:
             self._fail(e)
 
-# %% ../../nbs/views/822_play.ipynb #e201926e
+# %% ../../nbs/views/822_play.ipynb #25c35c71
 @patch
 def _show(self:LiveSampler, frames:_Frames) -> float:
     "Put a run on the stage; returns the time."
@@ -332,7 +332,7 @@ def snapshot(self:LiveSampler) -> Image.Image:
     self.settle()
     return self.frames.picture(self.shown.value, self.by.value)
 
-# %% ../../nbs/views/822_play.ipynb #905ccf9d
+# %% ../../nbs/views/822_play.ipynb #da96e273
 def play(
     pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, or what `from_pretrained` takes
     label=None,                             # the class to begin with
