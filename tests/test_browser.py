@@ -80,6 +80,15 @@ busy = 60
 """)
 
 
+PLAY = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-randar")
+live = pipe.play("heart")
+live
+"""
+
+
 def _free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -92,7 +101,7 @@ def lab(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("lab")
     root = tmp / "root"
     root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER)):
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY])):
         (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     env = {**os.environ, **{name: str(tmp / name.lower()) for name in names}, "OMP_NUM_THREADS": "1"}
@@ -159,6 +168,8 @@ def opened(lab, chromium, name: str):
         run(page, "notebook:run-all-cells")
         page.locator(".jp-OutputArea-output .widget-image").first.wait_for(timeout=60_000)
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        nameless = page.locator('.jp-OutputArea-output [title="null"]').evaluate_all("es => es.map(e => e.outerHTML)")
+        assert not nameless, nameless
         yield page
         assert not errors, errors
     finally: page.close()
@@ -187,18 +198,22 @@ def changed(page, before: str, n: int = 0) -> str:
 
 def test_sampling_player(chromium, lab, tmp_path):
     with opened(lab, chromium, "player") as page:
-        page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=20_000)
+        page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=20_000)              # finished
+        page.get_by_text("colour").first.wait_for(timeout=5_000)
         first = shown(page)
         handle = page.locator(".noUi-handle").first
         handle.focus()
-        page.keyboard.press("ArrowRight")
-        page.get_by_text("step 2 of 6").wait_for(timeout=10_000)
+        page.keyboard.press("ArrowLeft")
+        page.get_by_text("step 5 of 6").wait_for(timeout=10_000)
         second = changed(page, first)
         assert options(page, 0) == ["0 one", "1 <img src=x onerror=document.title=1>", "2 $\\frac$", "3 four"]
         page.locator(".jp-OutputArea-output select").first.select_option(index=1)
         other = changed(page, second)
         page.get_by_role("button", name="confidence").click()
         changed(page, other)
+        handle.focus()
+        page.keyboard.press("Home")
+        page.get_by_text("step 1 of 6 · 10 of 64 tokens").wait_for(timeout=10_000)
         page.locator(".jupyter-widgets.widget-play button, .widget-play button").first.click()  # play runs to the end
         page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=15_000)
         page.locator(".jp-OutputArea-output:has(.widget-vbox)").first.screenshot(path=tmp_path / "player.png")
@@ -284,3 +299,52 @@ def test_order_explorer(chromium, lab, tmp_path):
         says("step 9 of 9, finished · 64 of 64 cells")
         says("step 6 of 6, finished · 64 of 64 cells")
         assert (tmp_path / "explorer.png").stat().st_size > 20_000
+
+
+def test_play(chromium, lab, tmp_path):
+    "The sampler, live: a picture at once, another class, a slider that is dragged, a step of the run."
+    with opened(lab, chromium, "play") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        select = output.locator("select")
+        def says(text): output.get_by_text(text).first.wait_for(timeout=20_000)
+        says("step 22 of 22 · 64 of 64 tokens")
+        says("pipe.sample('heart', seed=0)")
+        picture = shown(page)
+
+        select.nth(0).select_option("star")
+        picture = changed(page, picture)
+        says("pipe.sample('star', seed=0)")
+
+        seed = output.locator(".noUi-handle").first
+        box = seed.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        seen = {picture}
+        for k in range(1, 400):
+            page.mouse.move(x + 3 * (k % 30 + 1), y)
+            page.wait_for_timeout(40)
+            seen.add(shown(page))
+            if len(seen) > 2 and k >= 30: break
+        assert len(seen) > 2                                               # it moves while the hand does
+        page.mouse.move(x + 90, y)
+        page.mouse.up()
+        at = int(seed.get_attribute("aria-valuenow").split(".")[0])
+        says(f"pipe.sample('star', seed={at})")                            # and ends where the hand has come to rest
+        assert at > 10 and shown(page) != picture
+        picture = shown(page)
+
+        seed.focus()
+        page.keyboard.press("ArrowRight")
+        says(f"pipe.sample('star', seed={at + 1})")
+        picture = changed(page, picture)
+
+        steps = output.locator(".noUi-handle").last
+        steps.focus()
+        page.keyboard.press("ArrowLeft")
+        says("step 21 of 22")
+        picture = changed(page, picture)
+        output.get_by_role("button", name="confidence").click()
+        changed(page, picture)
+        output.screenshot(path=tmp_path / "play.png")
+        assert (tmp_path / "play.png").stat().st_size > 20_000

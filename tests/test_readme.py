@@ -4,6 +4,7 @@ The Python blocks, the names of scripts, and the commands of the tutorial, run a
 """
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from PIL import Image
 
 from tests.run_scripts import Scripts
 from tests.test_links import notebooks, prose
+from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
+from vgnb.data.transforms import Augment
 from vgnb.generators.raster import RasterTransformer, raster_presets
 from vgnb.pipeline import Pipeline
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.vqgan import vqgan
+from vgnb.training.extract import extract_codes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -68,24 +72,50 @@ def scripts(home):
     runner.close()
 
 
-def test_the_python_blocks_run(home, monkeypatch, capsys):
-    walk, paint, parts = blocks(README, "python")
-    assert 'from_pretrained("runs/quickstart")' in walk
-    assert "guidance=CFG(" in parts
-    assert 'from_pretrained("tiny-randar")' in paint
-    monkeypatch.chdir(home)
-    seen = {}
-    exec(compile(walk, "README.md", "exec"), seen)
-    assert seen["images"].shape == (3, 32, 32, 3)
-    assert seen["images"].dtype == np.uint8
-    assert capsys.readouterr().out.splitlines()[-1] == "15 16"
+# what a reader expects of each Python block, by a word that stands in it
+EXPECTED = {
+    "pipe(\"heart\")": "assert heart.shape == cool.shape == (1, 32, 32, 3) and len(images) == 3",
+    "pipe.play(": "for view in (live, explorer, desk, player): assert view.box and view.snapshot().width > 300",
+    "pipe.edit(": "assert (edited[:, :, :16] == hearts[:, :, :16]).all() and (edited != hearts).any()\n"
+                  "assert (wide[:, :, 16:48] == hearts).all() and large.shape == (1, 48, 48, 3)",
+    "guidance=CFG(": "assert pipe",
+    "runs/quickstart": "assert images.shape == (3, 32, 32, 3) and images.dtype == 'uint8'"}
 
-    exec(compile(paint, "README.md", "exec"), seen)
-    assert seen["wide"].shape == (4, 32, 64, 3)
-    assert seen["large"].shape == (1, 48, 48, 3)
-    assert (seen["edited"][:, :, :16] == seen["hearts"][:, :, :16]).all()
-    assert (seen["edited"] != seen["hearts"]).any()
-    exec(compile(parts, "README.md", "exec"), seen)           # with a pipeline that fills cells in any order
+
+def test_the_python_blocks_run_each_by_itself(home, scripts):
+    "Every block in a namespace and a process of its own, in a folder where the quickstart has been."
+    typed = blocks(README, "python")
+    assert len(typed) == len(EXPECTED)
+    for n, (word, expected) in enumerate(EXPECTED.items()):
+        block = next(block for block in typed if word in block)
+        file = home / f"block_{n}.py"
+        file.write_text(f"{block}\n{expected}\n")
+        done = scripts(str(file))
+        assert done.code == 0, (block, done.err)
+    assert done.out.splitlines()[-1] == "15 16"
+
+
+def test_the_picture_at_the_top_is_made_by_its_command(home, scripts):
+    shown = Image.open(README.parent / re.search(r"!\[[^]]+\]\((\S+\.png)\)", prose(README))[1])
+    done = scripts("front_picture.py", "--out", home / "front.png")
+    assert done.code == 0, done.err
+    made = Image.open(home / "front.png")
+    assert made.size == shown.size and made.mode == shown.mode == "RGB"
+    apart = np.abs(np.asarray(made, int) - np.asarray(shown, int))
+    assert (apart > 8).mean() < 0.01                                   # a font may differ
+
+
+def test_the_module_of_one_s_own_is_known_to_the_scripts(home):
+    "As it stands there: a copy of an example beside the codes, named in the environment."
+    copy, train = [words for words in lines(README) if "my_model" in " ".join(words)]
+    assert copy[0] == "cp" and train[:2] == ["VGNB_RUN_ROOMS=my_model", "python"]
+    shutil.copy(ROOT / copy[1], home / copy[2])
+    pipe = Pipeline.from_pretrained(home / "runs/quickstart")
+    extract_codes(pipe.tokenizer, open_images(home / "photos"), home / "runs/codes", Augment("center", 32), batch=60)
+    runner = Scripts(home, VGNB_RUN_ROOMS="my_model")
+    try: done = runner(Path(train[2]).name, *train[3:], "--dry-run")
+    finally: runner.close()
+    assert done.code == 0 and "table" in done.out, (done.out, done.err)
 
 
 def test_every_file_that_prose_names_is_there():
@@ -133,7 +163,7 @@ def test_the_tutorial_s_commands_run_in_this_order(home, scripts):
 
 def test_other_commands_in_prose_are_accepted(scripts):
     "Whatever else stands in a bash block of README or a page, tried with --dry-run."
-    typed = [words for page in (README, PLAYGROUND) for words in commands(page) if "my-recipe" not in words]
+    typed = [words for page in (README, PLAYGROUND) for words in commands(page) if "shapes-table" not in words]
     assert typed
     for script, *words in typed:
         done = scripts(script, *words, "--dry-run")

@@ -1,1 +1,54 @@
+"""vgnb: discrete visual tokenizers, token generators and samplers.
+
+What to type first:
+
+    import vgnb
+    vgnb.shipped()                               # small trained models that come with the package
+    pipe = vgnb.from_pretrained("tiny-randar")   # one of them, or a folder that you have trained
+    pipe                                         # in a notebook: what it is, and four samples
+    pipe("heart")                                # one image; pipe.sample(["heart", 3], seed=1) two
+    pipe.play()                                  # class, seed, order, steps, guidance ... by hand
+
+What there is:
+
+    from_pretrained, Pipeline   a model in a folder: sample, stream, edit, outpaint, morph, extrapolate
+    shipped                     the models that come along, by name
+    zoo                         published files: vgnb.zoo.load_published(...)
+    open_images                 pictures from folders, tars, shards, data sets
+    play                        a pipeline's controls, and the picture that follows them
+    SamplingPlayer              the steps of one run
+    OrderExplorer               any order and schedule on any grid
+    desk                        pictures and what a tokenizer makes of them
+    board                       a training run while it runs
+
+Every part is a room of its own: vgnb.tokenizers, vgnb.generators, vgnb.sampling, vgnb.training, vgnb.evaluation,
+vgnb.data, vgnb.recipes and vgnb.views. Each is explained by a notebook in nbs/, beginning with nbs/index.ipynb.
+Nothing is imported before it is used.
+"""
+from importlib import import_module as _import_module
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Pipeline": "vgnb.pipeline",
+    "from_pretrained": "vgnb.pipeline",
+    "shipped": "vgnb.shipped",
+    "zoo": "vgnb.zoo",
+    "open_images": "vgnb.data.images",
+    "play": "vgnb.views.play",
+    "SamplingPlayer": "vgnb.views.player",
+    "OrderExplorer": "vgnb.views.explorer",
+    "desk": "vgnb.views.desk",
+    "board": "vgnb.views.board"}
+
+
+def __getattr__(name: str):
+    "What the package offers, imported when it is asked for (PEP 562)."
+    if name not in _HOME: raise AttributeError(f"module 'vgnb' has no attribute {name!r}")
+    try: module = _import_module(_HOME[name])
+    except ModuleNotFoundError as e: raise AttributeError(f"vgnb.{name} cannot be imported: {e}") from e
+    return module if _HOME[name] == f"vgnb.{name}" else getattr(module, name)
+
+
+# No `__all__`: `help(vgnb)` would print the help of all of them instead of the tour above.
+def __dir__() -> list[str]: return [*_HOME, "__doc__", "__version__"]

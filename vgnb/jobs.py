@@ -47,6 +47,7 @@ from .progress import walk
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
+from .sampling.settings import Sampling
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
 def planned_labels(
@@ -200,6 +201,11 @@ class SampleJob:
         self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
 
     @property
+    def sampling(self) -> Sampling:
+        "How tokens are drawn: in full micro-batches only, so that the kernels never see another shape."
+        return self.pipe.settings(min_rows=self.pipe.sampling.rows)
+
+    @property
     def count(self) -> int:
         "Samples."
         return len(self.labels if self.text is None else self.text)
@@ -232,11 +238,12 @@ def plan(self:SampleJob) -> dict:
     caption = {"text": self.text, "mask": self.mask if self.mask is not None else 0}
     plan = dict(tokenizer=digest(self.pipe.tokenizer.state_dict()),
                 generator=digest(self.pipe.generator.state_dict()),
-                sampling=to_json(self.pipe.sampling),
+                sampling=to_json(self.sampling),
                 grid=list(self.pipe.grid.shape),
                 seed=self.seed, size=self.size, part=self.part,
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
+    if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
     self._plan = plan                                               # the weights are hashed once
@@ -338,10 +345,11 @@ def make(self:SampleJob, start:int) -> np.ndarray:
     "Images (b * each, h, w, 3) of the part that begins at id `start`."
     stop = min(start + self.part, self.count)
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
-    if self.what is None: return self.pipe.sample(cond, ids=ids, seed=self.seed, size=self.size)
+    how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)
+    if self.what is None: return self.pipe.sample(cond, **how)
 
     images = picture_of(self.images, ids) if self.what.takes_pictures else None
-    made = self.pipe.apply(self.what.of(ids), cond, images, ids=ids, seed=self.seed, size=self.size)
+    made = self.pipe.apply(self.what.of(ids), cond, images, **how)
     if made.ndim == 4: return made
     return made.swapaxes(0, 1).reshape(-1, *made.shape[2:])         # (k, b, ...): the pictures of a sample in a row
 

@@ -7,6 +7,8 @@ __all__ = ['shipped_root', 'shipped', 'shipped_folder', 'ship_model', 'ship_pipe
 
 # %% ../nbs/705_shipped.ipynb #d1d91b0b
 import copy
+import sys
+import types
 from importlib import resources
 from pathlib import Path
 
@@ -31,6 +33,13 @@ def shipped_folder(
 ) -> Path:
     "The folder of a shipped pipeline."
     return shipped()[check_choice("name", name, tuple(shipped()))]
+
+# %% ../nbs/705_shipped.ipynb #cce39b29
+class _Room(types.ModuleType):
+    "A module that can be called."
+    def __call__(self) -> dict[str, Path]: return shipped()
+
+sys.modules[__name__].__class__ = _Room
 
 # %% ../nbs/705_shipped.ipynb #a40c41e3
 def ship_model(

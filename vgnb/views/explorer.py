@@ -20,6 +20,7 @@ from ..core import BadInput, check, check_choice, check_int
 from ..figures import TONES, plain_text
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
+from .player import with_tooltips
 from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
 
 # %% ../../nbs/views/820_explorer.ipynb #40d68a87
@@ -162,7 +163,8 @@ class _SharedControls:
         wide = {"button_width": "6rem"}
         self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style=wide)
         place = {"width": "8rem", "margin": "0 0.6rem"}
-        self.second = widgets.ToggleButton(value=two, description="second panel", layout=place)
+        tip = "another order and schedule beside the first"
+        self.second = widgets.ToggleButton(value=two, description="second panel", tooltip=tip, layout=place)
         tips = ["the course of fewer steps is finished earlier", "both end together"]
         paces = [("same step", "step"), ("same share", "share")]
         self.pace = widgets.ToggleButtons(options=paces, style=wide, tooltips=tips)
@@ -208,7 +210,7 @@ class _Screen(_SharedControls):
         self.left, self.right, self.side = left, right, side
         self.note = widgets.HTML(value=note)
         panels = widgets.HBox([left.box, right.box], layout={"flex_flow": "row wrap"})
-        self.box = widgets.VBox([*self._rows(), panels, self.note])
+        self.box = with_tooltips(widgets.VBox([*self._rows(), panels, self.note]))
         self.refresh()
 
     def _panels(self) -> list[_Panel]: return [self.left, self.right][:1 + self.second.value]
