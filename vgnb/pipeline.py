@@ -17,26 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image
 from fastcore.meta import delegates
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import Mismatch, Missing, check, check_choice, load_card, save_card
+from .core import BadInput, Mismatch, Missing, check, check_choice, check_int, load_card, save_card
 from .data.sources import find_class
-from .core import BadInput, Mismatch, Missing, check, check_choice, check_int, load_json, save_json
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
-from .sampling.sampler import Sampler, Step
-from .sampling.settings import Sampling
-from .saved import load_model, read_config, save_model
 from .sampling.sampler import Sampler, Step, computed_rows
 from .sampling.settings import Sampling, short_form, spelled
-from .saved import load_model, save_model
+from .saved import load_model, read_config, save_model
 from .shipped import shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
@@ -283,7 +279,7 @@ def decode(self:Pipeline,
     shape:tuple[int, ...]|None=None,     # grid of the codes; None = the pipeline's
 ) -> np.ndarray:                         # (b, h, w, 3) uint8
     "Codes -> images."
-    if size is not None: check_int("size", size, 1)
+    check_size(size)
     ids, s = self._ids(ids, len(codes)), self.sampling
     how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape)
     parts = _micro_batches(len(codes), rows or s.rows, min_rows or s.min_rows)
@@ -368,6 +364,7 @@ def apply(self:Pipeline,
     **kwargs,
 ) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
     "Carry out an application."
+    check_size(size)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
     with tqdm(total=len(painting.ids), desc="sampling", unit="sample", disable=not progress) as bar:
         def seen(step):
