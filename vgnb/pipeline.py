@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import BadInput, Mismatch, Missing, check, check_choice, check_int, load_card, save_card
+from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card
 from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
