@@ -107,6 +107,7 @@ def house_style():
     "A context for drawing in the house style, whatever the caller has set; his own settings come back afterwards."
     return style.context(_RC, after_reset=True)
 
+# %% ../nbs/002_figures.ipynb #bc84f68b
 class _HouseFigure(Figure):
     "A figure that is in house style also when it is drawn later, and that shows itself in a notebook."
     def draw(self, renderer):
@@ -141,7 +142,7 @@ def use_house_style():
     "The house style for the rest of a page: for figures that pyplot makes too, and for PIL pictures as they are shown."
     import matplotlib.pyplot as plt
 
-    plt.switch_backend(mpl.get_backend())    # a notebook's backend sets its own rules for figures when it is first loaded
+    plt.switch_backend(mpl.get_backend())    # loaded now: when it is loaded it sets rules of its own
     page = {"figure.figsize": (7.2, 2.6),
             "figure.dpi": get_settings().notebook.dpi,
             "figure.constrained_layout.use": True,
