@@ -44,7 +44,7 @@ class Options:
     batch: int = 64
     "pictures that are looked at together"
     device: str | None = None
-    "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
+    "where the extractor runs: cpu, cuda, cuda:1; None = an accelerator if there is one"
     is_split: int = 5000
     "samples in a part of the inception score"
     is_shuffle: int | None = None
@@ -52,7 +52,7 @@ class Options:
     kid_subsets: int = 100
     "subsets over which KID is averaged"
     kid_size: int | None = None
-    "pictures in a subset of KID (default 1000, or all of the smaller side)"
+    "pictures in a subset of KID; None = 1000, or all of the smaller side"
     k: int = 3
     "neighbours for precision and recall"
     uint8_rule: str | None = None
@@ -83,7 +83,8 @@ def announce(o: Options, samples, reference, extractor, settings: dict, stored):
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, check_int, run_manifest, save_json
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.measure import check_request, measure

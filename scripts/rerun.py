@@ -82,8 +82,9 @@ def repeat(run: dict, command: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
     from vgnb.core import check, load_json
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    o = typed_cli(Options, args=argv, description=__doc__)
     run = load_json(o.run)
     is_record = isinstance(run, dict) and {"command", "seed", "versions", "cwd"} <= run.keys()
     check(is_record, "run", o.run, "must be a run.json written by vgnb")

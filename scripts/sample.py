@@ -42,13 +42,13 @@ class Source:
     system: str = ""
     "whose published files these are, where their names don't tell"
     ema: bool | None = None
-    "averaged weights: required, refused, or (default) where there are some"
+    "averaged weights: True = required, False = refused, None = where there are some"
     count: int | None = None
-    "how many samples; ids are 0 ... count-1 (default: one for each picture to start from, else 64)"
+    "how many samples; ids are 0 ... count-1; None = one for each picture to start from, else 64"
     labels: Literal["balanced", "random"] = "balanced"
     "classes in turn, or drawn"
     classes: tuple[str, ...] = ()
-    "only these (names or numbers)"
+    "only these (names or numbers); none = all"
     prompts: Path | None = None
     "a text file, one caption a line, for text-conditional generators"
     text_encoder: str = "google/flan-t5-xl"
@@ -61,7 +61,7 @@ class Source:
 
 @dataclass
 class Painting:
-    "Pictures that are there, and larger ones."
+    "Pictures that are there, changed or continued."
     inpaint: str = ""
     "make the marked pixels of these pictures anew: sample i starts from picture i, after the last from the first again"
     mask: str = ""
@@ -71,19 +71,11 @@ class Painting:
     canvas: tuple[int, int] | None = None
     "for --outpaint: height and width of the whole in pixels"
     at: tuple[int, int] | None = None
-    "for --outpaint: row and column of the picture's upper left pixel (default: in the middle)"
+    "for --outpaint: row and column of the picture's upper left pixel; None = in the middle"
     morph: str = ""
     "turn these pictures into the classes asked for; frame by frame, one sample's pictures in a row"
     frames: int | None = None
-    "for --morph: pictures on the way (default: 8)"
-    extrapolate: tuple[int, int] | None = None
-    "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
-    spatial_scale: tuple[float, float] | None = None
-    "for --extrapolate: guidance by the context, at the first and last cell (default: 2.5 2.5; 1 1 = none)"
-    spatial_ratio: float | None = None
-    "for --extrapolate: share of the coarse cells that the blinded branch doesn't see (default: 0.5)"
-    ntk_boundary: int | None = None
-    "rotary frequencies below it go on counting (default for --extrapolate: 2, for --outpaint: training-grid windows)"
+    "for --morph: pictures on the way; None = 8"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
     paste: bool = False
@@ -93,12 +85,25 @@ class Painting:
 
 
 @dataclass
+class Larger:
+    "Pictures of more codes than the generator was trained on."
+    extrapolate: tuple[int, int] | None = None
+    "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
+    spatial_scale: tuple[float, float] | None = None
+    "for --extrapolate: guidance by the context, at the first and last cell; 1 1 = none, None = 2.5 2.5"
+    spatial_ratio: float | None = None
+    "for --extrapolate: share of the coarse cells that the blinded branch doesn't see; None = 0.5"
+    ntk_boundary: int | None = None
+    "rotary frequencies below it go on counting; None = 2 for --extrapolate, training-grid windows for --outpaint"
+
+
+@dataclass
 class Output:
     "Where the images go."
     out: Path = Path("runs/samples.npz")
     "the file of images; its record lies beside it"
     size: int | None = None
-    "side of the images, resized with bicubic interpolation (default: as decoded)"
+    "side of the images, resized with bicubic interpolation; None = as decoded"
     part: int = 64
     "samples a part of the job"
     sheet: Path | None = None
@@ -110,10 +115,11 @@ class Output:
 @dataclass
 class Options:
     "What to sample, and how."
-    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-    painting: Annotated[Painting, tyro.conf.arg(name="")] = field(default_factory=Painting)
-    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
+    painting: tyro.conf.OmitArgPrefixes[Painting] = field(default_factory=Painting)
+    larger: tyro.conf.OmitArgPrefixes[Larger] = field(default_factory=Larger)
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
 def open_part(source: Source, argument: str, device):
@@ -175,12 +181,14 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     from vgnb.core import check, check_int, check_place
+    from vgnb.generators.schedules import SCHEDULES
     from vgnb.jobs import SampleJob, asked_for
     from vgnb.pipeline import saved_sampling
     from vgnb.processes import Processes
     default = Options(sampling=saved_sampling(argv))
-    groups = ("source", "sampling", "painting", "output")
-    o = typed_cli(Options, args=argv, default=default, flat=groups, description=__doc__)
+    groups = ("source", "sampling", "painting", "larger", "output")
+    o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
+                  names={"--schedule": SCHEDULES}, description=__doc__)
     source, output = o.source, o.output
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
@@ -188,7 +196,7 @@ def main(argv: list[str]) -> int:
 
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)
-    what, images, names = asked_for(**asdict(o.painting))
+    what, images, names = asked_for(**asdict(o.painting), **asdict(o.larger))
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
                     what=what, images=images, **asked)

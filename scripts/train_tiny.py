@@ -191,8 +191,9 @@ def generator(o: Options) -> int:
 
 
 def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
     from vgnb.core import check_choice
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    o = typed_cli(Options, args=argv, description=__doc__)
     check_choice("name", o.name, ("tokenizer", *SETTINGS))
     return tokenizer(o) if o.name == "tokenizer" else generator(o)
 

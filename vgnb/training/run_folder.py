@@ -51,7 +51,7 @@ class Run:
     max_skips: int = 20           # stop after so many skipped steps in a row
     tracker: str = "jsonl"        # none, jsonl, tensorboard, wandb or wandb-offline
     compile: bool = False         # torch.compile the modules
-    progress: bool|None = None    # a progress bar (default: if stderr is a terminal)
+    progress: bool|None = None    # a progress bar; None = if stderr is a terminal
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
     mirror: Path|None = None      # slow storage: <mirror>/<name of the run's folder>/checkpoints gets copies
 
