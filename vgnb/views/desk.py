@@ -16,6 +16,7 @@ from PIL import Image
 from ..core import check, check_choice, check_float, check_int
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from .live import Live
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
 def _through(tokenizer, x:torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def draw_desk(
     return tile_sheet([[a, blend(a, b, share, how), last]], [captions], side=side, title=title)
 
 # %% ../../nbs/views/810_desk.ipynb #9fdedc8c
-class _Controls:
+class _Controls(Live):
     "The widgets of a desk."
     def __init__(self, choices:list, tokenizers:list):
         self.choice = widgets.Dropdown(options=choices, description="image")
@@ -90,10 +91,6 @@ class _Controls:
         chosen = [self.choice, self.tokenizer] if len(tokenizers) > 1 else [self.choice]
         rows = [chosen, [self.share, self.how, self.error]]
         self.box = widgets.VBox([*map(widgets.HBox, rows), self.image, self.text])
-
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
 
 # %% ../../nbs/views/810_desk.ipynb #15e9898c
 class ReconstructionDesk(_Controls):
