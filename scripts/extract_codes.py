@@ -42,7 +42,7 @@ class Options:
     compile: bool = False          # compile the encoding; a compiled network may round the last bit differently
     backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
-    ema: bool | None = None        # averaged weights (default: where there are some)
+    ema: bool | None = None        # averaged weights; None = where there are some
     progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
     dry_run: bool = False          # say what would happen, and stop
 

@@ -21,7 +21,7 @@ import torch
 import tyro
 from torch import nn
 
-from ..cli import typed_cli
+from ..cli import folded, typed_cli
 from ..core import Mismatch, check, check_choice, check_int, get_settings, load_json
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
@@ -134,7 +134,7 @@ def help_text(kind:str, doc:str) -> str:
              for name, text in about.items() if text]
     last = ("RECIPE --help explains it and lists its options; a .json file with a recipe (or a run.json) "
             "or RandAR's .yaml will do as well.")
-    return "\n".join([doc.strip(), "", "recipes:", *lines, "", last])
+    return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
 # %% ../../nbs/training/550_commands.ipynb #7f22812f
 def build_tokenizer(
