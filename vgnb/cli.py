@@ -102,9 +102,9 @@ def part_names(
         several = isinstance(value, tuple)
         parts = {f"{name}.{i}": part for i, part in enumerate(value)} if several else {name: value}
         for option, part in parts.items():
-            if not is_dataclass(part): continue
-            if shelf_name := shelf_of(part): found[option] = list(shelves.get(shelf_name, ()))
-            found |= part_names(part, prefix if f.name in flat else f"{option}.")
+            shelf_name = shelf_of(part) or f.metadata.get("shelf")
+            if shelf_name: found[option] = list(shelves.get(shelf_name, ()))
+            if is_dataclass(part): found |= part_names(part, prefix if f.name in flat else f"{option}.")
     return {option: names for option, names in found.items() if names}
 
 # %% ../nbs/010_cli.ipynb #0312d25a
