@@ -43,7 +43,7 @@ class Options:
     backend: str = "inductor"      # of --compile; aot_eager only traces
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights; None = where there are some
-    progress: bool | None = None   # a progress bar (default: if stderr is a terminal)
+    progress: bool | None = None   # a progress bar; None = if stderr is a terminal
     dry_run: bool = False          # say what would happen, and stop
 
 
