@@ -87,7 +87,7 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(tmp, root, **env):
+def started(tmp, root, *words, **env):
     "A JupyterLab of our own over the folder `root`: (address, token). What it needs beside stands in `tmp`."
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
     own = {name: str(tmp / name.lower()) for name in names}
@@ -99,7 +99,7 @@ def started(tmp, root, **env):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
                "--ServerApp.port_retries=0", "--allow-root", f"--IdentityProvider.token={token}",
                "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *words]
     with open(tmp / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=env, cwd=root, stdout=log, stderr=log)
         try:

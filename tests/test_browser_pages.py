@@ -33,15 +33,32 @@ def notebooks(tmp_path_factory) -> Path:
     return Path(shutil.copytree(ROOT / "nbs", place, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs")))
 
 
+def unpictured(file: Path):
+    "Leave a notebook's outputs out: they take a browser most of its time, and nothing here depends on them."
+    page = json.loads(file.read_text())
+    for cell in page["cells"]:
+        if "outputs" in cell: cell["outputs"] = []
+    file.write_text(json.dumps(page))
+
+
 @pytest.fixture(scope="module")
-def sleepy(tmp_path_factory, notebooks):
+def bare(tmp_path_factory, notebooks) -> Path:
+    "The notebooks without their outputs."
+    place = Path(shutil.copytree(notebooks, tmp_path_factory.mktemp("bare") / "nbs"))
+    for page in PAGES: unpictured(place / page)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sleepy(tmp_path_factory, bare):
     "A JupyterLab whose python3 does nothing: it starts at once, and whether Lab asks depends on its name alone."
     tmp = tmp_path_factory.mktemp("sleepy")
     spec = tmp / "jupyter_data_dir" / "kernels" / "python3"
     spec.mkdir(parents=True)
     kernel = {"argv": ["sleep", "600"], "display_name": "sleeper", "language": "python"}
     (spec / "kernel.json").write_text(json.dumps(kernel))
-    with started(tmp, notebooks, JUPYTER_PREFER_ENV_PATH="0") as address: yield address
+    at_once = "--AsyncIOLoopKernelManager.shutdown_wait_time=0.1"        # nobody listens to the request to end
+    with started(tmp, bare, at_once, JUPYTER_PREFER_ENV_PATH="0") as address: yield address
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +67,31 @@ def awake(tmp_path_factory, notebooks):
     with started(tmp_path_factory.mktemp("awake"), notebooks) as address: yield address
 
 
-SEEN = """async path => {
-    const app = window.jupyterapp;
-    const widget = await app.commands.execute("docmanager:open", {path, factory: "Notebook"});
-    await widget.revealed;
-    await widget.sessionContext.ready;
-    const dialogs = [...document.querySelectorAll(".jp-Dialog")].map(d => d.textContent);
-    const found = {dialogs, cells: widget.content.widgets.length, mime: widget.content.codeMimetype,
-                   kernel: widget.sessionContext.session?.kernel?.name ?? null, dirty: widget.model?.dirty};
-    if (!dialogs.length) await widget.sessionContext.shutdown();
-    widget.dispose();
-    return found;
+READY = """() => window.jupyterapp && window.jupyterapp.commands.hasCommand("docmanager:open")
+                  && window.jupyterapp.serviceManager.kernelspecs.specs"""
+SEEN = """async paths => {
+    const app = window.jupyterapp, asked = () => [...document.querySelectorAll(".jp-Dialog")].map(d => d.textContent);
+    const opened = path => app.commands.execute("docmanager:open", {path, factory: "Notebook"});
+    const widgets = await Promise.all(paths.map(opened));
+    const until = Date.now() + 60000, waits = () => widgets.some(w => !w.context.isReady || !w.sessionContext.isReady);
+    while (waits() && !asked().length && Date.now() < until) await new Promise(later => setTimeout(later, 20));
+
+    const found = widgets.map(w => ({cells: w.content.model?.cells.length, mime: w.content.codeMimetype,
+                                     kernel: w.sessionContext.session?.kernel?.name ?? null}));
+    const dialogs = asked();
+    if (!dialogs.length) widgets.forEach(w => { w.sessionContext.shutdown().catch(() => {}); w.dispose(); });
+    return [dialogs, found];
 }"""
+AT_ONCE = 16
+
+
+def seen(page, paths) -> dict[str, dict]:
+    "{path: what Lab made of it} of notebooks opened together; a question of Lab's is a failure."
+    dialogs, found = page.evaluate(SEEN, paths)
+    by_path = dict(zip(paths, found, strict=True))
+    unready = [path for path, one in by_path.items() if not one["kernel"]]
+    assert not dialogs, (dialogs, unready)
+    return by_path
 
 
 def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
@@ -70,12 +100,23 @@ def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
     page.on("pageerror", lambda e: errors.append(str(e)))
     try:
         page.goto(f"{url}/lab?token={token}&reset")
-        page.wait_for_function("() => window.jupyterapp && window.jupyterapp.serviceManager.kernelspecs.specs")
-        for path in PAGES:
-            found = page.evaluate(SEEN, path)
-            assert not found["dialogs"], (path, found)
-            assert found["kernel"] == "python3" and found["cells"] > 1 and "python" in found["mime"], (path, found)
+        page.wait_for_function(READY, timeout=60_000)
+        for first in range(0, len(PAGES), AT_ONCE):
+            for path, found in seen(page, PAGES[first:first + AT_ONCE]).items():
+                assert found["kernel"] == "python3" and found["cells"] > 1 and "python" in found["mime"], (path, found)
         assert not errors, errors
+    finally: page.close()
+
+
+def test_a_notebook_that_names_no_kernel_is_noticed(sleepy, browser, bare):
+    nameless = json.loads((bare / PAGES[0]).read_text()) | {"metadata": {}}
+    (bare / "nameless.ipynb").write_text(json.dumps(nameless))
+    url, token = sleepy
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    try:
+        page.goto(f"{url}/lab?token={token}&reset")
+        page.wait_for_function(READY, timeout=60_000)
+        with pytest.raises(AssertionError, match="Select kernel"): seen(page, ["nameless.ipynb"])
     finally: page.close()
 
 
