@@ -1,6 +1,6 @@
 """Hold our models against the state dicts of published ones: same names, same shapes.
 
-    python scripts/check_manifests.py DIR [--system llamagen]
+    python scripts/check_manifests.py DIR [--system llamagen] [--dry-run]
 
 Every DIR/<system>-<model>.json describes a model in its authors' words (`config`, `upstream_class`) and lists its
 entries (`manifest`: name -> shape). Ours is built on the meta device and exported through its name table. Ends
@@ -25,6 +25,8 @@ class Options:
     "folder with <system>-<model>.json files"
     system: str = "*"
     "only this system (a glob)"
+    dry_run: bool = False
+    "name the manifests, build nothing"
 
 
 def compare(path: Path) -> tuple[str, str]:
@@ -55,9 +57,14 @@ def main(o: Options) -> int:
         print(f"folder={o.folder}: no such folder", file=sys.stderr)
         return 2
 
+    asked = sorted(p for p in o.folder.glob("*.json") if fnmatch.fnmatchcase(p.name.split("-")[0], o.system))
+    if o.dry_run:
+        for path in asked: print(path.stem)
+        print(f"{len(asked)} manifests would be compared")
+        return int(not asked)
+
     count = Counter()
-    asked = (p for p in o.folder.glob("*.json") if fnmatch.fnmatchcase(p.name.split("-")[0], o.system))
-    for path in sorted(asked):
+    for path in asked:
         verdict, why = compare(path)
         count[verdict] += 1
         print(f"{verdict.upper():7} {path.stem}: {why}", flush=True)
@@ -65,4 +72,6 @@ def main(o: Options) -> int:
     return int(bool(count["failed"] or count["missing"] or not count))
 
 
-if __name__ == "__main__": sys.exit(main(tyro.cli(Options, description=__doc__)))
+if __name__ == "__main__":
+    from vgnb.cli import typed_cli
+    sys.exit(main(typed_cli(Options, description=__doc__)))

@@ -1,6 +1,6 @@
 """Run every parity fixture below DIR and compare with its recorded answers.
 
-    python scripts/check_parity.py DIR [--system llamagen] [--case 'vq*'] [--dump OUT]
+    python scripts/check_parity.py DIR [--system llamagen] [--case 'vq*'] [--dump OUT] [--dry-run]
 
 One line a fixture, then `N passed, M failed, K missing`; exit code 0 only when all passed.
 """
@@ -25,6 +25,8 @@ class Options:
     "only cases whose name matches this glob"
     dump: Path | None = None
     "also write what was computed to DUMP/<system>/<case>.safetensors"
+    dry_run: bool = False
+    "name the fixtures, compute nothing"
 
 
 def main(o: Options) -> int:
@@ -33,9 +35,15 @@ def main(o: Options) -> int:
         print(f"folder={o.folder}: no such folder", file=sys.stderr)
         return 2
 
+    fixtures = sorted(o.folder.glob(f"{o.system}/{o.case}.json"))
+    if o.dry_run:
+        for path in fixtures: print(path.relative_to(o.folder).with_suffix(""))
+        print(f"{len(fixtures)} fixtures would be compared")
+        return int(not fixtures)
+
     load_adapters()
     count = Counter()
-    for path in sorted(o.folder.glob(f"{o.system}/{o.case}.json")):
+    for path in fixtures:
         verdict, line = run_case(path, o.dump)
         count[verdict] += 1
         print(line, flush=True)
@@ -43,4 +51,6 @@ def main(o: Options) -> int:
     return int(bool(count["FAIL"] or count["MISSING"] or not count))
 
 
-if __name__ == "__main__": sys.exit(main(tyro.cli(Options, description=__doc__)))
+if __name__ == "__main__":
+    from vgnb.cli import typed_cli
+    sys.exit(main(typed_cli(Options, description=__doc__)))

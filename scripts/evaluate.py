@@ -49,7 +49,7 @@ class Options:
     batch: int = 64
     "pictures that are looked at together"
     device: str | None = None
-    "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
+    "where the extractor runs: cpu, cuda, cuda:1; None = an accelerator if there is one"
     is_split: int = 5000
     "samples in a part of the inception score"
     is_shuffle: int | None = None
@@ -57,7 +57,7 @@ class Options:
     kid_subsets: int = 100
     "subsets over which KID is averaged"
     kid_size: int | None = None
-    "pictures in a subset of KID (default 1000, or all of the smaller side)"
+    "pictures in a subset of KID; None = 1000, or all of the smaller side"
     k: int = 3
     "neighbours for precision and recall"
     uint8_rule: str | None = None
@@ -133,7 +133,8 @@ def progress_of(sides: dict, processes):
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, check_int
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.measure import check_request, measure

@@ -31,7 +31,8 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     from tqdm import tqdm
 
     from vgnb.data.export import contents, export_images, plan_export

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -45,9 +43,9 @@ class Options:
     backend: str = "inductor"      # of --compile; aot_eager only traces
     orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
-    ema: bool | None = None        # averaged weights (default: where there are some)
+    ema: bool | None = None        # averaged weights; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
-    progress: bool | None = None   # a progress bar (default: on a terminal; elsewhere a line now and then)
+    progress: bool | None = None   # a progress bar; None = on a terminal, elsewhere a line now and then
     dry_run: bool = False          # say what would happen, and stop
 
 
@@ -64,7 +62,8 @@ def chosen_views(o: Options):
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, write_run
     from vgnb.data.images import open_images
     from vgnb.data.text import Captions

@@ -57,15 +57,16 @@ class Options:
     max_bad: int = 0
     "unreadable pictures to leave out and list before one stops the run"
     device: str | None = None
-    "where the extractor runs: cpu, cuda, cuda:1 (default: an accelerator if there is one)"
+    "where the extractor runs: cpu, cuda, cuda:1; None = an accelerator if there is one"
     progress: bool | None = None
-    "a progress bar (default: on a terminal; elsewhere a line now and then)"
+    "a progress bar; None = on a terminal, elsewhere a line now and then"
     dry_run: bool = False
     "open everything, say what would be looked at, stop"
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check_place, digest_file, run_manifest, save_card
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.reference import extract_reference, reference_plan

@@ -266,4 +266,6 @@ def main(o: Options) -> int:
     return 0
 
 
-if __name__ == "__main__": sys.exit(main(tyro.cli(Options, description=__doc__)))
+if __name__ == "__main__":
+    from vgnb.cli import typed_cli
+    sys.exit(main(typed_cli(Options, description=__doc__)))

@@ -12,8 +12,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -22,15 +20,15 @@ sys.path.insert(0, str(ROOT))
 class Options:
     "What to run the walk on."
     data: str = ""
-    "images: a folder, x.tar, wds://..., datasets://... (default: shapes)"
+    "images: a folder, x.tar, wds://..., datasets://...; '' = the drawn shapes"
     out: Path = Path("runs/quickstart")
     "where everything goes"
     count: int = 1000
     "how many images to sample"
     tokenizer_steps: int | None = None
-    "training steps of the tokenizer (default: the recipe's)"
+    "training steps of the tokenizer; None = the recipe's"
     generator_steps: int | None = None
-    "training steps of the generator (default: the recipe's)"
+    "training steps of the generator; None = the recipe's"
     seed: int = 0
     "all draws count from it"
     max_bad: int = 0
@@ -286,8 +284,9 @@ def say(o: Options, out: Path, m: dict, seconds: float):
 
 
 if __name__ == "__main__":
+    from vgnb.cli import typed_cli
     from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
+    try: sys.exit(main(typed_cli(Options, description=__doc__)))
     except VgnbError as e:
         print(e, file=sys.stderr)
         sys.exit(2)

@@ -117,8 +117,9 @@ def repeat(run: dict, command: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
     from vgnb.core import check, load_card
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    o = typed_cli(Options, args=argv, description=__doc__)
     run = load_card(o.run, "run")
     is_record = {"command", "seed", "versions", "cwd", "device"} <= run.keys()
     check(is_record, "run", o.run, "must be a run.json written by vgnb")

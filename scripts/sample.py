@@ -46,13 +46,13 @@ class Source:
     generator_system: str = ""
     "whose published file the generator is, where its name doesn't tell"
     ema: bool | None = None
-    "averaged weights: required, refused, or (default) where there are some"
+    "averaged weights: True = required, False = refused, None = where there are some"
     count: int | None = None
-    "how many samples; ids are 0 ... count-1 (default: one for each picture to start from, else 64)"
+    "how many samples; ids are 0 ... count-1; None = one for each picture to start from, else 64"
     labels: Literal["balanced", "random"] = "balanced"
     "classes in turn, or drawn"
     classes: tuple[str, ...] = ()
-    "only these: names, or numbers where no class has that name"
+    "only these: names, or numbers where no class has that name; none = all"
     prompts: Path | None = None
     "a text file, one caption a line, for text-conditional generators"
     text_encoder: str = "google/flan-t5-xl"
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass
 class Painting:
-    "Pictures that are there, and larger ones."
+    "Pictures that are there, changed or continued."
     inpaint: str | None = None
     "make the marked pixels of these pictures anew: sample i starts from picture i, after the last from the first again"
     mask: str | None = None
@@ -75,33 +75,38 @@ class Painting:
     canvas: tuple[int, int] | None = None
     "for --outpaint: height and width of the whole in pixels"
     at: tuple[int, int] | None = None
-    "for --outpaint: row and column of the picture's upper left pixel (default: in the middle)"
+    "for --outpaint: row and column of the picture's upper left pixel; None = in the middle"
     morph: str | None = None
     "turn these pictures into the classes asked for; frame by frame, one sample's pictures in a row"
     frames: int | None = None
-    "for --morph: pictures on the way (default: 8)"
+    "for --morph: pictures on the way; None = 8"
     morph_order: str | None = None
-    "for --morph: in which order the region grows (default: halton, everywhere at once; spiral-out: from the middle)"
+    "for --morph: in which order the region grows; spiral-out: from the middle; None = halton, everywhere at once"
     afresh: bool = False
     "for --morph: make the whole region anew in each picture"
-    extrapolate: tuple[int, int] | None = None
-    "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
-    spatial_scale: tuple[float, float] | None = None
-    "for --extrapolate: guidance by the context, at the first and last cell (default: 2.5 2.5; 1 1 = none)"
-    spatial_ratio: float | None = None
-    "for --extrapolate: share of the coarse cells that the blinded branch doesn't see (default: 0.5)"
-    ntk_boundary: int | None = None
-    "rotary frequencies below it go on counting (default for --extrapolate: 2, for --outpaint: training-grid windows)"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
     paste: bool = False
     "put the known pixels back as they were"
     seam: int | None = None
-    "for --paste: pixels around the mask in which old and new are mixed (default: 0)"
+    "for --paste: pixels around the mask in which old and new are mixed; None = 0"
 
     def given(self) -> dict:
         "The options as `asked_for` takes them: None is what was not asked for, and so is a flag that is off."
         return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None}
+
+
+@dataclass
+class Larger:
+    "Pictures of more codes than the generator was trained on."
+    extrapolate: tuple[int, int] | None = None
+    "code grid (height width, in cells) larger than the generator's: a coarse picture first, then the cells between"
+    spatial_scale: tuple[float, float] | None = None
+    "for --extrapolate: guidance by the context, at the first and last cell; 1 1 = none, None = 2.5 2.5"
+    spatial_ratio: float | None = None
+    "for --extrapolate: share of the coarse cells that the blinded branch doesn't see; None = 0.5"
+    ntk_boundary: int | None = None
+    "rotary frequencies below it go on counting; None = 2 for --extrapolate, training-grid windows for --outpaint"
 
 
 @dataclass
@@ -110,7 +115,7 @@ class Output:
     out: Path = Path("runs/samples.npz")
     "the file of images; its record lies beside it"
     size: int | None = None
-    "side of the images, resized with bicubic interpolation (default: as decoded)"
+    "side of the images, resized with bicubic interpolation; None = as decoded"
     part: int = 64
     "samples a part of the job"
     sheet: Path | None = None
@@ -124,10 +129,11 @@ class Output:
 @dataclass
 class Options:
     "What to sample, and how."
-    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    source: tyro.conf.OmitArgPrefixes[Source] = field(default_factory=Source)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-    painting: Annotated[Painting, tyro.conf.arg(name="")] = field(default_factory=Painting)
-    output: Annotated[Output, tyro.conf.arg(name="")] = field(default_factory=Output)
+    painting: tyro.conf.OmitArgPrefixes[Painting] = field(default_factory=Painting)
+    larger: tyro.conf.OmitArgPrefixes[Larger] = field(default_factory=Larger)
+    output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
 def open_part(source: Source, argument: str, device):
@@ -191,13 +197,15 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
 def main(argv: list[str]) -> int:
     from vgnb.cli import first_look, typed_cli
     from vgnb.core import check, check_int, check_place
+    from vgnb.generators.schedules import SCHEDULES
     from vgnb.jobs import SampleJob, asked_for
     from vgnb.pipeline import named_pipeline, saved_sampling
     from vgnb.processes import Processes
-    groups = ("source", "sampling", "painting", "output")
+    groups = ("source", "sampling", "painting", "larger", "output")
     named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
     default = Options(sampling=saved_sampling(named))
-    o = typed_cli(Options, args=argv, default=default, flat=groups, description=__doc__)
+    o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
+                  names={"--schedule": SCHEDULES}, description=__doc__)
     source, output = o.source, o.output
     check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
     if source.count is not None: check_int("count", source.count, 1)
@@ -206,7 +214,7 @@ def main(argv: list[str]) -> int:
 
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)
-    what, images, names = asked_for(**o.painting.given())
+    what, images, names = asked_for(**o.painting.given(), **asdict(o.larger))
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
                     what=what, images=images, overwrite=output.overwrite, **asked)

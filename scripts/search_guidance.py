@@ -54,7 +54,7 @@ class Options:
     seed: int = 0
     "all draws count from it"
     size: int | None = None
-    "side of the images (default: as decoded)"
+    "side of the images; None = as decoded"
     reference_size: int | None = None
     "centre-crop pictures of a folder or source to this side"
     batch: int = 64
@@ -62,9 +62,9 @@ class Options:
     part: int = 64
     "images a part of a sampling job"
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-    "how tokens are drawn (default: as the pipeline was saved)"
+    "how tokens are drawn; what is not given is as the pipeline was saved"
     ema: bool | None = None
-    "averaged weights: required, refused, or (default) where there are some"
+    "averaged weights: True = required, False = refused, None = where there are some"
     keep_samples: bool = False
     "keep the images of every scale"
     dry_run: bool = False
@@ -74,10 +74,12 @@ class Options:
 def main(argv: list[str]) -> int:
     from vgnb.cli import first_look, typed_cli
     from vgnb.core import check
+    from vgnb.generators.schedules import SCHEDULES
     from vgnb.pipeline import named_pipeline, saved_sampling
     named = named_pipeline(argv, first_look(Options, argv, Options("", ""), ("sampling",)).pipeline)
     usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(named))
-    o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), description=__doc__)
+    o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), names={"--schedule": SCHEDULES},
+                  description=__doc__)
     check(o.pipeline == named, "pipeline", o.pipeline, "must be the first word: the others depend on it")
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -39,7 +38,8 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(1)
     print(f"{o.recipe}\n-> {o.out}")
     if o.dry_run: return 0

@@ -193,9 +193,10 @@ def generator(o: Options) -> int:
 
 
 def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
     from vgnb.core import check_choice
     from vgnb.places import check_vacant, locked_file
-    o = tyro.cli(Options, args=argv, description=__doc__)
+    o = typed_cli(Options, args=argv, description=__doc__)
     check_choice("name", o.name, ("tokenizer", *SETTINGS))
     work = tokenizer if o.name == "tokenizer" else generator
     if o.dry_run: return work(o)

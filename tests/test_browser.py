@@ -17,7 +17,7 @@ import urllib.request
 
 import pytest
 
-from tests.test_style import notebook
+from tests.test_style import ROOT, notebook
 
 pytestmark = pytest.mark.browser
 
@@ -95,16 +95,12 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "A JupyterLab of our own: (address, token). Ends with the module."
-    tmp = tmp_path_factory.mktemp("lab")
-    root = tmp / "root"
-    root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY])):
-        (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
+@contextlib.contextmanager
+def started(tmp, root, *words, **env):
+    "A JupyterLab of our own over the folder `root`: (address, token). What it needs beside stands in `tmp`."
     names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
-    env = {**os.environ, **{name: str(tmp / name.lower()) for name in names}, "OMP_NUM_THREADS": "1"}
+    own = {name: str(tmp / name.lower()) for name in names}
+    env = {**os.environ, **own, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env}
     news = tmp / "jupyter_config_dir" / "labconfig" / "page_config.json"
     news.parent.mkdir(parents=True)
     news.write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
@@ -112,7 +108,7 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
                "--ServerApp.port_retries=0", "--allow-root", f"--IdentityProvider.token={token}",
                "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", *words]
     with open(tmp / "lab.log", "w") as log:
         server = subprocess.Popen(command, env=env, cwd=root, stdout=log, stderr=log)
         try:
@@ -133,7 +129,18 @@ def lab(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def chromium():
+def lab(tmp_path_factory):
+    "A JupyterLab with the widgets' pages: (address, token). Ends with the module."
+    tmp = tmp_path_factory.mktemp("lab")
+    root = tmp / "root"
+    root.mkdir()
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY])):
+        (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
+    with started(tmp, root) as address: yield address
+
+
+@contextlib.contextmanager
+def browsing():
     "A browser; a missing one is a failure that says how to install it."
     try: playwright = importlib.import_module("playwright.sync_api")
     except ImportError: pytest.fail("the browser tests need playwright: pip install playwright", pytrace=False)
@@ -144,6 +151,11 @@ def chromium():
                                     args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browsing() as browser: yield browser
 
 
 def run(page, command: str):

@@ -252,6 +252,7 @@ def curves_figure(
     *, x:str="step",
     keep:float=.9,  # weight of the past in the running mean; 0 = none
     log:tuple=(),   # keys on a logarithmic axis
+    exact:tuple=("lr", "learning_rate"), # keys that are not smoothed: what was set, not measured
     columns:int=3,
 ) -> Figure:
     "One panel per quantity, one colour per run; the last running mean stands above the panel."
@@ -270,7 +271,8 @@ def curves_figure(
         for ax in axes.flat[len(keys):]: ax.set_axis_off()
         for ax, key in zip(axes.flat, keys):
             _panel(ax, key, x)
-            lines = [_curve(ax, records, x, key, i, keep) for i, records in enumerate(runs.values())]
+            mean = 0 if key in exact else keep
+            lines = [_curve(ax, records, x, key, i, mean) for i, records in enumerate(runs.values())]
             _last_values(ax, key, lines)
             _scale_y(ax, key in log)
             _round_ticks(ax.xaxis)

@@ -30,6 +30,8 @@ def to_image(picture) -> Image.Image:
     "A figure or PIL image as an RGB image."
     if isinstance(picture, Image.Image): return upright(picture).convert("RGB")
     check(isinstance(picture, Figure), "picture", type(picture).__name__, "must be a matplotlib Figure or a PIL image")
+    for ax in picture.axes:
+        if ax.images: ax.grid(False)    # lines across a picture would be read as part of it
     with io.BytesIO() as f:
         picture.savefig(f, format="png", dpi="figure")
         return Image.open(f).convert("RGB")
@@ -39,23 +41,20 @@ def _resized(image:Image.Image, scale:float) -> Image.Image:
     return image.resize([max(1, round(s * scale)) for s in image.size], Image.LANCZOS)
 
 def png_bytes(
-    picture,               # matplotlib Figure or PIL image
-    limit:int|None=60_000, # bytes; None = as it is
+    picture,                # matplotlib Figure or PIL image
+    limit:int|None=200_000, # bytes; None = every pixel
 ) -> bytes:
-    "As PNG of at most `limit` bytes: first with fewer colours, then with fewer pixels."
+    "As PNG in full colour of at most `limit` bytes: what does not fit gets fewer pixels."
     image = to_image(picture)
     check(limit is None or check_int("limit", limit, 500), "limit", limit, "must be None or bytes")
 
     for scale in (1, .85, .7, .5, .35, .25, .12, .06):
-        small = _resized(image, scale)
-        for colours in (0, 256, 96):
-            reduced = small.quantize(colours, dither=Image.Dither.NONE) if colours else small
-            with io.BytesIO() as f:
-                reduced.save(f, "PNG", optimize=True)
-                if limit is None or f.tell() <= limit: return f.getvalue()
+        with io.BytesIO() as f:
+            _resized(image, scale).save(f, "PNG", optimize=True)
+            if limit is None or f.tell() <= limit: return f.getvalue()
     raise BadInput("limit", limit, f"is too few bytes for a picture of {image.width}x{image.height}")
 
-def png_uri(picture, limit:int|None=60_000) -> str:
+def png_uri(picture, limit:int|None=200_000) -> str:
     "The picture as a `data:` address, for pages that need no other file."
     return "data:image/png;base64," + base64.b64encode(png_bytes(picture, limit)).decode()
 
@@ -109,6 +108,7 @@ def house_style():
     "A context for drawing in the house style, whatever the caller has set; his own settings come back afterwards."
     return style.context(_RC, after_reset=True)
 
+# %% ../nbs/002_figures.ipynb #bc84f68b
 class _HouseFigure(Figure):
     "A figure that is in house style also when it is drawn later, and that shows itself in a notebook."
     def draw(self, renderer):
@@ -116,27 +116,40 @@ class _HouseFigure(Figure):
 
     def _repr_png_(self): return png_bytes(self)
 
+def _show_in_pages(*kinds:type):
+    "Pictures of these kinds become PNGs by `png_bytes`, and nothing else, wherever a notebook shows them."
+    from IPython import get_ipython  # here, because most figures are drawn where there is no notebook
+
+    shell = get_ipython()
+    if not shell: return
+    formatters = shell.display_formatter.formatters
+    for kind in kinds:
+        formatters["image/png"].for_type(kind, png_bytes)
+        formatters["image/jpeg"].for_type(kind, lambda picture: None)
+
 def house_figure(
     rows:int=1, columns:int=1,              # panels
     *, size:tuple[float, float]=(7.2, 2.6), # inches; at 80 dpi 7.2 inches are 576 pixels
     dpi:int|None=None,                      # default: settings.ini, [notebook] dpi
 ) -> tuple[Figure, np.ndarray]:
     "An empty figure and its (rows, columns) array of axes; draw into it inside `with house_style():`."
+    _show_in_pages(_HouseFigure)
     with house_style():
         fig = _HouseFigure(figsize=size, dpi=dpi or get_settings().notebook.dpi, layout="constrained")
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 # %% ../nbs/002_figures.ipynb #2bbba1e2
 def use_house_style():
-    "The house style for the rest of a page, for figures that pyplot makes too."
-    from IPython import get_ipython  # here, because most figures are drawn where there is no notebook
+    "The house style for the rest of a page: for figures that pyplot makes too, and for PIL pictures as they are shown."
+    import matplotlib.pyplot as plt
 
+    plt.switch_backend(mpl.get_backend())    # loaded now: when it is loaded it sets rules of its own
     page = {"figure.figsize": (7.2, 2.6),
             "figure.dpi": get_settings().notebook.dpi,
             "figure.constrained_layout.use": True,
             "text.parse_math": True}    # labels are the page's own, and logarithmic axes write 10 to the power of n
     style.use(["default", _RC, page])
-    if shell := get_ipython(): shell.display_formatter.formatters["image/png"].for_type(Figure, png_bytes)
+    _show_in_pages(Figure, Image.Image)
 
 # %% ../nbs/002_figures.ipynb #ddf99230
 def plain_text(

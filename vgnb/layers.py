@@ -330,6 +330,9 @@ class Blocks(nn.ModuleList):
     "Blocks one after the other."
     recompute = False    # True: training keeps only what stands between blocks and runs each again in the backward pass
 
+    def __init__(self, blocks=()):                      # modules, the first one first
+        super().__init__(blocks)
+
     def forward(self,
         x:Tensor,                                       # (b, n, d)
         rotary:Tensor|None=None, mask:Tensor|str|None=None,

@@ -17,7 +17,7 @@ from .core import check, check_choice, check_float
 from .figures import PALETTE, TONES, plain_text, png_uri
 
 # %% ../nbs/003_report.ipynb #c684a47e
-def html_figure(picture, caption:str="", limit:int|None=60_000) -> str:
+def html_figure(picture, caption:str="", limit:int|None=200_000) -> str:
     "A picture with its caption (plain text) as one piece of HTML."
     text = html.escape(plain_text(caption, 2000))
     return f'<figure><img alt="{text}" src="{png_uri(picture, limit)}"><figcaption>{text}</figcaption></figure>'

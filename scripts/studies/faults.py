@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
@@ -123,8 +122,9 @@ def main(o: Options) -> int:
 
 
 if __name__ == "__main__":
+    from vgnb.cli import typed_cli
     from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
+    try: sys.exit(main(typed_cli(Options, description=__doc__)))
     except VgnbError as e:
         print(e, file=sys.stderr)
         sys.exit(2)

@@ -21,7 +21,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -138,8 +137,9 @@ def main(o: Options) -> int:
 
 
 if __name__ == "__main__":
+    from vgnb.cli import typed_cli
     from vgnb.core import VgnbError
-    try: sys.exit(main(tyro.cli(Options, description=__doc__)))
+    try: sys.exit(main(typed_cli(Options, description=__doc__)))
     except VgnbError as e:
         print(e, file=sys.stderr)
         sys.exit(2)

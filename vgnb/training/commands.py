@@ -8,7 +8,9 @@ __all__ = ['default_run', 'TrainOptions', 'list_recipes', 'first_word', 'parse',
 
 # %% ../../nbs/training/550_commands.ipynb #bac9541a
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 import tyro
 from torch import nn
 
-from ..cli import typed_cli
+from ..cli import folded, typed_cli
 from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
@@ -48,12 +50,12 @@ def default_run() -> Run:
 class TrainOptions:
     "A recipe and how to run it."
     recipe: Annotated[Any, tyro.conf.arg(name="")] = None # the recipe's fields
-    out: Path|None = None         # the run's folder (default: <runs>/<recipe>, see settings.ini)
+    out: Path|None = None         # the run's folder; None = <runs>/<recipe>, see settings.ini
     dry_run: bool = False         # say what would happen, and stop
     fresh: bool = False           # delete the checkpoints in the folder and start over
     resume: bool = False          # there must be a checkpoint to go on from
     max_bad: int = 0              # unreadable pictures to leave out before one stops the run
-    weights: Path|None = None     # folder with the VGG-16 and LPIPS files (default: <weights>, see settings.ini)
+    weights: Path|None = None     # folder with the VGG-16 and LPIPS files; None = <weights>, see settings.ini
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=default_run)
     preview_every: int = 0        # steps between pictures in <out>/previews, of generators; 0 = none
     preview_tokenizer: Path|None = None # the tokenizer that made the codes: a model folder
@@ -131,10 +133,12 @@ def parse(
 
 def help_text(kind:str, doc:str) -> str:
     "What a training script says when asked for help without a recipe."
-    lines = [f"  {name:20}{(recipes[name].__doc__ or '').splitlines()[0]}" for name in list_recipes(kind)]
+    wide, about = shutil.get_terminal_size().columns, {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
+    lines = [textwrap.fill(text.splitlines()[0], wide, initial_indent=f"  {name:20}", subsequent_indent=" " * 22)
+             for name, text in about.items() if text]
     last = ("RECIPE --help explains it and lists its options; a .json file with a recipe (or a run.json) "
             "or RandAR's .yaml will do as well.")
-    return "\n".join([doc.strip(), "", "recipes:", *lines, "", last])
+    return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
 # %% ../../nbs/training/550_commands.ipynb #7f22812f
 def build_tokenizer(

@@ -49,7 +49,7 @@ class Run:
     max_skips: int = 20           # stop after so many skipped steps in a row
     tracker: str = "jsonl"        # none, jsonl, tensorboard, wandb or wandb-offline
     compile: bool = False         # torch.compile the modules
-    progress: bool|None = None    # a progress bar (default: on a terminal a bar, elsewhere a line now and then)
+    progress: bool|None = None    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
     mirror: Path|None = None      # slow storage: <mirror>/<name of the run's folder>/checkpoints gets copies
 

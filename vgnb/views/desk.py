@@ -20,6 +20,7 @@ from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
 from ..tokenizers.pictures import codes_of, device_of, need_pixels, pictures
 from .player import with_tooltips
+from .live import Live
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
 def _through(tokenizer, x:torch.Tensor):
@@ -86,7 +87,7 @@ def draw_desk(
     return tile_sheet([[a, blend(a, b, share, how), last]], [captions], side=side, title=title)
 
 # %% ../../nbs/views/810_desk.ipynb #9fdedc8c
-class _Controls:
+class _Controls(Live):
     "The widgets of a desk."
     def __init__(self, choices:list, tokenizers:list):
         self.choice = widgets.Dropdown(options=choices, description="image")
@@ -100,10 +101,6 @@ class _Controls:
         chosen = [self.choice, self.tokenizer] if len(tokenizers) > 1 else [self.choice]
         rows = [chosen, [self.share, self.how, self.error]]
         self.box = with_tooltips(widgets.VBox([*map(widgets.HBox, rows), self.image, self.text]))
-
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
 
 # %% ../../nbs/views/810_desk.ipynb #15e9898c
 class ReconstructionDesk(_Controls):

@@ -20,6 +20,7 @@ from ..core import BadInput, check, check_choice, check_int
 from ..figures import TONES, plain_text
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
+from .live import Live
 from .player import with_tooltips
 from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
 
@@ -203,7 +204,7 @@ def _parts(widget) -> list:
     for child in getattr(widget, "children", ()): out += _parts(child)
     return out
 
-class _Screen(_SharedControls):
+class _Screen(_SharedControls, Live):
     "Two panels, the second one on request, with the controls that they share."
     def __init__(self, left:_Panel, right:_Panel, two:bool, note:str, side:int):
         super().__init__(two, self.refresh)
@@ -237,10 +238,6 @@ class _Screen(_SharedControls):
             for name in ("layout", "style"):
                 if (part := getattr(w, name, None)) is not None: part.close()
             w.close()
-
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
 
 # %% ../../nbs/views/820_explorer.ipynb #9c3359c4
 def _no_twins(argument:str, names, taken):

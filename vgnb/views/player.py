@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from ..core import check, check_choice, check_int
 from ..figures import TONES, hatch, heat, house_font, plain_text, png_bytes, rgb, tile_sheet
 from ..moments import Moment, moments, preview, sampling_strip, token_picture
+from .live import Live
 
 # %% ../../nbs/views/800_player.ipynb #22606d4f
 def colour_key(
@@ -117,7 +118,7 @@ def with_tooltips(widget:widgets.Widget) -> widgets.Widget:
     return widget
 
 # %% ../../nbs/views/800_player.ipynb #026335d7
-class _Controls:
+class _Controls(Live):
     "The widgets of a player."
     def __init__(self, step:int=1): # where it opens
         self.play = widgets.Play(min=1, max=step, value=step, tooltip="play")
@@ -139,10 +140,6 @@ class _Controls:
         chosen = self.sample.value or 0
         self.sample.options = [(name, i) for i, name in enumerate(samples)]
         self.sample.value = chosen
-
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
 
 def _line(m:Moment, row:int) -> str:
     "Where a sample stands, in words."

@@ -1,0 +1,177 @@
+"""The notebooks as a user meets them: opened and run in a real JupyterLab with Chromium.
+
+Opened: all of them, without a question, in colour. Run: those of the views, whose widgets come alive; with `--full`
+also the tour, the tutorials and the studies.
+"""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.test_browser import ROOT, browsing, run, started
+
+pytestmark = pytest.mark.browser
+
+PAGES = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("[!_.]*.ipynb")
+               if ".ipynb_checkpoints" not in p.parts)
+LIVE = {"790_live": 1, "800_player": 2, "810_desk": 1, "820_explorer": 2, "822_play": 1}    # views on show, at least
+LONG = [p for p in PAGES if p == "index.ipynb" or p.startswith(("tutorials/", "studies/"))]
+VIEW = "application/vnd.jupyter.widget-view+json"
+ERROR = "application/vnd.jupyter.error"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browsing() as one: yield one
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory) -> Path:
+    "A copy of the notebooks, so that nothing run here is saved there."
+    place = tmp_path_factory.mktemp("pages") / "nbs"
+    return Path(shutil.copytree(ROOT / "nbs", place, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs")))
+
+
+def unpictured(file: Path):
+    "Leave a notebook's outputs out: they take a browser most of its time, and nothing here depends on them."
+    page = json.loads(file.read_text())
+    for cell in page["cells"]:
+        if "outputs" in cell: cell["outputs"] = []
+    file.write_text(json.dumps(page))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory, notebooks) -> Path:
+    "The notebooks without their outputs."
+    place = Path(shutil.copytree(notebooks, tmp_path_factory.mktemp("bare") / "nbs"))
+    for page in PAGES: unpictured(place / page)
+    return place
+
+
+@pytest.fixture(scope="module")
+def sleepy(tmp_path_factory, bare):
+    "A JupyterLab whose python3 does nothing: it starts at once, and whether Lab asks depends on its name alone."
+    tmp = tmp_path_factory.mktemp("sleepy")
+    spec = tmp / "jupyter_data_dir" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    kernel = {"argv": ["sleep", "600"], "display_name": "sleeper", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(kernel))
+    at_once = "--AsyncIOLoopKernelManager.shutdown_wait_time=0.1"        # nobody listens to the request to end
+    with started(tmp, bare, at_once, JUPYTER_PREFER_ENV_PATH="0") as address: yield address
+
+
+@pytest.fixture(scope="module")
+def awake(tmp_path_factory, notebooks):
+    "A JupyterLab with the real kernel."
+    with started(tmp_path_factory.mktemp("awake"), notebooks) as address: yield address
+
+
+READY = """() => window.jupyterapp && window.jupyterapp.commands.hasCommand("docmanager:open")
+                  && window.jupyterapp.serviceManager.kernelspecs.specs"""
+SEEN = """async paths => {
+    const app = window.jupyterapp, asked = () => [...document.querySelectorAll(".jp-Dialog")].map(d => d.textContent);
+    const opened = path => app.commands.execute("docmanager:open", {path, factory: "Notebook"});
+    const widgets = await Promise.all(paths.map(opened));
+    const until = Date.now() + 60000, waits = () => widgets.some(w => !w.context.isReady || !w.sessionContext.isReady);
+    while (waits() && !asked().length && Date.now() < until) await new Promise(later => setTimeout(later, 20));
+
+    const found = widgets.map(w => ({cells: w.content.model?.cells.length, mime: w.content.codeMimetype,
+                                     kernel: w.sessionContext.session?.kernel?.name ?? null}));
+    const dialogs = asked();
+    if (!dialogs.length) widgets.forEach(w => { w.sessionContext.shutdown().catch(() => {}); w.dispose(); });
+    return [dialogs, found];
+}"""
+AT_ONCE = 16
+
+
+def seen(page, paths) -> dict[str, dict]:
+    "{path: what Lab made of it} of notebooks opened together; a question of Lab's is a failure."
+    dialogs, found = page.evaluate(SEEN, paths)
+    by_path = dict(zip(paths, found, strict=True))
+    unready = [path for path, one in by_path.items() if not one["kernel"]]
+    assert not dialogs, (dialogs, unready)
+    return by_path
+
+
+def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
+    url, token = sleepy
+    page, errors = browser.new_page(viewport={"width": 1200, "height": 900}), []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    try:
+        page.goto(f"{url}/lab?token={token}&reset")
+        page.wait_for_function(READY, timeout=60_000)
+        for first in range(0, len(PAGES), AT_ONCE):
+            for path, found in seen(page, PAGES[first:first + AT_ONCE]).items():
+                assert found["kernel"] == "python3" and found["cells"] > 1 and "python" in found["mime"], (path, found)
+        assert not errors, errors
+    finally: page.close()
+
+
+def test_a_notebook_that_names_no_kernel_is_noticed(sleepy, browser, bare):
+    nameless = json.loads((bare / PAGES[0]).read_text()) | {"metadata": {}}
+    (bare / "nameless.ipynb").write_text(json.dumps(nameless))
+    url, token = sleepy
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    try:
+        page.goto(f"{url}/lab?token={token}&reset")
+        page.wait_for_function(READY, timeout=60_000)
+        with pytest.raises(AssertionError, match="Select kernel"): seen(page, ["nameless.ipynb"])
+    finally: page.close()
+
+
+def outputs(page, mime: str) -> list[str]:
+    "The text of all outputs of a kind."
+    return page.locator(f'.jp-OutputArea-output[data-mime-type="{mime}"]').all_inner_texts()
+
+
+def run_all(page, address, path: str, seconds: int):
+    "Open a notebook, run all of its cells, wait for the last one."
+    url, token = address
+    page.goto(f"{url}/doc/tree/{path}?token={token}&reset")
+    page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
+    page.wait_for_function("() => window.jupyterapp")
+    page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)
+    run(page, "notebook:run-all-cells")
+    done = """() => { const cells = window.jupyterapp.shell.currentWidget.content.widgets;
+                      const code = cells.filter(c => c.model.type === "code" && c.model.sharedModel.source.trim());
+                      return code.length > 0 && code.every(c => c.model.executionCount !== null); }"""
+    page.wait_for_function(done, timeout=1000 * seconds)
+
+
+def check_run(browser, address, path: str, live: int, seconds: int):
+    "Run All of a page: no error in a cell or in the browser, and so many widgets on show."
+    page, errors = browser.new_page(viewport={"width": 1200, "height": 30_000}), []    # tall: everything is drawn
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    try:
+        run_all(page, address, path, seconds)
+        assert outputs(page, ERROR) == []
+        widgets = page.locator(f'.jp-OutputArea-output[data-mime-type="{VIEW}"] .jupyter-widgets')
+        if live: widgets.first.wait_for(timeout=20_000)
+        assert len(outputs(page, VIEW)) >= live
+        assert not [text for text in outputs(page, VIEW) if "rror displaying widget" in text]
+        assert not errors, errors
+        run(page, "kernelmenu:shutdown")
+    finally: page.close()
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if p.startswith("views/")])
+def test_run_all_of_a_view_shows_it_live(browser, awake, path):
+    check_run(browser, awake, path, LIVE.get(Path(path).stem, 0), 120)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("path", LONG)
+def test_run_all_of_a_long_page(browser, awake, path):
+    live = {"index": 1, "900_folder_to_samples": 2, "905_sampling_playground": 1}
+    check_run(browser, awake, path, live.get(Path(path).stem, 0), 600)
+
+
+def test_a_page_read_without_a_kernel_shows_stills():
+    "What is committed holds pictures of the widgets, no views of them: nothing to be an error message."
+    for path in PAGES:
+        saved = json.loads((ROOT / "nbs" / path).read_text())
+        kinds = [set(o.get("data", {})) for c in saved["cells"] for o in c.get("outputs", [])]
+        assert not any(VIEW in kind for kind in kinds) and "widgets" not in saved["metadata"], path
+        stills = sum("image/png" in kind for kind in kinds)
+        assert stills >= LIVE.get(Path(path).stem, 0), path

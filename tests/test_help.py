@@ -1,0 +1,96 @@
+"""What `--help` says: as wide as the window, each default once, every name that an option takes."""
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.run_scripts import Scripts
+from tests.test_scripts import ALL, OF_A_RECIPE
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted(f"studies/{p.name}" for p in (ROOT / "scripts/studies").glob("*.py"))
+WIDE = 80     # columns of the window that Scripts pretends
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    runner = Scripts(tmp_path_factory.mktemp("help"), warm=False)
+    yield runner
+    runner.close()
+
+
+def entries(text: str) -> list[str]:
+    "What tyro's boxes say of each option, on one line."
+    inside = [line.strip("│ ") for line in text.splitlines() if line.startswith("│")]
+    return re.split(r"\n(?=--?[a-z])", "\n".join(inside))
+
+
+def paragraphs(text: str) -> list[str]:
+    "The lines outside of boxes that are no commands (these are indented: copied as they stand)."
+    return [line for line in text.splitlines() if not line.startswith(("│", "╭", "╰", "    "))]
+
+
+@pytest.mark.parametrize("words", [[name] for name in ALL + STUDIES] + OF_A_RECIPE, ids=" ".join)
+def test_help_fits_the_window_and_says_each_default_once(cold, words):
+    ran = cold(*words, "--help")
+    assert ran.code == 0 and "╭" in ran.out or "recipes:" in ran.out, ran
+    assert [line for line in paragraphs(ran.out) if len(line) > WIDE] == []
+    assert "\n\n\n" not in ran.out
+    assert [entry for entry in entries(ran.out) if len(re.findall(r"\(default|or \(default", entry)) > 1] == []
+
+
+def boxes(text: str) -> dict[str, str]:
+    "{title: what stands in it} of tyro's boxes."
+    found = re.findall(r"╭─ (.+?) ─+╮\n(.*?)╰", text, re.S)
+    return dict(found)
+
+
+def test_sampling_options_stand_in_groups(cold):
+    found = boxes(cold("sample.py", "--help").out)
+    one_each = {"how tokens are drawn": "--steps", "source options": "--classes", "painting options": "--inpaint",
+                "larger options": "--extrapolate", "output options": "--sheet", "guidance options": "--guidance.scale"}
+    for title, option in one_each.items():
+        assert [other for other, text in found.items() if f"{option} " in text] == [title], (option, list(found))
+
+
+def names(text: str) -> dict[str, list[str]]:
+    "{option: what it takes} from below the boxes."
+    below = re.sub(r",\s+", ", ", text.split("names to choose from")[1])
+    return {option: taken.split(", ") for option, taken in re.findall(r"^  (--\S+) +(.+)$", below, re.M)}
+
+
+@pytest.mark.parametrize("script, words", [("sample.py", []), ("search_guidance.py", ["PIPE", "REF"])])
+def test_help_names_the_parts_and_every_name_is_taken(cold, script, words):
+    from vgnb.cli import typed_cli
+    from vgnb.generators.schedules import SCHEDULES
+    from vgnb.sampling.settings import Sampling
+    found = names(cold(script, *words, "--help").out)
+    assert set(found) == {"--order", "--guidance", "--schedule", "--picks.0"}
+    assert {"confidence", "halton", "raster"} <= set(found["--order"]) and found["--schedule"] == list(SCHEDULES)
+    assert {"spatial", "cfg"} <= set(found["--guidance"])
+    for option, taken in found.items():
+        for name in taken: assert isinstance(typed_cli(Sampling, [option, name], Sampling()), Sampling)
+
+
+def test_a_tokenizers_help_names_its_quantizers(cold):
+    found = names(cold("train_tokenizer.py", "vq-16", "--help").out)
+    assert any("fsq" in taken for taken in found.values()), found
+
+
+def test_a_chosen_parts_fields_are_options(cold):
+    assert "--order.noise" in cold("sample.py", "--order", "confidence", "--help").out
+    wrong = cold("sample.py", "--order", "confidense", "--help")
+    assert wrong.code == 2 and "did you mean confidence" in wrong.err
+
+
+@pytest.mark.parametrize("script, name", [
+    ("check_parity.py", "llamagen/case"), ("check_manifests.py", "llamagen-model")])
+def test_a_dry_run_of_a_check_names_what_it_would_compare(cold, tmp_path, script, name):
+    asked = tmp_path / f"{name}.json"
+    asked.parent.mkdir(exist_ok=True)
+    asked.write_text("not JSON: nobody opens it")
+    ran = cold(script, tmp_path, "--dry-run")
+    first, last = ran.out.splitlines()
+    assert ran.code == 0 and first == name and last.startswith("1 "), ran
+    none = cold(script, tmp_path, "--system", "other", "--dry-run")
+    assert none.code == 1 and none.out.startswith("0 "), none

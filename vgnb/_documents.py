@@ -1,0 +1,39 @@
+"""For nbdev's documentation: what a page registers is gone again when it has been processed.
+
+A worker of `nbdev-docs` runs many pages. Each defines its room anew, and its classes would stand in the registries in the
+place of those that the next page imports. `[tool.nbdev] doc_procs` in pyproject.toml names `Fresh`.
+"""
+import functools
+import importlib
+import pkgutil
+import sys
+
+import vgnb
+from vgnb.core import Registry
+
+
+def registries() -> list[Registry]:
+    "Every registry of the package, and those that stand in its dictionaries (`vgnb.kinds.shelves`)."
+    for module in pkgutil.walk_packages(vgnb.__path__, "vgnb."):
+        if not module.name.split(".")[-1].startswith("_"): importlib.import_module(module.name)
+    held = [value for name, module in list(sys.modules.items()) if name.startswith("vgnb.")
+            for value in vars(module).values()]
+    held += [inner for value in held if type(value) is dict for inner in value.values()]
+    return list({id(value): value for value in held if isinstance(value, Registry)}.values())
+
+
+@functools.cache
+def kept() -> list[tuple[Registry, dict]]:
+    "The registries and what the package fills them with; asked for before the first page."
+    return [(registry, dict(registry)) for registry in registries()]
+
+
+class Fresh:
+    "A processor of nbdev's: puts the registries back."
+    def __init__(self, nb): kept()
+    def __call__(self, cell): return None    # as it is
+
+    def end(self):
+        for registry, content in kept():
+            registry.clear()
+            registry.update(content)
