@@ -8,6 +8,7 @@ __all__ = ['Board', 'board']
 # %% ../../nbs/views/825_board.ipynb #b19e7698
 import threading
 import weakref
+from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -15,6 +16,7 @@ import ipywidgets as widgets
 from ..core import check_float
 from ..figures import plain_text
 from ..training.run_page import run_curves, run_facts, status_line
+from .live import VIEW, has_kernel
 
 # %% ../../nbs/views/825_board.ipynb #1f47d17a
 class Board:
@@ -38,9 +40,11 @@ class Board:
         self.thread = threading.Thread(target=_follow, args=(weakref.ref(self), self._stop, every), daemon=True)
         if every and not self.finished: self.thread.start()
 
-    def _ipython_display_(self):
-        from IPython.display import display
-        display(self.box)
+    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
+        "The board where a kernel moves it; its state and curves as they are now for everybody else."
+        still = f"<p>{escape(self.status.value)}</p>{self.curves.value.decode()}"
+        view = {VIEW: self.box._repr_mimebundle_()[VIEW]} if has_kernel() else {}
+        return {"text/plain": f"<Board {self.status.value}>", "text/html": still, **view}
 
     def refresh(self):
         "Look at the folder once."

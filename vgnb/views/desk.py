@@ -19,8 +19,8 @@ from ..draws import At, Keyed
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
 from ..tokenizers.pictures import codes_of, device_of, need_pixels, pictures
-from .player import with_tooltips
 from .live import Live
+from .player import with_tooltips
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
 def _through(tokenizer, x:torch.Tensor):

@@ -7,7 +7,6 @@ __all__ = ['Wish', 'LiveSampler', 'play']
 
 # %% ../../nbs/views/822_play.ipynb #8e2c5645
 import asyncio
-import base64
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -30,6 +29,7 @@ from ..pipeline import Pipeline, class_ids, from_pretrained
 from ..sampling.guidance import CFG
 from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
+from .live import Live
 from .player import _error_line, _line, draw_moment, with_tooltips
 
 # %% ../../nbs/views/822_play.ipynb #5e7b4607
@@ -209,7 +209,7 @@ class _Frames:
         return self._drawn[step, by]
 
 # %% ../../nbs/views/822_play.ipynb #241a1ea1
-class _Stage(_Choosers):
+class _Stage(_Choosers, Live):
     "The choosers beside the picture, its own controls, and the words below."
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
         super().__init__(pipe, label, seed, null)
@@ -231,15 +231,6 @@ class _Stage(_Choosers):
         self.text.value = f'<div style="line-height: 1.5{colour}">{_escaped(words)}{code}</div>'
 
     def _busy(self, now:bool): self.busy.value = "<em>sampling ...</em>" if now else ""
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        "The controls where a kernel answers them, and the still picture for everybody else."
-        from IPython import get_ipython
-
-        live = getattr(get_ipython(), "kernel", None) is not None
-        view = self.box._repr_mimebundle_() if live else {}
-        still = base64.b64encode(png_bytes(self.snapshot(), None)).decode()
-        return view | {"text/plain": f"<{type(self).__name__}>", "image/png": still}
 
 # %% ../../nbs/views/822_play.ipynb #c6f285a8
 class LiveSampler(_Stage):
