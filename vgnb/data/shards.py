@@ -61,7 +61,7 @@ def read_sealed(
     h.update(memoryview(raw)[:-32])
     sound = len(raw) >= _SEAL and h.digest() == raw[-32:]
     check(sound, "shard", path, f"is damaged, or a part of something else ({len(raw)} bytes do not match their hash); "
-          "remove it and run the same command again")
+          "remove it and run what made it again")
     rows = int(np.frombuffer(raw[-_SEAL:-32], "<i8")[0])
     return raw[:-_SEAL], rows, raw[-32:].hex()
 
