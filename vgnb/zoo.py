@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import BadInput, Missing, check, check_choice
 from .families import Family, Published, described, families, family_of, recognised, the_one
 from .names import NameTable
-from .saved import load_tensors, save_tensors
+from .saved import check_finite, load_tensors, save_tensors
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
 def published() -> dict[str, tuple[Family, Published]]:
@@ -86,6 +86,7 @@ def load_published(
     with torch.device("meta"): expected, table = family.make(spec, **changes)
     ours = table.load(state, expected, str(path))
     model = family.build(expected.config)
+    check_finite(ours, model, "path", path)
     model.load_state_dict(ours, strict=True)
     return model.eval()
 
