@@ -1,13 +1,16 @@
 "A step with a number that is none changes nothing, and a run that is beyond help says so and keeps what was good."
 import contextlib
 import errno
+import importlib.util
 import io
 import json
 import math
 import os
 import pickle
 import socket
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from vgnb.saved import load_model, load_tensors, save_model, save_tensors
 from vgnb.tokenizers.objectives import Phase
 from vgnb.tokenizers.quantizers import Quantizer, Revive, UsageMeter, VectorConfig, VectorQuantizer
 from vgnb.tokenizers.tokenizer import Quantized
+from vgnb.tokenizers.vqgan import VQGAN
 from vgnb.training.checkpoints import best, checkpoints, newest, optimizer_tensors, write_checkpoint
 from vgnb.training.commands import build_generator, build_tokenizer
 from vgnb.training.feed import Share
@@ -40,6 +44,7 @@ from vgnb.training.trackers import JsonLines, read_log
 from vgnb.training.trainer import Trainer
 from vgnb.views.board import board
 
+ROOT = Path(__file__).resolve().parents[1]
 QUIET = dict(progress=False, tracker="none")
 
 
@@ -386,6 +391,31 @@ def test_a_model_with_such_a_weight_is_neither_written_nor_opened(tmp_path, gene
     load_model(tmp_path / "m")                                               # its averages are fine
     with pytest.raises(BadInput, match=f"model.safetensors: must hold finite numbers; {name}"):
         load_model(tmp_path / "m", ema=False)
+
+
+def main_of(name):
+    "A script's `main`."
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.mark.parametrize("words", [
+    "extract_codes --tokenizer {tmp}/t --data shapes://?n=8 --size 32 --out {tmp}/made",
+    "sample --tokenizer {tmp}/t --generator {tmp}/g --count 2 --out {tmp}/s.npz"])
+def test_scripts_refuse_it_in_one_line(tmp_path, generator, monkeypatch, words):
+    config = tokenizer_recipe().model
+    tokenizer = VQGAN(config)
+    with torch.no_grad(): tokenizer.to_code.weight.view(-1)[0] = math.nan
+    with monkeypatch.context() as careless:
+        careless.setattr(vgnb.saved, "check_finite", lambda *a: None)
+        save_model(tmp_path / "t", tokenizer, config)
+    save_model(tmp_path / "g", *generator)
+    name, *args = words.format(tmp=tmp_path).split()
+    with contextlib.redirect_stderr(io.StringIO()) as err: assert run_main(main_of(name), args) == 2
+    assert "must hold finite numbers; " in err.getvalue() and err.getvalue().count("\n") == 1
+    assert not (tmp_path / "made").exists() and not (tmp_path / "s.npz").exists()
 
 
 # ---- what is lost, and what is told

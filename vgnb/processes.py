@@ -54,6 +54,7 @@ class Processes:
         all_joined = launched in ("1", str(self.world))
         allowed = f"but only {self.world} process joined: set ACCELERATE_USE_CPU=true for processes on the CPU"
         check(all_joined, "WORLD_SIZE", launched, allowed)
+        if self.world > 1: self.wait()      # who fails from here on does not leave others half-way in
 
     @property
     def main(self) -> bool: return self.rank == 0

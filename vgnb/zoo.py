@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .core import Missing, check, check_choice
 from .families import Family, Published, described, families, family_of, recognised, the_one
 from .names import NameTable
-from .saved import load_tensors, no_larger_than, save_tensors
+from .saved import check_finite, load_tensors, no_larger_than, save_tensors
 from .tensor_files import read_tensors
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
@@ -75,6 +75,7 @@ def load_published(
     with torch.device("meta"), no_larger_than(state, path): expected, table = family.make(spec, **changes)
     ours = table.load(state, expected, str(path))
     model = family.build(expected.config)
+    check_finite(ours, model, "path", path)
     model.load_state_dict(ours, strict=True)
     return model.eval()
 
