@@ -20,15 +20,19 @@ import numpy as np
 import torch
 from matplotlib import style
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .core import BadInput, check, check_int, get_settings
-from .upright import upright
 
 # %% ../nbs/002_figures.ipynb #cf458d47
+def _upright(image:Image.Image) -> Image.Image:
+    "Turned as its EXIF says, like every picture here; one whose EXIF is damaged stays as it is stored."
+    try: return ImageOps.exif_transpose(image)
+    except Exception: return image
+
 def to_image(picture) -> Image.Image:
     "A figure or PIL image as an RGB image."
-    if isinstance(picture, Image.Image): return upright(picture).convert("RGB")
+    if isinstance(picture, Image.Image): return _upright(picture).convert("RGB")
     check(isinstance(picture, Figure), "picture", type(picture).__name__, "must be a matplotlib Figure or a PIL image")
     for ax in picture.axes:
         if ax.images: ax.grid(False)    # lines across a picture would be read as part of it
@@ -173,7 +177,7 @@ def to_pixels(
     images, # PIL image(s); uint8 (b, h, w, 3) or (h, w, 3); or float (b, 3, h, w) or (3, h, w) in [-1, 1]
 ) -> np.ndarray: # (b, h, w, 3) uint8
     "Pictures as uint8 for looking at; numbers outside [-1, 1] are clipped, NaN and infinity become vermilion."
-    if isinstance(images, Image.Image): images = np.asarray(upright(images).convert("RGB"))
+    if isinstance(images, Image.Image): images = np.asarray(_upright(images).convert("RGB"))
     if isinstance(images, (list, tuple)):
         parts = [to_pixels(i) for i in images]
         alike = len({p.shape[1:] for p in parts}) == 1
@@ -214,7 +218,7 @@ def tile(
     side:int, # pixels
 ) -> Image.Image:
     "A picture with its longer side near `side`: whole blocks when growing, smooth when shrinking."
-    image = upright(picture) if isinstance(picture, Image.Image) else Image.fromarray(to_pixels(picture)[0])
+    image = _upright(picture) if isinstance(picture, Image.Image) else Image.fromarray(to_pixels(picture)[0])
     longest = max(image.size)
     factor = round(side / longest)
     if factor: return image.resize([s * factor for s in image.size], Image.NEAREST)

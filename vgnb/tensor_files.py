@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['no_weights', 'directory_size', 'read_safetensors', 'read_tensors', 'read_state']
 
-# %% ../nbs/005a_tensor_files.ipynb #18907411
+# %% ../nbs/005a_tensor_files.ipynb #b9d6890a
 import mmap
 import os
 import pickletools
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import Mismatch, Missing, check
 
-# %% ../nbs/005a_tensor_files.ipynb #d7a792a4
+# %% ../nbs/005a_tensor_files.ipynb #685e0d9e
 _BEGINNINGS = {
     b"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
@@ -50,7 +50,7 @@ def no_weights(path:str|Path) -> str|None:
     if not _is_text(head): return None
     return f"is text, no weights: {words.decode('utf-8', 'ignore').split(chr(10))[0][:60]!r}"
 
-# %% ../nbs/005a_tensor_files.ipynb #6de69a0f
+# %% ../nbs/005a_tensor_files.ipynb #dc108b7f
 _NAMES = 40_000        # tensors in a file
 _CONTENTS = 2 ** 23    # bytes of its table of contents
 _STEPS = 600_000       # opcodes of a pickle: some 15 a tensor
@@ -96,7 +96,7 @@ def _check_program(pickle, argument:str, path:Path):
     except Exception:                    # a forged one may make the parser raise whatever it likes
         raise Mismatch(argument, path, "is cut off or damaged: its pickle has no end; fetch it again") from None
 
-# %% ../nbs/005a_tensor_files.ipynb #b4aa1e5e
+# %% ../nbs/005a_tensor_files.ipynb #4a785135
 def directory_size(path:Path) -> int:
     "Bytes of a zip's table of contents, as its last record gives them, or as its 64-bit one; 0 where there is neither."
     with open(path, "rb") as f:
@@ -152,17 +152,17 @@ def _read_torch(path:Path, argument:str, allowed:list):
     _check_claims(content, path.stat().st_size, argument, path)
     return content
 
-# %% ../nbs/005a_tensor_files.ipynb #c2b14718
+# %% ../nbs/005a_tensor_files.ipynb #31581301
 def _is_safetensors(path:Path) -> bool:
     with open(path, "rb") as f: head = f.read(9)
     return len(head) == 9 and head[8:] == b"{"
 
-def _there(path:str|Path, argument:str) -> Path:
+def _there(path:str|Path, argument:str, wanted:str="") -> Path:
     "The path of a file that may hold tensors."
     path = Path(path)
     check(path.is_file(), argument, path, "no such file", Missing)
     why = no_weights(path)
-    check(why is None, argument, path, why, Mismatch)
+    check(why is None, argument, path, f"{wanted}{why}", Mismatch)
     return path
 
 def read_safetensors(
@@ -171,7 +171,7 @@ def read_safetensors(
     device="cpu",
 ) -> tuple[dict[str, Tensor], dict[str, str]]: # tensors by name; what the header says besides
     "A safetensors file. Errors: `Missing`; one `Mismatch` for anything else in its place."
-    path = _there(path, argument)
+    path = _there(path, argument, "must be a readable safetensors file; it ")
     with open(path, "rb") as f: contents = int.from_bytes(f.read(8), "little")
     if contents < path.stat().st_size: _check_contents(contents, argument, path)
     try:
