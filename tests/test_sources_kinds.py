@@ -263,15 +263,19 @@ def test_kaggles_layout_skips_them_too(tmp_path):
     assert "hidden or system entries: 2" in source.notes[0]
 
 
-def test_what_is_left_out_is_one_line_on_stderr(tmp_path):
-    write(tmp_path / "set", [*PLAIN, "cat/notes.txt", "cat/0.jpg.1", "dog/notes.txt", "cat/._0.png"])
-    words = ["python", "scripts/export_images.py", tmp_path / "set", tmp_path / "out", "--dry-run"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
-    told = [line for line in done.stderr.splitlines() if "left out" in line]
-    assert len(told) == 1
-    assert "no pictures by name: 3 (2 .txt, 1 .1)" in told[0]
-    assert "hidden or system entries: 1 (cat/._0.png)" in told[0]
+def test_what_is_left_out_is_one_line_also_in_a_dry_run(tmp_path, caplog, capsys):
+    from scripts.export_images import main
+    folder = write(tmp_path / "set", [*PLAIN, "cat/notes.txt", "cat/0.jpg.1", "dog/notes.txt", "cat/._0.png"])
+    (folder / "cat" / "up").symlink_to("..")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    assert main([str(folder), str(tmp_path / "out"), "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
+    assert "5 pictures of 3 class(es)" in capsys.readouterr().out
+    told, = (record.getMessage() for record in caplog.records)
+    assert "no pictures by name: 3 (2 .txt, 1 .1)" in told
+    assert "hidden or system entries: 1 (cat/._0.png)" in told
+    assert "(cat/up)" in told
+    assert "(cat/pipe.png)" in told
 
 
 @pytest.mark.parametrize("labels, words", [
