@@ -48,7 +48,7 @@ class Source:
     labels: Literal["balanced", "random"] = "balanced"
     "classes in turn, or drawn"
     classes: tuple[str, ...] = ()
-    "only these: names, or numbers where no class has that name"
+    "only these (names or numbers)"
     prompts: Path | None = None
     "a text file, one caption a line, for text-conditional generators"
     text_encoder: str = "google/flan-t5-xl"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.toy_training import RECIPE, Pair, Points, saves
-from vgnb.core import BadInput, BadItem, Mismatch, Missing
+from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.export import contents, export_images
 from vgnb.data.images import open_images
 from vgnb.data.listing import LOOP, NOWHERE, TWICE, list_folder, read_file
@@ -216,10 +216,11 @@ def test_the_script_and_the_pipeline_find_the_same_class():
     from vgnb.pipeline import Pipeline
     pipe = Pipeline.from_pretrained("tiny-maskgit")
     pipe.classes = ["0", "1", "10", "11", "2", *"vwxyz"]
-    for asked in (["2"], ["10", "9"], ["z"]):
+    for asked in (["2"], ["10", "0"], ["z", "11"]):
         planned = asked_of_each(Source(count=4, classes=tuple(asked)), pipe, None, [])["labels"].tolist()
         expected = [find_class(a, pipe.classes) for a in asked]
         assert planned[:len(asked)] == pipe.condition(asked).labels.tolist() == expected
+    assert asked_of_each(Source(count=1, classes=("9",)), pipe, None, [])["labels"].tolist() == [9]
     for wrong in ("12", "zz"):
         with pytest.raises(BadInput): asked_of_each(Source(count=4, classes=(wrong,)), pipe, None, [])
         with pytest.raises(BadInput): pipe.condition([wrong])
@@ -690,7 +691,7 @@ def test_a_stream_does_not_go_on_with_another_number_of_processes(data, refused,
     again = trainer()
     again.processes = SimpleNamespace(world=2)
     if refused:
-        with pytest.raises(Mismatch, match="processes=2: must be 1"): again._restore(newest(saves(tmp_path)))
+        with pytest.raises(BadInput, match="processes=2: must be 1"): again._restore(newest(saves(tmp_path)))
     else:
         again._restore(newest(saves(tmp_path)))
         assert again.step == 4

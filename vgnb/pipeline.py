@@ -16,8 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import Mismatch, Missing, check, check_choice, load_json, save_json
-from .data.sources import find_class
+from .core import Mismatch, Missing, check, check_choice, check_int, load_json, save_json
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json
@@ -88,8 +87,9 @@ def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|Non
 @patch
 def _class_id(self:Pipeline, label:int|str) -> int:
     "The id of a class that is given by name or by number."
-    number = label.item() if torch.is_tensor(label) else label
-    return find_class(number, self.classes, self.generator.classes)
+    if isinstance(label, str): return self.classes.index(check_choice("label", label, tuple(self.classes)))
+    number = int(label) if torch.is_tensor(label) else label
+    return check_int("label", number, 0, self.generator.classes - 1)
 
 @patch
 def _ids(self:Pipeline, ids, b:int) -> Tensor:

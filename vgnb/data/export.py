@@ -165,7 +165,7 @@ def plan_export(
     check(not empty, "classes", first, "has no pictures, and a container of pictures cannot name it")
     return kind, place
 
-# %% ../../nbs/data/118_export.ipynb #10ef2e19
+# %% ../../nbs/data/118_export.ipynb #f90dfcba
 def export_images(
     source:ImageSource,            # anything that `open_images` gives and that has a length
     out:str|Path,                  # a folder, NAME.tar, or wds://FOLDER

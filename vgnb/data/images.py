@@ -50,7 +50,7 @@ def _classes_of_dataset(dataset) -> list[str]|None:
     try: return classes_of([_number(t, "targets") for t in targets])[0]
     except BadItem as e: raise BadInput("targets", type(dataset).__name__, str(e)) from None
 
-# %% ../../nbs/data/110_images.ipynb #e7b33864
+# %% ../../nbs/data/110_images.ipynb #4048dcda
 class WrappedImages(ImageSource):
     "A map-style torch Dataset as a source."
     def __init__(self,
@@ -129,7 +129,7 @@ def _open_path(path:Path, classes, **kw) -> StoredImages:
     check(classes is None, "classes", classes, "can't be chosen here: Kaggle's layout names them itself")
     return KaggleImages(path, **kw)
 
-# %% ../../nbs/data/110_images.ipynb #eeb54c39
+# %% ../../nbs/data/110_images.ipynb #6957d95b
 def _tell(uri, source:ImageSource) -> ImageSource:
     "Say, in a line each, what was left out of a set and what looks odd about it."
     if isinstance(source, StoredImages):

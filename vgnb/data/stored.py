@@ -293,7 +293,7 @@ def _extras(found:list) -> list[str]:
     more -= sum(first_picture(parts) is not None for *_, parts in found if isinstance(parts, dict))
     return [f"left out are pictures beside another of the same sample: {more}"] if more else []
 
-# %% ../../nbs/data/105_stored.ipynb #ec5f057d
+# %% ../../nbs/data/105_stored.ipynb #4004a41c
 class ShardImages(StoredImages):
     "Local webdataset shards, indexed: sample order is shard by shard in sorted order."
     def __init__(self,
