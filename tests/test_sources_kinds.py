@@ -254,6 +254,13 @@ def test_hidden_and_system_entries_are_skipped_and_counted_everywhere(tmp_path):
     assert len(list(open_images(f"wds://{tmp_path}/wds?streaming=1").iter_items())) == 1
 
 
+def test_a_set_of_nothing_but_hidden_files_says_so(tmp_path):
+    folder = write(tmp_path / "set", PLAIN)
+    with pytest.raises(BadInput, match="must hold pictures.*hidden or system entries: 1"):
+        open_images(packed(folder, tmp_path / "t.tar", ".cache/set"))
+    assert len(open_images(write(tmp_path / ".cache", PLAIN))) == len(PLAIN)
+
+
 def test_kaggles_layout_skips_them_too(tmp_path):
     train = tmp_path / "ILSVRC/Data/CLS-LOC/train"
     write(train, ["n01/n01_1.JPEG", "n02/n02_1.JPEG", "n02/.ipynb_checkpoints/n02_1.JPEG", "@eaDir/n01_1.JPEG"])

@@ -250,7 +250,9 @@ def arrange(
     classes:list[str]|None=None,  # names in the order of their labels; default: those found, sorted
 ) -> Arranged:
     "Order, names and labels of listed pictures. Errors: what is ambiguous, and a class that `classes` lacks."
-    check(found.files, "uri", uri, f"must hold pictures ({' '.join(SUFFIXES)}), directly or in class folders")
+    passed_over = "".join(f"; {note}" for note in found.notes)
+    check(found.files, "uri", uri,
+          f"must hold pictures ({' '.join(SUFFIXES)}), directly or in class folders{passed_over}")
     base = _wrapper(found)
     groups = _groups(found, base, uri, flat)
     order = sorted(range(len(groups)), key=lambda i: (groups[i], *found.files[i].rpartition("/")[::2]))
