@@ -252,7 +252,7 @@ def test_a_generator_paints(pipe):
 def test_a_wrong_class_is_one_line(scripts, table):
     ran = scripts("sample.py", "--tokenizer", "tokenizer", "--generator", "table/model", "--classes", 10)
     assert ran.code == 2
-    assert ran.err.splitlines() == ["class id=10: must be an integer >= 0 and <= 9"]
+    assert ran.err.splitlines() == ["classes=10: must be an integer >= 0 and <= 9"]
 
 
 # ---- an objective: flow matching with a frozen teacher, for a tokenizer whose decoder is given noise and time

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tests.toy_training import RECIPE, Pair, Points, saves
-from vgnb.core import BadInput, BadItem, Mismatch, Missing
+from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.export import contents, export_images
 from vgnb.data.images import open_images
 from vgnb.data.listing import LOOP, NOWHERE, TWICE, list_folder, read_file
@@ -216,10 +216,11 @@ def test_the_script_and_the_pipeline_find_the_same_class():
     from vgnb.pipeline import Pipeline
     pipe = Pipeline.from_pretrained("tiny-maskgit")
     pipe.classes = ["0", "1", "10", "11", "2", *"vwxyz"]
-    for asked in (["2"], ["10", "9"], ["z"]):
+    for asked in (["2"], ["10", "0"], ["z", "11"]):
         planned = asked_of_each(Source(count=4, classes=tuple(asked)), pipe, None, [])["labels"].tolist()
         expected = [find_class(a, pipe.classes) for a in asked]
         assert planned[:len(asked)] == pipe.condition(asked).labels.tolist() == expected
+    assert asked_of_each(Source(count=1, classes=("9",)), pipe, None, [])["labels"].tolist() == [9]
     for wrong in ("12", "zz"):
         with pytest.raises(BadInput): asked_of_each(Source(count=4, classes=(wrong,)), pipe, None, [])
         with pytest.raises(BadInput): pipe.condition([wrong])
@@ -253,6 +254,13 @@ def test_hidden_and_system_entries_are_skipped_and_counted_everywhere(tmp_path):
     assert len(list(open_images(f"wds://{tmp_path}/wds?streaming=1").iter_items())) == 1
 
 
+def test_a_set_of_nothing_but_hidden_files_says_so(tmp_path):
+    folder = write(tmp_path / "set", PLAIN)
+    with pytest.raises(BadInput, match="must hold pictures.*hidden or system entries: 1"):
+        open_images(packed(folder, tmp_path / "t.tar", ".cache/set"))
+    assert len(open_images(write(tmp_path / ".cache", PLAIN))) == len(PLAIN)
+
+
 def test_kaggles_layout_skips_them_too(tmp_path):
     train = tmp_path / "ILSVRC/Data/CLS-LOC/train"
     write(train, ["n01/n01_1.JPEG", "n02/n02_1.JPEG", "n02/.ipynb_checkpoints/n02_1.JPEG", "@eaDir/n01_1.JPEG"])
@@ -263,15 +271,19 @@ def test_kaggles_layout_skips_them_too(tmp_path):
     assert "hidden or system entries: 2" in source.notes[0]
 
 
-def test_what_is_left_out_is_one_line_on_stderr(tmp_path):
-    write(tmp_path / "set", [*PLAIN, "cat/notes.txt", "cat/0.jpg.1", "dog/notes.txt", "cat/._0.png"])
-    words = ["python", "scripts/export_images.py", tmp_path / "set", tmp_path / "out", "--dry-run"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
-    told = [line for line in done.stderr.splitlines() if "left out" in line]
-    assert len(told) == 1
-    assert "no pictures by name: 3 (2 .txt, 1 .1)" in told[0]
-    assert "hidden or system entries: 1 (cat/._0.png)" in told[0]
+def test_what_is_left_out_is_one_line_also_in_a_dry_run(tmp_path, caplog, capsys):
+    from scripts.export_images import main
+    folder = write(tmp_path / "set", [*PLAIN, "cat/notes.txt", "cat/0.jpg.1", "dog/notes.txt", "cat/._0.png"])
+    (folder / "cat" / "up").symlink_to("..")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    assert main([str(folder), str(tmp_path / "out"), "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
+    assert "5 pictures of 3 class(es)" in capsys.readouterr().out
+    told, = (record.getMessage() for record in caplog.records)
+    assert "no pictures by name: 3 (2 .txt, 1 .1)" in told
+    assert "hidden or system entries: 1 (cat/._0.png)" in told
+    assert "(cat/up)" in told
+    assert "(cat/pipe.png)" in told
 
 
 @pytest.mark.parametrize("labels, words", [
@@ -686,7 +698,7 @@ def test_a_stream_does_not_go_on_with_another_number_of_processes(data, refused,
     again = trainer()
     again.processes = SimpleNamespace(world=2)
     if refused:
-        with pytest.raises(Mismatch, match="processes=2: must be 1"): again._restore(newest(saves(tmp_path)))
+        with pytest.raises(BadInput, match="processes=2: must be 1"): again._restore(newest(saves(tmp_path)))
     else:
         again._restore(newest(saves(tmp_path)))
         assert again.step == 4

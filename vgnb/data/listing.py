@@ -6,7 +6,7 @@
 __all__ = ['SUFFIXES', 'HIDDEN', 'OTHER', 'LOOP', 'TWICE', 'NOWHERE', 'STRANGE', 'SPLITS', 'is_hidden', 'hidden_part',
            'picture_kind', 'is_picture', 'Listing', 'read_file', 'list_folder', 'plain', 'Arranged', 'arrange']
 
-# %% ../../nbs/data/103_listing.ipynb #88571c52
+# %% ../../nbs/data/103_listing.ipynb #646800be
 import os
 import re
 import stat
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from ..core import BadInput, BadItem, check
 
-# %% ../../nbs/data/103_listing.ipynb #f1609428
+# %% ../../nbs/data/103_listing.ipynb #352209a7
 _SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found",
            "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
@@ -38,7 +38,7 @@ def hidden_part(path:str, folder:bool=False) -> str|None:
         if is_hidden(part, folder or k < len(parts) - 1): return "/".join(parts[:k + 1])
     return None
 
-# %% ../../nbs/data/103_listing.ipynb #a4fc8b33
+# %% ../../nbs/data/103_listing.ipynb #1a84df26
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff",
             ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
 
@@ -69,7 +69,7 @@ def is_picture(
     suffix = os.path.splitext(name)[1].lower()
     return suffix in SUFFIXES if suffix else picture_kind(head()) is not None
 
-# %% ../../nbs/data/103_listing.ipynb #fa74dc80
+# %% ../../nbs/data/103_listing.ipynb #cf01299a
 HIDDEN, OTHER = "hidden or system entries", "files that are no pictures by name"
 LOOP, TWICE = "links to folders that are in the set or around it", "links to pictures that are in the set"
 NOWHERE, STRANGE = "links that lead nowhere", "pipes, devices or sockets"
@@ -96,7 +96,7 @@ def _examples(reason:str, paths:set) -> str:
     endings = Counter(os.path.splitext(p)[1].lower() or "no ending" for p in paths)
     return ", ".join(f"{n} {ending}" for ending, n in endings.most_common(5))
 
-# %% ../../nbs/data/103_listing.ipynb #99b4b902
+# %% ../../nbs/data/103_listing.ipynb #09c15436
 def read_file(
     path:str|Path,
     name:str,     # for the error
@@ -111,7 +111,7 @@ def read_file(
         raise BadItem(name, f"cannot be read: {e.strerror}") from None
     raise BadItem(name, "is no regular file")
 
-# %% ../../nbs/data/103_listing.ipynb #ebc93ea0
+# %% ../../nbs/data/103_listing.ipynb #efc9325a
 def _identity(status:os.stat_result) -> tuple[int, int]: return status.st_dev, status.st_ino
 
 class _Walk:
@@ -154,7 +154,7 @@ class _Walk:
         if is_picture(path, head): self.found.files.append(path)
         else: self.found.leave(OTHER, path)
 
-# %% ../../nbs/data/103_listing.ipynb #d8ecb52b
+# %% ../../nbs/data/103_listing.ipynb #ed0257cd
 def _status(path:Path) -> os.stat_result|None:
     try: return os.stat(path)
     except OSError: return None
@@ -188,7 +188,7 @@ def list_folder(root:str|Path) -> Listing:
     _follow(walk)
     return walk.found
 
-# %% ../../nbs/data/103_listing.ipynb #89ce9c9f
+# %% ../../nbs/data/103_listing.ipynb #c6fd0d03
 _PARTS = dict(train=("train", "training"), validation=("validation", "valid", "val", "dev"),
               test=("test", "testing", "eval", "evaluation"))
 SPLITS = {name: split for split, names in _PARTS.items() for name in names}
@@ -218,7 +218,7 @@ def _wrapper(found:Listing) -> str:
         if not deep or len(tops) != 1: return base
         base += f"{tops.pop()}/"
 
-# %% ../../nbs/data/103_listing.ipynb #893f0710
+# %% ../../nbs/data/103_listing.ipynb #05a830bc
 def _groups(found:Listing, base:str, uri, flat:str) -> list[str]:
     "The class of each picture. Errors: pictures beside class folders, a class folder without any."
     inside = [path[len(base):] for path in found.files]
@@ -250,7 +250,9 @@ def arrange(
     classes:list[str]|None=None,  # names in the order of their labels; default: those found, sorted
 ) -> Arranged:
     "Order, names and labels of listed pictures. Errors: what is ambiguous, and a class that `classes` lacks."
-    check(found.files, "uri", uri, f"must hold pictures ({' '.join(SUFFIXES)}), directly or in class folders")
+    passed_over = "".join(f"; {note}" for note in found.notes)
+    check(found.files, "uri", uri,
+          f"must hold pictures ({' '.join(SUFFIXES)}), directly or in class folders{passed_over}")
     base = _wrapper(found)
     groups = _groups(found, base, uri, flat)
     order = sorted(range(len(groups)), key=lambda i: (groups[i], *found.files[i].rpartition("/")[::2]))

@@ -135,7 +135,7 @@ def _names_of(known:list) -> list[str]:
     check(0 <= largest < MOST_CLASSES, "labels", largest, f"must be numbers of classes, from 0 to {MOST_CLASSES - 1}")
     return [str(k) for k in range(largest + 1)]
 
-# %% ../../nbs/data/100_sources.ipynb #72151311
+# %% ../../nbs/data/100_sources.ipynb #de85c775
 def note_on_labels(
     labels,             # (n,) class indices; -1 where one does not fit
     classes:list[str],

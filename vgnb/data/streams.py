@@ -59,7 +59,7 @@ def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
         order = draws.permutation("rest", At(torch.zeros(1), step=epoch), len(held))[0]
         yield from (held[k] for k in order.tolist())
 
-# %% ../../nbs/data/107_streams.ipynb #826b9386
+# %% ../../nbs/data/107_streams.ipynb #d5d815ad
 class _LabelledStream(ImageSource):
     "What a stream makes of its labels."
     def __init__(self, shards, rows, classes:list[str]|None, max_bad:int):

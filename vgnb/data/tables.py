@@ -171,7 +171,7 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     if not local: return table, None
     return table, path if path.is_dir() else path.parent
 
-# %% ../../nbs/data/108_tables.ipynb #7744c72c
+# %% ../../nbs/data/108_tables.ipynb #69929797
 _DATA = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip", ".gz")
 
 def _picture_folder(where:str, options:dict) -> Path|None:

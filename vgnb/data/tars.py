@@ -42,7 +42,7 @@ def tar_headers(
     if not getattr(tar, "ended", False):
         raise tarfile.ReadError("a header is damaged or the end is missing")
 
-# %% ../../nbs/data/104_tars.ipynb #2e70873a
+# %% ../../nbs/data/104_tars.ipynb #e6747ebf
 class Place(NamedTuple):
     "Where a member's bytes are in its archive."
     offset: int
@@ -190,7 +190,7 @@ def samples(
         stem, files[ending] = of, value
     yield from of_stem()
 
-# %% ../../nbs/data/104_tars.ipynb #cdb24235
+# %% ../../nbs/data/104_tars.ipynb #c28603e5
 JSON_KEYS = ("label", "cls", "class")
 LABELS = ("auto", "none", *LABEL_KEYS)
 

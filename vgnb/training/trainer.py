@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from fastcore.basics import patch
 
-from ..core import Mismatch, VgnbError, check, reason_of, write_run
+from ..core import VgnbError, check, reason_of, write_run
 from ..kinds import to_json
 from ..places import locked
 from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
@@ -74,7 +74,7 @@ class Session:
         files, state = read_same(path, self.recipe, self.data.fingerprint)
         world, was = self.processes.world, state.get("world", self.processes.world)
         message = f"must be {was}, as in {path}: on another number a stream shows some examples twice and others never"
-        check(was == world or not self.data.streaming, "processes", world, message, Mismatch)
+        check(was == world or not self.data.streaming, "processes", world, message)
         self.state.load(files, state["guard"], path)
         self.step = self.saved = state["step"]
 
