@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card
 from .data.sources import find_class
-from .core import Mismatch, Missing, check, check_choice, check_int, load_json, save_json
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .kinds import from_json, to_json

@@ -185,30 +185,6 @@ def export_images(
             count += 1
             if callback: callback(count)
 
-    if kind == "shards": write_shards(place, counted(), shard_size)
-    elif kind == "tar": write_tar(place, counted())
-    else: write_folder(place, counted())
-    return count
-
-# %% ../../nbs/data/118_export.ipynb #10ef2e19
-def export_images(
-    source:ImageSource,            # anything that `open_images` gives and that has a length
-    out:str|Path,                  # a folder, NAME.tar, or wds://FOLDER
-    shard_size:int=10_000,         # pictures a shard
-    callback:Callable|None=None,   # callback(pictures so far)
-) -> int: # pictures written
-    "Write the stored bytes of every picture into another container; it is there whole or not at all."
-    check_int("shard_size", shard_size, 1)
-    kind, place = plan_export(source, out)
-    count = 0
-
-    def counted():
-        nonlocal count
-        for p in pieces(source, kind != "shards"):
-            yield p
-            count += 1
-            if callback: callback(count)
-
     with locked_file(place):
         check_vacant(place)                                         # another may have finished meanwhile
         sweep_aside(place.parent, place.name)

@@ -59,44 +59,6 @@ class WrappedImages(ImageSource):
         dataset,                     # items: picture | (picture, label, ...)
         classes:list[str]|None=None, # default: its `classes`, or counted from its `targets`
         max_bad:int=0,
-    ):
-        super().__init__(max_bad)
-        kind = type(dataset).__name__
-        sized = isinstance(dataset, torch.utils.data.Dataset) and hasattr(dataset, "__len__")
-        check(sized and len(dataset), "uri", kind, "must be a torch Dataset with a length > 0")
-        self.dataset, first = dataset, dataset[0]
-        self.pair = isinstance(first, (tuple, list))
-        try: _as_picture(first[0] if self.pair else first, "item 0")
-        except BadItem as e: raise BadInput("uri", kind, str(e)) from None
-
-        classes = classes or _classes_of_dataset(dataset)
-        check(classes or not self.pair, "classes", None,
-              "must be given: the data set has neither `classes` nor `targets`")
-        self.classes = [str(c) for c in classes] if self.pair else ["all"]
-        spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 16)})
-        pictures = [np.asarray(self[i].image) for i in spread]
-        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, pictures)[:16]
-
-    def __len__(self): return len(self.dataset)
-
-    def __getitem__(self, i):
-        i = check_int("i", i, 0, len(self) - 1)
-        name = f"item {i}"
-        try: item = self.dataset[i]
-        except (OSError, ValueError, SyntaxError) as e:
-            raise BadItem(name, f"cannot be read: {e}") from e
-        picture, label = (item[0], _number(item[1], name)) if self.pair else (item, 0)
-        if not 0 <= label < len(self.classes):
-            raise BadItem(name, f"has label {label}, none of the {len(self.classes)} classes")
-        return Item(_as_picture(picture, name), label, i, name)
-
-# %% ../../nbs/data/110_images.ipynb #e7b33864
-class WrappedImages(ImageSource):
-    "A map-style torch Dataset as a source."
-    def __init__(self,
-        dataset,                     # items: picture | (picture, label, ...)
-        classes:list[str]|None=None, # default: its `classes`, or counted from its `targets`
-        max_bad:int=0,
         orientation:str="upright",   # of PIL pictures: as their EXIF says, or as they are "stored"
     ):
         super().__init__(max_bad)
@@ -177,42 +139,6 @@ def _open_path(path:Path, classes, **kw) -> StoredImages:
     return KaggleImages(path, **kw)
 
 # %% ../../nbs/data/110_images.ipynb #6957d95b
-def _tell(uri, source:ImageSource) -> ImageSource:
-    "Say, in a line each, what was left out of a set and what looks odd about it."
-    if isinstance(source, StoredImages):
-        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes)]
-    for note in source.notes: logging.getLogger("vgnb.data").warning("%s: %s", uri, note)
-    return source
-
-def open_images(
-    uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
-    *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
-    alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
-    classes:list[str]|None=None, # names in the order of the labels, for sets that do not tell, or tell another order
-) -> ImageSource:
-    "Open pictures from wherever they are; what was left out of a set, or looks odd, is told in a line (`notes`)."
-    if isinstance(uri, ImageSource): return uri
-    classes = check_names(classes)
-    kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
-    if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad)
-    return _tell(uri, _open_address(uri, classes, kw))
-
-def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
-    "What lies at a path or an address."
-    if "://" not in str(uri): return _open_path(Path(uri).expanduser(), classes, **kw)
-
-    scheme, _, rest = str(uri).partition("://")
-    check_choice("uri scheme", scheme, tuple(_SCHEMES))
-    where, options = _options(rest, _SCHEMES[scheme])
-    chosen = scheme in ("shapes", "kaggle") and classes is not None
-    check(not chosen, "classes", classes, f"can't be chosen here: {scheme}:// names them itself")
-    if scheme == "shapes": return _open_shapes(where, options)
-    if scheme == "kaggle":
-        return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)
-    if scheme == "wds": return _open_wds(where, options, classes, **kw)
-    return open_table(where, options, classes, **kw)
-
-# %% ../../nbs/data/110_images.ipynb #eeb54c39
 def _tell(uri, source:ImageSource) -> ImageSource:
     "Say, in a line each, what was left out of a set and what looks odd about it."
     if isinstance(source, StoredImages):

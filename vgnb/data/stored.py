@@ -357,58 +357,6 @@ class ShardImages(StoredImages):
         self.notes.append("the txt files are captions, not classes (label=txt in the address if they are)")
         return [None] * len(raw)
 
-    def read(self, i):
-        if i in self.broken: raise BadItem(self.names[i], self.broken[i])
-        if self.places[i] is None:
-            raise BadItem(self.names[i], "has no picture")
-        if self.labels[i] < 0:
-            raise BadItem(self.names[i], f"has no label, or one outside the {len(self.classes)} classes")
-        return self._bytes(self.places[i], self.names[i])
-
-# %% ../../nbs/data/105_stored.ipynb #ec5f057d
-class ShardImages(StoredImages):
-    "Local webdataset shards, indexed: sample order is shard by shard in sorted order."
-    def __init__(self,
-        shards:list[str|Path],        # uncompressed tars
-        classes:list[str]|None=None,  # default: from the labels
-        max_bad:int=0, alpha:str="drop",
-        label:str="auto",             # which file of a sample holds its label: one of `LABELS`
-    ):
-        shards, self.label = [Path(s) for s in shards], check_choice("uri option label", label, LABELS)
-        found, self.notes = _indexed(shards)
-        names = [f"{shards[s].name}:{key}" for s, key, _ in found]
-        self.bytes = FileBytes(shards)
-        self.broken = {i: parts.reason for i, (*_, parts) in enumerate(found) if isinstance(parts, BadItem)}
-        parts = [{} if i in self.broken else of_sample for i, (*_, of_sample) in enumerate(found)]
-        self.places = [self._picture(i, names[i], p) for i, p in enumerate(parts)]
-        check(any(self.places), "uri", [str(s) for s in shards], f"must hold samples with {', '.join(PICTURE_KEYS)}")
-
-        raw = [self._raw_label(i, names[i], p) for i, p in enumerate(parts)]
-        if label == "auto" and classes is None: raw = self._without_captions(parts, raw)
-        classes, labels = classes_of(raw, classes)
-        super().__init__(names, labels, classes, max_bad, alpha)
-
-    def _picture(self, i:int, name:str, parts:dict) -> tuple|None:
-        place = first_picture(parts)
-        if isinstance(place, BadItem): self.broken[i] = place.reason
-        return place if isinstance(place, tuple) else None
-
-    def _raw_label(self, i:int, name:str, parts:dict):
-        try:
-            held = {k: self._bytes(parts[k], name) for k in LABEL_KEYS if k in parts}
-            return raw_label(held, name, self.label)
-        except BadItem as e: self.broken.setdefault(i, e.reason)
-
-    def _bytes(self, place:tuple|BadItem, name:str) -> bytes|BadItem:
-        return place if isinstance(place, BadItem) else self.bytes.member(place[0], Place(*place[1:]), name)
-
-    def _without_captions(self, parts:list[dict], raw:list) -> list:
-        "The labels as they are, or none where they are captions."
-        only_texts = all("cls" not in p and "json" not in p for p in parts)
-        if not only_texts or not are_captions([text for text in raw if text is not None]): return raw
-        self.notes.append("the txt files are captions, not classes (label=txt in the address if they are)")
-        return [None] * len(raw)
-
     def files(self): return self.bytes.files
     def sizes(self): return [place[2] if place else -1 for place in self.places]
 
