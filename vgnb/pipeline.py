@@ -26,6 +26,7 @@ from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, s
 from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
+from .generators.orders import ORDERS
 from .kinds import from_json, to_json
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
@@ -38,7 +39,7 @@ from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 from .upright import as_rgb
 
-# %% ../nbs/710_pipeline.ipynb #835f8cf2
+# %% ../nbs/710_pipeline.ipynb #d0d59de1
 class _Named:
     "The methods that are patched into `Pipeline`, for completion."
     condition:Callable
@@ -108,7 +109,7 @@ class Pipeline(_Named):
         if len(self._samplers) > _KEPT: del self._samplers[next(iter(self._samplers))]
         return found
 
-# %% ../nbs/710_pipeline.ipynb #6f5f6f96
+# %% ../nbs/710_pipeline.ipynb #18b094a1
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     try: torch.empty(1, device=device)
@@ -145,7 +146,7 @@ def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
         if step is None: return
         yield step
 
-# %% ../nbs/710_pipeline.ipynb #49a48622
+# %% ../nbs/710_pipeline.ipynb #7a3e4cbd
 def class_ids(
     labels,                    # a class or several: names, numbers, None = no class
     names:Sequence[str]=(),    # of the classes, in the order of their ids
@@ -262,7 +263,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #9f3a3987
+# %% ../nbs/710_pipeline.ipynb #621b3b4a
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -352,7 +353,7 @@ def painting(self:Pipeline,
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #01a1c095
+# %% ../nbs/710_pipeline.ipynb #e17de88d
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
@@ -418,7 +419,7 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #05a686eb
+# %% ../nbs/710_pipeline.ipynb #4881f46a
 def _count(module) -> int:
     "Its parameters."
     return sum(p.numel() for p in module.parameters())
@@ -439,12 +440,13 @@ def _facts(self:Pipeline) -> dict[str, str]:
     followed = f"{self.generator.classes} classes" + f": {named}" * bool(named)
     dtype = str(self.dtype).removeprefix("torch.")
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
+    order = next((name for name, order in ORDERS.items() if order == s.order), short_form(s.order))
     return {
         "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}",
         "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {dtype}",
         "makes": f"{grid} codes of {codes} -> {pixels}",
         "from": followed if self.generator.conditioned_on == "class" else "caption features",
-        "order": f"{short_form(s.order)}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
+        "order": f"{order}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
         "guidance": short_form(s.guidance),
         "picks": picks,
         "rows": f"{s.min_rows} to {s.rows} samples at once"}
@@ -455,7 +457,7 @@ def __repr__(self:Pipeline):
     shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
-# %% ../nbs/710_pipeline.ipynb #1d0dc474
+# %% ../nbs/710_pipeline.ipynb #1b5d5d9a
 @patch
 def _four(self:Pipeline) -> str:
     "Four samples as an HTML picture, or the reason why there is none."
