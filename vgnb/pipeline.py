@@ -176,41 +176,6 @@ def _class_id(label, names:list[str], classes:int, null:int|None) -> int:
         return null
 
     if hasattr(label, "item"): label = label.item()
-    if isinstance(label, str) and (label in names or not label.isdecimal()):
-        return names.index(check_choice("label", label, names))
-    number = int(label) if isinstance(label, str) else label
-    return check_int("label", number, 0, classes - 1)
-
-# %% ../nbs/710_pipeline.ipynb #49a48622
-def class_ids(
-    labels,                    # a class or several: names, numbers, None = no class
-    names:Sequence[str]=(),    # of the classes, in the order of their ids
-    classes:int|None=None,     # how many there are; None = as many as names
-    null:int|None=None,        # the id that stands for no class; None = there is none
-) -> list[int]:
-    "The ids of classes that are given by name or number. Errors: `BadInput` for what is not exactly a class."
-    classes = len(names) if classes is None else classes
-    listed = _listed(labels)
-    check(len(listed) > 0, "labels", labels, "must be a class, or a non-empty list of classes (or give text features)")
-    return [_class_id(label, list(names), classes, null) for label in listed]
-
-def _listed(labels) -> list:
-    "One label or several as a list; a word is one label, never a list of letters."
-    if labels is None or isinstance(labels, (str, int, float)): return [labels]
-    if hasattr(labels, "tolist"):                                 # arrays and tensors, those of one number, too
-        values = labels.tolist()
-        return values if isinstance(values, list) else [values]
-    is_list = isinstance(labels, Sequence) and not isinstance(labels, (bytes, bytearray))
-    check(is_list, "labels", type(labels).__name__, "must be a class id or name, or a list of them")
-    return list(labels)
-
-def _class_id(label, names:list[str], classes:int, null:int|None) -> int:
-    "The id of one class."
-    if label is None:
-        check(null is not None, "label", None, "must be a class: this generator was trained with one for every picture")
-        return null
-
-    if hasattr(label, "item"): label = label.item()
     return find_class(label, names, classes)
 
 # %% ../nbs/710_pipeline.ipynb #3bd1f423
@@ -315,39 +280,6 @@ def decode(self:Pipeline,
     shape:tuple[int, ...]|None=None,     # grid of the codes; None = the pipeline's
 ) -> np.ndarray:                         # (b, h, w, 3) uint8
     "Codes -> images."
-    if size is not None: check_int("size", size, 1)
-    ids, s = self._ids(ids, len(codes)), self.sampling
-    how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape)
-    parts = _micro_batches(len(codes), rows or s.rows, min_rows or s.min_rows)
-    return np.concatenate([pictures(self.tokenizer, codes[part], ids=ids[part], rows=n, **how) for part, n in parts])
-
-@patch
-def encode(self:Pipeline,
-    images:np.ndarray|Tensor,                         # (b, h, w, 3) uint8
-    *, rows:int|None=None, min_rows:int|None=None,    # as `decode`
-) -> Tensor:                                          # (b, n, L)
-    "Images -> codes."
-    images, s = _pixels(images, one=False), self.sampling
-    parts = _micro_batches(len(images), rows or s.rows, min_rows or s.min_rows)
-    return torch.cat([codes_of(self.tokenizer, images[part], n) for part, n in parts]).to(self.device)
-
-# %% ../nbs/710_pipeline.ipynb #9f3a3987
-def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
-    "(samples, rows that are computed at once): the full micro-batches, and what is left."
-    whole = b // rows * rows
-    left = computed_rows(b - whole, rows, min_rows)
-    return [(part, n) for part, n in ((slice(0, whole), rows), (slice(whole, b), left)) if part.stop > part.start]
-
-@patch
-def decode(self:Pipeline,
-    codes:Tensor,                        # (b, n, L)
-    *, ids=None, seed:int=0,             # of the samples, for tokenizers whose decoder draws noise
-    size:int|None=None,
-    rows:int|None=None,                  # of a full micro-batch; None = that of the settings
-    min_rows:int|None=None,              # of the smallest; None = that of the settings
-    shape:tuple[int, ...]|None=None,     # grid of the codes; None = the pipeline's
-) -> np.ndarray:                         # (b, h, w, 3) uint8
-    "Codes -> images."
     check_size(size)
     ids, s = self._ids(ids, len(codes)), self.sampling
     how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape)
@@ -422,31 +354,6 @@ def painting(self:Pipeline,
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
 # %% ../nbs/710_pipeline.ipynb #e17de88d
-@patch
-@delegates(spelled)
-def apply(self:Pipeline,
-    what:Application, labels, images=None,
-    *, seed:int=0, ids=None,
-    size:int|None=None,                       # side of the images; only where no pictures are given
-    progress:bool=False,                      # a bar over the samples
-    watch:Callable[[Step], object]|None=None, # is shown every step
-    **kwargs,
-) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
-    "Carry out an application."
-    painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
-    with tqdm(total=len(painting.ids), desc="sampling", unit="sample", disable=not progress) as bar:
-        def seen(step):
-            if watch: watch(step)
-            if step.clock.step == step.clock.steps - 1: bar.update(len(step.ids))
-        with self._autocast(): codes = what.codes(painting, seen)
-    codes = codes.clamp(min=0)                                             # what was never decided is code 0
-
-    settings = self.settings(**kwargs)
-    how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, rows=settings.rows, min_rows=settings.min_rows)
-    if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
-    return what.finish(self.decode(codes, **how), None if images is None else _pixels(images), painting)
-
-# %% ../nbs/710_pipeline.ipynb #01a1c095
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
