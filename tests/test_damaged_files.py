@@ -321,7 +321,7 @@ def test_a_metric_says_when_sizes_differ(tmp_path):
     rng = np.random.default_rng(0)
     large, small, other = (rng.integers(0, 255, (8, s, s, 3), dtype=np.uint8) for s in (64, 32, 64))
     report = measure(large, small, Mean(), metrics=("fid",))
-    assert any("samples are 64x64, the reference's pictures 32x32" in note for note in report.notes)
+    assert any("samples are 64x64, the reference's pictures were 32x32" in note for note in report.notes)
     assert (report.protocol.size, report.protocol.reference_size) == ((64, 64), (32, 32))
     report.save(tmp_path / "r.json")
     assert load_json(tmp_path / "r.json")["protocol"]["reference_size"] == [32, 32]

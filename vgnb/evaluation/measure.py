@@ -161,7 +161,7 @@ def look_at(
         return processes.gather(padded(x, share).to(processes.device))[:n].to(x.device)
     return Features(*map(joined, mine))
 
-# %% ../../nbs/evaluation/621_measure.ipynb #4f068639
+# %% ../../nbs/evaluation/621_measure.ipynb #437b1a32
 def size_of(pictures:Samples) -> tuple[int, int]|None:
     "(h, w) of pictures, or of those that stored statistics were made of; None where nobody tells."
     if len(pictures): return tuple(int(side) for side in pictures.images.shape[1:3])
@@ -172,7 +172,7 @@ def size_note(samples:Samples, reference:Samples) -> str|None:
     "What to say where samples and reference are of different sizes."
     ours, theirs = size_of(samples), size_of(reference)
     if ours == theirs or None in (ours, theirs): return None
-    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures {theirs[1]}x{theirs[0]}: "
+    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures were {theirs[1]}x{theirs[0]}: "
             "what is measured is the resizing, too")
 
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
