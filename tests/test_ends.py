@@ -64,11 +64,12 @@ def session_of(process: Path) -> int | None:
         return int(words[3]) if words[0] != "Z" else None
 
 
-def toy(folder: Path, workers: int = 2, steps: int | None = None) -> int:
-    "A run of the toy task whose steps take a while; its exit code, and its last words."
+def toy(folder: Path, save_every: int = 10) -> int:
+    "A run of the toy task whose steps take a while; its exit code, and its last words. Step 5 leaves a mark."
     from vgnb.training.trainer import Trainer
-    run = Run(save_every=10, workers=workers, progress=False, tracker="none")
-    done = Trainer(Pair(slow=0.01), Points(), RECIPE, folder, run).fit(steps)
+    run = Run(save_every=save_every, workers=2, progress=False, tracker="none")
+    mark = (5, lambda trainer: (folder / "under-way").touch())
+    done = Trainer(Pair(slow=0.01), Points(), RECIPE, folder, run, every=(mark,)).fit()
     if not done.finished: print(f"{done.reason}: step {done.step}", file=sys.stderr)
     return done.code
 
@@ -86,9 +87,9 @@ def signalled(folder: Path, number: int, times: int = 1) -> dict:
 
 
 def dead_reader(folder: Path) -> dict:
-    "The kernel kills a reader."
-    pid = started(lambda: toy(folder / "run"), folder / "err")
-    first_checkpoint(folder / "run")
+    "The kernel kills a reader, long before a checkpoint is due."
+    pid = started(lambda: toy(folder / "run", save_every=10_000), folder / "err")
+    until((folder / "run" / "under-way").exists)
     readers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     os.kill(int(readers[0]), signal.SIGKILL)
     return ended(pid, folder / "err") | {"readers": len(readers)}
@@ -181,15 +182,20 @@ def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
     end = found["dead"]
     assert end["code"] == 2 and end["left"] == [] and end["readers"] == 2
     assert end["err"].startswith("a data worker died") and end["err"].count("\n") == 1
-    assert last_step(found["root"] / "dead" / "run") % 10 or last_step(found["root"] / "dead" / "run") > 10
+    assert last_step(found["root"] / "dead" / "run") >= 5
+
+
+def said(end: dict) -> list[str]:
+    "Its lines on stderr, without those of progress, which a slow machine sees."
+    return [line for line in end["err"].splitlines() if not line.startswith("sampling: part ")]
 
 
 @pytest.mark.parametrize("case", ["extraction", "sampling", "reference"])
 def test_work_in_parts_leaves_with_a_line_and_goes_on(found, case):
     end = found[case]
     assert (end["code"], end["left"]) == (75, []), end["err"]
-    assert end["err"] == "SIGTERM: stopped; run the same command again to go on\n"
-    assert (end["again"]["code"], end["again"]["err"]) == (0, "")
+    assert said(end) == ["SIGTERM: stopped; run the same command again to go on"]
+    assert (end["again"]["code"], said(end["again"])) == (0, [])
 
 
 LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]

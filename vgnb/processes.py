@@ -182,7 +182,8 @@ _DEAD = "exited unexpectedly|is killed by signal"
 def dead_reader(e:BaseException) -> str|None:
     "The line about a reading process that died, if that is what happened."
     if not re.search(rf"DataLoader worker.*({_DEAD})", str(e), re.S): return None
-    return f"a data worker died ({str(e).splitlines()[0]}); run the same command again to go on"
+    reason = str(e).splitlines()[0].strip(" .")
+    return f"a data worker died ({reason}); run the same command again to go on"
 
 def _obituary(readers:list) -> str|None:
     "The same for processes that we can ask."
