@@ -369,6 +369,7 @@ def test_while_a_hand_drags_only_the_latest_counts(pipe):
     live, runs = pipe.play("heart"), []
     sample = live._sample
     live._latest.work = lambda wish: runs.append(wish) or sample(wish)
+    live._latest.patience = 60.0                                        # however busy the machine is
 
     async def hand():
         for seed in range(1, 21):
@@ -378,7 +379,7 @@ def test_while_a_hand_drags_only_the_latest_counts(pipe):
         await live._latest._task
 
     asyncio.run(hand())
-    assert len(runs) <= 4 and live.frames.wish.seed == 20 and not live.busy.value
+    assert len(runs) <= 3 and live.frames.wish.seed == 20 and not live.busy.value
     assert live._latest.done == live._latest.wanted
 
 
