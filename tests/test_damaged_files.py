@@ -1,6 +1,7 @@
 "Files that are not what their names say, or claim what they do not have: one line, before work starts."
 import io
 import json
+import pickle
 import resource
 import shutil
 import struct
@@ -175,8 +176,9 @@ FORGED = {
     "a shape beyond its bytes": lambda: torch_bytes({"w": claimed}),
     "no bytes": lambda: torch_bytes({"w": no_bytes}),
     "sparse": lambda: torch_bytes({"w": torch.zeros(3).to_sparse()}),
-    "bytes from a number": lambda: b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
-    "an endless pickle": lambda: b"\x80\x02" + b"]0" * 600_000 + b"N.",
+    "bytes from a number": lambda: torch_bytes(0, old=True)[:15] + b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
+    "an endless pickle": lambda: torch_bytes(0, old=True)[:15] + b"\x80\x02" + b"]0" * 600_000 + b"N.",
+    "another pickle": lambda: pickle.dumps({"a": print}),
     "packed": packed_archive,
     "many entries": lambda: zip_of(400_000),
     "many names": many_names,
