@@ -1,6 +1,7 @@
 "Files that are not what their names say, or claim what they do not have: one line, before work starts."
 import io
 import json
+import pickle
 import resource
 import shutil
 import struct
@@ -167,6 +168,7 @@ def packed_archive() -> bytes:
 stored = torch.storage.TypedStorage(wrap_storage=torch.zeros(4).untyped_storage(), dtype=torch.float32, _internal=True)
 claimed = Call(torch._utils._rebuild_tensor_v2, stored, 0, (50_000, 20_000), (20_000, 1), False, {})
 no_bytes = Call(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (10 ** 6, 10 ** 6), (10 ** 6, 1), False)
+MAGIC = torch_bytes(0, old=True)[:15]      # how a torch file of before the zip begins
 wide = torch.zeros(1).expand(10 ** 5, 10 ** 5)
 FORGED = {
     "stride 0": lambda: torch_bytes({"w": wide}),
@@ -175,8 +177,9 @@ FORGED = {
     "a shape beyond its bytes": lambda: torch_bytes({"w": claimed}),
     "no bytes": lambda: torch_bytes({"w": no_bytes}),
     "sparse": lambda: torch_bytes({"w": torch.zeros(3).to_sparse()}),
-    "bytes from a number": lambda: b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
-    "an endless pickle": lambda: b"\x80\x02" + b"]0" * 600_000 + b"N.",
+    "bytes from a number": lambda: MAGIC + b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R.",
+    "an endless pickle": lambda: MAGIC + b"\x80\x02" + b"]0" * 600_000 + b"N.",
+    "another pickle": lambda: pickle.dumps({"a": print}),
     "packed": packed_archive,
     "many entries": lambda: zip_of(400_000),
     "many names": many_names,

@@ -126,9 +126,14 @@ def _check_zip(path:Path, argument:str):
         why = f"is cut off or damaged: {path.stat().st_size:,} bytes without the end of an archive; fetch it again"
         raise Mismatch(argument, path, why) from None
 
+_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"      # the number that the first of the five pickles holds
+
 def _check_pickles(path:Path, argument:str):
     "The same for the layout before the zip."
     with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        is_torch = _MAGIC in whole[:40]
+        other = "must be a state dict of tensors that `torch.save` wrote; this is another pickle, or damaged"
+        check(is_torch, argument, path, other, Mismatch)
         for _ in range(5): _check_program(whole, argument, path)
 
 _FORBIDDEN = r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)"

@@ -161,7 +161,7 @@ def look_at(
         return processes.gather(padded(x, share).to(processes.device))[:n].to(x.device)
     return Features(*map(joined, mine))
 
-# %% ../../nbs/evaluation/621_measure.ipynb #437b1a32
+# %% ../../nbs/evaluation/621_measure.ipynb #4f068639
 def size_of(pictures:Samples) -> tuple[int, int]|None:
     "(h, w) of pictures, or of those that stored statistics were made of; None where nobody tells."
     if len(pictures): return tuple(int(side) for side in pictures.images.shape[1:3])
