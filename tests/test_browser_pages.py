@@ -78,10 +78,11 @@ SEEN = """async paths => {
 
     const found = widgets.map(w => ({cells: w.content.model?.cells.length, mime: w.content.codeMimetype,
                                      kernel: w.sessionContext.session?.kernel?.name ?? null}));
-    const dialogs = asked();
-    if (!dialogs.length) widgets.forEach(w => { w.sessionContext.shutdown().catch(() => {}); w.dispose(); });
-    return [dialogs, found];
+    return [asked(), found];
 }"""
+CLOSE = """() => { const app = window.jupyterapp;
+                   for (const w of [...app.shell.widgets("main")])
+                       if (w.sessionContext) { w.sessionContext.shutdown().catch(() => {}); w.dispose(); } }"""
 AT_ONCE = 16
 
 
@@ -104,7 +105,10 @@ def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
         for first in range(0, len(PAGES), AT_ONCE):
             for path, found in seen(page, PAGES[first:first + AT_ONCE]).items():
                 assert found["kernel"] == "python3" and found["cells"] > 1 and "python" in found["mime"], (path, found)
-        assert not errors, errors
+            assert not errors, errors
+            page.evaluate(CLOSE)
+            page.wait_for_timeout(100)
+            errors.clear()    # a notebook that is thrown away in the middle of its start says so
     finally: page.close()
 
 
@@ -146,10 +150,9 @@ def check_run(browser, address, path: str, live: int, seconds: int):
     try:
         run_all(page, address, path, seconds)
         assert outputs(page, ERROR) == []
-        widgets = page.locator(f'.jp-OutputArea-output[data-mime-type="{VIEW}"] .jupyter-widgets')
-        if live: widgets.first.wait_for(timeout=20_000)
-        assert len(outputs(page, VIEW)) >= live
-        assert not [text for text in outputs(page, VIEW) if "rror displaying widget" in text]
+        views = page.locator(".jp-OutputArea-output:has(.jupyter-widgets)")
+        if live: views.nth(live - 1).wait_for(timeout=20_000)
+        assert page.get_by_text("Error displaying widget").count() == 0
         assert not errors, errors
         run(page, "kernelmenu:shutdown")
     finally: page.close()
