@@ -1,7 +1,7 @@
 """For nbdev's documentation: what a page registers is gone again when it has been processed.
 
-A worker of `nbdev-docs` runs many pages. Each defines its room anew, and its classes would stand in the registries in the
-place of those that the next page imports. `[tool.nbdev] doc_procs` in pyproject.toml names `Fresh`.
+A worker of `nbdev-docs` runs many pages. Each defines its room anew, and its classes would stand in the registries
+in the place of those that the next page imports. `[tool.nbdev] doc_procs` in pyproject.toml names `Fresh`.
 """
 import functools
 import importlib
