@@ -215,10 +215,12 @@ class SampleJob:
         "Pictures of one sample."
         return 1 if self.what is None else self.what.each
 
-    def cond(self, rows:slice) -> Cond:
-        "What is asked of some ids."
-        if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
-        return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
+# %% ../nbs/720_jobs.ipynb #08256930
+@patch
+def cond(self:SampleJob, rows:slice) -> Cond:
+    "What is asked of some ids."
+    if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
+    return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
 
 # %% ../nbs/720_jobs.ipynb #89173370
 @patch(as_prop=True)

@@ -235,6 +235,7 @@ def _tuple(args, values, where:str) -> tuple:
     check(len(hints) == len(values), where, values, f"must have {len(hints)} entries")
     return tuple(_revive(h, v, where) for h, v in zip(hints, values, strict=True))
 
+# %% ../nbs/006_kinds.ipynb #19214fd5
 def from_json(
     value:dict,          # what `to_json` gave
     cls:type|None=None,  # the dataclass, where `value` has no kind; one that it has must be of this class

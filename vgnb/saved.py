@@ -255,6 +255,7 @@ def _note_unsealed(folder:Path, card:dict):
     if not (lacks and speaks): return
     print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
 
+# %% ../nbs/008_saved.ipynb #5edb4a2c
 def load_model(
     folder:str|Path,
     *, ema:bool|None=None,  # averaged weights: True must, False must not, None = if there

@@ -103,6 +103,7 @@ def _check_times(folder:Path, theirs:dict, mine:dict):
     check(untouched, "path", folder, "was begun with files of other times: some were changed since, or all copied "
           "without their times (cp -p and rsync -a keep them); choose a new folder, or remove this one", Mismatch)
 
+# %% ../../nbs/data/119_shards.ipynb #499b18cf
 def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
     "Begin a store with this plan, or go on with the same one (its format may be older). Errors: `Mismatch`."
     check(not folder.exists() or folder.is_dir(), "path", folder, "must be a folder")

@@ -266,6 +266,7 @@ def _list_tar(path:Path) -> tuple[Listing, dict[str, Place]]:
     found.folders.discard("")
     return found, places
 
+# %% ../../nbs/data/105_stored.ipynb #fe99fff3
 class TarImages(StoredImages):
     "Pictures of one uncompressed tar, as in the folder that it unpacks to."
     def __init__(self,

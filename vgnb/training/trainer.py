@@ -109,10 +109,12 @@ class Session:
         if self.processes.main: self._write_page()
         return True
 
-    def close(self):
-        "Wait for the copy under way, close the log."
-        if self.tracker: self.tracker.close()
-        self.folder.wait()
+# %% ../../nbs/training/530_trainer.ipynb #0644fe1d
+@patch
+def close(self:Session):
+    "Wait for the copy under way, close the log."
+    if self.tracker: self.tracker.close()
+    self.folder.wait()
 
 # %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
 @patch
