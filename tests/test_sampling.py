@@ -13,7 +13,7 @@ from vgnb.data.transforms import to_uint8
 from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.raster import RasterTransformer, raster_presets
-from vgnb.pipeline import Pipeline
+from vgnb.pipeline import Pipeline, from_pretrained
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.settings import Sampling
 from vgnb.tokenizers.vqgan import vqgan
@@ -110,3 +110,16 @@ def test_evaluation_size_is_bicubic_and_other_grids_work():
     made = pipe.decode(codes, size=32)
     assert made.shape == (2, 32, 32, 3)
     assert np.abs(made.astype(int) - want.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["tiny-randar", "tiny-maskgit", "tiny-pgm"])
+def test_two_streams_in_turn_are_two_streams(name):
+    "Each run has a memory of its own, also where a third one begins and ends between two steps."
+    pipe = from_pretrained(name)
+    asked = [dict(labels=label, seed=seed, steps=6, order="halton") for label, seed in (("heart", 0), ("ring", 1))]
+    alone = [list(pipe.stream(**one))[-1].codes() for one in asked]
+    last = [None, None]
+    for step, (first, second) in enumerate(zip(*(pipe.stream(**one) for one in asked), strict=True)):
+        last = [first, second]
+        if step == 2: pipe.sample("disc", steps=6, order="halton")
+    assert all(torch.equal(step.codes(), codes) for step, codes in zip(last, alone))

@@ -239,7 +239,8 @@ def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tu
     run = _Run(grid, ids, draws, keep, plan.perm, plan.counts, canvas, torch.where(known, -1, len(plan.counts)))
 
     branches = self.guidance.branches(cond, g.null(cond), draws, At(ids, plan.perm, index=plan.known))
-    run.state = self._state = g.begin(branches, grid, reuse=self._state)
+    spare, self._state = self._state, None        # lent to this run: another one under way needs a memory of its own
+    run.state = g.begin(branches, grid, reuse=spare)
     if there: g.accept(run.state, plan.perm[:, :there], gather_rows(canvas, plan.perm[:, :there]))
     return run
 
@@ -326,7 +327,10 @@ def _stream(self:Sampler,
         as_asked = tuple(run.counts) == groups[rows[0]]
         who = type(self.order).__name__
         check(as_asked, "order", who, "must plan the same groups whenever it is asked about the same cells")
-        for step in self._steps(run): yield index, step.rows(len(rows))
+        try:
+            for step in self._steps(run): yield index, step.rows(len(rows))
+        finally:
+            self._state = run.state
 
 @patch
 def sample(self:Sampler,
