@@ -390,3 +390,22 @@ def test_each_file_has_its_own_system(sample, tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="is no tokenizer"):
         extract(["--tokenizer", t, "--tokenizer-system", "llamagen", "--data", "shapes://", "--out", "nowhere"])
     assert asked == {"t.pt": "llamagen"}
+
+
+def test_a_part_with_fields_of_its_own_is_a_dataclass():
+    "Else two of its values would be equal, share one sampler, and lose their fields in files."
+    class Shifted(Order):
+        def __init__(self, k=0): self.k = k
+    with pytest.raises(BadInput, match="part='Shifted': must be a dataclass"): register_part("order", "shifted", Shifted())
+
+
+@pytest.mark.parametrize("asked, words", [
+    (dict(guidance="cfgg"), "must be one of unguided, cfg, .* did you mean cfg"),
+    (dict(guidance=False), "must be one of unguided, cfg"),
+    (dict(picks="halten"), "did you mean halton"),
+    (dict(order=[1, 2]), "must be one of raster, random"),
+])
+def test_parts_go_by_name_everywhere(asked, words):
+    by_name = Sampling(order="halton", guidance="spatial", picks="halton")
+    assert by_name.guidance == shelf("guidance")["spatial"] and by_name.picks == (shelf("pick")["halton"],)
+    with pytest.raises(BadInput, match=words): Sampling(**asked)

@@ -21,9 +21,9 @@ What there is:
     desk                        pictures and what a tokenizer makes of them
     board                       a training run while it runs
 
-Every part is a room of its own: vgnb.tokenizers, vgnb.generators, vgnb.sampling, vgnb.training, vgnb.evaluation,
-vgnb.data, vgnb.recipes and vgnb.views. Each is explained by a notebook in nbs/, beginning with nbs/index.ipynb.
-Nothing is imported before it is used.
+Every part is a module of its own in vgnb.tokenizers, generators, sampling, training, evaluation, data, recipes and
+views, imported by its name: from vgnb.sampling.guidance import CFG. Each is explained by a notebook in nbs/, beginning
+with nbs/index.ipynb. Of the names above nothing is imported before it is used.
 """
 from importlib import import_module as _import_module
 

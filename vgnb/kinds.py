@@ -107,6 +107,9 @@ def register_part(
 ):
     "Make a part known to files and commands. Errors: a word that stands for another part."
     config = part if isinstance(part, type) else type(part)
+    own_init = "__init__" in vars(config) and "__dataclass_fields__" not in vars(config)
+    rule = "must be a dataclass: its fields are what is saved of it, and what tells two of its values apart"
+    check(not own_init, "part", config.__name__, rule)
     is_ready = config is not part
     if is_ready: shelf(shelf_name).check_free(word, part)
     kinds[f"{shelf_name}.{word}"] = Kind(config, build)

@@ -501,14 +501,15 @@ _FORMAT = "vgnb-pipeline/1"
 def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
     "Write `tokenizer/`, `generator/` and `pipeline.json` (last) below `folder`."
     folder = Path(folder)
+    card = {
+        "format": _FORMAT,
+        "sampling": to_json(self.sampling, "sampling"),       # first: what can't be written must not cost an older one
+        "classes": self.classes,
+        "grid": list(self.grid.shape)}
     parts = {"tokenizer": self.tokenizer, "generator": self.generator}
     for name, part in parts.items(): save_model(folder / name, part, part.config)
-    save_card(folder / "pipeline.json", {
-        "format": _FORMAT,
-        "sampling": to_json(self.sampling),
-        "classes": self.classes,
-        "grid": list(self.grid.shape),
-        "parts": {name: read_config(folder / name)["weights"] for name in parts}})
+    hashes = {name: read_config(folder / name)["weights"] for name in parts}
+    save_card(folder / "pipeline.json", card | {"parts": hashes})
     return folder
 
 def read_card(folder:str|Path) -> dict:

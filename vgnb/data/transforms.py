@@ -216,7 +216,7 @@ _KINDS = ("center", "random-crop", "ten-crop", "resize", "resize-crop", "area-cr
 @dataclass(frozen=True)
 class Augment:
     "How a picture becomes a tensor: a pure function of (picture, draws, address)."
-    kind:str="center"       # one of the six above
+    kind:str="center"       # center, random-crop, ten-crop, resize, resize-crop or area-crop
     size:int=256            # side of the result
     flip:bool=False         # mirrored with probability 1/2; as rows: both
     crop_range:float=1.1    # of ten-crop

@@ -37,7 +37,7 @@ class Linear:
     "From `start` to `end`."
     start: float
     end: float
-    by: Literal["done", "after", "column", "step"] = "done"   # see `progress`
+    by: Literal["done", "after", "column", "step"] = "done"   # cells before or after the step, each column, or steps
 
     def __post_init__(self):
         check_float("start", self.start)
@@ -196,8 +196,8 @@ class CFG(Guided):
     "Classifier-free guidance with a constant scale, or one that grows from `start`. Ho & Salimans, arXiv 2207.12598."
     scale: float = 1.0               # 1 = conditional only; > 1 strengthens the condition
     start: float|None = None         # the scale at the beginning, growing linearly to `scale`; None = constant
-    by: Literal["done", "after", "column", "step"] = "done"   # what it grows with, see `PROGRESS`
-    interval: int = -1               # see `Guided`
+    by: Literal["done", "after", "column", "step"] = "done"   # what it grows with
+    interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
 
     def __post_init__(self):
         check_int("interval", self.interval, -1)
@@ -209,7 +209,7 @@ class CFG(Guided):
 class Ramped(Guided):
     "Classifier-free guidance along any ramp."
     along: Any = Constant(1.0)       # a ramp
-    interval: int = -1               # see `Guided`
+    interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
 
     def __post_init__(self): check_int("interval", self.interval, -1)
 

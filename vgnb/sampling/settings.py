@@ -13,9 +13,9 @@ from fastcore.basics import patch
 
 from ..core import check, check_choice, check_int
 from ..generators.generator import Generator
-from ..generators.orders import ORDERS, Raster
+from ..generators.orders import Raster
 from ..generators.schedules import SCHEDULES
-from ..kinds import shelf_of
+from ..kinds import shelf, shelf_of
 from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
@@ -27,8 +27,10 @@ def _guidance(value):
     return CFG(float(value)) if is_number else value
 
 def _part(name:str, value, shelf_name:str):
-    "`value` if it is a part of this shelf, else one `BadInput`."
-    allowed = f"must be a registered {shelf_name} (see vgnb.kinds.register_part)"
+    "A part of this shelf, by name or as a value, else one `BadInput`."
+    ready = shelf(shelf_name)
+    if isinstance(value, str): return ready[check_choice(name, value, ready)]
+    allowed = f"must be one of {', '.join(ready)}, or a registered {shelf_name} (vgnb.kinds.register_part)"
     check(shelf_of(value) == shelf_name, name, value, allowed)
     return value
 
@@ -38,16 +40,15 @@ class Sampling:
     order: Any = field(default_factory=Raster)      # in which order cells are filled; also a name of `ORDERS`
     schedule: str = "one-by-one"                    # how many cells a step: a name of `SCHEDULES`
     steps: int = 1                                  # asked of the schedule; one-by-one ignores it
-    guidance: Any = field(default_factory=CFG)      # also a number: the scale of `CFG`
+    guidance: Any = field(default_factory=CFG)      # also a name of `GUIDANCES`, or a number: the scale of `CFG`
     picks: tuple[Any, ...] = (Pick(),)              # one a code level; a single one stands for all
     rows: int = 8                                   # of a full micro-batch; another value gives other low bits
     compat: Literal["upstream"]|None = None         # with the published code's faults
-    min_rows: int = 4                               # of the smallest, see `computed_rows`
+    min_rows: int = 4                               # of the smallest: fewer samples are filled up
 
     def __post_init__(self):
-        order = ORDERS[self.order] if isinstance(self.order, str) else self.order
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
-        object.__setattr__(self, "order", _part("order", order, "order"))
+        object.__setattr__(self, "order", _part("order", self.order, "order"))
         object.__setattr__(self, "guidance", _part("guidance", _guidance(self.guidance), "guidance"))
         object.__setattr__(self, "picks", tuple(_part("picks", pick, "pick") for pick in picks))
         check_choice("schedule", self.schedule, SCHEDULES)

@@ -269,7 +269,9 @@ def train(
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=every)
     done = trainer.fit()
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
-    if done.finished: trainer.processes.together(lambda: finish(trainer, out / "model"))
+    if done.finished:
+        trainer.processes.together(lambda: finish(trainer, out / "model"))
+        if trainer.processes.main: print(f"finished, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
         print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; "
               "run the same command again to go on", file=sys.stderr)
