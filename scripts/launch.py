@@ -13,8 +13,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -26,7 +24,7 @@ class Options:
     nnodes: int = 1
     "machines"
     rdzv_endpoint: str = ""
-    "where they meet, as host:port (default: this machine)"
+    "where they meet, as host:port; empty = this machine"
     rdzv_id: str = "vgnb"
     "the meeting's name, the same on all machines"
 
@@ -56,7 +54,8 @@ def ended_with(failures: dict) -> int:
 def main(argv: list[str]) -> int:
     from vgnb.core import Missing, check, check_int
     own, work = split_at_script(argv)
-    o = tyro.cli(Options, args=own, description=__doc__)
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=own, description=__doc__)
     check(work, "script", None, "is needed: scripts/NAME.py and its options, after those of the launch")
     check(Path(work[0]).is_file(), "script", Path(work[0]), "no such file", Missing)
     for name in ("nproc_per_node", "nnodes"): check_int(name, getattr(o, name), 1)

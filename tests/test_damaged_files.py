@@ -239,6 +239,7 @@ def test_a_pipeline_of_absurd_sides_is_refused_at_once(grid, tmp_path):
     folder = shutil.copytree(shipped_folder("tiny-randar"), tmp_path / "p")
     shutil.copytree(shipped_folder("tiny-randar").parent / "tokenizer", tmp_path / "tokenizer")
     card = load_json(folder / "pipeline.json")
+    del card["seal"]                                                     # as whoever changes it by hand does
     save_json(folder / "pipeline.json", card | {"grid": grid})
     with Frugal(), pytest.raises(BadInput, match="grid"): Pipeline.from_pretrained(folder)
 
@@ -381,8 +382,8 @@ def pipe(): return Pipeline.from_pretrained("tiny-randar")
 
 
 @pytest.mark.parametrize("labels", [
-    3, "heart", [], None, torch.tensor([3.7]), torch.tensor([3.]), np.array([3.7]), [3.0], [True], np.array([True]),
-    [np.bool_(1)], [-1], [10], torch.tensor([-1]), torch.tensor(3), np.array([[1]]), [[1]], ["none"], [None], {"a": 1},
+    [], torch.tensor([3.7]), torch.tensor([3.]), np.array([3.7]), [3.0], [True], np.array([True]),
+    [np.bool_(1)], [-1], [10], torch.tensor([-1]), np.array([[1]]), [[1]], ["none"], {"a": 1},
     torch.tensor([True])])
 def test_what_is_no_list_of_classes_is_refused(pipe, labels):
     with pytest.raises(BadInput, match="^label"): pipe.condition(labels)

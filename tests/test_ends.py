@@ -125,7 +125,7 @@ def extraction(folder: Path) -> dict:
 
 def sampling(folder: Path) -> dict:
     words = ["tiny-maskgit", "--count", 96, "--part", 8, "--steps", 4, "--out", folder / "s.npz"]
-    return stopped_and_finished(folder, "sample", words, lambda: list(folder.glob(".s.npz.parts/*.npy")))
+    return stopped_and_finished(folder, "sample", words, lambda: list(folder.glob(".s.npz.parts/*.part")))
 
 
 def reference(folder: Path) -> dict:

@@ -22,6 +22,7 @@ from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
 from vgnb.evaluation.samples import read_npz
+from vgnb.figures import heat, tile_sheet
 from vgnb.generators import orders
 from vgnb.generators.generator import Grid
 from vgnb.generators.schedules import even
@@ -354,9 +355,9 @@ def more_orders(place):
     for name in names: del orders.ORDERS[name]
 
 
-@pytest.mark.parametrize("words", ["fig, axes = plt.subplots(2 * blocks", "def steps_of(path, h, w)"])
+@pytest.mark.parametrize("words", ["def lines(items, width=5)", "def steps_of(path, h, w)"])
 def test_the_page_of_orders_shows_any_number(more_orders, words):
-    names = vars(orders) | {"plt": plt, "np": np, "Keyed": Keyed}
+    names = vars(orders) | {"plt": plt, "np": np, "Keyed": Keyed, "heat": heat, "tile_sheet": tile_sheet}
     exec(lesson("generators/310_orders.ipynb", words), names)
     plt.close("all")
 
@@ -369,6 +370,7 @@ def test_the_table_of_recipes_takes_any_model(place):
 
 def test_the_page_of_recipes_lists_them(place, capsys):
     names = {"json": json, "kind_of": kind_of, "from_json": from_json, "to_json": to_json, "BadInput": BadInput}
+    exec(lesson("training/500_recipes.ipynb", "import recipes as library"), names)
     exec(lesson("training/500_recipes.ipynb", "for name in library.recipes:"), names)
     printed = capsys.readouterr().out
     assert "shapes-table" in printed

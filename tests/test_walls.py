@@ -410,9 +410,10 @@ def text_pipeline():
 
 def test_a_text_model_says_how_it_is_asked():
     pipe = text_pipeline()
-    for labels in ([3], ["heart"], None):
+    for labels in ([3], ["heart"]):
         with pytest.raises(BadInput, match="labels=.*RasterTransformer is asked with caption features, by text="):
             pipe.condition(labels)
+    with pytest.raises(BadInput, match="text=None: is needed: RasterTransformer follows captions"): pipe.condition()
     text = torch.zeros(2, 3, 4)
     assert pipe.condition(text=text).b == 2
     assert pipe.condition(Cond(text=text)).b == 2

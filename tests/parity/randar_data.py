@@ -107,10 +107,17 @@ def npy(array) -> bytes:
         return f.getvalue()
 
 
-def codes_by_name(store):
-    "{label/id.npy: (codes (augs, n), label)}."
-    items = (store[k] for k in range(len(store)))
-    return {f"{label}/{i}.npy": (codes[..., 0], label) for codes, label, i in items}
+def codes_by_name(store, numbers=None):
+    "{label/number.npy: (codes (augs, n), label)}; pictures are numbered by their ids, or as `numbers` says."
+    items = [store[k] for k in range(len(store))]
+    return {f"{label}/{numbers[i] if numbers else i}.npy": (codes[..., 0], label) for codes, label, i in items}
+
+
+def member_numbers(source, members: list[str]) -> dict[int, int]:
+    "{id of a picture: its place among the tar's pictures, as they are stored}."
+    ids = {name: i for i, name in enumerate(source.names)}
+    found = [next((i for name, i in ids.items() if member.endswith(name)), None) for member in members]
+    return {i: n for n, i in enumerate(i for i in found if i is not None)}
 
 
 @adapter("randar", "tools/extracr_latent_codes.py main()*")
@@ -124,8 +131,10 @@ def extract(case):
         home = Path(tmp)
         pictures = {name: png(case[f"in.image{i}"]) for i, name in enumerate(case.config["tar_members"])}
         write_tar(home / "train.tar", pictures, "train")
-        store = extract_codes(model, open_images(home / "train.tar"), home / "codes", augment, progress=False)
-        arrays = {name: codes.numpy() for name, (codes, _) in codes_by_name(store).items()}
+        source = open_images(home / "train.tar")
+        store = extract_codes(model, source, home / "codes", augment, progress=False)
+        numbers = member_numbers(source, case.config["tar_members"])
+        arrays = {name: codes.numpy() for name, (codes, _) in codes_by_name(store, numbers).items()}
 
         write_tar(home / f"{top}.tar", {f"{top}/{name}": npy(array) for name, array in arrays.items()}, top)
         archive = store_from("randar", home / f"{top}.tar", vocab=case.config["tokenizer"]["num_embeddings"])

@@ -70,6 +70,7 @@ class WrappedImages(ImageSource):
         self.pair = isinstance(first, (tuple, list))
         try: _as_picture(first[0] if self.pair else first, "item 0")
         except BadItem as e: raise BadInput("uri", kind, str(e)) from None
+        if self.pair: _number(first[1], "item 0")                    # a wrong kind of label is told now, not in a run
 
         classes = classes or _classes_of_dataset(dataset)
         check(classes or not self.pair, "classes", None,

@@ -213,9 +213,9 @@ def load_judge(
     for p in (path, path.with_suffix(".json")):
         check(p.is_file(), "weights", p, "no such file; scripts/train_judge.py writes it", Missing)
     card = load_card(path.with_suffix(".json"), "weights")
+    state = read_state(path, "weights")                  # first: a page or an empty file says more than its hash
     same = card.get("sha256") == digest_file(path)
     check(same, "weights", path, "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
-    state = read_state(path, "weights")
     net = fill(_made(card, state, path), state, path)
     return net.eval().requires_grad_(False), card
 

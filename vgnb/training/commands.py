@@ -155,8 +155,8 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
-    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
+    if recipe.free_steps < recipe.steps: check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
     data = ImageData(source, recipe.augment)
     return TokenizerTask(model, objective, recipe.free_steps), data
 

@@ -185,15 +185,14 @@ class TokenizerRecipe(Recipe):
 
     def __post_init__(self):
         super().__post_init__()
-        check(hasattr(self.model, "factor"), "model", self.model, "must be a tokenizer's configuration")
+        says = isinstance(self.model, TokenizerConfig)
+        check(says, "model", type(self.model).__name__, "must say `factor`, the pixels a code along one side")
         check(is_dataclass(self.loss), "loss", self.loss, "must be an objective's configuration")
         check_choice("orientation", self.orientation, ("upright", "stored"))
         if self.compat:
             self._pass_on("loss")
             object.__setattr__(self, "orientation", "stored")
         check_int("free_steps", self.free_steps, 0)
-        says = isinstance(self.model, TokenizerConfig)
-        check(says, "model", type(self.model).__name__, "must say `factor`, the pixels a code along one side")
         size, factor = self.augment.size, self.model.factor
         check(size % factor == 0, "augment.size", size, f"must be a multiple of {factor}, the tokenizer's factor")
 
