@@ -3,19 +3,25 @@ nothing finished is overwritten."""
 import errno
 import fcntl
 import importlib.util
+import json
 import multiprocessing
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vgnb.evaluation.reference
 from vgnb import core
 from vgnb.core import BadInput, Mismatch, digest_file, load_card, load_json, save_card, sweep_aside
 from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
-from vgnb.evaluation.samples import save_samples
+from vgnb.data.shapes import Shapes
+from vgnb.evaluation.features import load_extractor
+from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
+from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.places import locked_file
 from vgnb.training.recipes import Recipe
 from vgnb.training.run_folder import Run, RunFolder
@@ -330,3 +336,57 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     with locked_file(tmp_path / "x.npz"): pass
     assert "keeps no locks" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# ---- references
+
+def a_reference(out, seed, keep=0):
+    judge = load_extractor("shapes-judge")
+    return extract_reference(Shapes(12, 32, seed=seed), out, judge, keep=keep, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "pt"])
+def test_a_reference_is_another_whatever_parts_lie_beside_it(tmp_path, kind):
+    out = tmp_path / f"r.{kind}"
+    mean = a_reference(out, 1).mean
+    before = {p.name: digest_file(p) for p in tmp_path.iterdir()}
+    plan = reference_plan(open_samples(Shapes(12, 32, seed=2)), load_extractor("shapes-judge"), tmp_path / "new.npz")
+    parts = tmp_path / f"{out.name}.parts"
+    parts.mkdir()
+    for text in (None, "[]", json.dumps(asdict(plan))):                         # empty, foreign, of the other pictures
+        if text: (parts / "plan.json").write_text(text)
+        with pytest.raises(BadInput, match="exists already, and rests on something else"): a_reference(out, 2)
+    shutil.rmtree(parts)
+    parts.mkdir()                                                               # killed before its last rmdir
+    assert a_reference(out, 1).mean.float().equal(mean.float()) and not parts.exists()
+    assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
+
+
+def test_parts_do_not_hide_that_other_features_were_asked(tmp_path):
+    a_reference(tmp_path / "r.npz", 1)
+    parts = tmp_path / "r.npz.parts"
+    FeatureShards(parts, reference_plan(open_samples(Shapes(12, 32, seed=1)), load_extractor("shapes-judge"),
+                                        tmp_path / "r.npz"))
+    with pytest.raises(BadInput, match="exists already"): a_reference(tmp_path / "r.npz", 1, keep=5)
+    assert (parts / "plan.json").exists()
+
+
+def test_a_reference_is_looked_at_again_under_the_lock(tmp_path, monkeypatch):
+    "Another process finishes its own between our look and our lock."
+    monkeypatch.setattr(vgnb.evaluation.reference, "locked_file", lambda out: other_finishes(out, locked_file))
+    def other_finishes(out, lock):
+        monkeypatch.setattr(vgnb.evaluation.reference, "locked_file", lock)
+        a_reference(out, 2)
+        return lock(out)
+    with pytest.raises(BadInput, match="exists already"): a_reference(tmp_path / "r.npz", 1)
+
+
+def test_a_note_that_is_none_or_of_other_numbers(tmp_path):
+    out, note = tmp_path / "r.pt", tmp_path / "r.pt.json"
+    note.write_text("{}")
+    with pytest.raises(BadInput, match="r.pt.json.*is not the note of a reference"): a_reference(out, 1)
+    note.unlink()
+    a_reference(tmp_path / "other.pt", 2)
+    a_reference(out, 1)
+    shutil.copy(tmp_path / "other.pt", out)
+    with pytest.raises(BadInput, match="exists already"): a_reference(out, 1)
