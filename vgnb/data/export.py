@@ -176,14 +176,17 @@ def export_images(
     "Write the stored bytes of every picture into another container; it is there whole or not at all."
     check_int("shard_size", shard_size, 1)
     kind, place = plan_export(source, out)
-    count = 0
+    count, empty = 0, set(source.classes)
 
     def counted():
         nonlocal count
         for p in pieces(source, kind != "shards"):
             yield p
             count += 1
+            empty.discard(p.group)
             if callback: callback(count)
+        rule = "has no picture that can be read, and without it the classes after it would be counted anew"
+        check(not empty, "classes", min(empty, default=None), rule)
 
     with locked_file(place):
         check_vacant(place)                                         # another may have finished meanwhile

@@ -139,10 +139,19 @@ def _open_path(path:Path, classes, **kw) -> StoredImages:
     return KaggleImages(path, **kw)
 
 # %% ../../nbs/data/110_images.ipynb #6957d95b
+def _note_on_lost(source:StoredImages) -> list[str]:
+    "A line about pictures that will be left out; more of them than `max_bad` are an error now, not hours later."
+    lost = source.lost()
+    if not lost: return []
+    first, why = next(iter(lost.items()))
+    name, more = source.names[first], f"{len(lost)} of {len(source)} samples cannot be read"
+    if len(lost) > source.max_bad: raise BadItem(name, f"{why} ({more}; max_bad={source.max_bad} is too few)")
+    return [f"unreadable: {len(lost)} of {len(source)} samples (the first is {name}: {why})"]
+
 def _tell(uri, source:ImageSource) -> ImageSource:
     "Say, in a line each, what was left out of a set and what looks odd about it."
     if isinstance(source, StoredImages):
-        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes)]
+        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes), *_note_on_lost(source)]
     for note in source.notes: logging.getLogger("vgnb.data").warning("%s: %s", uri, note)
     return source
 
