@@ -128,8 +128,7 @@ def reference_plan(
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    times = getattr(getattr(images.images, "source", None), "times", "")
-    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, times)
+    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, images.times)
     _check_own(out, plan, keep)
     return plan
 
@@ -172,8 +171,7 @@ def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
     counts = said.get("count"), said.get("left_out", 0)
     pictures = sum(counts) if all(isinstance(n, int) for n in counts) else None
     found = said.get("images"), said.get("extractor"), said.get("size"), pictures, said.get("features", 0)
-    same_times = said.get("times", plan.times) == plan.times
-    return same_times and found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
+    return found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #a63b4c36
 def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, source, bar):
@@ -229,7 +227,6 @@ def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) 
         protocol = dict(images=plan.images, count=total.count, left_out=plan.total - total.count,
                         size=list(plan.size), extractor=plan.extractor, features=keep,
                         engine=f"torch-fidelity {metadata.version('torch-fidelity')}", **record)
-        if plan.times: protocol["times"] = plan.times
         chosen = _spread(plan.total, keep)
         kept = int(np.isin(readable, chosen).sum())
         save_reference(out, total, protocol, _some(writer, chosen), kept)
