@@ -5,6 +5,7 @@ import fcntl
 import importlib.util
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import time
@@ -20,8 +21,10 @@ from vgnb.core import BadInput, Mismatch, digest_file, load_card, load_json, sav
 from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
 from vgnb.data.shapes import Shapes
 from vgnb.evaluation.features import load_extractor
+from vgnb.evaluation.judge import JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
 from vgnb.evaluation.samples import open_samples, save_samples
+from vgnb.pipeline import Pipeline
 from vgnb.places import locked_file
 from vgnb.training.recipes import Recipe
 from vgnb.training.run_folder import Run, RunFolder
@@ -390,3 +393,29 @@ def test_a_note_that_is_none_or_of_other_numbers(tmp_path):
     a_reference(out, 1)
     shutil.copy(tmp_path / "other.pt", out)
     with pytest.raises(BadInput, match="exists already"): a_reference(out, 1)
+
+
+# ---- what kills leave beside cards
+
+def test_a_judge_is_never_without_its_card(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "shapes-judge.safetensors"
+    net, card = load_judge()
+    def killed(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(core.os, "replace", lambda a, b: killed() if Path(b) == place else os.rename(a, b))
+    with pytest.raises(KeyboardInterrupt): save_judge(place, net, JudgeRecipe())
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes-judge.json"]        # so it is trained again
+    monkeypatch.undo()
+    save_judge(place, net, JudgeRecipe())
+    assert load_judge(place)[1]["sha256"] == digest_file(place)
+
+    left = tmp_path / ".shapes-judge.json.0123abcd.part.json"
+    left.write_text("{")
+    assert "finished already" in run("train_judge.py", capsys, "--out", place) and not left.exists()
+
+
+def test_a_pipeline_sweeps_beside_its_card(tmp_path):
+    left = tmp_path / "p" / ".pipeline.json.0123abcd.part.json"
+    left.parent.mkdir()
+    left.write_text("{")
+    Pipeline.from_pretrained("tiny-randar").save_pretrained(tmp_path / "p")
+    assert sorted(p.name for p in left.parent.iterdir()) == ["generator", "pipeline.json", "tokenizer"]

@@ -774,3 +774,23 @@ def test_a_member_without_an_ending_is_not_read_to_be_known(sparse, tmp_path, mo
     source = open_images(tmp_path / "s.tar")
     assert source.names == ["a/picture", "b/1.png"]
     with pytest.raises(BadItem, match="claims"): source.read(0)
+
+
+def test_tars_beside_shards_are_told(tmp_path):
+    tar_of(tmp_path / "wds" / "s.tar", ("0.png", A), ("0.cls", b"0"))
+    for name in ("._s.tar", "more.TGZ", "more.tar.zst", "readme.md"): (tmp_path / "wds" / name).write_bytes(b"x")
+    for address in (f"wds://{tmp_path}/wds", f"wds://{tmp_path}/wds?streaming=1"):
+        note, = open_images(address).notes
+        assert "hidden or system entries: 1 (._s.tar)" in note
+        assert "have to be unpacked first: 2 (more.TGZ, more.tar.zst)" in note
+    (tmp_path / "._0.tar").write_bytes(b"x")
+    assert open_images(f"wds://{tmp_path}/wds/s.tar").notes == []
+
+
+def test_a_source_that_is_open_is_not_asked_to_be_another(tmp_path):
+    source = open_images(write(tmp_path / "set", PLAIN), max_bad=2, orientation="stored")
+    for same in ({}, {"max_bad": 2}, {"orientation": "stored"}, {"classes": source.classes}, {"alpha": "drop"}):
+        assert open_images(source, **same) is source
+    upright = open_images(tmp_path / "set")
+    for name, value in (("orientation", "stored"), ("max_bad", 3), ("alpha", "white"), ("classes", ["x", "y", "z"])):
+        with pytest.raises(BadInput, match=f"{name}=.*open already"): open_images(upright, **{name: value})
