@@ -18,14 +18,16 @@ import pytest
 import vgnb.evaluation.reference
 from vgnb import core
 from vgnb.core import BadInput, Mismatch, digest_file, load_card, load_json, save_card, sweep_aside
-from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
+from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter
+from vgnb.data.export import folder_aside
+from vgnb.data.layouts import convert, export_codes, layouts
 from vgnb.data.shapes import Shapes
 from vgnb.evaluation.features import load_extractor
 from vgnb.evaluation.judge import JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
 from vgnb.evaluation.samples import open_samples, save_samples
 from vgnb.pipeline import Pipeline
-from vgnb.places import locked_file
+from vgnb.places import locked, locked_file
 from vgnb.training.recipes import Recipe
 from vgnb.training.run_folder import Run, RunFolder
 
@@ -419,3 +421,45 @@ def test_a_pipeline_sweeps_beside_its_card(tmp_path):
     left.write_text("{")
     Pipeline.from_pretrained("tiny-randar").save_pretrained(tmp_path / "p")
     assert sorted(p.name for p in left.parent.iterdir()) == ["generator", "pipeline.json", "tokenizer"]
+
+
+# ---- codes as others keep them
+
+def codes_for(layout):
+    vocab = (16, 300) if layouts[layout].many_levels else (300,)
+    codes = np.stack([np.random.default_rng(0).integers(0, v, (6, 1, 4)) for v in vocab], -1)
+    return ArrayCodes(codes, np.arange(6) % 3, vocab, (2, 2), classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("layout", sorted(layouts))
+def test_an_export_has_one_owner_and_sweeps(layout, tmp_path):
+    out, codes = tmp_path / "x_codes", codes_for(layout)
+    targets = layouts[layout].targets(out, "train")
+    def second(n):
+        with pytest.raises(Mismatch, match="is in use by this process"): export_codes(codes, layout, out)
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): export_codes(codes, layout, out, callback=second)
+    for p in targets:
+        assert not p.exists()
+        core.aside_dir(p.parent, p.name)                                        # as of a kill
+        (p.parent / f".{p.name}.0123abcd.part").mkdir()                         # and as it was called before
+    export_codes(codes, layout, out)
+    assert all(p.is_dir() for p in targets) and not list(tmp_path.rglob(".*"))
+
+
+def test_a_store_that_is_converted_has_one_owner(tmp_path):
+    codes, place = codes_for("halton"), tmp_path / "store"
+    with locked(place, ".lock", "path"):
+        with pytest.raises(Mismatch, match="is in use"): convert(codes, place, tokenizer="t")
+    convert(codes, place, tokenizer="t", shard_size=2)
+    (place / ".00001.codes.0123abcd.part.codes").write_bytes(b"half")
+    assert len(convert(codes, place, tokenizer="t", shard_size=2)) == 6
+    assert not list(place.glob(".*"))
+
+
+def test_a_folder_that_appears_meanwhile_is_not_written_into(tmp_path):
+    with pytest.raises(BadInput, match="already exists"):
+        with folder_aside(tmp_path / "x") as aside:
+            (aside / "mine").write_text("mine")
+            (tmp_path / "x").mkdir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"] and not list((tmp_path / "x").iterdir())

@@ -219,6 +219,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.data.layouts.PublishedCodes.name': ( 'data/layouts.html#publishedcodes.name',
                                                                               'vgnb/data/layouts.py'),
                                    'vgnb.data.layouts._square': ('data/layouts.html#_square', 'vgnb/data/layouts.py'),
+                                   'vgnb.data.layouts._write_rows': ('data/layouts.html#_write_rows', 'vgnb/data/layouts.py'),
                                    'vgnb.data.layouts.check_16_bits': ('data/layouts.html#check_16_bits', 'vgnb/data/layouts.py'),
                                    'vgnb.data.layouts.check_export': ('data/layouts.html#check_export', 'vgnb/data/layouts.py'),
                                    'vgnb.data.layouts.convert': ('data/layouts.html#convert', 'vgnb/data/layouts.py'),

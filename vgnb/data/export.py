@@ -10,11 +10,9 @@ __all__ = ['suffix_of', 'stored_bytes', 'Piece', 'source_row', 'pieces', 'folder
 import io
 import itertools
 import json
-import os
 import re
 import shutil
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import BadItem, check, check_int, digest, sweep_aside, write_aside
+from ..core import BadItem, aside_dir, check, check_int, digest, publish_dir, sweep_aside, write_aside
 from .listing import is_hidden, picture_kind
 from .sources import ImageSource
 from .stored import StoredImages
@@ -95,12 +93,10 @@ def _add(tar:tarfile.TarFile, name:str, data:bytes):
 @contextmanager
 def folder_aside(path:Path) -> Iterator[Path]:
     "A folder to fill; on success everything is on disk and it is renamed to `path`, on error removed."
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    aside.mkdir(parents=True)
+    aside = aside_dir(path.parent, path.name)
     try:
         yield aside
-        os.sync()                                    # once, not once a picture
-        aside.rename(path)
+        publish_dir(aside, path, at_once=True)
     finally: shutil.rmtree(aside, ignore_errors=True)
 
 def write_folder(path:Path, found:Iterator[Piece]):
