@@ -95,9 +95,10 @@ def measured_before(o: Options, samples, reference, extractor, settings: dict):
     "The report at --json, if it is of these very pictures and settings; None if there is none yet."
     from vgnb.core import as_json, load_card
     from vgnb.evaluation.measure import MetricProtocol, Report
-    from vgnb.places import check_record, check_vacant
+    from vgnb.places import check_record, check_times, check_vacant
     if o.json is None: return None
-    check_record(o.json.with_suffix(".run.json"), o.json.name, o.overwrite, "json")
+    record = o.json.with_suffix(".run.json")
+    check_record(record, o.json.name, o.overwrite, "json")
     if o.overwrite or not o.json.exists(): return None
 
     known = load_card(o.json, "json")
@@ -105,7 +106,13 @@ def measured_before(o: Options, samples, reference, extractor, settings: dict):
     asked = {"samples": samples.id, "reference": reference.id, "extractor": extractor.id, "settings": as_json(settings)}
     same = {k: protocol.get(k) for k in asked} == asked
     if not same: check_vacant(o.json, argument="json")
+    if record.exists(): check_times(o.json, load_card(record, "json"), times_of(samples, reference), "json")
     return Report(known["values"], MetricProtocol(**protocol), known["notes"])
+
+
+def times_of(samples, reference) -> dict:
+    "When the files of both sides were last changed; empty where neither has any."
+    return {name: side.times for name, side in (("samples", samples), ("reference", reference)) if side.times}
 
 
 def announce(o: Options, samples, reference, extractor, settings: dict, stored):
@@ -166,11 +173,11 @@ def main(argv: list[str]) -> int:
         with progress_of({"samples": samples, "reference": reference}, processes) as progress:
             report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
                              **asked, **facts)
-        if processes.main: publish(o, report, extractor, processes)
+        if processes.main: publish(o, report, extractor, processes, times_of(samples, reference))
     return 0
 
 
-def publish(o: Options, report, extractor, processes):
+def publish(o: Options, report, extractor, processes, times: dict):
     "Print the numbers; write them and how they came to be, if asked."
     from vgnb.core import digest_file, run_manifest, save_card
     from vgnb.kinds import to_json
@@ -180,7 +187,8 @@ def publish(o: Options, report, extractor, processes):
     if o.json is None: return
     report.save(o.json)
     run = run_manifest(to_json(o), seed=p.seed or 0, data=p.samples, device=extractor.device, world=processes.world,
-                       reference=p.reference, extractor=p.extractor, outputs={o.json.name: digest_file(o.json)})
+                       reference=p.reference, extractor=p.extractor, times=times,
+                       outputs={o.json.name: digest_file(o.json)})
     save_card(o.json.with_suffix(".run.json"), run)
     print(f"written to {o.json}")
 

@@ -67,12 +67,12 @@ class Options:
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check_place, digest_file, run_manifest, save_card
+    from vgnb.core import check_place, digest_file, load_card, run_manifest, save_card
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.reference import extract_reference, reference_plan
     from vgnb.evaluation.samples import open_samples
     from vgnb.kinds import to_json
-    from vgnb.places import check_record
+    from vgnb.places import check_record, check_times
     from vgnb.processes import Processes
 
     check_place("out", o.out.parent)
@@ -82,6 +82,7 @@ def main(argv: list[str]) -> int:
     record = o.out.with_suffix(".run.json")
     check_record(record, o.out.name)
     finished = o.out.exists() and record.exists()
+    if finished: check_times(o.out, load_card(record, "out"), images.times)
     if processes.main:
         h, w = plan.size
         print(f"{plan.total:,} pictures of {w}x{h} ({plan.images}) through {plan.extractor} -> {o.out},",
@@ -95,7 +96,7 @@ def main(argv: list[str]) -> int:
     if processes.main and finished: print(f"finished already: {o.out}")
     elif processes.main:
         run = run_manifest(to_json(o), seed=0, data=plan.images, device=extractor.device, world=processes.world,
-                           extractor=extractor.id, count=statistics.count,
+                           extractor=extractor.id, count=statistics.count, times=images.times,
                            outputs={o.out.name: digest_file(o.out)})
         save_card(record, run)
         print(f"{statistics.count:,} pictures, {plan.total - statistics.count} left out")

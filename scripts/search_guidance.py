@@ -57,6 +57,8 @@ class Options:
     "side of the images; None = as decoded"
     reference_size: int | None = None
     "centre-crop pictures of a folder or source to this side"
+    orientation: Literal["upright", "stored"] = "upright"
+    "pictures of a folder or source turned as their EXIF says, or as published code reads them"
     batch: int = 64
     "pictures that the extractor sees at once"
     part: int = 64
@@ -90,10 +92,11 @@ def main(argv: list[str]) -> int:
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
     pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape)
+    reference = open_samples(o.reference, o.reference_size, orientation=o.orientation)
     search = GuidanceSearch(
-        pipe, open_samples(o.reference, o.reference_size), load_extractor(o.extractor, o.weights, processes.device),
-        o.out, scales, count=o.count, final=o.final, metrics=o.metrics, by=o.by, setting=o.setting, labels=o.labels,
-        seed=o.seed, size=o.size, batch=o.batch, part=o.part, keep_samples=o.keep_samples)
+        pipe, reference, load_extractor(o.extractor, o.weights, processes.device), o.out, scales, count=o.count,
+        final=o.final, metrics=o.metrics, by=o.by, setting=o.setting, labels=o.labels, seed=o.seed, size=o.size,
+        batch=o.batch, part=o.part, keep_samples=o.keep_samples)
     todo = search.todo()
 
     def say(*words):

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     print(f"{o.recipe}\n-> {o.out}")
     if o.dry_run: return 0
     with locked_file(o.out):
-        sweep_aside(o.out.parent, o.out.name)
+        for file in (o.out, o.out.with_suffix(".json")): sweep_aside(file.parent, file.name)
         if is_finished(o):
             print("finished already; --overwrite trains it again")
             return 0

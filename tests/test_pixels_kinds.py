@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
+from tests.test_provenance import script
 from vgnb.core import BadInput, BadItem, Mismatch
 from vgnb.data.codes import CodePlan, CodeWriter
 from vgnb.data.images import open_images
@@ -20,15 +21,21 @@ from vgnb.data.stored import decode_image
 from vgnb.data.text import Captions
 from vgnb.data.transforms import Augment, center_crop, resize_crop, resize_short
 from vgnb.draws import At, Keyed
+from vgnb.evaluation.features import load_extractor
 from vgnb.evaluation.samples import open_samples
 from vgnb.figures import to_pixels
-from vgnb.jobs import open_masks, open_pictures
+from vgnb.generators.generator import Loss
+from vgnb.jobs import SampleJob, open_masks, open_pictures
 from vgnb.pipeline import Pipeline
+from vgnb.sampling.applications import Inpaint
+from vgnb.search import GuidanceSearch
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.commands import build_tokenizer
 from vgnb.training.extract import CaptionImages, code_plan, extract_codes
-from vgnb.training.recipes import recipe
-from vgnb.training.tasks import ImageData
+from vgnb.training.recipes import Recipe, recipe
+from vgnb.training.run_folder import Run
+from vgnb.training.tasks import ImageData, Phase, Task
+from vgnb.training.trainer import Trainer
 from vgnb.upright import as_rgb, upright
 
 ORIENTATION = 0x0112
@@ -392,3 +399,85 @@ def test_the_fingerprint_of_many_files_is_cheap(tmp_path):
     taken, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert taken < 2 and peak < 8e6
+
+
+# ---- replaced by others of the same size
+
+@pytest.fixture
+def bmps(tmp_path):
+    "200 files of one size; the fingerprint reads 64 of them."
+    for i in range(200): write(tmp_path / "set" / f"{i:03}.bmp", noise(i, 32, "BMP"))
+    return tmp_path / "set"
+
+
+def replace(folder: Path):
+    "Another picture of the same size where the fingerprint does not look: only the times tell."
+    before = open_images(folder)
+    known, times = before.fingerprint, before.times
+    file = folder / before.paths[1]
+    file.write_bytes(noise(1000, 32, "BMP"))
+    os.utime(file, (0, 0))
+    after = open_images(folder)
+    assert after.fingerprint == known and after.times != times
+
+
+class Colours(Task):
+    "Learns the mean colour."
+    def __init__(self): self.modules = {"net": torch.nn.Linear(1, 3)}
+    def phases(self, step): return (Phase.of("net", "net"),)
+
+    def loss(self, phase, batch, carry, draws, at):
+        means = batch["images"].mean((2, 3))
+        return Loss((self.modules["net"](means[:, :1]) - means).square().mean(), {})
+
+
+def test_training_warns_where_files_were_changed(bmps, tmp_path, capsys):
+    def train(steps):
+        recipe = Recipe(steps=6, batch=4, precision="fp32")
+        data = ImageData(open_images(bmps), Augment("center", 16))
+        Trainer(Colours(), data, recipe, tmp_path / "run", Run(save_every=2, progress=False)).fit(steps)
+        return [line for line in capsys.readouterr().err.splitlines() if "warning: data" in line]
+    assert train(2) == train(4) == []
+    replace(bmps)
+    told, = train(5)
+    assert "some files were changed since, or all copied without their times (cp -p" in told
+    assert train(6) == []                                                       # told once
+
+
+def test_samples_of_changed_pictures_are_not_finished(bmps, tmp_path):
+    pipe = Pipeline.from_pretrained("tiny-randar")
+    def job():
+        images = open_pictures(bmps)[0]
+        return SampleJob(pipe, torch.zeros(2, dtype=torch.int64), tmp_path / "s.npz", images=images, part=2,
+                         what=Inpaint(torch.ones(32, 32, dtype=torch.bool)))
+    if not job().begin(): job().run(progress=False)
+    assert job().begin()
+    replace(bmps)
+    with pytest.raises(BadInput, match="exists already"): job().begin()
+
+
+def test_numbers_of_changed_pictures_are_not_finished(bmps, tmp_path, capsys):
+    words = ["--extractor", "shapes-judge", "--metrics", "fid", "--json", str(tmp_path / "n.json")]
+    sides = ["shapes://?n=20&size=32&seed=1", str(bmps)]
+    main = script("evaluate.py")
+    for _ in range(2): assert main([*sides, *words]) == 0
+    assert "finished already" in capsys.readouterr().out
+    replace(bmps)
+    with pytest.raises(Mismatch, match="n.json.* from files of other times"): main([*sides, *words])
+    assert main([*sides, *words, "--overwrite"]) == main([*sides, *words]) == 0
+
+
+def test_a_search_and_a_reference_rest_on_the_very_files(bmps, tmp_path):
+    pipe, judge = Pipeline.from_pretrained("tiny-randar"), load_extractor("shapes-judge")
+    def search():
+        return GuidanceSearch(pipe, open_samples(bmps), judge, tmp_path / "search", (1.0,), count=4, final=0,
+                              metrics=("fid",), part=4)
+    search().run()
+    assert search().todo() == []
+    words = [str(bmps), "--extractor", "shapes-judge", "--out"]
+    main = script("extract_reference.py")
+    for name in ("r.npz", "p.pt"): assert main([*words, str(tmp_path / name)]) == 0
+    replace(bmps)
+    with pytest.raises(Mismatch, match="search.* from files of other times"): search().run()
+    with pytest.raises(Mismatch, match="r.npz.* from files of other times"): main([*words, str(tmp_path / "r.npz")])
+    with pytest.raises(BadInput, match="exists already"): main([*words, str(tmp_path / "p.pt")])

@@ -3,20 +3,31 @@ nothing finished is overwritten."""
 import errno
 import fcntl
 import importlib.util
+import json
 import multiprocessing
+import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vgnb.evaluation.reference
 from vgnb import core
 from vgnb.core import BadInput, Mismatch, digest_file, load_card, load_json, save_card, sweep_aside
-from vgnb.data.codes import CodePlan, CodeStore, CodeWriter
-from vgnb.evaluation.samples import save_samples
-from vgnb.places import locked_file
+from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter
+from vgnb.data.export import folder_aside
+from vgnb.data.layouts import convert, export_codes, layouts
+from vgnb.data.shapes import Shapes
+from vgnb.evaluation.features import load_extractor
+from vgnb.evaluation.judge import JudgeRecipe, load_judge, save_judge
+from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
+from vgnb.evaluation.samples import open_samples, save_samples
+from vgnb.pipeline import Pipeline
+from vgnb.places import locked, locked_file
 from vgnb.training.recipes import Recipe
 from vgnb.training.run_folder import Run, RunFolder
 
@@ -330,3 +341,125 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     with locked_file(tmp_path / "x.npz"): pass
     assert "keeps no locks" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# ---- references
+
+def a_reference(out, seed, keep=0):
+    judge = load_extractor("shapes-judge")
+    return extract_reference(Shapes(12, 32, seed=seed), out, judge, keep=keep, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "pt"])
+def test_a_reference_is_another_whatever_parts_lie_beside_it(tmp_path, kind):
+    out = tmp_path / f"r.{kind}"
+    mean = a_reference(out, 1).mean
+    before = {p.name: digest_file(p) for p in tmp_path.iterdir()}
+    plan = reference_plan(open_samples(Shapes(12, 32, seed=2)), load_extractor("shapes-judge"), tmp_path / "new.npz")
+    parts = tmp_path / f"{out.name}.parts"
+    parts.mkdir()
+    for text in (None, "[]", json.dumps(asdict(plan))):                         # empty, foreign, of the other pictures
+        if text: (parts / "plan.json").write_text(text)
+        with pytest.raises(BadInput, match="exists already, and rests on something else"): a_reference(out, 2)
+    shutil.rmtree(parts)
+    parts.mkdir()                                                               # killed before its last rmdir
+    assert a_reference(out, 1).mean.float().equal(mean.float()) and not parts.exists()
+    assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
+
+
+def test_parts_do_not_hide_that_other_features_were_asked(tmp_path):
+    a_reference(tmp_path / "r.npz", 1)
+    parts = tmp_path / "r.npz.parts"
+    FeatureShards(parts, reference_plan(open_samples(Shapes(12, 32, seed=1)), load_extractor("shapes-judge"),
+                                        tmp_path / "r.npz"))
+    with pytest.raises(BadInput, match="exists already"): a_reference(tmp_path / "r.npz", 1, keep=5)
+    assert (parts / "plan.json").exists()
+
+
+def test_a_reference_is_looked_at_again_under_the_lock(tmp_path, monkeypatch):
+    "Another process finishes its own between our look and our lock."
+    monkeypatch.setattr(vgnb.evaluation.reference, "locked_file", lambda out: other_finishes(out, locked_file))
+    def other_finishes(out, lock):
+        monkeypatch.setattr(vgnb.evaluation.reference, "locked_file", lock)
+        a_reference(out, 2)
+        return lock(out)
+    with pytest.raises(BadInput, match="exists already"): a_reference(tmp_path / "r.npz", 1)
+
+
+def test_a_note_that_is_none_or_of_other_numbers(tmp_path):
+    out, note = tmp_path / "r.pt", tmp_path / "r.pt.json"
+    note.write_text("{}")
+    with pytest.raises(BadInput, match="r.pt.json.*is not the note of a reference"): a_reference(out, 1)
+    note.unlink()
+    a_reference(tmp_path / "other.pt", 2)
+    a_reference(out, 1)
+    shutil.copy(tmp_path / "other.pt", out)
+    with pytest.raises(BadInput, match="exists already"): a_reference(out, 1)
+
+
+# ---- what kills leave beside cards
+
+def test_a_judge_is_never_without_its_card(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "shapes-judge.safetensors"
+    net, card = load_judge()
+    def killed(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(core.os, "replace", lambda a, b: killed() if Path(b) == place else os.rename(a, b))
+    with pytest.raises(KeyboardInterrupt): save_judge(place, net, JudgeRecipe())
+    assert [p.name for p in tmp_path.iterdir()] == ["shapes-judge.json"]        # so it is trained again
+    monkeypatch.undo()
+    save_judge(place, net, JudgeRecipe())
+    assert load_judge(place)[1]["sha256"] == digest_file(place)
+
+    left = tmp_path / ".shapes-judge.json.0123abcd.part.json"
+    left.write_text("{")
+    assert "finished already" in run("train_judge.py", capsys, "--out", place) and not left.exists()
+
+
+def test_a_pipeline_sweeps_beside_its_card(tmp_path):
+    left = tmp_path / "p" / ".pipeline.json.0123abcd.part.json"
+    left.parent.mkdir()
+    left.write_text("{")
+    Pipeline.from_pretrained("tiny-randar").save_pretrained(tmp_path / "p")
+    assert sorted(p.name for p in left.parent.iterdir()) == ["generator", "pipeline.json", "tokenizer"]
+
+
+# ---- codes as others keep them
+
+def codes_for(layout):
+    vocab = (16, 300) if layouts[layout].many_levels else (300,)
+    codes = np.stack([np.random.default_rng(0).integers(0, v, (6, 1, 4)) for v in vocab], -1)
+    return ArrayCodes(codes, np.arange(6) % 3, vocab, (2, 2), classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("layout", sorted(layouts))
+def test_an_export_has_one_owner_and_sweeps(layout, tmp_path):
+    out, codes = tmp_path / "x_codes", codes_for(layout)
+    targets = layouts[layout].targets(out, "train")
+    def second(n):
+        with pytest.raises(Mismatch, match="is in use by this process"): export_codes(codes, layout, out)
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): export_codes(codes, layout, out, callback=second)
+    for p in targets:
+        assert not p.exists()
+        core.aside_dir(p.parent, p.name)                                        # as of a kill
+        (p.parent / f".{p.name}.0123abcd.part").mkdir()                         # and as it was called before
+    export_codes(codes, layout, out)
+    assert all(p.is_dir() for p in targets) and not list(tmp_path.rglob(".*"))
+
+
+def test_a_store_that_is_converted_has_one_owner(tmp_path):
+    codes, place = codes_for("halton"), tmp_path / "store"
+    with locked(place, ".lock", "path"):
+        with pytest.raises(Mismatch, match="is in use"): convert(codes, place, tokenizer="t")
+    convert(codes, place, tokenizer="t", shard_size=2)
+    (place / ".00001.codes.0123abcd.part.codes").write_bytes(b"half")
+    assert len(convert(codes, place, tokenizer="t", shard_size=2)) == 6
+    assert not list(place.glob(".*"))
+
+
+def test_a_folder_that_appears_meanwhile_is_not_written_into(tmp_path):
+    with pytest.raises(BadInput, match="already exists"):
+        with folder_aside(tmp_path / "x") as aside:
+            (aside / "mine").write_text("mine")
+            (tmp_path / "x").mkdir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"] and not list((tmp_path / "x").iterdir())

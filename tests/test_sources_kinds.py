@@ -7,6 +7,7 @@ import socket
 import subprocess
 import tarfile
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,9 @@ from vgnb.data.listing import LOOP, NOWHERE, TWICE, list_folder, read_file
 from vgnb.data.sources import find_class
 from vgnb.data.stored import KaggleImages
 from vgnb.data.tars import FileBytes, tar_members
+from vgnb.data.text import Captions
 from vgnb.training.checkpoints import newest
+from vgnb.training.extract import CaptionImages
 from vgnb.training.run_folder import Run
 from vgnb.training.trainer import Trainer
 
@@ -702,3 +705,92 @@ def test_a_stream_does_not_go_on_with_another_number_of_processes(data, refused,
     else:
         again._restore(newest(saves(tmp_path)))
         assert again.step == 4
+
+
+# ---- what is known before the work begins
+
+def test_captions_without_a_picture_are_no_part_of_the_times(tmp_path, monkeypatch):
+    write(tmp_path, ["0.png"])
+    lines = ['{"text": "one", "image_path": "0.png"}', '{"text": "none"}', "{torn"]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    def known(): return CaptionImages(Captions(tmp_path / "c.jsonl"), max_bad=2)
+    first = known()
+    before = first.fingerprint, first.times
+    assert [item.key for item in first.iter_items(shuffle=False)] == ["c/0"] and len(first.bad) == 2
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")                                   # other bytes and times of the folder
+    (tmp_path / "elsewhere" / "x").mkdir()
+    assert (known().fingerprint, known().times) == before
+    os.utime(tmp_path / "0.png", (0, 0))
+    assert known().fingerprint == before[0] and known().times != before[1]
+
+
+@pytest.mark.parametrize("out", ["folder", "x.tar", "wds://shards"])
+def test_no_class_is_lost_on_the_way(out, tmp_path):
+    folder = write(tmp_path / "set", ["a/0.png", "b/1.png", "c/2.png", "c/3.png"])
+    (folder / "a" / "0.png").write_bytes(b"")
+    place = f"wds://{tmp_path}/shards" if "://" in out else tmp_path / out
+    with pytest.raises(BadInput, match="has no picture that can be read"):
+        export_images(open_images(folder, max_bad=1), place)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["set"]
+    write(folder, ["a/4.png"])
+    export_images(open_images(folder, max_bad=1), place)
+    assert open_images(place).classes == ["a", "b", "c"]
+
+
+def test_samples_without_a_label_are_told_at_opening(tmp_path):
+    files = [(f"{k:03}.{kind}", data) for k in range(100) for kind, data in (("png", A), ("cls", b"%d" % (k % 3)))
+             if (k, kind) not in ((77, "cls"), (78, "png"))]
+    uri = shard(tmp_path, *files, ("100.png", A), ("100.json", b"[1]"))
+    for allowed in (0, 2):
+        with pytest.raises(BadItem, match=f"s.tar:077.*has no label.*3 of 101.*max_bad={allowed} is too few"):
+            open_images(uri, max_bad=allowed)
+    source = open_images(uri, max_bad=3)
+    assert [n for n in source.notes if "unreadable: 3 of 101 samples (the first is s.tar:077" in n]
+    assert len(list(source.iter_items())) == 98 and {e.name[-3:] for e in source.bad} == {"077", "078", "100"}
+
+
+def test_a_member_without_an_ending_is_not_read_to_be_known(sparse, tmp_path, monkeypatch):
+    member = tarfile.TarInfo("a/large")
+    member.size = 2 ** 28
+    with open(tmp_path / "t.tar", "wb") as f:
+        for name, data in (("a/0.png", A), ("b/1", B)):
+            plain = tarfile.TarInfo(name)
+            plain.size = len(data)
+            f.write(plain.tobuf() + data + bytes(-len(data) % 512))
+        f.write(member.tobuf())
+        f.seek(member.size, 1)
+        f.write(bytes(1024))
+    tracemalloc.start()
+    assert open_images(tmp_path / "t.tar").names == ["a/0.png", "b/1"]
+    assert tracemalloc.get_traced_memory()[1] < 2 ** 22
+    tracemalloc.stop()
+
+    subprocess.run(["cp", "-r", "--sparse=always", sparse / "set", tmp_path / "set"], check=True)
+    (tmp_path / "set" / "a" / "0.bmp").rename(tmp_path / "set" / "a" / "picture")
+    os.truncate(write(tmp_path / "set", ["b/hole"], b"") / "b" / "hole", 2 ** 20)
+    subprocess.run(["tar", "--sparse", "-cf", tmp_path / "s.tar", "-C", tmp_path / "set", "a", "b"], check=True)
+    monkeypatch.setattr("vgnb.data.tars.LARGEST", 2 ** 10)
+    source = open_images(tmp_path / "s.tar")
+    assert source.names == ["a/picture", "b/1.png"]
+    with pytest.raises(BadItem, match="claims"): source.read(0)
+
+
+def test_tars_beside_shards_are_told(tmp_path):
+    tar_of(tmp_path / "wds" / "s.tar", ("0.png", A), ("0.cls", b"0"))
+    for name in ("._s.tar", "more.TGZ", "more.tar.zst", "readme.md"): (tmp_path / "wds" / name).write_bytes(b"x")
+    for address in (f"wds://{tmp_path}/wds", f"wds://{tmp_path}/wds?streaming=1"):
+        note, = open_images(address).notes
+        assert "hidden or system entries: 1 (._s.tar)" in note
+        assert "have to be unpacked first: 2 (more.TGZ, more.tar.zst)" in note
+    (tmp_path / "._0.tar").write_bytes(b"x")
+    assert open_images(f"wds://{tmp_path}/wds/s.tar").notes == []
+
+
+def test_a_source_that_is_open_is_not_asked_to_be_another(tmp_path):
+    source = open_images(write(tmp_path / "set", PLAIN), max_bad=2, orientation="stored")
+    for same in ({}, {"max_bad": 2}, {"orientation": "stored"}, {"classes": source.classes}, {"alpha": "drop"}):
+        assert open_images(source, **same) is source
+    upright = open_images(tmp_path / "set")
+    for name, value in (("orientation", "stored"), ("max_bad", 3), ("alpha", "white"), ("classes", ["x", "y", "z"])):
+        with pytest.raises(BadInput, match=f"{name}=.*open already"): open_images(upright, **{name: value})

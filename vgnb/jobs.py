@@ -248,6 +248,7 @@ def plan(self:SampleJob) -> dict:
     if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
+    if self.images is not None and self.images.times: plan["times"] = self.images.times
     self._plan = plan                                               # the weights are hashed once
     return plan
 

@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card
+from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card, sweep_aside
 from .data.sources import find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .generators.orders import ORDERS
 from .kinds import from_json, to_json
+from .places import locked_file
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
@@ -508,8 +509,10 @@ def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
         "grid": list(self.grid.shape)}
     parts = {"tokenizer": self.tokenizer, "generator": self.generator}
     for name, part in parts.items(): save_model(folder / name, part, part.config)
-    hashes = {name: read_config(folder / name)["weights"] for name in parts}
-    save_card(folder / "pipeline.json", card | {"parts": hashes})
+    with locked_file(folder / "pipeline.json", "folder"):
+        sweep_aside(folder, "pipeline.json")
+        hashes = {name: read_config(folder / name)["weights"] for name in parts}
+        save_card(folder / "pipeline.json", card | {"parts": hashes})
     return folder
 
 def read_card(folder:str|Path) -> dict:

@@ -42,7 +42,7 @@ from .figures import house_figure, house_style, png_bytes
 from .jobs import SampleJob, planned_labels
 from .kinds import dotted, to_json, with_dotted
 from .pipeline import Pipeline
-from .places import locked
+from .places import check_times, locked
 from .processes import Processes
 
 # %% ../nbs/730_search.ipynb #314c3827
@@ -167,13 +167,15 @@ class _SearchFolder(_Search):
     def results(self) -> dict:
         "What is known: {plan, by, scales: {scale: report}, best, final}. Errors: `Mismatch` for another plan's folder."
         if not self.file.exists():
-            return {"format": _FORMAT, "plan": self.plan, "by": self.by, "scales": {}, "best": None, "final": None}
+            return {"format": _FORMAT, "plan": self.plan, "times": self.reference.times, "by": self.by, "scales": {},
+                    "best": None, "final": None}
         known = load_card(self.file, "out")
         check(known.get("format") == _FORMAT, "out", self.out, "has a results.json that is not a search's", Mismatch)
         for k, v in as_json(self.plan).items():
             was = known["plan"].get(k)
             advice = f"the search in {self.out} was begun with {was!r}; use that, or another folder"
             check(was == v, k, v, advice, Mismatch)
+        check_times(self.out, known, self.reference.times)
         return known | {"by": self.by}
 
     def todo(self) -> list[float]:
@@ -187,7 +189,8 @@ class _SearchFolder(_Search):
         fits = stored and stored.dims == self.extractor.dims
         of_points = {"kid", "pr", "dc"} & set(self.metrics)
         if not of_points and ("fid" not in self.metrics or fits): return None
-        file, seal = self.out / "reference.looks", digest(self.reference.id, self.extractor.id)
+        facts = self.reference.id, self.extractor.id, self.reference.times
+        file, seal = self.out / "reference.looks", digest(*filter(None, facts))
         if not _together(processes, lambda: _read(file, seal) is not None):
             seen = look_at(self.extractor, self.reference, self.batch, processes=processes)
             _together(processes, lambda: _write(file, seen, seal))

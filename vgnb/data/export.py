@@ -10,11 +10,9 @@ __all__ = ['suffix_of', 'stored_bytes', 'Piece', 'source_row', 'pieces', 'folder
 import io
 import itertools
 import json
-import os
 import re
 import shutil
 import tarfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import BadItem, check, check_int, digest, sweep_aside, write_aside
+from ..core import BadItem, aside_dir, check, check_int, digest, publish_dir, sweep_aside, write_aside
 from .listing import is_hidden, picture_kind
 from .sources import ImageSource
 from .stored import StoredImages
@@ -95,12 +93,10 @@ def _add(tar:tarfile.TarFile, name:str, data:bytes):
 @contextmanager
 def folder_aside(path:Path) -> Iterator[Path]:
     "A folder to fill; on success everything is on disk and it is renamed to `path`, on error removed."
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    aside.mkdir(parents=True)
+    aside = aside_dir(path.parent, path.name)
     try:
         yield aside
-        os.sync()                                    # once, not once a picture
-        aside.rename(path)
+        publish_dir(aside, path, at_once=True)
     finally: shutil.rmtree(aside, ignore_errors=True)
 
 def write_folder(path:Path, found:Iterator[Piece]):
@@ -176,14 +172,17 @@ def export_images(
     "Write the stored bytes of every picture into another container; it is there whole or not at all."
     check_int("shard_size", shard_size, 1)
     kind, place = plan_export(source, out)
-    count = 0
+    count, empty = 0, set(source.classes)
 
     def counted():
         nonlocal count
         for p in pieces(source, kind != "shards"):
             yield p
             count += 1
+            empty.discard(p.group)
             if callback: callback(count)
+        rule = "has no picture that can be read, and without it the classes after it would be counted anew"
+        check(not empty, "classes", min(empty, default=None), rule)
 
     with locked_file(place):
         check_vacant(place)                                         # another may have finished meanwhile

@@ -21,7 +21,7 @@ from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, d
 from .shapes import Shapes
 from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
 from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
-from .streams import StreamImages, find_shards, is_remote, shard_rows
+from .streams import StreamImages, beside_shards, find_shards, is_remote, shard_rows
 from .tables import TABLE_OPTIONS, open_table
 from .tars import LABELS, as_label
 from ..upright import ALPHA, ORIENTATIONS, as_rgb
@@ -73,6 +73,7 @@ class WrappedImages(ImageSource):
         if self.pair: _number(first[1], "item 0")                    # a wrong kind of label is told now, not in a run
 
         classes = classes or _classes_of_dataset(dataset)
+        if self.pair: _number(first[1], "item 0")                    # the kind of all labels, if not of this one only
         check(classes or not self.pair, "classes", None,
               "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]
@@ -124,12 +125,16 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     check(shards, "uri", f"wds://{where}", "must match at least one .tar", Missing)
     label = check_choice("uri option label", options.get("label", "auto"), LABELS)
     if not (is_remote(where) or option_flag(options, "streaming")):
-        return ShardImages(shards, classes, label=label, **kw)
+        source = ShardImages(shards, classes, label=label, **kw)
+        source.notes += beside_shards(where)
+        return source
     sizes = [None if is_remote(where) else os.path.getsize(s) for s in shards]
     mark = digest([(s.rsplit("/", 1)[-1], size) for s, size in zip(shards, sizes)], label)
     rows = functools.partial(shard_rows, label=label)
     if label == "none": classes = ["all"]
-    return StreamImages(shards, rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
+    source = StreamImages(shards, rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
+    source.notes = beside_shards(where)
+    return source
 
 def _open_path(path:Path, classes, **kw) -> StoredImages:
     "A tar, the root of Kaggle's layout, or a folder of pictures."
@@ -140,11 +145,29 @@ def _open_path(path:Path, classes, **kw) -> StoredImages:
     return KaggleImages(path, **kw)
 
 # %% ../../nbs/data/110_images.ipynb #6957d95b
+def _note_on_lost(source:StoredImages) -> list[str]:
+    "A line about pictures that will be left out; more of them than `max_bad` are an error now, not hours later."
+    lost = source.lost()
+    if not lost: return []
+    first, why = next(iter(lost.items()))
+    name, more = source.names[first], f"{len(lost)} of {len(source)} samples cannot be read"
+    if len(lost) > source.max_bad: raise BadItem(name, f"{why} ({more}; max_bad={source.max_bad} is too few)")
+    return [f"unreadable: {len(lost)} of {len(source)} samples (the first is {name}: {why})"]
+
 def _tell(uri, source:ImageSource) -> ImageSource:
     "Say, in a line each, what was left out of a set and what looks odd about it."
     if isinstance(source, StoredImages):
-        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes)]
+        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes), *_note_on_lost(source)]
     for note in source.notes: logging.getLogger("vgnb.data").warning("%s: %s", uri, note)
+    return source
+
+def _as_it_is(source:ImageSource, max_bad:int, alpha:str, classes:list[str]|None, orientation:str) -> ImageSource:
+    "A source that is open already. Errors: it is asked to be another."
+    asked = dict(max_bad=(max_bad, 0), alpha=(alpha, "drop"), classes=(classes, None),
+                 orientation=(orientation, "upright"))
+    for name, (value, usual) in asked.items():
+        has = getattr(source, name, None)
+        check(value in (usual, has), name, value, f"can't be chosen for a source that is open already; it has {has!r}")
     return source
 
 def open_images(
@@ -155,9 +178,9 @@ def open_images(
     orientation:str="upright",   # pictures turned as their EXIF says, or as they are "stored": see `vgnb.upright`
 ) -> ImageSource:
     "Open pictures from wherever they are; what was left out of a set, or looks odd, is told in a line (`notes`)."
-    if isinstance(uri, ImageSource): return uri
     classes = check_names(classes)
     check_choice("orientation", orientation, ORIENTATIONS)
+    if isinstance(uri, ImageSource): return _as_it_is(uri, max_bad, alpha, classes, orientation)
     kw = dict(max_bad=check_int("max_bad", max_bad, 0), alpha=check_choice("alpha", alpha, ALPHA))
     if not isinstance(uri, (str, Path)): return WrappedImages(uri, classes, max_bad, orientation)
     source = _open_address(uri, classes, kw)

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadItem, Missing, check, check_choice, check_int, digest
+from ..core import BadItem, Missing, check, check_choice, check_int, digest, sweep_aside
 from .codes import CodePlan, Codes, CodeStore, CodeWriter
 from ..kinds import OpenRegistry
+from ..places import locked, locked_file
 
 # %% ../../nbs/data/125_layouts.ipynb #c534eb90
 layouts = OpenRegistry("layout")     # name -> subclass of `PublishedCodes`
@@ -176,7 +177,10 @@ def export_codes(
             yield item.numpy(), label, id
             if callback: callback(n + 1)
 
-    layouts[layout].write(codes, out, items(), aug, split)
+    with locked_file(out):
+        check_export(codes, layout, out, aug, split)                 # another may have finished meanwhile
+        for p in layouts[layout].targets(out, split): sweep_aside(p.parent, p.name)
+        layouts[layout].write(codes, out, items(), aug, split)
     return out
 
 # %% ../../nbs/data/125_layouts.ipynb #c0c3079b
@@ -191,8 +195,16 @@ def convert(
     total = int(reader.ids[-1]) + 1
     plan = CodePlan(reader.vocab, reader.grid, total, tokenizer, reader.fingerprint, preprocessing,
                     reader.augs, reader.classes, shard_size)
-    writer, bad = CodeWriter(path, plan), 0
+    with locked(path, ".lock", "path"):
+        writer = CodeWriter(path, plan)
+        writer.sweep()
+        _write_rows(reader, writer, max_bad)
+        writer.finish()
+    return CodeStore(path)
 
+def _write_rows(reader:Codes, writer:CodeWriter, max_bad:int):
+    "Write the shards of a store that are not there yet."
+    bad = 0
     for shard in writer.todo():
         rows, span = [], writer.span(shard)
         for i in range(*np.searchsorted(reader.ids, (span.start, span.stop))):
@@ -200,8 +212,5 @@ def convert(
             except BadItem:
                 bad += 1
                 if bad > max_bad: raise
-        codes = torch.stack([c for c, _, _ in rows]) if rows else torch.zeros(0, *plan.row, dtype=torch.int64)
+        codes = torch.stack([c for c, _, _ in rows]) if rows else torch.zeros(0, *writer.plan.row, dtype=torch.int64)
         writer.write(shard, codes, [y for _, y, _ in rows], [k for _, _, k in rows])
-
-    writer.finish()
-    return CodeStore(path)

@@ -97,6 +97,10 @@ class StoredImages(ImageSource):
 
     def read(self, i:int) -> bytes: raise BadItem(self.names[i], "has no bytes")
 
+    def lost(self) -> dict[int, str]:
+        "{picture: why} of those that are known to be unreadable before anything is read."
+        return {}
+
     def files(self) -> list[Path]:
         "Every file that the pictures lie in."
         return []
@@ -250,7 +254,7 @@ def _list_tar(path:Path) -> tuple[Listing, dict[str, Place]]:
             continue
         parts = m.name.split("/")[:None if m.kind == "folder" else -1]
         found.folders.update("/".join(parts[:k + 1]) for k in range(len(parts)))
-        def head(m=m): return data.member(0, m.place, m.name)[:32]
+        def head(m=m): return data.head(0, m.place)
         if m.kind == "folder": continue
         if m.place is None: others.append(m)
         elif not is_picture(m.name, head): found.leave(OTHER, m.name)
@@ -361,10 +365,14 @@ class ShardImages(StoredImages):
     def files(self): return self.bytes.files
     def sizes(self): return [place[2] if place else -1 for place in self.places]
 
+    def _why_not(self, i:int) -> str|None:
+        if i in self.broken: return self.broken[i]
+        if self.places[i] is None: return "has no picture"
+        if self.labels[i] < 0: return f"has no label, or one outside the {len(self.classes)} classes"
+
+    def lost(self): return {i: why for i in range(len(self)) if (why := self._why_not(i))}
+
     def read(self, i):
-        if i in self.broken: raise BadItem(self.names[i], self.broken[i])
-        if self.places[i] is None:
-            raise BadItem(self.names[i], "has no picture")
-        if self.labels[i] < 0:
-            raise BadItem(self.names[i], f"has no label, or one outside the {len(self.classes)} classes")
+        why = self._why_not(i)
+        if why: raise BadItem(self.names[i], why)
         return self._bytes(self.places[i], self.names[i])

@@ -120,6 +120,11 @@ class FileBytes:
         if file not in self.open: self.open[file] = os.open(self.files[file], os.O_RDONLY)
         return os.pread(self.open[file], size, offset)
 
+    def head(self, file:int, place:Place, size:int=32) -> bytes:
+        "The first bytes of a member, however large it is; none of a sparse one that begins with a hole."
+        start, stored = place.pieces[0] if place.pieces else (0, 0 if place.pieces == () else place.size)
+        return b"" if start else self(file, place.offset, min(size, stored))
+
     def member(self, file:int, place:Place, name:str) -> bytes:
         "The bytes of a member, with the zeros that a sparse one leaves out. BadItem: they are not all there."
         if place.pieces is None: return self._whole(file, place.offset, place.size, name)

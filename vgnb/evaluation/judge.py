@@ -183,17 +183,22 @@ def save_judge(
     "Write weights and card."
     from safetensors.torch import save_file
     path = Path(path)
-    with write_aside(path) as aside: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, aside)
-    card = dict(kind="shapes-judge",
+    with write_aside(path) as aside:
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, aside)
+        card = _card(aside, net, recipe, facts)
+        save_card(path.with_suffix(".json"), card)                  # first: never weights without their card
+    return card
+
+def _card(weights:Path, net:Judge, recipe:JudgeRecipe, facts:dict) -> dict:
+    "What is to be known of a judge."
+    return dict(kind="shapes-judge",
                 classes=list(Shapes.classes),
                 recipe=asdict(recipe),
                 data=Shapes(seed=recipe.seed, difficulty=recipe.difficulty).fingerprint,
                 parameters=sum(p.numel() for p in net.parameters()),
-                bytes=path.stat().st_size,
-                sha256=digest_file(path),
+                bytes=weights.stat().st_size,
+                sha256=digest_file(weights),
                 **facts)
-    save_card(path.with_suffix(".json"), card)
-    return card
 
 def _made(card:dict, state:dict[str, Tensor], path:Path) -> Judge:
     "The network that a card describes, if these can be its weights."

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import BadInput, BadItem, as_json, check, check_int, load_json, sweep_aside, write_aside
+from ..core import BadItem, as_json, check, check_int, digest, load_card, save_card, sweep_aside, write_aside
 from ..data.shards import ShardWriter
 from .features import Extractor
 from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
@@ -128,33 +128,48 @@ def reference_plan(
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    times = getattr(getattr(images.images, "source", None), "times", "")
-    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, times)
-    vacant = not out.exists() or is_finished(out, plan, keep)
-    check(vacant, "out", out, "exists already, and rests on something else; choose a new name")
+    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, images.times)
+    _check_own(out, plan, keep)
     return plan
+
+def _check_own(out:Path, plan:ReferencePlan, keep:int):
+    "`out` is not there, or rests on this very plan; beside a .pt lies its note, or nothing."
+    if out.suffix == ".pt": _noted(out)
+    own = not out.exists() or is_finished(out, plan, keep)
+    check(own, "out", out, "exists already, and rests on something else; choose a new name")
 
 def _parts(out:Path) -> Path:
     "Where unfinished work lies."
     return out.with_name(out.name + ".parts")
 
-def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
-    "Whether the file `out` rests on this very plan: it says so, or a clean-up that was killed left parts that do."
-    out = Path(out)
-    parts = _parts(out)
-    if parts.is_dir() and not any(parts.iterdir()): return True               # all of it was removed but the folder
-    try: found = load_json(parts / "plan.json")
-    except BadInput: found = {}
-    mine = as_json(asdict(plan))
-    if {k: found.get(k) for k in mine} == mine: return True
-    if out.suffix == ".pt": return False                                      # tells nothing
+def _beside(out:Path) -> Path:
+    "Where the note about a .pt lies, which cannot say itself what it rests on."
+    return out.with_name(out.name + ".json")
 
+def _note(plan:ReferencePlan, s:Statistics) -> dict:
+    "What a .pt rests on, and which numbers are meant."
+    facts = {k: v for k, v in asdict(plan).items() if k != "shard_size"}
+    return as_json({"plan": facts, "numbers": digest(s.mean.float(), s.cov.float())})
+
+def _noted(out:Path) -> dict:
+    "The note beside a .pt; empty without one."
+    file = _beside(out)
+    found = load_card(file, "out") if file.exists() else {}
+    known = not file.exists() or found.keys() == {"plan", "numbers", "seal"}
+    check(known, "out", file, "is not the note of a reference; choose another name for OUT")
+    return {k: v for k, v in found.items() if k != "seal"}
+
+def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
+    "Whether the file `out` rests on this very plan, as it says itself, or the note beside a .pt."
+    out = Path(out)
+    if out.suffix == ".pt": return _noted(out) == _note(plan, load_statistics(out))
     samples = open_samples(out)
     if out.suffix == ".safetensors":
         s = samples.statistics
         return s is not None and (s.source, s.extractor) == (plan.images, plan.extractor)
     said = samples.protocol or {}
-    pictures = said.get("count", 0) + said.get("left_out", 0)
+    counts = said.get("count"), said.get("left_out", 0)
+    pictures = sum(counts) if all(isinstance(n, int) for n in counts) else None
     found = said.get("images"), said.get("extractor"), said.get("size"), pictures, said.get("features", 0)
     return found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
 
@@ -215,7 +230,9 @@ def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) 
         chosen = _spread(plan.total, keep)
         kept = int(np.isin(readable, chosen).sum())
         save_reference(out, total, protocol, _some(writer, chosen), kept)
-    else: save_statistics(out, total)
+    else:
+        if out.suffix == ".pt": save_card(_beside(out), _note(plan, total))    # first: never a file without its note
+        save_statistics(out, total)
     writer.remove()
     return total
 
@@ -239,7 +256,7 @@ def extract_reference(
     plan = reference_plan(images, extractor, out, keep, shard_size)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(locked_file(out)))
-        if processes.together(lambda: _begin(out, plan)): return load_statistics(out)
+        if processes.together(lambda: _begin(out, plan, keep)): return load_statistics(out)
         writer = FeatureShards(_parts(out), plan, processes.rank, processes.world)
         show = progress if processes.main else False
         _look_at_rest(writer, images, extractor, batch, workers, show)
@@ -247,9 +264,11 @@ def extract_reference(
         max_bad = getattr(getattr(images.images, "source", None), "max_bad", 0)
         return processes.together(lambda: _finish(writer, out, keep, max_bad, record or {}))
 
-def _begin(out:Path, plan:ReferencePlan) -> bool:
+def _begin(out:Path, plan:ReferencePlan, keep:int) -> bool:
     "The folder of parts is there before others look for it; or `out` is, and what a kill left is removed."
+    _check_own(out, plan, keep)                       # again, as its owner: another may have finished meanwhile
     sweep_aside(out.parent, out.name)
+    sweep_aside(out.parent, _beside(out).name)
     done, parts = out.exists(), _parts(out)
     if done and not parts.exists(): return True
     writer = FeatureShards(parts, plan)

@@ -287,6 +287,7 @@ class Samples:
     id: str = ""                       # by which results name them
     features: np.ndarray|None = None   # (m, d) fp32, of some of the pictures, stored with the statistics
     protocol: dict|None = None         # how stored statistics came to be
+    times: str = ""                    # when the files of a source were last changed, in one word
 
     def __post_init__(self):
         if self.images is None:
@@ -374,7 +375,8 @@ def open_samples(
     source = open_images(where, max_bad=max_bad, orientation=orientation)
     check(not source.streaming, "samples", str(where), "must be a source of known length, not a stream")
     cropped = f" {crop} {size}" if size else ""
-    return Samples(_Pictures(source, size, crop), _labels(source), None, source.fingerprint + cropped)
+    pictures, name = _Pictures(source, size, crop), source.fingerprint + cropped
+    return Samples(pictures, _labels(source), None, name, times=source.times)
 
 # %% ../../nbs/evaluation/615_samples.ipynb #94d8fa97
 def _write_pictures(f, batches, count:int):

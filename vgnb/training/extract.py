@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -214,8 +215,14 @@ class CaptionImages(ImageSource):
 
     @cached_property
     def _stats(self):
-        captions = (self.captions[i] for i in range(len(self)))
-        return stats_of([caption.image or Path() for caption in captions])
+        stats = np.full((len(self), 2), -1, np.int64)                        # so it stays where there is no picture
+        files = {i: file for i in range(len(self)) if (file := self._file(i))}
+        if files: stats[list(files)] = stats_of(list(files.values()))
+        return stats
+
+    def _file(self, i:int) -> Path|None:
+        "The picture that a line names; None where it names none or cannot be read."
+        with contextlib.suppress(BadItem): return self.captions[i].image
 
     @property
     def fingerprint(self) -> str:

@@ -69,6 +69,7 @@ def visit(index, epochs, device="cpu") -> At:
 class Data:
     "What the trainer needs to know of a training set."
     fingerprint: str                         # the same as long as the examples are
+    times: str = ""                          # when their files were last changed, in one word; "" where there are none
     streaming: bool = False                  # can only be read front to back, by `items` and `collate`
     bad: list[BadItem]|tuple[()] = ()        # items left out so far
 

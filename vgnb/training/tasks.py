@@ -83,7 +83,7 @@ class ImageData(Data):
     ):
         self.source, self.augment, self.streaming = source, augment, source.streaming
         self.ready = augment.keeps(source)
-        self.fingerprint = digest(source.fingerprint, augment)
+        self.fingerprint, self.times = digest(source.fingerprint, augment), source.times
 
     def __len__(self) -> int: return len(self.source)
 

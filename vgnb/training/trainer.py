@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..core import VgnbError, check, reason_of, write_run
 from ..kinds import to_json
-from ..places import locked
+from ..places import changed_since, locked
 from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
 from ..progress import Progress
 from .checkpoints import best, is_healthy
@@ -72,6 +72,8 @@ class Session:
 
     def _restore(self, path:Path):
         files, state = read_same(path, self.recipe, self.data.fingerprint)
+        odd = changed_since(state, self.data.times)
+        if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
         world, was = self.processes.world, state.get("world", self.processes.world)
         message = f"must be {was}, as in {path}: on another number a stream shows some examples twice and others never"
         check(was == world or not self.data.streaming, "processes", world, message)
@@ -101,6 +103,7 @@ class Session:
             samples_seen=self.step * self.recipe.batch,
             recipe=to_json(self.recipe),
             data=self.data.fingerprint,
+            times=self.data.times,
             guard=self.state.guard.numbers(),
             world=self.processes.world,
             versions=self.versions)
