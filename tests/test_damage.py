@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 
+import vgnb.data.shards as shards
 import vgnb.evaluation.measure
 import vgnb.search
 from vgnb import core
 from vgnb.core import VgnbError, digest, load_card, save_card
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
+from vgnb.data.shards import read_sealed
 from vgnb.data.transforms import Augment
 from vgnb.evaluation.features import Extractor, Features
 from vgnb.evaluation.judge import load_judge
@@ -378,6 +380,45 @@ def test_a_copy_that_lost_its_averages_is_not_the_plain_model(tmp_path, pipes):
     (tmp_path / "m" / "ema.safetensors").unlink()
     with pytest.raises(VgnbError, match="ema.safetensors"): load_model(tmp_path / "m")
     assert weights(load_model(tmp_path / "m", ema=False)) == weights(model)
+
+
+def half(pipe):
+    "The same pipeline, whose forward passes are in bfloat16."
+    return Pipeline(pipe.tokenizer, pipe.generator, pipe.sampling, pipe.classes).to(dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("first, second", [(half, lambda pipe: pipe), (lambda pipe: pipe, half)])
+def test_a_plan_that_says_more_or_less_is_another_plan(tmp_path, pipes, first, second):
+    "`dtype` stands in a plan only where it is not fp32."
+    begun(first(pipes[0]), tmp_path, 0)
+    before = {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()}
+    with pytest.raises(VgnbError, match="dtype=.*another job began"): job(second(pipes[0]), tmp_path).begin()
+    assert {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()} == before
+
+
+@pytest.mark.parametrize("plan", ["[1]", "3", '{"plan": [1]}'])
+def test_a_plan_that_is_no_object_is_unreadable(tmp_path, pipes, plan):
+    begun(pipes[0], tmp_path, 0)
+    (tmp_path / ".s.npz.parts" / "plan.json").write_text(plan)
+    with pytest.raises(VgnbError, match="without a readable plan"): job(pipes[0], tmp_path).begin()
+
+
+def test_another_plan_is_refused_before_a_shard_is_read(tmp_path, pipes, monkeypatch):
+    "An unreadable one is known by the first shards."
+    read = []
+    def counted(file, plan=""):
+        read.append(file)
+        return read_sealed(file, plan)
+
+    def extracted(pipe): extract_codes(pipe.tokenizer, SOURCE, tmp_path / "codes", Augment("center", 32), shard_size=4)
+
+    extracted(pipes[0])                                                                                # six shards
+    monkeypatch.setattr(shards, "read_sealed", counted)
+    with pytest.raises(VgnbError, match="holds another store"): extracted(pipes[1])
+    assert read == []
+    (tmp_path / "codes" / "plan.json").write_text("{")
+    with pytest.raises(VgnbError, match="holds another store"): extracted(pipes[1])
+    assert len(read) == 3
 
 
 # ---- growth

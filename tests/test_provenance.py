@@ -209,7 +209,10 @@ def test_the_hash_in_the_record_is_what_counts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [["/tmp/evil.py"], ["evil.py"], ["scripts/../../evil.py"], ["-c", "import os"], [],
-                                     ["scripts/evil.py"], ["-m", "scripts/sample.py"], [3], "scripts/sample.py"])
+                                     ["scripts/evil.py"], ["-m", "scripts/sample.py"], [3], "scripts/sample.py",
+                                     ["scripts/rerun.py", "run.json"], ["scripts/mirror.py"], ["scripts/launch.py"],
+                                     ["scripts/launch.py", "--nproc-per-node", "1", "/tmp/evil.py"],
+                                     ["scripts/launch.py", "--nproc-per-node", "1", "scripts/rerun.py", "run.json"]])
 def test_only_scripts_of_this_project_run(tmp_path, monkeypatch, command):
     run = record(tmp_path / "a", command)
     with pytest.raises(BadInput, match="command="): rerun(monkeypatch, {}, run)
@@ -220,6 +223,21 @@ def test_a_script_of_our_name_elsewhere_is_ours(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "sample.py").write_text("raise SystemExit('strange code')")
     run = record(tmp_path / "a", [str(tmp_path / "scripts" / "sample.py"), "--count", "4"])
     assert rerun(monkeypatch, {}, run)[1][1:] == [SCRIPT, "--count", "4"]
+
+
+def test_work_of_several_is_launched_by_our_launcher(tmp_path, monkeypatch):
+    "Whether its record names the launcher or not."
+    for words in ([SCRIPT], ["scripts/launch.py", "--nproc-per-node", "2", SCRIPT]):
+        run = record(tmp_path / "a", [*words, "--seed", "1"], world=2)
+        launch = [str(ROOT / "scripts" / "launch.py"), "--nproc-per-node", "2"]
+        assert rerun(monkeypatch, {}, run)[1][1:] == [*launch, SCRIPT, "--seed", "1"]
+
+
+@pytest.mark.parametrize("name, value", [("world", "two"), ("world", 0), ("world", True), ("versions", [1]),
+                                         ("device", 3), ("cwd", None), ("seed", "x")])
+def test_a_record_of_other_types_is_named(tmp_path, monkeypatch, name, value):
+    run = record(tmp_path / "a", [SCRIPT], **{name: value})
+    with pytest.raises(BadInput, match=f"{name}="): rerun(monkeypatch, {}, run)
 
 
 def test_nothing_that_is_there_goes(tmp_path, monkeypatch):

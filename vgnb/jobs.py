@@ -289,9 +289,10 @@ def is_finished(self:SampleJob) -> bool:
 @patch
 def _begun(self:SampleJob) -> dict|None:
     "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
-    try: return load_card(self.folder / "plan.json")["plan"]
+    try: found = load_card(self.folder / "plan.json").get("plan")
     except Missing: pass
-    except (BadInput, KeyError): return {}
+    except BadInput: return {}
+    else: return found if isinstance(found, dict) else {}
     return {} if self.folder.is_dir() and any(self.folder.iterdir()) else None
 
 @patch
@@ -308,10 +309,10 @@ def _take_over(self:SampleJob):
     unknown = f"has parts in {self.folder} without a readable plan, so nobody knows whose they are; " \
               "remove them, or give --overwrite"
     check(theirs, "out", self.out, unknown, Mismatch)
-    for k, v in mine.items():
+    for k in {**mine, **theirs}:                # what only one of them says differs, too
         allowed = f"another job began {self.out} with {theirs.get(k)!r}; finish that one, " \
                   f"remove {self.folder}, or give --overwrite"
-        check(theirs.get(k) == v, k, v, allowed, Mismatch)
+        check(theirs.get(k) == mine.get(k), k, mine.get(k), allowed, Mismatch)
 
 # %% ../nbs/720_jobs.ipynb #4fed1246
 @patch
