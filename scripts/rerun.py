@@ -116,8 +116,9 @@ def results_in(place: Path) -> dict[str, str]:
 
 def results_of(record: Path, run: dict) -> dict[str, str]:
     "{path: hash} of the results that a record describes: as it says, else those that lie beside it."
-    outputs = run.get("outputs")
-    if isinstance(outputs, dict) and len(outputs) == 1: return {"it": next(iter(outputs.values()))}
+    known = run.get("outputs")
+    outputs = [sha for name, sha in known.items() if Path(name).suffix in RESULTS] if isinstance(known, dict) else []
+    if len(outputs) == 1: return {"it": outputs[0]}
     return results_in(record.parent) if record.name == "run.json" else {}
 
 

@@ -421,6 +421,32 @@ def test_another_plan_is_refused_before_a_shard_is_read(tmp_path, pipes, monkeyp
     assert len(read) == 3
 
 
+FOREIGN = {   # (file, entry): values that another program may have written there
+    ("p/generator/config.json", "weights"): [[1], 3, "x", {"model.safetensors": 5}],
+    ("p/tokenizer/config.json", "config"): [[1], 3, None],
+    ("p/pipeline.json", "parts"): [[1], 3, {"tokenizer": [1]}, {"generator": {"model.safetensors": 5}}],
+    ("p/pipeline.json", "tokenizer"): [5, [1], None],
+    ("p/pipeline.json", "classes"): [[1, 2], ["a", "a", "a"], 3, {"a": 1}],
+    ("p/pipeline.json", "grid"): [3, [0, 4], ["4", 4], [True, 4]],
+    ("p/pipeline.json", "sampling"): [[1], 3]}
+
+
+@pytest.mark.parametrize("file, entry", FOREIGN)
+def test_a_card_of_other_types_is_one_clear_error(tmp_path, pipes, file, entry):
+    pipes[0].save_pretrained(tmp_path / "p")
+    card = load_card(tmp_path / file)
+    for value in FOREIGN[file, entry]:
+        (tmp_path / file).write_text(json.dumps({k: v for k, v in card.items() if k != "seal"} | {entry: value}))
+        with pytest.raises(VgnbError) as e: Pipeline.from_pretrained(tmp_path / "p")
+        assert "\n" not in str(e.value) and (entry in str(e.value) or "config" in str(e.value))
+
+
+def test_names_of_a_pipeline_differ(pipes):
+    for classes in (["a", "a"], [1, 2], "ab"):
+        with pytest.raises(VgnbError, match="must be a list of different names"):
+            Pipeline(pipes[0].tokenizer, pipes[0].generator, classes=classes)
+
+
 # ---- growth
 
 def live() -> int:

@@ -3,6 +3,7 @@ nothing finished is overwritten."""
 import errno
 import fcntl
 import importlib.util
+import json
 import multiprocessing
 import shutil
 import sys
@@ -101,6 +102,23 @@ def test_numbers_of_other_samples_are_not_overwritten(place, capsys):
     assert (place / "n.json").read_bytes() != before
 
 
+@pytest.mark.parametrize("name, value", [("outputs", [1]), ("sampler", [1]), ("seed", "x")])
+def test_a_record_of_samples_in_other_types_is_not_believed(place, capsys, name, value):
+    run = {k: v for k, v in load_card(place / "s.run.json").items() if k != "seal"}
+    (place / "s.run.json").write_text(json.dumps(run | {name: value}))
+    assert evaluate(place) == 0
+    assert "does not describe this s.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, value", [("protocol", [1]), ("protocol", {}), ("values", [1]), ("values", {"fid": "x"}),
+                                         ("notes", None)])
+def test_numbers_of_somebody_else_stay(place, capsys, name, value):
+    assert evaluate(place, "--json", place / "n.json") == 0
+    report = {k: v for k, v in load_card(place / "n.json").items() if k != "seal"}
+    (place / "n.json").write_text(json.dumps(report | {name: value}))
+    with pytest.raises(BadInput, match="n.json: exists already"): evaluate(place, "--json", place / "n.json")
+
+
 def test_a_record_of_samples_is_not_replaced_by_one_of_numbers(place):
     "Both would be s.run.json."
     with pytest.raises(BadInput, match="is the record of s.npz"): evaluate(place, "--json", place / "s.json")
@@ -126,6 +144,22 @@ def test_samples_that_are_finished_stay(tmp_path, capsys):
     assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
     run("sample.py", capsys, *words, "--seed", 1, "--overwrite")
     assert {p.name for p in tmp_path.iterdir() if digest_file(p) == before[p.name]} == set()
+
+
+def test_a_picture_of_somebody_else_is_no_sheet(tmp_path, capsys):
+    "Also where the samples are finished: only the sheet that their record names may be written anew."
+    words = ["tiny-pgm", "--count", 2, "--steps", 2, "--out", tmp_path / "s.npz", "--sheet", tmp_path / "s.png"]
+    run("sample.py", capsys, *words)
+    outputs = load_card(tmp_path / "s.run.json")["outputs"]
+    assert outputs == {name: digest_file(tmp_path / name) for name in ("s.npz", "s.png")}
+    for name in ("s.png", "photo.png"):
+        (tmp_path / name).write_bytes(b"somebody's picture")
+        with pytest.raises(BadInput, match="exists already"):
+            run("sample.py", capsys, *words[:-1], tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"somebody's picture"
+    (tmp_path / "s.png").unlink()
+    assert "sheet of" in run("sample.py", capsys, *words)
+    assert load_card(tmp_path / "s.run.json")["outputs"] == outputs
 
 
 def test_codes_that_are_finished_keep_their_record(tmp_path, capsys):
@@ -202,7 +236,7 @@ def test_what_lies_beside_the_record_is_compared(tmp_path, monkeypatch, content,
 def test_the_hash_in_the_record_is_what_counts(tmp_path, monkeypatch):
     "The file that lies there now may have been replaced since."
     (tmp_path / "x.npz").write_bytes(b"first")
-    run = record(tmp_path / "a", [SCRIPT], outputs={"x.npz": digest_file(tmp_path / "x.npz")})
+    run = record(tmp_path / "a", [SCRIPT], outputs={"x.npz": digest_file(tmp_path / "x.npz"), "x.png": "a sheet"})
     for content, code in ((b"first", 0), (b"second", 1)):
         out = tmp_path / f"{code}.npz"
         assert rerun(monkeypatch, {out: content}, run, "--out", out)[0] == code

@@ -280,7 +280,8 @@ def is_finished(self:SampleJob) -> bool:
     if not (self.out.exists() and self.record_file.exists()): return False
     record = load_card(self.record_file, "out")
     if record.get("config") != as_json(self.plan()): return False
-    same = record.get("outputs", {}).get(self.out.name) == digest_file(self.out)
+    outputs = record.get("outputs")
+    same = isinstance(outputs, dict) and outputs.get(self.out.name) == digest_file(self.out)
     message = f"is not the file that {self.record_file.name} describes; move it away, or give --overwrite"
     check(same, "out", self.out, message, Mismatch)
     return True

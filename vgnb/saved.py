@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_ties', 'save_tensors', 'load_tensors', 'fill', 'no_larger_than', 'make', 'fits_first', 'not_finite',
-           'check_finite', 'save_model', 'read_config', 'load_model']
+           'check_finite', 'save_model', 'is_hashes', 'read_config', 'load_model']
 
 # %% ../nbs/008_saved.ipynb #89efe299
 import contextlib
@@ -220,6 +220,10 @@ def _replace(folder:Path, aside:Path):
     shutil.rmtree(_was(folder), ignore_errors=True)
 
 # %% ../nbs/008_saved.ipynb #cdf7ccfe
+def is_hashes(value) -> bool:
+    "Whether a value of JSON is {name of a file: its hash}."
+    return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+
 def read_config(folder:str|Path, argument:str="model") -> dict:
     "config.json of a model folder, with `config` revived."
     folder = Path(folder)
@@ -232,6 +236,8 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     card = load_card(folder / "config.json", argument)
     has_config = isinstance(card.get("config"), dict)
     check(has_config, argument, folder, "has a config.json without a configuration", Mismatch)
+    knows_files = card.get("weights") is None or is_hashes(card["weights"])
+    check(knows_files, argument, folder, "has a config.json whose weights are not {file: SHA-256}", Mismatch)
     return card | {"config": from_json(card["config"], where="config")}
 
 def _check_weights(file:Path, card:dict):
