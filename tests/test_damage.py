@@ -4,11 +4,14 @@ A flipped bit, a zeroed page, a cut, an empty file, another file of the same kin
 each ends in one line that names the file, or heals. No number and no picture ever changes in silence.
 """
 import contextlib
+import errno
 import gc
 import io
 import json
+import resource
 import runpy
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,7 @@ from vgnb.data.shapes import Shapes
 from vgnb.data.shards import read_sealed
 from vgnb.data.transforms import Augment
 from vgnb.evaluation.features import Extractor, Features
-from vgnb.evaluation.judge import load_judge
+from vgnb.evaluation.judge import Judge, JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
 from vgnb.evaluation.samples import Statistics, open_samples, save_samples, save_statistics
 from vgnb.generators.raster import RasterConfig, RasterTransformer
@@ -445,6 +448,28 @@ def test_names_of_a_pipeline_differ(pipes):
     for classes in (["a", "a"], [1, 2], "ab"):
         with pytest.raises(VgnbError, match="must be a list of different names"):
             Pipeline(pipes[0].tokenizer, pipes[0].generator, classes=classes)
+
+
+FULL = {   # how something is written that needs more than a few kB
+    "pt": lambda place: save_statistics(place / "r.pt", Statistics(64, count=5)),
+    "npz": lambda place: save_statistics(place / "r.npz", Statistics(64, count=5)),
+    "safetensors": lambda place: save_statistics(place / "r.safetensors", Statistics(64, count=5)),
+    "judge": lambda place: save_judge(place / "j.safetensors", Judge(10, 8, 16), JudgeRecipe(1, 8)),
+    "samples": lambda place: save_samples(place / "s.npz", np.zeros((9, 32, 32, 3), np.uint8))}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, what):
+    "Whatever wrote: it names the file that was asked for, and nothing is left."
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1][1]))
+    try:
+        with pytest.raises(OSError) as e: FULL[what](tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old[1])
+        signal.signal(signal.SIGXFSZ, old[0])
+    assert e.value.errno == errno.EFBIG and Path(e.value.filename).parent == tmp_path
+    assert not list(tmp_path.iterdir())
 
 
 # ---- growth

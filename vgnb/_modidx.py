@@ -2366,6 +2366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'vgnb.saved.not_finite': ('saved.html#not_finite', 'vgnb/saved.py'),
                             'vgnb.saved.read_config': ('saved.html#read_config', 'vgnb/saved.py'),
                             'vgnb.saved.save_model': ('saved.html#save_model', 'vgnb/saved.py'),
+                            'vgnb.saved.save_safetensors': ('saved.html#save_safetensors', 'vgnb/saved.py'),
                             'vgnb.saved.save_tensors': ('saved.html#save_tensors', 'vgnb/saved.py'),
                             'vgnb.saved.split_ties': ('saved.html#split_ties', 'vgnb/saved.py')},
             'vgnb.search': { 'vgnb.search.GuidanceSearch': ('search.html#guidancesearch', 'vgnb/search.py'),

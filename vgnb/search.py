@@ -156,8 +156,7 @@ class _SearchFolder(_Search):
     @cached_property
     def plan(self) -> dict:
         "What decides the numbers of a scale."
-        p = self.pipe
-        dtype = {} if p.dtype == torch.float32 else {"dtype": str(p.dtype)}
+        p, dtype = self.pipe, {} if self.pipe.dtype == torch.float32 else {"dtype": str(self.pipe.dtype)}
         return dict(tokenizer=digest(p.tokenizer.state_dict()), generator=digest(p.generator.state_dict()),
                     sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
