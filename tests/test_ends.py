@@ -125,7 +125,7 @@ def extraction(folder: Path) -> dict:
 
 def sampling(folder: Path) -> dict:
     words = ["tiny-maskgit", "--count", 96, "--part", 8, "--steps", 4, "--out", folder / "s.npz"]
-    return stopped_and_finished(folder, "sample", words, lambda: list(folder.glob(".s.npz.parts/*.npy")))
+    return stopped_and_finished(folder, "sample", words, lambda: list(folder.glob(".s.npz.parts/*.part")))
 
 
 def reference(folder: Path) -> dict:
@@ -135,7 +135,26 @@ def reference(folder: Path) -> dict:
     return stopped_and_finished(folder, "extract_reference", words, lambda: list(parts.glob("*.looks")))
 
 
+def hanging(folder: Path) -> dict:
+    "Work that hangs on its way out: of SIGTERM, SIGINT at once and SIGINT a second later, the last one ends it."
+    def work():
+        try:
+            (folder / "under-way").touch()
+            time.sleep(60)
+        finally: time.sleep(60)
+
+    pid = started(work, folder / "err")
+    until((folder / "under-way").exists)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(1.2)
+    alive = os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGINT)
+    return ended(pid, folder / "err") | {"alive": alive}
+
+
 CASES = {
+    "hanging": hanging,
     "SIGTERM": lambda folder: signalled(folder, signal.SIGTERM),
     "SIGINT": lambda folder: signalled(folder, signal.SIGINT),
     "SIGHUP": lambda folder: signalled(folder, signal.SIGHUP),
@@ -183,6 +202,11 @@ def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
     assert end["code"] == 2 and end["left"] == [] and end["readers"] == 2
     assert end["err"].startswith("a data worker died") and end["err"].count("\n") == 1
     assert last_step(found["root"] / "dead" / "run") >= 5
+
+
+def test_a_second_interrupt_ends_what_hangs(found):
+    end = found["hanging"]
+    assert end["alive"] and (end["code"], end["left"], end["err"]) == (130, [], "")
 
 
 def said(end: dict) -> list[str]:
