@@ -119,7 +119,7 @@ class Output:
     part: int = 64
     "samples a part of the job"
     sheet: Path | None = None
-    "also write the first images as one PNG"
+    "also write the first images as one PNG; the record at --out knows its hash, and no other picture is overwritten"
     overwrite: bool = False
     "what another command left at --out and --sheet, finished or begun, may go"
     dry_run: bool = False

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,23 @@ def test_work_in_parts_leaves_with_a_line_and_goes_on(found, case):
     assert (end["code"], end["left"]) == (75, []), end["err"]
     assert said(end) == ["SIGTERM: stopped; run the same command again to go on"]
     assert (end["again"]["code"], said(end["again"])) == (0, [])
+
+
+def test_a_board_outlives_what_it_cannot_read(tmp_path, monkeypatch):
+    from vgnb.core import BadInput
+    from vgnb.views.board import Board, _follow, board
+    errors = iter([ValueError("half a line"), KeyError("step"), BadInput("path", "log.jsonl", "is damaged")])
+    said, shown = [], board(tmp_path / "later", every=0)
+    def refresh(self):
+        said.append(self.status.value)
+        error = next(errors, None)
+        if error: raise error
+        self.finished = True
+
+    monkeypatch.setattr(Board, "refresh", refresh)
+    _follow(weakref.ref(shown), threading.Event(), 0.01)
+    assert shown.finished and len(said) == 4
+    assert all("trying again" in words for words in said[1:])
 
 
 LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]

@@ -382,3 +382,11 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     with locked_file(tmp_path / "x.npz"): pass
     assert "keeps no locks" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+# ---- one way to do a thing
+
+def test_progress_is_shown_and_work_is_launched_in_one_way():
+    own = [p for folder in ("vgnb", "scripts") for p in (ROOT / folder).rglob("*.py")]
+    assert [p.name for p in own if "import tqdm" in p.read_text()] == ["progress.py"]
+    assert [p.name for p in own if "torch.distributed.run" in p.read_text()] == ["launch.py"]
