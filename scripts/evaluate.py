@@ -16,7 +16,7 @@ computed.
 """
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,13 +82,26 @@ def recorded(o: Options, samples) -> dict:
         return {}
 
     name = Path(o.samples).name
-    sha = str((run.get("outputs") or {}).get(name))
+    outputs, sampler = run.get("outputs"), run.get("sampler") or run.get("config")
+    sound = isinstance(outputs, dict) and isinstance(sampler, dict | None) and isinstance(run.get("seed"), int | None)
+    sha = str(outputs.get(name)) if sound else ""
     if samples.id != f"{name}@{sha[:12]}":
         print(f"{path}: does not describe this {name}; its seed and sampler are not taken", file=sys.stderr)
         return {}
     return {"seed": run.get("seed"),
-            "sampler": run.get("sampler") or run.get("config"),
+            "sampler": sampler,
             "uint8_rule": run.get("uint8_rule", "unknown")}
+
+
+def is_report(known: dict) -> bool:
+    "Whether a JSON object holds what a `Report` does."
+    from vgnb.evaluation.measure import MetricProtocol
+    values, protocol, notes = known.get("values"), known.get("protocol"), known.get("notes")
+    if not (isinstance(values, dict) and isinstance(protocol, dict) and isinstance(notes, list)): return False
+    of_protocol = fields(MetricProtocol)
+    needed = {f.name for f in of_protocol if f.default is MISSING and f.default_factory is MISSING}
+    complete = needed <= protocol.keys() <= {f.name for f in of_protocol}
+    return complete and all(isinstance(v, int | float) for v in values.values())
 
 
 def measured_before(o: Options, samples, reference, extractor, settings: dict):
@@ -102,12 +115,11 @@ def measured_before(o: Options, samples, reference, extractor, settings: dict):
     if o.overwrite or not o.json.exists(): return None
 
     known = load_card(o.json, "json")
-    protocol = known.get("protocol", {})
     asked = {"samples": samples.id, "reference": reference.id, "extractor": extractor.id, "settings": as_json(settings)}
-    same = {k: protocol.get(k) for k in asked} == asked
+    same = is_report(known) and {k: known["protocol"].get(k) for k in asked} == asked
     if not same: check_vacant(o.json, argument="json")
     if record.exists(): check_times(o.json, load_card(record, "json"), times_of(samples, reference), "json")
-    return Report(known["values"], MetricProtocol(**protocol), known["notes"])
+    return Report(known["values"], MetricProtocol(**known["protocol"]), known["notes"])
 
 
 def times_of(samples, reference) -> dict:

@@ -33,17 +33,16 @@ class Options:
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
-    from tqdm import tqdm
-
     from vgnb.data.export import contents, export_images, plan_export
     from vgnb.data.images import open_images
+    from vgnb.progress import Progress
 
     source = open_images(o.source, max_bad=o.max_bad)
     kind, place = plan_export(source, o.out)
     print(f"{len(source):,} pictures of {len(source.classes)} class(es) from {o.source} -> {kind} {place}")
     if o.dry_run: return 0
 
-    with tqdm(total=len(source), disable=not sys.stderr.isatty(), unit="picture") as bar:
+    with Progress(len(source), "picture", what="exporting") as bar:
         count = export_images(source, o.out, o.shard_size, lambda _: bar.update())
     for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     print(f"{count:,} pictures written, {len(source.bad)} left out; contents {contents(open_images(o.out))[:16]}")

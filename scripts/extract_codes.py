@@ -9,7 +9,7 @@ maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its cent
 of captions with image_path, for text-conditional models. The processes of one launch share a store, and after a
 kill the same command writes what is missing:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_codes.py \\
+    python scripts/launch.py --nproc-per-node 8 scripts/extract_codes.py \\
         --tokenizer runs/vq-16/model --data IMAGENET/train --out runs/codes --ten-crop
 
 Exit codes: 0 done, 2 something named on stderr.

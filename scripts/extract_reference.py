@@ -14,7 +14,7 @@ evaluate.py takes it as REF, and refuses it for another extractor. OUT may also 
 cov alone, as the masked transformer's code base reads them. Killed, the same command goes on where it stopped (finished
 parts lie in OUT.parts). Several processes share the pictures:
 
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/extract_reference.py IMAGENET/train \
+    python scripts/launch.py --nproc-per-node 8 scripts/extract_reference.py IMAGENET/train \
         --size 256 --workers 8 --out train.npz
 
 Exit codes: 0 done, 2 something named on stderr.

@@ -8,8 +8,8 @@ Every artifact lies beside a run.json (or NAME.run.json): command, commit, versi
 then and now are listed first. Results are compared byte for byte with those beside the record, or with the hashes in
 it; exit code 1 if any differs, or if there is none to compare.
 
-Only scripts of this project are started, whatever the record names, and never with --overwrite or --fresh: what is
-there stays. --out must be a new name.
+Only scripts of this project that write records are started, whatever a record names, and never with --overwrite or
+--fresh: what is there stays. --out must be a new name.
 """
 import os
 import sys
@@ -46,14 +46,37 @@ GIVE_UP = ("--overwrite", "--fresh")     # words that would remove what is there
 OUT = {"evaluate.py": "--json"}          # a script's option for where its results go; the others': --out
 
 
-def script_of(words: list[str]) -> Path:
-    "The script of this project that a recorded command names. Errors: it names none."
+# those that write records of work; a record of rerun.py would repeat itself for ever
+REPEATED = ("evaluate.py", "extract_codes.py", "extract_reference.py", "extract_text.py", "quickstart.py", "sample.py",
+            "search_guidance.py", "train_generator.py", "train_tokenizer.py")
+
+
+def check_record(run: dict, path: Path):
+    "A record says what is needed to repeat it, each thing in its own type."
     from vgnb.core import check
-    named = Path(words[1]) if len(words) > 1 and all(isinstance(w, str) for w in words) else Path()
-    script = ROOT / "scripts" / named.name
-    ours = named.suffix == ".py" and named.parent.name == "scripts" and script.is_file()
-    check(ours, "command", words, f"must be a recorded `python scripts/NAME.py ...` of this project, in {ROOT}")
-    return script
+    needs = {"command": list, "seed": int, "versions": dict, "cwd": str, "device": str}
+    check(needs.keys() <= run.keys(), "run", path, "must be a run.json written by vgnb")
+    for name, kind in needs.items():
+        fits = isinstance(run[name], kind) and not isinstance(run[name], bool)
+        check(fits, name, run[name], f"must be of type {kind.__name__} in a record, {path}")
+    world = run.get("world", 1)
+    check(type(world) is int and world >= 1, "world", world, f"must be a number of processes, at least 1, in {path}")
+
+
+def unlaunched(words: list[str]) -> list[str]:
+    "A command without the launcher and its own words: `world` says how many processes."
+    if len(words) < 2 or Path(words[1]).name != "launch.py": return words
+    at = next((i for i, word in enumerate(words) if i > 1 and word.endswith(".py")), len(words))
+    return [words[0], *words[at:]]
+
+
+def script_of(words: list[str]) -> Path:
+    "The script of this project that a recorded command names. Errors: it names none that writes records."
+    from vgnb.core import check
+    named = Path(words[1]) if len(words) > 1 else Path()
+    ours = named.name in REPEATED and named.parent.name == "scripts"
+    check(ours, "command", words, f"must be a recorded `python scripts/NAME.py ...`; NAME is one of {REPEATED}")
+    return ROOT / "scripts" / named.name
 
 
 def with_out(words: list[str], option: str, out: Path) -> list[str]:
@@ -69,13 +92,14 @@ def command_of(run: dict, out: Path | None) -> list[str]:
     "The command line to run, with this Python, on as many processes as then."
     from vgnb.core import check
     words = run["command"]
-    check(isinstance(words, list), "command", words, "must be a list of words")
+    check(all(isinstance(w, str) for w in words), "command", words, "must be a list of words")
+    words = unlaunched(words)
     script = script_of(words)
     rest = [w for w in words[2:] if w not in GIVE_UP]
     if out is not None: rest = with_out(rest, OUT.get(script.name, "--out"), out.resolve())
 
     world = run.get("world", 1)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)] if world > 1 else []
+    launch = [str(ROOT / "scripts" / "launch.py"), "--nproc-per-node", str(world)] if world > 1 else []
     return [sys.executable, *launch, str(script), *rest]
 
 
@@ -92,8 +116,9 @@ def results_in(place: Path) -> dict[str, str]:
 
 def results_of(record: Path, run: dict) -> dict[str, str]:
     "{path: hash} of the results that a record describes: as it says, else those that lie beside it."
-    outputs = run.get("outputs")
-    if isinstance(outputs, dict) and len(outputs) == 1: return {"it": next(iter(outputs.values()))}
+    known = run.get("outputs")
+    outputs = [sha for name, sha in known.items() if Path(name).suffix in RESULTS] if isinstance(known, dict) else []
+    if len(outputs) == 1: return {"it": outputs[0]}
     return results_in(record.parent) if record.name == "run.json" else {}
 
 
@@ -121,8 +146,7 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check, load_card
     o = typed_cli(Options, args=argv, description=__doc__)
     run = load_card(o.run, "run")
-    is_record = {"command", "seed", "versions", "cwd", "device"} <= run.keys()
-    check(is_record, "run", o.run, "must be a run.json written by vgnb")
+    check_record(run, o.run)
     if o.out is not None: check(not o.out.exists(), "out", o.out, "exists already; the results need a new name")
 
     command = command_of(run, o.out)

@@ -119,7 +119,7 @@ class Output:
     part: int = 64
     "samples a part of the job"
     sheet: Path | None = None
-    "also write the first images as one PNG"
+    "also write the first images as one PNG; the record at --out knows its hash, and no other picture is overwritten"
     overwrite: bool = False
     "what another command left at --out and --sheet, finished or begun, may go"
     dry_run: bool = False
@@ -225,14 +225,19 @@ def main(argv: list[str]) -> int:
     job.run(processes)
     if processes.main:
         print(f"finished already: {output.out}" if job.was_finished else f"written to {output.out}")
-        if output.sheet: write_sheet(output)
+        if output.sheet: write_sheet(job, output)
     return 0
 
 
 def check_sheet(job, output: Output):
-    "The sheet's name is free, or the sheet is that of the finished file."
+    "The sheet's name is free, or there lies the sheet that the finished job's record names."
+    from vgnb.core import digest_file, load_card
     from vgnb.places import check_vacant
-    check_vacant(output.sheet, output.overwrite or job.is_finished(), "sheet")
+    def is_ours():
+        outputs = load_card(job.record_file, "out")["outputs"]
+        return output.sheet.is_file() and outputs.get(output.sheet.name) == digest_file(output.sheet)
+
+    check_vacant(output.sheet, output.overwrite or (job.is_finished() and is_ours()), "sheet")
 
 
 def in_words(job, processes) -> str:
@@ -243,13 +248,17 @@ def in_words(job, processes) -> str:
     return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling} {where}"
 
 
-def write_sheet(output: Output):
-    "The first images as one PNG."
+def write_sheet(job, output: Output):
+    "The first images as one PNG, whose hash goes into the record first: a kill in between leaves a free name."
+    from vgnb.core import digest_file, load_card, save_card, write_aside
     from vgnb.evaluation.samples import read_npz
     from vgnb.figures import tile_sheet
     images = read_npz(output.out, "arr_0")[:64]
-    output.sheet.parent.mkdir(parents=True, exist_ok=True)
-    tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)]).save(output.sheet)
+    with write_aside(output.sheet) as aside:
+        tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)]).save(aside)
+        record = load_card(job.record_file)
+        record["outputs"][output.sheet.name] = digest_file(aside)
+        save_card(job.record_file, record)
     print(f"sheet of {len(images)} images: {output.sheet}")
 
 

@@ -6,7 +6,7 @@ r"""Find the guidance scale of a pipeline: a grid of scales with some images eac
     python scripts/search_guidance.py runs/randar-l VIRTUAL_imagenet256_labeled.npz --out runs/search \
         --scales 2 8 --interval 0.2
     # all GPUs
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/search_guidance.py ...
+    python scripts/launch.py --nproc-per-node 8 scripts/search_guidance.py ...
 
 REF is what evaluate.py takes: npz, statistics, folder or address. OUT gets results.json (after each scale; every value
 with its protocol), search.png, the reference's features and the images of the second round. Killed, the same command

@@ -11,7 +11,7 @@ sample.py reads.
     python scripts/train_generator.py shapes-generator --data runs/shapes-codes --dry-run
     python scripts/train_generator.py gpt-b --data runs/codes/imagenet-256 --out runs/gpt-b --workers 4
     python -m accelerate.commands.launch scripts/train_generator.py gpt-b ...       one process, or as configured
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/train_generator.py gpt-b ...
+    python scripts/launch.py --nproc-per-node 8 scripts/train_generator.py gpt-b ...
 
 Killed or interrupted, the same command goes on from the last checkpoint.
 Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).

@@ -9,7 +9,7 @@ browser) and, at the end, model/: what extract_codes.py and sample.py read.
     python scripts/train_tokenizer.py shapes-tokenizer --dry-run
     python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16 --workers 8
     python -m accelerate.commands.launch scripts/train_tokenizer.py vq-16 ...       one process, or as configured
-    python -m torch.distributed.run --standalone --nproc_per_node 8 scripts/train_tokenizer.py vq-16 ...
+    python scripts/launch.py --nproc-per-node 8 scripts/train_tokenizer.py vq-16 ...
 
 Killed or interrupted, the same command goes on from the last checkpoint.
 Exit codes: 0 done, 2 something named on stderr, 75 interrupted (run again).

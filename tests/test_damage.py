@@ -4,11 +4,14 @@ A flipped bit, a zeroed page, a cut, an empty file, another file of the same kin
 each ends in one line that names the file, or heals. No number and no picture ever changes in silence.
 """
 import contextlib
+import errno
 import gc
 import io
 import json
+import resource
 import runpy
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +20,17 @@ import numpy as np
 import pytest
 import torch
 
+import vgnb.data.shards as shards
 import vgnb.evaluation.measure
 import vgnb.search
 from vgnb import core
 from vgnb.core import VgnbError, digest, load_card, save_card
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
+from vgnb.data.shards import read_sealed
 from vgnb.data.transforms import Augment
 from vgnb.evaluation.features import Extractor, Features
-from vgnb.evaluation.judge import load_judge
+from vgnb.evaluation.judge import Judge, JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
 from vgnb.evaluation.samples import Statistics, open_samples, save_samples, save_statistics
 from vgnb.generators.raster import RasterConfig, RasterTransformer
@@ -378,6 +383,93 @@ def test_a_copy_that_lost_its_averages_is_not_the_plain_model(tmp_path, pipes):
     (tmp_path / "m" / "ema.safetensors").unlink()
     with pytest.raises(VgnbError, match="ema.safetensors"): load_model(tmp_path / "m")
     assert weights(load_model(tmp_path / "m", ema=False)) == weights(model)
+
+
+def half(pipe):
+    "The same pipeline, whose forward passes are in bfloat16."
+    return Pipeline(pipe.tokenizer, pipe.generator, pipe.sampling, pipe.classes).to(dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("first, second", [(half, lambda pipe: pipe), (lambda pipe: pipe, half)])
+def test_a_plan_that_says_more_or_less_is_another_plan(tmp_path, pipes, first, second):
+    "`dtype` stands in a plan only where it is not fp32."
+    begun(first(pipes[0]), tmp_path, 0)
+    before = {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()}
+    with pytest.raises(VgnbError, match="dtype=.*another job began"): job(second(pipes[0]), tmp_path).begin()
+    assert {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()} == before
+
+
+@pytest.mark.parametrize("plan", ["[1]", "3", '{"plan": [1]}'])
+def test_a_plan_that_is_no_object_is_unreadable(tmp_path, pipes, plan):
+    begun(pipes[0], tmp_path, 0)
+    (tmp_path / ".s.npz.parts" / "plan.json").write_text(plan)
+    with pytest.raises(VgnbError, match="without a readable plan"): job(pipes[0], tmp_path).begin()
+
+
+def test_another_plan_is_refused_before_a_shard_is_read(tmp_path, pipes, monkeypatch):
+    "An unreadable one is known by the first shards."
+    read = []
+    def counted(file, plan=""):
+        read.append(file)
+        return read_sealed(file, plan)
+
+    def extracted(pipe): extract_codes(pipe.tokenizer, SOURCE, tmp_path / "codes", Augment("center", 32), shard_size=4)
+
+    extracted(pipes[0])                                                                                # six shards
+    monkeypatch.setattr(shards, "read_sealed", counted)
+    with pytest.raises(VgnbError, match="holds another store"): extracted(pipes[1])
+    assert read == []
+    (tmp_path / "codes" / "plan.json").write_text("{")
+    with pytest.raises(VgnbError, match="holds another store"): extracted(pipes[1])
+    assert len(read) == 3
+
+
+FOREIGN = {   # (file, entry): values that another program may have written there
+    ("p/generator/config.json", "weights"): [[1], 3, "x", {"model.safetensors": 5}],
+    ("p/tokenizer/config.json", "config"): [[1], 3, None],
+    ("p/pipeline.json", "parts"): [[1], 3, {"tokenizer": [1]}, {"generator": {"model.safetensors": 5}}],
+    ("p/pipeline.json", "tokenizer"): [5, [1], None],
+    ("p/pipeline.json", "classes"): [[1, 2], ["a", "a", "a"], 3, {"a": 1}],
+    ("p/pipeline.json", "grid"): [3, [0, 4], ["4", 4], [True, 4]],
+    ("p/pipeline.json", "sampling"): [[1], 3]}
+
+
+@pytest.mark.parametrize("file, entry", FOREIGN)
+def test_a_card_of_other_types_is_one_clear_error(tmp_path, pipes, file, entry):
+    pipes[0].save_pretrained(tmp_path / "p")
+    card = load_card(tmp_path / file)
+    for value in FOREIGN[file, entry]:
+        (tmp_path / file).write_text(json.dumps({k: v for k, v in card.items() if k != "seal"} | {entry: value}))
+        with pytest.raises(VgnbError) as e: Pipeline.from_pretrained(tmp_path / "p")
+        assert "\n" not in str(e.value) and (entry in str(e.value) or "config" in str(e.value))
+
+
+def test_names_of_a_pipeline_differ(pipes):
+    for classes in (["a", "a"], [1, 2], "ab"):
+        with pytest.raises(VgnbError, match="must be a list of different names"):
+            Pipeline(pipes[0].tokenizer, pipes[0].generator, classes=classes)
+
+
+FULL = {   # how something is written that needs more than a few kB
+    "pt": lambda place: save_statistics(place / "r.pt", Statistics(64, count=5)),
+    "npz": lambda place: save_statistics(place / "r.npz", Statistics(64, count=5)),
+    "safetensors": lambda place: save_statistics(place / "r.safetensors", Statistics(64, count=5)),
+    "judge": lambda place: save_judge(place / "j.safetensors", Judge(10, 8, 16), JudgeRecipe(1, 8)),
+    "samples": lambda place: save_samples(place / "s.npz", np.zeros((9, 32, 32, 3), np.uint8))}
+
+
+@pytest.mark.parametrize("what", FULL)
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, what):
+    "Whatever wrote: it names the file that was asked for, and nothing is left."
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1][1]))
+    try:
+        with pytest.raises(OSError) as e: FULL[what](tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old[1])
+        signal.signal(signal.SIGXFSZ, old[0])
+    assert e.value.errno == errno.EFBIG and Path(e.value.filename).parent == tmp_path
+    assert not list(tmp_path.iterdir())
 
 
 # ---- growth

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
+import weakref
 from pathlib import Path
 
 import pytest
@@ -135,7 +137,26 @@ def reference(folder: Path) -> dict:
     return stopped_and_finished(folder, "extract_reference", words, lambda: list(parts.glob("*.looks")))
 
 
+def hanging(folder: Path) -> dict:
+    "Work that hangs on its way out: of SIGTERM, SIGINT at once and SIGINT a second later, the last one ends it."
+    def work():
+        try:
+            (folder / "under-way").touch()
+            time.sleep(60)
+        finally: time.sleep(60)
+
+    pid = started(work, folder / "err")
+    until((folder / "under-way").exists)
+    os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGINT)
+    time.sleep(1.2)
+    alive = os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGINT)
+    return ended(pid, folder / "err") | {"alive": alive}
+
+
 CASES = {
+    "hanging": hanging,
     "SIGTERM": lambda folder: signalled(folder, signal.SIGTERM),
     "SIGINT": lambda folder: signalled(folder, signal.SIGINT),
     "SIGHUP": lambda folder: signalled(folder, signal.SIGHUP),
@@ -185,6 +206,11 @@ def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
     assert last_step(found["root"] / "dead" / "run") >= 5
 
 
+def test_a_second_interrupt_ends_what_hangs(found):
+    end = found["hanging"]
+    assert end["alive"] and (end["code"], end["left"], end["err"]) == (130, [], "")
+
+
 def said(end: dict) -> list[str]:
     "Its lines on stderr, without those of progress, which a slow machine sees."
     return [line for line in end["err"].splitlines() if not line.startswith("sampling: part ")]
@@ -196,6 +222,23 @@ def test_work_in_parts_leaves_with_a_line_and_goes_on(found, case):
     assert (end["code"], end["left"]) == (75, []), end["err"]
     assert said(end) == ["SIGTERM: stopped; run the same command again to go on"]
     assert (end["again"]["code"], said(end["again"])) == (0, [])
+
+
+def test_a_board_outlives_what_it_cannot_read(tmp_path, monkeypatch):
+    from vgnb.core import BadInput
+    from vgnb.views.board import Board, _follow, board
+    errors = iter([ValueError("half a line"), KeyError("step"), BadInput("path", "log.jsonl", "is damaged")])
+    said, shown = [], board(tmp_path / "later", every=0)
+    def refresh(self):
+        said.append(self.status.value)
+        error = next(errors, None)
+        if error: raise error
+        self.finished = True
+
+    monkeypatch.setattr(Board, "refresh", refresh)
+    _follow(weakref.ref(shown), threading.Event(), 0.01)
+    assert shown.finished and len(said) == 4
+    assert all("trying again" in words for words in said[1:])
 
 
 LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]

@@ -112,6 +112,23 @@ def test_numbers_of_other_samples_are_not_overwritten(place, capsys):
     assert (place / "n.json").read_bytes() != before
 
 
+@pytest.mark.parametrize("name, value", [("outputs", [1]), ("sampler", [1]), ("seed", "x")])
+def test_a_record_of_samples_in_other_types_is_not_believed(place, capsys, name, value):
+    run = {k: v for k, v in load_card(place / "s.run.json").items() if k != "seal"}
+    (place / "s.run.json").write_text(json.dumps(run | {name: value}))
+    assert evaluate(place) == 0
+    assert "does not describe this s.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, value", [("protocol", [1]), ("protocol", {}), ("values", [1]), ("values", {"fid": "x"}),
+                                         ("notes", None)])
+def test_numbers_of_somebody_else_stay(place, capsys, name, value):
+    assert evaluate(place, "--json", place / "n.json") == 0
+    report = {k: v for k, v in load_card(place / "n.json").items() if k != "seal"}
+    (place / "n.json").write_text(json.dumps(report | {name: value}))
+    with pytest.raises(BadInput, match="n.json: exists already"): evaluate(place, "--json", place / "n.json")
+
+
 def test_a_record_of_samples_is_not_replaced_by_one_of_numbers(place):
     "Both would be s.run.json."
     with pytest.raises(BadInput, match="is the record of s.npz"): evaluate(place, "--json", place / "s.json")
@@ -137,6 +154,22 @@ def test_samples_that_are_finished_stay(tmp_path, capsys):
     assert {p.name: digest_file(p) for p in tmp_path.iterdir()} == before
     run("sample.py", capsys, *words, "--seed", 1, "--overwrite")
     assert {p.name for p in tmp_path.iterdir() if digest_file(p) == before[p.name]} == set()
+
+
+def test_a_picture_of_somebody_else_is_no_sheet(tmp_path, capsys):
+    "Also where the samples are finished: only the sheet that their record names may be written anew."
+    words = ["tiny-pgm", "--count", 2, "--steps", 2, "--out", tmp_path / "s.npz", "--sheet", tmp_path / "s.png"]
+    run("sample.py", capsys, *words)
+    outputs = load_card(tmp_path / "s.run.json")["outputs"]
+    assert outputs == {name: digest_file(tmp_path / name) for name in ("s.npz", "s.png")}
+    for name in ("s.png", "photo.png"):
+        (tmp_path / name).write_bytes(b"somebody's picture")
+        with pytest.raises(BadInput, match="exists already"):
+            run("sample.py", capsys, *words[:-1], tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"somebody's picture"
+    (tmp_path / "s.png").unlink()
+    assert "sheet of" in run("sample.py", capsys, *words)
+    assert load_card(tmp_path / "s.run.json")["outputs"] == outputs
 
 
 def test_codes_that_are_finished_keep_their_record(tmp_path, capsys):
@@ -213,14 +246,17 @@ def test_what_lies_beside_the_record_is_compared(tmp_path, monkeypatch, content,
 def test_the_hash_in_the_record_is_what_counts(tmp_path, monkeypatch):
     "The file that lies there now may have been replaced since."
     (tmp_path / "x.npz").write_bytes(b"first")
-    run = record(tmp_path / "a", [SCRIPT], outputs={"x.npz": digest_file(tmp_path / "x.npz")})
+    run = record(tmp_path / "a", [SCRIPT], outputs={"x.npz": digest_file(tmp_path / "x.npz"), "x.png": "a sheet"})
     for content, code in ((b"first", 0), (b"second", 1)):
         out = tmp_path / f"{code}.npz"
         assert rerun(monkeypatch, {out: content}, run, "--out", out)[0] == code
 
 
 @pytest.mark.parametrize("command", [["/tmp/evil.py"], ["evil.py"], ["scripts/../../evil.py"], ["-c", "import os"], [],
-                                     ["scripts/evil.py"], ["-m", "scripts/sample.py"], [3], "scripts/sample.py"])
+                                     ["scripts/evil.py"], ["-m", "scripts/sample.py"], [3], "scripts/sample.py",
+                                     ["scripts/rerun.py", "run.json"], ["scripts/mirror.py"], ["scripts/launch.py"],
+                                     ["scripts/launch.py", "--nproc-per-node", "1", "/tmp/evil.py"],
+                                     ["scripts/launch.py", "--nproc-per-node", "1", "scripts/rerun.py", "run.json"]])
 def test_only_scripts_of_this_project_run(tmp_path, monkeypatch, command):
     run = record(tmp_path / "a", command)
     with pytest.raises(BadInput, match="command="): rerun(monkeypatch, {}, run)
@@ -231,6 +267,21 @@ def test_a_script_of_our_name_elsewhere_is_ours(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "sample.py").write_text("raise SystemExit('strange code')")
     run = record(tmp_path / "a", [str(tmp_path / "scripts" / "sample.py"), "--count", "4"])
     assert rerun(monkeypatch, {}, run)[1][1:] == [SCRIPT, "--count", "4"]
+
+
+def test_work_of_several_is_launched_by_our_launcher(tmp_path, monkeypatch):
+    "Whether its record names the launcher or not."
+    for words in ([SCRIPT], ["scripts/launch.py", "--nproc-per-node", "2", SCRIPT]):
+        run = record(tmp_path / "a", [*words, "--seed", "1"], world=2)
+        launch = [str(ROOT / "scripts" / "launch.py"), "--nproc-per-node", "2"]
+        assert rerun(monkeypatch, {}, run)[1][1:] == [*launch, SCRIPT, "--seed", "1"]
+
+
+@pytest.mark.parametrize("name, value", [("world", "two"), ("world", 0), ("world", True), ("versions", [1]),
+                                         ("device", 3), ("cwd", None), ("seed", "x")])
+def test_a_record_of_other_types_is_named(tmp_path, monkeypatch, name, value):
+    run = record(tmp_path / "a", [SCRIPT], **{name: value})
+    with pytest.raises(BadInput, match=f"{name}="): rerun(monkeypatch, {}, run)
 
 
 def test_nothing_that_is_there_goes(tmp_path, monkeypatch):
@@ -463,3 +514,11 @@ def test_a_folder_that_appears_meanwhile_is_not_written_into(tmp_path):
             (aside / "mine").write_text("mine")
             (tmp_path / "x").mkdir()
     assert list(tmp_path.iterdir()) == [tmp_path / "x"] and not list((tmp_path / "x").iterdir())
+
+
+# ---- one way to do a thing
+
+def test_progress_is_shown_and_work_is_launched_in_one_way():
+    own = [p for folder in ("vgnb", "scripts") for p in (ROOT / folder).rglob("*.py")]
+    assert [p.name for p in own if "import tqdm" in p.read_text()] == ["progress.py"]
+    assert [p.name for p in own if "torch.distributed.run" in p.read_text()] == ["launch.py"]

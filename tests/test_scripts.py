@@ -227,4 +227,4 @@ def test_a_run_can_be_repeated(walks, tmp_path):
 
 def test_a_run_of_two_would_be_repeated_by_two(walks, tmp_path):
     printed = rerun(walks["two"] / "samples.run.json", "--dry-run", cwd=tmp_path)
-    assert "--nproc_per_node 2" in printed
+    assert "launch.py --nproc-per-node 2" in printed

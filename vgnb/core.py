@@ -299,7 +299,6 @@ def publish_dir(
 
 # %% ../nbs/000_core.ipynb #088cc332
 _ASIDE = ".aside-"
-_PART = r"\..+\.[0-9a-f]{8}\.part(\.\w+)?"    # as `write_aside` names them
 
 def aside_dir(folder:str|Path, name:str) -> Path:
     "A new hidden folder in `folder`, to write what will be called `name`."

@@ -281,7 +281,8 @@ def is_finished(self:SampleJob) -> bool:
     if not (self.out.exists() and self.record_file.exists()): return False
     record = load_card(self.record_file, "out")
     if record.get("config") != as_json(self.plan()): return False
-    same = record.get("outputs", {}).get(self.out.name) == digest_file(self.out)
+    outputs = record.get("outputs")
+    same = isinstance(outputs, dict) and outputs.get(self.out.name) == digest_file(self.out)
     message = f"is not the file that {self.record_file.name} describes; move it away, or give --overwrite"
     check(same, "out", self.out, message, Mismatch)
     return True
@@ -290,9 +291,10 @@ def is_finished(self:SampleJob) -> bool:
 @patch
 def _begun(self:SampleJob) -> dict|None:
     "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
-    try: return load_card(self.folder / "plan.json")["plan"]
+    try: found = load_card(self.folder / "plan.json").get("plan")
     except Missing: pass
-    except (BadInput, KeyError): return {}
+    except BadInput: return {}
+    else: return found if isinstance(found, dict) else {}
     return {} if self.folder.is_dir() and any(self.folder.iterdir()) else None
 
 @patch
@@ -309,10 +311,10 @@ def _take_over(self:SampleJob):
     unknown = f"has parts in {self.folder} without a readable plan, so nobody knows whose they are; " \
               "remove them, or give --overwrite"
     check(theirs, "out", self.out, unknown, Mismatch)
-    for k, v in mine.items():
+    for k in {**mine, **theirs}:                # what only one of them says differs, too
         allowed = f"another job began {self.out} with {theirs.get(k)!r}; finish that one, " \
                   f"remove {self.folder}, or give --overwrite"
-        check(theirs.get(k) == v, k, v, allowed, Mismatch)
+        check(theirs.get(k) == mine.get(k), k, mine.get(k), allowed, Mismatch)
 
 # %% ../nbs/720_jobs.ipynb #4fed1246
 @patch

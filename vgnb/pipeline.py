@@ -20,22 +20,24 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card, sweep_aside
 from .data.sources import find_class
+from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card
+from .data.sources import check_names, find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
 from .generators.orders import ORDERS
 from .kinds import from_json, to_json
 from .places import locked_file
+from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
 from .sampling.sampler import Sampler, Step, computed_rows
 from .sampling.settings import Sampling, short_form, spelled
-from .saved import load_model, read_config, save_model
-from .shipped import shipped, shipped_folder
+from .saved import is_hashes, load_model, read_config, save_model
+from .shipped import FORMAT, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 from .upright import as_rgb
@@ -80,7 +82,7 @@ class Pipeline(_Named):
         self.tokenizer = tokenizer.eval()
         self.generator = generator.eval()
         self.sampling = sampling
-        self.classes = list(classes or [])
+        self.classes = check_names(classes or None) or []
         self.grid = Grid(tuple(grid or generator.grid))
         self.dtype = torch.float32            # of the generator's forward passes
         self._samplers: dict[Sampling, Sampler] = {}
@@ -368,7 +370,7 @@ def apply(self:Pipeline,
     "Carry out an application."
     check_size(size)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
-    with tqdm(total=len(painting.ids), desc="sampling", unit="sample", disable=not progress) as bar:
+    with Progress(len(painting.ids), "sample", what="sampling", show=progress) as bar:
         def seen(step):
             if watch: watch(step)
             if step.clock.step == step.clock.steps - 1: bar.update(len(step.ids))
@@ -496,14 +498,12 @@ def play(self:Pipeline,
     return views.LiveSampler(self, label, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #fa27e0e2
-_FORMAT = "vgnb-pipeline/1"
-
 @patch
 def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
     "Write `tokenizer/`, `generator/` and `pipeline.json` (last) below `folder`."
     folder = Path(folder)
     card = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "sampling": to_json(self.sampling, "sampling"),       # first: what can't be written must not cost an older one
         "classes": self.classes,
         "grid": list(self.grid.shape)}
@@ -515,12 +515,27 @@ def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
         save_card(folder / "pipeline.json", card | {"parts": hashes})
     return folder
 
+def _are_names(value) -> bool:
+    try: check_names(value or None)
+    except BadInput: return False
+    return True
+
+def _is_grid(value) -> bool: return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+
+def _are_parts(value) -> bool:
+    return isinstance(value, dict) and all(v is None or is_hashes(v) for v in value.values())
+
+def _is_place(value) -> bool: return isinstance(value, str)
+
+_SOUND = {"classes": _are_names, "grid": _is_grid, "parts": _are_parts, "tokenizer": _is_place, "generator": _is_place}
+
 def read_card(folder:str|Path) -> dict:
     "pipeline.json of a saved pipeline: its `sampling`, revived, `classes` and `grid`."
     card = load_card(Path(folder) / "pipeline.json", "where")
-    ours = card.get("format") == _FORMAT and {"sampling", "classes", "grid"} <= card.keys()
-    ours = ours and isinstance(card["classes"], list|None) and isinstance(card["grid"], list)
+    ours = card.get("format") == FORMAT and {"sampling", "classes", "grid"} <= card.keys()
     check(ours, "where", Path(folder), "has a pipeline.json that is not vgnb's", Mismatch)
+    odd = ", ".join(name for name, is_sound in _SOUND.items() if name in card and not is_sound(card[name]))
+    check(not odd, "where", Path(folder), f"has a pipeline.json with a strange entry: {odd}", Mismatch)
     return card | {"sampling": from_json(card["sampling"], Sampling, "sampling")}
 
 # %% ../nbs/710_pipeline.ipynb #1552284f

@@ -121,7 +121,14 @@ def average(grads:list[Tensor], processes:Processes):
 # %% ../nbs/009_processes.ipynb #414367c2
 INTERRUPTED = 75
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)    # what tells a run to stop
-_HEARD = threading.Event()    # this process is on its way out: a launcher passes on what the group has got already
+_HEARD = []    # when this process was told to stop, each time: a launcher passes on what the group has got already
+
+def _is_first(number:int) -> bool:
+    "Note a signal to stop; whether it is the first. A second Ctrl-C, a second later or more, interrupts what hangs."
+    again = _HEARD and number == signal.SIGINT and time.monotonic() - _HEARD[0] >= 1
+    if again: raise KeyboardInterrupt
+    _HEARD.append(time.monotonic())
+    return len(_HEARD) == 1
 
 @contextlib.contextmanager
 def _answered(handler:Callable):
@@ -139,14 +146,11 @@ def _answered(handler:Callable):
 @contextlib.contextmanager
 def catch_signals():
     "Yields a list that gets the name of each signal to stop that comes; the old handlers return afterwards."
-    came, first = [], time.monotonic()
+    _HEARD.clear()
+    came = []
     def note(number, frame):
-        nonlocal first
-        again = came and number == signal.SIGINT and time.monotonic() - first >= 1
-        if again: raise KeyboardInterrupt
-        if not came: first = time.monotonic()
+        _is_first(number)
         came.append(signal.Signals(number).name)
-        _HEARD.set()
     with _answered(note): yield came
 
 class Stopped(KeyboardInterrupt):
@@ -157,9 +161,7 @@ def stop_on_signals():
     "A signal to stop raises `Stopped` wherever the work inside is, so that what is half-written is cleared away."
     _HEARD.clear()
     def leave_work(number, frame):
-        if _HEARD.is_set(): return
-        _HEARD.set()
-        raise Stopped(signal.Signals(number).name)
+        if _is_first(number): raise Stopped(signal.Signals(number).name)
     with _answered(leave_work): yield
 
 # %% ../nbs/009_processes.ipynb #89c4a712
@@ -170,7 +172,7 @@ def run_below(
     "Run a command to its end; signals to stop are passed on to it."
     below = []
     def pass_on(number, frame):
-        _HEARD.set()
+        _HEARD.append(time.monotonic())
         for process in below: process.send_signal(number)
     with _answered(pass_on):
         below.append(subprocess.Popen(command, **kw))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from vgnb.core import (
@@ -155,11 +156,11 @@ class _SearchFolder(_Search):
     @cached_property
     def plan(self) -> dict:
         "What decides the numbers of a scale."
-        p = self.pipe
+        p, dtype = self.pipe, {} if self.pipe.dtype == torch.float32 else {"dtype": str(self.pipe.dtype)}
         return dict(tokenizer=digest(p.tokenizer.state_dict()), generator=digest(p.generator.state_dict()),
                     sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
-                    metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id)
+                    metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id, **dtype)
 
     @property
     def file(self) -> Path: return self.out / "results.json"
@@ -170,11 +171,12 @@ class _SearchFolder(_Search):
             return {"format": _FORMAT, "plan": self.plan, "times": self.reference.times, "by": self.by, "scales": {},
                     "best": None, "final": None}
         known = load_card(self.file, "out")
-        check(known.get("format") == _FORMAT, "out", self.out, "has a results.json that is not a search's", Mismatch)
-        for k, v in as_json(self.plan).items():
-            was = known["plan"].get(k)
-            advice = f"the search in {self.out} was begun with {was!r}; use that, or another folder"
-            check(was == v, k, v, advice, Mismatch)
+        ours = known.get("format") == _FORMAT and isinstance(known.get("plan"), dict)
+        check(ours, "out", self.out, "has a results.json that is not a search's", Mismatch)
+        mine, theirs = as_json(self.plan), known["plan"]
+        for k in {**mine, **theirs}:                # what only one of them says differs, too
+            advice = f"the search in {self.out} was begun with {theirs.get(k)!r}; use that, or another folder"
+            check(theirs.get(k) == mine.get(k), k, mine.get(k), advice, Mismatch)
         check_times(self.out, known, self.reference.times)
         return known | {"by": self.by}
 

@@ -68,6 +68,7 @@ def read_sealed(
 # %% ../../nbs/data/119_shards.ipynb #158575c7
 _FORMAT = 2
 _OLD_SEALS = 1      # of this format: shards that do not know their plan
+_WITNESSES = 3      # shards that are read to learn whose they are
 
 def _seal_of(plan:dict) -> str:
     "What the shards of a plan are sealed with."
@@ -122,8 +123,8 @@ def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
         return mine
 
     shards = sorted(folder.glob(f"*.{kind}"))
-    nothing_yet = begun and theirs is None and not shards
-    heals = nothing_yet or (not is_old and any(_knows(file, mine) for file in shards))
+    nothing_yet = begun and not shards
+    heals = theirs is None and (nothing_yet or any(_knows(file, mine) for file in shards[:_WITNESSES]))
     check(begun or shards, "path", folder, "is not empty and holds no store; choose a new folder")
     check(heals, "path", folder, f"holds another store ({differs}); choose a new folder", Mismatch)
     print(f"{folder / 'plan.json'}: was damaged; written anew, as {len(shards)} shards know it", file=sys.stderr)

@@ -22,7 +22,7 @@ from ..core import Mismatch, Missing, check, check_float, check_int, digest_file
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
 from .features import Extractor, Features, extractors
-from ..saved import fill, fits_first
+from ..saved import fill, fits_first, save_safetensors
 from ..tensor_files import read_state
 
 # %% ../../nbs/evaluation/630_judge.ipynb #9d8dfead
@@ -181,10 +181,9 @@ def save_judge(
     **facts,              # whatever else the card should say
 ) -> dict:                # the card
     "Write weights and card."
-    from safetensors.torch import save_file
-    path = Path(path)
+    path, state = Path(path), {k: v.contiguous() for k, v in net.state_dict().items()}
     with write_aside(path) as aside:
-        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, aside)
+        save_safetensors(aside, state)
         card = _card(aside, net, recipe, facts)
         save_card(path.with_suffix(".json"), card)                  # first: never weights without their card
     return card

@@ -7,6 +7,7 @@ __all__ = ['CROPS', 'Member', 'npz_members', 'check_crc', 'read_npz', 'Statistic
            'class_numbers', 'Samples', 'open_samples', 'save_samples']
 
 # %% ../../nbs/evaluation/615_samples.ipynb #de468832
+import io
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from ..core import Mismatch, Missing, check, check_choice, check_int, digest, di
 from ..data.images import open_images
 from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
+from ..saved import save_safetensors
 from ..tensor_files import directory_size, no_weights, read_safetensors, read_tensors
 
 # %% ../../nbs/evaluation/615_samples.ipynb #3d619bd0
@@ -172,11 +174,12 @@ def save_statistics(
         if path.suffix == ".npz":
             np.savez(aside, mu=s.mean.numpy(), sigma=s.cov.numpy(), **{k: np.array(v) for k, v in facts.items()})
         elif path.suffix == ".pt":
-            torch.save({"mu": s.mean.float(), "cov": s.cov.float()}, aside)
+            body = io.BytesIO()                         # torch's own words for a full disk are not the system's
+            torch.save({"mu": s.mean.float(), "cov": s.cov.float()}, body)
+            aside.write_bytes(body.getvalue())
         else:
-            from safetensors.torch import save_file
             tensors = {"mu": s.mean.contiguous(), "cov": s.cov.contiguous()}
-            save_file(tensors, aside, metadata=facts | {"seal": digest(tensors, facts)})
+            save_safetensors(aside, tensors, facts | {"seal": digest(tensors, facts)})
 
 # %% ../../nbs/evaluation/615_samples.ipynb #da657de3
 def _stored_safely(path:Path) -> tuple[dict, dict]:

@@ -13,13 +13,13 @@ from typing import Literal
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core import check, check_choice, check_codes, check_int
 from ..draws import At, Keyed
 from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
 from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import Schedule, check_counts, one_by_one
+from ..progress import Progress
 from ..rows import gather_rows, padded
 from .guidance import Unguided, by_column
 from .pick import Pick
@@ -344,7 +344,7 @@ def sample(self:Sampler,
     out = torch.full(shape, -1, dtype=torch.long, device=ids.device)
     if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
 
-    with tqdm(total=len(ids), desc="sampling", unit="sample", disable=not progress) as bar:
+    with Progress(len(ids), "sample", what="sampling", show=progress) as bar:
         for index, step in self._stream(cond, ids, draws, given, grid, groups):
             if watch: watch(step)
             if step.clock.step < step.clock.steps - 1: continue

@@ -72,7 +72,8 @@ def _follow(board:weakref.ref, stop:threading.Event, every:float):
         seen = board()
         if seen is None: return
         try: seen.refresh()
-        except OSError as e: seen.status.value = f"can't be read now ({plain_text(e)}); trying again"
+        except Exception as e:                # a file half written, in whatever way: the next look finds it whole
+            seen.status.value = f"can't be read now ({plain_text(e)}); trying again"
         if seen.finished: return
         del seen
 
