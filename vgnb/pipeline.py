@@ -22,8 +22,6 @@ from PIL import Image
 from torch import Tensor
 
 from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card, sweep_aside
-from .data.sources import find_class
-from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card
 from .data.sources import check_names, find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
