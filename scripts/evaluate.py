@@ -39,7 +39,7 @@ class Options:
     "its weights (Inception: a local copy of torch-fidelity's file)"
     metrics: tuple[Literal["fid", "is", "kid", "pr", "dc", "accuracy"], ...] = ("fid", "is", "kid", "pr")
     """what to compute; pr = precision and recall, dc = density and coverage, accuracy needs labels in SAMPLES and an
-    extractor that knows the classes"""
+    extractor that knows their classes: by name where SAMPLES (or its run.json) has names, else by number"""
     size: int | None = None
     "centre-crop pictures of folders and sources to this side"
     crop: Literal["adm", "bilinear", "bicubic"] = "adm"
@@ -129,12 +129,14 @@ def times_of(samples, reference) -> dict:
 
 def announce(o: Options, samples, reference, extractor, settings: dict, stored):
     "What will be compared."
-    from vgnb.evaluation.measure import size_note
+    from vgnb.evaluation.measure import label_note, size_note
     statistics = " and stored statistics" if stored else ""
     print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{statistics} ({reference.id}),",
           f"through {extractor.id}")
     unlike = size_note(samples, reference)
     if unlike: print(f"note: {unlike}")
+    by_number = label_note(samples, extractor) if "accuracy" in o.metrics else None
+    if by_number: print(f"note: {by_number}")
     if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
 
 

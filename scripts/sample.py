@@ -208,9 +208,14 @@ def main(argv: list[str]) -> int:
                   names={"--schedule": SCHEDULES}, description=__doc__)
     source, output = o.source, o.output
     check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
+    for part in ("tokenizer", "generator"):
+        unused = not (source.pipeline and getattr(source, part))
+        check(unused, part, getattr(source, part), f"can't be combined with the pipeline {source.pipeline}: give either")
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
-    if output.sheet: check_place("sheet", output.sheet.parent)
+    if output.sheet:
+        check_place("sheet", output.sheet.parent)
+        check(output.sheet.suffix.lower() == ".png", "sheet", output.sheet, "must end in .png")
 
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)

@@ -8,12 +8,15 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 # %% ../nbs/720_jobs.ipynb #1b370812
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from fastcore.basics import patch
+from PIL import Image
 from torch import Tensor
 
 from vgnb.core import (
@@ -35,7 +38,7 @@ from vgnb.core import (
 )
 from .data.images import open_images
 from .data.shards import read_sealed, write_sealed
-from .data.stored import decode_image
+from .data.stored import StoredImages, decode_image
 from .data.transforms import center_crop
 from .draws import At, Keyed
 from .evaluation.samples import Samples, open_samples, save_samples
@@ -95,9 +98,23 @@ def _one_picture(path:Path, crop:int|None, argument:str) -> Samples:
     x = np.asarray(center_crop(picture, crop) if crop else picture)[None]
     return Samples(x, None, None, f"{path.name}@{digest(x)[:12]}")
 
+def _stored_pictures(path:Path, found:Samples) -> Iterator[tuple[str, bytes]]:
+    "(name, stored bytes) of the pictures that lie in files."
+    source = getattr(found.images, "source", None)
+    if isinstance(source, StoredImages): yield from ((name, source.read(i)) for i, name in enumerate(source.names))
+    elif path.is_file() and path.suffix != ".npz": yield path.name, path.read_bytes()
+
+def _check_opaque(name:str, data:bytes):
+    "Refuse a mask that is drawn on a transparent layer: its colours say nothing where nothing can be seen."
+    picture = Image.open(BytesIO(data))
+    if "A" not in picture.getbands(): return
+    low, high = picture.getchannel("A").getextrema()
+    check(low == high, "mask", name, "must be opaque: white on black, not strokes on a transparent layer")
+
 def open_masks(where, crop:int|None=None) -> np.ndarray:
     "Masks (m, h, w) bool from a picture or a folder of pictures, in the order of their names."
     found, _ = open_pictures(where, crop, "mask")
+    for name, data in _stored_pictures(Path(str(where)), found): _check_opaque(name, data)
     grey = (np.asarray(found.images[i:i + 1], np.float32).mean(-1) for i in range(len(found)))
     return np.concatenate([g >= 128 for g in grey])
 

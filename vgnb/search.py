@@ -120,7 +120,7 @@ class _Search:
     def _check_count(self, n:int):
         "What `measure` would refuse, for n images."
         pictures = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (n, 1, 1, 3))
-        planned = Samples(pictures, self.classes(n), id="planned")
+        planned = Samples(pictures, self.classes(n), id="planned", classes=self.pipe.classes or None)
         check_request(planned, self.reference, self.extractor, self.metrics, None,
                       is_split=5000, is_shuffle=None, kid_subsets=100, k=3)
 

@@ -78,10 +78,12 @@ def pieces(
     if by_class:
         rank = {name: k for k, name in enumerate(sorted(source.classes))}
         rows = np.argsort([rank[source.classes[label]] for label in labels], kind="stable")
+    names = getattr(source, "names", None)
     for i in rows.tolist():
         try:
             data = stored_bytes(source, i)
-            yield Piece(i, source.classes[labels[i]], suffix_of(data, f"row {i}"), data)
+            suffix = suffix_of(data, names[i] if names else f"row {i}")
+            yield Piece(i, source.classes[labels[i]], suffix, data)
         except BadItem as e: source.skip(e)
 
 # %% ../../nbs/data/118_export.ipynb #cd0636a3
@@ -127,7 +129,9 @@ def write_shards(
 def _container(out:str) -> tuple[str, Path]:
     "What an address asks for (folder, tar or shards), and where."
     place = out.removeprefix("wds://")
-    check(place and "://" not in place, "out", out, "must be a folder, NAME.tar or wds://FOLDER")
+    packed = re.search(r"\.(tar\.\w+|tgz|zip|7z|rar|gz|npz|parquet|png|jpe?g)$", place.lower())
+    named = place and "://" not in place and not packed
+    check(named, "out", out, "must be a folder, NAME.tar or wds://FOLDER")
     kind = "tar" if place.lower().endswith(".tar") else "folder"
     return "shards" if out.startswith("wds://") else kind, Path(place).expanduser()
 
@@ -151,6 +155,9 @@ def plan_export(
     kind, place = _container(out)
     check(not source.streaming, "source", source.fingerprint, "must have a length: a stream's pictures have no row")
     check(not (place.exists() or place.is_symlink()), "out", out, "exists already; choose a new name")
+    own = getattr(source, "folder", None)
+    inside = own is not None and Path(own).resolve() in place.resolve().parents
+    check(not inside, "out", out, f"must lie outside {own}: its pictures would be found twice there")
     for name in source.classes: _check_name(name, in_a_path=kind != "shards")
     check(len(set(source.classes)) == len(source.classes), "classes", source.classes, "must have different names")
 

@@ -281,6 +281,8 @@ class TarImages(StoredImages):
         path = Path(path)
         check(path.is_file(), "uri", path, "no such tar", Missing)
         listing, places = _list_tar(path)
+        classed = any(name.endswith(".cls") for name in listing.left_out.get(OTHER, ()))
+        check(not classed, "uri", path, f"has .cls files beside its pictures, as a shard has: open it as wds://{path}")
         found = arrange(listing, path, path.stem, classes)
         super().__init__(found.names, found.labels, found.classes, max_bad, alpha)
         self.notes, self.bytes = found.notes, FileBytes([path])

@@ -35,10 +35,11 @@ class Features(NamedTuple):
     logits: Tensor|None = None # (b, k) fp32: class scores, for the inception score and for accuracy
 
 class Extractor:
-    "A named look at pictures. Subclasses fill `id`, `dims`, `classes` and `look`."
+    "A named look at pictures. Subclasses fill `id`, `dims`, `classes`, `names` and `look`."
     id: str                        # name@hash of the weights
     dims: int                      # length of a feature vector
     classes: int|None = None       # number of logits, None without
+    names: tuple[str, ...] = ()    # of the classes, where they are known
     device: torch.device|str = "cpu"
 
     def look(self, images:Tensor) -> Features: # uint8 (b, 3, h, w), on `device`

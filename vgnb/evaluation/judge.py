@@ -272,6 +272,7 @@ class ShapesJudge(Extractor):
         self.net.to(device)
         self.device, self.id = device, f"shapes-judge@{self.card['sha256'][:8]}"
         self.dims, self.classes = self.net.head.in_features, self.net.head.out_features
+        self.names = tuple(self.card["classes"])
 
     def look(self, images:Tensor) -> Features:
         pool = self.net.features(judge_input(images.permute(0, 2, 3, 1)))     # (b, 64)

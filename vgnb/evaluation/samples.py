@@ -22,7 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, Missing, check, check_choice, check_int, digest, digest_file, write_aside
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    check,
+    check_choice,
+    check_int,
+    digest,
+    digest_file,
+    load_card,
+    write_aside,
+)
 from ..data.images import open_images
 from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
@@ -291,6 +302,7 @@ class Samples:
     features: np.ndarray|None = None   # (m, d) fp32, of some of the pictures, stored with the statistics
     protocol: dict|None = None         # how stored statistics came to be
     times: str = ""                    # when the files of a source were last changed, in one word
+    classes: list[str]|None = None     # what the labels' numbers are called, where that is known
 
     def __post_init__(self):
         if self.images is None:
@@ -332,6 +344,15 @@ def _kept(path:Path, members:dict, stored:Statistics) -> tuple[np.ndarray|None, 
 
 def _file_id(path:Path) -> str: return f"{path.name}@{digest_file(path)[:12]}"
 
+def _recorded_classes(path:Path, id:str) -> list[str]|None:
+    "What the record beside an npz calls its classes, if it is sound and describes this very file."
+    try: run = load_card(path.with_suffix(".run.json"))
+    except BadInput: return None
+    outputs, names = run.get("outputs"), run.get("classes")
+    is_its_own = isinstance(outputs, dict) and id == f"{path.name}@{str(outputs.get(path.name))[:12]}"
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_its_own and are_names and names else None
+
 def _open_npz(path:Path) -> Samples:
     "Pictures, or statistics with what is stored beside them."
     members = npz_members(path)
@@ -347,7 +368,8 @@ def _open_npz(path:Path) -> Samples:
     check(bytes_, "npz", f"{path}[{pictures}]", f"must be uint8 (n, h, w, 3), not {m.dtype} {m.shape}", Mismatch)
     label = next((k for k in ("labels", "arr_1", "label") if k in members), None)
     labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
-    return Samples(read_npz(path, pictures), labels, stored, _file_id(path))
+    id = _file_id(path)
+    return Samples(read_npz(path, pictures), labels, stored, id, classes=_recorded_classes(path, id))
 
 def _labels(source:ImageSource):
     "(n,) labels of a source, however it keeps them; None when there is only one class."
@@ -379,7 +401,7 @@ def open_samples(
     check(not source.streaming, "samples", str(where), "must be a source of known length, not a stream")
     cropped = f" {crop} {size}" if size else ""
     pictures, name = _Pictures(source, size, crop), source.fingerprint + cropped
-    return Samples(pictures, _labels(source), None, name, times=source.times)
+    return Samples(pictures, _labels(source), None, name, times=source.times, classes=list(source.classes))
 
 # %% ../../nbs/evaluation/615_samples.ipynb #94d8fa97
 def _write_pictures(f, batches, count:int):
