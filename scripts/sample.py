@@ -209,8 +209,8 @@ def main(argv: list[str]) -> int:
     source, output = o.source, o.output
     check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
     for part in ("tokenizer", "generator"):
-        unused = not (source.pipeline and getattr(source, part))
-        check(unused, part, getattr(source, part), f"can't be combined with the pipeline {source.pipeline}: give either")
+        given = getattr(source, part)
+        check(not (source.pipeline and given), part, given, f"can't be combined with the pipeline {source.pipeline}")
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
     if output.sheet:
