@@ -151,6 +151,7 @@ def _read(file:Path, seal:str) -> Features|None:
     except BadInput:
         print(f"{file}: damaged, or of another reference; made anew", file=sys.stderr)
 
+# %% ../nbs/730_search.ipynb #681db128
 class _SearchFolder(_Search):
     "What is known of a search, in its folder."
     @cached_property

@@ -174,6 +174,7 @@ def _expand(pattern:str) -> list[str]:
     check(not re.search(r"[{}]", found[0]), "uri", pattern, "must have its braces in pairs, none within another")
     return found
 
+# %% ../../nbs/data/107_streams.ipynb #8680105a
 def is_remote(where:str) -> bool: return bool(re.match(r"hf://|https?://", where))
 
 def _is_shard(path:Path) -> bool:

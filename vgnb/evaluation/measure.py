@@ -127,6 +127,7 @@ def _fitting(reference:Samples, extractor:Extractor) -> Statistics|None:
     s = reference.statistics
     return s if s and s.dims == extractor.dims else None
 
+# %% ../../nbs/evaluation/621_measure.ipynb #53ca4a8a
 def check_request(
     samples:Samples, reference:Samples,
     extractor:Extractor,
@@ -279,6 +280,7 @@ def _judge(
         notes += [note] if note else []
     return Report(_values(settings, seen, base, ours, theirs, labels), protocol, notes)
 
+# %% ../../nbs/evaluation/621_measure.ipynb #c99b7dc5
 def measure(
     samples, reference,              # whatever `open_samples` opens
     extractor:Extractor,

@@ -378,6 +378,7 @@ def _labels(source:ImageSource):
     if labels is None: labels = [source[i].label for i in range(len(source))]
     return labels if len(source.classes) > 1 else None
 
+# %% ../../nbs/evaluation/615_samples.ipynb #dd7a238d
 def open_samples(
     where,              # .npz, statistics file, folder, .tar, address (shapes://..., datasets://...), source, or array
     size:int|None=None, # centre-crop pictures of a source to this side
