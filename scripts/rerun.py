@@ -138,6 +138,7 @@ def repeat(run: dict, command: list[str]) -> int:
     check(Path(run["cwd"]).is_dir(), "cwd", run["cwd"], "the folder it ran in is gone", Missing)
     on_cpus = run.get("world", 1) > 1 and run["device"].startswith("cpu")
     env = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpus else {})
+    if run.get("rooms"): env["VGNB_RUN_ROOMS"] = " ".join(run["rooms"])      # packages whose words the run knew
     return run_below(command, cwd=run["cwd"], env=env)
 
 

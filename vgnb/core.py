@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
-           'check_codes', 'check_place', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file',
-           'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'sweep_aside', 'save_json', 'as_json',
-           'load_json', 'load_settings', 'save_card', 'load_card', 'run_manifest', 'write_run']
+           'check_codes', 'check_place', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings',
+           'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir',
+           'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card', 'load_card',
+           'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -98,7 +99,8 @@ def check_float(argument:str, value, low:float|None=None, high:float|None=None) 
 
 def check_choice(argument:str, value, choices):
     "`value` must be one of `choices`; a near miss is suggested. Returns it."
-    if value in choices: return value
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):     # a list or an array is none of them
+        if value in choices: return value
     names = [str(c) for c in choices]       # only now: an open registry asks all rooms for them
     near = difflib.get_close_matches(str(value), names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
@@ -126,6 +128,27 @@ def check_place(argument:str, folder) -> Path:
     check(there.is_dir(), argument, folder, allowed)
     check(os.access(there, os.W_OK), argument, folder, f"must be a place one may write to; {there} is not")
     return folder
+
+# %% ../nbs/000_core.ipynb #45240f04
+def as_tensor(argument:str, value, allowed:str) -> torch.Tensor:
+    "A tensor, an array or (nested) lists of numbers as a tensor. Errors: `BadInput` for anything else."
+    try: return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError): raise BadInput(argument, value, allowed) from None
+
+def as_mask(argument:str, value, allowed:str="must be bool, or hold only 0 and 1") -> torch.Tensor:
+    "A bool tensor of truth values, or of numbers that are all 0 or 1. Errors: the first other number."
+    mask = as_tensor(argument, value, allowed)
+    if mask.dtype == torch.bool: return mask
+    others = mask[(mask != 0) & (mask != 1)]
+    check(len(others) == 0, argument, others[0].item() if len(others) else None, allowed)
+    return mask.bool()
+
+def as_pair(argument:str, value, allowed:str) -> tuple:
+    "The two entries of a list, a tuple, an array or a tensor. Errors: `BadInput` for anything else."
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    is_pair = isinstance(plain, (list, tuple)) and len(plain) == 2
+    check(is_pair, argument, value, allowed)
+    return tuple(plain)
 
 # %% ../nbs/000_core.ipynb #904953ef
 class Section(dict):
@@ -422,6 +445,11 @@ def _device_name(device) -> str:
     name = torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine()
     return f"{d.type}: {name}"
 
+def _rooms() -> list[str]:
+    "The rooms of the user's own that are in force; with settings that cannot be read there are none."
+    try: return list(get_settings().run.rooms)
+    except BadInput: return []
+
 def run_manifest(
     config,                      # dict or dataclass: everything that decided the result
     *, seed:int,                 # the seed all draws count from
@@ -440,7 +468,7 @@ def run_manifest(
                 command=command or [sys.executable, *sys.argv],
                 cwd=os.getcwd(), **code,
                 versions=_versions(), device=_device_name(device), world=world,
-                rng="philox4x32-10/1",
+                rng="philox4x32-10/1", rooms=_rooms(),
                 time=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **extra)
 
 def write_run(folder:str|Path, config, **kw) -> dict:

@@ -262,9 +262,18 @@ def from_json(
     except (TypeError, ValueError, AttributeError) as e:    # a value of a type that the class does not expect
         raise BadInput(where, value, f"does not describe a {cls.__name__} ({e})") from e
 
+def _unknown(word:str) -> BadInput:
+    "The error of a word that no room knows: the words of its shelf, and how to name the room that brings it."
+    of_shelf, dot, _ = word.partition(".")
+    alike = [w for w in sorted(kinds) if w.partition(".")[:2] == (of_shelf, dot) or not (dot or "." in w)]
+    rooms = "a package of your own that registers it is named as `rooms` in settings.ini, or in VGNB_RUN_ROOMS"
+    try: check_choice("kind", word, alike or sorted(kinds))
+    except BadInput as e: return BadInput("kind", word, f"{e.allowed}; {rooms}")
+
 def _class_of(word, cls:type|None, where:str) -> type:
     "The class that a kind stands for, which must be a `cls` where one is given."
     check(isinstance(word, str), f"{where}.kind", word, "must be a registered word")
+    if word not in kinds: raise _unknown(word)
     found = kinds[word].config
     fits = cls is None or issubclass(found, cls)
     check(fits, where, word, f"must be a {cls.__name__}" if cls else "")

@@ -9,6 +9,7 @@ __all__ = ['Pipeline', 'class_ids', 'read_card', 'find_pretrained', 'from_pretra
 import contextlib
 import html
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -21,7 +22,18 @@ from fastcore.meta import delegates
 from PIL import Image
 from torch import Tensor
 
-from .core import BadInput, Mismatch, Missing, check, check_choice, load_card, save_card, sweep_aside
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    as_mask,
+    as_tensor,
+    check,
+    check_choice,
+    load_card,
+    save_card,
+    sweep_aside,
+)
 from .data.sources import check_names, find_class
 from .draws import Keyed
 from .generators.generator import Cond, Generator, Grid
@@ -90,6 +102,17 @@ class Pipeline(_Named):
     def from_pretrained(cls, where:str|Path, device="cpu", **kw) -> "Pipeline":
         "Load a pipeline: see the function of this name."
         return from_pretrained(where, device, **kw)
+
+    @property
+    def sampling(self) -> Sampling:
+        "The settings of every call that says nothing else."
+        return self._sampling
+
+    @sampling.setter
+    def sampling(self, value:Sampling):
+        allowed = "must be a Sampling, such as pipe.settings(steps=8); a call changes some for itself: pipe(..., steps=8)"
+        check(isinstance(value, Sampling), "sampling", value, allowed)
+        self._sampling = value
 
     @property
     def device(self) -> torch.device:
@@ -207,10 +230,32 @@ def _null_class(self:Pipeline) -> int|None:
 @patch
 def _ids(self:Pipeline, ids, b:int) -> Tensor:
     "Sample ids (b,); by default 0, 1, ..."
-    ids = torch.arange(b) if ids is None else torch.as_tensor(ids)
+    if ids is None: return torch.arange(b, device=self.device)
+    given, ids = ids, as_tensor("ids", ids, f"must be whole numbers, one for each of the {b} samples")
     if ids.dim() == 0: ids = ids[None]
     check(ids.shape == (b,), "ids", tuple(ids.shape), f"must number the {b} samples")
+    are_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    check(are_whole, "ids", given, "must be whole numbers")
     return ids.to(self.device)
+
+@patch
+def _given(self:Pipeline, given):
+    "Cells that are fixed, (codes, known), as tensors on the model's device; what is no pair is left to the sampler."
+    is_pair = isinstance(given, (tuple, list)) and len(given) == 2
+    if not is_pair: return given
+    codes = as_tensor("given codes", given[0], "must be integer codes (b, n, L)")
+    return codes.to(self.device), as_mask("given known", given[1]).to(self.device)
+
+_COUNTS = ("n", "b", "count", "num", "number", "samples", "num_samples", "batch", "batch_size")
+
+def _check_names(method:Callable, given:dict):
+    "Raise `BadInput` for an argument that a method doesn't take; how many samples there are its labels say."
+    taken = [p.name for p in inspect.signature(method).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    for name, value in given.items():
+        counts = name in _COUNTS and name not in taken
+        hint = 'one label a sample: ["heart"] * 3'
+        check(not counts, name, value, f"is no setting; for several samples give {hint}. Settings: {', '.join(taken)}")
+        check_choice("setting", name, taken)
 
 # %% ../nbs/710_pipeline.ipynb #5a62e5bb
 @patch
@@ -226,9 +271,10 @@ def codes(self:Pipeline,
     **kwargs,
 ) -> Tensor:                    # (b, n, L)
     "Sampled codes."
+    _check_names(Pipeline.codes, kwargs)
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
-    how = dict(given=given, grid=self.grid, progress=progress, watch=watch)
+    how = dict(given=self._given(given), grid=self.grid, progress=progress, watch=watch)
     with self._autocast(): return self.sampler(**kwargs).sample(cond, ids, Keyed(seed), **how)
 
 @patch
@@ -239,9 +285,10 @@ def stream(self:Pipeline,
     **kwargs,
 ) -> Iterator[Step]:
     "The same sampling step by step."
+    _check_names(Pipeline.stream, kwargs)
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
-    steps = self.sampler(**kwargs).stream(cond, ids, Keyed(seed), given=given, grid=self.grid, keep=keep)
+    steps = self.sampler(**kwargs).stream(cond, ids, Keyed(seed), given=self._given(given), grid=self.grid, keep=keep)
     return self._cast(steps)
 
 @patch
@@ -256,6 +303,7 @@ def sample(self:Pipeline,
     **kwargs,
 ) -> np.ndarray:                # (b, h, w, 3) uint8
     "Images; `pipe(...)` is the same."
+    _check_names(Pipeline.sample, kwargs)
     check_size(size)
     settings = self.settings(**kwargs)
     codes = self.codes(labels, text=text, mask=mask, seed=seed, ids=ids, given=given, progress=progress, watch=watch,
@@ -273,7 +321,7 @@ def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
 
 @patch
 def decode(self:Pipeline,
-    codes:Tensor,                        # (b, n, L)
+    codes:Tensor,                        # (b, n, L); an array will do
     *, ids=None, seed:int=0,             # of the samples, for tokenizers whose decoder draws noise
     size:int|None=None,
     rows:int|None=None,                  # of a full micro-batch; None = that of the settings
@@ -282,6 +330,9 @@ def decode(self:Pipeline,
 ) -> np.ndarray:                         # (b, h, w, 3) uint8
     "Codes -> images."
     check_size(size)
+    allowed = "must be integer codes (b, n, L)"
+    codes = as_tensor("codes", codes, allowed)
+    check(codes.dim() == 3 and len(codes), "codes", tuple(codes.shape), allowed)
     ids, s = self._ids(ids, len(codes)), self.sampling
     how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape)
     parts = _micro_batches(len(codes), rows or s.rows, min_rows or s.min_rows)
@@ -310,7 +361,7 @@ def _turned(images):
 
 def _pixels(images, one:bool=True) -> Tensor:
     "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3), or a PIL picture, will do where `one`."
-    x = torch.as_tensor(_turned(images))
+    x = as_tensor("images", _turned(images), "must be uint8 of shape (b, h, w, 3), or PIL pictures")
     x = x[None] if one and x.dim() == 3 else x
     fits = x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x)
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
@@ -321,6 +372,8 @@ def _pixels(images, one:bool=True) -> Tensor:
 def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, changes:dict) -> Request:
     "Whom to ask, and about what; the codes hold a place."
     cond = self.condition(labels)
+    one_for_all = images is not None and cond.b == 1
+    if one_for_all: cond = cond.rows(torch.zeros(len(images), dtype=torch.long, device=self.device))
     sampler, ids, draws = self.sampler(**changes), self._ids(ids, cond.b), Keyed(seed)
     if not what.takes_pictures: return Request(sampler, cond, ids, draws)
 
@@ -330,7 +383,8 @@ def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, cha
     height, width = images.shape[1:3]
     fits = height % cell == 0 and width % cell == 0
     check(fits, "images", (height, width), f"height and width must be multiples of {cell} pixels, a cell's side")
-    check(len(images) in (1, cond.b), "labels", cond.b, f"must be one for each of the {len(images)} images")
+    allowed = f"must be one for each of the {len(images)} images, or one for all"
+    check(len(images) in (1, cond.b), "labels", cond.b, allowed)
 
     grid = Grid((height // cell, width // cell))
     nothing = torch.zeros(1, grid.n, len(self.generator.vocab), dtype=torch.long, device=self.device)
@@ -340,13 +394,14 @@ def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, cha
 @delegates(spelled)
 def painting(self:Pipeline,
     what:Application,
-    labels,                     # what the pictures are to become
+    labels,                     # what the pictures are to become: one each, or one for all
     images=None,                # (b, h, w, 3) uint8, or one (h, w, 3) for all labels
     *, seed:int=0, ids=None,
     encode:bool=True,           # False: only check; known cells hold code 0
     **kwargs,
 ) -> Painting:
     "The painting that is asked for, before it runs. Errors: `BadInput` for whatever cannot work."
+    _check_names(Pipeline.painting, kwargs)
     images = _pixels(images) if what.takes_pictures else None
     request = self._request(what, labels, images, seed, ids, kwargs)
     painting = what.paint(request)
@@ -366,6 +421,7 @@ def apply(self:Pipeline,
     **kwargs,
 ) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
     "Carry out an application."
+    _check_names(Pipeline.apply, kwargs)
     check_size(size)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
     with Progress(len(painting.ids), "sample", what="sampling", show=progress) as bar:
@@ -539,6 +595,8 @@ def read_card(folder:str|Path) -> dict:
 # %% ../nbs/710_pipeline.ipynb #1552284f
 def find_pretrained(where:str|Path) -> Path:
     "The local folder of a pipeline; shipped ones go by name, `owner/name` is fetched from the hub."
+    is_place = isinstance(where, (str, Path))
+    check(is_place, "where", where, "must be a folder, the name of a shipped model, or a hub repository")
     folder = Path(where)
     if not folder.exists() and where in shipped(): return shipped_folder(where)
     if folder.is_dir():
@@ -549,8 +607,12 @@ def find_pretrained(where:str|Path) -> Path:
     names = ", ".join(shipped())
     is_repository = isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
     allowed = f"must be a folder written by save_pretrained, one of {names}, or a hub repository owner/name"
-    check(is_repository, "where", where, allowed, Missing)
+    check(is_repository, "where", where, allowed + _advice(folder), Missing)
     return find_pretrained(_fetched(where))
+
+def _advice(folder:Path) -> str:
+    "How to come by the folder that the first steps make."
+    return "; bash scripts/quickstart.sh makes runs/quickstart" if "quickstart" in folder.parts else ""
 
 def _fetched(repository:str) -> Path:
     "The local copy of a hub repository's model files."
@@ -558,8 +620,8 @@ def _fetched(repository:str) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as e:
-        failed = f"is no folder here, and fetching it from the hub failed ({type(e).__name__})"
-        raise Missing("where", repository, failed) from None
+        failed = f"is no folder here, and as a hub repository it could not be fetched ({type(e).__name__})"
+        raise Missing("where", repository, failed + _advice(Path(repository))) from None
 
 def from_pretrained(
     where:str|Path,      # a folder of `save_pretrained`, a shipped model ("tiny-randar"), or a hub's owner/name

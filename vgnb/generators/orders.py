@@ -30,9 +30,11 @@ def known_first(perm:Tensor, known:Tensor|None) -> Tensor:
 
 def check_permutation(perm:Tensor, n:int, argument:str="order") -> Tensor:
     "Every row of `perm` (b, n) must hold each cell 0..n-1 exactly once; returns it as int64."
-    fits = torch.is_tensor(perm) and perm.dim() in (1, 2) and perm.shape[-1] == n
-    check(fits, argument, tuple(getattr(perm, "shape", ())), f"must list all {n} cells of the grid")
-    check(not perm.is_floating_point(), argument, str(perm.dtype), "must be integers")
+    check(torch.is_tensor(perm), argument, type(perm).__name__, "must be a tensor of integers, (n,) or (b, n)")
+    fits = perm.dim() in (1, 2) and perm.shape[-1] == n
+    check(fits, argument, tuple(perm.shape), f"must list all {n} cells of the grid")
+    others = perm.is_floating_point() or perm.is_complex() or perm.dtype == torch.bool
+    check(not others, argument, str(perm.dtype), "must be integers")
 
     perm = perm.long() if perm.dim() == 2 else perm.long()[None]
     each_once = torch.equal(perm.sort(-1).values, torch.arange(n, device=perm.device).expand_as(perm))
@@ -61,7 +63,7 @@ class Order:
 
     def permutation(self, grid:Grid, known:Tensor|None, draws, at:At) -> Tensor:
         "(b, n) cells, the known ones (b, n) bool first."
-        perm = self.fixed(grid, draws, at).to(at.ids.device)
+        perm = check_permutation(self.fixed(grid, draws, at), grid.n).to(at.ids.device)
         return known_first(perm.expand(len(at.ids), -1), known)
 
     def plan(self,

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ Schedule = Callable[[int, int, int], list[int]]   # (n, steps, start) -> group s
 
 def check_counts(counts:list[int], n:int, start:int, argument:str="schedule") -> list[int]:
     "Group sizes must be positive and fill exactly the n - start missing cells; returns them."
-    fits = all(c > 0 for c in counts) and sum(counts) == n - start
+    whole = isinstance(counts, (list, tuple)) and all(isinstance(c, Integral) and c > 0 for c in counts)
+    fits = whole and sum(counts) == n - start
     check(fits, argument, counts, f"must be positive group sizes that add up to {n - start}")
     return counts
 

@@ -15,29 +15,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import check, check_int, digest
+from ..core import as_mask, as_tensor, check, check_int, digest
 from ..draws import At, Keyed
 from ..generators.generator import Grid
 from ..generators.orders import ORDERS, Order, check_permutation
+from .extrapolation import larger_grid
 from .painting import Application, Leg, Painting, Request
 
 # %% ../../nbs/sampling/445_applications.ipynb #1af43594
+_MASKS = "must be an array: bool, uint8 (anything but 0 is made anew), or numbers that are all 0 or 1"
+
 def check_mask(
-    mask,                  # (h, w) or (b, h, w), bool or uint8: array or tensor; anything but 0 is marked
+    mask,                  # (h, w) or (b, h, w), array or tensor: bool, 0 and 1, or uint8 (all but 0 is marked)
     b:int,                 # pictures
     size:tuple[int, int],  # of the pictures
 ) -> Tensor:               # (b, h, w) bool
     "A mask for each picture, or `BadInput`; at least one pixel must be marked."
-    m = torch.as_tensor(mask)
-    dtype = str(m.dtype).removeprefix("torch.")
-    check(dtype in ("bool", "uint8"), "mask", dtype, "must be bool or uint8, where anything but 0 is to be made anew")
-
+    m = as_tensor("mask", mask, _MASKS)
+    m = m.bool() if m.dtype == torch.uint8 else as_mask("mask", m, _MASKS)
     right_size = m.dim() in (2, 3) and m.shape[-2:] == tuple(size)
     one_each = m.dim() == 2 or len(m) in (1, b)
     allowed = f"must be {tuple(size)}, the size of the pictures, or one for each: {(b, *size)}"
     check(right_size and one_each, "mask", tuple(m.shape), allowed)
 
-    m = m.bool().expand(b, *size)
+    m = m.expand(b, *size)
     check(bool(m.any()), "mask", int(m.sum()), "must mark at least one pixel to be made anew")
     return m
 
@@ -83,7 +84,7 @@ def brush_mask(
 # %% ../../nbs/sampling/445_applications.ipynb #afc8d8af
 def _marked_cells(mask, b:int, request:Request) -> Tensor:
     "(b, n) bool: cells that a mask of the pictures marks; where only codes are there, any finer mask will do."
-    m = torch.as_tensor(mask)
+    m = as_tensor("mask", mask, _MASKS)
     size = request.size if request.cell > 1 else tuple(m.shape[-2:])
     return cell_mask(check_mask(m, b, size), request.shape)
 
@@ -188,8 +189,8 @@ class Outpaint(Application):
 
     def place(self, request:Request) -> tuple[tuple[int, int], Tensor]:
         "The canvas in cells, and the cells (h*w,) of it that the picture takes."
-        size, canvas = request.size, tuple(self.canvas)
-        shape = request.cells("canvas", canvas)
+        shape = request.cells("canvas", self.canvas)
+        size, canvas = request.size, tuple(s * request.cell for s in shape)
         at = None if self.at is None else request.cells("at", self.at)
         larger = all(c >= s for c, s in zip(canvas, size)) and canvas != size
         check(larger, "canvas", canvas, f"must be larger than the images' {size} pixels, and nowhere smaller")
@@ -202,7 +203,7 @@ class Outpaint(Application):
         base, draws = request.generator.grid, request.draws
         if self.ntk_boundary is not None:
             larger = all(c >= b for c, b in zip(shape, base)) and shape != base
-            grid = Grid(shape, base, self.ntk_boundary) if larger else Grid(shape)
+            grid = larger_grid(request.generator, shape, self.ntk_boundary, "canvas cells") if larger else Grid(shape)
             return (Leg(request.sampler, grid, draws),)
         window = tuple(min(c, b) for c, b in zip(shape, base))
         parts = [cells.to(known.device) for cells in windows(shape, known.cpu(), window)]

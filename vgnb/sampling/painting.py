@@ -8,13 +8,14 @@ __all__ = ['Leg', 'Painting', 'Request', 'Application']
 # %% ../../nbs/sampling/435_painting.ipynb #d78d7196
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from numbers import Real
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import check, check_codes, digest
+from ..core import as_pair, check, check_codes, digest
 from ..generators.generator import Cond, Grid
 from ..kinds import kind_of, to_json
 from .sampler import Sampler, Step, micro_batches
@@ -221,10 +222,11 @@ class Request:
 
     def cells(self, argument:str, pixels:Sequence[int]) -> tuple[int, int]:
         "A height and a width, or an offset, in cells."
-        fits = len(pixels) == 2 and all(int(p) == p >= 0 and p % self.cell == 0 for p in pixels)
         sides = "row and column" if argument == "at" else "height and width"
-        check(fits, argument, tuple(pixels), f"{sides} must be multiples of {self.cell} pixels, a cell's side")
-        return tuple(int(p) // self.cell for p in pixels)
+        pair = as_pair(argument, pixels, f"must be two numbers of pixels: {sides}")
+        fits = all(isinstance(p, Real) and p >= 0 and p % self.cell == 0 for p in pair)
+        check(fits, argument, pair, f"{sides} must be multiples of {self.cell} pixels, a cell's side")
+        return tuple(int(p) // self.cell for p in pair)
 
 # %% ../../nbs/sampling/435_painting.ipynb #9221e714
 def _recorded(value):

@@ -127,10 +127,10 @@ def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
     possible = self.compat or self.schedule is one_by_one or self.steps <= n
     check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
 
-    plan = order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
+    plan, who = order.plan(grid, known, self.schedule, self.steps, draws, At(ids)), type(order).__name__
+    check(isinstance(plan, Plan), "order", who, f"plan must return a Plan, not {type(plan).__name__}")
     perm, there = check_permutation(plan.perm, n), int(known[0].sum())
     begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
-    who = type(order).__name__
     check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
 
     self._check_sizes(plan.counts, n, there)
@@ -182,13 +182,16 @@ def check_request(self:Sampler,
     self.generator.check_grid(grid)
     self.order.check(grid, ids)
     for k in keep: check_choice("keep", k, ("logits", "drawn"))
-    if given is not None: self._check_given(*given, len(ids), grid)
+    if given is not None: self._check_given(given, len(ids), grid)
     return self.groups(grid, None if given is None else given[1], ids, draws)
 
 @patch
-def _check_given(self:Sampler, codes:Tensor, known:Tensor, b:int, grid:Grid):
+def _check_given(self:Sampler, given:tuple[Tensor, Tensor], b:int, grid:Grid):
     "Known cells: shapes, codes, and whether the generator can go on from them."
-    vocab = self.generator.vocab
+    are_two = isinstance(given, (tuple, list)) and len(given) == 2 and all(map(torch.is_tensor, given))
+    allowed = "must be two tensors: codes (b, n, L), and known (b, n), true where a code is fixed"
+    check(are_two, "given", type(given).__name__, allowed)
+    vocab, (codes, known) = self.generator.vocab, given
     want = (b, grid.n, len(vocab))
     check(codes.shape == want, "given codes", tuple(codes.shape), f"must be (b, n, levels) = {want}")
     is_mask = known.shape == want[:2] and known.dtype == torch.bool
@@ -259,6 +262,7 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
         at = At(run.ids, cells, done, step)
         columns = self.order.choose(confidence, run.decided(cells, vocab), done, count, clock, run.draws, at)
         if columns is not None:
+            if step == 0: self._check_chosen(columns, (len(cells), count))
             run.perm = _promoted(run.perm, cells.gather(1, columns), done)
             cells, confidence = cells.gather(1, columns), confidence.gather(1, columns)
             tokens = gather_rows(tokens, columns)
@@ -278,8 +282,11 @@ def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, 
         lower = torch.stack(tokens, -1) if tokens else None
         live = self.guidance.live(now)
         p = self.generator.predict(run.state, cells, lower, live=live, independent=self.order.adaptive)
+        first = clock.step == 0
+        if first: self._check_prediction(p, live, cells, level)
         extras = extras | p.extras                                            # of earlier levels, too
         logits = self.guidance.mix(Prediction(p.logits, extras), now)         # (b, m, V)
+        if first: self._check_mixed(logits, p)
 
         token, confidence = pick(logits, now, run.draws, At(run.ids, cells, clock.done, clock.step, level))
         tokens.append(token)
@@ -294,6 +301,37 @@ def _promoted(perm:Tensor, chosen:Tensor, done:int) -> Tensor:
     rank = torch.where(is_chosen.gather(1, perm), 1, 2)
     rank[:, :done] = 0
     return perm.gather(1, rank.argsort(dim=1, stable=True))
+
+# %% ../../nbs/sampling/420_sampler.ipynb #4f3ae42f
+def _form(x) -> str:
+    "`float32 (2, 4, 16)`; of what is no tensor, its type."
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+
+def _is_float(x) -> bool: return torch.is_tensor(x) and x.is_floating_point()
+
+@patch
+def _check_prediction(self:Sampler, p, live:int, cells:Tensor, level:int):
+    "At least the branches and codes that were asked for: some models know special codes besides."
+    who, (b, k), codes = type(self.generator).__name__, cells.shape, self.generator.vocab[level]
+    check(isinstance(p, Prediction), "generator", who, f"predict must return a Prediction, not {_form(p)}")
+    shape = tuple(p.logits.shape) if _is_float(p.logits) else ()
+    fits = len(shape) == 4 and shape[1:3] == (b, k) and shape[0] >= live and shape[3] >= codes
+    check(fits, "generator", who, f"predict must return float logits {(live, b, k, codes)}, not {_form(p.logits)}")
+
+@patch
+def _check_mixed(self:Sampler, logits, p:Prediction):
+    "One set of logits of all branches'."
+    want = tuple(p.logits.shape[1:])
+    fits = _is_float(logits) and tuple(logits.shape) == want
+    who = type(self.guidance).__name__
+    check(fits, "guidance", who, f"mix must return float logits {want}, not {_form(logits)}")
+
+@patch
+def _check_chosen(self:Sampler, columns, want:tuple[int, int]):
+    "Columns of the candidates that are kept."
+    fits = torch.is_tensor(columns) and columns.dtype == torch.long and tuple(columns.shape) == want
+    who = type(self.order).__name__
+    check(fits, "order", who, f"choose must return int64 columns {want}, not {_form(columns)}")
 
 # %% ../../nbs/sampling/420_sampler.ipynb #cad53343
 @patch

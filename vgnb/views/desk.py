@@ -7,6 +7,7 @@ __all__ = ['reconstruct', 'blend', 'draw_desk', 'ReconstructionDesk', 'desk']
 
 # %% ../../nbs/views/810_desk.ipynb #fbae63b2
 import functools
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,6 +19,7 @@ from ..data.shapes import Shapes
 from ..draws import At, Keyed
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from ..pipeline import from_pretrained
 from ..tokenizers.pictures import codes_of, device_of, need_pixels, pictures
 from .live import Live
 from .player import with_tooltips
@@ -119,6 +121,8 @@ class ReconstructionDesk(_Controls):
         self.side = check_int("side", side, 16, 1024)
         self.tokenizers = tokenizers if isinstance(tokenizers, dict) else {"": tokenizers}
         check(self.tokenizers, "tokenizers", tokenizers, "must hold at least one tokenizer")
+        other = next((model for model in self.tokenizers.values() if not callable(model)), None)
+        check(other is None, "tokenizers", other, "must be tokenizers, functions of pictures, or {name: such}")
 
         self._models = list(self.tokenizers.values())
         self._made = functools.lru_cache(256)(self._reconstruction)
@@ -153,7 +157,7 @@ class ReconstructionDesk(_Controls):
 
 # %% ../../nbs/views/810_desk.ipynb #b6aec3cb
 def desk(
-    tokenizers,        # a tokenizer, a function (see `reconstruct`), a pipeline, or {name: such}
+    tokenizers,        # a tokenizer, a function (see `reconstruct`), a pipeline or its name, or {name: such}
     images=None,       # anything `to_pixels` takes; None = eight drawn shapes
     **kwargs,          # as `ReconstructionDesk`
 ) -> ReconstructionDesk:
@@ -163,5 +167,6 @@ def desk(
         images, labels = shapes.batch(range(8))
         kwargs = {"labels": [shapes.classes[label] for label in labels]} | kwargs
     if not isinstance(tokenizers, dict): tokenizers = {"": tokenizers}
-    models = {name: getattr(model, "tokenizer", model) for name, model in tokenizers.items()}
+    opened = {k: from_pretrained(m) if isinstance(m, (str, Path)) else m for k, m in tokenizers.items()}
+    models = {name: getattr(model, "tokenizer", model) for name, model in opened.items()}
     return ReconstructionDesk(images, models, **kwargs)

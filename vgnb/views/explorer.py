@@ -268,6 +268,9 @@ class OrderExplorer(_Screen):
     ):
         check_int("side", side, 64, 1024)
         check_int("dense", dense, 1, 4)
+        for name, choice in (("left", left), ("right", right)):
+            allowed = "must be an OrderChoice; the order of a model's run: OrderExplorer(run=pipe.stream(labels))"
+            check(choice is None or isinstance(choice, OrderChoice), name, choice, allowed)
         orders, masks = dict(orders or {}), dict(masks or {})
         given = {} if run is None else run
         if not isinstance(given, dict): given = {"run": given}

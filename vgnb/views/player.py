@@ -153,6 +153,13 @@ def _error_line(e:Exception) -> str:
     return plain_text(f"{type(e).__name__}: {e}", 160).replace("$", "＄").replace("\\", "＼")
 
 # %% ../../nbs/views/800_player.ipynb #fb5de950
+def _shape_of(shape, cells:int) -> tuple[int, ...]:
+    "The grid (h, w) or (n,) on which a run's cells lie."
+    numbers = isinstance(shape, (tuple, list)) and all(isinstance(side, int) for side in shape)
+    fits = numbers and len(shape) in (1, 2) and math.prod(shape) == cells
+    check(fits, "shape", shape, f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
+    return tuple(shape)
+
 class SamplingPlayer(_Controls):
     "Scrubs through sampling: play, step, sample, colours. `.play .step .sample .by .image .text .box`; shows itself."
     def __init__(self,
@@ -163,10 +170,13 @@ class SamplingPlayer(_Controls):
         lazy:bool=False,       # read steps only when they are looked at
         side:int=224,          # of the pictures in pixels
     ):
-        self.decode, self.shape = decode, tuple(shape)
-        self.side = check_int("side", side, 16, 1024)
+        is_stream = isinstance(steps, Iterable)
+        check(is_stream, "steps", type(steps).__name__, "must be the steps of a run, such as pipe.stream(labels)")
+        check(callable(decode), "decode", decode, "must be a function of codes, such as pipe.tokenizer.decode")
+        self.decode, self.side = decode, check_int("side", side, 16, 1024)
         self._reel, self._quiet = _Reel(steps, labels), False
         check(self._reel.pull(), "steps", type(steps).__name__, "must yield at least one step")
+        self.shape = _shape_of(shape, self._reel.batch(0)[0].codes.shape[1])
         while not lazy and self._reel.pull(): pass
 
         super().__init__(1 if lazy else self._reel.count(0))       # a finished picture, not a hatched square
