@@ -158,6 +158,7 @@ def check_run(browser, address, path: str, live: int, seconds: int):
     finally: page.close()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", [p for p in PAGES if p.startswith("views/")])
 def test_run_all_of_a_view_shows_it_live(browser, awake, path):
     check_run(browser, awake, path, LIVE.get(Path(path).stem, 0), 120)

@@ -76,6 +76,7 @@ def walk(run, uris):
     assert "fid" in judged
 
 
+@pytest.mark.full
 def test_the_scripts_give_the_same_codes_from_every_container(parquet, cache, tmp_path):
     scripts, table = Scripts(tmp_path), f"datasets://{parquet}?split=train"
 

@@ -250,6 +250,7 @@ def launched(*words) -> subprocess.Popen:
                             start_new_session=True)
 
 
+@pytest.mark.full
 def test_two_processes_end_in_the_same_words(tmp_path):
     "SIGTERM to the launcher's group; and bad input, which both see."
     write_codes(tmp_path / "codes")

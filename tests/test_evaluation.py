@@ -400,6 +400,7 @@ def test_torch_fidelity_imports_in_a_fresh_process(root):
 
 # ---- the judge
 
+@pytest.mark.full
 def test_shipped_judge_meets_its_contract():
     net, card = judge.load_judge()
     right, sure = judge.examine(net, 2000, seed=0)

@@ -327,6 +327,7 @@ def test_initial_weights_are_a_function_of_the_seed():
     assert all(torch.equal(one[k], again[k]) for k in one)
 
 
+@pytest.mark.full
 def test_compiled_equals_eager():
     "The loss with every dropout on, and its gradients."
     m, (codes, cond, _) = build(replace(NOISY, layers=1)).train(), case(NOISY)

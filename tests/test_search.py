@@ -110,6 +110,7 @@ def test_killed_at_any_part_it_ends_with_the_same_numbers(whole, pipe, tmp_path,
     assert len(made) - kills == 3 * 3 + 5, "no part is made twice"
 
 
+@pytest.mark.full
 def test_a_finer_grid_and_another_count_reuse_what_is_there(pipe, tmp_path):
     first = search(pipe, tmp_path, scales=(1, 5), final=0).run()
     assert first["final"] is None

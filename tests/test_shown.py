@@ -56,6 +56,7 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     return shown(page), shown(place / "live.ipynb")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in CELLS if name not in ("start", "style")])
 def test_a_saved_page_and_a_kernel_show_the_same_pixels(both, name):
     saved, live = (page[name]["image/png"].replace("\n", "") for page in both)

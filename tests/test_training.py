@@ -155,6 +155,7 @@ def test_wrong_input_is_one_line(room, monkeypatch, command, words):
     assert files() == before
 
 
+@pytest.mark.full
 def test_scripts_print_that_line(room):
     done = script("train_tokenizer", "vq-61", code=2)
     assert done.stderr.startswith("recipe='vq-61': must be one of") and len(done.stderr.splitlines()) == 1
