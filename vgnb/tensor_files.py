@@ -108,13 +108,15 @@ def directory_size(path:Path) -> int:
     if before.startswith(b"PK\6\6"): return int.from_bytes(before[40:48], "little")
     return int.from_bytes(tail[last + 12:last + 16], "little")
 
+_FOLDER = 0x10    # of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
+
 def _check_zip(path:Path, argument:str):
     "Refuse an archive that is not torch's, is cut off, or unpacks to more than it is."
     _check_contents(directory_size(path), argument, path)
     try:
         with zipfile.ZipFile(path) as z:
             entries = z.infolist()
-            stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+            stored = all(e.compress_type == zipfile.ZIP_STORED and not e.external_attr & _FOLDER for e in entries)
             true = stored and sum(e.file_size for e in entries) <= path.stat().st_size
             check(true, argument, path, "must hold its tensors as they are, not compressed", Mismatch)
 
