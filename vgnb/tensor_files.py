@@ -55,6 +55,7 @@ _NAMES = 40_000        # tensors in a file
 _CONTENTS = 2 ** 23    # bytes of its table of contents
 _STEPS = 600_000       # opcodes of a pickle: some 15 a tensor
 _BEYOND = 2 ** 26      # bytes that views may show beyond what is stored
+_FOLDER = 0x10        # of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
 
 def _tensors(content) -> Iterator[Tensor]:
     "All tensors in dictionaries, lists and tuples, however deep."
@@ -107,8 +108,6 @@ def directory_size(path:Path) -> int:
     before = tail[max(0, last - 76):last]                # 56 bytes of the 64-bit record, 20 that point to it
     if before.startswith(b"PK\6\6"): return int.from_bytes(before[40:48], "little")
     return int.from_bytes(tail[last + 12:last + 16], "little")
-
-_FOLDER = 0x10    # of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
 
 def _check_zip(path:Path, argument:str):
     "Refuse an archive that is not torch's, is cut off, or unpacks to more than it is."
