@@ -32,7 +32,7 @@ from vgnb.data.transforms import Augment
 from vgnb.evaluation.features import Extractor, Features
 from vgnb.evaluation.judge import Judge, JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
-from vgnb.evaluation.samples import Statistics, open_samples, save_samples, save_statistics
+from vgnb.evaluation.samples import Statistics, load_statistics, open_samples, save_samples, save_statistics
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import SampleJob, planned_labels
 from vgnb.pipeline import Pipeline
@@ -352,6 +352,21 @@ def test_samples_that_changed_are_not_measured(tmp_path):
         with contextlib.suppress(VgnbError):
             found = open_samples(file)
             assert (found.images == x).all() and (found.labels == np.arange(40) % 10).all()
+
+
+def test_an_entry_called_a_folder_is_not_read_as_numbers(tmp_path):
+    "Its checksum fits, and torch would hand out memory that nobody wrote. Nor are zipfile's own errors what one gets."
+    file = tmp_path / "s.pt"
+    save_statistics(file, Statistics(12).update(torch.randn(30, 12)))
+    raw = file.read_bytes()
+    folders = [at + 38 for at in range(len(raw)) if raw[at:at + 4] == b"PK\1\2"]
+    last = range(raw.rindex(b"PK\6\6") + 40, len(raw) - 22)
+    for at, bit in [(at, 16) for at in folders] + [(at, 1 << at % 8) for at in last]:
+        file.write_bytes(raw[:at] + bytes([raw[at] ^ bit]) + raw[at + 1:])
+        if at in folders:
+            with pytest.raises(VgnbError, match="s.pt"): load_statistics(file)
+        else:
+            with contextlib.suppress(VgnbError): load_statistics(file)
 
 
 def test_folders_without_hashes_load_and_say_so(tmp_path, pipes, capsys):

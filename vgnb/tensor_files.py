@@ -55,6 +55,7 @@ _NAMES = 40_000        # tensors in a file
 _CONTENTS = 2 ** 23    # bytes of its table of contents
 _STEPS = 600_000       # opcodes of a pickle: some 15 a tensor
 _BEYOND = 2 ** 26      # bytes that views may show beyond what is stored
+_FOLDER = 0x10        # of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
 
 def _tensors(content) -> Iterator[Tensor]:
     "All tensors in dictionaries, lists and tuples, however deep."
@@ -114,7 +115,7 @@ def _check_zip(path:Path, argument:str):
     try:
         with zipfile.ZipFile(path) as z:
             entries = z.infolist()
-            stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+            stored = all(e.compress_type == zipfile.ZIP_STORED and not e.external_attr & _FOLDER for e in entries)
             true = stored and sum(e.file_size for e in entries) <= path.stat().st_size
             check(true, argument, path, "must hold its tensors as they are, not compressed", Mismatch)
 
