@@ -167,8 +167,7 @@ class _SearchFolder(_Search):
     def results(self) -> dict:
         "What is known: {plan, by, scales: {scale: report}, best, final}. Errors: `Mismatch` for another plan's folder."
         if not self.file.exists():
-            return {"format": _FORMAT, "plan": self.plan, "times": self.reference.times, "by": self.by, "scales": {},
-                    "best": None, "final": None}
+            return {"format": _FORMAT, "plan": self.plan, "by": self.by, "scales": {}, "best": None, "final": None}
         known = load_card(self.file, "out")
         check(known.get("format") == _FORMAT, "out", self.out, "has a results.json that is not a search's", Mismatch)
         for k, v in as_json(self.plan).items():
@@ -189,12 +188,11 @@ class _SearchFolder(_Search):
         fits = stored and stored.dims == self.extractor.dims
         of_points = {"kid", "pr", "dc"} & set(self.metrics)
         if not of_points and ("fid" not in self.metrics or fits): return None
-        facts = self.reference.id, self.extractor.id, self.reference.times
-        file, seal = self.out / "reference.looks", digest(*filter(None, facts))
-        if not _together(processes, lambda: _read(file, seal) is not None):
+        file, of = self.out / "reference.looks", (self.reference.id, self.extractor.id, *self.reference.times.split())
+        if not _together(processes, lambda: _read(file, digest(*of)) is not None):
             seen = look_at(self.extractor, self.reference, self.batch, processes=processes)
-            _together(processes, lambda: _write(file, seen, seal))
-        return _read(file, seal)
+            _together(processes, lambda: _write(file, seen, digest(*of)))
+        return _read(file, digest(*of))
 
 # %% ../nbs/730_search.ipynb #5dc569b1
 class GuidanceSearch(_SearchFolder):
@@ -252,7 +250,8 @@ class GuidanceSearch(_SearchFolder):
         "Write results.json and its picture."
         run = run_manifest(self.plan, seed=self.seed, data=self.reference.id, device=self.pipe.device,
                            world=processes.world if processes else 1, count=self.count, final=self.final, by=self.by)
-        save_card(self.file, results | {"scales": _by_scale(results["scales"]), "run": run})
+        facts = {"times": self.reference.times, "scales": _by_scale(results["scales"]), "run": run}
+        save_card(self.file, results | facts)
         picture = png_bytes(search_figure(results), None)
         with write_aside(self.out / "search.png") as aside: aside.write_bytes(picture)
 

@@ -196,6 +196,14 @@ def find_shards(
         found |= set(matches)
     return sorted(found)
 
+def _matches(pattern:str) -> list[str]:
+    "The files of a glob, here or on the hub."
+    if pattern.startswith("hf://"):
+        from huggingface_hub import HfFileSystem
+        return [f"hf://{p}" for p in HfFileSystem().glob(pattern)]
+    return [f for f in glob.glob(pattern) if os.path.isfile(f)]
+
+# %% ../../nbs/data/107_streams.ipynb #d3cf6764
 def beside_shards(where:str) -> list[str]:
     "A line about tars in a folder that are no shards: hidden ones, packed ones; else nothing."
     found, folder = Listing(), Path(os.path.expanduser(where))
@@ -204,13 +212,6 @@ def beside_shards(where:str) -> list[str]:
         if tar and is_hidden(p.name): found.leave(HIDDEN, p.name)
         elif tar and tar[0] != ".tar": found.leave("packed tars, which have to be unpacked first", p.name)
     return found.notes
-
-def _matches(pattern:str) -> list[str]:
-    "The files of a glob, here or on the hub."
-    if pattern.startswith("hf://"):
-        from huggingface_hub import HfFileSystem
-        return [f"hf://{p}" for p in HfFileSystem().glob(pattern)]
-    return [f for f in glob.glob(pattern) if os.path.isfile(f)]
 
 # %% ../../nbs/data/107_streams.ipynb #08d70c6f
 def _open_remote(url:str):

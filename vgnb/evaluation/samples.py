@@ -374,9 +374,8 @@ def open_samples(
     if size is not None: check_int("size", size, 1)
     source = open_images(where, max_bad=max_bad, orientation=orientation)
     check(not source.streaming, "samples", str(where), "must be a source of known length, not a stream")
-    cropped = f" {crop} {size}" if size else ""
-    pictures, name = _Pictures(source, size, crop), source.fingerprint + cropped
-    return Samples(pictures, _labels(source), None, name, times=source.times)
+    name = source.fingerprint + (f" {crop} {size}" if size else "")
+    return Samples(_Pictures(source, size, crop), _labels(source), None, name, times=source.times)
 
 # %% ../../nbs/evaluation/615_samples.ipynb #94d8fa97
 def _write_pictures(f, batches, count:int):
