@@ -73,7 +73,6 @@ class WrappedImages(ImageSource):
         if self.pair: _number(first[1], "item 0")                    # a wrong kind of label is told now, not in a run
 
         classes = classes or _classes_of_dataset(dataset)
-        if self.pair: _number(first[1], "item 0")                    # the kind of all labels, if not of this one only
         check(classes or not self.pair, "classes", None,
               "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]

@@ -160,6 +160,7 @@ def _shape_of(shape, cells:int) -> tuple[int, ...]:
     check(fits, "shape", shape, f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
     return tuple(shape)
 
+# %% ../../nbs/views/800_player.ipynb #7e384e63
 class SamplingPlayer(_Controls):
     "Scrubs through sampling: play, step, sample, colours. `.play .step .sample .by .image .text .box`; shows itself."
     def __init__(self,
@@ -216,9 +217,11 @@ class SamplingPlayer(_Controls):
         "What the player shows now, as a picture."
         return self._picture(self.sample.value, self.step.value, self.by.value)
 
-    def strip(self, count:int=6) -> Image.Image:
-        "The chosen sample's whole course as one picture, for a page without controls."
-        place = self.sample.value
-        batch, row = self._reel.batch(place), self._reel.places[place][1]
-        self._reel.at(place, batch[0].steps)                       # reads to the end
-        return sampling_strip(batch, self.decode, self.shape, sample=row, count=count, by=self.by.value)
+# %% ../../nbs/views/800_player.ipynb #efcc66b9
+@patch
+def strip(self:SamplingPlayer, count:int=6) -> Image.Image:
+    "The chosen sample's whole course as one picture, for a page without controls."
+    place = self.sample.value
+    batch, row = self._reel.batch(place), self._reel.places[place][1]
+    self._reel.at(place, batch[0].steps)                       # reads to the end
+    return sampling_strip(batch, self.decode, self.shape, sample=row, count=count, by=self.by.value)
