@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 import ipywidgets as widgets
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 from ..core import check, check_choice, check_int
@@ -160,7 +161,7 @@ def _shape_of(shape, cells:int) -> tuple[int, ...]:
     check(fits, "shape", shape, f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
     return tuple(shape)
 
-# %% ../../nbs/views/800_player.ipynb #7e384e63
+# %% ../../nbs/views/800_player.ipynb #439823d5
 class SamplingPlayer(_Controls):
     "Scrubs through sampling: play, step, sample, colours. `.play .step .sample .by .image .text .box`; shows itself."
     def __init__(self,
@@ -217,7 +218,7 @@ class SamplingPlayer(_Controls):
         "What the player shows now, as a picture."
         return self._picture(self.sample.value, self.step.value, self.by.value)
 
-# %% ../../nbs/views/800_player.ipynb #efcc66b9
+# %% ../../nbs/views/800_player.ipynb #4bf1a6a9
 @patch
 def strip(self:SamplingPlayer, count:int=6) -> Image.Image:
     "The chosen sample's whole course as one picture, for a page without controls."
