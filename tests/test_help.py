@@ -59,7 +59,7 @@ def names(text: str) -> dict[str, list[str]]:
     return {option: taken.split(", ") for option, taken in re.findall(r"^  (--\S+) +(.+)$", below, re.M)}
 
 
-@pytest.mark.parametrize("script, words", [("sample.py", []), ("search_guidance.py", ["PIPE", "REF"])])
+@pytest.mark.parametrize("script, words", [("sample.py", []), ("search_guidance.py", ["tiny-randar", "REF"])])
 def test_help_names_the_parts_and_every_name_is_taken(cold, script, words):
     from vgnb.cli import typed_cli
     from vgnb.generators.schedules import SCHEDULES

@@ -42,7 +42,7 @@ def test_a_shard_is_not_taken_for_a_tar_of_one_class(tmp_path):
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(BadInput, match="uri=.*open it as wds://"): open_images(tmp_path / "s.tar")
+    assert any("labels of a shard, which are read as wds://" in note for note in open_images(tmp_path / "s.tar").notes)
     assert [int(v) for v in open_images(f"wds://{tmp_path}").labels] == [0, 1, 2]
 
 

@@ -282,10 +282,10 @@ class TarImages(StoredImages):
         check(path.is_file(), "uri", path, "no such tar", Missing)
         listing, places = _list_tar(path)
         classed = any(name.endswith(".cls") for name in listing.left_out.get(OTHER, ()))
-        check(not classed, "uri", path, f"has .cls files beside its pictures, as a shard has: open it as wds://{path}")
         found = arrange(listing, path, path.stem, classes)
         super().__init__(found.names, found.labels, found.classes, max_bad, alpha)
         self.notes, self.bytes = found.notes, FileBytes([path])
+        if classed: self.notes = [*self.notes, f"its .cls files are labels of a shard, which are read as wds://{path}"]
         self.places = np.array([places[file][:2] for file in found.files], np.int64)      # (n, 2) offsets and sizes
         self.pieces = {i: places[f].pieces for i, f in enumerate(found.files) if places[f].pieces is not None}
 
