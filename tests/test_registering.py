@@ -357,7 +357,8 @@ def test_the_pipeline_is_the_word_that_is_read_as_one():
 
 
 @pytest.mark.parametrize("words", [
-    "tiny-maskgit --count 1", "--count 1 tiny-maskgit", "--classes heart --text-encoder tiny-randar tiny-maskgit --count 1",
+    "tiny-maskgit --count 1", "--count 1 tiny-maskgit",
+    "--classes heart --text-encoder tiny-randar tiny-maskgit --count 1",
     "--order confidence --order.noise 4 tiny-maskgit --count 1"])
 def test_its_settings_are_the_defaults(sample, capsys, words):
     assert sample.main([*words.split(), "--dry-run"]) == 0
