@@ -98,7 +98,7 @@ class Pipeline(_Named):
 
     @sampling.setter
     def sampling(self, value:Sampling):
-        allowed = "must be a Sampling, such as pipe.settings(steps=8); a call changes some for itself: pipe(..., steps=8)"
+        allowed = "must be a Sampling, such as pipe.settings(steps=8); for one call: pipe(..., steps=8)"
         check(isinstance(value, Sampling), "sampling", value, allowed)
         self._sampling = value
 

@@ -84,17 +84,7 @@ def spread(labels) -> str:
     each = f"{low}" if low == high else f"{low} to {high}"
     return f"{len(counts)} classes, {each} of each"
 
-# %% ../../nbs/evaluation/621_measure.ipynb #b9262804
-METRICS = ("fid", "is", "kid", "pr", "dc", "accuracy")
-_OF_POINTS = ("kid", "pr", "dc")    # compare single pictures
-
-def _check_settings(s:dict):
-    "Settings that are wrong on any data."
-    check(len(s["metrics"]), "metrics", s["metrics"], f"must name at least one of {', '.join(METRICS)}")
-    for m in s["metrics"]: check_choice("metrics", m, METRICS)
-    for name, low in (("k", 1), ("is_split", 1), ("kid_subsets", 1), ("kid_size", 2)): check_int(name, s[name], low)
-    if s["is_shuffle"] is not None: check_int("is_shuffle", s["is_shuffle"], 0)
-
+# %% ../../nbs/evaluation/621_measure.ipynb #c7a97b89
 def by_name(samples:Samples, extractor:Extractor) -> bool:
     "Whether labels can go over to the extractor's classes by name; names in digits are the numbers themselves."
     names = samples.classes or []
@@ -121,6 +111,17 @@ def label_note(samples:Samples, extractor:Extractor) -> str|None:
     words = [name for name in samples.classes or [] if not name.isdigit()]
     if words and extractor.names: return None
     return f"labels are taken as the class numbers of {extractor.id}: no names of classes say otherwise"
+
+# %% ../../nbs/evaluation/621_measure.ipynb #b9262804
+METRICS = ("fid", "is", "kid", "pr", "dc", "accuracy")
+_OF_POINTS = ("kid", "pr", "dc")    # compare single pictures
+
+def _check_settings(s:dict):
+    "Settings that are wrong on any data."
+    check(len(s["metrics"]), "metrics", s["metrics"], f"must name at least one of {', '.join(METRICS)}")
+    for m in s["metrics"]: check_choice("metrics", m, METRICS)
+    for name, low in (("k", 1), ("is_split", 1), ("kid_subsets", 1), ("kid_size", 2)): check_int(name, s[name], low)
+    if s["is_shuffle"] is not None: check_int("is_shuffle", s["is_shuffle"], 0)
 
 def _fitting(reference:Samples, extractor:Extractor) -> Statistics|None:
     "The reference's stored statistics, if they may be this extractor's."
@@ -273,10 +274,9 @@ def _judge(
     protocol = _protocol(samples, reference, extractor, count, bool(stored), settings=settings, **recorded)
     notes = _notes(settings["metrics"], ours, theirs, stored, extractor)
     notes += _reference_notes(_needs_base(settings, stored), samples, reference, count)
-    labels = None
-    if "accuracy" in settings["metrics"]:
-        labels, note = graded_labels(samples, extractor), label_note(samples, extractor)
-        notes += [note] if note else []
+    graded = "accuracy" in settings["metrics"]
+    labels, note = (graded_labels(samples, extractor), label_note(samples, extractor)) if graded else (None, None)
+    if note: notes.append(note)
     return Report(_values(settings, seen, base, ours, theirs, labels), protocol, notes)
 
 def measure(

@@ -327,6 +327,23 @@ class Samples:
         for a in range(start, stop, check_int("batch", size, 1)):
             yield np.ascontiguousarray(self.images[a:min(a + size, stop)])
 
+# %% ../../nbs/evaluation/615_samples.ipynb #0a4d2c71
+def _labels(source:ImageSource):
+    "(n,) labels of a source, however it keeps them; None when there is only one class."
+    labels = getattr(source, "labels", None)
+    if callable(labels): labels = labels(np.arange(len(source)))
+    if labels is None: labels = [source[i].label for i in range(len(source))]
+    return labels if len(source.classes) > 1 else None
+
+def _recorded_classes(path:Path, id:str) -> list[str]|None:
+    "What the record beside an npz calls its classes, if it is sound and describes this very file."
+    try: run = load_card(path.with_suffix(".run.json"))
+    except BadInput: return None
+    outputs, names = run.get("outputs"), run.get("classes")
+    is_its_own = isinstance(outputs, dict) and id == f"{path.name}@{str(outputs.get(path.name))[:12]}"
+    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if is_its_own and are_names and names else None
+
 # %% ../../nbs/evaluation/615_samples.ipynb #bf317b3b
 def _kept(path:Path, members:dict, stored:Statistics) -> tuple[np.ndarray|None, dict|None]:
     "Features and protocol that a file of statistics may hold, too."
@@ -339,15 +356,6 @@ def _kept(path:Path, members:dict, stored:Statistics) -> tuple[np.ndarray|None, 
     return features, protocol if isinstance(protocol, dict) else None
 
 def _file_id(path:Path) -> str: return f"{path.name}@{digest_file(path)[:12]}"
-
-def _recorded_classes(path:Path, id:str) -> list[str]|None:
-    "What the record beside an npz calls its classes, if it is sound and describes this very file."
-    try: run = load_card(path.with_suffix(".run.json"))
-    except BadInput: return None
-    outputs, names = run.get("outputs"), run.get("classes")
-    is_its_own = isinstance(outputs, dict) and id == f"{path.name}@{str(outputs.get(path.name))[:12]}"
-    are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_its_own and are_names and names else None
 
 def _open_npz(path:Path) -> Samples:
     "Pictures, or statistics with what is stored beside them."
@@ -366,13 +374,6 @@ def _open_npz(path:Path) -> Samples:
     labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
     id = _file_id(path)
     return Samples(read_npz(path, pictures), labels, stored, id, classes=_recorded_classes(path, id))
-
-def _labels(source:ImageSource):
-    "(n,) labels of a source, however it keeps them; None when there is only one class."
-    labels = getattr(source, "labels", None)
-    if callable(labels): labels = labels(np.arange(len(source)))
-    if labels is None: labels = [source[i].label for i in range(len(source))]
-    return labels if len(source.classes) > 1 else None
 
 def open_samples(
     where,              # .npz, statistics file, folder, .tar, address (shapes://..., datasets://...), source, or array

@@ -152,7 +152,13 @@ def _error_line(e:Exception) -> str:
     "An error as a line in which nothing is typeset as mathematics."
     return plain_text(f"{type(e).__name__}: {e}", 160).replace("$", "＄").replace("\\", "＼")
 
-# %% ../../nbs/views/800_player.ipynb #fb5de950
+# %% ../../nbs/views/800_player.ipynb #2cfb20b8
+def _check_run(steps, decode):
+    "There is something to play, and something to see."
+    is_stream = isinstance(steps, Iterable)
+    check(is_stream, "steps", type(steps).__name__, "must be the steps of a run, such as pipe.stream(labels)")
+    check(callable(decode), "decode", decode, "must be a function of codes, such as pipe.tokenizer.decode")
+
 def _shape_of(shape, cells:int) -> tuple[int, ...]:
     "The grid (h, w) or (n,) on which a run's cells lie."
     numbers = isinstance(shape, (tuple, list)) and all(isinstance(side, int) for side in shape)
@@ -160,6 +166,7 @@ def _shape_of(shape, cells:int) -> tuple[int, ...]:
     check(fits, "shape", shape, f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
     return tuple(shape)
 
+# %% ../../nbs/views/800_player.ipynb #fb5de950
 class SamplingPlayer(_Controls):
     "Scrubs through sampling: play, step, sample, colours. `.play .step .sample .by .image .text .box`; shows itself."
     def __init__(self,
@@ -170,9 +177,7 @@ class SamplingPlayer(_Controls):
         lazy:bool=False,       # read steps only when they are looked at
         side:int=224,          # of the pictures in pixels
     ):
-        is_stream = isinstance(steps, Iterable)
-        check(is_stream, "steps", type(steps).__name__, "must be the steps of a run, such as pipe.stream(labels)")
-        check(callable(decode), "decode", decode, "must be a function of codes, such as pipe.tokenizer.decode")
+        _check_run(steps, decode)
         self.decode, self.side = decode, check_int("side", side, 16, 1024)
         self._reel, self._quiet = _Reel(steps, labels), False
         check(self._reel.pull(), "steps", type(steps).__name__, "must yield at least one step")
