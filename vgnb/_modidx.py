@@ -3515,7 +3515,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.views.player._Reel.label': ('views/player.html#_reel.label', 'vgnb/views/player.py'),
                                    'vgnb.views.player._Reel.names': ('views/player.html#_reel.names', 'vgnb/views/player.py'),
                                    'vgnb.views.player._Reel.pull': ('views/player.html#_reel.pull', 'vgnb/views/player.py'),
-                                   'vgnb.views.player._check_run': ('views/player.html#_check_run', 'vgnb/views/player.py'),
+                                   'vgnb.views.player._checked': ('views/player.html#_checked', 'vgnb/views/player.py'),
                                    'vgnb.views.player._error_line': ('views/player.html#_error_line', 'vgnb/views/player.py'),
                                    'vgnb.views.player._line': ('views/player.html#_line', 'vgnb/views/player.py'),
                                    'vgnb.views.player._shape_of': ('views/player.html#_shape_of', 'vgnb/views/player.py'),

@@ -153,11 +153,12 @@ def _error_line(e:Exception) -> str:
     return plain_text(f"{type(e).__name__}: {e}", 160).replace("$", "＄").replace("\\", "＼")
 
 # %% ../../nbs/views/800_player.ipynb #2cfb20b8
-def _check_run(steps, decode):
-    "There is something to play, and something to see."
+def _checked(steps, decode) -> Callable:
+    "`decode`, where there is something to play and something to see."
     is_stream = isinstance(steps, Iterable)
     check(is_stream, "steps", type(steps).__name__, "must be the steps of a run, such as pipe.stream(labels)")
     check(callable(decode), "decode", decode, "must be a function of codes, such as pipe.tokenizer.decode")
+    return decode
 
 def _shape_of(shape, cells:int) -> tuple[int, ...]:
     "The grid (h, w) or (n,) on which a run's cells lie."
@@ -177,8 +178,7 @@ class SamplingPlayer(_Controls):
         lazy:bool=False,       # read steps only when they are looked at
         side:int=224,          # of the pictures in pixels
     ):
-        _check_run(steps, decode)
-        self.decode, self.side = decode, check_int("side", side, 16, 1024)
+        self.decode, self.side = _checked(steps, decode), check_int("side", side, 16, 1024)
         self._reel, self._quiet = _Reel(steps, labels), False
         check(self._reel.pull(), "steps", type(steps).__name__, "must yield at least one step")
         self.shape = _shape_of(shape, self._reel.batch(0)[0].codes.shape[1])
