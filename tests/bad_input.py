@@ -514,7 +514,7 @@ ROWS = [
         SAMPLE + "--picks.0 halton --picks.0.warmup -1"),
     Bad("masked-on-another-grid", "grid", "(4, 4)", "must be (8, 8): positions are learnt one by one",
         lambda w: MaskedTransformer(masked_presets["tiny-shapes"]).check_grid(Grid((4, 4)))),
-    Bad("unknown-order", "order", "'spiral'", "must be one of raster, random, halton",
+    Bad("unknown-order", "order", "'spiral'", "did you mean spiral-in?",
         lambda w: Sampling(order="spiral"),
         SAMPLE + "--order spiral"),
     Bad("explorer-of-too-many-steps", "steps", "257", "must be from 1 to 256, the cells of the grid",

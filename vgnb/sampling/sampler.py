@@ -262,7 +262,7 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
         at = At(run.ids, cells, done, step)
         columns = self.order.choose(confidence, run.decided(cells, vocab), done, count, clock, run.draws, at)
         if columns is not None:
-            if step == 0: self._check_chosen(columns, (len(cells), count))
+            if step == 0: self._check_chosen(columns, len(cells), count)
             run.perm = _promoted(run.perm, cells.gather(1, columns), done)
             cells, confidence = cells.gather(1, columns), confidence.gather(1, columns)
             tokens = gather_rows(tokens, columns)
@@ -327,11 +327,13 @@ def _check_mixed(self:Sampler, logits, p:Prediction):
     check(fits, "guidance", who, f"mix must return float logits {want}, not {_form(logits)}")
 
 @patch
-def _check_chosen(self:Sampler, columns, want:tuple[int, int]):
-    "Columns of the candidates that are kept."
-    fits = torch.is_tensor(columns) and columns.dtype == torch.long and tuple(columns.shape) == want
+def _check_chosen(self:Sampler, columns, b:int, count:int):
+    "Columns of the candidates that are kept: `count`; with those that were known where these are drawn again."
+    are_columns = torch.is_tensor(columns) and columns.dtype == torch.long and columns.dim() == 2
+    enough = are_columns and (columns.shape[1] >= count if self.order.redraw else columns.shape[1] == count)
     who = type(self.order).__name__
-    check(fits, "order", who, f"choose must return int64 columns {want}, not {_form(columns)}")
+    check(enough and len(columns) == b, "order", who,
+          f"choose must return int64 columns {(b, count)}, not {_form(columns)}")
 
 # %% ../../nbs/sampling/420_sampler.ipynb #cad53343
 @patch
