@@ -461,7 +461,7 @@ MASK = box_mask((32, 48), 0, 0, 8, 8)
 ASKED = [0] * 3
 REFUSED = [                   # (argument, what is asked of a pipeline that fills cells in any order)
     ("mask", lambda p: p.inpaint(X, MASK[:30], ASKED)),
-    ("mask", lambda p: p.inpaint(X, MASK.float(), ASKED)),
+    ("mask", lambda p: p.inpaint(X, MASK.float() * 0.5, ASKED)),
     ("mask", lambda p: p.inpaint(X, MASK & ~MASK, ASKED)),
     ("images", lambda p: p.inpaint(X[:, :30], MASK[:30], ASKED)),
     ("images", lambda p: p.inpaint(X / 255, MASK, ASKED)),
@@ -480,7 +480,7 @@ REFUSED = [                   # (argument, what is asked of a pipeline that fill
     ("grid.ntk_boundary", lambda p: p.extrapolate([0], (8, 8), ntk_boundary=9)),
     ("spatial", lambda p: p.extrapolate([0], (8, 8), spatial=(2.0, 1.0))),
     ("spatial", lambda p: p.extrapolate([0], (8, 8), spatial=(-2.0, 1.0))),
-    ("grid.base", lambda p: p.extrapolate([0], (8, 5))),
+    ("shape", lambda p: p.extrapolate([0], (8, 5))),
     ("frames", lambda p: p.morph(X, ASKED, frames=25)),
     ("order", lambda p: p.morph(X, ASKED, order="spiral"))]
 

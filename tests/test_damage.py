@@ -239,7 +239,7 @@ KINDS = {
     "config": Kind("p/generator/config.json", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
                    lambda pipe, folder: digest(load_model(folder / "p/generator").config)),
     "pipeline": Kind("p/pipeline.json", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
-                     lambda pipe, folder: digest(vars(Pipeline.from_pretrained(folder / "p"))["sampling"])),
+                     lambda pipe, folder: digest(Pipeline.from_pretrained(folder / "p").sampling)),
     "a part of a pipeline": Kind(
         "p/tokenizer/model.safetensors", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
         lambda pipe, folder: weights(Pipeline.from_pretrained(folder / "p").tokenizer)),

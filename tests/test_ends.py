@@ -45,6 +45,7 @@ def started(work, err: Path) -> int:
     code = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)         # whoever runs these tests may have been told to ignore it
         os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = run_main(lambda argv: work(), [])
