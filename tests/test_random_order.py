@@ -515,7 +515,7 @@ REFUSED = [   # (argument, call)
     ("start", lambda m: enlarged(m, IDS, (5, 6), CFG(1.0, start=4.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(1.0, -1.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(2.0, 1.0))),
-    ("grid.base", lambda m: enlarged(m, IDS, (2, 9))),
+    ("shape", lambda m: enlarged(m, IDS, (2, 9))),
     ("order", lambda m: RandomOrderConfig(order="spiral")),
     ("rope", lambda m: RandomOrderConfig(rope="sequence"))]
 

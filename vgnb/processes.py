@@ -245,6 +245,7 @@ def read_ahead(loader):
         if line is None: raise
         raise VgnbError(line) from e
     finally:
-        del items                                    # asks its processes to leave, and waits for them
+        leave = getattr(items, "_shutdown_workers", lambda: None)
+        with contextlib.suppress(RuntimeError): leave()   # asks its processes to leave, and waits for them
         end()
         atexit.unregister(end)
