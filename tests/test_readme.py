@@ -44,8 +44,9 @@ def commands(path: Path) -> list[list[str]]:
     "[script, words...] of every line in a bash block that starts a script with python, however it is launched."
     found = []
     for words in lines(path):
-        at = next((i for i, word in enumerate(words) if re.match(r"scripts/\w+\.py$", word)), None)
-        if at is not None: found.append([words[at].removeprefix("scripts/"), *words[at + 1:]])
+        named = [i for i, word in enumerate(words) if re.match(r"scripts/\w+\.py$", word)]
+        launched = [i for i in named if words[i] != "scripts/launch.py"]
+        if launched: found.append([words[launched[0]].removeprefix("scripts/"), *words[launched[0] + 1:]])
     return found
 
 
