@@ -7,8 +7,15 @@
 ready "[dev]"
 if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   echo "installing chromium for the browser tests"
-  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || echo "chromium could not be installed; the browser tests will say so" >&2
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 \
+    || echo "chromium could not be installed; the browser tests will say so" >&2
 fi
-if [ "${1:-}" = --full ]; then shift; export VGNB_TEST_FULL=1; set -- -m "" "$@"; else set -- -m "not full and not gpu" "$@"; fi
+if [ "${1:-}" = --full ]; then
+  shift
+  export VGNB_TEST_FULL=1
+  set -- -m "" "$@"
+else
+  set -- -m "not full and not gpu" "$@"
+fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 MPLBACKEND=agg PYTHONUNBUFFERED=1
 exec python -m pytest -q -rfE --durations=12 -n 2 "$@"

@@ -87,6 +87,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.core.publish_dir': ('core.html#publish_dir', 'vgnb/core.py'),
                            'vgnb.core.reason_of': ('core.html#reason_of', 'vgnb/core.py'),
                            'vgnb.core.remove_dir': ('core.html#remove_dir', 'vgnb/core.py'),
+                           'vgnb.core.remove_planned': ('core.html#remove_planned', 'vgnb/core.py'),
                            'vgnb.core.run_manifest': ('core.html#run_manifest', 'vgnb/core.py'),
                            'vgnb.core.save_card': ('core.html#save_card', 'vgnb/core.py'),
                            'vgnb.core.save_json': ('core.html#save_json', 'vgnb/core.py'),

@@ -6,8 +6,8 @@
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
            'check_codes', 'check_place', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings',
            'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir',
-           'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card', 'load_card',
-           'run_manifest', 'write_run']
+           'remove_planned', 'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card',
+           'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -335,6 +335,14 @@ def remove_dir(path:str|Path):
     gone = path.with_name(f"{_ASIDE}{path.name}-{uuid.uuid4().hex[:8]}")
     os.rename(path, gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+def remove_planned(folder:str|Path):
+    "Delete a folder of files, its `plan.json` last: what a kill leaves is still of that plan."
+    plan = Path(folder) / "plan.json"
+    for file in sorted(plan.parent.iterdir()):
+        if file != plan: file.unlink()
+    plan.unlink(missing_ok=True)
+    plan.parent.rmdir()
 
 def sweep_aside(
     folder:str|Path,

@@ -32,6 +32,7 @@ from vgnb.core import (
     digest,
     digest_file,
     load_card,
+    remove_planned,
     run_manifest,
     save_card,
     sweep_aside,
@@ -354,12 +355,7 @@ def begin(self:SampleJob) -> bool:
 @patch
 def _clean(self:SampleJob):
     "Remove the parts, then the plan, then their folder."
-    if not self.folder.exists(): return
-    plan = self.folder / "plan.json"
-    for file in sorted(self.folder.iterdir()):
-        if file != plan: file.unlink()
-    plan.unlink(missing_ok=True)
-    self.folder.rmdir()
+    if self.folder.exists(): remove_planned(self.folder)
 
 # %% ../nbs/720_jobs.ipynb #6474a5dc
 @patch

@@ -25,6 +25,7 @@ from vgnb.core import (
     digest,
     load_json,
     load_settings,
+    remove_planned,
     save_json,
     sweep_aside,
     write_aside,
@@ -209,12 +210,8 @@ def sweep(self:ShardWriter):
 
 @patch
 def remove(self:ShardWriter):
-    "Remove the store, its plan last: what a kill leaves is still of this plan."
-    plan = self.path / "plan.json"
-    for file in sorted(self.path.iterdir()):
-        if file != plan: file.unlink()
-    plan.unlink(missing_ok=True)
-    self.path.rmdir()
+    "Remove the store."
+    remove_planned(self.path)
 
 @patch
 def publish(self:ShardWriter, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> str:
