@@ -24,10 +24,9 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85      # what a round adds to the key: golden ra
 _LOW = 0xFFFFFFFF                      # the low 32 bits
 
 def _mul(m:int, x:Tensor) -> tuple[Tensor, Tensor]:
-    "High and low 32 bits of m * x without leaving int64: x is split into 16-bit halves."
-    low = m * (x & 0xFFFF)                             # < 2^48
-    mid = m * (x >> 16) + (low >> 16)                  # < 2^49
-    return mid >> 16, ((mid & 0xFFFF) << 16) | (low & 0xFFFF)
+    "High and low 32 bits of m * x: an int64 product wraps at 2^64, which leaves all 64 bits as they are."
+    product = m * x
+    return (product >> 32) & _LOW, product & _LOW      # the sign that >> brings in is masked away
 
 def philox(
     counter:tuple, # four int64 tensors (or ints) with values in [0, 2^32), broadcast against each other
