@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Quantized', 'Reconstruction', 'check_images', 'Tokenizer']
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #653c45d2
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #6565a390
 from abc import ABC, abstractmethod
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_codes, check_int
+from ..core import check, check_codes, check_int, digest
 from ..draws import At, Draws
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #00bef253
@@ -56,7 +56,7 @@ def check_images(
         check(inside, "images", [round(low, 3), round(high, 3)], allowed)
     return images
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #6fda09cf
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #451d6308
 def _side(n:int) -> int:
     "The side of a square of n cells."
     side = round(n ** 0.5)
@@ -71,6 +71,7 @@ class Tokenizer(nn.Module, ABC):
     factor: int = 1                      # pixels a code, along one side
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
     config: Any = None                   # the dataclass it was built from
+    not_coding: tuple[str, ...] = ("decoder", "from_code", "quantizer.usage", "quantizer.updates") # see `coding`
 
     @abstractmethod
     def quantize(self, images:Tensor) -> Quantized:
@@ -143,6 +144,14 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
         check(divides, name, side, f"must be a multiple of {self.factor}")
     grid = (h // self.factor, w // self.factor)
     return grid + ((self.levels,) if self.levels > 1 else ())
+
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #e2a141d1
+@patch
+def coding(self:Tokenizer) -> str:
+    "SHA-256 of what decides codes and what they stand for: the weights without those that only render or train."
+    aside = tuple(f"{name}." for name in self.not_coding)
+    counts = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
+    return digest("coding", self.vocab, self.factor, counts)
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #b2f2e2e7
 @patch
