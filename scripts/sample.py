@@ -88,6 +88,8 @@ class Painting:
     "for --morph: make the whole region anew in each picture"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
+    orientation: Literal["upright", "stored"] = "upright"
+    "pictures and masks turned as their EXIF says, or as published code reads them"
     paste: bool = False
     "put the known pixels back as they were"
     seam: int | None = None
@@ -95,7 +97,8 @@ class Painting:
 
     def given(self) -> dict:
         "The options as `asked_for` takes them: None is what was not asked for, and so is a flag that is off."
-        return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None}
+        stored = "stored" if self.orientation == "stored" else None
+        return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None, "orientation": stored}
 
 
 @dataclass

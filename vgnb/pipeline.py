@@ -6,7 +6,7 @@
 __all__ = ['check_coding', 'Pipeline', 'class_ids', 'read_card', 'find_pretrained', 'from_pretrained', 'named_pipeline',
            'saved_sampling']
 
-# %% ../nbs/710_pipeline.ipynb #96887bd9
+# %% ../nbs/710_pipeline.ipynb #e87bcdca
 import contextlib
 import html
 import importlib
@@ -51,7 +51,7 @@ from .saved import is_hashes, learnt_from, load_model, read_config, save_model
 from .shipped import FORMAT, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
-from .upright import as_rgb
+from .upright import ORIENTATIONS, as_rgb
 
 # %% ../nbs/710_pipeline.ipynb #d0d59de1
 class _Named:
@@ -331,7 +331,7 @@ def sample(self:Pipeline,
 
 Pipeline.__call__ = Pipeline.sample
 
-# %% ../nbs/710_pipeline.ipynb #621b3b4a
+# %% ../nbs/710_pipeline.ipynb #e07fb4fe
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -361,32 +361,34 @@ def decode(self:Pipeline,
 def encode(self:Pipeline,
     images:np.ndarray|Tensor,                         # (b, h, w, 3) uint8
     *, rows:int|None=None, min_rows:int|None=None,    # as `decode`
+    orientation:str="upright",                        # of PIL pictures: as their EXIF says, or as they are "stored"
 ) -> Tensor:                                          # (b, n, L)
     "Images -> codes."
-    images, s = _pixels(images, one=False), self.sampling
+    images, s = _pixels(images, orientation, one=False), self.sampling
     parts = _micro_batches(len(images), rows or s.rows, min_rows or s.min_rows)
     return torch.cat([codes_of(self.tokenizer, images[part], n) for part, n in parts]).to(self.device)
 
-# %% ../nbs/710_pipeline.ipynb #d9cf244a
-def _turned(images):
-    "PIL pictures as bytes (h, w, 3) or (b, h, w, 3), upright; the rest as it is."
-    if isinstance(images, Image.Image): return np.array(as_rgb(images))
+# %% ../nbs/710_pipeline.ipynb #1471244c
+def _turned(images, orientation:str):
+    "PIL pictures as bytes (h, w, 3) or (b, h, w, 3), turned as asked; the rest as it is."
+    check_choice("orientation", orientation, ORIENTATIONS)
+    if isinstance(images, Image.Image): return np.array(as_rgb(images, orientation=orientation))
     several = isinstance(images, (list, tuple)) and images and all(isinstance(i, Image.Image) for i in images)
     if not several: return images
-    parts = [_turned(i) for i in images]
+    parts = [_turned(i, orientation) for i in images]
     alike = len({p.shape for p in parts}) == 1
     check(alike, "images", [p.shape[:2] for p in parts][:8], "must be pictures of one height and width")
     return np.stack(parts)
 
-def _pixels(images, one:bool=True) -> Tensor:
+def _pixels(images, orientation:str="upright", one:bool=True) -> Tensor:
     "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3), or a PIL picture, will do where `one`."
-    x = as_tensor("images", _turned(images), "must be uint8 of shape (b, h, w, 3), or PIL pictures")
+    x = as_tensor("images", _turned(images, orientation), "must be uint8 of shape (b, h, w, 3), or PIL pictures")
     x = x[None] if one and x.dim() == 3 else x
     fits = x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x)
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
     return x
 
-# %% ../nbs/710_pipeline.ipynb #5fd82d6f
+# %% ../nbs/710_pipeline.ipynb #431cd230
 @patch
 def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, changes:dict) -> Request:
     "Whom to ask, and about what; the codes hold a place."
@@ -417,24 +419,26 @@ def painting(self:Pipeline,
     images=None,                # (b, h, w, 3) uint8, or one (h, w, 3) for all labels
     *, seed:int=0, ids=None,
     encode:bool=True,           # False: only check; known cells hold code 0
+    orientation:str="upright",  # of PIL pictures, as `encode`
     **kwargs,
 ) -> Painting:
     "The painting that is asked for, before it runs. Errors: `BadInput` for whatever cannot work."
     _check_names(Pipeline.painting, kwargs)
-    images = _pixels(images) if what.takes_pictures else None
+    images = _pixels(images, orientation) if what.takes_pictures else None
     request = self._request(what, labels, images, seed, ids, kwargs)
     painting = what.paint(request)
     if images is None or not encode: return painting
     s = self.settings(**kwargs)
     return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
 
-# %% ../nbs/710_pipeline.ipynb #e17de88d
+# %% ../nbs/710_pipeline.ipynb #c335da6b
 @patch
 @delegates(spelled)
 def apply(self:Pipeline,
     what:Application, labels, images=None,
     *, seed:int=0, ids=None,
     size:int|None=None,                       # side of the images; only where no pictures are given
+    orientation:str="upright",                # of PIL pictures: as their EXIF says, or as they are "stored"
     progress:bool=False,                      # a bar over the samples
     watch:Callable[[Step], object]|None=None, # is shown every step
     **kwargs,
@@ -442,6 +446,7 @@ def apply(self:Pipeline,
     "Carry out an application."
     _check_names(Pipeline.apply, kwargs)
     check_size(size)
+    if images is not None: images = _pixels(images, orientation)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
     with Progress(len(painting.ids), "sample", what="sampling", show=progress) as bar:
         def seen(step):
@@ -453,9 +458,9 @@ def apply(self:Pipeline,
     settings = self.settings(**kwargs)
     how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, rows=settings.rows, min_rows=settings.min_rows)
     if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
-    return what.finish(self.decode(codes, **how), None if images is None else _pixels(images), painting)
+    return what.finish(self.decode(codes, **how), images, painting)
 
-# %% ../nbs/710_pipeline.ipynb #5c638533
+# %% ../nbs/710_pipeline.ipynb #d0361dd0
 @patch
 @delegates(Pipeline.apply, but=["size"])
 def inpaint(self:Pipeline, images, mask, labels, *,
@@ -489,7 +494,7 @@ def morph(self:Pipeline, images, labels, *,
     return self.apply(Morph(frames, order, afresh, mask), labels, images, **kwargs)
 
 @patch
-@delegates(Pipeline.apply, but=["images"])
+@delegates(Pipeline.apply, but=["images", "orientation"])
 def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2.5), ratio:float=0.5,
                 ntk_boundary:int=2, **kwargs) -> np.ndarray:
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
