@@ -3392,6 +3392,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vgnb/training/trainer.py'),
                                        'vgnb.training.trainer.Trainer.fit': ( 'training/trainer.html#trainer.fit',
                                                                               'vgnb/training/trainer.py'),
+                                       'vgnb.training.trainer._all_hear': ('training/trainer.html#_all_hear', 'vgnb/training/trainer.py'),
                                        'vgnb.training.trainer._check_end': ('training/trainer.html#_check_end', 'vgnb/training/trainer.py'),
                                        'vgnb.training.trainer._check_streak': ( 'training/trainer.html#_check_streak',
                                                                                 'vgnb/training/trainer.py'),
