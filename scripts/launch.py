@@ -6,7 +6,8 @@
     python scripts/launch.py --nnodes 4 --nproc-per-node 8 --rdzv-endpoint node1:29500 --rdzv-id 7 scripts/...
 
 Below lies torch's launcher (python -m torch.distributed.run), which ends with a traceback and code 1 whatever
-happened. This one ends as the script did: 0 done, 2 something named on stderr, 75 interrupted (run again).
+happened. This one ends as the script did: 0 done, 2 something named on stderr, 75 interrupted (run again). When one
+process fails, the others on its machine end within seconds, whatever they wait for.
 """
 import logging
 import sys
@@ -51,6 +52,18 @@ def ended_with(failures: dict) -> int:
     return 75 if said else 1
 
 
+PATIENCE = 5    # seconds that the others have after one failed; torch: 30
+
+
+def end_soon():
+    """Processes whose fellow failed wait for it where no signal reaches them: end them soon. (torch gives a time of its
+    own where a signal came from outside: a run that is told to stop keeps all the time it needs.)"""
+    from torch.distributed.elastic.multiprocessing.api import PContext
+    close = PContext.close
+    def close_soon(self, death_sig=None, timeout=PATIENCE): return close(self, death_sig, timeout)
+    PContext.close = close_soon
+
+
 def main(argv: list[str]) -> int:
     from vgnb.core import Missing, check, check_int
     own, work = split_at_script(argv)
@@ -64,6 +77,7 @@ def main(argv: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
     logging.disable(logging.ERROR)                     # what torch has to say of it, in forty lines
+    end_soon()
     try: run(parse_args([*words_for_torch(o), *work]))
     except ChildFailedError as e: return ended_with(e.failures)
     except SignalException: return 75                  # passed on to all processes, who have said what they left

@@ -45,6 +45,8 @@ class Source:
     "whose published file the tokenizer is, where its name doesn't tell"
     generator_system: str = ""
     "whose published file the generator is, where its name doesn't tell"
+    mixed: bool = False
+    "the generator was trained on another tokenizer's codes, and that is meant"
     ema: bool | None = None
     "averaged weights: True = required, False = refused, None = where there are some"
     count: int | None = None
@@ -86,6 +88,8 @@ class Painting:
     "for --morph: make the whole region anew in each picture"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
+    orientation: Literal["upright", "stored"] = "upright"
+    "pictures and masks turned as their EXIF says, or as published code reads them"
     paste: bool = False
     "put the known pixels back as they were"
     seam: int | None = None
@@ -93,7 +97,8 @@ class Painting:
 
     def given(self) -> dict:
         "The options as `asked_for` takes them: None is what was not asked for, and so is a flag that is off."
-        return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None}
+        stored = "stored" if self.orientation == "stored" else None
+        return asdict(self) | {"paste": self.paste or None, "afresh": self.afresh or None, "orientation": stored}
 
 
 @dataclass
@@ -151,13 +156,16 @@ def open_part(source: Source, argument: str, device):
 
 def open_pipeline(source: Source, sampling: Sampling, device):
     "The pipeline that the options name."
-    from vgnb.pipeline import Pipeline
+    from vgnb.pipeline import Pipeline, check_coding
     if source.pipeline:
-        pipe = Pipeline.from_pretrained(source.pipeline, device, ema=source.ema)
+        pipe = Pipeline.from_pretrained(source.pipeline, device, ema=source.ema, mixed=source.mixed)
     else:
-        pipe = Pipeline(*(open_part(source, part, device) for part in ("tokenizer", "generator")))
+        parts = [open_part(source, part, device) for part in ("tokenizer", "generator")]
+        pipe = Pipeline(*parts, mixed=True)                  # that they are a pair comes last: first that they fit
+        if not source.mixed: check_coding(*parts, (source.tokenizer, source.generator), "--mixed")
     classes = pipe.classes or getattr(pipe.generator, "card", {}).get("classes")
-    return Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, source.grid or pipe.grid.shape)
+    shape = source.grid or pipe.grid.shape
+    return Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True)
 
 
 def encode_prompts(source: Source, count: int):

@@ -91,7 +91,7 @@ def main(argv: list[str]) -> int:
 
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
-    pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape)
+    pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape, mixed=pipe.mixed)
     reference = open_samples(o.reference, o.reference_size, orientation=o.orientation)
     search = GuidanceSearch(
         pipe, reference, load_extractor(o.extractor, o.weights, processes.device), o.out, scales, count=o.count,

@@ -602,6 +602,19 @@ def test_outpainting_from_files(place, sample):
     assert made.shape == (1, 48, 56, 3)
 
 
+def test_pictures_from_files_as_they_are_stored(place, sample):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown = Image.fromarray(photos(1)[0])                                      # 32 x 48 as it is stored
+    shown.save(place / "phone.png", exif=exif)
+    Image.fromarray(np.uint8(255) * (np.arange(48) < 16) * np.ones((32, 1), np.uint8)).save(place / "m.png", exif=exif)
+    words = ["pipe", "--inpaint", "phone.png", "--mask", "m.png", "--paste", "--count", 1]
+    made, _ = sample("st.npz", *words, "--orientation", "stored")
+    assert (made[0, :, 16:] == photos(1)[0][:, 16:]).all()
+    turned, _ = sample("up.npz", *words)
+    assert turned.shape == (1, 48, 32, 3)
+
+
 def test_morphing_from_files(place, sample):
     "Each sample's pictures in a row: as it decodes, then every frame."
     pipe = Pipeline.from_pretrained(place / "pipe")
@@ -638,6 +651,7 @@ def test_larger_pictures_by_command(place, scripts, sample):
     ("pipe --extrapolate 6 9 --ntk-boundary 30", "grid.ntk_boundary=30: must be an integer >= 0 and <="),
     ("pipe --frames 3", "frames=3: only goes with morph"),
     ("pipe --morph flat --frames 0", "frames=0: must be an integer >= 1"),
+    ("pipe --orientation stored", "orientation='stored': only goes with inpaint or outpaint or morph"),
     ("pipe --morph flat --crop 0", "crop=0: must be an integer >= 1"),
     ("pipe --morph flat --morph-order spiral", "order='spiral': must be one of"),
     ("pipe --inpaint flat --mask masks --afresh", "afresh=True: only goes with morph"),

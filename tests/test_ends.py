@@ -273,3 +273,16 @@ def test_two_processes_end_in_the_same_words(tmp_path):
 
 
 if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["shared", "between", "deaf"])
+def test_a_dead_reader_of_one_process_ends_both_within_seconds(tmp_path, how):
+    "Whether the other is told, finds the line cut, or waits where no signal reaches it (see tests/dead_on_two.py)."
+    run = launched("tests/dead_on_two.py", tmp_path, how)
+    _, err = run.communicate(timeout=120)
+    seconds = time.time() - float((tmp_path / "died").read_text())
+    assert run.returncode == 2 and seconds < 20, (seconds, err)
+    said = sorted(err.splitlines())
+    assert any(line.startswith("process 1: a data worker died") for line in said), err
+    assert len(said) == (1 if how == "deaf" else 2) and "Traceback" not in err

@@ -24,6 +24,7 @@ from vgnb.core import BadInput, VgnbError
 from vgnb.data.shapes import Shapes
 from vgnb.generators.raster import RasterConfig, RasterTransformer, raster_presets
 from vgnb.pipeline import Pipeline, from_pretrained
+from vgnb.sampling.applications import box_mask
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Step
 from vgnb.sampling.settings import Sampling
@@ -198,6 +199,27 @@ def test_a_step_prints_as_one_line(pipe):
     first = next(pipe.stream("heart"))
     assert len(repr(first).splitlines()) == 1 and len(repr(first)) < 120
     assert repr(first).startswith("Step(1 of 22: ") and first.computed == pipe.sampling.min_rows == 4
+
+
+def test_a_picture_is_painted_as_it_is_stored_where_that_is_asked(pipe):
+    file = io.BytesIO()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(file, "PNG", exif=exif)
+    lying, pixels = Image.open(file), np.array(photo)
+    mask = box_mask((32, 32), 0, 0, 16, 16)
+    how = dict(mask=mask, labels=3, paste=True)
+
+    stored = pipe.inpaint(lying, orientation="stored", **how)
+    assert (stored == pipe.inpaint(pixels, **how)).all() and (stored[0][~mask] == pixels[~mask]).all()
+    assert (pipe.inpaint(lying, **how) == pipe.inpaint(np.rot90(pixels, -1).copy(), **how)).all()
+    wide = pipe.outpaint(lying, (32, 48), 3, at=(0, 16), orientation="stored")
+    assert (wide[0, :, 16:] == pixels).all()
+    edited = pipe.edit([lying, lying], mask, 3, orientation="stored")
+    assert (edited[:, ~mask] == pixels[~mask]).all()
+    assert torch.equal(pipe.encode([lying], orientation="stored"), pipe.encode(pixels[None]))
+    with pytest.raises(BadInput, match="orientation='sideways'"): pipe.inpaint(lying, orientation="sideways", **how)
 
 
 def test_outpaint_keeps_the_known_pixels(pipe):

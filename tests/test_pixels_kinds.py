@@ -157,6 +157,11 @@ def test_whatever_else_takes_pictures_turns_them(tmp_path, eight):
     kept = open_masks(tmp_path / "mask.png")
     assert kept.shape == (1, 32, 48) and kept[0, :12].all() and not kept[0, 12:].any()
 
+    assert open_pictures(tmp_path / "phone.jpg", orientation="stored")[0].images.shape == (1, 48, 32, 3)
+    assert not is_house(open_pictures(eight["folder"], orientation="stored")[0].images[1:2][0])
+    assert open_masks(tmp_path / "mask.png", orientation="stored").shape == (1, 48, 32)
+    with pytest.raises(BadInput, match="orientation='sideways'"): open_pictures("phone.jpg", orientation="sideways")
+
     phone = Image.open(tmp_path / "phone.jpg")
     assert is_house(to_pixels(phone)[0]) and is_house(to_pixels([phone, phone])[1])
 

@@ -37,10 +37,10 @@ from vgnb.training.commands import build_generator, build_tokenizer
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Rate, Recipe, rate_at
 from vgnb.training.run_folder import Run, RunFolder
-from vgnb.training.run_page import run_page
+from vgnb.training.run_page import run_facts, run_page, status_line
 from vgnb.training.step import Stepper, TrainState
 from vgnb.training.tasks import Task
-from vgnb.training.trackers import JsonLines, read_log
+from vgnb.training.trackers import JsonLines, damaged_lines, read_log
 from vgnb.training.trainer import Trainer
 from vgnb.views.board import board
 
@@ -445,7 +445,60 @@ def test_a_bad_line_of_the_log_is_set_aside_and_told(tmp_path, capsys, bad, wher
     assert [r["step"] for r in read_log(tmp_path / "log.jsonl")] == [10, 25]
     assert (tmp_path / "log.jsonl.bad").read_bytes() == bad + b"\n"
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "1 line can't be read, set aside in log.jsonl.bad" in err
+    number = 2 if where == "middle" else 3
+    assert err.count("\n") == 1 and f"log.jsonl: line {number} is damaged, set aside in log.jsonl.bad" in err
+
+
+def written(folder):
+    "A log of five lines."
+    tracker = JsonLines(folder, 0, RECIPE)
+    for step in range(10, 60, 10): tracker.log(step, {"loss": 1 / step, "samples": 16 * step, "lr": None})
+    return folder / "log.jsonl"
+
+
+def test_a_flipped_digit_of_the_log_is_found_and_told(tmp_path, capsys):
+    file = written(tmp_path)
+    whole = file.read_bytes()
+    digits = [i for i, c in enumerate(whole) if chr(c).isdigit()]
+    for i in digits[::3]:
+        file.write_bytes(whole[:i] + bytes([ord("0") + (whole[i] - ord("0") + 1) % 10]) + whole[i + 1:])
+        line = whole[:i].count(b"\n") + 1
+        assert damaged_lines(file) == [line], i
+        assert [r["step"] for r in read_log(file)] == [s for s in range(10, 60, 10) if s != 10 * line]
+
+    JsonLines(tmp_path, 50, RECIPE).log(60, {"loss": 0.5})
+    said = capsys.readouterr().err
+    assert f"{file}: line 5 is damaged, set aside in log.jsonl.bad" in said and said.count("\n") == 1
+    assert [r["step"] for r in read_log(file)] == [10, 20, 30, 40, 60] and not damaged_lines(file)
+
+
+def test_what_a_log_says_comes_back_and_stays_the_same_bytes(tmp_path, capsys):
+    file = written(tmp_path)
+    whole = file.read_bytes()
+    assert read_log(file)[1] == {"step": 20, "loss": 1 / 20, "samples": 320, "lr": None}
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [10, 20, 30, 40, 50]
+    JsonLines(tmp_path, 30, RECIPE)
+    assert file.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3]) and not capsys.readouterr().err
+
+
+def test_a_log_from_before_goes_on_with_checksums(tmp_path, capsys):
+    file = tmp_path / "log.jsonl"
+    file.write_text('{"step": 10, "loss": 1.0}\n')
+    JsonLines(tmp_path, 10, RECIPE).log(20, {"loss": 0.5})
+    assert [r["step"] for r in read_log(file)] == [10, 20] and not damaged_lines(file) and not capsys.readouterr().err
+    file.write_bytes(file.read_bytes() + b'{"step": 30, "loss": 0.4, "crb": "00000000"}\n')
+    assert damaged_lines(file) == [3]
+
+
+def test_the_page_of_a_run_says_that_its_log_is_damaged(tmp_path):
+    file = written(tmp_path)
+    assert "damaged" not in run_page(tmp_path)
+    file.write_bytes(file.read_bytes() + b'{"step": 60, "lo')                        # being written
+    assert "damaged" not in run_page(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"0.05", b"0.95", 1))
+    assert "log.jsonl: line 2 is damaged" in run_page(tmp_path) and "line 2" in status_line(run_facts(tmp_path))
+    JsonLines(tmp_path, 50, RECIPE)
+    assert "now in log.jsonl.bad" in run_page(tmp_path)
 
 
 def test_left_overs_are_swept_at_the_next_start(tmp_path):

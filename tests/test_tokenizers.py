@@ -19,6 +19,7 @@ from vgnb.tokenizers.fsq import FSQ, FSQConfig
 from vgnb.tokenizers.losses import adaptive_weight
 from vgnb.tokenizers.lpips import LPIPS, load_lpips
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
+from vgnb.tokenizers.pictures import codes_of, pictures
 from vgnb.tokenizers.quantizers import (
     Revive,
     VectorConfig,
@@ -485,6 +486,9 @@ class Bare(Tokenizer):
     ((9,), 2, (2, 16), (2, 4, 4)),
     ((9,), 2, (2, 3, 5), (2, 3, 5)),
     ((9,), 1, (2, 7), (2, 7)),
+    ((9,), 1, (2, 7, 1), (2, 7)),
+    ((9,), 2, (2, 3, 5, 1), (2, 3, 5)),
+    ((9,), 2, (2, 1, 5), (2, 1, 5)),
     ((9, 5), 2, (2, 16, 2), (2, 4, 4, 2)),
     ((9, 5), 2, (2, 3, 5, 2), (2, 3, 5, 2)),
     ((9, 5), 1, (2, 7, 2), (2, 7, 2)),
@@ -496,6 +500,23 @@ def test_codes_have_levels_only_at_the_edge(vocab, dims, shape, shaped):
     assert tokens.shape == (2, codes[0].numel() // len(vocab), len(vocab))
     grid = shaped[1:1 + dims]
     assert torch.equal(t.untoken(tokens, grid), codes.reshape(shaped))
+
+
+def test_a_shape_of_two_meanings_is_refused_and_each_has_its_own():
+    t, cells = Bare((9,)), torch.randint(9, (2, 16, 1))
+    with pytest.raises(BadInput, match=r"codes=\(2, 16, 1\).*\(b, n\).*\(b, h, 1, 1\)"): t.decode(cells)
+    assert t.decode(cells[..., 0]).shape == (2, 4, 4)
+    assert t.decode(cells[..., None]).shape == (2, 16, 1)
+    assert torch.equal(t.tokens(cells), cells)
+    assert torch.equal(t.decode(t.untoken(cells, (16, 1))), cells)
+    assert t.decode(cells[:, :1]).shape == (2, 1, 1)
+    with pytest.raises(BadInput, match="codes"): Bare((9, 5)).decode(torch.zeros(2, 4, 4, dtype=ints))
+    with pytest.raises(BadInput, match="codes"): Bare((9,), 1).decode(torch.zeros(2, 16, 2, dtype=ints))
+
+
+def test_pictures_one_code_wide_are_coded_and_decoded():
+    flat = codes_of(model, images(2, 16, 2))
+    assert flat.shape == (2, 8, 1) and pictures(model, flat, shape=(8, 1)).shape == (2, 16, 2, 3)
 
 
 def test_incomplete_tokenizers_cannot_be_built():

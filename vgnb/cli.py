@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_main', 'explained', 'choose_parts', 'part_names', 'folded', 'show_help', 'typed_cli', 'first_look']
 
-# %% ../nbs/010_cli.ipynb #478c5fc5
+# %% ../nbs/010_cli.ipynb #c65c56d3
 import contextlib
 import io
 import os
@@ -15,21 +15,23 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 
-from .core import VgnbError, check, reason_of
+from .core import BadInput, VgnbError, check, reason_of
 from .kinds import discover, shelf, shelf_of, shelves
 from .processes import INTERRUPTED, Stopped, dead_reader, leave, stop_on_signals
 
-# %% ../nbs/010_cli.ipynb #6207e378
+# %% ../nbs/010_cli.ipynb #135da896
 def run_main(
     main:Callable[[list[str]], int|None], # gets the arguments, gives the exit code
     argv:list[str]|None=None,
 ) -> int:
     "Run a script's `main`; typed errors become one line on stderr and code 2."
+    _ASKED.clear()
     try:
         with stop_on_signals():
             code = main(sys.argv[1:] if argv is None else argv) or 0
@@ -53,12 +55,42 @@ def _rank() -> str: return os.environ.get("RANK", "0")
 
 def explained(e:Exception) -> str|None:
     "What went wrong, if it is something that we can explain."
+    if isinstance(e, BadInput): return str(_as_asked(e))
     if isinstance(e, VgnbError): return str(e)
     if isinstance(e, OSError): return reason_of(e)
     lost = re.search(r"gloo|Connection (closed|reset) by peer", str(e))
     if lost or isinstance(e, torch.distributed.DistBackendError):
         return "another process of this run ended; what went wrong is said by it"
     return dead_reader(e)
+
+# %% ../nbs/010_cli.ipynb #7be1464b
+_ASKED: dict[str, str] = {}     # option -> words that it holds, of the command that runs
+
+def _words_of(options) -> dict[str, str]:
+    "{option: text or path} of a dataclass and those inside it."
+    found = {}
+    for f in fields(options):
+        value = getattr(options, f.name)
+        if is_dataclass(value): found = _words_of(value) | found
+        elif isinstance(value, (str, Path)) and str(value): found[f.name] = str(value)
+    return found
+
+def _lies_in(value:str, place:str) -> bool:
+    "Whether a path is a file somewhere in a folder."
+    is_path = "://" not in value + place and os.sep in value
+    return is_path and Path(place) in Path(value).parents and Path(place) != Path(".")
+
+def _as_asked(e:BadInput) -> BadInput:
+    "The error in the words of the command line: its argument is the option that holds the value."
+    is_words = isinstance(e.value, (str, Path))
+    value = str(e.value) if is_words else ""
+    own = _ASKED.get(e.argument)
+    if not value or (own is not None and (value == own or _lies_in(value, own))): return e
+
+    exact = [name for name, words in _ASKED.items() if words == value or Path(words) == Path(value)]
+    around = [name for name, words in _ASKED.items() if _lies_in(value, words)]
+    holders = exact or around
+    return type(e)(holders[0], e.value, e.allowed) if len(holders) == 1 else e
 
 # %% ../nbs/010_cli.ipynb #3233b028
 def _option(words:list[str], name:str) -> tuple[str|None, list[str]]:
@@ -181,7 +213,7 @@ def show_help(
         printed = printed.replace("─ options " + "─" * over, title.ljust(len("─ options "), "─"), 1)
     print(folded(f"{printed}\n{_names_in_words(names, wide)}", wide))
 
-# %% ../nbs/010_cli.ipynb #c874014c
+# %% ../nbs/010_cli.ipynb #fc675435
 def typed_cli(
     cls:type,
     args:list[str]|None=None,   # default: this process's own
@@ -200,7 +232,9 @@ def typed_cli(
     printed, output = _Printed(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(output):
-            return tyro.cli(cls, args=words, **kw)
+            options = tyro.cli(cls, args=words, **kw)
+        if is_dataclass(options): _ASKED.update(_words_of(options))
+        return options
     except SystemExit as e:
         cause:BaseException|None = e
         while cause := cause.__context__:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob']
 
-# %% ../nbs/720_jobs.ipynb #1b370812
+# %% ../nbs/720_jobs.ipynb #1d93f2ce
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -52,6 +52,7 @@ from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
 from .sampling.settings import Sampling
+from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
 def planned_labels(
@@ -72,26 +73,29 @@ def planned_labels(
     u = Keyed(seed).uniform("label", At(ids))
     return pool[(u * len(pool)).long().clamp(max=len(pool) - 1)]
 
-# %% ../nbs/720_jobs.ipynb #b8adddd0
+# %% ../nbs/720_jobs.ipynb #faf4d274
 def open_pictures(
     where,                # a picture's file, or anything `open_samples` takes
     crop:int|None=None,   # centre-crop to this side
     argument:str="images",
+    orientation:str="upright", # turned as their EXIF says, or as they are "stored"
 ) -> tuple[Samples, list[str]]:
     "Pictures (n, h, w, 3), read as needed, and the names of their classes ([] = unknown)."
     if crop is not None: check_int("crop", crop, 1)
+    check_choice("orientation", orientation, ORIENTATIONS)
     path = Path(str(where))
     there = "://" in str(where) or (where != "" and path.exists())
     check(there, argument, path if where else where, "no such file or folder", Missing)
 
     if path.suffix == ".npz": return open_samples(path), []
-    if path.is_file() and path.suffix.lower() != ".tar": return _one_picture(path, crop, argument), []
-    source = open_images(where)
-    return open_samples(source, crop), list(source.classes) if len(source.classes) > 1 else []
+    if path.is_file() and path.suffix.lower() != ".tar":
+        return _one_picture(path, crop, argument, orientation), []
+    source = open_images(where, orientation=orientation)
+    return open_samples(source, crop, orientation=orientation), list(source.classes) if len(source.classes) > 1 else []
 
-def _one_picture(path:Path, crop:int|None, argument:str) -> Samples:
+def _one_picture(path:Path, crop:int|None, argument:str, orientation:str) -> Samples:
     "A single file."
-    try: picture = decode_image(path.read_bytes(), path.name)
+    try: picture = decode_image(path.read_bytes(), path.name, orientation=orientation)
     except BadItem as e:
         raise BadInput(argument, path, f"must be a picture, a folder of pictures or an npz; it {e.reason}") from None
     except OSError as e:
@@ -112,9 +116,9 @@ def _check_opaque(name:str, data:bytes):
     low, high = picture.getchannel("A").getextrema()
     check(low == high, "mask", name, "must be opaque: white on black, not strokes on a transparent layer")
 
-def open_masks(where, crop:int|None=None) -> np.ndarray:
+def open_masks(where, crop:int|None=None, orientation:str="upright") -> np.ndarray:
     "Masks (m, h, w) bool from a picture or a folder of pictures, in the order of their names."
-    found, _ = open_pictures(where, crop, "mask")
+    found, _ = open_pictures(where, crop, "mask", orientation)
     for name, data in _stored_pictures(Path(str(where)), found): _check_opaque(name, data)
     grey = (np.asarray(found.images[i:i + 1], np.float32).mean(-1) for i in range(len(found)))
     return np.concatenate([g >= 128 for g in grey])
@@ -123,20 +127,20 @@ def picture_of(images:Samples, ids:Tensor) -> np.ndarray:
     "The pictures (b, h, w, 3) that samples `ids` start from."
     return np.concatenate([images.images[i:i + 1] for i in (ids % len(images)).tolist()])
 
-# %% ../nbs/720_jobs.ipynb #97270f3b
+# %% ../nbs/720_jobs.ipynb #80b13253
 _WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate}
 _FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}   # called otherwise there
 
 def _goes_with(option:str) -> list[str]:
-    "The applications that have such a field; `crop` goes with all that take pictures."
-    if option == "crop": return [kind for kind, what in _WHAT.items() if what.takes_pictures]
+    "The applications that have such a field; how pictures are opened goes with all that take some."
+    if option in ("crop", "orientation"): return [kind for kind, what in _WHAT.items() if what.takes_pictures]
     field = _FIELDS.get(option, option)
     return [kind for kind, what in _WHAT.items() if field in (f.name for f in fields(what))]
 
 def asked_for(
     inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
     extrapolate=None,                          # ... or a code grid (h, w)
-    **options,                                 # fields of the application, and `crop`; None = not asked for
+    **options,                                 # its fields, `crop` and `orientation`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
     "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
     asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
@@ -152,22 +156,22 @@ def asked_for(
     check("seam" not in given or given.get("paste"), "seam", given.get("seam"), "only goes with paste")
     if kind is None: return None, None, []
 
-    crop = given.pop("crop", None)
+    how = {name: given.pop(name) for name in ("crop", "orientation") if name in given}
     what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if kind == "extrapolate": return Extrapolate(tuple(extrapolate), **what), None, []
 
-    images, classes = open_pictures(asked[kind], crop, kind)
+    images, classes = open_pictures(asked[kind], argument=kind, **how)
     has_canvas = kind != "outpaint" or "canvas" in given
     check(has_canvas, "canvas", None, "is needed: height and width of the whole in pixels")
-    if kind != "outpaint": what["mask"] = _masks(given.get("mask"), crop, images, needed=kind == "inpaint")
+    if kind != "outpaint": what["mask"] = _masks(given.get("mask"), how, images, needed=kind == "inpaint")
     return _WHAT[kind](**what), images, classes
 
-def _masks(where, crop:int|None, images:Samples, needed:bool) -> np.ndarray|None:
+def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."
     explained = "is needed: a picture, or a folder with one for each, white where it is to be made anew"
     check(where is not None or not needed, "mask", where, explained)
     if where is None: return None
-    masks = open_masks(where, crop)
+    masks = open_masks(where, **how)
     fits = len(masks) in (1, len(images))
     allowed = f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}"
     check(fits, "mask", str(where), allowed)

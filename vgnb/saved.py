@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['split_ties', 'save_tensors', 'save_safetensors', 'load_tensors', 'fill', 'no_larger_than', 'make', 'fits_first',
-           'not_finite', 'check_finite', 'save_model', 'is_hashes', 'read_config', 'load_model']
+           'not_finite', 'check_finite', 'save_model', 'is_hashes', 'read_config', 'learnt_from', 'load_model']
 
 # %% ../nbs/008_saved.ipynb #89efe299
 import contextlib
@@ -268,6 +268,14 @@ def _note_unsealed(folder:Path, card:dict):
     speaks = os.environ.get("RANK", "0") == "0"
     if not (lacks and speaks): return
     print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
+
+# %% ../nbs/008_saved.ipynb #40dd0b9a
+def learnt_from(
+    model:nn.Module,   # loaded or not
+) -> dict[str, str]:   # for `save_model`; empty where nothing is known
+    "{coding: name of the codes} of a model's card."
+    coding = getattr(model, "card", {}).get("coding")
+    return {"coding": coding} if isinstance(coding, str) and coding else {}
 
 # %% ../nbs/008_saved.ipynb #5edb4a2c
 def load_model(

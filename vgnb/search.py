@@ -80,7 +80,7 @@ def best_scale(
     check(found, "by", by, "must be finite for at least one scale")
     return _BETTER[by](found, key=found.get)
 
-# %% ../nbs/730_search.ipynb #65aeca1b
+# %% ../nbs/730_search.ipynb #6e0f6189
 @dataclass
 class _Search:
     "What is searched: a pipeline at each of `scales`, then the best of them again with more images."
@@ -128,7 +128,7 @@ class _Search:
         "The pipeline at a scale."
         p = self.pipe
         sampling = with_dotted(p.sampling, self.setting, scale)
-        return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape)
+        return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape, mixed=p.mixed)
 
     def classes(self, count:int) -> Tensor:
         "The class asked of each image."

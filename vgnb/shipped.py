@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'shipped_root', 'shipped', 'shipped_folder', 'ship_model', 'ship_pipeline']
 
-# %% ../nbs/705_shipped.ipynb #d1d91b0b
+# %% ../nbs/705_shipped.ipynb #26330c73
 import copy
 import sys
 import types
@@ -16,7 +16,7 @@ from torch import nn
 
 from .core import Mismatch, check, check_choice, save_card
 from .kinds import to_json
-from .saved import read_config, save_model
+from .saved import learnt_from, read_config, save_model
 
 # %% ../nbs/705_shipped.ipynb #c772456b
 def shipped_root() -> Path:
@@ -41,7 +41,7 @@ class _Room(types.ModuleType):
 
 sys.modules[__name__].__class__ = _Room
 
-# %% ../nbs/705_shipped.ipynb #a40c41e3
+# %% ../nbs/705_shipped.ipynb #1183e4ff
 FORMAT = "vgnb-pipeline/1"    # of a pipeline.json
 
 def ship_model(
@@ -54,7 +54,7 @@ def ship_model(
     small = copy.deepcopy(model).half()
     size = sum(t.numel() * t.element_size() for t in small.state_dict().values())
     check(size <= limit, "model", f"{size:,} bytes", f"must not need more than {limit:,} bytes in fp16", Mismatch)
-    return save_model(folder, small, model.config, **record)
+    return save_model(folder, small, model.config, **(learnt_from(model) | record))
 
 def ship_pipeline(
     folder:str|Path,        # of the generator; the tokenizer's folder is its neighbour

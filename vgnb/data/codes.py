@@ -67,7 +67,7 @@ class CodePlan:
         ids, labels = body[:rows * 16].view("<i8").reshape(2, rows)
         return ids, labels, body[rows * 16:].view(self.dtype).reshape(rows, *self.row)
 
-# %% ../../nbs/data/120_codes.ipynb #b41739c8
+# %% ../../nbs/data/120_codes.ipynb #ce72dab2
 class CodeWriter(ShardWriter):
     "Writes a `CodeStore`: for each shard in `todo()`, encode the images of `span(shard)` and `write` them."
     kind = "codes"
@@ -94,7 +94,12 @@ class CodeWriter(ShardWriter):
         check(known, "labels", labels.tolist(), f"must lie in [0, {c})")
         return self.publish(shard, ids, labels, codes.numpy().astype(self.plan.dtype))
 
-    def finish(self) -> dict: return super().finish(dtype=str(self.plan.dtype))
+    def finish(self,
+        coding:str="", # of the tokenizer, see `Tokenizer.coding`: a generator that learns from the store keeps it
+    ) -> dict:
+        "Write the index; see `ShardWriter.finish`."
+        known = {"coding": coding} if coding else {}
+        return super().finish(dtype=str(self.plan.dtype), **known)
 
 # %% ../../nbs/data/120_codes.ipynb #da22ed8e
 def augmentation(
@@ -107,7 +112,7 @@ def augmentation(
     u = Keyed(seed).fork("codes").uniform("augmentation", at)
     return (u * count).long().clamp(max=count - 1)
 
-# %% ../../nbs/data/120_codes.ipynb #2013fb2c
+# %% ../../nbs/data/120_codes.ipynb #f72ebf2c
 class Codes:
     "Map-style codes: `codes[i]` is (codes (augs, n, L) int64, label, id). A source sets the fields and says `_row`."
     vocab: tuple[int, ...]          # codebook size of each level
@@ -116,6 +121,7 @@ class Codes:
     classes: tuple[str, ...]        # names; labels index them
     ids: np.ndarray                 # (N,) int64, ascending
     fingerprint: str = ""
+    coding: str = ""                # `Tokenizer.coding` of what made them, where it is known
 
     def __len__(self) -> int: return len(self.ids)
     def _row(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a source of codes says how a row is read")
@@ -191,7 +197,7 @@ class ArrayCodes(Codes):
 
     def _row(self, i): return self.codes[i], int(self.labels[i])
 
-# %% ../../nbs/data/120_codes.ipynb #6620addd
+# %% ../../nbs/data/120_codes.ipynb #97cee701
 class CodeStore(ShardStore, Codes):
     "A finished code store, memory-mapped; refuses unfinished, damaged and foreign ones."
     kind, plan_type = "codes", CodePlan
@@ -206,6 +212,7 @@ class CodeStore(ShardStore, Codes):
         check(tokenizer in (None, self.tokenizer), "codes", self.path,
               f"were written by tokenizer {self.tokenizer[:16]}, not by {str(tokenizer)[:16]}; "
               "extract them again with this one", Mismatch)
+        self.coding = self.index.get("coding", "")
         self._map_shards(verify)
         self.labels = np.concatenate([labels for _, labels, _ in self.views])
 

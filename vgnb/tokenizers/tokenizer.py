@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Quantized', 'Reconstruction', 'check_images', 'Tokenizer']
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #653c45d2
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #6565a390
 from abc import ABC, abstractmethod
 from math import prod
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_codes, check_int
+from ..core import check, check_codes, check_int, digest
 from ..draws import At, Draws
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #00bef253
@@ -56,7 +56,7 @@ def check_images(
         check(inside, "images", [round(low, 3), round(high, 3)], allowed)
     return images
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #6fda09cf
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #451d6308
 def _side(n:int) -> int:
     "The side of a square of n cells."
     side = round(n ** 0.5)
@@ -71,6 +71,7 @@ class Tokenizer(nn.Module, ABC):
     factor: int = 1                      # pixels a code, along one side
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
     config: Any = None                   # the dataclass it was built from
+    not_coding: tuple[str, ...] = ("decoder", "from_code", "quantizer.usage", "quantizer.updates") # see `coding`
 
     @abstractmethod
     def quantize(self, images:Tensor) -> Quantized:
@@ -144,30 +145,48 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
     grid = (h // self.factor, w // self.factor)
     return grid + ((self.levels,) if self.levels > 1 else ())
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #35d30419
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #e2a141d1
+@patch
+def coding(self:Tokenizer) -> str:
+    "SHA-256 of what decides codes and what they stand for: the weights without those that only render or train."
+    aside = tuple(f"{name}." for name in self.not_coding)
+    counts = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
+    return digest("coding", self.vocab, self.factor, counts)
+
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #b2f2e2e7
+@patch
+def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
+    "Whether one level's codes come without an axis for it. Errors: `BadInput` for another dtype, range or shape."
+    check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
+    one = self.levels == 1
+    axes = (3, 2 + self.dims)                    # of (b, n, levels) and (b, *grid, levels)
+    there = codes.dim() if torch.is_tensor(codes) else 0
+    has_levels = there in axes and codes.shape[-1] == self.levels
+    is_bare = one and there + 1 in axes
+
+    ends = ")" if one else f", {self.levels})"
+    grids = f" or (b, h, w{ends}" if self.dims == 2 else ""
+    found = tuple(codes.shape) if there else type(codes).__name__
+    check(has_levels or is_bare, "codes", found, f"must be integers of shape (b, n{ends}{grids}")
+    for level, size in enumerate(self.vocab): check_codes(codes if one else codes[..., level], size)
+    return is_bare
+
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
-    "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, shape."
-    check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
-    tail = int(self.levels > 1)                  # an axis of levels only where there are several
-    flat = 2 + tail                              # axes of (b, n, [levels])
-    whole = 1 + self.dims + tail                 # axes of (b, *grid, [levels])
-    fits = torch.is_tensor(codes) and codes.dim() in (flat, whole)
-    fits = fits and (not tail or codes.shape[-1] == self.levels)
-    ends = f", {self.levels})" if tail else ")"
-    grids = f" or (b, h, w{ends}" if self.dims == 2 else ""
-    found = tuple(codes.shape) if torch.is_tensor(codes) else type(codes).__name__
-    check(fits, "codes", found, f"must be integers of shape (b, n{ends}{grids}")
+    "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, a shape of two meanings."
+    is_bare = self._check_codes(codes)
+    is_column = is_bare and self.dims == 2 and codes.dim() == 3 and codes.shape[1] > 1 and codes.shape[2] == 1
+    words = "is a sequence (b, n, 1) or a grid (b, h, 1): give (b, n) for the one, (b, h, 1, 1) for the other"
+    check(not is_column, "codes", tuple(codes.shape), words)
 
-    for level, size in enumerate(self.vocab):
-        check_codes(codes[..., level] if tail else codes, size)
-    if codes.dim() == whole: return codes
-    return codes.unflatten(1, (_side(codes.shape[1]),) * 2)
+    if self.levels == 1 and not is_bare: codes = codes[..., 0]
+    has_grid = codes.dim() == 1 + self.dims + int(self.levels > 1)
+    return codes if has_grid else codes.unflatten(1, (_side(codes.shape[1]),) * 2)
 
 @patch
 def tokens(self:Tokenizer, codes:Tensor) -> Tensor:
     "Codes -> (b, n, levels), as generators and samplers see them."
-    codes = self.shaped(codes)
+    self._check_codes(codes)
     return codes.reshape(len(codes), -1, self.levels)
 
 @patch
@@ -175,12 +194,13 @@ def untoken(self:Tokenizer,
     tokens:Tensor,                  # (b, n, levels)
     grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
 ) -> Tensor:
-    "The inverse of `tokens`: (b, *grid), with the levels last if there are several."
+    "The inverse of `tokens`: (b, *grid), with the levels last if there are several, or if the grid is one column."
     fits = tokens.dim() == 3 and tokens.shape[-1] == self.levels
     check(fits, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
     n = tokens.shape[1]
     default = (n,) if self.dims == 1 else None
     grid = tuple(grid or default or (_side(n),) * 2)
     check(prod(grid) == n, "grid", grid, f"must have {n} cells")
-    tail = (self.levels,) if self.levels > 1 else ()
+    is_column = len(grid) == 2 and grid[1] == 1            # without levels it could be a sequence, see `shaped`
+    tail = (self.levels,) if self.levels > 1 or is_column else ()
     return tokens.reshape(len(tokens), *grid, *tail)

@@ -130,7 +130,7 @@ def compiled_encode(
         raise BadInput("backend", backend, f"cannot compile the tokenizer here: {reason}") from e
     return encode
 
-# %% ../../nbs/training/540_extract.ipynb #d5294b72
+# %% ../../nbs/training/540_extract.ipynb #a5a229eb
 def _chunks(span:range, size:int) -> list[range]:
     "A range in pieces of `size`."
     return [range(first, min(first + size, span.stop)) for first in range(span.start, span.stop, size)]
@@ -168,7 +168,7 @@ def extract_codes(
                 parts = [next(feed) for _ in of_shard]
                 _write_shard(writer, shard, parts, coded, source, bar)
         processes.wait()
-        processes.together(lambda: _finish(writer, source))
+        processes.together(lambda: _finish(writer, source, tokenizer.coding()))
     return CodeStore(path, verify=False)
 
 @contextlib.contextmanager
@@ -184,7 +184,7 @@ def _bar(writer:CodeWriter, shards, progress:bool|None, processes:Processes) -> 
     total = sum(len(writer.span(shard)) for shard in shards)
     return Progress(total, "picture", show=progress if processes.main else False)
 
-# %% ../../nbs/training/540_extract.ipynb #9b7a23cb
+# %% ../../nbs/training/540_extract.ipynb #55b8a1ba
 def _write_shard(writer:CodeWriter, shard:int, parts:list[Viewed], coded:Callable, source:ImageSource, bar):
     "Encode the pictures of one shard and publish it."
     codes, labels, ids = [torch.zeros(0, *writer.plan.row, dtype=torch.int64)], [], []
@@ -198,13 +198,13 @@ def _write_shard(writer:CodeWriter, shard:int, parts:list[Viewed], coded:Callabl
         bar.update(len(part.ids) + len(part.bad))
     writer.write(shard, torch.cat(codes), labels, ids)
 
-def _finish(writer:CodeWriter, source:ImageSource):
+def _finish(writer:CodeWriter, source:ImageSource, coding:str):
     "Index the store, unless more pictures are missing than allowed."
     entries = [writer.entry(shard) for shard in range(writer.shards)]
     missing = writer.plan.total - sum(entry["rows"] for entry in entries if entry)
     allowed = missing <= source.max_bad or any(entry is None for entry in entries)
     check(allowed, "max_bad", source.max_bad, f"{missing} pictures could not be read over all processes")
-    writer.finish()
+    writer.finish(coding)
 
 # %% ../../nbs/training/540_extract.ipynb #5cf09a58
 class CaptionImages(ImageSource):

@@ -54,7 +54,7 @@ def class_names(batch:dict[str, Tensor], names:tuple[str, ...]) -> list[str]:
     labels = batch["labels"].tolist() if "labels" in batch else []
     return [names[y] if y < len(names) else str(y) for y in labels]
 
-# %% ../../nbs/training/545_previews.ipynb #3c6ae39f
+# %% ../../nbs/training/545_previews.ipynb #a86f49f4
 @dataclass
 class Preview:
     "Draws `previews/step-….png` into the folder of a trainer that calls it."
@@ -74,6 +74,9 @@ class Preview:
         vocab = tuple(self.tokenizer.vocab or ())
         message = f"must be the one that made the codes, of {codes.vocab}"
         check(vocab == tuple(codes.vocab), "preview tokenizer", self.tokenizer.vocab, message, Mismatch)
+        known = codes.coding in ("", self.tokenizer.coding())
+        message = "speaks other codes than these: it must be the one that made them (its decoder may be another)"
+        check(known, "preview tokenizer", type(self.tokenizer).__name__, message, Mismatch)
         if generator is not None: self.sampling.sampler(generator)
 
     @torch.no_grad()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['run_facts', 'status_line', 'run_curves', 'run_page', 'write_run_page']
 
-# %% ../../nbs/training/523_run_page.ipynb #8ebfaa7f
+# %% ../../nbs/training/523_run_page.ipynb #479dfdfb
 import base64
 import html
 from pathlib import Path
@@ -14,9 +14,9 @@ from ..core import BadInput, check, load_json, write_aside
 from ..figures import plain_text
 from ..progress import duration
 from ..report import curves_svg, html_page, html_svg, html_table
-from .trackers import read_log
+from .trackers import damage_words, damaged_lines, read_log
 
-# %% ../../nbs/training/523_run_page.ipynb #f6dcf6ee
+# %% ../../nbs/training/523_run_page.ipynb #680cba99
 def _json(path:Path) -> dict:
     "A JSON object; an empty one if it is not there or can't be read."
     try: found = load_json(path)
@@ -24,7 +24,7 @@ def _json(path:Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 def run_facts(folder:str|Path) -> dict:
-    "`record` (run.json), `log`, `previews` (the last pictures' files), `step`, `steps` and `finished` of a run folder."
+    "`record` (run.json), `log` and its `damage`, the last `previews`, `step`, `steps` and `finished` of a run folder."
     folder = Path(folder)
     check(folder.is_dir(), "folder", folder, "must be the folder of a run")
     record, log = _json(folder / "run.json"), read_log(folder / "log.jsonl")
@@ -33,7 +33,14 @@ def run_facts(folder:str|Path) -> dict:
     step = log[-1]["step"] if log else 0
     previews = sorted((folder / "previews").glob("step-*.png"))[-2:]
     finished = isinstance(steps, int) and step >= steps
-    return dict(record=record, log=log, previews=previews, step=step, steps=steps, finished=finished)
+    facts = dict(record=record, log=log, previews=previews, step=step, steps=steps, finished=finished)
+    return facts | {"damage": _damage(folder)}
+
+def _damage(folder:Path) -> str:
+    "What is known of damaged lines of the log, in words; empty if there is none."
+    now = damage_words(damaged_lines(folder / "log.jsonl"))
+    if now: return f"log.jsonl: {now}"
+    return "log.jsonl had damaged lines, now in log.jsonl.bad" if (folder / "log.jsonl.bad").exists() else ""
 
 def _last(log:list[dict], name:str):
     return next((line[name] for line in reversed(log) if line.get(name) is not None), None)
@@ -41,16 +48,17 @@ def _last(log:list[dict], name:str):
 def status_line(facts:dict) -> str:
     "How far the run is, in words."
     step, steps, log = facts["step"], facts["steps"], facts["log"]
-    if not steps: return f"step {step:,}"
+    damage = [facts["damage"]] if facts["damage"] else []
+    if not steps: return ", ".join([f"step {step:,}", *damage])
     parts = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     speed, batch = _last(log, "per_second"), facts["record"]["config"].get("batch")
     if facts["finished"]: parts.append("finished")
     elif speed and isinstance(batch, int): parts.append(f"{duration((steps - step) * batch / speed)} of training left")
     skipped = _last(log, "skipped")
     if skipped: parts.append(f"{skipped:.0f} steps skipped")
-    return ", ".join(parts)
+    return ", ".join(parts + damage)
 
-# %% ../../nbs/training/523_run_page.ipynb #e6b82281
+# %% ../../nbs/training/523_run_page.ipynb #77c36408
 _AS_THEY_ARE = ("lr", "skipped", "samples", "usage")
 
 def run_curves(log:list[dict], keep:float=0.9) -> str|None:

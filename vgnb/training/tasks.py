@@ -118,7 +118,7 @@ class ImageData(Data):
             if item is not None: return item
         raise BadItem(self.source.fingerprint, "holds no readable picture")
 
-# %% ../../nbs/training/517_tasks.ipynb #100fd809
+# %% ../../nbs/training/517_tasks.ipynb #e7090864
 class CodeData(Data):
     "Stored codes as training batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
     def __init__(self,
@@ -143,7 +143,9 @@ class CodeData(Data):
 
     def facts(self) -> dict:
         "Classes, and the tokenizer that made the codes."
-        return dict(classes=list(self.store.classes), tokenizer=getattr(self.store, "tokenizer", ""))
+        store = self.store
+        facts = dict(classes=list(store.classes), tokenizer=getattr(store, "tokenizer", ""))
+        return facts | ({"coding": store.coding} if store.coding else {})
 
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch; which augmentation row is keyed by (sample, epoch)."

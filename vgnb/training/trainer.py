@@ -138,7 +138,7 @@ def _write_page(self:Session):
     try: write_run_page(self.folder.path)
     except OSError as e: print(f"warning: no page of the run: {reason_of(e)}", file=sys.stderr)
 
-# %% ../../nbs/training/530_trainer.ipynb #f54ab911
+# %% ../../nbs/training/530_trainer.ipynb #c234d13b
 class Speed:
     "Steps a second since the last reading."
     def __init__(self, step:int): self._mark(step)
@@ -151,11 +151,16 @@ class Speed:
         self._mark(step)
         return rate
 
+def _all_hear(session:Session) -> bool:
+    "Whether processes tell each other their news now: on accelerators, where it means to wait, every tenth step."
+    processes = session.processes
+    return processes.world == 1 or processes.device.type == "cpu" or session.step % 10 == 0
+
 def _news(session:Session, signals:list[str], failed:bool) -> tuple[str, bool]:
     "(the name of a signal that any process received, or nothing; whether any process can't read on)."
     processes = session.processes
     if processes.world == 1: return signals[0] if signals else "", failed
-    if processes.device.type != "cpu" and session.step % 10: return "", failed
+    if not _all_hear(session): return "", failed
     own = torch.tensor([s.name in signals for s in STOPS] + [failed], dtype=torch.int64, device=processes.device)
     *came, anywhere = processes.sum(own).tolist()
     return next((s.name for s, n in zip(STOPS, came) if n), ""), bool(anywhere)
@@ -255,7 +260,7 @@ def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) ->
         if due: due = not self.save()                    # amid skipped steps: after the next good one
     return ""
 
-# %% ../../nbs/training/530_trainer.ipynb #bfb6209e
+# %% ../../nbs/training/530_trainer.ipynb #bd155315
 @patch
 def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
     "This process's micro-batches of the next step, or why there are none."
@@ -265,9 +270,7 @@ def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
 @patch
 def _give_up(self:Trainer, error:VgnbError|None):
     "Publish what was learnt so far, then end with the error of whoever can't read on."
-    alone = self.processes.world == 1
-    all_know = alone or self.processes.device.type == "cpu" or self.step % 10 == 0
-    if self.step and all_know: self.save(last=True)
+    if self.step and _all_hear(self): self.save(last=True)
     raise error or VgnbError("stopped: another process of this run can't read on")
 
 @patch
