@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['ConvTokenizer']
 
-# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #72282960
+# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #7d184341
+from dataclasses import replace
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -70,7 +72,7 @@ class ConvTokenizer(Tokenizer):
         else: q = Quantized(self.quantizer.unquantized(features), None, {})
         return Reconstruction(self.pixels(q.z, noise), q, {"last_layer": self.decoder.head.weight})
 
-# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #c983584a
+# %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #53383eca
 @patch
 def noise(self:ConvTokenizer, draws:Draws|None, at:At|None) -> Noise|None:
     "Where dropout draws from; None where nothing is dropped."
@@ -85,6 +87,16 @@ def features(self:ConvTokenizer, images:Tensor, noise:Noise|None=None) -> Tensor
 def pixels(self:ConvTokenizer, z:Tensor, noise:Noise|None=None) -> Tensor:
     "z (b, dim, h/f, w/f) -> (b, 3, h, w) fp32, not cut to their range."
     return self.decoder(self.from_code(z), noise).float()
+
+@patch
+def first(self:ConvTokenizer, levels:int) -> ConvTokenizer:
+    "The tokenizer of the first so many levels of codes, on the same weights. Errors: levels that don't stand alone."
+    coarse = self.quantizer.first(levels)
+    if coarse is self.quantizer: return self
+    config = replace(self.config, quantizer=coarse.config)
+    view = ConvTokenizer(config, self.encoder, self.decoder, coarse, self.to_code, self.from_code)
+    view.span, view.clip, view.training = self.span, self.clip, self.training
+    return view
 
 @patch
 @torch.no_grad()

@@ -26,7 +26,7 @@ from .pictures import need_pixels
 from .quantizers import Alone, Sync
 from .tokenizer import Reconstruction, Tokenizer
 
-# %% ../../nbs/tokenizers/237_objectives.ipynb #28c1a85c
+# %% ../../nbs/tokenizers/237_objectives.ipynb #404248d7
 class Phase(NamedTuple):
     "Part of an iteration; the tuples hold names of parameter groups."
     name: str
@@ -54,11 +54,25 @@ class Objective(ABC):
         "The phases of the iteration after `step` finished ones; default: one, in which everything moves."
         return (Phase.of("train", "tokenizer", *self.modules),)
 
+    def groups(self, tokenizer:Tokenizer) -> dict[str, dict[str, nn.Parameter]]:
+        "{group: {name: parameter}} of the tokenizer; default: one group, `tokenizer`."
+        return {"tokenizer": dict(tokenizer.named_parameters())}
+
+    def make(self,
+        phase:Phase,
+        tokenizer:Tokenizer,
+        images:Tensor,            # (b, 3, h, w) in the tokenizer's own span
+        draws:Draws, at:At,
+        quantize:bool=True,       # False: features pass as they are
+    ) -> Reconstruction:
+        "What the tokenizer makes in a phase that names one of its groups; default: its forward pass."
+        return tokenizer(images, draws, at, quantize)
+
     @abstractmethod
     def loss(self,
         phase:Phase,
         images:Tensor,            # (b, 3, h, w) in [-1, 1]
-        made:Reconstruction|None, # of the tokenizer, pixels in [-1, 1]; None in a phase that does not move it
+        made:Reconstruction|None, # of the tokenizer, pixels in [-1, 1]; None in a phase that names none of its groups
         carry:dict,               # shared by the phases of an iteration
         draws:Draws,
         at:At,                    # ids (b,) and the step
@@ -72,7 +86,7 @@ class Objective(ABC):
         "Refuse, before any work, what this objective can't do; default: nothing."
         return
 
-# %% ../../nbs/tokenizers/237_objectives.ipynb #7cef9448
+# %% ../../nbs/tokenizers/237_objectives.ipynb #91ede728
 @dataclass(frozen=True)
 class VQGANLossConfig:
     "Weights of a tokenizer's objective; defaults are LlamaGen's."
@@ -95,6 +109,9 @@ class VQGANLossConfig:
         check_choice("disc_loss", self.disc_loss, DISC_LOSSES)
         check_choice("gen_loss", self.gen_loss, GEN_LOSSES)
         check_choice("compat", self.compat, (None, "upstream"))
+        compares = self.l2 or self.l1 or self.lpips
+        needs = "needs a reconstruction loss to be weighed against: l2, l1 or lpips above 0"
+        check(compares or not (self.gan and self.adaptive), "adaptive", self.adaptive, needs)
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #073b15f3
 class VQGANLoss(Objective):

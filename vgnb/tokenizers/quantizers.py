@@ -7,7 +7,7 @@ __all__ = ['l2_normalize', 'nearest', 'straight_through', 'entropy_loss', 'Sync'
            'Update', 'Quantizer', 'quantizers_in', 'set_sync', 'usage_of', 'QuantizerConfig', 'check_quantizer',
            'build_quantizer', 'build_updates', 'Revive', 'Revival', 'VectorConfig', 'TableQuantizer', 'VectorQuantizer']
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #7eb49897
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #ca194a5b
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from ..core import BadInput, check, check_choice, check_float, check_int
 from ..draws import At, Draws
 from ..kinds import kind_of, kinds, register_part, shelf, shelf_of
 from ..progress import walk
-from .tokenizer import Quantized
+from .tokenizer import Quantized, check_levels
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #eb24e65f
 _BOUND = 1 << 24   # entries of the largest distance matrix: 64 MB
@@ -159,7 +159,7 @@ class Update(nn.Module, ABC):
     ):
         "Called once an optimizer step, without gradients."
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #fa228554
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #510f43e7
 class Quantizer(nn.Module, ABC):
     "Features (b, d, *grid) -> what a decoder is given, and codes."
     def __init__(self,
@@ -181,6 +181,11 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def lookup(self, codes:Tensor) -> Tensor:
         "Codes (b, *grid) -> rows (b, d, *grid)."
+
+    def first(self, levels:int) -> "Quantizer":
+        "The quantizer of the first so many levels, on the same tables. Errors: levels that don't stand alone."
+        check_levels(self, levels)
+        return self
 
     def unquantized(self, z:Tensor) -> Tensor:
         "Features as the decoder sees them while nothing is quantized yet: a warm-up before the table is set."
@@ -308,7 +313,7 @@ class VectorConfig:
         "Codebook size of each level."
         return (self.codebook,)
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #3f32d293
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #774be90c
 class TableQuantizer(Quantizer):
     "A table of learnt rows: how it begins, is read, and is set from features. What it learns by is its children's."
     def __init__(self, config:VectorConfig):
@@ -338,6 +343,16 @@ class TableQuantizer(Quantizer):
         "(b, *grid) codes -> (b, d, *grid) rows."
         return F.embedding(codes.long(), self.rows()).movedim(-1, 1)
 
+    def find(self,
+        x:Tensor,                 # (n, d), as they are searched
+        draws:Draws|None=None, at:At|None=None,
+        learn:bool=True,
+    ) -> tuple[Tensor, Tensor]:   # codes (n,), rows (n, d)
+        "Nearest, then what a training step teaches, then the lookup."
+        codes = nearest(x.detach(), self.rows().detach())
+        if self.training and learn: self.update(x.detach(), codes, draws, at)
+        return codes, F.embedding(codes, self.rows())
+
     def unquantized(self, z:Tensor) -> Tensor:
         "Features as they are searched, unit if `l2`."
         grid = z.shape[:1] + z.shape[2:]
@@ -350,7 +365,7 @@ class TableQuantizer(Quantizer):
         features = self.sync.gather(self.flat(z))
         self.table.copy_(kmeans(features, self.config.codebook, draws, iterations, self.config.l2))
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #5e649ce0
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #139177bb
 class VectorQuantizer(TableQuantizer):
     "Nearest row, straight-through gradients; plain or L2-normalised (arXiv 1711.00937; 2110.04627 §3.2)."
     quirks = (("The window of recent codes starts full of zeros.",
@@ -378,9 +393,7 @@ class VectorQuantizer(TableQuantizer):
         grid = z.shape[:1] + z.shape[2:]
         with exact(z, self.config.compat is None):
             x = self.flat(z)                                                    # (n, d)
-            codes = nearest(x.detach(), self.rows().detach())                   # (n,)
-            if self.training and learn: self.update(x.detach(), codes, draws, at)
-            q = F.embedding(codes, self.rows())                                 # (n, d)
+            codes, q = self.find(x, draws, at, learn)                           # (n,), (n, d)
             out = straight_through(x, q).view(*grid, -1).movedim(-1, 1)         # (b, d, *grid)
             return Quantized(out, codes.view(grid), self.losses(x, q))
 

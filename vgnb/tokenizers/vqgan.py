@@ -220,15 +220,21 @@ def taming_spec(c:VQGANConfig, resolution:int=256) -> dict:
         "dropout": c.dropout}
     return {"embed_dim": c.quantizer.dim, "n_embed": c.quantizer.codebook, "ddconfig": ddconfig}
 
-# %% ../../nbs/tokenizers/240_vqgan.ipynb #9971c9d9
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #615e6494
 def _has_table(c:VQGANConfig) -> bool:
     "Whether the authors' networks and a table of codes stand in it; only such a model has their names."
     return c.coder == "stair" and isinstance(c.quantizer, VectorConfig)
 
 _TABLE = {"quantize.embedding.weight", "encoder.conv_out.weight"}    # a variational autoencoder has no codes
 
+def _reads_llamagen(spec:dict) -> bool:
+    "Whether these are LlamaGen's arguments; a name with `second_stage` means a quantizer that isn't LlamaGen's."
+    name = str(spec.get("model") or spec.get("factory"))
+    return "second_stage" not in name and ("VQ-" in name or "encoder_ch_mult" in spec)
+
 def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
-    "LlamaGen's arguments from names and shapes."
+    "LlamaGen's arguments from names and shapes; a file with a second table is IAR2's."
+    if "quantize.embedding_second" in state: return None
     if not _TABLE | {"encoder.conv_blocks.0.res.0.norm1.weight"} <= state.keys(): return None
     levels = counted(state, "encoder.conv_blocks.")
     why = "is no published size; give its arguments as spec="
@@ -259,12 +265,12 @@ _TAMING_NAMES = ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_o
 LLAMAGEN_VQ = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="llamagen",
     names=llamagen_vq_names, read=llamagen_vq_config, write=llamagen_vq_spec,
-    reads=lambda spec: "VQ-" in str(spec.get("model") or spec.get("factory")) or "encoder_ch_mult" in spec,
+    reads=_reads_llamagen,
     recognise=_recognise_llamagen,
     owns=lambda c: _has_table(c) and not c.quantizer.legacy,
     unpublished=("quantizer.updates.",),
     classes=("tokenizer.tokenizer_image.vq_model.VQModel", "RandAR.model.tokenizer.VQModel"),
-    also=("randar", "halton", "pgm"),
+    also=("randar", "halton", "pgm", "iar2"),
     published=(Published("VQ-16", {"model": "VQ-16"}, (f"{_HUB}: vq_ds16_c2i.pt", f"{_T2I_HUB}: vq_ds16_t2i.pt")),
                Published("VQ-8", {"model": "VQ-8"}, (f"{_HUB}: vq_ds8_c2i.pt",)))))
 

@@ -6,7 +6,7 @@
 __all__ = ['default_run', 'TrainOptions', 'list_recipes', 'first_word', 'parse', 'help_text', 'build_tokenizer', 'open_codes',
            'follow_codes', 'build_generator', 'describe', 'build', 'train', 'finish']
 
-# %% ../../nbs/training/550_commands.ipynb #bac9541a
+# %% ../../nbs/training/550_commands.ipynb #0c074855
 import os
 import shutil
 import sys
@@ -38,6 +38,7 @@ from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes
 from .run_folder import Run
+from .start import begin_with
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
 
@@ -140,7 +141,7 @@ def help_text(kind:str, doc:str) -> str:
             "or RandAR's .yaml will do as well.")
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #7f22812f
+# %% ../../nbs/training/550_commands.ipynb #2f858e2f
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
@@ -157,8 +158,9 @@ def build_tokenizer(
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     if recipe.free_steps < recipe.steps: check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
-    data = ImageData(source, recipe.augment)
-    return TokenizerTask(model, objective, recipe.free_steps), data
+    task = TokenizerTask(model, objective, recipe.free_steps)
+    if recipe.start: begin_with(task, recipe.start)
+    return task, ImageData(source, recipe.augment)
 
 def open_codes(uri:str) -> Codes:
     "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&split=eval` says what files don't."
@@ -175,7 +177,7 @@ def open_codes(uri:str) -> Codes:
         options[name] = text if is_text else int(text)
     return store_from(layout, where, **options)
 
-# %% ../../nbs/training/550_commands.ipynb #f65fb37e
+# %% ../../nbs/training/550_commands.ipynb #de82c26d
 def _is_text(model) -> bool:
     "Whether a configuration asks for captions; one that does not say is of a model of classes."
     return getattr(model, "condition", "class") == "text"
@@ -205,7 +207,9 @@ def build_generator(recipe:GeneratorRecipe, device="cpu") -> tuple[GeneratorReci
 
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
-    return recipe, GeneratorTask(model), CodeData(codes, FeatureStore(recipe.features) if text else None)
+    task = GeneratorTask(model)
+    if recipe.start: begin_with(task, recipe.start)
+    return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf
 def _count(module:nn.Module) -> str: return f"{sum(p.numel() for p in module.parameters()):,} parameters"

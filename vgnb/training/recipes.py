@@ -115,7 +115,7 @@ class Optim:
         is_pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         check(is_pair, "optim.betas", self.betas, "must be two numbers in [0, 1)")
 
-# %% ../../nbs/training/500_recipes.ipynb #2e75b61b
+# %% ../../nbs/training/500_recipes.ipynb #a4029f60
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a training run ends with."
@@ -129,6 +129,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward passes; weights and optimizer stay fp32
     ema: float = 0.0                            # decay of the averaged weights; 0 = none
     seed: int = 0                               # weights, data order and every draw count from it
+    start: str = ""                             # a run's folder, or a model's: the weights to begin with; "" = random
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
     name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
 

@@ -130,7 +130,7 @@ def _published_norms(
     if not state.recipe.compat or not any(optims[g].skip_norm for g in norms): return None
     return [clipped_sum(params[g], norm, optims[g].clip) for g, norm in norms.items()]
 
-# %% ../../nbs/training/528_step.ipynb #d31bddc1
+# %% ../../nbs/training/528_step.ipynb #ed22e5e2
 class Stepper:
     "One optimizer step of a task."
     def __init__(self, state:TrainState, share:Share=Share()):
@@ -155,6 +155,7 @@ class Stepper:
             if self.waiting.keys() & named: self._move(guard.fine(), rate)
             params = {g: list(self.state.groups[g].values()) for g in named}
             for g in phase.zero: drop_gradients(params[g])
+            self._take_along(phase, params)
             bad = self._backward(phase, step, micros, carries)
             self._join(params, bad)
             self._judge(phase, step, params, bad)
@@ -172,7 +173,7 @@ class Stepper:
             self.owed = any(map(self.task.once, skipped))
         return self.owed
 
-# %% ../../nbs/training/528_step.ipynb #6f65f2c3
+# %% ../../nbs/training/528_step.ipynb #7ff66869
 @patch
 def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
     "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
@@ -189,6 +190,13 @@ def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:l
         self.meter.add({name: loss.total, **loss.parts}, share)
     bad += self.undo.broken()
     return bad
+
+@patch
+def _take_along(self:Stepper, phase:Phase, params:dict[str, list[nn.Parameter]]):
+    "Gradients of an earlier phase that this one adds to: the loss scale, which `_join` will take out, comes back."
+    if not self.state.guard.fp16: return
+    kept = [p.grad for g in params if g not in phase.zero for p in params[g] if p.grad is not None]
+    if kept: torch._foreach_mul_(kept, self.state.guard.scale)
 
 @patch
 def _join(self:Stepper, params:dict[str, list[nn.Parameter]], bad:Tensor):
@@ -210,7 +218,8 @@ def _judge(self:Stepper, phase:Phase, step:int, params:dict[str, list[nn.Paramet
     for g in phase.step:
         self.waiting[g] = [p.grad for p in params[g]]
         drop_gradients(params[g])                    # what a later phase sends here is not this group's
-    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in norms.items()})
+    shown = {g: norms[g] for g in phase.clip or phase.step}      # of gradients that two phases add to: the first's
+    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in shown.items()})
 
 @patch
 def _move(self:Stepper, ok:Tensor, rate:float):

@@ -188,7 +188,7 @@ def check_kmeans(
           f"must be at least {least}: after free_steps={free_steps} steps k-means sets {codes} codes from one batch, "
           f"which has {places} features a picture; or ask for free_steps=0")
 
-# %% ../../nbs/training/517_tasks.ipynb #83eef663
+# %% ../../nbs/training/517_tasks.ipynb #9a4da212
 class TokenizerTask(Task):
     "A tokenizer towards any objective, and what that trains beside it."
     def __init__(self,
@@ -202,6 +202,24 @@ class TokenizerTask(Task):
         self.helpers = tuple(objective.helpers.values())
 
     def phases(self, step:int) -> tuple[Phase, ...]: return self.objective.phases(step)
+
+    def groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        "The objective says which groups the tokenizer's parameters form; what it trains beside it is a group a module."
+        found = super().groups()
+        trained = found.pop("tokenizer")
+        own = {}
+        for group, named in self.objective.groups(self.modules["tokenizer"]).items():
+            own[group] = {f"tokenizer.{k}": p for k, p in named.items() if p.requires_grad}
+
+        left_out = sorted(trained.keys() - {k for named in own.values() for k in named})
+        message = f"must hold all that is trained; {', '.join(left_out[:3])} is in none"
+        check(not left_out, "groups", sorted(own), message)
+        return own | found
+
+    def runs(self, phase:Phase) -> bool:
+        "Whether a phase names a group of the tokenizer's."
+        own = self.objective.groups(self.modules["tokenizer"])
+        return not own.keys().isdisjoint((*phase.zero, *phase.clip, *phase.step))
 
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
@@ -225,16 +243,18 @@ class TokenizerTask(Task):
             tokenizer.kmeans_init(tokenizer.enter(images), draws)
 
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
-        "The objective's, for what the tokenizer makes of the batch in the phases that move it."
+        "The objective's, for what the tokenizer makes of the batch in the phases that name a group of it."
         images = batch["images"]
-        made = self.made(images, draws, at) if "tokenizer" in phase.step else None
+        made = self.made(phase, images, draws, at) if self.runs(phase) else None
         return Loss(*self.objective.loss(phase, images, made, carry, draws, at))
 
-    def made(self, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
-        "A forward pass of the tokenizer; pixels are compared in [-1, 1]."
+    def made(self, phase:Phase, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
+        "What the tokenizer makes in a phase; pixels are compared in [-1, 1]."
         tokenizer = self.modules["tokenizer"]
-        made = tokenizer(tokenizer.enter(images), draws, at, quantize=at.step >= self.free_steps)
-        return made._replace(output=tokenizer.leave(made.output)) if tokenizer.makes == "pixels" else made
+        quantize = at.step >= self.free_steps
+        made = self.objective.make(phase, tokenizer, tokenizer.enter(images), draws, at, quantize)
+        has_pixels = tokenizer.makes == "pixels" and made.output is not None
+        return made._replace(output=tokenizer.leave(made.output)) if has_pixels else made
 
     def report(self) -> dict[str, float]:
         "Share of each codebook among recent codes."
