@@ -7,7 +7,7 @@ __all__ = ['semantic_detail_presets', 'iar2_names', 'IAR2', 'SemanticDetailConfi
            'windows', 'TwoLevelHead', 'PerCell', 'half_rate', 'SemanticDetailTransformer', 'first_weight',
            'WatchedPast', 'WatchedCache', 'SemanticDetailState', 'iar2_config', 'iar2_spec', 'recognise_iar2']
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #e2bdcea7
+# %% ../../nbs/generators/345_semantic_detail.ipynb #abe84ae4
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
@@ -20,7 +20,6 @@ from ..draws import At
 from ..families import Family, Published, counted, register
 from .generator import Cond, Grid, Loss, Prediction, cross_entropy
 from vgnb.generators.raster import (
-    DecoderOnly,
     DecoderState,
     RasterConfig,
     RasterTransformer,
@@ -212,7 +211,7 @@ class SemanticDetailTransformer(RasterTransformer):
         if key not in self._tables: self._tables[key] = self._head_table.to(device)
         return self._tables[key]
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #a7f3c3d3
+# %% ../../nbs/generators/345_semantic_detail.ipynb #d92288e2
 @patch
 def _logits(self:SemanticDetailTransformer,
     codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple[Tensor, Tensor]:
@@ -231,7 +230,7 @@ def _logits(self:SemanticDetailTransformer,
 @patch
 def loss(self:SemanticDetailTransformer, logits:tuple[Tensor, ...], codes:Tensor, valid:Tensor|None) -> Loss:
     "The mean cross entropy of the semantic codes, weighted, and that of the detail codes."
-    semantic, detail = (cross_entropy(l, codes[..., i], valid).total for i, l in enumerate(logits))
+    semantic, detail = (cross_entropy(rows, codes[..., i], valid).total for i, rows in enumerate(logits))
     total = self.config.semantic_weight * semantic + detail
     return Loss(total, {"semantic": semantic.detach(), "detail": detail.detach()})
 
