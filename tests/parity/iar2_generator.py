@@ -1,4 +1,4 @@
-"IAR2's generator side: training, generation with two codes a cell, its guidance, rotary table, window and learning rates."
+"IAR2's generator side: training, sampling with two codes a cell, guidance, rotary table, window, learning rates."
 import torch
 
 from tests.parity.harness import adapter

@@ -31,7 +31,7 @@ from vgnb.generators.raster import (
 from ..layers import Blocks, Cache, Noise, Past, drop_path_rates, rotary_table, zero_prefix
 from ..names import NameTable, Rename
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #502f91f1
+# %% ../../nbs/generators/345_semantic_detail.ipynb #a2ee3635
 @dataclass(frozen=True)
 class SemanticDetailConfig(RasterConfig):
     "A `RasterConfig` whose cells hold two codes."
@@ -50,7 +50,8 @@ class SemanticDetailConfig(RasterConfig):
         check_float("semantic_weight", self.semantic_weight, 0)
         check_choice("rope_rate", self.rope_rate, ("full", "half"))
         check(self.rope == "grid", "rope", self.rope, 'must be "grid": the local window has rows and columns')
-        check(self.dim >= _NEAR, "dim", self.dim, f"must be at least {_NEAR}: each neighbour has dim / {_NEAR} channels")
+        allowed = f"must be at least {_NEAR}: each neighbour has dim / {_NEAR} channels"
+        check(self.dim >= _NEAR, "dim", self.dim, allowed)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -312,12 +313,12 @@ def prepare(self:SemanticDetailTransformer, state:SemanticDetailState):
     state.ring[:, -1] = self.head.outside()
     state.forget_cell()
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #c22cf8aa
+# %% ../../nbs/generators/345_semantic_detail.ipynb #3a5788ca
 @patch
 def _begin_cell(self:SemanticDetailTransformer, state:SemanticDetailState, first:int, last:int) -> Tensor:
     "Run the backbone and the head's first two places for branches first..last-1; the second's output (rows, 1, d)."
     rows = state.rows(first, last)
-    h = self._feed(state, first, last)[:, -(state.done + 1):]                   # of cells; the class' places say nothing
+    h = self._feed(state, first, last)[:, -(state.done + 1):]                    # what predicts cells, not captions
     state.remember(self.head.squeeze(h), rows, state.done + 1)
 
     context = self.head.contexts(state.near(rows))
@@ -392,7 +393,7 @@ def iar2_spec(c:SemanticDetailConfig) -> dict:
     semantic, detail = theirs.pop("vocab_size")
     return theirs | {"cluster_num": semantic, "sub_vocab_size": detail, "factorized_n_layer": c.head_layers}
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #09fe9e77
+# %% ../../nbs/generators/345_semantic_detail.ipynb #c7879b43
 def recognise_iar2(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
     tables = [f"tok_embeddings{i}.weight" for i in (1, 2)]
@@ -418,9 +419,9 @@ def _published(size:str) -> Published:
     return Published(f"IAR2-{size}", spec, files)
 
 IAR2 = register(Family(
-    kind="semantic-detail", config=SemanticDetailConfig, build=SemanticDetailTransformer, role="generator", system="iar2",
-    names=iar2_names, read=iar2_config, write=iar2_spec,
-    reads=lambda spec: "factorized_n_layer" in spec, recognise=recognise_iar2,
+    kind="semantic-detail", config=SemanticDetailConfig, build=SemanticDetailTransformer, role="generator",
+    system="iar2", names=iar2_names, read=iar2_config, write=iar2_spec,
+    recognise=recognise_iar2, reads=lambda spec: "factorized_n_layer" in spec,
     owns=lambda c: c.rope_rate == "half" and c.condition == "class" and c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt_train.Transformer", "autoregressive.models.gpt_inference.Transformer"),
     published=tuple(map(_published, _SIZES))))
