@@ -3285,6 +3285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'vgnb.training.recipes._filled_in': ('training/recipes.html#_filled_in', 'vgnb/training/recipes.py'),
                                        'vgnb.training.recipes._flat': ('training/recipes.html#_flat', 'vgnb/training/recipes.py'),
                                        'vgnb.training.recipes._millions': ('training/recipes.html#_millions', 'vgnb/training/recipes.py'),
+                                       'vgnb.training.recipes._stairs': ('training/recipes.html#_stairs', 'vgnb/training/recipes.py'),
                                        'vgnb.training.recipes.check_same': ('training/recipes.html#check_same', 'vgnb/training/recipes.py'),
                                        'vgnb.training.recipes.rate_at': ('training/recipes.html#rate_at', 'vgnb/training/recipes.py'),
                                        'vgnb.training.recipes.recipe': ('training/recipes.html#recipe', 'vgnb/training/recipes.py'),

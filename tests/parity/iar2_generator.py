@@ -135,12 +135,10 @@ def extractor(case):
 def learning_rates(case):
     c = case.config
     lr, floor, steps = c["lr"], c["min_lr"] / c["lr"], c["total_steps"]
-    every = max(1, steps // 10)
-    pieces = [f"{0.9 ** k}:{(k + 1) * every}" for k in range(len(range(0, steps + 1000, every)))]
     rates = {
         "cosine": Rate("cosine", floor=floor, compat="upstream"),
         "linear": Rate("linear", floor=floor),
-        "step": Rate("piecewise_constant", rules=",".join((*pieces, "0")))}
+        "step": Rate("step")}
     rows = {name: shape[0] for name, (shape, _) in case.outs.items()}
-    return {name: torch.tensor([lr * rate_at(rates[name.removeprefix("out.")], i, steps) for i in range(n)],
-                               dtype=torch.float64) for name, n in rows.items()}
+    taken = {name: [lr * rate_at(rates[name.removeprefix("out.")], i, steps) for i in range(n)] for name, n in rows.items()}
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}
