@@ -140,5 +140,9 @@ def learning_rates(case):
         "linear": Rate("linear", floor=floor),
         "step": Rate("step")}
     rows = {name: shape[0] for name, (shape, _) in case.outs.items()}
-    taken = {name: [lr * rate_at(rates[name.removeprefix("out.")], i, steps) for i in range(n)] for name, n in rows.items()}
-    return {name: torch.tensor(values, dtype=torch.float64) for name, values in taken.items()}
+
+    def taken(name):
+        used = [lr * rate_at(rates[name.removeprefix("out.")], step, steps) for step in range(rows[name])]
+        return torch.tensor(used, dtype=torch.float64)
+
+    return {name: taken(name) for name in rows}
