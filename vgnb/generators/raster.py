@@ -6,9 +6,9 @@
 __all__ = ['raster_presets', 'llamagen_gpt_names', 'LLAMAGEN_GPT', 'DAR_GPT', 'RasterConfig', 'DecoderOnly', 'visible_places',
            'RasterTransformer', 'DecoderState', 'llamagen_config', 'dar_config', 'llamagen_spec', 'recognise_gpt']
 
-# %% ../../nbs/generators/320_raster.ipynb #3cdf1bfb
+# %% ../../nbs/generators/320_raster.ipynb #25868c4d
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -156,7 +156,7 @@ def _rotary(c:RasterConfig, grid:Grid) -> Tensor:
     unturned = rotary_table(torch.zeros(p, channels // 2, device="cpu"))     # on a grid the condition stands nowhere
     return torch.cat((unturned, cells))
 
-# %% ../../nbs/generators/320_raster.ipynb #4e4abbf6
+# %% ../../nbs/generators/320_raster.ipynb #dc8476c1
 class DecoderOnly(Generator):
     "What decoder-only generators share: weights, conditions, positions, memory. Subclasses define the sequence."
     quirks: tuple[tuple[str, str], ...] = (
@@ -177,7 +177,7 @@ class DecoderOnly(Generator):
         self.blocks = Blocks(self.new_block(f"drop.{i}", rate) for i, rate in enumerate(rates))
         self.norm = RMSNorm(c.dim, c.eps)
         self.head = self.new_head()
-        self._tables: dict = {}                                # rotary tables by grid and device
+        self._tables: dict = {}                                # by name, grid and device: see `once`
 
     def new_embedder(self) -> nn.Module:
         "What makes the prefix (b, p, d) of labels or captions."
@@ -255,7 +255,7 @@ def embed_condition(self:DecoderOnly, cond:Cond, noise:Noise|None=None) -> Tenso
     if self.config.condition == "class": return self.condition(cond.labels, noise)
     return self.condition(cond.text.to(self.condition.fc1.weight.dtype), noise)
 
-# %% ../../nbs/generators/320_raster.ipynb #c24c20eb
+# %% ../../nbs/generators/320_raster.ipynb #996a7b0e
 @patch
 def cell_codes(self:DecoderOnly, codes:Tensor) -> Tensor:
     "Codes (b, k, L) as the embedding takes them: (b, k), for there is one level."
@@ -284,13 +284,21 @@ def new_table(self:DecoderOnly, grid:Grid) -> Tensor:
     return _rotary(self.config, grid)
 
 @patch
+def once(self:DecoderOnly,
+    what:str, grid:Grid,
+    device,
+    make:Callable[[], Tensor],
+) -> Tensor:
+    "A table of a grid, made once and kept on the device."
+    key = (what, grid, str(device))
+    if key not in self._tables:
+        with torch.inference_mode(False): self._tables[key] = make().to(device)     # training may need it later
+    return self._tables[key]
+
+@patch
 def table(self:DecoderOnly, grid:Grid, device) -> Tensor:
     "`new_table`, computed once a grid and device."
-    key = (grid, str(device))
-    if key not in self._tables:
-        with torch.inference_mode(False):                                   # training may need it later
-            self._tables[key] = self.new_table(grid).to(device)
-    return self._tables[key]
+    return self.once("rotary", grid, device, lambda: self.new_table(grid))
 
 @patch
 def check_grid(self:DecoderOnly, grid:Grid): self.table(grid, "cpu")

@@ -163,7 +163,7 @@ def half_rate(
     "Each cell's row twice."
     return torch.cat((table[:prefix], table[prefix:].repeat_interleave(2, 0)))
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #5d027e9e
+# %% ../../nbs/generators/345_semantic_detail.ipynb #b75e2e61
 class SemanticDetailTransformer(RasterTransformer):
     "Predicts a semantic and then a detail code of one cell after the other. IAR2."
     def __init__(self,
@@ -172,8 +172,6 @@ class SemanticDetailTransformer(RasterTransformer):
     ):
         super().__init__(config, seed)
         if config.condition == "class": self.traits |= {"class_attention"}
-        unturned = rotary_table(torch.zeros(3, config.dim // config.heads // 2, device="cpu"))
-        self._head_table = zero_prefix(unturned[1:], 1) if config.zero_prefix else unturned
 
     def new_tokens(self) -> FusedCodes:
         "What makes inputs (b, m, d) of pairs of codes."
@@ -202,17 +200,18 @@ class SemanticDetailTransformer(RasterTransformer):
 
     def near(self, grid:Grid, device) -> Tensor:
         "The neighbours (n, 12) in each cell's window, computed once a grid and device."
-        key = ("near", grid, str(device))
-        if key not in self._tables: self._tables[key] = window_cells(*grid.shape)[:, :_NEAR].to(device)
-        return self._tables[key]
+        return self.once("near", grid, device, lambda: window_cells(*grid.shape)[:, :_NEAR])
 
-    def head_table(self, device) -> Tensor:
-        "The rotary table (3, c/2, 2) of the head's places."
-        key = ("head", str(device))
-        if key not in self._tables: self._tables[key] = self._head_table.to(device)
-        return self._tables[key]
+    def head_table(self, grid:Grid, device) -> Tensor:
+        "The rotary table (3, c/2, 2) of the head's places, the same for all grids."
+        return self.once("head", grid, device, self._new_head_table)
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #d92288e2
+    def _new_head_table(self) -> Tensor:
+        c = self.config
+        unturned = rotary_table(torch.zeros(3, c.dim // c.heads // 2, device="cpu"))
+        return zero_prefix(unturned[1:], 1) if c.zero_prefix else unturned
+
+# %% ../../nbs/generators/345_semantic_detail.ipynb #8acbc3ee
 @patch
 def _logits(self:SemanticDetailTransformer,
     codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple[Tensor, Tensor]:
@@ -224,7 +223,7 @@ def _logits(self:SemanticDetailTransformer,
     x = torch.stack((self.head.contexts(near).type_as(h), h, semantic), 2).flatten(0, 1)    # (b * n, 3, d)
 
     per_cell = noise and Noise(PerCell(noise.draws, n), noise.at)
-    x = self.head.blocks(x, self.head_table(h.device), "causal", noise=per_cell)
+    x = self.head.blocks(x, self.head_table(grid, h.device), "causal", noise=per_cell)
     x = self.norm(x[:, 1:]).unflatten(0, (b, n))                                            # (b, n, 2, d)
     return tuple(output(x[:, :, level]).float() for level, output in enumerate(self.head.outputs))
 
@@ -263,7 +262,7 @@ class WatchedCache(Cache):
         *others, last = super().past(start, n, rows)
         return [*others, WatchedPast(last, self.weight[rows])]
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #f95da1f8
+# %% ../../nbs/generators/345_semantic_detail.ipynb #2d352078
 class SemanticDetailState(DecoderState):
     "A raster model's memory, the head's, and the squeezed states of the last two rows."
     def __init__(self, model:SemanticDetailTransformer, branches:int, b:int, grid:Grid, device, dtype):
@@ -271,7 +270,7 @@ class SemanticDetailState(DecoderState):
         c = model.config
         rows = branches * b
         self.head_cache = Cache(c.head_layers, rows, c.kv_heads or c.heads, 3, c.dim // c.heads, dtype, device)
-        self.table_of_head = model.head_table(device)
+        self.table_of_head = model.head_table(grid, device)
 
         places = 2 * grid.shape[1] + 3
         self.ring = torch.zeros(rows, places + 1, c.dim // _NEAR, dtype=self.prefix.dtype, device=device)

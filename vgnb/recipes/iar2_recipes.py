@@ -114,4 +114,4 @@ def shapes_8x8_iar2() -> GeneratorRecipe:
     For codes of two levels: the sizes of their vocabularies are taken from the codes. The class is a prefix and is
     added to every cell.
     Command: python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
-    return replace(shapes_generator(), model=semantic_detail_presets["tiny"], steps=7000)
+    return replace(shapes_generator(), model=semantic_detail_presets["tiny"], steps=5000)
