@@ -1838,6 +1838,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.jobs.SampleJob.__post_init__': ('jobs.html#samplejob.__post_init__', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._begun': ('jobs.html#samplejob._begun', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._check': ('jobs.html#samplejob._check', 'vgnb/jobs.py'),
+                           'vgnb.jobs.SampleJob._check_rejection': ('jobs.html#samplejob._check_rejection', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._clean': ('jobs.html#samplejob._clean', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._is_sound': ('jobs.html#samplejob._is_sound', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._take_over': ('jobs.html#samplejob._take_over', 'vgnb/jobs.py'),
