@@ -105,7 +105,7 @@ def scales(case):
     clocks = [Clock(i, steps, i, steps) for i in range(steps)]
 
     def along(part, level=0):
-        return torch.stack([part.scale(a, clock._replace(level=level)) for a, clock in zip(attention, clocks)])
+        return torch.stack([part.scales(a, clock._replace(level=level)) for a, clock in zip(attention, clocks)])
 
     return {"out.omega": along(omega), "out.scale_sem": along(guidance), "out.scale_det": along(guidance, 1)}
 

@@ -16,13 +16,13 @@ from ..generators.generator import Clock, Cond, Prediction
 from ..kinds import register_part
 from .guidance import Unguided
 
-# %% ../../nbs/sampling/405_attended_guidance.ipynb #053ef847
+# %% ../../nbs/sampling/405_attended_guidance.ipynb #27c13eec
 @dataclass(frozen=True)
 class AttendedGuidance(Unguided):
     "Classifier-free guidance whose scale grows with the cell and with its attention to the class. IAR2."
-    start: tuple[float, ...] = (1.75, 1.75)   # scale at the first cell, one a code level; a single one stands for all
-    end: tuple[float, ...] = (3.0, 3.0)       # ... and at the last
-    attention: float = 0.05                   # how far an attention of 1 moves the scale towards its end (w_attn)
+    start: tuple[float, ...]|float = (1.75, 1.75)   # scale at the first cell, one a code level or one for all
+    end: tuple[float, ...]|float = (3.0, 3.0)       # ... and at the last
+    attention: float = 0.05                         # how far an attention of 1 moves the scale towards its end (w_attn)
     needs = frozenset({"class_attention"})
 
     def __post_init__(self):
@@ -46,7 +46,7 @@ class AttendedGuidance(Unguided):
         "How far along the picture the next cell is, 0 to 1."
         return clock.done / (clock.total - 1) if clock.total > 1 else 0.5
 
-    def scale(self, attention:Tensor, clock:Clock) -> Tensor:
+    def scales(self, attention:Tensor, clock:Clock) -> Tensor:
         "Scales (b,) for the attention (b,) to the class."
         start, end = self.ends(clock.level)
         omega = self.share(clock) + self.attention * attention
@@ -64,7 +64,7 @@ class AttendedGuidance(Unguided):
         "(branches, b, k, V) -> (b, k, V)."
         if self.live(clock) == 1: return p.logits[0]
         cond, uncond = p.logits[0], p.logits[1]
-        scale = self.scale(p.extras["class_attention"], clock)[:, None, None]
+        scale = self.scales(p.extras["class_attention"], clock)[:, None, None]
         return uncond + (cond - uncond) * scale
 
 register_part("guidance", "attended", AttendedGuidance())
