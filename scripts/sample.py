@@ -16,6 +16,10 @@ in training:
     python scripts/sample.py PIPE --morph photos/ --frames 8 --classes star
     python scripts/sample.py PIPE --extrapolate 32 32 --spatial-scale 1 2.5 --ntk-boundary 2
 
+Drawn again where a classifier doubts it (precision for variety; the record says so):
+
+    python scripts/sample.py tiny-randar --reject-by shapes-judge --reject-tries 4
+
 Image i of a seed is the same on any number of processes. Writes OUT.npz (`arr_0` uint8 NHWC, `labels`) and
 OUT.run.json. Killed, the same command goes on; finished, it does nothing; what another command left at OUT stays unless
 --overwrite is given. How tokens are drawn is the pipeline's own choice by default; --order, --guidance and --picks.0
@@ -115,6 +119,31 @@ class Larger:
 
 
 @dataclass
+class Choosing:
+    "Samples that a classifier doubts, drawn again."
+    reject_by: str = ""
+    "the classifier, an extractor by name: shapes-judge, ...; each sample is the candidate that it likes best"
+    reject_weights: Path | None = None
+    "for --reject-by: file of its weights; None = the shipped or published ones"
+    reject_tries: int | None = None
+    "for --reject-by: candidates of a sample at most; None = 4"
+    reject_enough: float | None = None
+    "for --reject-by: probability of the asked class with which a candidate is kept at once; None = 1, draw all"
+
+    def parts(self, device) -> dict:
+        "The job's rejection and classifier; nothing without --reject-by."
+        from vgnb.core import check
+        from vgnb.evaluation.features import load_extractor
+        from vgnb.rejection import Rejection
+        given = {name: value for name, value in asdict(self).items() if value not in ("", None)}
+        for name, value in given.items(): check(self.reject_by, name, value, "only goes with reject_by")
+        if not given: return {}
+        settings = {name: given[f"reject_{name}"] for name in ("tries", "enough") if f"reject_{name}" in given}
+        rejection = Rejection(**settings)
+        return {"reject": rejection, "classifier": load_extractor(self.reject_by, self.reject_weights, device)}
+
+
+@dataclass
 class Output:
     "Where the images go."
     out: Path = Path("runs/samples.npz")
@@ -138,6 +167,7 @@ class Options:
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     painting: tyro.conf.OmitArgPrefixes[Painting] = field(default_factory=Painting)
     larger: tyro.conf.OmitArgPrefixes[Larger] = field(default_factory=Larger)
+    choosing: tyro.conf.OmitArgPrefixes[Choosing] = field(default_factory=Choosing)
     output: tyro.conf.OmitArgPrefixes[Output] = field(default_factory=Output)
 
 
@@ -209,7 +239,7 @@ def main(argv: list[str]) -> int:
     from vgnb.jobs import SampleJob, asked_for
     from vgnb.pipeline import named_pipeline, saved_sampling
     from vgnb.processes import Processes
-    groups = ("source", "sampling", "painting", "larger", "output")
+    groups = ("source", "sampling", "painting", "larger", "choosing", "output")
     named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
     default = Options(sampling=saved_sampling(named))
     o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
@@ -230,7 +260,8 @@ def main(argv: list[str]) -> int:
     what, images, names = asked_for(**o.painting.given(), **asdict(o.larger))
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
-                    what=what, images=images, overwrite=output.overwrite, **asked)
+                    what=what, images=images, overwrite=output.overwrite, **asked,
+                    **o.choosing.parts(processes.device))
     if processes.main: print(in_words(job, processes))
     if output.dry_run: return 0
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob']
 
-# %% ../nbs/720_jobs.ipynb #1d93f2ce
+# %% ../nbs/720_jobs.ipynb #ac796513
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -42,12 +42,14 @@ from .data.shards import read_sealed, write_sealed
 from .data.stored import StoredImages, decode_image
 from .data.transforms import center_crop
 from .draws import At, Keyed
+from .evaluation.features import Extractor
 from .evaluation.samples import Samples, open_samples, save_samples
 from .generators.generator import Cond
 from .kinds import to_json
 from .pipeline import Pipeline
 from .places import check_record, check_vacant, locked_file
 from .progress import walk
+from .rejection import Rejection, check_classifier
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
@@ -178,7 +180,7 @@ def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
-# %% ../nbs/720_jobs.ipynb #e204f54d
+# %% ../nbs/720_jobs.ipynb #929d64a7
 @dataclass
 class SampleJob:
     "Sample `labels` (one an id) with a pipeline into `out` (.npz); `part` images a file while it is under way."
@@ -194,6 +196,8 @@ class SampleJob:
     what: Application|None = None   # None = pictures from nothing
     images: Samples|None = None     # the pictures that the application starts from
     overwrite: bool = False         # what another job left at `out`, finished or begun, may go
+    reject: Rejection|None = None   # draw what `classifier` doubts again
+    classifier: Extractor|None = None
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -210,6 +214,7 @@ class SampleJob:
 
     def _check(self):
         "Raise `BadInput` for what cannot work."
+        if self.reject: self._check_rejection()
         cond = self.cond(slice(None))
         if self.what is None:
             self.pipe.sampler().check_request(cond, torch.arange(cond.b), self.pipe.grid)
@@ -221,6 +226,13 @@ class SampleJob:
             check(self.size is None, "size", self.size, "must be left out: pictures keep their size")
             images = picture_of(self.images, first)
         self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
+
+    def _check_rejection(self):
+        "Raise `BadInput` unless samples can be rejected."
+        check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
+        alone = self.what is None
+        check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
+        check_classifier(self.classifier, self.pipe)
 
     @property
     def sampling(self) -> Sampling:
@@ -244,7 +256,7 @@ def cond(self:SampleJob, rows:slice) -> Cond:
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
     return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
 
-# %% ../nbs/720_jobs.ipynb #89173370
+# %% ../nbs/720_jobs.ipynb #686baca3
 @patch(as_prop=True)
 def folder(self:SampleJob) -> Path:
     "Where the parts lie while the job is under way."
@@ -268,6 +280,7 @@ def plan(self:SampleJob) -> dict:
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
     if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
+    if self.reject: plan["rejection"] = to_json(self.reject) | {"classifier": self.classifier.id}
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
     if self.images is not None and self.images.times: plan["times"] = self.images.times
@@ -361,13 +374,14 @@ def _clean(self:SampleJob):
     "Remove the parts, then the plan, then their folder."
     if self.folder.exists(): remove_planned(self.folder)
 
-# %% ../nbs/720_jobs.ipynb #6474a5dc
+# %% ../nbs/720_jobs.ipynb #4789a072
 @patch
 def make(self:SampleJob, start:int) -> np.ndarray:
     "Images (b * each, h, w, 3) of the part that begins at id `start`."
     stop = min(start + self.part, self.count)
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
     how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)
+    if self.reject: return self.pipe.select(cond, self.reject, self.classifier, **how).images
     if self.what is None: return self.pipe.sample(cond, **how)
 
     images = picture_of(self.images, ids) if self.what.takes_pictures else None

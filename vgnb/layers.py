@@ -198,7 +198,7 @@ def additive(visible:Tensor) -> Tensor:
     "A bool mask as floats to add to attention scores: 0 where visible, -inf elsewhere. Cheaper where layers share it."
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
 
-# %% ../nbs/200_layers.ipynb #6d7952e5
+# %% ../nbs/200_layers.ipynb #5a23ed24
 class Past(NamedTuple):
     "One layer's keys and values for some rows of a batch, and how many places are filled."
     keys: Tensor     # (b, kv, length, c), a view
@@ -211,6 +211,9 @@ class Past(NamedTuple):
         self.keys[:, :, self.start:end] = k
         self.values[:, :, self.start:end] = v
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def asked(self, q:Tensor, k:Tensor):
+        "Queries (b, h, n, c) and the keys that they meet: nothing to do here, but a past may watch."
 
 class Cache:
     "Keys and values, allocated once; addresses never move. How many layers keep how much is the model's formula."
@@ -254,7 +257,7 @@ def attend(
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **kw).to(q.dtype)
 
-# %% ../nbs/200_layers.ipynb #32555954
+# %% ../nbs/200_layers.ipynb #c71c8176
 class Attention(nn.Module):
     "Multi-head attention with rotary positions, grouped queries and an optional cache; no biases."
     def __init__(self,
@@ -292,7 +295,9 @@ class Attention(nn.Module):
         past:Past|None=None,          # extended by the n new places
     ) -> Tensor:                      # (b, n, d)
         q, k, v = self.project(x, rotary)
-        if past is not None: k, v = past.extend(k, v)                                       # (b, kv, m, c)
+        if past is not None:
+            k, v = past.extend(k, v)                                                        # (b, kv, m, c)
+            past.asked(q, k)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 # %% ../nbs/200_layers.ipynb #b6ab4c1a

@@ -6,9 +6,9 @@
 __all__ = ['raster_presets', 'llamagen_gpt_names', 'LLAMAGEN_GPT', 'DAR_GPT', 'RasterConfig', 'DecoderOnly', 'visible_places',
            'RasterTransformer', 'DecoderState', 'llamagen_config', 'dar_config', 'llamagen_spec', 'recognise_gpt']
 
-# %% ../../nbs/generators/320_raster.ipynb #3cdf1bfb
+# %% ../../nbs/generators/320_raster.ipynb #25868c4d
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -55,8 +55,8 @@ from vgnb.layers import (
 )
 from ..names import Ignore, NameTable, Rename
 
-# %% ../../nbs/generators/320_raster.ipynb #7f4acf88
-_COUNTS = ("layers", "dim", "heads", "vocab", "classes", "text_dim", "text_tokens")
+# %% ../../nbs/generators/320_raster.ipynb #8bb7d4cf
+_COUNTS = ("layers", "dim", "heads", "classes", "text_dim", "text_tokens")
 _RATES = ("class_dropout", "token_dropout", "residual_dropout", "ffn_dropout", "drop_path")
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class RasterConfig:
     def __post_init__(self):
         object.__setattr__(self, "grid", tuple(self.grid))
         for k in _COUNTS: check_int(k, getattr(self, k), 1)
+        for size in self.levels: check_int("vocab", size, 1)
         check_int("layers", self.layers, 1, 4096)
         for k in _RATES: check_float(k, getattr(self, k), 0, 0.999)
         check_choice("condition", self.condition, ("class", "text"))
@@ -105,6 +106,11 @@ class RasterConfig:
         check(has_positions, "grid", self.grid, 'must be (h, w); only rope="sequence" has grids of one number')
         has_class = not self.class_everywhere or self.condition == "class"
         check(has_class, "class_everywhere", True, 'needs condition="class"')
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        "How many codes each level of a cell has."
+        return (self.vocab,)
 
     @property
     def prefix_places(self) -> int:
@@ -150,7 +156,7 @@ def _rotary(c:RasterConfig, grid:Grid) -> Tensor:
     unturned = rotary_table(torch.zeros(p, channels // 2, device="cpu"))     # on a grid the condition stands nowhere
     return torch.cat((unturned, cells))
 
-# %% ../../nbs/generators/320_raster.ipynb #2568c296
+# %% ../../nbs/generators/320_raster.ipynb #dc8476c1
 class DecoderOnly(Generator):
     "What decoder-only generators share: weights, conditions, positions, memory. Subclasses define the sequence."
     quirks: tuple[tuple[str, str], ...] = (
@@ -161,17 +167,17 @@ class DecoderOnly(Generator):
     def __init__(self, config:RasterConfig):
         super().__init__()
         c = self.config = config
-        self.vocab = (c.vocab,)
+        self.vocab = c.levels
         self.traits = frozenset({"cached", "grid2d" if c.rope == "grid" else "grid1d"})
         self.prefix_places = c.prefix_places
         self.condition = self.new_embedder()
-        self.tokens = nn.Embedding(c.vocab, c.dim)
+        self.tokens = self.new_tokens()
         self.drop = Dropout(c.token_dropout, "drop.tokens")
         rates = drop_path_rates(c.drop_path, c.layers)
-        self.blocks = Blocks(self.new_block(i, rate) for i, rate in enumerate(rates))
+        self.blocks = Blocks(self.new_block(f"drop.{i}", rate) for i, rate in enumerate(rates))
         self.norm = RMSNorm(c.dim, c.eps)
-        self.head = nn.Linear(c.dim, c.vocab, bias=False)
-        self._tables: dict = {}                                # rotary tables by grid and device
+        self.head = self.new_head()
+        self._tables: dict = {}                                # by name, grid and device: see `once`
 
     def new_embedder(self) -> nn.Module:
         "What makes the prefix (b, p, d) of labels or captions."
@@ -179,19 +185,31 @@ class DecoderOnly(Generator):
         if c.condition == "class": return LabelEmbedder(c.classes, c.dim, c.class_dropout)
         return CaptionEmbedder(c.text_dim, c.dim, c.text_tokens, c.class_dropout, learn_null=c.compat is None)
 
-    def new_block(self, i:int, drop_path:float) -> TransformerBlock:
-        "Block i, a Llama's."
+    def new_tokens(self) -> nn.Module:
+        "What makes inputs (b, m, d) of `cell_codes`."
+        return nn.Embedding(self.config.vocab, self.config.dim)
+
+    def new_head(self) -> nn.Module:
+        "What makes logits of normalised states."
+        return nn.Linear(self.config.dim, self.config.vocab, bias=False)
+
+    def outputs(self) -> Sequence[nn.Linear]:
+        "The last layer of each level's logits; zero in the beginning."
+        return (self.head,)
+
+    def new_block(self, name:str, drop_path:float) -> TransformerBlock:
+        "A Llama's block, whose draws begin with `name`."
         c = self.config
         attention = Attention(c.dim, c.heads, c.kv_heads)
         ffn = SwiGLU(c.dim, ffn_width(c.dim, c.ffn_multiple, c.ffn_multiplier))
         norms = (RMSNorm(c.dim, c.eps), RMSNorm(c.dim, c.eps))
-        return TransformerBlock(attention, ffn, norms, (c.residual_dropout, c.ffn_dropout), drop_path, f"drop.{i}")
+        return TransformerBlock(attention, ffn, norms, (c.residual_dropout, c.ffn_dropout), drop_path, name)
 
     @torch.no_grad()
     def init_weights(self, seed:int=0) -> "DecoderOnly":
         "N(0, std²), and a head of zeros."
         init_normal(self, self.config.std, seed)
-        nn.init.zeros_(self.head.weight)
+        for layer in self.outputs(): nn.init.zeros_(layer.weight)
         if self.config.condition == "class": return self
 
         null = self.condition.null
@@ -237,16 +255,21 @@ def embed_condition(self:DecoderOnly, cond:Cond, noise:Noise|None=None) -> Tenso
     if self.config.condition == "class": return self.condition(cond.labels, noise)
     return self.condition(cond.text.to(self.condition.fc1.weight.dtype), noise)
 
-# %% ../../nbs/generators/320_raster.ipynb #dff47a95
+# %% ../../nbs/generators/320_raster.ipynb #996a7b0e
+@patch
+def cell_codes(self:DecoderOnly, codes:Tensor) -> Tensor:
+    "Codes (b, k, L) as the embedding takes them: (b, k), for there is one level."
+    return codes[..., 0]
+
 @patch
 def checked(self:DecoderOnly, codes:Tensor, cond:Cond, grid:Grid, null:bool=True) -> Tensor:
-    "Codes (b, n, 1) of a grid, and a condition as in `check_cond` -> codes (b, n) int64."
+    "Codes (b, n, L) of a grid, and a condition as in `check_cond` -> their `cell_codes`, int64."
     self.check_cond(cond, null)
-    return check_canvas(codes, cond, self.vocab, grid)[..., 0]
+    return self.cell_codes(check_canvas(codes, cond, self.vocab, grid))
 
 @patch
 def embed(self:DecoderOnly,
-    codes:Tensor,           # (b, m)
+    codes:Tensor,           # (b, m), see `cell_codes`
     prefix:Tensor,          # (b, p, d), see `embed_condition`
     blind:Tensor|None,      # (b, m) codes that this branch must not know
 ) -> Tensor:                # (b, m, d)
@@ -261,18 +284,26 @@ def new_table(self:DecoderOnly, grid:Grid) -> Tensor:
     return _rotary(self.config, grid)
 
 @patch
+def once(self:DecoderOnly,
+    what:str, grid:Grid,
+    device,
+    make:Callable[[], Tensor],
+) -> Tensor:
+    "A table of a grid, made once and kept on the device."
+    key = (what, grid, str(device))
+    if key not in self._tables:
+        with torch.inference_mode(False): self._tables[key] = make().to(device)     # training may need it later
+    return self._tables[key]
+
+@patch
 def table(self:DecoderOnly, grid:Grid, device) -> Tensor:
     "`new_table`, computed once a grid and device."
-    key = (grid, str(device))
-    if key not in self._tables:
-        with torch.inference_mode(False):                                   # training may need it later
-            self._tables[key] = self.new_table(grid).to(device)
-    return self._tables[key]
+    return self.once("rotary", grid, device, lambda: self.new_table(grid))
 
 @patch
 def check_grid(self:DecoderOnly, grid:Grid): self.table(grid, "cpu")
 
-# %% ../../nbs/generators/320_raster.ipynb #ca779977
+# %% ../../nbs/generators/320_raster.ipynb #581e77f1
 class RasterTransformer(DecoderOnly):
     "Predicts codes one after the other, row by row, after a class or a caption. LlamaGen, arXiv 2406.06525 §2."
     most = 1
@@ -284,8 +315,8 @@ class RasterTransformer(DecoderOnly):
         super().__init__(config)
         self.init_weights(seed)
 
-    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
-        "Logits (b, n, V) of codes (b, n)."
+    def states(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
+        "What the blocks make of `cell_codes` (b, n): (b, n, d), row i of all that stands before cell i."
         p, n = self.prefix_places, codes.shape[1]
         places = p + n - 1                                                      # the last code is never an input
         prefix = self.embed_condition(cond, noise)                              # (b, p, d)
@@ -294,23 +325,31 @@ class RasterTransformer(DecoderOnly):
 
         mask = causal_mask(places, 0, visible_places(cond, places))
         x = self.blocks(x, self.table(grid, x.device)[:places], mask, noise=noise, taps=taps)
-        return self.head(self.norm(x[:, p - 1:])).float()
+        return x[:, p - 1:]
+
+    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple:
+        "Logits (b, n, V) of each level of `cell_codes` (b, n)."
+        return (self.head(self.norm(self.states(codes, cond, grid, noise, taps))).float(),)
+
+    def loss(self, logits:tuple[Tensor, ...], codes:Tensor, valid:Tensor|None) -> Loss:
+        "Mean cross entropy of `cell_codes` (b, n)."
+        return cross_entropy(logits[0], codes, valid)
 
     def logits(self,
-        codes:Tensor,           # (b, n, 1)
+        codes:Tensor,           # (b, n, L)
         cond:Cond,
         plan:None=None,         # raster order, one by one, is the only one
         *, grid:Grid|None=None, # None = the training grid
         taps:dict|None=None,    # see `Blocks`
     ) -> tuple[Tensor, ...]:
-        "Teacher-forced logits ((b, n, V),): row i predicts code i from the condition and the codes before it."
+        "Teacher-forced logits, (b, n, V) a level: row i predicts cell i from the condition and the cells before it."
         check(plan is None, "plan", type(plan).__name__, "must be None: this model knows raster order only")
         grid = grid or Grid(self.grid)
         codes = self.checked(codes, cond, grid)
-        return (self._logits(codes, cond, grid, taps=taps),)
+        return self._logits(codes, cond, grid, taps=taps)
 
     def forward(self,
-        codes:Tensor, cond:Cond,    # (b, n, 1); the condition
+        codes:Tensor, cond:Cond,    # (b, n, L); the condition
         draws, at:At,               # masks and dropped conditions are keyed by at.ids and at.step
         valid:Tensor|None=None,     # (b,) weights of the samples (0 = unreadable image); None = all 1
     ) -> Loss:
@@ -318,18 +357,18 @@ class RasterTransformer(DecoderOnly):
         grid = Grid(self.grid)
         codes = self.checked(codes, cond, grid, null=False)
         noise = Noise(draws, at._replace(positions=None))
-        return cross_entropy(self._logits(codes, cond, grid, noise), codes, valid)
+        return self.loss(self._logits(codes, cond, grid, noise), codes, valid)
 
-# %% ../../nbs/generators/320_raster.ipynb #61ce3d82
+# %% ../../nbs/generators/320_raster.ipynb #6b2892d9
 class DecoderState(State):
     "Tokens, conditions and caches of one running batch; rows are branch-major."
     def __init__(self, model:DecoderOnly, branches:int, b:int, grid:Grid, device, dtype):
         super().__init__(branches, b, grid, len(model.vocab), device)
         rows = branches * b
-        weight = model.tokens.weight
+        dim, stream = model.config.dim, model.norm.weight.dtype
         self.table = model.table(grid, device)
         self.cache = model.new_cache(rows, grid, device, dtype)
-        self.prefix = torch.zeros(rows, model.prefix_places, weight.shape[1], dtype=weight.dtype, device=device)
+        self.prefix = torch.zeros(rows, model.prefix_places, dim, dtype=stream, device=device)
         self.visible = torch.ones(rows, model.places(grid), dtype=torch.bool, device=device)
         self.padded = False                       # whether some places, the padding of captions, are not visible
         self.blind:Tensor|None = None             # (rows, n) codes that a branch must not know
@@ -386,7 +425,7 @@ def prepare(self:DecoderOnly, state:DecoderState):
     "Embed the branches' conditions."
     state.prefix.copy_(torch.cat([self.embed_condition(c) for c in state.cond]))
 
-# %% ../../nbs/generators/320_raster.ipynb #3c9b29c3
+# %% ../../nbs/generators/320_raster.ipynb #7e0d0810
 @patch
 def _check_next(self:RasterTransformer, state:DecoderState, positions:Tensor):
     "The cells (b, k) must be the next ones (looked at on the host, or for a bulk of known cells)."
@@ -404,13 +443,13 @@ def _inputs(self:RasterTransformer, state:DecoderState, rows:slice, start:int, e
     p = self.prefix_places
     cells = slice(max(start - p, 0), max(end - p, 0))
     prefix = state.prefix[rows]
-    codes = state.tokens[:, cells, 0].repeat(len(prefix) // state.b, 1)
+    codes = self.cell_codes(state.tokens[:, cells].repeat(len(prefix) // state.b, 1, 1))
     x = self.embed(codes, prefix, None if state.blind is None else state.blind[rows, cells])
     return torch.cat((prefix[:, start:p], x), 1) if start < p else x
 
 @patch
 def _feed(self:RasterTransformer, state:DecoderState, first:int, last:int) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen; the last place's output ((last - first) * b, 1, d)."
+    "Run what branches first..last-1 (equally far) have not seen; its outputs ((last - first) * b, places, d)."
     rows = state.rows(first, last)
     end = self.prefix_places + state.done
     start = min(state.fed[first], end - 1)                 # asked again, the last place runs again
@@ -419,27 +458,31 @@ def _feed(self:RasterTransformer, state:DecoderState, first:int, last:int) -> Te
     mask = causal_mask(end - start, start, state.visible_to(rows, end), x.device)
     x = self.blocks(x, state.table[start:end], mask, state.cache.past(start, end - start, rows))
     state.fed[first:last] = [end] * (last - first)
-    return x[:, -1:]
+    return x
 
-# %% ../../nbs/generators/320_raster.ipynb #0ea48009
+# %% ../../nbs/generators/320_raster.ipynb #7ac743c6
 @patch
-@torch.no_grad()
-def predict(self:RasterTransformer,
-    state:DecoderState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
-    "Logits (live, b, 1, V) of the next cell."
+def check_asked(self:RasterTransformer, state:DecoderState, positions:Tensor, live:int):
+    "Raise `BadInput` unless `positions` (b, 1) is the next cell, and there are `live` branches."
     check(positions.shape[1] == 1, "positions", tuple(positions.shape),
           "must be one cell: this model decides one at a time")
     check(state.done < state.grid.n, "positions", state.done, f"all {state.grid.n} cells are filled")
     check_int("live", live, 1, state.branches)
     self._check_next(state, positions)
 
-    x = torch.cat([self._feed(state, first, last) for first, last in state.runs(live)])          # (live * b, 1, d)
+@patch
+@torch.no_grad()
+def predict(self:RasterTransformer,
+    state:DecoderState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
+    "Logits (live, b, 1, V) of the next cell."
+    self.check_asked(state, positions, live)
+    x = torch.cat([self._feed(state, first, last)[:, -1:] for first, last in state.runs(live)])  # (live * b, 1, d)
     logits = self.head(self.norm(x)).float()
     return Prediction(logits.unflatten(0, (live, state.b)))
 
 @patch
 def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:Tensor):
-    "Record the next cells' tokens (b, k, 1). No computation."
+    "Record the next cells' tokens (b, k, L). No computation."
     self._check_next(state, positions)
     state.record(positions, tokens)
 
@@ -530,7 +573,7 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
     tokens, features = state["cls_embedding.uncond_embedding"].shape
     return spec | {"model_type": "t2i", "cls_token_num": tokens, "caption_dim": features}
 
-# %% ../../nbs/generators/320_raster.ipynb #7773718c
+# %% ../../nbs/generators/320_raster.ipynb #f72f37f6
 _HUB, _T2I_HUB = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 _FILES = {     # size: published files; the other sizes are only described
     "B": ("c2i_B_256.pt", "c2i_B_384.pt"),
@@ -547,7 +590,8 @@ def _published(size:str) -> Published:
     return Published(f"GPT-{size}", {"model": f"GPT-{size}"}, files)
 
 def _reads(spec:dict) -> bool:
-    "Whether arguments are a GPT's; RandAR's name their order."
+    "Whether arguments are a GPT's; RandAR's name their order, IAR2's the blocks of their head."
+    if "factorized_n_layer" in spec: return False
     return str(spec.get("model", "")).startswith("GPT") or ("n_layer" in spec and "position_order" not in spec)
 
 LLAMAGEN_GPT = register(Family(

@@ -19,20 +19,20 @@ from ..core import BadInput, Mismatch, check, check_choice, check_float, check_i
 from ..data.transforms import Augment
 from ..kinds import Kind, OpenRegistry, from_json, kind_of, kinds, to_json
 
-# %% ../../nbs/training/500_recipes.ipynb #f69a62ec
+# %% ../../nbs/training/500_recipes.ipynb #0e14f4f8
 _LEFT = {   # shape -> (share of the decay that is done, rate) -> what is left, 1 to 0
     "linear": lambda p, r: 1 - p,
     "cosine": lambda p, r: 0.5 * (1 + math.cos(math.pi * r.waves * p)),
     "cosine_with_restarts": lambda p, r: 0.5 * (1 + math.cos(math.pi * (r.waves * p % 1))) if p < 1 else 0.0,
     "polynomial": lambda p, r: (1 - p) ** r.power}
-_SHAPES = ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant", "cosine_end")
+_SHAPES = ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant", "cosine_end", "step")
 
 @dataclass(frozen=True)
 class Rate:
     "How the learning rate moves; multiplies `Optim.lr`."
     shape: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
-        "piecewise_constant", "cosine_end"
+        "piecewise_constant", "cosine_end", "step"
     ] = "constant"       # after the warm-up
     warmup: int = 0      # steps from 0 to the full rate
     hold: int = 0        # the full rate lasts at least until this step
@@ -70,7 +70,7 @@ class Rate:
         check(pieces and rising and plain, "rate.rules", self.rules, allowed)
         return pieces
 
-# %% ../../nbs/training/500_recipes.ipynb #504a2f9c
+# %% ../../nbs/training/500_recipes.ipynb #90bba75b
 def rate_at(
     rate:Rate,
     step:int,  # optimizer steps done so far; with a warm-up the first step has rate 0
@@ -82,10 +82,15 @@ def rate_at(
     if rate.shape == "cosine_end": return _cosine_end(rate, step, steps)
 
     start = max(rate.warmup, rate.hold)
+    if rate.shape == "step": return max(_stairs(step - start, steps - start), rate.floor)
     if rate.shape not in _LEFT or step <= start: return 1.0
     done = (step - start) / max(1, steps - start)
     if not (rate.compat and rate.shape == "cosine"): done = min(1.0, done)
     return rate.floor + (1 - rate.floor) * _LEFT[rate.shape](done, rate)
+
+def _stairs(step:int, steps:int) -> float:
+    "A tenth less after each tenth of the run (IAR2)."
+    return 0.9 ** max(0, step // max(1, steps // 10))
 
 def _cosine_end(rate:Rate, step:int, steps:int) -> float:
     "The full rate for nine tenths of the run, then half a wave, cut off at the floor (Halton-MaskGIT, PGM)."
