@@ -147,7 +147,7 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #35d30419
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
-    "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, shape."
+    "Codes as `(b, *grid, [levels])`; flat ones are folded into a square. Errors: dtype, range, shape."
     check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
     tail = int(self.levels > 1)                  # an axis of levels only where there are several
     flat = 2 + tail                              # axes of (b, n, [levels])
@@ -175,7 +175,7 @@ def untoken(self:Tokenizer,
     tokens:Tensor,                  # (b, n, levels)
     grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
 ) -> Tensor:
-    "The inverse of `tokens`: (b, *grid), with the levels last if there are several."
+    "The inverse of `tokens`: `(b, *grid)`, with the levels last if there are several."
     fits = tokens.dim() == 3 and tokens.shape[-1] == self.levels
     check(fits, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
     n = tokens.shape[1]
