@@ -1,12 +1,18 @@
-"""For nbdev's documentation: what a page registers is gone again when it has been processed.
+"""For nbdev's documentation; `[tool.nbdev]` in pyproject.toml names what it takes from here.
 
-A worker of `nbdev-docs` runs many pages. Each defines its room anew, and its classes would stand in the registries
-in the place of those that the next page imports. `[tool.nbdev] doc_procs` in pyproject.toml names `Fresh`.
+`Fresh` (`doc_procs`): what a page registers is gone again when it has been processed. A worker of `nbdev-docs` runs
+many pages. Each defines its room anew, and its classes would stand in the registries in the place of those that the
+next page imports.
+
+`Shown` (`renderer`): a name with its signature and document. The project has no public address, so no link to a
+source is written. A page defines its names in `__main__`, which says nothing to a reader.
 """
 import functools
 import importlib
 import pkgutil
 import sys
+
+from nbdev.showdoc import BasicMarkdownRenderer
 
 import vgnb
 from vgnb.core import Registry
@@ -37,3 +43,11 @@ class Fresh:
         for registry, content in kept():
             registry.clear()
             registry.update(content)
+
+
+class Shown(BasicMarkdownRenderer):
+    "What `show_doc` writes for a name."
+    def __init__(self, sym, name=None, title_level=3):
+        super().__init__(sym, name=name, title_level=title_level)
+        self.dm = str(self.dm).replace("__main__.", "")
+        self.fn = ""    # the name whose source nbdev would link to: none

@@ -186,7 +186,7 @@ class Settings:
 def get_settings(
     start:str|Path|None=None, # folder from which settings.ini is searched upward (default: the current one)
 ) -> Settings:
-    "Defaults < settings.ini < VGNB_* environment. Unknown sections and keys are errors."
+    "Defaults < settings.ini < the environment's `VGNB_*`. Unknown sections and keys are errors."
     start = Path(start or Path.cwd()).resolve()
     file = next((p / "settings.ini" for p in (start, *start.parents) if (p / "settings.ini").is_file()), None)
     ini = configparser.ConfigParser(interpolation=None)

@@ -377,7 +377,7 @@ def _clean(self:SampleJob):
 # %% ../nbs/720_jobs.ipynb #4789a072
 @patch
 def make(self:SampleJob, start:int) -> np.ndarray:
-    "Images (b * each, h, w, 3) of the part that begins at id `start`."
+    "Images `(b * each, h, w, 3)` of the part that begins at id `start`."
     stop = min(start + self.part, self.count)
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
     how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)

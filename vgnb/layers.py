@@ -23,7 +23,7 @@ from .draws import At, Draws, keyed_generator
 
 # %% ../nbs/200_layers.ipynb #7a82606c
 class RMSNorm(nn.Module):
-    "x / rms(x) * weight; the statistics in fp32, eps inside the root."
+    "`x / rms(x) * weight`; the statistics in fp32, eps inside the root."
     def __init__(self,
         dim:int,         # normalised width
         eps:float=1e-5,
@@ -49,7 +49,7 @@ def ffn_width(
     return math.ceil(hidden / multiple_of) * multiple_of
 
 class SwiGLU(nn.Module):
-    "down(silu(gate x) * up x), no biases."
+    "`down(silu(gate x) * up x)`, no biases."
     def __init__(self, dim:int, hidden:int):
         super().__init__()
         self.gate = nn.Linear(dim, hidden, bias=False)
@@ -142,12 +142,12 @@ def rotary_1d(n:int, channels:int, base:float=10000, start:int=0, device=None) -
     return rotary_table(rotary_angles(places, channels, base))
 
 def grid_angles(rows:Tensor, columns:Tensor) -> Tensor:
-    "Angles (h, p) of the rows and (w, p) of the columns -> (h*w, 2p) of the cells in raster order."
+    "Angles (h, p) of the rows and (w, p) of the columns -> `(h*w, 2p)` of the cells in raster order."
     h, w = len(rows), len(columns)
     return torch.cat((rows.repeat_interleave(w, 0), columns.repeat(h, 1)), -1)
 
 def rotary_2d(h:int, w:int, channels:int, base:float=10000, device=None) -> Tensor:
-    "Table (h*w, channels/2, 2) of a grid in raster order: half of the planes turn with the row, half with the column."
+    "Table `(h*w, channels/2, 2)` of a grid in raster order: half the planes turn with the row, half with the column."
     check(channels % 4 == 0, "channels", channels,
           "must be divisible by 4 for a grid: half of the planes for rows, half for columns")
     rows = rotary_angles(torch.arange(h, device=device), channels // 2, base)       # (h, channels/4)
@@ -420,7 +420,7 @@ def modulate(
     shift:Tensor,  # (b, d), the same for all places, or (b, n, d)
     scale:Tensor,  # likewise; 0 leaves x as it is
 ) -> Tensor:
-    "x * (1 + scale) + shift."
+    "`x * (1 + scale) + shift`."
     return x * (1 + _per_place(scale)) + _per_place(shift)
 
 # %% ../nbs/200_layers.ipynb #67e7cf3b
@@ -447,7 +447,7 @@ class Modulation(nn.Module):
         return self.linear(self.activation(condition)).chunk(self.count, -1)
 
 class AdaBlock(nn.Module):
-    "Pre-norm block modulated by the condition: x + gate * f(modulate(norm x)). adaLN-Zero, arXiv 2212.09748 §3.2."
+    "Pre-norm block modulated by the condition: `x + gate * f(modulate(norm x))`. adaLN-Zero, arXiv 2212.09748 §3.2."
     def __init__(self,
         attention:nn.Module, ffn:nn.Module,     # (b, n, d), ... -> (b, n, d)
         norms:tuple[nn.Module, nn.Module],      # before attention, before the feed-forward

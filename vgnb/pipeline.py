@@ -480,7 +480,7 @@ def edit(self:Pipeline, images, mask, labels, *, paste:bool=True, seam:int=0, **
 @delegates(Pipeline.apply, but=["size"])
 def outpaint(self:Pipeline, images, canvas:tuple[int, int], labels, *, at=None, ntk_boundary=None,
              paste:bool=True, seam:int=0, **kwargs) -> np.ndarray:
-    "Images continued on a larger canvas (b, *canvas, 3), they themselves bit for bit as they were; see `Outpaint`."
+    "Images continued on a larger canvas `(b, *canvas, 3)`, they themselves bit for bit as they were; see `Outpaint`."
     return self.apply(Outpaint(canvas, at, ntk_boundary, paste, seam), labels, images, **kwargs)
 
 @patch

@@ -52,7 +52,7 @@ def _open_locked(path:Path, place:Path, argument:str):
 # %% ../nbs/003a_places.ipynb #598c8763
 @contextlib.contextmanager
 def _owned(path:Path, place:Path, argument:str):
-    "Own `place` by the lock file at `path`."
+    "Own the place by the lock file at `path`."
     path.parent.mkdir(parents=True, exist_ok=True)
     path = path.parent.resolve() / path.name
     check(path not in _LOCKED, argument, place, f"is in use by this process ({os.getpid()})", Mismatch)
@@ -92,7 +92,7 @@ def check_vacant(
     argument:str="out",
     what:str="",            # what lies there, for the error
 ):
-    "Nothing lies at `place`, or it may be overwritten. Errors: `BadInput` says what to do."
+    "Nothing lies at the place, or it may be overwritten. Errors: `BadInput` says what to do."
     place = Path(place)
     taken = place.exists() or place.is_symlink()
     holds = f" ({what})" if what else ""
@@ -126,7 +126,7 @@ def check_times(
     then:dict, now:str|dict, # see `changed_since`
     argument:str="out",
 ):
-    "What lies at `place` rests on files that were left alone since. Errors: `Mismatch`."
+    "What lies at the place rests on files that were left alone since. Errors: `Mismatch`."
     odd = changed_since(then, now)
     message = f"was made from files of other times: {odd}; choose a new name, or remove it"
     check(not odd, argument, place, message, Mismatch)

@@ -98,7 +98,9 @@ def shapes_flow() -> TokenizerRecipe:
     """A toy of a diffusion decoder on *shapes*, with a teacher beside it.
 
     Result: none is published.
-    Command: python scripts/train_tokenizer.py shapes-flow --data shapes:// --out runs/shapes-flow"""
+    Command:
+
+        python scripts/train_tokenizer.py shapes-flow --data shapes:// --out runs/shapes-flow"""
     return TokenizerRecipe(
         model=FlowTokenizerConfig(),
         loss=FlowConfig(),

@@ -57,5 +57,7 @@ def shapes_table() -> GeneratorRecipe:
     """A table of logits on *shapes*: what a model that knows no neighbours can do.
 
     Result: none is published.
-    Command: python scripts/train_generator.py shapes-table --data CODES --out runs/shapes-table"""
+    Command:
+
+        python scripts/train_generator.py shapes-table --data CODES --out runs/shapes-table"""
     return GeneratorRecipe(TableConfig(), optim=Optim(lr=0.3), steps=20, batch=40, precision="fp32")

@@ -264,7 +264,7 @@ def masked_loss(
     valid:Tensor|None=None,    # (b,) weights of the samples (0 = unreadable image); None = all 1
     cells:Literal["all", "hidden"]="all",
 ) -> Loss:
-    "Mean cross entropy of all cells, or of the hidden ones; its parts `hidden` and `accuracy` are of the hidden ones."
+    "Mean cross entropy of all cells, or of the hidden ones; its parts 'hidden' and 'accuracy' are of the hidden ones."
     ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)        # (b, n)
     weights = torch.ones_like(ce) if valid is None else valid.to(ce.dtype)[:, None].expand_as(ce)
     hidden_weights = weights * hidden
@@ -474,7 +474,7 @@ def _cells(self:MaskedTransformer, x:Tensor, queries:Tensor|None) -> Tensor:
 @patch
 def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
                 queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see `MaskedGenerator.cell_logits`."
+    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
     x = self.run_blocks(self._sequence(codes), conditioning, mask, noise, queries)
     y = self.norm(self._cells(x, queries), conditioning[-1])
     size = self.head_size

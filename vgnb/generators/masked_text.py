@@ -189,7 +189,7 @@ def conditioning(self:MaskedTextTransformer, cond:Sequence[Cond], noise:Noise|No
 @patch
 def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
                 queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see `MaskedGenerator.cell_logits`."
+    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
     c, size = self.config, self.head_size
     x = self.first_norm(self.tokens(codes) + self.places.weight)                                # (b, n, code_dim)
     x = self.run_blocks(shrink_cells(x, self.shrink, c.grid), conditioning, mask, noise, queries)

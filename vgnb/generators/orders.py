@@ -156,7 +156,7 @@ def _mirrored(k:np.ndarray, base:int, digits:int) -> np.ndarray:
     return out
 
 def halton(h:int, w:int) -> np.ndarray:
-    "Cells (h*w,) in the order in which the Halton sequence (base 2 = row, base 3 = column) first meets them."
+    "Cells `(h*w,)` in the order in which the Halton sequence (base 2 = row, base 3 = column) first meets them."
     count = 8 * h * w
     while True:
         k = np.arange(1, count + 1)

@@ -21,7 +21,9 @@ def cifar_tokenizer() -> TokenizerRecipe:
 
     Result: PSNR 24.9 dB, SSIM 0.868 on the test split, all codes used (studies: real photographs); 8 CPU minutes.
     No perceptual loss and no discriminator: no VGG file is read.
-    Command: python scripts/train_tokenizer.py cifar-tokenizer --out runs/cifar/tokenizer"""
+    Command:
+
+        python scripts/train_tokenizer.py cifar-tokenizer --out runs/cifar/tokenizer"""
     return replace(
         shapes_tokenizer(),
         model=replace(VQGANS["tiny-shapes"], patch=2),
@@ -33,7 +35,9 @@ def cifar_tokenizer() -> TokenizerRecipe:
 def cifar_generator() -> GeneratorRecipe:
     """A generator on the codes of `cifar-tokenizer`: 64 codes a picture, 1M parameters, minutes on two CPU cores.
 
-    Result: 4.65 nats a code in training, 7 CPU minutes. Extract the codes with --flip: every picture then comes in
+    Result: 4.65 nats a code in training, 7 CPU minutes. Extract the codes with `--flip`: every picture then comes in
     two views. Sample with guidance scale 2.
-    Command: python scripts/train_generator.py cifar-generator --data runs/cifar/codes --out runs/cifar/generator"""
+    Command:
+
+        python scripts/train_generator.py cifar-generator --data runs/cifar/codes --out runs/cifar/generator"""
     return replace(shapes_generator(), model=replace(raster_presets["tiny"], grid=(8, 8)), steps=5000)

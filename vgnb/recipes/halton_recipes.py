@@ -26,8 +26,10 @@ def halton_tiny_256() -> GeneratorRecipe:
     """Halton-MaskGIT, tiny, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
 
     Result: FID 10.2, IS 185 at guidance weight 1.5, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 23.0M parameters, 1.5M steps at batch 256.
-    Command: python scripts/train_generator.py halton-tiny-256 --data CODES --out runs/halton-tiny-256"""
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 23.0M parameters, 1.5M steps at batch 256.
+    Command:
+
+        python scripts/train_generator.py halton-tiny-256 --data CODES --out runs/halton-tiny-256"""
     return _halton("tiny", 16)
 
 @recipes.register
@@ -35,8 +37,10 @@ def halton_small_256() -> GeneratorRecipe:
     """Halton-MaskGIT, small, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
 
     Result: FID 6.40, IS 255 at guidance weight 1.0, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 69.3M parameters, 1.5M steps at batch 256.
-    Command: python scripts/train_generator.py halton-small-256 --data CODES --out runs/halton-small-256"""
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 69.3M parameters, 1.5M steps at batch 256.
+    Command:
+
+        python scripts/train_generator.py halton-small-256 --data CODES --out runs/halton-small-256"""
     return _halton("small", 16)
 
 @recipes.register
@@ -44,9 +48,11 @@ def halton_base_256() -> GeneratorRecipe:
     """Halton-MaskGIT, base, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
 
     Result: FID 4.17, IS 263 at guidance weight 0.7, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 142.2M parameters, 1.5M steps at batch
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 142.2M parameters, 1.5M steps at batch
     256.
-    Command: python scripts/train_generator.py halton-base-256 --data CODES --out runs/halton-base-256"""
+    Command:
+
+        python scripts/train_generator.py halton-base-256 --data CODES --out runs/halton-base-256"""
     return _halton("base", 16)
 
 # %% ../../nbs/recipes/564_halton_recipes.ipynb #8958b505
@@ -55,8 +61,10 @@ def halton_small_384() -> GeneratorRecipe:
     """Halton-MaskGIT, small, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
 
     Result: FID 6.11, IS 241 at guidance weight 1.0, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 69.5M parameters, 1.5M steps at batch 256.
-    Command: python scripts/train_generator.py halton-small-384 --data CODES --out runs/halton-small-384"""
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 69.5M parameters, 1.5M steps at batch 256.
+    Command:
+
+        python scripts/train_generator.py halton-small-384 --data CODES --out runs/halton-small-384"""
     return _halton("small", 24)
 
 @recipes.register
@@ -64,9 +72,11 @@ def halton_base_384() -> GeneratorRecipe:
     """Halton-MaskGIT, base, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
 
     Result: FID 4.15, IS 257 at guidance weight 0.7, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 142.5M parameters, 1.5M steps at batch
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 142.5M parameters, 1.5M steps at batch
     256.
-    Command: python scripts/train_generator.py halton-base-384 --data CODES --out runs/halton-base-384"""
+    Command:
+
+        python scripts/train_generator.py halton-base-384 --data CODES --out runs/halton-base-384"""
     return _halton("base", 24)
 
 @recipes.register
@@ -74,7 +84,9 @@ def halton_large_384() -> GeneratorRecipe:
     """Halton-MaskGIT, large, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
 
     Result: FID 2.59, IS 281 at guidance weight 0.5, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is --guidance.scale 1 + w. 480.0M parameters, 1.5M steps at batch
+    of the training images); a weight of w is `--guidance.scale 1 + w`. 480.0M parameters, 1.5M steps at batch
     256.
-    Command: python scripts/train_generator.py halton-large-384 --data CODES --out runs/halton-large-384"""
+    Command:
+
+        python scripts/train_generator.py halton-large-384 --data CODES --out runs/halton-large-384"""
     return _halton("large", 24)

@@ -31,7 +31,9 @@ def vq_16() -> TokenizerRecipe:
 
     Result: rFID 2.19 on ImageNet val at 256 px (0.94 for 384 px pictures evaluated at 256). 72M parameters, 40
     epochs at batch 128. Needs VGG-16 and LPIPS files (the error says where to put them).
-    Command: python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16"""
+    Command:
+
+        python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16"""
     return _tokenizer("VQ-16")
 
 @recipes.register
@@ -39,7 +41,9 @@ def vq_8() -> TokenizerRecipe:
     """LlamaGen's VQ-8: 32x32 codes of 16,384 for a 256 px picture (arXiv 2406.06525, table 1 and README).
 
     Result: rFID 0.59 on ImageNet val at 256 px. 70M parameters, 40 epochs at batch 128.
-    Command: python scripts/train_tokenizer.py vq-8 --data IMAGENET/train --out runs/vq-8"""
+    Command:
+
+        python scripts/train_tokenizer.py vq-8 --data IMAGENET/train --out runs/vq-8"""
     return _tokenizer("VQ-8")
 
 # %% ../../nbs/recipes/560_llamagen_recipes.ipynb #f66fb52e
@@ -59,16 +63,20 @@ def gpt_b() -> GeneratorRecipe:
 
     Result: FID 5.46, IS 194 at guidance 2.0 (50,000 samples, 256 px, no top-k or top-p). 111M parameters, 300
     epochs at batch 256: about 7e+19 operations.
-    Command: python scripts/train_generator.py gpt-b --data CODES --out runs/gpt-b"""
+    Command:
+
+        python scripts/train_generator.py gpt-b --data CODES --out runs/gpt-b"""
     return _generator("B", 16)
 
 @recipes.register
 def gpt_l() -> GeneratorRecipe:
     """LlamaGen GPT-L, class-conditional, 16x16 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 3.80, IS 248 at guidance 2.0 (3.07 with --model.grid 24 24) (50,000 samples, 256 px, no top-k or
+    Result: FID 3.80, IS 248 at guidance 2.0 (3.07 with `--model.grid 24 24`) (50,000 samples, 256 px, no top-k or
     top-p). 343M parameters, 300 epochs at batch 256: about 2e+20 operations.
-    Command: python scripts/train_generator.py gpt-l --data CODES --out runs/gpt-l"""
+    Command:
+
+        python scripts/train_generator.py gpt-l --data CODES --out runs/gpt-l"""
     return _generator("L", 16)
 
 @recipes.register
@@ -77,7 +85,9 @@ def gpt_xl() -> GeneratorRecipe:
 
     Result: FID 2.62, IS 244 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 775M parameters, 300
     epochs at batch 256: about 1e+21 operations.
-    Command: python scripts/train_generator.py gpt-xl --data CODES --out runs/gpt-xl"""
+    Command:
+
+        python scripts/train_generator.py gpt-xl --data CODES --out runs/gpt-xl"""
     return _generator("XL", 24)
 
 @recipes.register
@@ -86,7 +96,9 @@ def gpt_xxl() -> GeneratorRecipe:
 
     Result: FID 2.34, IS 254 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 1.4B parameters, 300
     epochs at batch 256: about 2e+21 operations.
-    Command: python scripts/train_generator.py gpt-xxl --data CODES --out runs/gpt-xxl"""
+    Command:
+
+        python scripts/train_generator.py gpt-xxl --data CODES --out runs/gpt-xxl"""
     return _generator("XXL", 24)
 
 # %% ../../nbs/recipes/560_llamagen_recipes.ipynb #f99d877b
@@ -96,7 +108,9 @@ def gpt_xxxl() -> GeneratorRecipe:
 
     Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 3.9B parameters, 300 epochs at batch
     256: about 5e+21 operations.
-    Command: python scripts/train_generator.py gpt-xxxl --data CODES --out runs/gpt-xxxl"""
+    Command:
+
+        python scripts/train_generator.py gpt-xxxl --data CODES --out runs/gpt-xxxl"""
     return _generator("XXXL", 24)
 
 @recipes.register
@@ -105,7 +119,9 @@ def gpt_1b() -> GeneratorRecipe:
 
     Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 1.2B parameters, 300 epochs at batch
     256: about 2e+21 operations.
-    Command: python scripts/train_generator.py gpt-1b --data CODES --out runs/gpt-1b"""
+    Command:
+
+        python scripts/train_generator.py gpt-1b --data CODES --out runs/gpt-1b"""
     return _generator("1B", 24)
 
 @recipes.register
@@ -114,7 +130,9 @@ def gpt_3b() -> GeneratorRecipe:
 
     Result: FID 2.18, IS 263 at guidance 1.65 (50,000 samples, 256 px, no top-k or top-p). 3.1B parameters, 300
     epochs at batch 256: about 4e+21 operations.
-    Command: python scripts/train_generator.py gpt-3b --data CODES --out runs/gpt-3b"""
+    Command:
+
+        python scripts/train_generator.py gpt-3b --data CODES --out runs/gpt-3b"""
     return _generator("3B", 24)
 
 @recipes.register
@@ -123,7 +141,9 @@ def gpt_7b() -> GeneratorRecipe:
 
     Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 6.6B parameters, 300 epochs at batch
     256: about 9e+21 operations.
-    Command: python scripts/train_generator.py gpt-7b --data CODES --out runs/gpt-7b"""
+    Command:
+
+        python scripts/train_generator.py gpt-7b --data CODES --out runs/gpt-7b"""
     return _generator("7B", 24)
 
 # %% ../../nbs/recipes/560_llamagen_recipes.ipynb #afaf8f72
@@ -132,6 +152,8 @@ def gpt_xl_t2i() -> GeneratorRecipe:
     """LlamaGen GPT-XL, text-conditional, stage 1: 16x16 codes, 120 flan-T5-XL features (arXiv 2406.06525 §2.4).
 
     Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the length is our
-    choice. Stage 2 goes on at 512 px with --model.grid 32 32.
-    Command: python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""
+    choice. Stage 2 goes on at 512 px with `--model.grid 32 32`.
+    Command:
+
+        python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""
     return GeneratorRecipe(model=raster_presets["t2i-XL"], steps=500_000, batch=256, optim=_ADAMW)

@@ -20,7 +20,9 @@ def maskgit_vqgan() -> TokenizerRecipe:
     Result, as later papers report for the published weights: rFID 2.28 on ImageNet val at 256 px. 54.5M parameters.
     No training code is published: the objective is taming's with an early discriminator, and length, batch and
     dead-code revival are our choice. `--model.shortcut input` trains the ordinary residual block.
-    Command: python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train --out runs/maskgit-vqgan"""
+    Command:
+
+        python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train --out runs/maskgit-vqgan"""
     model = changed(MASKGIT_VQGANS["maskgit-vqgan-f16"], quantizer=dict(usage=65_536, updates=(Revive(500),)))
     adversary = dict(gan=0.1, start=50_001, gen_loss="non-saturating", disc_loss="non-saturating")
     return TokenizerRecipe(

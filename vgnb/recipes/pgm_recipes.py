@@ -25,7 +25,9 @@ def pgm_12_12() -> GeneratorRecipe:
     Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
     throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000 steps at batch 256: about 4e+20
     operations.
-    Command: python scripts/train_generator.py pgm-12-12 --data CODES --out runs/pgm-12-12"""
+    Command:
+
+        python scripts/train_generator.py pgm-12-12 --data CODES --out runs/pgm-12-12"""
     return _pgm(partition_presets["12-12"])
 
 @recipes.register
@@ -35,7 +37,9 @@ def pgm_14_10() -> GeneratorRecipe:
     Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
     throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000 steps at batch 256: about 4e+20
     operations.
-    Command: python scripts/train_generator.py pgm-14-10 --data CODES --out runs/pgm-14-10"""
+    Command:
+
+        python scripts/train_generator.py pgm-14-10 --data CODES --out runs/pgm-14-10"""
     return _pgm(partition_presets["14-10"])
 
 @recipes.register
@@ -45,5 +49,7 @@ def pgm_maskgit() -> GeneratorRecipe:
     Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
     throughput, 4.56 with twice the steps at 3.9 times. 480.4M parameters, 500,000 steps at batch 256: about 4e+20
     operations.
-    Command: python scripts/train_generator.py pgm-maskgit --data CODES --out runs/pgm-maskgit"""
+    Command:
+
+        python scripts/train_generator.py pgm-maskgit --data CODES --out runs/pgm-maskgit"""
     return _pgm(replace(masked_presets["large"], grid=(32, 32)))

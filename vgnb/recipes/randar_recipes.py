@@ -27,8 +27,10 @@ def randar_l() -> GeneratorRecipe:
 
     Result: FID 2.65, IS 249 with guidance growing to 3.4 (the paper's own run: 2.55, 288) (50,000 samples, 256 px,
     88 steps). 342.9M parameters, 288 epochs at batch 1024: about 4e+20 operations, a third more with recomputed
-    blocks (--model.no-recompute where memory allows). The codes are of centre crops and their mirror images.
-    Command: python scripts/train_generator.py randar-l --data CODES --out runs/randar-l"""
+    blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their mirror images.
+    Command:
+
+        python scripts/train_generator.py randar-l --data CODES --out runs/randar-l"""
     return _randar("L")
 
 @recipes.register
@@ -37,8 +39,10 @@ def randar_xl() -> GeneratorRecipe:
 
     Result: FID 2.27, IS 275 with guidance growing to 4.0 (the paper's own run: 2.25, 318) (50,000 samples, 256 px,
     88 steps). 774.7M parameters, 288 epochs at batch 1024: about 9e+20 operations, a third more with recomputed
-    blocks (--model.no-recompute where memory allows). The codes are of centre crops and their mirror images.
-    Command: python scripts/train_generator.py randar-xl --data CODES --out runs/randar-xl"""
+    blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their mirror images.
+    Command:
+
+        python scripts/train_generator.py randar-xl --data CODES --out runs/randar-xl"""
     return _randar("XL")
 
 @recipes.register
@@ -47,9 +51,11 @@ def randar_xxl() -> GeneratorRecipe:
 
     Result: FID 2.15 in the paper; neither weights nor settings are published, these are the smaller sizes' (50,000
     samples, 256 px, 88 steps). 1411M parameters, 288 epochs at batch 1024: about 2e+21 operations, a third more
-    with recomputed blocks (--model.no-recompute where memory allows). The codes are of centre crops and their
+    with recomputed blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their
     mirror images.
-    Command: python scripts/train_generator.py randar-xxl --data CODES --out runs/randar-xxl"""
+    Command:
+
+        python scripts/train_generator.py randar-xxl --data CODES --out runs/randar-xxl"""
     return _randar("XXL")
 
 @recipes.register
@@ -57,9 +63,11 @@ def randar_l_maskgit() -> GeneratorRecipe:
     """RandAR-L, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
 
     Result: FID 2.47, IS 271 with guidance growing to 4.0 (50,000 samples, 256 px, 88 steps). 311.5M parameters, 288
-    epochs at batch 1024: about 4e+20 operations, a third more with recomputed blocks (--model.no-recompute where
+    epochs at batch 1024: about 4e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where
     memory allows). The codes are of centre crops and their mirror images.
-    Command: python scripts/train_generator.py randar-l-maskgit --data CODES --out runs/randar-l-maskgit"""
+    Command:
+
+        python scripts/train_generator.py randar-l-maskgit --data CODES --out runs/randar-l-maskgit"""
     return _randar("L-maskgit")
 
 @recipes.register
@@ -67,7 +75,9 @@ def randar_xl_maskgit() -> GeneratorRecipe:
     """RandAR-XL, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
 
     Result: no result is published (50,000 samples, 256 px, 88 steps). 735.4M parameters, 288 epochs at batch 1024:
-    about 8e+20 operations, a third more with recomputed blocks (--model.no-recompute where memory allows). The
+    about 8e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where memory allows). The
     codes are of centre crops and their mirror images.
-    Command: python scripts/train_generator.py randar-xl-maskgit --data CODES --out runs/randar-xl-maskgit"""
+    Command:
+
+        python scripts/train_generator.py randar-xl-maskgit --data CODES --out runs/randar-xl-maskgit"""
     return _randar("XL-maskgit")

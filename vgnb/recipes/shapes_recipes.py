@@ -22,11 +22,13 @@ from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, re
 # %% ../../nbs/recipes/566_shapes_recipes.ipynb #20daf957
 @recipes.register
 def shapes_tokenizer() -> TokenizerRecipe:
-    """The quickstart's tokenizer: 4x4 codes of 512 for a 32 px picture of *shapes*, 0.6M parameters.
+    """The quickstart's tokenizer: 4x4 codes of 512 for a 32 px picture of `shapes://`, 0.6M parameters.
 
     Minutes on two CPU cores. Perceptual weight 0 and no discriminator: no VGG file is read. 200 unquantized steps,
     then k-means, then dead codes are revived every 20 steps.
-    Command: python scripts/train_tokenizer.py shapes-tokenizer --out runs/shapes-tokenizer"""
+    Command:
+
+        python scripts/train_tokenizer.py shapes-tokenizer --out runs/shapes-tokenizer"""
     return TokenizerRecipe(
         model=VQGANS["tiny-shapes"],
         data="shapes://?n=60000&size=32&seed=0",
@@ -43,7 +45,9 @@ def shapes_generator() -> GeneratorRecipe:
     """The quickstart's generator: 0.9M parameters on the codes of the quickstart's tokenizer, minutes on two CPU cores.
 
     The class is a prefix and is added to every code. Sample with guidance scale 2.
-    Command: python scripts/train_generator.py shapes-generator --data runs/shapes-codes --out runs/shapes-generator"""
+    Command:
+
+        python scripts/train_generator.py shapes-generator --data runs/shapes-codes --out runs/shapes-generator"""
     return GeneratorRecipe(
         model=raster_presets["tiny"],
         steps=8000,
@@ -54,10 +58,12 @@ def shapes_generator() -> GeneratorRecipe:
 # %% ../../nbs/recipes/566_shapes_recipes.ipynb #b6107a88
 @recipes.register
 def shapes_8x8_tokenizer() -> TokenizerRecipe:
-    """The tokenizer of the shipped tiny models: 8x8 codes of 256 for a 32 px picture of *shapes*, 0.6M parameters.
+    """The tokenizer of the shipped tiny models: 8x8 codes of 256 for a 32 px picture of `shapes://`, 0.6M parameters.
 
     Minutes on two CPU cores.
-    Command: python scripts/train_tokenizer.py shapes-8x8-tokenizer --out runs/tiny/tokenizer"""
+    Command:
+
+        python scripts/train_tokenizer.py shapes-8x8-tokenizer --out runs/tiny/tokenizer"""
     model = changed(VQGANS["tiny-shapes"], patch=2, quantizer=dict(codebook=256))
     return replace(shapes_tokenizer(), model=model, steps=4000)
 
@@ -69,7 +75,9 @@ def _tiny(model, steps:int) -> GeneratorRecipe:
 def shapes_8x8_randar() -> GeneratorRecipe:
     """The shipped tiny RandAR: 64 codes a picture in any order, 0.9M parameters, within an hour on two CPU cores.
 
-    Command: python scripts/train_generator.py shapes-8x8-randar --data runs/tiny/codes --out runs/tiny/randar"""
+    Command:
+
+        python scripts/train_generator.py shapes-8x8-randar --data runs/tiny/codes --out runs/tiny/randar"""
     return _tiny(random_order_presets["tiny"], 14_000)
 
 @recipes.register
@@ -77,7 +85,9 @@ def shapes_8x8_pgm() -> GeneratorRecipe:
     """The shipped tiny partition transformer: 64 codes a picture in any order without mask tokens, 0.85M parameters.
 
     Within an hour on two CPU cores.
-    Command: python scripts/train_generator.py shapes-8x8-pgm --data runs/tiny/codes --out runs/tiny/pgm"""
+    Command:
+
+        python scripts/train_generator.py shapes-8x8-pgm --data runs/tiny/codes --out runs/tiny/pgm"""
     return _tiny(partition_presets["tiny"], 9_000)
 
 @recipes.register
@@ -86,5 +96,7 @@ def shapes_8x8_maskgit() -> GeneratorRecipe:
 
     Within an hour on two CPU cores. Its loss counts hidden cells only (as in MaskGIT's paper, not as in Halton-
     MaskGIT's code): nothing is spent on copying what is visible.
-    Command: python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes --out runs/tiny/maskgit"""
+    Command:
+
+        python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes --out runs/tiny/maskgit"""
     return _tiny(masked_presets["tiny-shapes"], 9_000)

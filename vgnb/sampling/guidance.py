@@ -152,7 +152,7 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
 
 # %% ../../nbs/sampling/400_guidance.ipynb #038c60e5
 class Guided(Unguided):
-    "Classifier-free guidance: uncond + scale * (cond - uncond); off where the scale is 1, and after the interval."
+    "Classifier-free guidance: `uncond + scale * (cond - uncond)`; off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
 
     def ramp(self) -> Ramp:

@@ -74,7 +74,7 @@ def computed_rows(
     rows:int,            # of a full one
     min_rows:int|None,   # of the smallest; None = they are all full
 ) -> int:
-    "Rows that are computed for `count` samples: the first of min_rows, 2 * min_rows, ... that holds them, or `rows`."
+    "Rows that are computed for `count` samples: the first of `min_rows, 2 * min_rows, ...` that holds them, or `rows`."
     size = min(min_rows or rows, rows)
     while size < count: size *= 2
     return min(size, rows)

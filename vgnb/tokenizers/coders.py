@@ -79,7 +79,7 @@ class Upsample(nn.Module):
 
 # %% ../../nbs/tokenizers/220_coders.ipynb #eb51cfc6
 class Level(nn.Module):
-    "`depth` residual blocks, each followed by attention if `attend`; then `resample`."
+    "`depth` residual blocks, each followed by attention with `attend=True`; then `resample`."
     def __init__(self,
         cin:int, cout:int,
         depth:int,

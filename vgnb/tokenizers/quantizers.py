@@ -161,7 +161,7 @@ class Update(nn.Module, ABC):
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #510f43e7
 class Quantizer(nn.Module, ABC):
-    "Features (b, d, *grid) -> what a decoder is given, and codes."
+    "Features `(b, d, *grid)` -> what a decoder is given, and codes."
     def __init__(self,
         vocab:tuple[int, ...],      # codebook size of each level
         dim:int,                    # channels of a feature

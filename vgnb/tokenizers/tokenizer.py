@@ -165,7 +165,7 @@ def coding(self:Tokenizer) -> str:
     counts = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
     return digest("coding", self.vocab, self.factor, counts)
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #b2f2e2e7
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #c3e397f2
 @patch
 def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
     "Whether one level's codes come without an axis for it. Errors: `BadInput` for another dtype, range or shape."
@@ -185,7 +185,7 @@ def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
 
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
-    "Codes as (b, *grid, [levels]); flat ones are folded into a square. Errors: dtype, range, a shape of two meanings."
+    "Codes as `(b, *grid, [levels])`; flat ones are folded into a square. Errors: dtype, range, a shape of two meanings."
     is_bare = self._check_codes(codes)
     is_column = is_bare and self.dims == 2 and codes.dim() == 3 and codes.shape[1] > 1 and codes.shape[2] == 1
     words = "is a sequence (b, n, 1) or a grid (b, h, 1): give (b, n) for the one, (b, h, 1, 1) for the other"
@@ -206,7 +206,7 @@ def untoken(self:Tokenizer,
     tokens:Tensor,                  # (b, n, levels)
     grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
 ) -> Tensor:
-    "The inverse of `tokens`: (b, *grid), with the levels last if there are several, or if the grid is one column."
+    "The inverse of `tokens`: `(b, *grid)`, with the levels last if there are several, or if the grid is one column."
     fits = tokens.dim() == 3 and tokens.shape[-1] == self.levels
     check(fits, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
     n = tokens.shape[1]

@@ -7,6 +7,7 @@ __all__ = ['default_run', 'TrainOptions', 'list_recipes', 'first_word', 'parse',
            'follow_codes', 'build_generator', 'describe', 'build', 'train', 'finish']
 
 # %% ../../nbs/training/550_commands.ipynb #0c074855
+import inspect
 import os
 import shutil
 import sys
@@ -130,7 +131,7 @@ def parse(
     about = (recipes[name] if name in recipes else type(default.recipe)).__doc__ or ""
     return typed_cli(TrainOptions, args=argv[1:], default=default, flat=("recipe", "run"),
                      prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
-                     description="\n".join(line.strip() for line in about.splitlines()))
+                     description=inspect.cleandoc(about))
 
 def help_text(kind:str, doc:str) -> str:
     "What a training script says when asked for help without a recipe."

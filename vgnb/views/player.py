@@ -112,7 +112,7 @@ class _Reel:
 
 # %% ../../nbs/views/800_player.ipynb #bb60dfd6
 def with_tooltips(widget:widgets.Widget) -> widgets.Widget:
-    "The widget, in which all that have no tooltip say their description; a browser shows *null* for those without."
+    "The widget, in which all that have no tooltip say their description; a browser shows `null` for those without."
     for child in getattr(widget, "children", ()): with_tooltips(child)
     silent = widget.has_trait("tooltip") and widget.tooltip is None
     if silent: widget.tooltip = getattr(widget, "description", "")
