@@ -27,7 +27,9 @@ def iar2_tokenizer_first() -> TokenizerRecipe:
 
     No loss on pixels: LPIPS, a discriminator from step 20,000 and the quantizer's own. 72M parameters, batch 128; the
     length is LlamaGen's 40 epochs, our choice. No result of this stage is published. Needs VGG-16 and LPIPS files.
-    Command: python scripts/train_tokenizer.py iar2-tokenizer-first --data IMAGENET/train --out runs/iar2-first"""
+    Command:
+
+        python scripts/train_tokenizer.py iar2-tokenizer-first --data IMAGENET/train --out runs/iar2-first"""
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-first"],
         loss=VQGANLossConfig(l2=0.0),
@@ -42,8 +44,10 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
     Result: rFID 1.05 on ImageNet val at 256 px (README). 72M parameters, batch 128, 485,000 steps as the published
     file is named. Three Adams: semantic table (in one iteration of three), detail table, the rest; an iteration of
     three has one short pass more. Needs VGG-16 and LPIPS files, and --start: the first stage's run.
-    Command: python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \
-        --out runs/iar2-second"""
+    Command:
+
+        python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \
+            --out runs/iar2-second"""
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-second"],
         loss=SemanticDetailLossConfig(),
@@ -58,7 +62,9 @@ def shapes_iar2_tokenizer_first() -> TokenizerRecipe:
     """A tiny first stage: 8x8 semantic codes of 16 for a 32 px picture of *shapes*, 0.6M parameters.
 
     Minutes on one CPU core. With a loss on pixels, unlike the published one: there is no perceptual network here.
-    Command: python scripts/train_tokenizer.py shapes-iar2-tokenizer-first --out runs/tiny/iar2-first"""
+    Command:
+
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-first --out runs/tiny/iar2-first"""
     both = IAR2_TOKENIZERS["tiny-shapes"]
     return replace(shapes_8x8_tokenizer(), model=replace(both, quantizer=both.quantizer.level(0)), steps=2000)
 
@@ -67,7 +73,9 @@ def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
     """A tiny second stage: 16 semantic and 64 detail codes a place, from the first stage's weights.
 
     Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps.
-    Command: python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --out runs/tiny/iar2-second"""
+    Command:
+
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --out runs/tiny/iar2-second"""
     first = shapes_iar2_tokenizer_first()
     weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0, quantizer=first.loss.quantizer, gan=0.0)
     return replace(first,
@@ -103,7 +111,9 @@ def iar2_b() -> GeneratorRecipe:
 
     Result: FID 4.80 with attended guidance, 1.75 to 3.0 on both levels (50,000 samples of 384 px, evaluated at 256;
     positions at half the rate). 143M parameters, 300 epochs at batch 256: about 3e+20 operations.
-    Command: python scripts/train_generator.py iar2-b --data CODES --out runs/iar2-b"""
+    Command:
+
+        python scripts/train_generator.py iar2-b --data CODES --out runs/iar2-b"""
     return _replicas("B")
 
 @recipes.register
@@ -112,7 +122,9 @@ def iar2_l() -> GeneratorRecipe:
 
     Result: FID 2.76 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
     rate). 408M parameters, 300 epochs at batch 256: about 7e+20 operations.
-    Command: python scripts/train_generator.py iar2-l --data CODES --out runs/iar2-l"""
+    Command:
+
+        python scripts/train_generator.py iar2-l --data CODES --out runs/iar2-l"""
     return _replicas("L")
 
 @recipes.register
@@ -121,7 +133,9 @@ def iar2_xl() -> GeneratorRecipe:
 
     Result: FID 2.10 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
     rate). 884M parameters, 300 epochs at batch 256: about 1e+21 operations.
-    Command: python scripts/train_generator.py iar2-xl --data CODES --out runs/iar2-xl"""
+    Command:
+
+        python scripts/train_generator.py iar2-xl --data CODES --out runs/iar2-xl"""
     return _replicas("XL")
 
 @recipes.register
@@ -131,7 +145,9 @@ def iar2_xxl() -> GeneratorRecipe:
     Result: FID 1.76 with attended guidance, 1.50 with rejection sampling besides (50,000 samples of 384 px,
     evaluated at 256; positions at half the rate). 1.57B parameters, 300 epochs at batch 256: about 3e+21
     operations.
-    Command: python scripts/train_generator.py iar2-xxl --data CODES --out runs/iar2-xxl"""
+    Command:
+
+        python scripts/train_generator.py iar2-xxl --data CODES --out runs/iar2-xxl"""
     return _replicas("XXL")
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #f8d1806d
@@ -141,7 +157,9 @@ def iar2_b_fsdp() -> GeneratorRecipe:
 
     Result: as `iar2-b`; which of the two the published weights are from isn't said. 143M parameters, 320 epochs at
     batch 256: about 3e+20 operations.
-    Command: python scripts/train_generator.py iar2-b-fsdp --data CODES --out runs/iar2-b-fsdp"""
+    Command:
+
+        python scripts/train_generator.py iar2-b-fsdp --data CODES --out runs/iar2-b-fsdp"""
     return _sharded("B")
 
 @recipes.register
@@ -149,7 +167,9 @@ def iar2_l_fsdp() -> GeneratorRecipe:
     """IAR2-L in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-l`. 408M parameters, 320 epochs at batch 256: about 8e+20 operations.
-    Command: python scripts/train_generator.py iar2-l-fsdp --data CODES --out runs/iar2-l-fsdp"""
+    Command:
+
+        python scripts/train_generator.py iar2-l-fsdp --data CODES --out runs/iar2-l-fsdp"""
     return _sharded("L")
 
 @recipes.register
@@ -157,7 +177,9 @@ def iar2_xl_fsdp() -> GeneratorRecipe:
     """IAR2-XL in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-xl`. 884M parameters, 320 epochs at batch 256: about 2e+21 operations.
-    Command: python scripts/train_generator.py iar2-xl-fsdp --data CODES --out runs/iar2-xl-fsdp"""
+    Command:
+
+        python scripts/train_generator.py iar2-xl-fsdp --data CODES --out runs/iar2-xl-fsdp"""
     return _sharded("XL")
 
 @recipes.register
@@ -165,7 +187,9 @@ def iar2_xxl_fsdp() -> GeneratorRecipe:
     """IAR2-XXL in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-xxl`. 1.57B parameters, 320 epochs at batch 256: about 3e+21 operations.
-    Command: python scripts/train_generator.py iar2-xxl-fsdp --data CODES --out runs/iar2-xxl-fsdp"""
+    Command:
+
+        python scripts/train_generator.py iar2-xxl-fsdp --data CODES --out runs/iar2-xxl-fsdp"""
     return _sharded("XXL")
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #90a23c46
@@ -175,5 +199,7 @@ def shapes_8x8_iar2() -> GeneratorRecipe:
 
     For codes of two levels: the sizes of their vocabularies are taken from the codes. The class is a prefix and is
     added to every cell.
-    Command: python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
+    Command:
+
+        python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
     return replace(shapes_generator(), model=semantic_detail_presets["tiny"], steps=5000)

@@ -185,7 +185,7 @@ def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
 
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
-    "Codes as `(b, *grid, [levels])`; flat ones are folded into a square. Errors: dtype, range, a shape of two meanings."
+    "Codes as `(b, *grid, [levels])`; flat ones fill a square. Errors: dtype, range, a shape of two meanings."
     is_bare = self._check_codes(codes)
     is_column = is_bare and self.dims == 2 and codes.dim() == 3 and codes.shape[1] > 1 and codes.shape[2] == 1
     words = "is a sequence (b, n, 1) or a grid (b, h, 1): give (b, n) for the one, (b, h, 1, 1) for the other"
