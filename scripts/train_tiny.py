@@ -3,6 +3,7 @@
     python scripts/train_tiny.py tokenizer             # 8x8 codes of 256, first: the generators learn its codes
     python scripts/train_tiny.py randar                # then any generator: codes, training, examination, shipping
     python scripts/train_tiny.py randar --dry-run      # what would be done
+    python scripts/train_tiny.py iar2-tokenizer        # the same for two codes a place, in two stages; then: iar2
 
 The steps are those a user takes: train_tokenizer.py, extract_codes.py, train_generator.py with the recipe
 shapes-8x8-NAME; killed at any point, the same command goes on. One CPU thread (--threads), because more gain little for
@@ -23,17 +24,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PICTURES = "shapes://?n=120000&size=32&seed=0"
 SCALES = (1.0, 2.0, 3.0, 5.0)      # of guidance, at which a generator is examined
+ENDS = (1.0, 1.5, 2.0, 3.0)        # of the scales of attended guidance, which begin at 1
+TOKENIZERS = {                     # their recipes, a stage each
+    "tokenizer": ("shapes-8x8-tokenizer",),
+    "iar2-tokenizer": ("shapes-iar2-tokenizer-first", "shapes-iar2-tokenizer-second")}
+READS = {"iar2": "iar2-tokenizer"} # whose codes a generator learns, if not the first tokenizer's
 SETTINGS = {                       # how the shipped pipeline samples unless asked otherwise
     "randar": dict(order="random", schedule="cosine", steps=22, rows=50),
     "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
-    "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50)}
+    "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
+    "iar2": dict(order="raster", schedule="one-by-one", rows=50)}
 
 
 @dataclass
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "tokenizer, or a generator: randar, maskgit, pgm"
+    "tokenizer, iar2-tokenizer, or a generator: randar, maskgit, pgm, iar2"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"
@@ -84,53 +91,73 @@ def examine_tokenizer(folder: Path, count: int = 2000, batch: int = 250) -> dict
     originals, labels = map(torch.from_numpy, Shapes(count, 32, seed=1).batch(np.arange(count)))
     model, meter = load_model(folder), ReconstructionMeter()
     judge, _ = load_judge()
-    right, used = 0, set()
+    right, used = 0, [set() for _ in model.vocab]
     with torch.no_grad():
         for some, truth in zip(originals.split(batch), labels.split(batch)):
             codes = codes_of(model, some, batch)
+            levels = model.tokens(codes).unbind(-1)
+            for seen, level in zip(used, levels, strict=True): seen |= set(level.unique().tolist())
             rebuilt = torch.from_numpy(pictures(model, codes, rows=batch))
             meter.update(rebuilt, some)
             right += int((judge(judge_input(rebuilt)).argmax(1) == truth).sum())
-            used |= set(codes.unique().tolist())
 
-    found, accuracy, size = meter.compute(), right / count, model.vocab[0]
+    found, accuracy = meter.compute(), right / count
+    of_codes = " and ".join(f"{len(seen)} of {size}" for seen, size in zip(used, model.vocab, strict=True))
     return {
         "psnr": round(found["psnr"], 2),
         "ssim": round(found["ssim"], 4),
         "judge_accuracy": accuracy,
-        "codes_used": len(used),
+        "codes_used": sum(map(len, used)),
         "held_out": count,
         "torch": torch.__version__,
-        "result": f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}, {len(used)} of {size} codes, "
+        "result": f"PSNR {found['psnr']:.2f} dB, SSIM {found['ssim']:.3f}, {of_codes} codes, "
                   f"judge on reconstructions {accuracy:.1%}"}
 
 
+def run_name(recipe: str) -> str:
+    "shapes-8x8-tokenizer: tokenizer; shapes-iar2-tokenizer-first: iar2-first."
+    return recipe.removeprefix("shapes-").removeprefix("8x8-").replace("-tokenizer-", "-")
+
+
 def tokenizer(o: Options) -> int:
-    "Train, examine and ship the tokenizer."
-    run = o.out / "tokenizer"
-    call(o, "scripts/train_tokenizer.py", "shapes-8x8-tokenizer", "--out", run)
+    "Train, stage after stage, examine and ship a tokenizer."
+    stages = [(recipe, o.out / run_name(recipe)) for recipe in TOKENIZERS[o.name]]
+    before = None
+    for recipe, run in stages:
+        call(o, "scripts/train_tokenizer.py", recipe, *(["--start", before] if before else []), "--out", run)
+        before = run
     if o.dry_run: return 0
 
     from vgnb.saved import load_model
     from vgnb.shipped import ship_model
-    trial = ship_model(o.out / "shipped" / "tokenizer", load_model(run / "model"))
+    run = stages[-1][1]
+    trial = ship_model(o.out / "shipped" / o.name, load_model(run / "model"))
     found = examine_tokenizer(trial)                                # what is examined is what is shipped
-    record = {"command": "python scripts/train_tiny.py tokenizer", "seconds": seconds(run)} | found
-    ship_model(o.ship / "tokenizer", load_model(run / "model"), **record)
+    spent = sum(seconds(run) for _, run in stages)
+    record = {"command": f"python scripts/train_tiny.py {o.name}", "seconds": spent} | found
+    ship_model(o.ship / o.name, load_model(run / "model"), **record)
     print(record["result"])
     return 0
 
 
 def train_generator(o: Options, recipe: str, run: Path):
     "Codes, then training."
-    codes = o.out / "codes"
-    call(o, "scripts/extract_codes.py", "--tokenizer", o.ship / "tokenizer", "--data", PICTURES, "--size", 32,
+    reads = READS.get(o.name, "tokenizer")
+    codes = o.out / reads.replace("tokenizer", "codes")
+    call(o, "scripts/extract_codes.py", "--tokenizer", o.ship / reads, "--data", PICTURES, "--size", 32,
          "--batch", 250, "--shard-size", 8000, "--out", codes)
     call(o, "scripts/train_generator.py", recipe, "--data", codes, "--out", run)
 
 
+def guidances(model) -> list:
+    "What a generator is examined under: scales, or where it tells its attention to the class, attended guidance."
+    from vgnb.sampling.attended_guidance import AttendedGuidance
+    if "class_attention" not in model.traits: return list(SCALES)
+    return [AttendedGuidance((1.0,), (end,)) for end in ENDS]
+
+
 def chosen(table: list[dict], steps: int) -> dict:
-    "The row whose guidance scale is shipped: the lowest FID among those within two points of the best accuracy."
+    "The row whose guidance is shipped: the lowest FID among those within two points of the best accuracy."
     rows = [r for r in table if r["steps"] == steps]
     best = max(r["accuracy"] for r in rows)
     return min((r for r in rows if r["accuracy"] >= best - 0.02), key=lambda r: r["fid"])
@@ -142,14 +169,15 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
 
     from scripts.studies.any_order import Bench
     torch.set_num_threads(o.threads)
-    bench, third = Bench(o.count), math.ceil(cells / 3)
-    def examine(steps, scale):
-        row = bench.point(pipe, steps=steps, guidance=scale)
+    bench, singly = Bench(o.count), pipe.generator.most == 1
+    def examine(steps, guidance):
+        row = bench.point(pipe, guidance=guidance, **({} if singly else {"steps": steps}))
         measured = {name: row[name] for name in ("accuracy", "fid", "seconds")}
-        return {"steps": steps, "guidance": scale, **measured, "count": o.count}
-    table = [examine(third, scale) for scale in SCALES]
-    best = chosen(table, third)
-    table += [examine(steps, best["guidance"]) for steps in (cells, cells // 8)]
+        return {"steps": steps, "guidance": guidance, **measured, "count": o.count}
+    few = cells if singly else math.ceil(cells / 3)
+    table = [examine(few, guidance) for guidance in guidances(pipe.generator)]
+    best = chosen(table, few)
+    if not singly: table += [examine(steps, best["guidance"]) for steps in (cells, cells // 8)]
     return table, best
 
 
@@ -161,16 +189,18 @@ def generator(o: Options) -> int:
 
     import torch
 
+    from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
-    from vgnb.sampling.settings import Sampling
+    from vgnb.sampling.settings import Sampling, short_form
     from vgnb.saved import load_model
     from vgnb.shipped import ship_pipeline
+    reads = READS.get(o.name, "tokenizer")
     model, sampling = load_model(run / "model"), Sampling(**SETTINGS[o.name])
     classes, grid = model.card["classes"], model.grid
     cells = math.prod(grid)
     trial = o.out / "shipped" / o.name
-    ship_pipeline(trial, model, sampling, classes, grid, result="")
-    pipe = Pipeline(load_model(o.ship / "tokenizer"), load_model(trial / "generator"), sampling, classes)
+    ship_pipeline(trial, model, sampling, classes, grid, tokenizer=reads, result="")
+    pipe = Pipeline(load_model(o.ship / reads), load_model(trial / "generator"), sampling, classes)
 
     table, best = examine_generator(o, pipe, cells)
     found = f"{best['accuracy']:.1%} of {o.count} samples as asked at {best['steps']} of {cells} steps"
@@ -178,16 +208,16 @@ def generator(o: Options) -> int:
         print(f"{found} is below --at-least {o.at_least:.0%}; nothing shipped", file=sys.stderr)
         return 1
 
+    shipped = Sampling(**SETTINGS[o.name], guidance=best["guidance"])
     record = {
         "command": f"python scripts/train_tiny.py {o.name}",
         "recipe": recipe,
         "seconds": seconds(run),
         "threads": o.threads,
         "torch": torch.__version__,
-        "table": table,
-        "result": f"{found}, guidance {best['guidance']:g}"}
-    shipped = Sampling(**SETTINGS[o.name], guidance=best["guidance"])
-    ship_pipeline(o.ship / o.name, model, shipped, classes, grid, **record)
+        "table": to_json(table),
+        "result": f"{found}, {short_form(shipped.guidance)}"}
+    ship_pipeline(o.ship / o.name, model, shipped, classes, grid, tokenizer=reads, **record)
     print(record["result"])
     return 0
 
@@ -197,8 +227,8 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check_choice
     from vgnb.places import check_vacant, locked_file
     o = typed_cli(Options, args=argv, description=__doc__)
-    check_choice("name", o.name, ("tokenizer", *SETTINGS))
-    work = tokenizer if o.name == "tokenizer" else generator
+    check_choice("name", o.name, (*TOKENIZERS, *SETTINGS))
+    work = tokenizer if o.name in TOKENIZERS else generator
     if o.dry_run: return work(o)
     check_vacant(o.ship / o.name, o.overwrite, "ship")
     with locked_file(o.out / o.name): return work(o)

@@ -62,13 +62,14 @@ def ship_pipeline(
     sampling,               # a `vgnb.sampling.settings.Sampling`
     classes:list[str],
     grid:tuple[int, int],
+    *, tokenizer:str="tokenizer", # the neighbour's name
     **record,
 ) -> Path:
     "Write a generator whose pipeline shares the tokenizer beside it."
     folder = Path(folder)
     ship_model(folder / "generator", generator, classes=classes, **record)
     card = {"format": FORMAT, "sampling": to_json(sampling), "classes": classes, "grid": list(grid)}
-    places = {"tokenizer": folder.parent / "tokenizer", "generator": folder / "generator"}
+    places = {"tokenizer": folder.parent / tokenizer, "generator": folder / "generator"}
     parts = {name: read_config(place)["weights"] for name, place in places.items() if place.is_dir()}
-    save_card(folder / "pipeline.json", card | {"tokenizer": "../tokenizer", "parts": parts})
+    save_card(folder / "pipeline.json", card | {"tokenizer": f"../{tokenizer}", "parts": parts})
     return folder
