@@ -130,7 +130,7 @@ def outputs(page, mime: str) -> list[str]:
 
 
 def run_all(page, address, path: str, seconds: int):
-    "Open a notebook, run all of its cells, wait for the last one."
+    "Open a notebook, run all of its cells, wait for the last one or for one that fails."
     url, token = address
     page.goto(f"{url}/doc/tree/{path}?token={token}&reset")
     page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
@@ -140,7 +140,8 @@ def run_all(page, address, path: str, seconds: int):
     done = """() => { const cells = window.jupyterapp.shell.currentWidget.content.widgets;
                       const code = cells.filter(c => c.model.type === "code" && c.model.sharedModel.source.trim());
                       return code.length > 0 && code.every(c => c.model.executionCount !== null); }"""
-    page.wait_for_function(done, timeout=1000 * seconds)
+    failed = f'.jp-OutputArea-output[data-mime-type="{ERROR}"]'
+    page.wait_for_function(f"() => document.querySelector('{failed}') || ({done})()", timeout=1000 * seconds)
 
 
 def check_run(browser, address, path: str, live: int, seconds: int):
@@ -161,14 +162,14 @@ def check_run(browser, address, path: str, live: int, seconds: int):
 @pytest.mark.full
 @pytest.mark.parametrize("path", [p for p in PAGES if p.startswith("views/")])
 def test_run_all_of_a_view_shows_it_live(browser, awake, path):
-    check_run(browser, awake, path, LIVE.get(Path(path).stem, 0), 120)
+    check_run(browser, awake, path, LIVE.get(Path(path).stem, 0), 300)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("path", LONG)
 def test_run_all_of_a_long_page(browser, awake, path):
     live = {"index": 1, "900_folder_to_samples": 2, "905_sampling_playground": 1}
-    check_run(browser, awake, path, live.get(Path(path).stem, 0), 600)
+    check_run(browser, awake, path, live.get(Path(path).stem, 0), 1800)
 
 
 def test_a_page_read_without_a_kernel_shows_stills():

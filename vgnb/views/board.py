@@ -42,7 +42,8 @@ class Board:
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
         "The board where a kernel moves it; its state and curves as they are now for everybody else."
-        still = f"<p>{escape(self.status.value)}</p>{self.curves.value.decode()}"
+        svg = bytes(self.curves.value).decode()     # a memoryview, once a browser has sent it back
+        still = f"<p>{escape(self.status.value)}</p>{svg}"
         view = {VIEW: self.box._repr_mimebundle_()[VIEW]} if has_kernel() else {}
         return {"text/plain": f"<Board {self.status.value}>", "text/html": still, **view}
 
