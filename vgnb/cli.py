@@ -63,7 +63,7 @@ def explained(e:Exception) -> str|None:
         return "another process of this run ended; what went wrong is said by it"
     return dead_reader(e)
 
-# %% ../nbs/010_cli.ipynb #7be1464b
+# %% ../nbs/010_cli.ipynb #cc01be17
 _ASKED: dict[str, str] = {}     # option -> words that it holds, of the command that runs
 
 def _words_of(options) -> dict[str, str]:
@@ -90,7 +90,7 @@ def _as_asked(e:BadInput) -> BadInput:
     exact = [name for name, words in _ASKED.items() if words == value or Path(words) == Path(value)]
     around = [name for name, words in _ASKED.items() if _lies_in(value, words)]
     holders = exact or around
-    return type(e)(holders[0], e.value, e.allowed) if len(holders) == 1 else e
+    return type(e)(holders[0], e.value, e.allowed) if holders else e
 
 # %% ../nbs/010_cli.ipynb #3233b028
 def _option(words:list[str], name:str) -> tuple[str|None, list[str]]:

@@ -672,7 +672,7 @@ def from_pretrained(
     parts, mixed = (part("tokenizer"), part("generator")), mixed or card.get("mixed", False)
     return Pipeline(*parts, card["sampling"], card["classes"], tuple(card["grid"]), mixed=mixed)
 
-# %% ../nbs/710_pipeline.ipynb #89b2deb3
+# %% ../nbs/710_pipeline.ipynb #cff9889a
 def named_pipeline(
     words:Sequence[str], # a command's
     seen:str,            # which of them was read as a pipeline, while options of its own parts were not known yet
@@ -686,4 +686,6 @@ def saved_sampling(
     where:str,   # as `from_pretrained` takes it, or "": there is none
 ) -> Sampling:
     "The settings of a pipeline that a command names: the defaults of its options."
-    return read_card(find_pretrained(where))["sampling"] if where else Sampling()
+    try: return read_card(find_pretrained(where))["sampling"] if where else Sampling()
+    except BadInput as e:
+        raise type(e)("pipeline" if e.argument == "where" else e.argument, e.value, e.allowed) from None

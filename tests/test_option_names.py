@@ -1,0 +1,74 @@
+"""What is wrong on a command line is said of the option that was typed, not of an argument further in."""
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from vgnb.cli import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ROOT / "vgnb" / "weights" / "tiny"
+CODER = f"--tokenizer {TINY}/tokenizer"
+FOUR = "shapes://?n=4"
+JUDGE = "--extractor shapes-judge"
+
+
+def script(name: str):
+    "A script's `main`."
+    found = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "scripts" / name)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.main
+
+
+WRONG = [      # X is the wrong place
+    ("tokenizer", "extract_codes.py", f"--tokenizer X --data {FOUR} --out o --size 32"),
+    ("data", "extract_codes.py", f"{CODER} --data X --out o --size 32"),
+    ("data", "train_generator.py", "shapes-generator --data X --out g --steps 1"),
+    ("data", "train_tokenizer.py", "shapes-tokenizer --data X --out t --steps 1"),
+    ("tokenizer", "sample.py", f"--tokenizer X --generator {TINY}/randar/generator --out s.npz --count 1"),
+    ("generator", "sample.py", f"{CODER} --generator X --out s.npz --count 1"),
+    ("pipeline", "sample.py", "X --out s.npz --count 1"),
+    ("inpaint", "sample.py", "tiny-randar --inpaint X --mask m.png --out s.npz --count 1"),
+    ("reference", "evaluate.py", f"X {FOUR} {JUDGE}"),
+    ("samples", "evaluate.py", f"{FOUR} X {JUDGE}"),
+    ("weights", "evaluate.py", f"{FOUR} {FOUR} --weights X"),
+    ("images", "extract_reference.py", f"X --out r.npz {JUDGE}"),
+    ("pipeline", "search_guidance.py", f"X {FOUR}"),
+    ("reference", "search_guidance.py", "tiny-randar X"),
+    ("source", "export_images.py", "X x")]
+
+
+@pytest.mark.parametrize("place", ["nowhere", "file.txt", "empty"])
+@pytest.mark.parametrize("option, name, words", WRONG, ids=[f"{n}-{o}" for o, n, _ in WRONG])
+def test_a_wrong_place_is_said_of_its_option(tmp_path, monkeypatch, capsys, option, name, words, place):
+    monkeypatch.chdir(tmp_path)
+    Path("file.txt").write_text("x")
+    Path("empty").mkdir()
+    assert run_main(script(name), [place if word == "X" else word for word in words.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith((f"{option}={place}: ", f"{option}='{place}': ", f"{option}={tmp_path / place}: ")), err
+
+
+@pytest.mark.parametrize("name, words", [
+    ("extract_codes.py", f"{CODER} --data {FOUR} --size 32 --out file.txt"),
+    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --out file.txt"),
+    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --out file.txt/b"),
+    ("sample.py", "tiny-randar --count 1 --out file.txt/s.npz"),
+    ("extract_reference.py", f"{FOUR} {JUDGE} --out file.txt/r.npz")])
+def test_a_place_that_cannot_be_written_is_out(tmp_path, monkeypatch, capsys, name, words):
+    monkeypatch.chdir(tmp_path)
+    Path("file.txt").write_text("x")
+    assert run_main(script(name), words.split()) == 2
+    assert capsys.readouterr().err.startswith("out=")
+    assert Path("file.txt").read_text() == "x"
+
+
+def test_a_file_in_a_folder_is_said_of_the_folders_option(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("codes").mkdir()
+    Path("codes/index.json").write_text("torn")
+    assert run_main(script("train_generator.py"), "shapes-generator --data codes --out g --steps 1".split()) == 2
+    assert capsys.readouterr().err.startswith("data=codes/index.json: ")
