@@ -38,10 +38,13 @@ from vgnb.generators.orders import Given
 from vgnb.generators.partition import PartitionConfig, PartitionTransformer, partition_presets
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer
+from vgnb.generators.semantic_detail import SemanticDetailConfig
 from vgnb.jobs import SampleJob, planned_labels
 from vgnb.kinds import from_json
 from vgnb.order_maps import step_map
 from vgnb.places import locked
+from vgnb.rejection import Rejection
+from vgnb.sampling.attended_guidance import AttendedGuidance
 from vgnb.sampling.extrapolation import Extrapolate
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import HaltonPick, Pick
@@ -508,6 +511,26 @@ ROWS = [
         SAMPLE + "--order confidence --order.warmup -2"),
     Bad("unknown-guidance", "guidance", "'strong'", "must be one of unguided, cfg",
         lambda w: Sampling(guidance="strong")),
+    Bad("attended-without-attention", "guidance", "'AttendedGuidance'",
+        "needs a generator with the trait class_attention",
+        lambda w: w.pipe.sample([0], guidance="attended"),
+        SAMPLE + "--guidance attended"),
+    Bad("attended-start", "start", "-1.0", "must be a finite number >= 0",
+        lambda w: AttendedGuidance(start=-1.0),
+        SAMPLE + "--guidance attended --guidance.start -1"),
+    Bad("attended-ends", "end", "(2.0, 3.0)", "must have one scale, or as many as start=(1.0, 1.0, 1.0)",
+        lambda w: AttendedGuidance((1.0,) * 3, (2.0, 3.0)),
+        SAMPLE + "--guidance attended --guidance.start 1 1 1 --guidance.end 2 3"),
+    Bad("one-level-for-two", "vocab", "48", "must be two sizes: semantic codes, detail codes",
+        lambda w: SemanticDetailConfig(vocab=48),
+        _GENERATOR.format("shapes-8x8-iar2") + "--data codes"),
+    Bad("no-tries", "tries", "0", "must be an integer >= 1",
+        lambda w: Rejection(0),
+        SAMPLE + "--reject-by shapes-judge --reject-tries 0"),
+    Bad("good-enough", "enough", "1.5", "must be a finite number >= 0 and <= 1",
+        lambda w: Rejection(enough=1.5),
+        SAMPLE + "--reject-by shapes-judge --reject-enough 1.5"),
+    Bad("rejected-by-nobody", "reject_tries", "3", "only goes with reject_by", command=SAMPLE + "--reject-tries 3"),
     Bad("unknown-pick", "pick", "'halten'", "did you mean halton?", command=SAMPLE + "--picks.0 halten"),
     Bad("negative-warmup", "warmup", "-1", "must be an integer >= 0",
         lambda w: HaltonPick(warmup=-1),

@@ -2,6 +2,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,10 +25,13 @@ from vgnb.generators.semantic_detail import (
 )
 from vgnb.kinds import from_json, to_json
 from vgnb.layers import rotate
+from vgnb.sampling.applications import Inpaint
 from vgnb.sampling.attended_guidance import AttendedGuidance
 from vgnb.sampling.guidance import CFG, GUIDANCES
+from vgnb.sampling.painting import Request
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
+from vgnb.zoo import export_published, load_published
 
 SMALL = SemanticDetailConfig(2, 48, 4, ffn_multiple=16, vocab=(12, 20), grid=(3, 4), classes=5, head_layers=2)
 KINDS = {
@@ -255,6 +259,19 @@ def test_known_beginnings_stay_and_are_followed():
     with pytest.raises(BadInput, match="can't fill gaps"): drawn(m, [0, 1, 2], given=(other, ~known))
 
 
+def test_painting_a_lower_half():
+    "As an application: rows from the second on made anew are the completion; a gap above is refused."
+    m = build(SMALL)
+    codes, cond = case(SMALL)
+    sampler = Sampler(m, guidance=GUIDED, picks=PICKS, rows=4)
+    request = Request(sampler, cond, torch.arange(3), Keyed(0), codes, GRID)
+    lower = np.arange(3)[:, None].repeat(4, 1) > 0
+    known = torch.arange(12).expand(3, -1) < 4
+    completed = sampler.sample(cond, torch.arange(3), Keyed(0), grid=GRID, given=(codes, known))
+    assert torch.equal(Inpaint(lower).paint(request).sample(), completed)
+    with pytest.raises(BadInput, match="any_order"): Inpaint(~lower).paint(request)
+
+
 def test_picks_are_one_a_level():
     "A single candidate at the first level; at the second the few likeliest of a sharpened distribution."
     m = build(SMALL)
@@ -361,6 +378,21 @@ def test_published_files():
     with pytest.raises(Mismatch, match="published size"): IAR2.recognise(theirs)
     theirs.pop("mlp2.0.bias")
     with pytest.raises(Mismatch, match="missing"): iar2_names.load(theirs, m)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "steps": 3, "optimizer": {}}],
+                         ids=["bare", "wrapped"])
+def test_published_file(wrap, tmp_path):
+    "Bare (sharded training) or wrapped with the rest of a run (replicas); and back."
+    m = build(replace(SMALL, rope_rate="half", grid=(4, 4)))
+    file = tmp_path / "IAR2-B.pth"
+    torch.save(wrap(iar2_names.export(m.state_dict())), file)
+    loaded = load_published(file, IAR2.write(m.config))
+    codes, cond = case(SMALL, n=16)
+    assert all(map(torch.equal, loaded.logits(codes, cond), m.logits(codes, cond)))
+    entries = export_published(loaded)
+    assert all(torch.equal(entries[name], t) for name, t in iar2_names.export(m.state_dict()).items())
+    with pytest.raises(BadInput, match="no published form"): export_published(build(SMALL))
 
 
 def test_settings_are_values():

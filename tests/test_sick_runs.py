@@ -605,6 +605,8 @@ def test_the_page_of_a_run_and_its_board(tmp_path):
     assert "<script" not in page and "src=\"data:image/svg+xml" in page and "optim.lr" in page
     view = board(folder, every=0.02)
     assert view.status.value.startswith("step 20 of 40 (50%)") and b"critic.loss" in bytes(view.curves.value)
+    view.curves.value = memoryview(view.curves.value)            # as a browser sends it back
+    assert "critic.loss" in view._repr_mimebundle_()["text/html"]
     sick_trainer(folder, (6,), tracker="jsonl", log_every=2, save_every=10).fit()
     view.thread.join(20)
     assert "finished" in view.status.value and not view.thread.is_alive()

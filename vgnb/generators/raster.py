@@ -55,7 +55,7 @@ from vgnb.layers import (
 )
 from ..names import Ignore, NameTable, Rename
 
-# %% ../../nbs/generators/320_raster.ipynb #8bb7d4cf
+# %% ../../nbs/generators/320_raster.ipynb #173d2cf0
 _COUNTS = ("layers", "dim", "heads", "classes", "text_dim", "text_tokens")
 _RATES = ("class_dropout", "token_dropout", "residual_dropout", "ffn_dropout", "drop_path")
 
@@ -108,9 +108,7 @@ class RasterConfig:
         check(has_class, "class_everywhere", True, 'needs condition="class"')
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        "How many codes each level of a cell has."
-        return (self.vocab,)
+    def levels(self) -> tuple[int, ...]: return (self.vocab,)    # how many codes each level of a cell has
 
     @property
     def prefix_places(self) -> int:
