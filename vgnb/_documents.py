@@ -48,6 +48,8 @@ class Fresh:
 class Shown(BasicMarkdownRenderer):
     "What `show_doc` writes for a name."
     def __init__(self, sym, name=None, title_level=3):
+        # Below a decorator of its own, a method that `patch` adds has forgotten its class, and links would miss it.
+        if name is None and hasattr(sym, "__wrapped__"): name = sym.__qualname__
         super().__init__(sym, name=name, title_level=title_level)
         self.dm = str(self.dm).replace("__main__.", "")
         self.fn = ""    # the name whose source nbdev would link to: none
