@@ -44,7 +44,7 @@ def processed(place, pages) -> dict[str, list]:
 def words(cells) -> str: return "\n".join("".join(c["source"]) for c in cells)
 
 
-def shown(cells) -> str:
+def described(cells) -> str:
     "What `show_doc` wrote."
     data = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
     return "\n".join("".join(d.get("text/markdown", "")) for d in data)
@@ -57,9 +57,9 @@ def test_pages_pass_the_processor(tmp_path):
     assert "\nuse_house_style()" not in live and "class Dial(Live)" in live          # hidden cells are, lessons are not
     assert "## Morphing" in lesson
 
-    described = shown(found["000_core.ipynb"])
-    assert "### get_settings\n" in described and "->Settings" in described           # not `__main__.Settings`
-    assert "[source]" not in described and "blob/" not in described                  # there is no address to link to
+    names = described(found["000_core.ipynb"])
+    assert "### get_settings\n" in names and "->Settings" in names                   # not `__main__.Settings`
+    assert "[source]" not in names and "blob/" not in names                          # there is no address to link to
 
 
 @pytest.mark.full
@@ -88,11 +88,11 @@ def test_every_exported_name_can_be_shown_with_its_arguments():
 
 
 def test_a_decorated_method_is_shown_with_its_class():
-    from vgnb._documents import Shown
+    from vgnb._documents import shown
     from vgnb.generators.random_order import RandomOrderTransformer
-    assert Shown(RandomOrderTransformer.features).nm == "RandomOrderTransformer.features"      # below `no_grad`
-    assert Shown(RandomOrderTransformer.logits).nm == "RandomOrderTransformer.logits"
-    assert Shown(RandomOrderTransformer).nm == "RandomOrderTransformer"
+    assert shown(RandomOrderTransformer.features).nm == "RandomOrderTransformer.features"      # below `no_grad`
+    assert shown(RandomOrderTransformer.logits).nm == "RandomOrderTransformer.logits"
+    assert shown(RandomOrderTransformer).nm == "RandomOrderTransformer"
 
 
 def test_the_site_asks_for_files_that_are_there():
