@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 import vgnb
 from tests.test_style import ROOT
@@ -20,7 +21,7 @@ PROCESS = """
 from nbdev.serve import proc_nbs
 if __name__ == "__main__": proc_nbs(force=True, n_workers=0)
 """
-MADE = ("_quarto.yml", "nbdev.yml", "sidebar.yml")     # by nbdev, beside the notebooks
+MADE = ("nbdev.yml", "sidebar.yml")     # by nbdev, beside the notebooks
 
 
 def processed(place, pages) -> dict[str, list]:
@@ -43,12 +44,22 @@ def processed(place, pages) -> dict[str, list]:
 def words(cells) -> str: return "\n".join("".join(c["source"]) for c in cells)
 
 
+def described(cells) -> str:
+    "What `show_doc` wrote."
+    data = [o.get("data", {}) for c in cells for o in c.get("outputs", [])]
+    return "\n".join("".join(d.get("text/markdown", "")) for d in data)
+
+
 def test_pages_pass_the_processor(tmp_path):
     found = processed(tmp_path, ["000_core.ipynb", "views/790_live.ipynb", "tutorials/910_any_order.ipynb"])
     core, live, lesson = map(words, found.values())
     assert "show_doc(BadInput" in core and "show_doc(Live" in live                  # the names it exports
     assert "\nuse_house_style()" not in live and "class Dial(Live)" in live          # hidden cells are, lessons are not
     assert "## Morphing" in lesson
+
+    names = described(found["000_core.ipynb"])
+    assert "### get_settings\n" in names and "->Settings" in names                   # not `__main__.Settings`
+    assert "[source]" not in names and "blob/" not in names                          # there is no address to link to
 
 
 @pytest.mark.full
@@ -76,6 +87,27 @@ def test_every_exported_name_can_be_shown_with_its_arguments():
     assert not failed, "\n".join(failed)
 
 
+def test_a_decorated_method_is_shown_with_its_class():
+    from vgnb._documents import shown
+    from vgnb.generators.random_order import RandomOrderTransformer
+    assert shown(RandomOrderTransformer.features).nm == "RandomOrderTransformer.features"      # below `no_grad`
+    assert shown(RandomOrderTransformer.logits).nm == "RandomOrderTransformer.logits"
+    assert shown(RandomOrderTransformer).nm == "RandomOrderTransformer"
+
+
+def test_the_site_asks_for_files_that_are_there():
+    site = yaml.safe_load((ROOT / "nbs/_quarto.yml").read_text())
+    asked = [site["format"]["html"]["css"], *site["metadata-files"]]
+    assert [name for name in asked if name not in MADE and not (ROOT / "nbs" / name).is_file()] == []
+
+
+def test_the_site_offers_no_link_that_needs_an_address():
+    "Links to the repository, and the cards that other sites show for a page, would lead nowhere."
+    website = yaml.safe_load((ROOT / "nbs/_quarto.yml").read_text())["website"]
+    assert not {"repo-actions", "repo-url", "open-graph", "twitter-card"} & set(website)
+
+
 def test_what_nbdev_makes_is_ignored_by_git():
     ignored = set((ROOT / ".gitignore").read_text().splitlines())
     assert {f"nbs/{name}" for name in MADE} | {"/_docs/", "/_proc/"} <= ignored
+    assert "nbs/_quarto.yml" not in ignored     # the site's own, which nbdev leaves as it is

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from nbdev.doclinks import patch_name
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -321,9 +322,114 @@ def imports_upwards(pages, package):
     return out
 
 
+# What the site makes of a page
+
+DEFINITIONS = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+
+def is_shown(name: str) -> bool: return not name.startswith("_") or name.startswith("__")
+
+
+def documented(page) -> list[tuple[str, ast.AST]]:
+    "(name, definition) of all that the site shows of a room's code; a method that `patch` adds is `Class.name`."
+    shown = [c for c in page.code if {"export", "exports"} & set(directives(c))]
+    found = [node for c in shown for node in tree(c).body if isinstance(node, DEFINITIONS) and is_shown(node.name)]
+    names = [(patch_name(node), node) for node in found]
+    return [(name, node) for some, node in names for name in ([some] if isinstance(some, str) else some)]
+
+
+def documents(page) -> list[tuple[str, str]]:
+    "(name, document) of what is shown and has one."
+    found = {name: ast.get_docstring(node) for name, node in documented(page)}
+    return [(name, document) for name, document in found.items() if document]
+
+
+def prose(page) -> list[str]:
+    "What the site sets as text: markdown cells and documents, without their blocks of code."
+    texts = [source(c) for c in page.cells if c["cell_type"] == "markdown"] + [text for _, text in documents(page)]
+    return [re.sub(r"^```(?s:.*?)^```|^    .*$", "", text, flags=re.M) for text in texts]
+
+
+def without_code(text: str) -> str: return re.sub(r"`[^`]*`", "", text)
+
+
+def broken_italics(pages, package):
+    "The first line of a document is set between two `*`: one more ends the italics and is lost."
+    found = [(p.path, name, text.splitlines()[0]) for p in pages for name, text in documents(p)]
+    return [f"{path}, {name}: `*` outside of backticks: {line}"
+            for path, name, line in found if "*" in without_code(line)]
+
+
+def bare_options(pages, package):
+    "In text `--` becomes a dash: a command is an indented block, an option stands in backticks."
+    return [f"{p.path}: {line.strip()}" for p in pages for text in prose(p)
+            for line in without_code(text).splitlines() if re.search(r"(^|[\s(])--\w", line)]
+
+
+def linked(page) -> list[str]:
+    "The words that nbdev looks up."
+    return [m[1] for text in prose(page) for m in re.finditer(r"`([^`\s]+?)(?:\(\))?`", text)]
+
+
+def homes(pages) -> dict[str, Path]:
+    "{name: the page that a link leads to} of all definitions and methods; of two the module that comes first."
+    found = {}
+    for p in sorted((p for p in pages if p.module), key=lambda p: p.module):
+        for node in [node for c in p.code if exports(c) for node in tree(c).body if isinstance(node, DEFINITIONS)]:
+            names = [patch_name(node)] if isinstance(patch_name(node), str) else patch_name(node)
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            names += [f"{node.name}.{method.name}" for method in inner if isinstance(method, DEFINITIONS)]
+            for name in names: found.setdefault(name, p.path)
+    return found
+
+
+def links_to_nothing(pages, package):
+    "A method has an anchor only where `patch` adds it, a private name has none."
+    shown, home = {name for p in pages for name, _ in documented(p)}, homes(pages)
+    return [f"{p.path}: `{word}` is not shown on {home[word]}"
+            for p in pages for word in linked(p) if word in home and word not in shown]
+
+
+# Words of a page's own that do mean another page's
+MEANT = {("training/540_extract.ipynb", "pictures"), ("tutorials/900_folder_to_samples.ipynb", "accuracy")}
+
+OWN = {ast.arg: "arg", ast.keyword: "arg", ast.Attribute: "attr", ast.FunctionDef: "name", ast.Constant: "value"}
+
+
+def own_words(page) -> set[str]:
+    "What a page's code calls something: arguments, fields, methods, variables, words in quotes; no imported name."
+    nodes = [node for c in page.code for node in ast.walk(tree(c))]
+    words = {getattr(node, OWN[type(node)]) for node in nodes if type(node) in OWN}
+    words |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return words - {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+
+
+def links_to_namesakes(pages, package):
+    "A word of the page's own, linked to another page because a function there is called the same."
+    out, home = [], homes(pages)
+    for p in pages:
+        own = own_words(p)
+        words = sorted({word for word in linked(p) if word.isalpha() and word.islower() and word in own})
+        away = [w for w in words if home.get(w, p.path) != p.path and (p.path.as_posix(), w) not in MEANT]
+        out += [f"{p.path}: `{word}` would lead to {home[word]}: say it without backticks, or with what it is of"
+                for word in away]
+    return out
+
+
+def stale_outputs(pages, package):
+    "Saved lines that were only of use while a cell ran."
+    out = []
+    for p in pages:
+        streams = [(n, o) for n, c in p.numbered for o in c.get("outputs", []) if o.get("name") == "stderr"]
+        for n, line in ((n, line) for n, o in streams for line in "".join(o["text"]).splitlines()):
+            if re.search(r"\d (s|min|h|d) left$|Warning:", line): out.append(f"{p.path}, cell {n}: {line}")
+    return out
+
+
 RULES = [first_cells, rooms_without_a_picture, names_without_a_lesson, names_from_lessons, long_cells, semicolons,
          cells_without_a_reason, bad_outputs, without_a_kernel, imports_among_work, outside_the_style,
-         orphans, repeated, imports_upwards]
+         orphans, repeated, imports_upwards, broken_italics, bare_options, links_to_nothing, links_to_namesakes,
+         stale_outputs]
 
 
 @pytest.fixture(scope="module")
@@ -363,6 +469,9 @@ BAD = Page(Path("100_room.ipynb"), [
     cell("code", "#| export\n" + "x = 1\n" * LONGEST),
     cell("code", "def f():\n    import json\n    return json"),
     cell("code", "plt.subplots(dpi=80)"),
+    cell("code", "#| export\ndef area(a, b):\n    \"a * b, of (b, *grid)\"\n    def _deep(shelve): pass",
+         {"output_type": "stream", "name": "stderr", "text": ["step 3 of 9 (33%), 4 steps/s, 1 min 2 s left\n"]}),
+    cell("markdown", "Say --help. See `Shelf.put`, and the argument `shelve`."),
 ])
 
 
@@ -385,6 +494,11 @@ BAD = Page(Path("100_room.ipynb"), [
     (repeated, "stem"),
     (repeated, "not its own name"),
     (imports_upwards, "views.player"),
+    (broken_italics, "area: `*` outside"),
+    (bare_options, "Say --help"),
+    (links_to_nothing, "`Shelf.put` is not shown on views/100_player"),
+    (links_to_namesakes, "`shelve` would lead to views/100_player"),
+    (stale_outputs, "cell 10: step 3 of 9"),
 ])
 def test_each_rule_notices_a_page_that_breaks_it(rule, words, tmp_path):
     package = tmp_path / "vgnb"
@@ -394,7 +508,8 @@ def test_each_rule_notices_a_page_that_breaks_it(rule, words, tmp_path):
     (package / "old.py").write_text(made_by.format("009_old"))
     (package / "views/old.py").write_text("")
 
-    other = Page(Path("views/100_player.ipynb"), [cell("code", "#| default_exp views.player")])
+    shelf = cell("code", "#| export\nclass Shelf:\n    def put(self): pass\n\ndef shelve(): pass")
+    other = Page(Path("views/100_player.ipynb"), [cell("code", "#| default_exp views.player"), shelf])
     found = rule([BAD, other], package)
     assert any(words in offence for offence in found), found
 
@@ -459,3 +574,13 @@ def test_a_page_may_draw_below_its_style():
     page = Page(Path("001_a.ipynb"), [cell("code", "use_house_style()"), cell("code", "fig, ax = plt.subplots()")])
     assert not outside_the_style([page], ROOT)
     assert outside_the_style([Page(page.path, page.cells[::-1])], ROOT)
+
+
+@pytest.mark.parametrize("document", [
+    "`a * b`, no more",
+    "First\n\na * b stands in a paragraph of its own",
+    "What it does.\n\nCommand:\n\n    python scripts/sample.py --count 4",
+])
+def test_documents_that_are_set_as_they_were_meant(document):
+    page = Page(Path("001_a.ipynb"), [cell("code", f'#| export\ndef f():\n    """{document}"""')])
+    assert not broken_italics([page], ROOT) and not bare_options([page], ROOT)

@@ -4,15 +4,13 @@
 many pages. Each defines its room anew, and its classes would stand in the registries in the place of those that the
 next page imports.
 
-`Shown` (`renderer`): a name with its signature and document. The project has no public address, so no link to a
+`shown` (`renderer`): a name with its signature and document. The project has no public address, so no link to a
 source is written. A page defines its names in `__main__`, which says nothing to a reader.
 """
 import functools
 import importlib
 import pkgutil
 import sys
-
-from nbdev.showdoc import BasicMarkdownRenderer
 
 import vgnb
 from vgnb.core import Registry
@@ -45,9 +43,12 @@ class Fresh:
             registry.update(content)
 
 
-class Shown(BasicMarkdownRenderer):
+def shown(sym, name=None, title_level=3):
     "What `show_doc` writes for a name."
-    def __init__(self, sym, name=None, title_level=3):
-        super().__init__(sym, name=name, title_level=title_level)
-        self.dm = str(self.dm).replace("__main__.", "")
-        self.fn = ""    # the name whose source nbdev would link to: none
+    from nbdev.showdoc import BasicMarkdownRenderer    # not at the top: the package does without nbdev
+    # Below a decorator of its own, a method that `patch` adds has forgotten its class, and links would miss it.
+    if name is None and hasattr(sym, "__wrapped__"): name = sym.__qualname__
+    made = BasicMarkdownRenderer(sym, name=name, title_level=title_level)
+    made.dm = str(made.dm).replace("__main__.", "")
+    made.fn = ""    # the name whose source nbdev would link to: none
+    return made

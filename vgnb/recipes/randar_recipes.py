@@ -58,6 +58,7 @@ def randar_xxl() -> GeneratorRecipe:
         python scripts/train_generator.py randar-xxl --data CODES --out runs/randar-xxl"""
     return _randar("XXL")
 
+# %% ../../nbs/recipes/563_randar_recipes.ipynb #6d7954d5
 @recipes.register
 def randar_l_maskgit() -> GeneratorRecipe:
     """RandAR-L, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
