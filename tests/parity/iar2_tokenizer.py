@@ -140,6 +140,7 @@ def vq_train_second_steps(case):
                              precision="fp32", compat="upstream")
     stepper = Stepper(TrainState(task, recipe, Processes()))
     logs = {k: [] for k in ("loss_first", "loss_second", "disc_loss", "grad_norms")}
+    torch.set_num_threads(2)      # a kink of the fourth step: sums over one thread fall on its other side
     for step in range(sum(k.startswith("in.x") for k in case.inputs)):
         images = case[f"in.x{step}"]
         stepper(step, [(At(torch.arange(len(images)), step=step), {"images": images})])
