@@ -40,10 +40,10 @@ def pictures(count=4) -> torch.Tensor:
     return torch.from_numpy(Shapes(count, 32).batch(range(count))[0]).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def stage(name, **changes):
+def stage(name, updates=(Revive(5),), **changes):
     "A recipe of the tiny pair, a few steps of it."
     r = recipe(f"shapes-iar2-tokenizer-{name}")
-    quantizer = dict(dim=4, usage=512, updates=(Revive(5),))
+    quantizer = dict(dim=4, usage=512, updates=updates)
     model = changed(r.model, **SMALL, quantizer=quantizer)
     return replace(r, data="shapes://?n=64&size=32", steps=13, batch=8, precision="fp32", ema=0.9, model=model,
                    free_steps=4 if name == "first" else 0, **changes)
@@ -103,8 +103,7 @@ def take(s, step):
 
 
 def test_the_semantic_table_moves_in_one_iteration_of_three():
-    s, q = stepper()
-    q.semantic.updates = torch.nn.ModuleList()          # only the optimizer may move it
+    s, q = stepper(updates=())                          # only the optimizer may move it
     for step in range(6):
         before = q.semantic.table.detach().clone(), q.detail.table.detach().clone()
         take(s, step)
