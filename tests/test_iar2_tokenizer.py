@@ -22,7 +22,7 @@ from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, train
 from vgnb.training.extract import extract_codes
-from vgnb.training.recipes import Optim, recipe
+from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.training.run_folder import Run
 from vgnb.training.step import Stepper, TrainState
 from vgnb.training.trainer import Trainer
@@ -46,7 +46,7 @@ def stage(name, updates=(Revive(5),), **changes):
     quantizer = dict(dim=4, usage=512, updates=updates)
     model = changed(r.model, **SMALL, quantizer=quantizer)
     return replace(r, data="shapes://?n=64&size=32", steps=13, batch=8, precision="fp32", ema=0.9, model=model,
-                   free_steps=4 if name == "first" else 0, **changes)
+                   rate=Rate(), free_steps=4 if name == "first" else 0, **changes)
 
 
 def test_decoding_the_codes_is_the_forward_pass():

@@ -1,4 +1,5 @@
 "IAR2's tokenizer side: both VQ models, quantizer, losses of both stages, four second-stage steps, code extraction."
+import contextlib
 import re
 
 import torch
@@ -117,6 +118,16 @@ def vq_loss(case):
     return out
 
 
+@contextlib.contextmanager
+def threads(count):
+    """So many threads, whatever the caller has: the loss has kinks (ReLU, leaky ReLU), and where an activation is 1e-7
+    from one, the order of sums decides on which side the gradient falls; Adam makes a visible step of it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+
 def cycle(spec) -> tuple[str, ...]:
     "[[stage, how often], ...] as one word an iteration."
     return tuple(stage for stage, times in spec for _ in range(times))
@@ -140,10 +151,9 @@ def vq_train_second_steps(case):
                              precision="fp32", compat="upstream")
     stepper = Stepper(TrainState(task, recipe, Processes()))
     logs = {k: [] for k in ("loss_first", "loss_second", "disc_loss", "grad_norms")}
-    torch.set_num_threads(2)      # a kink of the fourth step: sums over one thread fall on its other side
     for step in range(sum(k.startswith("in.x") for k in case.inputs)):
         images = case[f"in.x{step}"]
-        stepper(step, [(At(torch.arange(len(images)), step=step), {"images": images})])
+        with threads(2): stepper(step, [(At(torch.arange(len(images)), step=step), {"images": images})])
         read = stepper.meter.read(stepper.processes)
         logs["loss_first"].append(read.get("semantic.loss", -1.0))
         logs["loss_second"].append(read["tokenizer.loss"])
