@@ -3066,6 +3066,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'vgnb/tokenizers/semantic_detail_vq.py'),
                                                     'vgnb.tokenizers.semantic_detail_vq.SemanticDetail.losses': ( 'tokenizers/semantic_detail_vq.html#semanticdetail.losses',
                                                                                                                   'vgnb/tokenizers/semantic_detail_vq.py'),
+                                                    'vgnb.tokenizers.semantic_detail_vq.SemanticDetail.passed': ( 'tokenizers/semantic_detail_vq.html#semanticdetail.passed',
+                                                                                                                  'vgnb/tokenizers/semantic_detail_vq.py'),
                                                     'vgnb.tokenizers.semantic_detail_vq.SemanticDetail.shares': ( 'tokenizers/semantic_detail_vq.html#semanticdetail.shares',
                                                                                                                   'vgnb/tokenizers/semantic_detail_vq.py'),
                                                     'vgnb.tokenizers.semantic_detail_vq.SemanticDetail.unquantized': ( 'tokenizers/semantic_detail_vq.html#semanticdetail.unquantized',

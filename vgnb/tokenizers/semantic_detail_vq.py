@@ -65,10 +65,12 @@ class SemanticDetailConfig:
             updates=self.updates,
             compat=self.compat)
 
-# %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #a539ad02
+# %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #8f760426
 class SemanticDetail(Quantizer):
     "Nearest semantic row, then the nearest detail row to the residual (IAR2); codes (b, *grid, 2)."
     quirks = (*VectorQuantizer.quirks,
+              ("What is decoded in training is z + (q - z), rounded twice.",
+               "Its last bit may differ from that of the decoded codes."),
               ("Alone, the semantic table's share is counted against the size of the detail table.",
                "With all 256 codes in use it reads 6%."))
 
@@ -94,6 +96,10 @@ class SemanticDetail(Quantizer):
 
     def unquantized(self, z:Tensor) -> Tensor: return self.semantic.unquantized(z)
 
+    def passed(self, z:Tensor, q:Tensor) -> Tensor:
+        "What the decoder sees, with the feature's gradient: the sum itself, or as published z + (q - z)."
+        return z + (q - z).detach() if self.config.compat else straight_through(z, q)
+
     def losses(self, z:Tensor, q1:Tensor, q2:Tensor) -> dict[str, Tensor]:
         "Weighted losses of features and the two rows of each, all (n, d)."
         c, q = self.config, q1 + q2
@@ -116,7 +122,7 @@ class SemanticDetail(Quantizer):
             x = self.semantic.flat(z)                                           # (n, d)
             k, q1 = self.semantic.find(x, draws, at, learn)                     # (n,), (n, d)
             j, q2 = self.detail.find(x - q1, others, at, learn)
-            out = straight_through(x, q1 + q2).view(*grid, -1).movedim(-1, 1)   # (b, d, *grid)
+            out = self.passed(x, q1 + q2).view(*grid, -1).movedim(-1, 1)        # (b, d, *grid)
             codes = torch.stack([k, j], -1).view(*grid, 2)
             return Quantized(out, codes, self.losses(x, q1, q2))
 

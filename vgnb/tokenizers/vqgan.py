@@ -220,7 +220,7 @@ def taming_spec(c:VQGANConfig, resolution:int=256) -> dict:
         "dropout": c.dropout}
     return {"embed_dim": c.quantizer.dim, "n_embed": c.quantizer.codebook, "ddconfig": ddconfig}
 
-# %% ../../nbs/tokenizers/240_vqgan.ipynb #615e6494
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #1b628dd7
 def _has_table(c:VQGANConfig) -> bool:
     "Whether the authors' networks and a table of codes stand in it; only such a model has their names."
     return c.coder == "stair" and isinstance(c.quantizer, VectorConfig)
@@ -257,6 +257,7 @@ def _recognise_taming(state:dict[str, Tensor]) -> dict|None:
         depth=counted(state, "encoder.down.0.block."),
         attention=tuple(i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state)))
 
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #eddf997f
 _HUB, _T2I_HUB = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
 _TAMING_FILE = "CompVis/taming-transformers release: last.ckpt"
 _TAMING_NAMES = ("vqgan_imagenet_f16_1024", "vqgan_imagenet_f16_16384", "vqgan_openimage_f8_16384",

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Task', 'parameter_groups', 'ImageData', 'CodeData', 'GeneratorTask', 'check_kmeans', 'TokenizerTask']
 
-# %% ../../nbs/training/517_tasks.ipynb #c3fcd171
+# %% ../../nbs/training/517_tasks.ipynb #8acdb52e
 import math
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import BadItem, Mismatch, check, check_int, digest
@@ -188,7 +189,7 @@ def check_kmeans(
           f"must be at least {least}: after free_steps={free_steps} steps k-means sets {codes} codes from one batch, "
           f"which has {places} features a picture; or ask for free_steps=0")
 
-# %% ../../nbs/training/517_tasks.ipynb #9a4da212
+# %% ../../nbs/training/517_tasks.ipynb #f4be3da2
 class TokenizerTask(Task):
     "A tokenizer towards any objective, and what that trains beside it."
     def __init__(self,
@@ -242,20 +243,24 @@ class TokenizerTask(Task):
             images = torch.cat([batch["images"] for batch in batches])
             tokenizer.kmeans_init(tokenizer.enter(images), draws)
 
-    def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
-        "The objective's, for what the tokenizer makes of the batch in the phases that name a group of it."
-        images = batch["images"]
-        made = self.made(phase, images, draws, at) if self.runs(phase) else None
-        return Loss(*self.objective.loss(phase, images, made, carry, draws, at))
+# %% ../../nbs/training/517_tasks.ipynb #fed19b59
+@patch
+def loss(self:TokenizerTask, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
+    "The objective's, for what the tokenizer makes of the batch in the phases that name a group of it."
+    images = batch["images"]
+    made = self.made(phase, images, draws, at) if self.runs(phase) else None
+    return Loss(*self.objective.loss(phase, images, made, carry, draws, at))
 
-    def made(self, phase:Phase, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
-        "What the tokenizer makes in a phase; pixels are compared in [-1, 1]."
-        tokenizer = self.modules["tokenizer"]
-        quantize = at.step >= self.free_steps
-        made = self.objective.make(phase, tokenizer, tokenizer.enter(images), draws, at, quantize)
-        has_pixels = tokenizer.makes == "pixels" and made.output is not None
-        return made._replace(output=tokenizer.leave(made.output)) if has_pixels else made
+@patch
+def made(self:TokenizerTask, phase:Phase, images:Tensor, draws:Keyed, at:At) -> Reconstruction:
+    "What the tokenizer makes in a phase; pixels are compared in [-1, 1]."
+    tokenizer = self.modules["tokenizer"]
+    quantize = at.step >= self.free_steps
+    made = self.objective.make(phase, tokenizer, tokenizer.enter(images), draws, at, quantize)
+    has_pixels = tokenizer.makes == "pixels" and made.output is not None
+    return made._replace(output=tokenizer.leave(made.output)) if has_pixels else made
 
-    def report(self) -> dict[str, float]:
-        "Share of each codebook among recent codes."
-        return usage_of(self.modules["tokenizer"])
+@patch
+def report(self:TokenizerTask) -> dict[str, float]:
+    "Share of each codebook among recent codes."
+    return usage_of(self.modules["tokenizer"])

@@ -1,0 +1,207 @@
+"IAR2's tokenizer: two levels of codes, the first of which stands alone; two stages, the second in turns."
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.toy_training import result
+from vgnb.core import BadInput, Mismatch
+from vgnb.data.codes import CodeStore
+from vgnb.data.iar2_codes import IAR2Codes
+from vgnb.data.layouts import export_codes
+from vgnb.data.shapes import Shapes
+from vgnb.data.transforms import Augment
+from vgnb.draws import At, Keyed
+from vgnb.kinds import changed
+from vgnb.processes import Processes
+from vgnb.tokenizers.quantizers import Revive
+from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
+from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+from vgnb.training.commands import TrainOptions, build_tokenizer, train
+from vgnb.training.extract import extract_codes
+from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.training.run_folder import Run
+from vgnb.training.step import Stepper, TrainState
+from vgnb.training.trainer import Trainer
+
+SMALL = dict(width=16, groups=8)
+PAIR = SemanticDetailConfig(16, 32, 4, usage=512, updates=(Revive(5),))
+
+
+def small() -> VQGAN:
+    torch.manual_seed(0)
+    return VQGAN(VQGANConfig(PAIR, coder="small", **SMALL))
+
+
+def pictures(count=4) -> torch.Tensor:
+    return torch.from_numpy(Shapes(count, 32).batch(range(count))[0]).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def stage(name, updates=(Revive(5),), **changes):
+    "A recipe of the tiny pair, a few steps of it."
+    r = recipe(f"shapes-iar2-tokenizer-{name}")
+    quantizer = dict(dim=4, usage=512, updates=updates)
+    model = changed(r.model, **SMALL, quantizer=quantizer)
+    return replace(r, data="shapes://?n=64&size=32", steps=13, batch=8, precision="fp32", ema=0.9, model=model,
+                   rate=Rate(), free_steps=4 if name == "first" else 0, **changes)
+
+
+def test_decoding_the_codes_is_the_forward_pass():
+    model, x = small().eval(), pictures()
+    codes = model.encode(x)
+    assert codes.shape == (4, *model.code_shape(32, 32)) == (4, 4, 4, 2)
+    assert torch.equal(model.decode(codes), model(x).output)
+    assert torch.equal(model.decode(model.untoken(model.tokens(codes))), model(x).output)
+
+
+def test_the_first_level_is_a_plain_tokenizer_on_the_same_weights():
+    model, x = small().eval(), pictures()
+    coarse = model.first(1)
+    assert coarse.vocab == (16,) and torch.equal(coarse.encode(x), model.encode(x)[..., 0])
+    alone = VQGAN(coarse.config)
+    alone.load_state_dict(coarse.state_dict())
+    assert torch.equal(alone.eval()(x).output, coarse(x).output)
+    assert {id(p) for p in coarse.parameters()} < {id(p) for p in model.parameters()}
+    assert coarse.training is False and model.train().first(1).training is True
+
+
+@pytest.mark.parametrize("call,words", [
+    (lambda m: m.first(3), "levels=3"),
+    (lambda m: m.first(1).first(2), "no levels that stand alone"),
+    (lambda m: m.decode(torch.zeros(1, 4, 4, dtype=torch.int64)), "(b, n, 2)"),
+    (lambda m: m.decode(torch.full((1, 4, 4, 2), 16)), "[0, 16)"),
+    (lambda m: SemanticDetailConfig(detail=0), "detail=0")])
+def test_refusals(call, words):
+    with pytest.raises(BadInput) as e: call(small())
+    assert words in str(e.value)
+
+
+def test_the_levels_do_not_revive_their_rows_from_the_same_places():
+    q, drawn = small().train().quantizer, []
+
+    def spy(part):
+        def forward(quantizer, z, codes, draws, at): drawn.append(draws.uniform("revive", At(torch.arange(16))))
+        part.forward = forward
+
+    for level in (q.semantic, q.detail): spy(level.updates[0])
+    q(torch.randn(1, 4, 3, 3), Keyed(0), At(torch.arange(1), step=0))
+    assert len(drawn) == 2 and not torch.equal(*drawn)
+
+
+def stepper(**changes):
+    r = stage("second", start="", **changes)
+    task, data = build_tokenizer(r, "nowhere")
+    return Stepper(TrainState(task, r, Processes())), task.modules["tokenizer"].quantizer
+
+
+def take(s, step):
+    at = At(torch.arange(8), step=step)
+    s(step, [(at, {"images": pictures(8)})])
+
+
+def test_the_semantic_table_moves_in_one_iteration_of_three():
+    s, q = stepper(updates=())                          # only the optimizer may move it
+    for step in range(6):
+        before = q.semantic.table.detach().clone(), q.detail.table.detach().clone()
+        take(s, step)
+        assert torch.equal(q.semantic.table, before[0]) == (step % 3 != 2)
+        assert not torch.equal(q.detail.table, before[1])
+    assert s.state.optimizers["semantic"].state[q.semantic.table]["step"] == 2
+    assert s.state.optimizers["detail"].state[q.detail.table]["step"] == 6
+
+
+def test_the_gradient_of_both_is_the_clipped_first_and_the_second():
+    s, q = stepper(optim=Optim("adamw", lr=0.0, clip=1e-3))
+    seen = {}
+    judge = Stepper._judge
+
+    def spy(self, phase, *rest):
+        seen[phase.name] = q.semantic.table.grad.clone()
+        judge(self, phase, *rest)
+        if phase.name == "semantic": seen["clipped"] = q.semantic.table.grad.clone()
+        else: seen["waiting"] = self.waiting["semantic"][0].clone()
+
+    s._judge = spy.__get__(s)
+    take(s, 2)
+    assert seen["semantic"].norm() > 1e-3 > 0.99e-3 and abs(seen["clipped"].norm() - 1e-3) < 1e-6
+    assert torch.equal(seen["tokenizer"], seen["waiting"]) and seen["waiting"].norm() > 1e-3
+
+
+def test_fp16_scales_the_gradient_that_is_taken_along():
+    def gradient(fp16):
+        s, q = stepper()
+        s.state.guard.fp16 = fp16
+        if fp16: s.state.guard.scale.fill_(1024.0)
+        found = {}
+        judge = Stepper._judge
+
+        def spy(self, phase, *rest):
+            judge(self, phase, *rest)
+            if phase.name == "tokenizer": found["grad"] = self.waiting["semantic"][0].clone()
+
+        s._judge = spy.__get__(s)
+        take(s, 2)
+        return found["grad"]
+    torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-8)
+
+
+def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
+    "Semantic rows of the first stage, a detail table of its own; stopped twice, the same bits in every file."
+    quiet = Run(progress=False)
+    train(TrainOptions(stage("first"), tmp_path / "first", run=quiet))
+    r = stage("second", start=str(tmp_path / "first"))
+
+    def trainer(folder):
+        task, data = build_tokenizer(r, tmp_path)
+        return Trainer(task, data, r, folder, quiet)
+
+    begun = trainer(tmp_path / "x").task.modules["tokenizer"].quantizer
+    first = build_tokenizer(stage("first", start=str(tmp_path / "first")), tmp_path)[0].modules["tokenizer"]
+    assert torch.equal(begun.semantic.table, first.quantizer.table)
+
+    trainer(tmp_path / "whole").fit()
+    for until in (2, 6, None): trainer(tmp_path / "parts").fit(until)
+    assert result(tmp_path / "whole") == result(tmp_path / "parts")
+    names = {p.name for p in next((tmp_path / "whole/checkpoints").glob("step-*")).glob("optim.*")}
+    assert names == {f"optim.{g}.safetensors" for g in ("semantic", "detail", "coder")}
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    train(TrainOptions(stage("first"), tmp_path / "first", run=Run(progress=False)))
+    r = stage("second", start=str(tmp_path / "first"))
+    with pytest.raises(Mismatch, match="does not fit this model"):
+        build_tokenizer(replace(r, model=changed(r.model, width=32)), tmp_path)
+    with pytest.raises(BadInput, match="must be the folder of a saved model"):
+        build_tokenizer(replace(r, start=str(tmp_path / "no")), tmp_path)
+
+
+def test_extraction_and_the_published_layout(tmp_path):
+    "Two levels from a tokenizer into a store, into the authors' files, and back."
+    model, source = small().eval(), Shapes(6, 32)
+    store = extract_codes(model, source, tmp_path / "codes", Augment("ten-crop", 32, crop_range=1.1), progress=False)
+    assert isinstance(store, CodeStore) and store.vocab == (16, 32) and store.grid == (4, 4)
+    export_codes(store, "iar2", tmp_path / "shapes_codes")
+    file = np.load(tmp_path / "shapes_codes" / "3.npy")
+    assert file.shape == (2, 1, 10, 16) and file.dtype == np.int64
+    again = IAR2Codes(tmp_path / "shapes_codes", vocab=(16, 32), classes=10)
+    assert torch.equal(again[3][0], store[3][0]) and again[3][1] == store[3][1]
+
+
+def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):
+    from scripts.reconstruct import main
+    from vgnb.saved import save_model
+    model = small().eval()
+    save_model(tmp_path / "model", model, model.config)
+    words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=6&size=32", "--size", "32"]
+    found = {}
+    for levels in (1, 2):
+        out = tmp_path / f"rebuilt{levels}.npz"
+        assert main([*words, "--out", str(out), "--levels", str(levels)]) == 0
+        found[levels] = np.load(out)["arr_0"], json.loads(out.with_suffix(".json").read_text())
+    assert len(found[1][1]["levels"]) == 1 and len(found[2][1]["levels"]) == 2
+    assert found[1][0].shape == (6, 32, 32, 3) and not np.array_equal(found[1][0], found[2][0])
+    with pytest.raises(BadInput, match="levels=3"): main([*words, "--out", str(tmp_path / "x.npz"), "--levels", "3"])
+    assert not Path(tmp_path / "x.npz").exists()
