@@ -1,0 +1,134 @@
+"""Two codes a place against one: the tiny tokenizer in IAR2's two stages, and in one stage with as many codes.
+
+    python scripts/studies/semantic_detail.py                    # train, measure, print
+    python scripts/studies/semantic_detail.py --record           # and write nbs/studies/semantic_detail.json
+    python scripts/studies/semantic_detail.py --seeds 0 --record # one seed; the others' rows in the file stay
+
+Same coder, pictures, batch and steps in all; the single table has as many rows as the two together, and a second single
+table has the 256 of the shipped tokenizer. Measured on 2,000 held-out shapes: PSNR, and the Fréchet distance of the
+judge's features between pictures and reconstructions. About 15 minutes a seed on one CPU core; killed at any point, the
+same command goes on.
+"""
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+FILE = ROOT / "nbs" / "studies" / "semantic_detail.json"
+
+
+@dataclass
+class Options:
+    "What to train, and where."
+    seeds: tuple[int, ...] = (0, 1, 2)
+    "of the trainings"
+    out: Path = Path("runs/semantic-detail")
+    "where the runs go"
+    count: int = 2000
+    "held-out pictures of a measurement"
+    record: bool = False
+    "write nbs/studies/semantic_detail.json"
+
+
+def train(*words):
+    "Run the training script; its failure is ours."
+    from vgnb.processes import run_below
+    words = ["scripts/train_tokenizer.py", *map(str, words)]
+    print("   python", *words, flush=True)
+    code = run_below([sys.executable, *words], cwd=ROOT)
+    if code: sys.exit(code)
+
+
+def trained(o: Options, seed: int) -> dict:
+    "{what it is: tokenizer} of one seed."
+    from vgnb.saved import load_model
+    from vgnb.training.recipes import recipe
+    place = o.out / f"seed-{seed}"
+    first, second = (recipe(f"shapes-iar2-tokenizer-{stage}") for stage in ("first", "second"))
+    train(first.name, "--seed", seed, "--out", place / "first")
+    train(second.name, "--seed", seed, "--start", place / "first", "--out", place / "second")
+
+    rows, steps = sum(second.model.quantizer.vocab), first.steps + second.steps
+    for codes in (rows, 256):
+        train("shapes-8x8-tokenizer", "--model.quantizer.codebook", codes, "--steps", steps, "--seed", seed,
+              "--out", place / f"single-{codes}")
+
+    both = load_model(place / "second" / "model")
+    singles = {f"one table of {codes}": load_model(place / f"single-{codes}" / "model") for codes in (rows, 256)}
+    semantic, detail = second.model.quantizer.vocab
+    return {f"{semantic} semantic and {detail} detail codes": both, "its semantic codes alone": both.first(1)} | singles
+
+
+class Bench:
+    "The held-out pictures and the judge, looked at once."
+    def __init__(self, count: int):
+        from vgnb.data.shapes import Shapes
+        from vgnb.evaluation.features import load_extractor
+        from vgnb.evaluation.measure import look_at
+        from vgnb.evaluation.samples import Samples
+        self.judge = load_extractor("shapes-judge")
+        self.real = Samples(*Shapes(count, 32, seed=1).batch(np.arange(count)), id=f"{count} held-out shapes (seed 1)")
+        self.base = look_at(self.judge, self.real)
+
+    def row(self, model, batch: int = 250) -> dict:
+        "PSNR, rFID and the bits that a place's codes hold."
+        from vgnb.evaluation.measure import measure
+        from vgnb.evaluation.reconstruction import ReconstructionMeter
+        from vgnb.evaluation.samples import Samples
+        from vgnb.tokenizers.pictures import codes_of, pictures
+        originals, meter, rebuilt = torch.from_numpy(self.real.images), ReconstructionMeter(), []
+        with torch.no_grad():
+            for some in originals.split(batch):
+                made = pictures(model, codes_of(model, some, batch), rows=batch)
+                meter.update(torch.from_numpy(made), some)
+                rebuilt.append(made)
+        made = Samples(np.concatenate(rebuilt), self.real.labels, id="reconstructions")
+        values = measure(made, self.real, self.judge, metrics=("fid",), uint8_rule="round", seed=0,
+                         base=self.base).values
+        return {
+            "bits": round(float(np.log2(model.vocab).sum()), 2),
+            "psnr": round(meter.compute()["psnr"], 3),
+            "rfid": round(values["fid"], 4)}
+
+
+def record(o: Options, rows: list[dict], extractor: str):
+    "Put the new seeds into the committed file."
+    study = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
+    kept = [row for row in study["rows"] if row["seed"] not in o.seeds]
+    study = {
+        "command": "python scripts/studies/semantic_detail.py --record",
+        "device": f"{platform.processor() or platform.machine()}, one thread",
+        "torch": torch.__version__,
+        "extractor": extractor,
+        "count": o.count,
+        "rows": sorted(kept + rows, key=lambda row: row["seed"])}
+    FILE.write_text(json.dumps(study, indent=1) + "\n")
+
+
+def main(o: Options) -> int:
+    torch.set_num_threads(1)
+    bench, rows = Bench(o.count), []
+    for seed in o.seeds:
+        for name, model in trained(o, seed).items():
+            rows.append({"seed": seed, "tokenizer": name, **bench.row(model)})
+            print("  ", *rows[-1].values(), flush=True)
+    if o.record: record(o, rows, bench.judge.id)
+    return 0
+
+
+if __name__ == "__main__":
+    from vgnb.cli import typed_cli
+    from vgnb.core import VgnbError
+    try: sys.exit(main(typed_cli(Options, description=__doc__)))
+    except VgnbError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
