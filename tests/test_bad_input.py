@@ -93,7 +93,7 @@ def test_script(work, scripts, untouched, row):
     assert ran.code == 2, ran
     lines = ran.err.splitlines()
     assert len(lines) == 1, ran.err
-    assert keeps_promise(row, lines[0]), ran.err
+    assert keeps_promise(row.as_typed(), lines[0]), ran.err
 
 
 def test_the_table_is_wide():
