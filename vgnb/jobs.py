@@ -212,28 +212,6 @@ class SampleJob:
         self._plan:dict|None = None
         self._check()
 
-    def _check(self):
-        "Raise `BadInput` for what cannot work."
-        if self.reject: self._check_rejection()
-        cond = self.cond(slice(None))
-        if self.what is None:
-            self.pipe.sampler().check_request(cond, torch.arange(cond.b), self.pipe.grid)
-            return
-        self.pipe.generator.check_cond(cond)
-        first = torch.zeros(1, dtype=torch.long)
-        images = None
-        if self.what.takes_pictures:
-            check(self.size is None, "size", self.size, "must be left out: pictures keep their size")
-            images = picture_of(self.images, first)
-        self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
-
-    def _check_rejection(self):
-        "Raise `BadInput` unless samples can be rejected."
-        check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
-        alone = self.what is None
-        check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
-        check_classifier(self.classifier, self.pipe)
-
     @property
     def sampling(self) -> Sampling:
         "How tokens are drawn: in full micro-batches only, so that the kernels never see another shape."
@@ -255,6 +233,31 @@ def cond(self:SampleJob, rows:slice) -> Cond:
     "What is asked of some ids."
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
     return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
+
+# %% ../nbs/720_jobs.ipynb #819fff5c
+@patch
+def _check(self:SampleJob):
+    "Raise `BadInput` for what cannot work."
+    if self.reject: self._check_rejection()
+    cond = self.cond(slice(None))
+    if self.what is None:
+        self.pipe.sampler().check_request(cond, torch.arange(cond.b), self.pipe.grid)
+        return
+    self.pipe.generator.check_cond(cond)
+    first = torch.zeros(1, dtype=torch.long)
+    images = None
+    if self.what.takes_pictures:
+        check(self.size is None, "size", self.size, "must be left out: pictures keep their size")
+        images = picture_of(self.images, first)
+    self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
+
+@patch
+def _check_rejection(self:SampleJob):
+    "Raise `BadInput` unless samples can be rejected."
+    check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
+    alone = self.what is None
+    check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
+    check_classifier(self.classifier, self.pipe)
 
 # %% ../nbs/720_jobs.ipynb #686baca3
 @patch(as_prop=True)

@@ -56,6 +56,8 @@ from .upright import ORIENTATIONS, as_rgb
 # %% ../nbs/710_pipeline.ipynb #d0d59de1
 class _Named:
     "The methods that are patched into `Pipeline`, for completion."
+    settings:Callable
+    sampler:Callable
     condition:Callable
     codes:Callable
     stream:Callable
@@ -90,8 +92,6 @@ def check_coding(
     check(found == known, "generator", asked, words, Mismatch)
 
 # %% ../nbs/710_pipeline.ipynb #79c89514
-_KEPT = 4    # samplers of a pipeline, each with the generator's caches of its last run
-
 class Pipeline(_Named):
     "Tokenizer + generator + sampling settings: labels (or captions) in, uint8 images out."
     def __init__(self,
@@ -138,19 +138,24 @@ class Pipeline(_Named):
         "Where the generator lives."
         return next(self.generator.parameters()).device
 
-    @delegates(spelled)
-    def settings(self, **kwargs) -> Sampling:
-        "The pipeline's settings with some changed; arguments as `spelled`."
-        return self.sampling.changed(**kwargs)
+# %% ../nbs/710_pipeline.ipynb #b1738ee0
+_KEPT = 4    # samplers of a pipeline, each with the generator's caches of its last run
 
-    @delegates(spelled)
-    def sampler(self, **kwargs) -> Sampler:
-        "The sampler of these settings; the last few are kept, so that their caches serve the next call."
-        settings = self.settings(**kwargs)
-        found = self._samplers.pop(settings, None) or settings.sampler(self.generator)
-        self._samplers[settings] = found                              # the last one used is the last to go
-        if len(self._samplers) > _KEPT: del self._samplers[next(iter(self._samplers))]
-        return found
+@patch
+@delegates(spelled)
+def settings(self:Pipeline, **kwargs) -> Sampling:
+    "The pipeline's settings with some changed; arguments as `spelled`."
+    return self.sampling.changed(**kwargs)
+
+@patch
+@delegates(spelled)
+def sampler(self:Pipeline, **kwargs) -> Sampler:
+    "The sampler of these settings; the last few are kept, so that their caches serve the next call."
+    settings = self.settings(**kwargs)
+    found = self._samplers.pop(settings, None) or settings.sampler(self.generator)
+    self._samplers[settings] = found                              # the last one used is the last to go
+    if len(self._samplers) > _KEPT: del self._samplers[next(iter(self._samplers))]
+    return found
 
 # %% ../nbs/710_pipeline.ipynb #18b094a1
 def _check_device(device):

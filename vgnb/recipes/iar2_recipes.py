@@ -43,7 +43,7 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
 
     Result: rFID 1.05 on ImageNet val at 256 px (README). 72M parameters, batch 128, 485,000 steps as the published
     file is named. Three Adams: semantic table (in one iteration of three), detail table, the rest; an iteration of
-    three has one short pass more. Needs VGG-16 and LPIPS files, and --start: the first stage's run.
+    three has one short pass more. Needs VGG-16 and LPIPS files, and `--start`: the first stage's run.
     Command:
 
         python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \
@@ -59,7 +59,7 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #d95255d0
 @recipes.register
 def shapes_iar2_tokenizer_first() -> TokenizerRecipe:
-    """A tiny first stage: 8x8 semantic codes of 16 for a 32 px picture of *shapes*, 0.6M parameters.
+    """A tiny first stage: 8x8 semantic codes of 16 for a 32 px picture of shapes, 0.6M parameters.
 
     Minutes on one CPU core. With a loss on pixels, unlike the published one: there is no perceptual network here.
     Command:

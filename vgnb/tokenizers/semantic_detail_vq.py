@@ -67,7 +67,7 @@ class SemanticDetailConfig:
 
 # %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #8f760426
 class SemanticDetail(Quantizer):
-    "Nearest semantic row, then the nearest detail row to the residual (IAR2); codes (b, *grid, 2)."
+    "Nearest semantic row, then the nearest detail row to the residual (IAR2); codes `(b, *grid, 2)`."
     quirks = (*VectorQuantizer.quirks,
               ("What is decoded in training is z + (q - z), rounded twice.",
                "Its last bit may differ from that of the decoded codes."),
@@ -89,7 +89,7 @@ class SemanticDetail(Quantizer):
         return self if levels == len(self.vocab) else self.semantic
 
     def lookup(self, codes:Tensor) -> Tensor:
-        "(b, *grid, 2) codes -> (b, d, *grid) sums of two rows."
+        "`(b, *grid, 2)` codes -> `(b, d, *grid)` sums of two rows."
         fits = codes.dim() > 1 and codes.shape[-1] == len(self.vocab)
         check(fits, "codes", tuple(codes.shape), "must be (b, *grid, 2): a semantic and a detail code a place")
         return self.semantic.lookup(codes[..., 0]) + self.detail.lookup(codes[..., 1])
@@ -115,7 +115,7 @@ class SemanticDetail(Quantizer):
         at:At|None=None,          # the training step
         learn:bool=True,          # False: a look; nothing is updated, even in train mode
     ) -> Quantized:
-        "Sums of rows in the shape of z, codes (b, *grid, 2), losses."
+        "Sums of rows in the shape of z, codes `(b, *grid, 2)`, losses."
         grid = z.shape[:1] + z.shape[2:]
         others = draws.fork("detail") if draws is not None else None
         with exact(z, self.config.compat is None):
@@ -130,7 +130,7 @@ class SemanticDetail(Quantizer):
 @patch
 @torch.no_grad()
 def kmeans_init(self:SemanticDetail, z:Tensor, draws:Draws, iterations:int=10):
-    "Set both tables by k-means: on features (b, d, *grid) or (n, d), then on their residuals."
+    "Set both tables by k-means: on features `(b, d, *grid)` or `(n, d)`, then on their residuals."
     self.semantic.kmeans_init(z, draws, iterations)
     x, rows = self.semantic.flat(z), self.semantic.rows()
     residual = x - rows[nearest(x, rows)]                                       # (n, d)

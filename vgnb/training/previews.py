@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
@@ -79,40 +80,44 @@ class Preview:
         check(known, "preview tokenizer", type(self.tokenizer).__name__, message, Mismatch)
         if generator is not None: self.sampling.sampler(generator)
 
-    @torch.no_grad()
-    def draw(self,
-        generator:Generator,
-        batch:dict[str, Tensor],  # of a `CodeData`: codes (b, n, L), labels or text and mask
-        names:tuple[str, ...]=(), # of the classes
-        title:str="",
-    ) -> Image.Image:
-        "The sheet for some stored codes."
-        codes = batch["codes"]                                                                            # (b, n, L)
-        cond = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask"))
-        shape = tuple(generator.grid)
-        ids, draws = torch.arange(len(codes), device=codes.device), Keyed(self.seed).fork("preview")
-        training = generator.training
-        try:
-            generator.eval()
-            forced = teacher_forced(generator, codes, cond, draws)
-            made = self.sampling.sampler(generator).sample(cond, ids, draws, grid=Grid(shape))
-        finally: generator.train(training)
+# %% ../../nbs/training/545_previews.ipynb #62536583
+@patch
+@torch.no_grad()
+def draw(self:Preview,
+    generator:Generator,
+    batch:dict[str, Tensor],  # of a `CodeData`: codes (b, n, L), labels or text and mask
+    names:tuple[str, ...]=(), # of the classes
+    title:str="",
+) -> Image.Image:
+    "The sheet for some stored codes."
+    codes = batch["codes"]                                                                            # (b, n, L)
+    cond = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask"))
+    shape = tuple(generator.grid)
+    ids, draws = torch.arange(len(codes), device=codes.device), Keyed(self.seed).fork("preview")
+    training = generator.training
+    try:
+        generator.eval()
+        forced = teacher_forced(generator, codes, cond, draws)
+        made = self.sampling.sampler(generator).sample(cond, ids, draws, grid=Grid(shape))
+    finally: generator.train(training)
 
-        rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape)) for c in (codes, forced, made)]
-        blank = [""] * len(codes)
-        captions = [blank, blank, class_names(batch, names) or blank]
-        return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
+    rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape)) for c in (codes, forced, made)]
+    blank = [""] * len(codes)
+    captions = [blank, blank, class_names(batch, names) or blank]
+    return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
 
-    def __call__(self, trainer):
-        "One sheet of the trainer's first pictures, at its present step."
-        data, generator = trainer.data, trainer.task.modules["generator"]
-        device = next(generator.parameters()).device
-        index = np.arange(min(self.count, len(data)))
-        batch = data.fetch(index, np.zeros_like(index), Keyed(self.seed))
-        batch = {k: v.to(device) for k, v in batch.items()}
-        self.tokenizer.to(device)
-        sheet = self.draw(generator, batch, tuple(data.store.classes), f"step {trainer.step:,}")
-        path = trainer.folder.path / "previews" / f"step-{trainer.step:09d}.png"
-        try:
-            with write_aside(path) as aside: sheet.save(aside, "PNG")
-        except OSError as e: print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)
+# %% ../../nbs/training/545_previews.ipynb #7afbc209
+@patch
+def __call__(self:Preview, trainer):
+    "One sheet of the trainer's first pictures, at its present step."
+    data, generator = trainer.data, trainer.task.modules["generator"]
+    device = next(generator.parameters()).device
+    index = np.arange(min(self.count, len(data)))
+    batch = data.fetch(index, np.zeros_like(index), Keyed(self.seed))
+    batch = {k: v.to(device) for k, v in batch.items()}
+    self.tokenizer.to(device)
+    sheet = self.draw(generator, batch, tuple(data.store.classes), f"step {trainer.step:,}")
+    path = trainer.folder.path / "previews" / f"step-{trainer.step:09d}.png"
+    try:
+        with write_aside(path) as aside: sheet.save(aside, "PNG")
+    except OSError as e: print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)
