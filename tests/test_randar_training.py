@@ -77,6 +77,7 @@ SHAPES = {
     "restarts": Rate("cosine_with_restarts", 5, waves=4, floor=0.1),
     "polynomial": Rate("polynomial", 5, power=3, floor=0.2),
     "piecewise": Rate("piecewise_constant", rules="1:10,0.5:50,0.1"),
+    "steps": Rate("step", 5, floor=0.3),
     "held": Rate("cosine", 5, hold=40)}
 
 
@@ -92,7 +93,7 @@ def test_rates_stay_between_floor_and_one(name):
 
 
 @pytest.mark.parametrize("bad, words", [
-    (dict(shape="step"), "rate.shape='step'"),
+    (dict(shape="stairs"), "rate.shape='stairs'"),
     (dict(shape="piecewise_constant"), "rate.rules=''"),
     (dict(rules="1"), "belong to the shape piecewise_constant"),
     (dict(shape="piecewise_constant", rules="1:20,0.5:10,0.1"), "rising steps"),

@@ -138,7 +138,7 @@ def learning_rates(case):
     rates = {
         "cosine": Rate("cosine", floor=floor, compat="upstream"),
         "linear": Rate("linear", floor=floor),
-        "step": Rate("step")}
+        "step": Rate("step", compat="upstream")}
     rows = {name: shape[0] for name, (shape, _) in case.outs.items()}
 
     def taken(name):

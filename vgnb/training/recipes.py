@@ -82,7 +82,9 @@ def rate_at(
     if rate.shape == "cosine_end": return _cosine_end(rate, step, steps)
 
     start = max(rate.warmup, rate.hold)
-    if rate.shape == "step": return max(_stairs(step - start, steps - start), rate.floor)
+    if rate.shape == "step":
+        climbed = step if rate.compat else min(step, steps)       # the original's stairs go on past the end
+        return max(_stairs(climbed - start, steps - start), rate.floor)
     if rate.shape not in _LEFT or step <= start: return 1.0
     done = (step - start) / max(1, steps - start)
     if not (rate.compat and rate.shape == "cosine"): done = min(1.0, done)
