@@ -202,4 +202,5 @@ def shapes_8x8_iar2() -> GeneratorRecipe:
     Command:
 
         python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
-    return replace(shapes_generator(), model=semantic_detail_presets["tiny"], steps=5000)
+    sizes = IAR2_TOKENIZERS["tiny-shapes"].quantizer.vocab
+    return replace(shapes_generator(), model=replace(semantic_detail_presets["tiny"], vocab=sizes), steps=5000)
