@@ -24,7 +24,7 @@ def shipped_root() -> Path:
     return Path(str(resources.files("vgnb"))) / "weights" / "tiny"
 
 def shipped() -> dict[str, Path]:
-    "{name: folder} of the shipped pipelines; `tiny-tokenizer` is the model they share."
+    "{name: folder} of the shipped pipelines; the tokenizers they share lie beside them."
     root = shipped_root()
     return {f"tiny-{p.parent.name}": p.parent for p in sorted(root.glob("*/pipeline.json"))}
 
