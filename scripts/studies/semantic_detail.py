@@ -101,17 +101,19 @@ class Bench:
 
 
 def record(o: Options, rows: list[dict], extractor: str):
-    "Put the new seeds into the committed file."
-    study = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
+    "Put the new seeds into the committed file. Errors: rows of other settings are in it."
+    from vgnb.core import Mismatch, check
+    settings = {"torch": torch.__version__, "extractor": extractor, "count": o.count}
+    study = json.loads(FILE.read_text()) if FILE.exists() else settings | {"rows": []}
     kept = [row for row in study["rows"] if row["seed"] not in o.seeds]
-    study = {
-        "command": "python scripts/studies/semantic_detail.py --record",
-        "device": f"{platform.processor() or platform.machine()}, one thread",
-        "torch": torch.__version__,
-        "extractor": extractor,
-        "count": o.count,
-        "rows": sorted(kept + rows, key=lambda row: row["seed"])}
-    FILE.write_text(json.dumps(study, indent=1) + "\n")
+    there = {name: study[name] for name in settings}
+    message = f"holds other seeds measured with {there}; measure all seeds anew"
+    check(not kept or there == settings, "record", str(FILE), message, Mismatch)
+
+    device = f"{platform.processor() or platform.machine()}, one thread"
+    command = "python scripts/studies/semantic_detail.py --record"
+    found = {"command": command, "device": device} | settings
+    FILE.write_text(json.dumps(found | {"rows": sorted(kept + rows, key=lambda row: row["seed"])}, indent=1) + "\n")
 
 
 def main(o: Options) -> int:
