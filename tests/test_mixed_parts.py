@@ -1,6 +1,7 @@
 """A generator knows whose codes it learnt: another tokenizer is refused, unless the mixture is meant."""
 import importlib.util
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.pipeline import Pipeline, from_pretrained
 from vgnb.saved import load_model, save_model
 from vgnb.shipped import ship_model, ship_pipeline, shipped
-from vgnb.tokenizers.vqgan import vqgan
+from vgnb.tokenizers.quantizers import Revive
+from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
+from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig, vqgan
 from vgnb.training.extract import extract_codes
 from vgnb.training.previews import Preview
 from vgnb.training.tasks import CodeData
@@ -75,6 +78,36 @@ def test_what_a_quantizer_counts_is_no_part_of_its_codes():
     assert tokenizer.coding() == before
     with torch.no_grad(): tokenizer.quantizer.table[0] += 1
     assert tokenizer.coding() != before
+
+
+def test_what_two_tables_count_is_no_part_of_their_codes():
+    torch.manual_seed(0)
+    pair = SemanticDetailConfig(16, 32, 4, usage=512, updates=(Revive(5),))
+    tokenizer = VQGAN(VQGANConfig(pair, coder="small", width=16, groups=8)).eval()
+    before = tokenizer.coding()
+    for level in (tokenizer.quantizer.semantic, tokenizer.quantizer.detail):
+        level.usage.add(torch.arange(5))
+        level.updates[0].fresh += 1
+    assert tokenizer.coding() == before
+    with torch.no_grad(): tokenizer.quantizer.detail.table[0] += 1
+    assert tokenizer.coding() != before
+
+
+@pytest.mark.parametrize("change", [dict(quantizer=dict(codebook=64, l2=False)), dict(groups=4)])
+def test_options_that_no_weight_shows_are_part_of_the_codes(change):
+    tokenizer = small(0)
+    twin = vqgan("tiny-shapes", **(dict(quantizer=dict(codebook=64), width=16, z=16, groups=8) | change)).eval()
+    twin.load_state_dict(tokenizer.state_dict())
+    assert twin.coding() != tokenizer.coding()
+
+
+def test_a_copy_in_half_precision_is_the_same_tokenizer(place, tmp_path):
+    first, generator = parts(place, "first")
+    ship_model(tmp_path / "shipped", first)
+    copy = load_model(tmp_path / "shipped")
+    assert not torch.equal(copy.quantizer.table, first.quantizer.table)
+    assert first.coding() == copy.coding() == deepcopy(first).half().coding()
+    Pipeline(copy, generator)
 
 
 def test_a_mixture_that_is_meant_is_saved_and_loads_again(place, tmp_path):

@@ -1,11 +1,14 @@
 """What is wrong on a command line is said of the option that was typed, not of an argument further in."""
 import importlib.util
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from vgnb.cli import run_main
+from vgnb.cli import run_main, typed_cli
+from vgnb.core import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "vgnb" / "weights" / "tiny"
@@ -72,3 +75,41 @@ def test_a_file_in_a_folder_is_said_of_the_folders_option(tmp_path, monkeypatch,
     Path("codes/index.json").write_text("torn")
     assert run_main(script("train_generator.py"), "shapes-generator --data codes --out g --steps 1".split()) == 2
     assert capsys.readouterr().err.startswith("data=codes/index.json: ")
+
+
+def test_what_a_run_began_with_is_said_of_the_field_that_differs(tmp_path, monkeypatch, capsys):
+    "`disc_loss` holds the same word as the `gen_loss` that was changed; nothing is wrong with it."
+    monkeypatch.chdir(tmp_path)
+    words = f"shapes-tokenizer --data {FOUR} --steps 1 --batch 2 --out t --model.width 8 --model.groups 4".split()
+    words += "--loss.disc-loss hinge --loss.gen-loss".split()
+    assert run_main(script("train_tokenizer.py"), [*words, "non-saturating"]) == 0
+    capsys.readouterr()
+    assert run_main(script("train_tokenizer.py"), [*words, "hinge"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("loss.gen_loss='hinge': the run in t") and "started with 'non-saturating'" in said
+
+
+@dataclass
+class Loss:
+    gen_loss: Literal["hinge", "lecam"] = "hinge"
+    disc_loss: Literal["hinge", "lecam"]|None = "hinge"
+
+
+@dataclass
+class Options:
+    data: str = "runs/x"
+    loss: Loss = field(default_factory=Loss)
+
+
+@pytest.mark.parametrize("argument, value, said", [
+    ("loss.gen_loss", "hinge", "loss.gen_loss"),
+    ("gen_loss", "hinge", "gen_loss"),
+    ("word", "hinge", "word"),
+    ("model.start", "runs/x", "model.start"),
+    ("codes", "runs/x", "data")])
+def test_a_choice_is_not_told_of_another_option(argument, value, said, capsys):
+    def main(argv):
+        typed_cli(Options, args=argv)
+        raise BadInput(argument, value, "is wrong")
+    assert run_main(main, []) == 2
+    assert capsys.readouterr().err == f"{said}='{value}': is wrong\n"

@@ -1,5 +1,6 @@
 "Rejection where its page has no room: any company, parts of a job, thresholds, ties, the command line."
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -108,6 +109,24 @@ def test_bad_rows(pipe, tmp_path):
     with pytest.raises(Mismatch, match="classifier="): check_classifier(looks, pipe)
     looks.classes, looks.names = 10, tuple(reversed(pipe.classes))
     with pytest.raises(Mismatch, match="classifier="): check_classifier(looks, pipe)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(pipe, bad):
+    class Broken(Brightness):
+        def look(self, images):
+            found = super().look(images)
+            found.logits[:, 2] = bad
+            return found
+
+    with pytest.raises(BadInput, match="classifier='brightness@0': must give finite scores"):
+        pipe.select([1, 7], Rejection(2), Broken(), steps=2)
+
+
+def test_a_generator_that_is_not_asked_for_classes_is_named():
+    pipe = SimpleNamespace(generator=SimpleNamespace(conditioned_on="text"))
+    with pytest.raises(BadInput, match="^generator='SimpleNamespace': must be asked for classes"):
+        check_classifier(Brightness(), pipe)
 
 
 def test_command_line(tmp_path):

@@ -490,6 +490,17 @@ def test_a_log_from_before_goes_on_with_checksums(tmp_path, capsys):
     assert damaged_lines(file) == [3]
 
 
+@pytest.mark.parametrize("seal", ["G{rest}", "{first}", "{upper}", ""])
+def test_a_damaged_checksum_on_the_first_line_is_no_old_line(tmp_path, seal):
+    file = tmp_path / "log.jsonl"
+    JsonLines(tmp_path, 0, None).log(10, {"loss": 0.5})
+    text = file.read_text()
+    crc = text.rpartition('"crc": "')[2][:8]
+    bad = seal.format(rest=crc[1:], first=crc[:7], upper="ABCDEF00")
+    file.write_text(text.replace(crc, bad) + '{"step": 20, "loss": 0.4}\n')
+    assert damaged_lines(file) == [1, 2] and read_log(file) == []
+
+
 def test_the_page_of_a_run_says_that_its_log_is_damaged(tmp_path):
     file = written(tmp_path)
     assert "damaged" not in run_page(tmp_path)

@@ -3088,6 +3088,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vgnb/tokenizers/tokenizer.py'),
                                            'vgnb.tokenizers.tokenizer.Tokenizer._check_codes': ( 'tokenizers/tokenizer.html#tokenizer._check_codes',
                                                                                                  'vgnb/tokenizers/tokenizer.py'),
+                                           'vgnb.tokenizers.tokenizer.Tokenizer._not_coding': ( 'tokenizers/tokenizer.html#tokenizer._not_coding',
+                                                                                                'vgnb/tokenizers/tokenizer.py'),
                                            'vgnb.tokenizers.tokenizer.Tokenizer.check_images': ( 'tokenizers/tokenizer.html#tokenizer.check_images',
                                                                                                  'vgnb/tokenizers/tokenizer.py'),
                                            'vgnb.tokenizers.tokenizer.Tokenizer.code_shape': ( 'tokenizers/tokenizer.html#tokenizer.code_shape',

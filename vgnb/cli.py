@@ -67,12 +67,13 @@ def explained(e:Exception) -> str|None:
 _ASKED: dict[str, str] = {}     # option -> words that it holds, of the command that runs
 
 def _words_of(options) -> dict[str, str]:
-    "{option: text or path} of a dataclass and those inside it."
+    "{option: text or path} of a dataclass and those inside it, without choices: they are wrong by their own name."
     found = {}
     for f in fields(options):
         value = getattr(options, f.name)
         if is_dataclass(value): found = _words_of(value) | found
-        elif isinstance(value, (str, Path)) and str(value): found[f.name] = str(value)
+        is_choice = "Literal[" in str(f.type)
+        if isinstance(value, (str, Path)) and str(value) and not is_choice: found[f.name] = str(value)
     return found
 
 def _lies_in(value:str, place:str) -> bool:
@@ -85,7 +86,8 @@ def _as_asked(e:BadInput) -> BadInput:
     is_words = isinstance(e.value, (str, Path))
     value = str(e.value) if is_words else ""
     own = _ASKED.get(e.argument)
-    if not value or (own is not None and (value == own or _lies_in(value, own))): return e
+    is_own = "." in e.argument or (own is not None and (value == own or _lies_in(value, own)))
+    if not value or is_own: return e
 
     exact = [name for name, words in _ASKED.items() if words == value or Path(words) == Path(value)]
     around = [name for name, words in _ASKED.items() if _lies_in(value, words)]

@@ -72,7 +72,7 @@ def search(
 def check_classifier(classifier:Extractor, pipe:Pipeline):
     "Raise `BadInput` unless a classifier scores the classes that the pipeline is asked for."
     by_class = pipe.generator.conditioned_on == "class"
-    check(by_class, "rejection", type(pipe.generator).__name__, "needs a generator that is asked for classes")
+    check(by_class, "generator", type(pipe.generator).__name__, "must be asked for classes: rejection looks for them")
     known = classifier.classes
     fits = known == pipe.generator.classes
     check(fits, "classifier", known, f"must score the generator's {pipe.generator.classes} classes", Mismatch)
@@ -85,9 +85,12 @@ def probabilities(
     labels:Tensor,         # (b,)
     rows:int,              # that the classifier sees at once
 ) -> Tensor:               # (b,)
-    "How likely each picture is of its class."
+    "How likely each picture is of its class. Errors: scores that are not finite."
     logits = by_rows(lambda part: classifier(part).logits, rows, torch.from_numpy(images))
-    return logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    found = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    is_finite = bool(found.isfinite().all())
+    check(is_finite, "classifier", classifier.id, "must give finite scores; some have NaN or infinity")
+    return found
 
 @patch
 def select(self:Pipeline,

@@ -127,6 +127,8 @@ def exact(x:Tensor, on:bool=True):
 
 class UsageMeter(nn.Module):
     "The last codes, first in first out; counted only when asked."
+    counts_only = True    # no part of what codes mean: see `Tokenizer.coding`
+
     def __init__(self,
         size:int,         # of the codebook
         window:int,       # codes remembered
@@ -147,6 +149,7 @@ class UsageMeter(nn.Module):
 
 class Update(nn.Module, ABC):
     "A part that changes a quantizer's table between search and lookup; its memory travels in the state dict."
+    counts_only = True     # its memory is no part of what codes mean: see `Tokenizer.coding`
     whole_batch: str = ""  # why a step must see its batch in one piece, if it must
 
     @abstractmethod

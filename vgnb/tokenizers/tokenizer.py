@@ -71,7 +71,8 @@ class Tokenizer(nn.Module, ABC):
     factor: int = 1                      # pixels a code, along one side
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
     config: Any = None                   # the dataclass it was built from
-    not_coding: tuple[str, ...] = ("decoder", "from_code", "quantizer.usage", "quantizer.updates") # see `coding`
+    not_coding: tuple[str, ...] = ("decoder", "from_code") # parts that only render, see `coding`
+    coding_options: tuple[str, ...] = ("l2", "groups")     # of its and its quantizer's configuration: see `coding`
 
     @abstractmethod
     def quantize(self, images:Tensor) -> Quantized:
@@ -160,10 +161,20 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #e2a141d1
 @patch
 def coding(self:Tokenizer) -> str:
-    "SHA-256 of what decides codes and what they stand for: the weights without those that only render or train."
-    aside = tuple(f"{name}." for name in self.not_coding)
-    counts = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
-    return digest("coding", self.vocab, self.factor, counts)
+    "SHA-256 of what decides codes and what they stand for: the weights in fp16, and the options that they need."
+    aside = self._not_coding()
+    weights = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}   # a shipped copy is the same
+
+    configs = (self.config, getattr(self.config, "quantizer", None))
+    options = [getattr(c, name, None) for c in configs for name in self.coding_options]
+    return digest("coding", self.vocab, self.factor, options, rounded)
+
+@patch
+def _not_coding(self:Tokenizer) -> tuple[str, ...]:
+    "How the names begin of weights that only render, and of what is only counted for training."
+    counters = (name for name, m in self.named_modules() if getattr(m, "counts_only", False))
+    return tuple(f"{name}." for name in (*self.not_coding, *counters))
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #c3e397f2
 @patch

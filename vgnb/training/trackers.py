@@ -91,6 +91,7 @@ class JsonLines(Tracker):
 
 # %% ../../nbs/training/522_trackers.ipynb #11ab9e54
 _SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"\}\s*$')
+_HAS_SEAL = re.compile(rb'"crc"\s*:')       # whole or not: a line from before there were seals has none
 
 def _sealed(record:dict) -> str:
     "A record as a line that ends with the CRC-32 of what stands before."
@@ -100,7 +101,8 @@ def _sealed(record:dict) -> str:
 def _record(text:bytes, must_have:bool) -> dict|None:
     "The record of a line without its CRC, or None if it is none or was changed."
     seal = _SEAL.search(text)
-    if seal is None and must_have: return None
+    should_have = must_have or _HAS_SEAL.search(text)
+    if seal is None and should_have: return None
     if seal and zlib.crc32(text[:seal.start()]) != int(seal[1], 16): return None
     try: record = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError): return None
@@ -115,7 +117,7 @@ def _read(path:Path) -> tuple[list[tuple[bytes, dict]], dict[int, bytes]]:
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not text.strip(): continue
         record = _record(text, must_have=sealed)
-        sealed = sealed or bool(_SEAL.search(text))
+        sealed = sealed or bool(_HAS_SEAL.search(text))
         if record is None: bad[number] = text
         else: good.append((text.rstrip(b"\n"), record))
     return good, bad
