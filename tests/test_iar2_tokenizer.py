@@ -1,5 +1,6 @@
 "IAR2's tokenizer: two levels of codes, the first of which stands alone; two stages, the second in turns."
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,19 @@ def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
     assert result(tmp_path / "whole") == result(tmp_path / "parts")
     names = {p.name for p in next((tmp_path / "whole/checkpoints").glob("step-*")).glob("optim.*")}
     assert names == {f"optim.{g}.safetensors" for g in ("semantic", "detail", "coder")}
+
+
+def test_a_run_goes_on_without_the_folder_it_started_from(tmp_path):
+    quiet = Run(progress=False, save_every=5)
+    train(TrainOptions(stage("first"), tmp_path / "first", run=quiet))
+    options = TrainOptions(stage("second", start=str(tmp_path / "first")), tmp_path / "second", run=quiet)
+    train(options)
+    whole = result(tmp_path / "second")
+    for path in (tmp_path / "second/model", tmp_path / "second/checkpoints/step-000000013", tmp_path / "first"):
+        shutil.rmtree(path)
+    train(replace(options, dry_run=True))
+    assert train(options).finished and result(tmp_path / "second") == whole
+    with pytest.raises(BadInput, match="must be the folder of a saved model"): train(replace(options, fresh=True))
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path):

@@ -3445,6 +3445,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vgnb/training/run_folder.py'),
                                           'vgnb.training.run_folder.RunFolder.choose': ( 'training/run_folder.html#runfolder.choose',
                                                                                          'vgnb/training/run_folder.py'),
+                                          'vgnb.training.run_folder.RunFolder.goes_on': ( 'training/run_folder.html#runfolder.goes_on',
+                                                                                          'vgnb/training/run_folder.py'),
                                           'vgnb.training.run_folder.RunFolder.wait': ( 'training/run_folder.html#runfolder.wait',
                                                                                        'vgnb/training/run_folder.py'),
                                           'vgnb.training.run_folder.RunFolder.write': ( 'training/run_folder.html#runfolder.write',
