@@ -23,7 +23,7 @@ from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, train
 from vgnb.training.extract import extract_codes
-from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.training.recipes import Optim, Rate, recipe, recipes
 from vgnb.training.run_folder import Run
 from vgnb.training.step import Stepper, TrainState
 from vgnb.training.trainer import Trainer
@@ -160,7 +160,8 @@ def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
         return Trainer(task, data, r, folder, quiet)
 
     begun = trainer(tmp_path / "x").task.modules["tokenizer"].quantizer
-    first = build_tokenizer(stage("first", start=str(tmp_path / "first")), tmp_path)[0].modules["tokenizer"]
+    again = replace(stage("first", start=str(tmp_path / "first")), free_steps=0)
+    first = build_tokenizer(again, tmp_path)[0].modules["tokenizer"]
     assert torch.equal(begun.semantic.table, first.quantizer.table)
 
     trainer(tmp_path / "whole").fit()
@@ -190,6 +191,13 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
         build_tokenizer(replace(r, model=changed(r.model, width=32)), tmp_path)
     with pytest.raises(BadInput, match="must be the folder of a saved model"):
         build_tokenizer(replace(r, start=str(tmp_path / "no")), tmp_path)
+
+
+def test_a_codebook_that_is_taken_over_is_not_set_anew():
+    with pytest.raises(BadInput, match="free_steps=4: must be 0 with start"):
+        build_tokenizer(stage("first", start="anything"), "nowhere")
+    registered = [recipe(name) for name in recipes]
+    assert not any(r.free_steps for r in registered if r.kind == "tokenizer" and r.start)
 
 
 def test_extraction_and_the_published_layout(tmp_path):

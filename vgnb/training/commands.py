@@ -142,7 +142,7 @@ def help_text(kind:str, doc:str) -> str:
             "or RandAR's .yaml will do as well.")
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #ba594c54
+# %% ../../nbs/training/550_commands.ipynb #59a0809e
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
@@ -153,6 +153,8 @@ def build_tokenizer(
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
+    keeps = not recipe.start or not recipe.free_steps
+    check(keeps, "free_steps", recipe.free_steps, "must be 0 with start: k-means would replace the codebook taken over")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
