@@ -1,4 +1,5 @@
 "IAR2's tokenizer: two levels of codes, the first of which stands alone; two stages, the second in turns."
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -18,14 +19,17 @@ from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
 from vgnb.processes import Processes
-from vgnb.tokenizers.quantizers import Revive
-from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
+from vgnb.saved import save_model
+from vgnb.tokenizers.quantizers import Quantizer, Revive
+from vgnb.tokenizers.semantic_detail_vq import SemanticDetail, SemanticDetailConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe, recipes
 from vgnb.training.run_folder import Run
+from vgnb.training.start import begin_with, take_over
 from vgnb.training.step import Stepper, TrainState
+from vgnb.training.tasks import GeneratorTask
 from vgnb.training.trainer import Trainer
 
 SMALL = dict(width=16, groups=8)
@@ -193,6 +197,41 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
         build_tokenizer(replace(r, start=str(tmp_path / "no")), tmp_path)
 
 
+def test_levels_that_do_not_stand_alone_are_not_filled(tmp_path, monkeypatch):
+    first = VQGAN(VQGANConfig(PAIR.level(0), coder="small", **SMALL))
+    save_model(tmp_path, first, first.config)
+    monkeypatch.setattr(SemanticDetail, "first", Quantizer.first)
+    with pytest.raises(Mismatch, match="start=.*must have codes of 2 levels, not of 1"):
+        begin_with(GeneratorTask(small()), tmp_path)
+
+
+@pytest.mark.parametrize("changes, words", [(dict(gan=0.5), "has no discriminator"), (dict(gan=0.0), "")])
+def test_all_is_checked_before_anything_is_filled(tmp_path, changes, words):
+    "A run without a discriminator starts a game without one; for a game with one it is refused, and nothing changed."
+    train(TrainOptions(stage("second", start=""), tmp_path / "run", run=Run(progress=False)))
+    r = stage("second", start="")
+    task, _ = build_tokenizer(replace(r, loss=replace(r.loss, **changes)), tmp_path)
+    model = task.modules["tokenizer"]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(Mismatch, match=words) if words else contextlib.nullcontext():
+        begin_with(task, tmp_path / "run")
+    same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert same == bool(words)
+
+
+def test_only_what_counts_is_left_out():
+    "Recent codes and idle rows belong to a training; any other buffer of a quantizer is the model's."
+    one, other = small(), small()
+    for model, value in ((one, 1.0), (other, 2.0)):
+        model.quantizer.semantic.register_buffer("scale", torch.tensor(value))
+        for level in (model.quantizer.semantic, model.quantizer.detail):
+            level.usage.recent.fill_(value)
+            level.updates[0].fresh.fill_(value)
+    take_over(one, other)
+    semantic = one.quantizer.semantic
+    assert semantic.scale == 2 and semantic.usage.recent.unique() == 1 and semantic.updates[0].fresh.unique() == 1
+
+
 def test_a_codebook_that_is_taken_over_is_not_set_anew():
     with pytest.raises(BadInput, match="free_steps=4: must be 0 with start"):
         build_tokenizer(stage("first", start="anything"), "nowhere")
@@ -214,7 +253,6 @@ def test_extraction_and_the_published_layout(tmp_path):
 
 def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):
     from scripts.reconstruct import main
-    from vgnb.saved import save_model
     model = small().eval()
     save_model(tmp_path / "model", model, model.config)
     words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=6&size=32", "--size", "32"]
