@@ -118,6 +118,18 @@ def test_the_semantic_table_moves_in_one_iteration_of_three():
     assert s.state.optimizers["detail"].state[q.detail.table]["step"] == 6
 
 
+def test_updates_move_the_semantic_table_in_its_own_iterations_only():
+    s, q = stepper(updates=(Revive(1),), optim=Optim("adamw", lr=0.0))          # only revivals may move a table
+    for step in range(6):
+        for level in (q.semantic, q.detail): level.table.data[1:3] = level.table.data[:1]    # idle: ties go to row 0
+        before = q.semantic.table.detach().clone(), q.detail.table.detach().clone()
+        seen = int((q.semantic.usage.recent >= 0).sum())
+        take(s, step)
+        assert torch.equal(q.semantic.table, before[0]) == (step % 3 != 2)
+        assert not torch.equal(q.detail.table, before[1])
+        assert int((q.semantic.usage.recent >= 0).sum()) > seen or seen == 512  # the meter does not rest
+
+
 def test_the_gradient_of_both_is_the_clipped_first_and_the_second():
     s, q = stepper(optim=Optim("adamw", lr=0.0, clip=1e-3))
     seen = {}

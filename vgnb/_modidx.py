@@ -3042,6 +3042,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                                   'vgnb/tokenizers/semantic_detail_objective.py'),
                                                            'vgnb.tokenizers.semantic_detail_objective.SemanticDetailLoss.make': ( 'tokenizers/semantic_detail_objective.html#semanticdetailloss.make',
                                                                                                                                   'vgnb/tokenizers/semantic_detail_objective.py'),
+                                                           'vgnb.tokenizers.semantic_detail_objective.SemanticDetailLoss.moves': ( 'tokenizers/semantic_detail_objective.html#semanticdetailloss.moves',
+                                                                                                                                   'vgnb/tokenizers/semantic_detail_objective.py'),
                                                            'vgnb.tokenizers.semantic_detail_objective.SemanticDetailLoss.phases': ( 'tokenizers/semantic_detail_objective.html#semanticdetailloss.phases',
                                                                                                                                     'vgnb/tokenizers/semantic_detail_objective.py'),
                                                            'vgnb.tokenizers.semantic_detail_objective.SemanticDetailLossConfig': ( 'tokenizers/semantic_detail_objective.html#semanticdetaillossconfig',
