@@ -283,3 +283,33 @@ def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):
     assert found[1][0].shape == (6, 32, 32, 3) and not np.array_equal(found[1][0], found[2][0])
     with pytest.raises(BadInput, match="levels=3"): main([*words, "--out", str(tmp_path / "x.npz"), "--levels", "3"])
     assert not Path(tmp_path / "x.npz").exists()
+
+
+def test_the_script_overwrites_nothing(tmp_path):
+    from scripts.reconstruct import main
+    model = small().eval()
+    save_model(tmp_path / "model", model, model.config)
+    words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=2&size=32", "--size", "32"]
+    out, crops = tmp_path / "a.npz", tmp_path / "crops.npz"
+    same = str(tmp_path / "model" / ".." / "a.npz")
+    with pytest.raises(BadInput, match="originals=.*another file than out"):
+        main([*words, "--out", str(out), "--originals", same])
+    assert not out.exists()
+
+    out.with_suffix(".json").write_text("mine")
+    with pytest.raises(BadInput, match="out=.*a.json.*exists already"): main([*words, "--out", str(out)])
+    assert out.with_suffix(".json").read_text() == "mine" and not out.exists()
+
+    out.with_suffix(".json").unlink()
+    assert main([*words, "--out", str(out), "--originals", str(crops)]) == 0
+    assert np.load(out)["arr_0"].shape == np.load(crops)["arr_0"].shape == (2, 32, 32, 3)
+    assert main([*words, "--out", str(out), "--overwrite"]) == 0
+
+
+def test_the_script_keeps_crops_only_where_they_are_asked_for():
+    from scripts.reconstruct import Options, measured
+    model, source = small().eval(), Shapes(6, 32)
+    def crops(originals):
+        o = Options(Path("model"), "shapes://", Path("a.npz"), originals, size=32, batch=4)
+        return measured(o, model, source, 6)[1]
+    assert crops(None) is None and crops(Path("b.npz")).shape == (6, 32, 32, 3)
