@@ -18,7 +18,7 @@ Exit codes: 0 done, 2 something named on stderr.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -86,23 +86,23 @@ def rebuilt(o: Options, tokenizer, source, count: int):
         yield to_uint8(crops).cpu(), to_uint8(pixels).cpu(), codes
 
 
-def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, list, list]:
-    "(the numbers, crops, reconstructions)."
+def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]:
+    "(the numbers, crops or None, reconstructions)."
     import torch
 
     from vgnb.evaluation.reconstruction import CodebookMeter, ReconstructionMeter
     from vgnb.progress import Progress
     meter, books = ReconstructionMeter(), [CodebookMeter(v) for v in tokenizer.vocab or ()]
-    crops, again = [], []
+    crops, again = [], []                              # crops are kept only where they are asked for
     with Progress(count, "picture") as progress:
         for originals, pictures, codes in rebuilt(o, tokenizer, source, count):
             meter.update(pictures, originals)
             for level, book in enumerate(books): book.update(codes[..., level])
-            crops.append(originals)
+            if o.originals: crops.append(originals)
             again.append(pictures)
             progress.update(len(pictures))
     numbers = meter.compute() | {"levels": [book.compute() for book in books]}
-    return numbers, torch.cat(crops), torch.cat(again)
+    return numbers, torch.cat(crops) if crops else None, torch.cat(again)
 
 
 def main(argv: list[str]) -> int:
@@ -118,6 +118,10 @@ def main(argv: list[str]) -> int:
         check(path.suffix == ".npz", name, path, "must end in .npz")
         check_place(name, path.parent)
         check_vacant(path, o.overwrite, name)
+    card = o.out.with_suffix(".json")
+    check_vacant(card, o.overwrite, "out", "the numbers")
+    differ = o.originals is None or o.originals.resolve() != o.out.resolve()
+    check(differ, "originals", o.originals, "must be another file than out, which gets the reconstructions")
     for name in ("size", "compare", "batch", "count"):
         if getattr(o, name) is not None: check_int(name, getattr(o, name), 1)
     tokenizer, source = opened(o)
@@ -131,7 +135,7 @@ def main(argv: list[str]) -> int:
     save_samples(o.out, pictures)
     if o.originals: save_samples(o.originals, crops)
     run = run_manifest(to_json(o), seed=0, data=source.fingerprint, device="cpu", world=1)
-    save_card(o.out.with_suffix(".json"), numbers | {"run": run})
+    save_card(card, numbers | {"run": run})
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):
         print(f"level {level}: {book['usage']:.1%} of {book['protocol']['vocab']:,} codes in use, "

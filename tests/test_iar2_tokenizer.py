@@ -1,5 +1,7 @@
 "IAR2's tokenizer: two levels of codes, the first of which stands alone; two stages, the second in turns."
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +19,17 @@ from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
 from vgnb.processes import Processes
-from vgnb.tokenizers.quantizers import Revive
-from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig
+from vgnb.saved import save_model
+from vgnb.tokenizers.quantizers import Quantizer, Revive
+from vgnb.tokenizers.semantic_detail_vq import SemanticDetail, SemanticDetailConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, train
 from vgnb.training.extract import extract_codes
-from vgnb.training.recipes import Optim, Rate, recipe
+from vgnb.training.recipes import Optim, Rate, recipe, recipes
 from vgnb.training.run_folder import Run
+from vgnb.training.start import begin_with, take_over
 from vgnb.training.step import Stepper, TrainState
+from vgnb.training.tasks import GeneratorTask
 from vgnb.training.trainer import Trainer
 
 SMALL = dict(width=16, groups=8)
@@ -113,8 +118,41 @@ def test_the_semantic_table_moves_in_one_iteration_of_three():
     assert s.state.optimizers["detail"].state[q.detail.table]["step"] == 6
 
 
-def test_the_gradient_of_both_is_the_clipped_first_and_the_second():
-    s, q = stepper(optim=Optim("adamw", lr=0.0, clip=1e-3))
+def test_updates_move_the_semantic_table_in_its_own_iterations_only():
+    s, q = stepper(updates=(Revive(1),), optim=Optim("adamw", lr=0.0))          # only revivals may move a table
+    for step in range(6):
+        for level in (q.semantic, q.detail): level.table.data[1:3] = level.table.data[:1]    # idle: ties go to row 0
+        before = q.semantic.table.detach().clone(), q.detail.table.detach().clone()
+        seen = int((q.semantic.usage.recent >= 0).sum())
+        take(s, step)
+        assert torch.equal(q.semantic.table, before[0]) == (step % 3 != 2)
+        assert not torch.equal(q.detail.table, before[1])
+        assert int((q.semantic.usage.recent >= 0).sum()) > seen or seen == 512  # the meter does not rest
+
+
+def scaled(fp16, **changes):
+    "A stepper whose losses are scaled as for fp16, if asked."
+    s, q = stepper(**changes)
+    s.state.guard.fp16 = fp16
+    if fp16: s.state.guard.scale.fill_(1024.0)
+    return s, q
+
+
+def second_alone(fp16, **changes):
+    "The semantic table's gradient of the loss of both codes, without a phase before."
+    s, q = scaled(fp16, **changes)
+    whole = next(phase for phase in s.task.phases(2) if phase.name == "tokenizer")
+    s.undo.keep()
+    s._backward(whole, 2, [(At(torch.arange(8), step=2), {"images": pictures(8)})], [{}])
+    return q.semantic.table.grad / (1024.0 if fp16 else 1.0)
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+@pytest.mark.parametrize("clip", [1e-3, 0.0])
+def test_the_gradient_of_both_is_the_clipped_first_and_the_second(fp16, clip):
+    "Neither is lost, and the second is not clipped; fp16 scales what is taken along."
+    how = dict(optim=Optim("adamw", lr=0.0, clip=clip))
+    s, q = scaled(fp16, **how)
     seen = {}
     judge = Stepper._judge
 
@@ -126,26 +164,11 @@ def test_the_gradient_of_both_is_the_clipped_first_and_the_second():
 
     s._judge = spy.__get__(s)
     take(s, 2)
-    assert seen["semantic"].norm() > 1e-3 > 0.99e-3 and abs(seen["clipped"].norm() - 1e-3) < 1e-6
-    assert torch.equal(seen["tokenizer"], seen["waiting"]) and seen["waiting"].norm() > 1e-3
-
-
-def test_fp16_scales_the_gradient_that_is_taken_along():
-    def gradient(fp16):
-        s, q = stepper()
-        s.state.guard.fp16 = fp16
-        if fp16: s.state.guard.scale.fill_(1024.0)
-        found = {}
-        judge = Stepper._judge
-
-        def spy(self, phase, *rest):
-            judge(self, phase, *rest)
-            if phase.name == "tokenizer": found["grad"] = self.waiting["semantic"][0].clone()
-
-        s._judge = spy.__get__(s)
-        take(s, 2)
-        return found["grad"]
-    torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-4, atol=1e-8)
+    first, clipped, second = seen["semantic"], seen["clipped"], second_alone(fp16, **how)
+    torch.testing.assert_close(clipped, first * (clip / first.norm() if clip else 1.0), rtol=1e-4, atol=0)
+    assert min(first.norm(), second.norm()) > 2e-3
+    torch.testing.assert_close(seen["waiting"], clipped + second, rtol=1e-5, atol=1e-7)
+    assert clipped.abs().max() > 1e-4                  # far above the tolerance: it would be missed
 
 
 def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
@@ -159,7 +182,8 @@ def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
         return Trainer(task, data, r, folder, quiet)
 
     begun = trainer(tmp_path / "x").task.modules["tokenizer"].quantizer
-    first = build_tokenizer(stage("first", start=str(tmp_path / "first")), tmp_path)[0].modules["tokenizer"]
+    again = replace(stage("first", start=str(tmp_path / "first")), free_steps=0)
+    first = build_tokenizer(again, tmp_path)[0].modules["tokenizer"]
     assert torch.equal(begun.semantic.table, first.quantizer.table)
 
     trainer(tmp_path / "whole").fit()
@@ -169,6 +193,19 @@ def test_a_second_stage_begins_with_the_first_and_goes_on_bit_for_bit(tmp_path):
     assert names == {f"optim.{g}.safetensors" for g in ("semantic", "detail", "coder")}
 
 
+def test_a_run_goes_on_without_the_folder_it_started_from(tmp_path):
+    quiet = Run(progress=False, save_every=5)
+    train(TrainOptions(stage("first"), tmp_path / "first", run=quiet))
+    options = TrainOptions(stage("second", start=str(tmp_path / "first")), tmp_path / "second", run=quiet)
+    train(options)
+    whole = result(tmp_path / "second")
+    for path in (tmp_path / "second/model", tmp_path / "second/checkpoints/step-000000013", tmp_path / "first"):
+        shutil.rmtree(path)
+    train(replace(options, dry_run=True))
+    assert train(options).finished and result(tmp_path / "second") == whole
+    with pytest.raises(BadInput, match="must be the folder of a saved model"): train(replace(options, fresh=True))
+
+
 def test_a_start_that_does_not_fit_is_refused(tmp_path):
     train(TrainOptions(stage("first"), tmp_path / "first", run=Run(progress=False)))
     r = stage("second", start=str(tmp_path / "first"))
@@ -176,6 +213,48 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
         build_tokenizer(replace(r, model=changed(r.model, width=32)), tmp_path)
     with pytest.raises(BadInput, match="must be the folder of a saved model"):
         build_tokenizer(replace(r, start=str(tmp_path / "no")), tmp_path)
+
+
+def test_levels_that_do_not_stand_alone_are_not_filled(tmp_path, monkeypatch):
+    first = VQGAN(VQGANConfig(PAIR.level(0), coder="small", **SMALL))
+    save_model(tmp_path, first, first.config)
+    monkeypatch.setattr(SemanticDetail, "first", Quantizer.first)
+    with pytest.raises(Mismatch, match="start=.*must have codes of 2 levels, not of 1"):
+        begin_with(GeneratorTask(small()), tmp_path)
+
+
+@pytest.mark.parametrize("changes, words", [(dict(gan=0.5), "has no discriminator"), (dict(gan=0.0), "")])
+def test_all_is_checked_before_anything_is_filled(tmp_path, changes, words):
+    "A run without a discriminator starts a game without one; for a game with one it is refused, and nothing changed."
+    train(TrainOptions(stage("second", start=""), tmp_path / "run", run=Run(progress=False)))
+    r = stage("second", start="")
+    task, _ = build_tokenizer(replace(r, loss=replace(r.loss, **changes)), tmp_path)
+    model = task.modules["tokenizer"]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(Mismatch, match=words) if words else contextlib.nullcontext():
+        begin_with(task, tmp_path / "run")
+    same = all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert same == bool(words)
+
+
+def test_only_what_counts_is_left_out():
+    "Recent codes and idle rows belong to a training; any other buffer of a quantizer is the model's."
+    one, other = small(), small()
+    for model, value in ((one, 1.0), (other, 2.0)):
+        model.quantizer.semantic.register_buffer("scale", torch.tensor(value))
+        for level in (model.quantizer.semantic, model.quantizer.detail):
+            level.usage.recent.fill_(value)
+            level.updates[0].fresh.fill_(value)
+    take_over(one, other)
+    semantic = one.quantizer.semantic
+    assert semantic.scale == 2 and semantic.usage.recent.unique() == 1 and semantic.updates[0].fresh.unique() == 1
+
+
+def test_a_codebook_that_is_taken_over_is_not_set_anew():
+    with pytest.raises(BadInput, match="free_steps=4: must be 0 with start"):
+        build_tokenizer(stage("first", start="anything"), "nowhere")
+    registered = [recipe(name) for name in recipes]
+    assert not any(r.free_steps for r in registered if r.kind == "tokenizer" and r.start)
 
 
 def test_extraction_and_the_published_layout(tmp_path):
@@ -192,7 +271,6 @@ def test_extraction_and_the_published_layout(tmp_path):
 
 def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):
     from scripts.reconstruct import main
-    from vgnb.saved import save_model
     model = small().eval()
     save_model(tmp_path / "model", model, model.config)
     words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=6&size=32", "--size", "32"]
@@ -205,3 +283,33 @@ def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):
     assert found[1][0].shape == (6, 32, 32, 3) and not np.array_equal(found[1][0], found[2][0])
     with pytest.raises(BadInput, match="levels=3"): main([*words, "--out", str(tmp_path / "x.npz"), "--levels", "3"])
     assert not Path(tmp_path / "x.npz").exists()
+
+
+def test_the_script_overwrites_nothing(tmp_path):
+    from scripts.reconstruct import main
+    model = small().eval()
+    save_model(tmp_path / "model", model, model.config)
+    words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=2&size=32", "--size", "32"]
+    out, crops = tmp_path / "a.npz", tmp_path / "crops.npz"
+    same = str(tmp_path / "model" / ".." / "a.npz")
+    with pytest.raises(BadInput, match="originals=.*another file than out"):
+        main([*words, "--out", str(out), "--originals", same])
+    assert not out.exists()
+
+    out.with_suffix(".json").write_text("mine")
+    with pytest.raises(BadInput, match="out=.*a.json.*exists already"): main([*words, "--out", str(out)])
+    assert out.with_suffix(".json").read_text() == "mine" and not out.exists()
+
+    out.with_suffix(".json").unlink()
+    assert main([*words, "--out", str(out), "--originals", str(crops)]) == 0
+    assert np.load(out)["arr_0"].shape == np.load(crops)["arr_0"].shape == (2, 32, 32, 3)
+    assert main([*words, "--out", str(out), "--overwrite"]) == 0
+
+
+def test_the_script_keeps_crops_only_where_they_are_asked_for():
+    from scripts.reconstruct import Options, measured
+    model, source = small().eval(), Shapes(6, 32)
+    def crops(originals):
+        o = Options(Path("model"), "shapes://", Path("a.npz"), originals, size=32, batch=4)
+        return measured(o, model, source, 6)[1]
+    assert crops(None) is None and crops(Path("b.npz")).shape == (6, 32, 32, 3)

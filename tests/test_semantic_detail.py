@@ -236,15 +236,35 @@ def test_guidance_by_hand():
     assert torch.equal(sampler.sample(cond, torch.arange(2), Keyed(0), grid=GRID), codes)
 
 
+def mixed(m, guidance):
+    "Greedy codes of samples 4 and 9, and (level, branches asked, logits mixed) of each prediction."
+    asked = []
+
+    class Watched(type(guidance)):
+        def mix(self, p, clock):
+            out = super().mix(p, clock)
+            asked.append((clock.level, len(p.logits), out))
+            return out
+
+    watched = Watched(guidance.start, guidance.end, guidance.attention)
+    return drawn(m, [4, 9], watched, picks=(Pick(greedy=True),) * 2), asked
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_one_guided_level(level):
     "The other level is as without guidance where the codes before are the same."
     m = build(SMALL)
     start, end = [(1.0, 1.0) if i != level else (2.0, 4.0) for i in range(2)]
     guidance = AttendedGuidance(tuple(s for s, _ in (start, end)), tuple(e for _, e in (start, end)), 0.1)
-    first = [drawn(m, [4, 9], g, picks=(Pick(greedy=True),) * 2)[:, 0] for g in (guidance, CFG())]
-    if level == 1: assert torch.equal(first[0][:, 0], first[1][:, 0])
-    assert drawn(m, [4, 9], guidance).shape == (2, 12, 2)
+    codes, asked = mixed(m, guidance)
+    assert [{live for lev, live, _ in asked if lev == i} for i in range(2)] == [{2 if i == level else 1} for i in (0, 1)]
+
+    plain = m.logits(codes, Cond(torch.tensor([4, 4])))
+    for cell in range(12):
+        for i in range(2):
+            got = asked[2 * cell + i][2][:2, 0]            # of a padded batch
+            same = torch.allclose(got, plain[i][:, cell], atol=1e-5, rtol=1e-4)
+            assert same == (i != level)
 
 
 def test_known_beginnings_stay_and_are_followed():

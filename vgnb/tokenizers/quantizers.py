@@ -162,7 +162,7 @@ class Update(nn.Module, ABC):
     ):
         "Called once an optimizer step, without gradients."
 
-# %% ../../nbs/tokenizers/210_quantizers.ipynb #510f43e7
+# %% ../../nbs/tokenizers/210_quantizers.ipynb #85abf906
 class Quantizer(nn.Module, ABC):
     "Features `(b, d, *grid)` -> what a decoder is given, and codes."
     def __init__(self,
@@ -176,6 +176,7 @@ class Quantizer(nn.Module, ABC):
         self.usage = usage
         self.updates = nn.ModuleList(updates)
         self.sync: Sync = Alone()   # see `set_sync`
+        self.rests = False          # True: an objective keeps the table as it is, and no update may move it
 
     @abstractmethod
     def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None, learn:bool=True) -> Quantized:
@@ -201,6 +202,7 @@ class Quantizer(nn.Module, ABC):
     def update(self, z:Tensor, codes:Tensor, draws:Draws|None=None, at:At|None=None):
         "What a training step teaches besides gradients: the meter, then the updates in their order."
         if self.usage is not None: self.usage.add(codes)
+        if self.rests: return
         for part in self.updates: part(self, z, codes, draws, at)
 
 def quantizers_in(module:nn.Module) -> list[Quantizer]:

@@ -21,7 +21,7 @@ from .objectives import Phase, VQGANLoss, VQGANLossConfig, vqgan_loss
 from .semantic_detail_vq import SemanticDetail
 from .tokenizer import Quantized, Reconstruction, Tokenizer
 
-# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #3c415c3f
+# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #da98781f
 @dataclass(frozen=True)
 class SemanticDetailLossConfig(VQGANLossConfig):
     "Weights of the second stage, and in which iterations the semantic table moves; defaults are IAR2's."
@@ -67,16 +67,20 @@ class SemanticDetailLoss(VQGANLoss):
             found[table][name] = p
         return found
 
+    def moves(self, step:int) -> bool:
+        "Whether the semantic table moves in the iteration after `step` finished ones."
+        return self.config.cycle[step % len(self.config.cycle)] == "first"
+
     def phases(self, step:int) -> tuple[Phase, ...]:
         "The semantic table's in a first iteration, the tokenizer's, the discriminator's once it takes part."
-        moves = self.config.cycle[step % len(self.config.cycle)] == "first"
+        moves = self.moves(step)
         alone = (Phase("semantic", zero=("semantic",), clip=("semantic",)),) if moves else ()
         both = ("detail", "coder")
         whole = Phase("tokenizer", zero=both, clip=both, step=both + ("semantic",) * moves)
         against = (Phase.of("discriminator", "discriminator"),) if self.runs(step) else ()
         return (*alone, whole, *against)
 
-# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #e15a06aa
+# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #9b3c3b86
 @patch
 def make(self:SemanticDetailLoss,
     phase:Phase, tokenizer:Tokenizer,
@@ -85,6 +89,7 @@ def make(self:SemanticDetailLoss,
     quantize:bool=True,       # False: features pass as they are
 ) -> Reconstruction:
     "The forward pass of both codes; in the phase `semantic` that of the first, without pixels unless as published."
+    tokenizer.quantizer.semantic.rests = not self.moves(at.step)      # updates (Revive) move a table, too
     if phase.name != "semantic": return tokenizer(images, draws, at, quantize)
     coarse = tokenizer.first(1)
     if self.config.compat: return coarse(images, draws, at, quantize)

@@ -6,7 +6,7 @@
 __all__ = ['default_run', 'TrainOptions', 'list_recipes', 'first_word', 'parse', 'help_text', 'build_tokenizer', 'open_codes',
            'follow_codes', 'build_generator', 'describe', 'build', 'train', 'finish']
 
-# %% ../../nbs/training/550_commands.ipynb #0c074855
+# %% ../../nbs/training/550_commands.ipynb #8cceda40
 import inspect
 import os
 import shutil
@@ -38,7 +38,7 @@ from .feed import Data
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes
-from .run_folder import Run
+from .run_folder import Run, RunFolder
 from .start import begin_with
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
@@ -142,16 +142,19 @@ def help_text(kind:str, doc:str) -> str:
             "or RandAR's .yaml will do as well.")
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #2f858e2f
+# %% ../../nbs/training/550_commands.ipynb #59a0809e
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
     max_bad:int=0,
     device="cpu",       # "meta": shapes only, for a look at what would be trained
+    begin:bool=True,    # with the weights that the recipe starts from; False: a checkpoint has them all
 ) -> tuple[TokenizerTask, ImageData]:
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
+    keeps = not recipe.start or not recipe.free_steps
+    check(keeps, "free_steps", recipe.free_steps, "must be 0 with start: k-means would replace the codebook taken over")
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
@@ -160,7 +163,7 @@ def build_tokenizer(
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     if recipe.free_steps < recipe.steps: check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
     task = TokenizerTask(model, objective, recipe.free_steps)
-    if recipe.start: begin_with(task, recipe.start)
+    if recipe.start and begin: begin_with(task, recipe.start)
     return task, ImageData(source, recipe.augment)
 
 def open_codes(uri:str) -> Codes:
@@ -178,7 +181,7 @@ def open_codes(uri:str) -> Codes:
         options[name] = text if is_text else int(text)
     return store_from(layout, where, **options)
 
-# %% ../../nbs/training/550_commands.ipynb #de82c26d
+# %% ../../nbs/training/550_commands.ipynb #5efbe57d
 def _is_text(model) -> bool:
     "Whether a configuration asks for captions; one that does not say is of a model of classes."
     return getattr(model, "condition", "class") == "text"
@@ -198,7 +201,10 @@ def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:
         check(asked == value or is_default, f"model.{name}", asked, message, Mismatch)
     return replace(recipe, model=replace(model, **changes))
 
-def build_generator(recipe:GeneratorRecipe, device="cpu") -> tuple[GeneratorRecipe, GeneratorTask, CodeData]:
+def build_generator(
+    recipe:GeneratorRecipe,
+    device="cpu", begin:bool=True, # see `build_tokenizer`
+) -> tuple[GeneratorRecipe, GeneratorTask, CodeData]:
     "(the recipe as the codes complete it, task, training set) of a generator recipe."
     codes = open_codes(recipe.data)
     text = _is_text(recipe.model)
@@ -209,7 +215,7 @@ def build_generator(recipe:GeneratorRecipe, device="cpu") -> tuple[GeneratorReci
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
     task = GeneratorTask(model)
-    if recipe.start: begin_with(task, recipe.start)
+    if recipe.start and begin: begin_with(task, recipe.start)
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf
@@ -246,13 +252,16 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
         f"{processes.device.type}, seed {recipe.seed}",
         f"folder   {folder} {_state_of(folder, run)}"])
 
-# %% ../../nbs/training/550_commands.ipynb #f227459e
-def build(options:TrainOptions, device="cpu") -> tuple[Recipe, Task, Data]:
+# %% ../../nbs/training/550_commands.ipynb #ed9d88c8
+def build(
+    options:TrainOptions,
+    device="cpu", begin:bool=True, # see `build_tokenizer`
+) -> tuple[Recipe, Task, Data]:
     "(recipe, task, training set) of a command."
     recipe = options.recipe
-    if recipe.kind == "generator": return build_generator(recipe, device)
+    if recipe.kind == "generator": return build_generator(recipe, device, begin)
     weights = options.weights or get_settings().paths.weights
-    return recipe, *build_tokenizer(recipe, weights, options.max_bad, device)
+    return recipe, *build_tokenizer(recipe, weights, options.max_bad, device, begin)
 
 def train(
     options:TrainOptions,
@@ -260,7 +269,8 @@ def train(
 ) -> Outcome:
     "Carry out a training command; a finished run writes `<out>/model`."
     out, run = Path(options.out), options.how()
-    recipe, task, data = build(options, "meta" if options.dry_run else "cpu")
+    goes_on = RunFolder(out, run).goes_on()       # then nobody needs the folder that it once started from
+    recipe, task, data = build(options, "meta" if options.dry_run else "cpu", begin=not goes_on)
     preview = options.preview()
     if preview: preview.check(data.store, task.modules["generator"])
 

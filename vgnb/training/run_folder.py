@@ -124,7 +124,7 @@ def whose(folder:Path) -> str:
     is_a_training = isinstance(record, dict) and "resumed_at" in record
     return "" if is_a_training else "the record of another command"
 
-# %% ../../nbs/training/525_run_folder.ipynb #18aadc0d
+# %% ../../nbs/training/525_run_folder.ipynb #8f0e5f1f
 class RunFolder:
     "The folder of a run: checkpoints/, log.jsonl, run.json and lock."
     def __init__(self, path:str|Path, run:Run=Run()):
@@ -152,6 +152,12 @@ class RunFolder:
 
         may_go_on = self.run.resume != "resume" or checkpoints(self.saves) or copies
         check(may_go_on, "folder", self.path, "has no checkpoint to resume from", Missing)
+
+    def goes_on(self) -> bool:
+        "Whether a run here begins with a checkpoint of its own, here or on the mirror."
+        if self.run.resume == "fresh": return False
+        copies = checkpoints(self.mirror.saves) if self.mirror else []
+        return bool(checkpoints(self.saves) or copies)
 
     def choose(self, recipe:Recipe) -> Path|None:
         "The checkpoint to go on from, or None for a new run; what `fresh` gives up is removed."

@@ -5,29 +5,44 @@
 # %% auto #0
 __all__ = ['take_over', 'begin_with']
 
-# %% ../../nbs/training/526_start.ipynb #a6cd8350
+# %% ../../nbs/training/526_start.ipynb #2ecc3cd7
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..core import Mismatch, check
+from ..core import BadInput, Mismatch, check
 from ..names import NameTable
 from ..saved import load_model
-from ..tokenizers.quantizers import Quantizer
+from ..tokenizers.quantizers import Update, UsageMeter
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
 from .tasks import Task
 
-# %% ../../nbs/training/526_start.ipynb #a5b8490e
+# %% ../../nbs/training/526_start.ipynb #5404662b
 def _counters(module:nn.Module) -> set[str]:
     "Names of what quantizers count while they are trained."
-    quantizers = ((name, m) for name, m in module.named_modules() if isinstance(m, Quantizer))
-    return {f"{name}.{k}".lstrip(".") for name, q in quantizers for k, _ in q.named_buffers()}
+    counting = ((name, m) for name, m in module.named_modules() if isinstance(m, (UsageMeter, Update)))
+    return {f"{name}.{k}".lstrip(".") for name, m in counting for k, _ in m.named_buffers()}
 
-def _part(model:nn.Module, other:nn.Module) -> nn.Module:
+def _part(model:nn.Module, other:nn.Module, source:str|Path) -> nn.Module:
     "The part of a model that another one fills: all, or the first levels of a tokenizer's codes."
     both = isinstance(model, Tokenizer) and isinstance(other, Tokenizer)
-    return model.first(other.levels) if both and 0 < other.levels < model.levels else model
+    if not both or not 0 < other.levels < model.levels: return model
+    try: return model.first(other.levels)
+    except BadInput:
+        allowed = f"must have codes of {model.levels} levels, not of {other.levels}: none of them stand alone here"
+        raise Mismatch("start", source, allowed) from None
+
+def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.Module, dict[str, Tensor]]:
+    "(what another model fills, its state then). Errors: `Mismatch`."
+    part = _part(model, other, source)
+    own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
+    weights = {k: v for k, v in other.state_dict().items() if k not in _counters(other)}
+    return part, NameTable().load(weights | own, part, str(source))
+
+def _fill(module:nn.Module, state:dict[str, Tensor]):
+    "Load a state that fits; on the meta device there is nothing to fill."
+    if not any(p.is_meta for p in module.parameters()): module.load_state_dict(state)
 
 def take_over(
     model:nn.Module,    # on the meta device: only looked at
@@ -35,11 +50,20 @@ def take_over(
     source="start",     # named in errors
 ):
     "Fill a model, or the first levels of a tokenizer, with another's weights. Errors: `Mismatch` lists what differs."
-    part = _part(model, other)
-    own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
-    weights = {k: v for k, v in other.state_dict().items() if k not in _counters(other)}
-    state = NameTable().load(weights | own, part, str(source))
-    if not any(p.is_meta for p in model.parameters()): part.load_state_dict(state)
+    _fill(*_taken_over(model, other, source))
+
+def _beside(folder:Path, modules:dict[str, nn.Module]) -> list[tuple[nn.Module, dict[str, Tensor]]]:
+    "States that a run has for what is trained beside the model. Errors: `Mismatch` for none, or one that doesn't fit."
+    path = best(folder / "checkpoints")
+    if path is None: return []
+    files, _ = read_checkpoint(path)
+    found = []
+    for name, module in modules.items():
+        state = files.get(f"model.{name}")
+        there = sorted(k.removeprefix("model.") for k in files if k.startswith("model."))
+        check(state is not None, "start", folder, f"has no {name} in {path.name}, only {', '.join(there)}", Mismatch)
+        found.append((module, NameTable().load(state, module, str(path))))
+    return found
 
 def begin_with(
     task:Task,
@@ -49,15 +73,7 @@ def begin_with(
     folder = Path(start)
     is_run = (folder / "model" / "config.json").is_file()
     other = load_model(folder / "model" if is_run else folder)
-    first, *beside = task.modules.items()
-    take_over(first[1], other, folder)
-    path = best(folder / "checkpoints") if is_run else None
-    if path is None: return
-
-    files, _ = read_checkpoint(path)
-    for name, module in beside:
-        state = files.get(f"model.{name}")
-        found = sorted(k.removeprefix("model.") for k in files if k.startswith("model."))
-        check(state is not None, "start", folder, f"has no {name} in {path.name}, only {', '.join(found)}", Mismatch)
-        NameTable().load(state, module, str(path))
-        if not any(p.is_meta for p in module.parameters()): module.load_state_dict(state)
+    (_, model), *beside = task.modules.items()
+    found = [_taken_over(model, other, folder)]
+    if is_run: found += _beside(folder, dict(beside))
+    for module, state in found: _fill(module, state)         # all fit
