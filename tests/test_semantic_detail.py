@@ -426,6 +426,12 @@ def test_published_file(wrap, tmp_path):
     with pytest.raises(BadInput, match="no published form"): export_published(build(SMALL))
 
 
+def test_published_arguments_keep_the_weight_of_the_semantic_codes():
+    for weight in (1.0, 2.0):
+        config = iar2_config({"model": "GPT-B", "w1": weight})
+        assert IAR2.write(config)["w1"] == config.semantic_weight == weight and IAR2.read(IAR2.write(config)) == config
+
+
 def test_settings_are_values():
     for config in (*KINDS.values(), iar2_config({"model": "GPT-L"})): assert from_json(to_json(config)) == config
     assert from_json(to_json(GUIDED)) == GUIDED and GUIDANCES["attended"] == AttendedGuidance()
