@@ -26,8 +26,8 @@ from vgnb.generators.semantic_detail import (
 from vgnb.kinds import from_json, to_json
 from vgnb.layers import rotate
 from vgnb.sampling.applications import Inpaint
-from vgnb.sampling.attended_guidance import AttendedGuidance
-from vgnb.sampling.guidance import CFG, GUIDANCES
+from vgnb.sampling.attended_guidance import AttendedGuidance, iar2_guidance
+from vgnb.sampling.guidance import CFG, GUIDANCES, Unguided
 from vgnb.sampling.painting import Request
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
@@ -236,6 +236,17 @@ def test_guidance_by_hand():
     assert torch.equal(sampler.sample(cond, torch.arange(2), Keyed(0), grid=GRID), codes)
 
 
+@pytest.mark.parametrize("scales, expected", [
+    (((1.0, 3.0), (1.0, 3.0)), Unguided()),
+    (((0.5, 3.0), (1.0, 1.0)), Unguided()),
+    (((1.5, 3.0), (1.0, 4.0)), AttendedGuidance((1.5, 1.0), (3.0, 1.0), 0.2)),
+    (((0.9, 3.0), (2.0, 4.0)), AttendedGuidance((1.0, 2.0), (1.0, 4.0), 0.2)),
+    (((1.5, 1.0), (2.0, 4.0)), AttendedGuidance((1.5, 2.0), (1.0, 4.0), 0.2))])
+def test_a_level_whose_scale_does_not_start_above_1_is_not_guided(scales, expected):
+    found = iar2_guidance(scales, 0.2)
+    assert found == expected and type(found) is type(expected)
+
+
 def mixed(m, guidance):
     "Greedy codes of samples 4 and 9, and (level, branches asked, logits mixed) of each prediction."
     asked = []
@@ -257,7 +268,7 @@ def test_one_guided_level(level):
     start, end = [(1.0, 1.0) if i != level else (2.0, 4.0) for i in range(2)]
     guidance = AttendedGuidance(tuple(s for s, _ in (start, end)), tuple(e for _, e in (start, end)), 0.1)
     codes, asked = mixed(m, guidance)
-    assert [{live for lev, live, _ in asked if lev == i} for i in range(2)] == [{2 if i == level else 1} for i in (0, 1)]
+    for i in range(2): assert {live for lev, live, _ in asked if lev == i} == {2 if i == level else 1}
 
     plain = m.logits(codes, Cond(torch.tensor([4, 4])))
     for cell in range(12):
@@ -413,6 +424,12 @@ def test_published_file(wrap, tmp_path):
     entries = export_published(loaded)
     assert all(torch.equal(entries[name], t) for name, t in iar2_names.export(m.state_dict()).items())
     with pytest.raises(BadInput, match="no published form"): export_published(build(SMALL))
+
+
+def test_published_arguments_keep_the_weight_of_the_semantic_codes():
+    for weight in (1.0, 2.0):
+        config = iar2_config({"model": "GPT-B", "w1": weight})
+        assert IAR2.write(config)["w1"] == config.semantic_weight == weight and IAR2.read(IAR2.write(config)) == config
 
 
 def test_settings_are_values():

@@ -356,7 +356,7 @@ def predict(self:SemanticDetailTransformer,
     extras = {"class_attention": state.cache.weight[:state.b].clone()} if watched else {}
     return Prediction(logits.unflatten(0, (live, state.b)), extras)
 
-# %% ../../nbs/generators/345_semantic_detail.ipynb #909ace9f
+# %% ../../nbs/generators/345_semantic_detail.ipynb #e74133a4
 def _of_head(rule:Rename) -> Rename:
     "The rule of a backbone's block, for a block of the head."
     return Rename(rule.theirs.replace("layers.", "factorized_blocks."), f"head.{rule.ours}")
@@ -390,7 +390,8 @@ def iar2_spec(c:SemanticDetailConfig) -> dict:
     "The original's arguments."
     theirs = llamagen_spec(c)
     semantic, detail = theirs.pop("vocab_size")
-    return theirs | {"cluster_num": semantic, "sub_vocab_size": detail, "factorized_n_layer": c.head_layers}
+    own = {"cluster_num": semantic, "sub_vocab_size": detail, "factorized_n_layer": c.head_layers}
+    return theirs | own | {"w1": c.semantic_weight}
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #c7879b43
 def recognise_iar2(state:dict[str, Tensor]) -> dict|None:

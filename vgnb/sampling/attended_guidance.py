@@ -69,12 +69,13 @@ class AttendedGuidance(Unguided):
 
 register_part("guidance", "attended", AttendedGuidance())
 
-# %% ../../nbs/sampling/405_attended_guidance.ipynb #24d51d74
+# %% ../../nbs/sampling/405_attended_guidance.ipynb #2ed776c8
 def iar2_guidance(
     scales:tuple[tuple[float, float], tuple[float, float]],  # (start, end) of the semantic and of the detail codes
     attention:float,                                         # their w_attn
 ) -> Unguided:
-    "The guidance of the original's arguments: none where neither start is above 1."
-    (start1, end1), (start2, end2) = scales
-    if max(start1, start2) < 1: return Unguided()
-    return AttendedGuidance((start1, start2), (end1, end2), attention)
+    "The guidance of the original's arguments: a level whose start isn't above 1 has none."
+    guided = [(start, end) if start > 1 else (1.0, 1.0) for start, end in scales]
+    if guided == [(1.0, 1.0)] * len(guided): return Unguided()
+    starts, ends = zip(*guided)
+    return AttendedGuidance(starts, ends, attention)
