@@ -23,7 +23,7 @@ from vgnb.saved import save_model
 from vgnb.tokenizers.quantizers import Quantizer, Revive
 from vgnb.tokenizers.semantic_detail_vq import SemanticDetail, SemanticDetailConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
-from vgnb.training.commands import TrainOptions, build_tokenizer, train
+from vgnb.training.commands import TrainOptions, build_tokenizer, open_codes, train
 from vgnb.training.extract import extract_codes
 from vgnb.training.recipes import Optim, Rate, recipe, recipes
 from vgnb.training.run_folder import Run
@@ -267,6 +267,9 @@ def test_extraction_and_the_published_layout(tmp_path):
     assert file.shape == (2, 1, 10, 16) and file.dtype == np.int64
     again = IAR2Codes(tmp_path / "shapes_codes", vocab=(16, 32), classes=10)
     assert torch.equal(again[3][0], store[3][0]) and again[3][1] == store[3][1]
+    by_words = open_codes(f"iar2://{tmp_path / 'shapes_codes'}?vocab=16,32&classes=10")
+    assert by_words.vocab == (16, 32) and torch.equal(by_words[3][0], store[3][0])
+    with pytest.raises(BadInput, match="vocab=16,x: must be a whole number"): open_codes("iar2://x?vocab=16,x")
 
 
 def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):

@@ -76,3 +76,8 @@ def test_a_lower_half_is_drawn_below_what_is_given(pipe, originals):
 def test_its_guidance_can_be_told_in_words(pipe):
     other = pipe.codes("heart", seed=2, guidance=AttendedGuidance((1.0,), (4.0,), 0.5))
     assert not torch.equal(other, pipe.codes("heart", seed=2, guidance=1.0))
+
+
+def test_more_scales_than_levels_are_refused(pipe):
+    three = AttendedGuidance((1.0, 1.0, 1.0), (2.0, 3.0, 4.0))
+    with pytest.raises(BadInput, match="guidance=.*3 scales.*one for each of the 2"): pipe.sample("heart", guidance=three)

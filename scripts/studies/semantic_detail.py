@@ -111,9 +111,11 @@ def record(o: Options, rows: list[dict], extractor: str):
     check(not kept or there == settings, "record", str(FILE), message, Mismatch)
 
     device = f"{platform.processor() or platform.machine()}, one thread"
-    command = "python scripts/studies/semantic_detail.py --record"
+    every = sorted(kept + rows, key=lambda row: row["seed"])
+    seeds = " ".join(dict.fromkeys(str(row["seed"]) for row in every))
+    command = f"python scripts/studies/semantic_detail.py --seeds {seeds} --record"
     found = {"command": command, "device": device} | settings
-    FILE.write_text(json.dumps(found | {"rows": sorted(kept + rows, key=lambda row: row["seed"])}, indent=1) + "\n")
+    FILE.write_text(json.dumps(found | {"rows": every}, indent=1) + "\n")
 
 
 def main(o: Options) -> int:

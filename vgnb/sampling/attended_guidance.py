@@ -35,6 +35,11 @@ class AttendedGuidance(Unguided):
         check(alike, "end", self.end, f"must have one scale, or as many as start={self.start}")
         check_float("attention", self.attention, 0)
 
+    def check_levels(self, levels:int):
+        scales = max(len(self.start), len(self.end))
+        allowed = f"must be one for all code levels, or one for each of the {levels}"
+        check(scales in (1, levels), "guidance", f"{scales} scales", allowed)
+
     def ends(self, level:int) -> tuple[float, float]:
         "Start and end of a level's scale."
         levels = max(len(self.start), len(self.end))

@@ -137,6 +137,10 @@ class Unguided:
         "What moves along a run."
         return ()
 
+    def check_levels(self, levels:int):
+        "Raise `BadInput` for a generator of so many code levels; default: any will do."
+        return
+
     def with_context(self, spatial:tuple[float, float], ratio:float) -> "Unguided":
         "The same, guided by the context of known cells besides; a guidance that can't be stays what it is."
         return self

@@ -107,6 +107,7 @@ class Sampler:
         check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
+        self.guidance.check_levels(len(g.vocab))
         for name, part in (("order", self.order), ("guidance", self.guidance), *(("picks", p) for p in self.picks)):
             self._check_ramps(name, part)
         self._state: State|None = None

@@ -177,8 +177,10 @@ def open_codes(uri:str) -> Codes:
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         is_text = check_choice("codes option", name, reader.options) == "split"
-        check(is_text or text.isdigit(), name, text, "must be a whole number")
-        options[name] = text if is_text else int(text)
+        numbers = text.split(",") if name == "vocab" else [text]     # of each level
+        whole = all(number.isdigit() for number in numbers)
+        check(is_text or whole, name, text, "must be a whole number; vocab: one for each level, 16,64")
+        options[name] = text if is_text else tuple(map(int, numbers)) if len(numbers) > 1 else int(text)
     return store_from(layout, where, **options)
 
 # %% ../../nbs/training/550_commands.ipynb #5efbe57d
