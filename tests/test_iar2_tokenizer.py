@@ -269,7 +269,7 @@ def test_extraction_and_the_published_layout(tmp_path):
     assert torch.equal(again[3][0], store[3][0]) and again[3][1] == store[3][1]
     by_words = open_codes(f"iar2://{tmp_path / 'shapes_codes'}?vocab=16,32&classes=10")
     assert by_words.vocab == (16, 32) and torch.equal(by_words[3][0], store[3][0])
-    with pytest.raises(BadInput, match="vocab=16,x: must be a whole number"): open_codes("iar2://x?vocab=16,x")
+    with pytest.raises(BadInput, match="vocab='16,x': must be a whole number"): open_codes("iar2://x?vocab=16,x")
 
 
 def test_the_script_rebuilds_from_one_level_or_both(tmp_path, monkeypatch):

@@ -80,4 +80,5 @@ def test_its_guidance_can_be_told_in_words(pipe):
 
 def test_more_scales_than_levels_are_refused(pipe):
     three = AttendedGuidance((1.0, 1.0, 1.0), (2.0, 3.0, 4.0))
-    with pytest.raises(BadInput, match="guidance=.*3 scales.*one for each of the 2"): pipe.sample("heart", guidance=three)
+    words = "guidance=.*3 scales.*one for each of the 2"
+    with pytest.raises(BadInput, match=words): pipe.sample("heart", guidance=three)
