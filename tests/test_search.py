@@ -185,6 +185,7 @@ WORDS = ("shapes://?n=80&seed=3", "--extractor", "shapes-judge", "--metrics", "f
          "--scales", 1, 2, "--interval", 1, "--count", 24, "--final", 40, "--part", 8)
 
 
+@pytest.mark.full
 def test_two_processes_find_what_one_finds(saved, whole, tmp_path):
     "Through the script, whose dry run touches nothing."
     dry = script(saved, *WORDS, "--out", tmp_path / "two", "--dry-run")
