@@ -137,9 +137,5 @@ def main(o: Options) -> int:
 
 
 if __name__ == "__main__":
-    from vgnb.cli import typed_cli
-    from vgnb.core import VgnbError
-    try: sys.exit(main(typed_cli(Options, description=__doc__)))
-    except VgnbError as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
+    from vgnb.cli import run_main, typed_cli
+    sys.exit(run_main(lambda words: main(typed_cli(Options, args=words, description=__doc__))))

@@ -33,8 +33,6 @@ class Options:
     "of the trainings"
     out: Path = Path("runs/semantic-detail")
     "where the runs go"
-    count: int = 2000
-    "held-out pictures of a measurement"
     record: bool = False
     "write nbs/studies/semantic_detail.json"
 
@@ -68,42 +66,31 @@ def trained(o: Options, seed: int) -> dict:
     return {f"{semantic} semantic and {detail} detail codes": both, "its semantic codes alone": both.first(1)} | singles
 
 
-class Bench:
-    "The held-out pictures and the judge, looked at once."
-    def __init__(self, count: int):
-        from vgnb.data.shapes import Shapes
-        from vgnb.evaluation.features import load_extractor
-        from vgnb.evaluation.measure import look_at
-        from vgnb.evaluation.samples import Samples
-        self.judge = load_extractor("shapes-judge")
-        self.real = Samples(*Shapes(count, 32, seed=1).batch(np.arange(count)), id=f"{count} held-out shapes (seed 1)")
-        self.base = look_at(self.judge, self.real)
-
-    def row(self, model, batch: int = 250) -> dict:
-        "PSNR, rFID and the bits that a place's codes hold."
-        from vgnb.evaluation.measure import measure
-        from vgnb.evaluation.reconstruction import ReconstructionMeter
-        from vgnb.evaluation.samples import Samples
-        from vgnb.tokenizers.pictures import codes_of, pictures
-        originals, meter, rebuilt = torch.from_numpy(self.real.images), ReconstructionMeter(), []
-        with torch.no_grad():
-            for some in originals.split(batch):
-                made = pictures(model, codes_of(model, some, batch), rows=batch)
-                meter.update(torch.from_numpy(made), some)
-                rebuilt.append(made)
-        made = Samples(np.concatenate(rebuilt), self.real.labels, id="reconstructions")
-        values = measure(made, self.real, self.judge, metrics=("fid",), uint8_rule="round", seed=0,
-                         base=self.base).values
-        return {
-            "bits": round(float(np.log2(model.vocab).sum()), 2),
-            "psnr": round(meter.compute()["psnr"], 3),
-            "rfid": round(values["fid"], 4)}
+def row(bench, model, batch: int = 250) -> dict:
+    "PSNR, rFID and the bits that a place's codes hold, on the bench's held-out pictures."
+    from vgnb.evaluation.measure import measure
+    from vgnb.evaluation.reconstruction import ReconstructionMeter
+    from vgnb.evaluation.samples import Samples
+    from vgnb.tokenizers.pictures import codes_of, pictures
+    originals, meter, rebuilt = torch.from_numpy(bench.real.images), ReconstructionMeter(), []
+    with torch.no_grad():
+        for some in originals.split(batch):
+            made = pictures(model, codes_of(model, some, batch), rows=batch)
+            meter.update(torch.from_numpy(made), some)
+            rebuilt.append(made)
+    made = Samples(np.concatenate(rebuilt), bench.real.labels, id="reconstructions")
+    values = measure(made, bench.real, bench.judge, metrics=("fid",), uint8_rule="round", seed=0,
+                     base=bench.base).values
+    return {
+        "bits": round(float(np.log2(model.vocab).sum()), 2),
+        "psnr": round(meter.compute()["psnr"], 3),
+        "rfid": round(values["fid"], 4)}
 
 
-def record(o: Options, rows: list[dict], extractor: str):
+def record(o: Options, rows: list[dict], bench):
     "Put the new seeds into the committed file. Errors: rows of other settings are in it."
     from vgnb.core import Mismatch, check
-    settings = {"torch": torch.__version__, "extractor": extractor, "count": o.count}
+    settings = {"torch": torch.__version__, "extractor": bench.judge.id, "count": len(bench.real.images)}
     study = json.loads(FILE.read_text()) if FILE.exists() else settings | {"rows": []}
     kept = [row for row in study["rows"] if row["seed"] not in o.seeds]
     there = {name: study[name] for name in settings}
@@ -119,20 +106,17 @@ def record(o: Options, rows: list[dict], extractor: str):
 
 
 def main(o: Options) -> int:
+    from scripts.studies.any_order import Bench
     torch.set_num_threads(1)
-    bench, rows = Bench(o.count), []
+    bench, rows = Bench(2000), []
     for seed in o.seeds:
         for name, model in trained(o, seed).items():
-            rows.append({"seed": seed, "tokenizer": name, **bench.row(model)})
+            rows.append({"seed": seed, "tokenizer": name, **row(bench, model)})
             print("  ", *rows[-1].values(), flush=True)
-    if o.record: record(o, rows, bench.judge.id)
+    if o.record: record(o, rows, bench)
     return 0
 
 
 if __name__ == "__main__":
-    from vgnb.cli import typed_cli
-    from vgnb.core import VgnbError
-    try: sys.exit(main(typed_cli(Options, description=__doc__)))
-    except VgnbError as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)
+    from vgnb.cli import run_main, typed_cli
+    sys.exit(run_main(lambda words: main(typed_cli(Options, args=words, description=__doc__))))
