@@ -4,7 +4,7 @@ The child runs the script as `__main__` with its own argv, stdout and stderr; wh
 `python script.py ...` would give. Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON
 list (folder, script, words) a line in, one JSON object a line out.
 """
-import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -28,6 +28,15 @@ class Ran(NamedTuple):
     out: str
     err: str
     loaded: list = []   # which of HEAVY were imported in the end
+
+
+def main_of(name: str):
+    "A script's `main`, of a module of its own; its globals can be replaced."
+    path = ROOT / "scripts" / name
+    found = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.main
 
 
 class Scripts:

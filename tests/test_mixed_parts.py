@@ -1,12 +1,11 @@
 """A generator knows whose codes it learnt: another tokenizer is refused, unless the mixture is meant."""
-import importlib.util
-import sys
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.run_scripts import main_of as script
 from vgnb.core import Mismatch, load_json
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
@@ -23,14 +22,6 @@ from vgnb.training.previews import Preview
 from vgnb.training.tasks import CodeData
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str):
-    "A script's `main`."
-    found = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "scripts" / name)
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module.main
 
 
 def small(seed):

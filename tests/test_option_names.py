@@ -1,12 +1,11 @@
 """What is wrong on a command line is said of the option that was typed, not of an argument further in."""
-import importlib.util
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
+from tests.run_scripts import main_of as script
 from vgnb.cli import run_main, typed_cli
 from vgnb.core import BadInput
 
@@ -15,14 +14,6 @@ TINY = ROOT / "vgnb" / "weights" / "tiny"
 CODER = f"--tokenizer {TINY}/tokenizer"
 FOUR = "shapes://?n=4"
 JUDGE = "--extractor shapes-judge"
-
-
-def script(name: str):
-    "A script's `main`."
-    found = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "scripts" / name)
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module.main
 
 
 WRONG = [      # X is the wrong place

@@ -2,12 +2,10 @@
 nothing finished is overwritten."""
 import errno
 import fcntl
-import importlib.util
 import json
 import multiprocessing
 import os
 import shutil
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 
 import vgnb.evaluation.reference
+from tests.run_scripts import main_of as script
 from vgnb import core
 from vgnb.core import BadInput, Mismatch, digest_file, load_card, load_json, save_card, sweep_aside
 from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter
@@ -36,14 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch): monkeypatch.setattr(core, "_git", lambda *args: None)
-
-
-def script(name: str):
-    "A script's `main`; its globals can be replaced."
-    found = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / "scripts" / name)
-    module = sys.modules[found.name] = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module.main
 
 
 def pictures(n, seed): return np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8)

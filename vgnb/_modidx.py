@@ -3569,6 +3569,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.TokenizerTask.once': ( 'training/tasks.html#tokenizertask.once',
                                                                                  'vgnb/training/tasks.py'),
+                                     'vgnb.training.tasks.TokenizerTask.own_groups': ( 'training/tasks.html#tokenizertask.own_groups',
+                                                                                       'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.TokenizerTask.phases': ( 'training/tasks.html#tokenizertask.phases',
                                                                                    'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.TokenizerTask.prepare': ( 'training/tasks.html#tokenizertask.prepare',

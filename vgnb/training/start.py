@@ -36,8 +36,9 @@ def _part(model:nn.Module, other:nn.Module, source:str|Path) -> nn.Module:
 def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.Module, dict[str, Tensor]]:
     "(what another model fills, its state then). Errors: `Mismatch`."
     part = _part(model, other, source)
-    own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
-    weights = {k: v for k, v in other.state_dict().items() if k not in _counters(other)}
+    kept, left = _counters(part), _counters(other)
+    own = {k: v for k, v in part.state_dict().items() if k in kept}
+    weights = {k: v for k, v in other.state_dict().items() if k not in left}
     return part, NameTable().load(weights | own, part, str(source))
 
 def _fill(module:nn.Module, state:dict[str, Tensor]):

@@ -7,6 +7,7 @@ __all__ = ['Task', 'parameter_groups', 'ImageData', 'CodeData', 'GeneratorTask',
 
 # %% ../../nbs/training/517_tasks.ipynb #8acdb52e
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -219,8 +220,12 @@ class TokenizerTask(Task):
 
     def runs(self, phase:Phase) -> bool:
         "Whether a phase names a group of the tokenizer's."
-        own = self.objective.groups(self.modules["tokenizer"])
-        return not own.keys().isdisjoint((*phase.zero, *phase.clip, *phase.step))
+        return not self.own_groups.isdisjoint((*phase.zero, *phase.clip, *phase.step))
+
+    @cached_property
+    def own_groups(self) -> frozenset[str]:
+        "Names of the groups that the tokenizer's parameters form."
+        return frozenset(self.objective.groups(self.modules["tokenizer"]))
 
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
