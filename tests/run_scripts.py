@@ -4,7 +4,11 @@ The child runs the script as `__main__` with its own argv, stdout and stderr; wh
 `python script.py ...` would give. Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON
 list (folder, script, words) a line in, one JSON object a line out.
 """
+import contextlib
+import functools
 import importlib.util
+import inspect
+import io
 import json
 import os
 import runpy
@@ -19,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
          "sklearn")
 COLD = ("torch", "tyro")        # paid for once
-WARM = (*COLD, "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure", "vgnb.jobs",
-        "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
+WARM = (*COLD, "torch._dynamo", "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure",
+        "vgnb.jobs", "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
+HELPFUL = (["sample.py"], ["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"])   # whose options are many
+
 
 class Ran(NamedTuple):
     "How a script ended."
@@ -100,9 +106,19 @@ def _run(words: list[str]) -> dict:
         return dict(code=code, out=out.read(), err=err.read(), loaded=json.loads(loaded.read() or "[]"))
 
 
+def _remember_sources():
+    "Every parse of options reads the sources of their classes for the help texts: here, once for all children."
+    classes = importlib.import_module("tyro._docstrings")._ClassTokenization
+    classes.make = staticmethod(functools.cache(classes.make))
+    inspect.getsource = functools.cache(inspect.getsource)
+    for words in HELPFUL:
+        with contextlib.redirect_stdout(io.StringIO()): _script(str(ROOT), *words, "--help")
+
+
 def _serve(warm: bool):
     for name in WARM if warm else COLD: importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
+    if warm: _remember_sources()
     for line in sys.stdin: print(json.dumps(_run(json.loads(line))), flush=True)
 
 

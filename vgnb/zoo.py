@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import Missing, check, check_choice
-from .families import Family, Published, described, families, family_of, recognised, the_one
+from .families import Family, Published, described, families, family_of, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
 from .tensor_files import read_tensors
@@ -72,7 +72,7 @@ def load_published(
     matches = recognised(state, system) if spec is None else described(spec, system=system)
     family, spec = the_one(matches, path)
 
-    with torch.device("meta"), no_larger_than(state, path): expected, table = family.make(spec, **changes)
+    with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
     ours = table.load(state, expected, str(path))
     model = family.build(expected.config)
     check_finite(ours, model, "path", path)
