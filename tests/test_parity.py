@@ -54,7 +54,12 @@ def one_case_a_class():
         rank = checks.get("margin") or checks.get("min_margin") or size(spec)
         key = path.parent.name, spec["upstream_class"]
         if key not in best or rank < best[key][0]: best[key] = (rank, path, spec)
-    return [(path, spoiled(spec)) for _, path, spec in best.values()]
+    return [with_cost(path, spoiled(spec)) for _, path, spec in best.values()]
+
+
+def with_cost(path: Path, name: str):
+    "Training steps take long: --full runs them spoilt, too."
+    return pytest.param(path, name, marks=pytest.mark.full) if "steps" in path.stem else (path, name)
 
 
 def spoiled(spec) -> str:
