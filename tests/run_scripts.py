@@ -4,6 +4,7 @@ The child runs the script as `__main__` with its own argv, stdout and stderr; wh
 `python script.py ...` would give. Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON
 list (folder, script, words) a line in, one JSON object a line out.
 """
+import atexit
 import contextlib
 import functools
 import importlib.util
@@ -45,27 +46,39 @@ def main_of(name: str):
     return module.main
 
 
+_RUNNING: dict[tuple, subprocess.Popen] = {}     # processes that wait for scripts to run, shared by all who ask
+
+
 class Scripts:
-    "`scripts('sample.py', '--count', 4)` runs it; close() at the end."
+    "`scripts('sample.py', '--count', 4)` runs it"
     def __init__(self,
         cwd: Path,
         warm: bool = True,      # everything is imported once; else torch and tyro only
         **env: str,             # environment variables on top
     ):
         self.cwd = cwd
-        mode = "warm" if warm else "cold"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=cwd, env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        own = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        env = {**own, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
+        key = (warm, *sorted(env.items()))
+        if key not in _RUNNING: _RUNNING[key] = _started("warm" if warm else "cold", env)
+        self.process = _RUNNING[key]
 
     def __call__(self, script: str, *words, cwd: Path | None = None) -> Ran:
         self.process.stdin.write(json.dumps([str(cwd or self.cwd), script, *map(str, words)]) + "\n")
         self.process.stdin.flush()
         return Ran(**json.loads(self.process.stdout.readline()))
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(30)
+
+def _started(mode: str, env: dict[str, str]) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=ROOT, env=env, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen):
+    process.stdin.close()
+    process.wait(30)
 
 
 def _script(folder: str, script: str, *words: str) -> int:

@@ -14,9 +14,7 @@ WIDE = 80     # columns of the window that Scripts pretends
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
-    runner = Scripts(tmp_path_factory.mktemp("help"), warm=False)
-    yield runner
-    runner.close()
+    return Scripts(tmp_path_factory.mktemp("help"), warm=False)
 
 
 def entries(text: str) -> list[str]:

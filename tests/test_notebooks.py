@@ -42,9 +42,7 @@ def test_clean_and_export_change_nothing(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def scripts(root):
-    runner = Scripts(root)
-    yield runner
-    runner.close()
+    return Scripts(root)
 
 
 def with_cost(page: str):

@@ -14,10 +14,16 @@ from tests.parity.harness import holds, load_adapters, load_case, run_case
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(GOLDENS.glob("*/*.json"))
+LONG = {"vq_train_second_steps"}    # a minute beside another test, for it computes on two threads: --full runs it
 load_adapters()
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def case(path: Path):
+    marks = pytest.mark.full if path.stem in LONG else ()
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=marks)
+
+
+@pytest.mark.parametrize("path", map(case, CASES))
 def test_fixture(path):
     verdict, line = run_case(path)
     assert verdict == "PASS", line

@@ -137,7 +137,6 @@ def test_command_line(tmp_path):
     refused = scripts("sample.py", *words)
     assert refused.code == 2 and "only goes with reject_by" in refused.err and not out.exists()
     done = scripts("sample.py", *words, "--reject-by", "shapes-judge", "--reject-enough", "0.5")
-    scripts.close()
     assert done.code == 0, done.err
     record = json.loads(out.with_suffix(".run.json").read_text())["config"]["rejection"]
     assert record["tries"] == 2 and record["enough"] == 0.5 and record["classifier"].startswith("shapes-judge@")

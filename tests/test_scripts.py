@@ -47,9 +47,7 @@ WALKED = LAUNCHES if os.environ.get("VGNB_TEST_FULL") else {"plain", "two"}
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
-    runner = Scripts(tmp_path_factory.mktemp("cold"), warm=False)
-    yield runner
-    runner.close()
+    return Scripts(tmp_path_factory.mktemp("cold"), warm=False)
 
 
 # ---- help
@@ -211,7 +209,6 @@ def test_dry_runs_touch_nothing(walks, tmp_path):
     by_name = [str(w).format(first=place) for w in SAMPLES] + ["--classes", "heart", "ring", "--dry-run"]
     ran = runner(*by_name)                                                    # the model's card knows the names
     assert ran.code == 0, ran
-    runner.close()
 
 
 def rerun(*words, cwd: Path) -> str:

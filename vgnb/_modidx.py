@@ -2106,6 +2106,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vgnb.processes._Deaths.next': ('processes.html#_deaths.next', 'vgnb/processes.py'),
                                 'vgnb.processes._answered': ('processes.html#_answered', 'vgnb/processes.py'),
                                 'vgnb.processes._blocked': ('processes.html#_blocked', 'vgnb/processes.py'),
+                                'vgnb.processes._hush': ('processes.html#_hush', 'vgnb/processes.py'),
                                 'vgnb.processes._is_first': ('processes.html#_is_first', 'vgnb/processes.py'),
                                 'vgnb.processes._obituary': ('processes.html#_obituary', 'vgnb/processes.py'),
                                 'vgnb.processes._words': ('processes.html#_words', 'vgnb/processes.py'),
