@@ -231,7 +231,7 @@ def test_noise_of_a_choice_is_a_ramp():
     made = [Sampler(Likes(), order, **how).sample(**request(MASKS)) for order in (ramp, Confidence(4.5, 0.5))]
     assert torch.equal(*made)
     with pytest.raises(BadInput, match="noise_end"): Confidence(Linear(4.5, 0.0), 1.0)
-    with pytest.raises(BadInput, match="order='Confidence': gives each cell"): Sampler(Likes(), Confidence(BY_CELL))
+    with pytest.raises(BadInput, match="order='confidence': gives each cell"): Sampler(Likes(), Confidence(BY_CELL))
 
 
 def test_a_ramp_with_too_few_values_says_so():

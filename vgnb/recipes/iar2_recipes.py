@@ -72,10 +72,12 @@ def shapes_iar2_tokenizer_first() -> TokenizerRecipe:
 def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
     """A tiny second stage: 16 semantic and 64 detail codes a place, from the first stage's weights.
 
-    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps.
+    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps. Begins
+    with `--start`: the first stage's run, which must be there.
     Command:
 
-        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --out runs/tiny/iar2-second"""
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --start runs/tiny/iar2-first \
+            --out runs/tiny/iar2-second"""
     first = shapes_iar2_tokenizer_first()
     weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0, quantizer=first.loss.quantizer, gan=0.0)
     return replace(first,
