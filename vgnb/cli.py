@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from .core import BadInput, VgnbError, check, reason_of
-from .kinds import discover, shelf, shelf_of, shelves
+from .kinds import called, discover, shelf, shelf_of, shelves
 from .processes import INTERRUPTED, Stopped, dead_reader, leave, stop_on_signals
 
 # %% ../nbs/010_cli.ipynb #135da896
@@ -67,11 +67,12 @@ def explained(e:Exception) -> str|None:
 _ASKED: dict[str, str] = {}     # option -> words that it holds, of the command that runs
 
 def _words_of(options) -> dict[str, str]:
-    "{option: text or path} of a dataclass and those inside it, without choices: they are wrong by their own name."
+    "{option: text, path or part} of a dataclass and those inside it, without choices: those have their own name."
     found = {}
     for f in fields(options):
         value = getattr(options, f.name)
         if is_dataclass(value): found = _words_of(value) | found
+        if shelf_of(value): found[f.name] = called(value)
         is_choice = "Literal[" in str(f.type)
         if isinstance(value, (str, Path)) and str(value) and not is_choice: found[f.name] = str(value)
     return found
