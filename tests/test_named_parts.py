@@ -228,7 +228,8 @@ def test_a_file_without_its_usage_meter_loads_and_says_so(tmp_path, capsys, conf
 def tokenizers():
     torch.manual_seed(0)
     how = dict(coder="small", width=16, groups=8)
-    return {levels: VQGAN(VQGANConfig(q, **how)).eval() for levels, q in ((1, VectorConfig(16, 4)), (2, Pair(8, 16, 4)))}
+    kinds = {1: VectorConfig(16, 4), 2: Pair(8, 16, 4)}
+    return {levels: VQGAN(VQGANConfig(q, **how)).eval() for levels, q in kinds.items()}
 
 
 @pytest.mark.parametrize("layout", sorted(layouts))

@@ -221,7 +221,7 @@ def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
 
         python scripts/train_tokenizer.py cifar-iar2-tokenizer-first --out runs/cifar/iar2-first"""
     model = replace(_PHOTOGRAPHS, quantizer=_PHOTOGRAPHS.quantizer.level(0))
-    return replace(cifar_tokenizer(), model=model, steps=1000)
+    return replace(cifar_tokenizer(), model=model, steps=500)
 
 @recipes.register
 def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
@@ -244,4 +244,4 @@ def cifar_iar2() -> GeneratorRecipe:
     Command:
 
         python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes --out runs/cifar/iar2"""
-    return replace(shapes_8x8_iar2(), model=replace(semantic_detail_presets["tiny"], vocab=_PAIR.vocab), steps=2000)
+    return replace(shapes_8x8_iar2(), model=replace(semantic_detail_presets["tiny"], vocab=_PAIR.vocab), steps=800)
