@@ -216,7 +216,8 @@ _PHOTOGRAPHS = replace(IAR2_TOKENIZERS["tiny-shapes"], quantizer=_PAIR)
 def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
     """A tiny first stage for 32 px photographs such as CIFAR-10: 8x8 semantic codes of 32, 0.6M parameters.
 
-    Minutes on one CPU core. With a loss on pixels, unlike the published one: there is no perceptual network here.
+    Result: PSNR 21.2 dB, SSIM 0.726 on the test split, all codes used. Minutes on one CPU core. With a loss on pixels,
+    unlike the published one: there is no perceptual network here.
     Command:
 
         python scripts/train_tokenizer.py cifar-iar2-tokenizer-first --out runs/cifar/iar2-first"""
@@ -227,7 +228,8 @@ def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
 def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
     """A tiny second stage for 32 px photographs: 32 semantic and 256 detail codes, from the first stage's weights.
 
-    Minutes on one CPU core. Begins with `--start`: the first stage's run, which must be there.
+    Result: PSNR 25.1 dB, SSIM 0.871 on the test split (semantic codes alone: 21.2 dB, 0.732), all codes of both tables
+    used. Minutes on one CPU core. Begins with `--start`: the first stage's run, which must be there.
     Command:
 
         python scripts/train_tokenizer.py cifar-iar2-tokenizer-second --start runs/cifar/iar2-first \\
@@ -240,7 +242,7 @@ def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
 def cifar_iar2() -> GeneratorRecipe:
     """A tiny IAR2 for the codes of `cifar-iar2-tokenizer-second`: 64 cells of two codes, 1M parameters.
 
-    Minutes on one CPU core. Extract the codes with `--flip`: every picture then comes in two views.
+    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core. Extract the codes with `--flip`: every picture then comes in two views.
     Command:
 
         python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes --out runs/cifar/iar2"""
