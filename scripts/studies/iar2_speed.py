@@ -5,9 +5,9 @@
     python scripts/studies/iar2_speed.py --original IAR2 --sizes "6 layers of 384" --side 24 --batches 1
 
 IAR2 is a clone of github.com/sjtuplayer/IAR2. Its sampling stops before the first picture and knows one grid, so the
-least is mended on the loaded modules: `generate` hands `sample` an argument that it does not take (left out); the window
-is kept in bfloat16, whatever the weights (now theirs, fp32), and has 24x24 cells, whatever the model (now the model's);
-dropout stays on in all but the outermost module (now off).
+least is mended on the loaded modules: `generate` hands `sample` an argument that it does not take (left out); the
+window is kept in bfloat16, whatever the weights (now theirs, fp32), and has 24x24 cells, whatever the model (now the
+model's); dropout stays on in all but the outermost module (now off).
 
 Both sample with attended guidance, 1.75 to 3.0, in fp32 on one thread, from weights that our writer wrote under their
 names. Greedily they must draw the same codes, else nothing is timed. Then runs take turns, ours and theirs, and a ratio

@@ -242,7 +242,8 @@ def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
 def cifar_iar2() -> GeneratorRecipe:
     """A tiny IAR2 for the codes of `cifar-iar2-tokenizer-second`: 64 cells of two codes, 1M parameters.
 
-    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core. Extract the codes with `--flip`: every picture then comes in two views.
+    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core. Extract the codes with
+    `--flip`: every picture then comes in two views.
     Command:
 
         python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes --out runs/cifar/iar2"""
