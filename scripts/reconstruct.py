@@ -63,6 +63,14 @@ def opened(o: Options):
     return tokenizer, source
 
 
+def named(tokenizer) -> dict:
+    "What tells this tokenizer from every other: its kind, a hash of its weights, and the name of its codes."
+    from vgnb.core import digest
+    from vgnb.kinds import kind_of
+    found = {"kind": kind_of(tokenizer.config), "weights": digest(tokenizer.state_dict())}
+    return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
+
+
 def rebuilt(o: Options, tokenizer, source, count: int):
     "Batches of (crops, reconstructions), both (b, side, side, 3) uint8, and the codes (b, n, levels) or None."
     import numpy as np
@@ -134,7 +142,7 @@ def main(argv: list[str]) -> int:
     numbers, crops, pictures = measured(o, tokenizer, source, count)
     save_samples(o.out, pictures)
     if o.originals: save_samples(o.originals, crops)
-    run = run_manifest(to_json(o), seed=0, data=source.fingerprint, device="cpu", world=1)
+    run = run_manifest(to_json(o), seed=0, data=source.fingerprint, device="cpu", world=1, tokenizer=named(tokenizer))
     save_card(card, numbers | {"run": run})
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):

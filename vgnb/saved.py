@@ -240,7 +240,9 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
     if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
-    check(is_model, argument, folder, "has no config.json, so it is not a saved model", Mismatch)
+    inside = folder / "model"
+    advice = f": it is a run's folder, whose model is {inside}" if (inside / "config.json").is_file() else ""
+    check(is_model, argument, folder, f"has no config.json, so it is not a saved model{advice}", Mismatch)
 
     card = load_card(folder / "config.json", argument)
     has_config = isinstance(card.get("config"), dict)

@@ -59,6 +59,7 @@ def _save_rows(codes, folder:Path, items, aug:int):
 class PGMCodes(PublishedCodes):
     "A split saved by `datasets`: `input_ids` = begin token, then the codes; `label`. Memory-mapped, in stored order."
     options = ("vocab", "classes", "split")
+    one_view = True
     def __init__(self,
         path,              # the folder of a split, or of the two
         vocab=16384, *, grid=None, classes=1000,

@@ -120,6 +120,7 @@ GUIDANCES = shelf("guidance")      # name -> ready-made guidance, for settings a
 class Unguided:
     "The conditional logits as they are; the base of all guidance."
     needs = frozenset()            # traits that the generator must have
+    searched = ""                  # the field that a search over scales moves; "" = none
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
         "Conditions to run, the real one first. `at.positions` (b, n): the order; its first `at.index` cells are known."
@@ -202,6 +203,7 @@ class CFG(Guided):
     start: float|None = None         # the scale at the beginning, growing linearly to `scale`; None = constant
     by: Literal["done", "after", "column", "step"] = "done"   # what it grows with
     interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
+    searched = "scale"
 
     def __post_init__(self):
         check_int("interval", self.interval, -1)
