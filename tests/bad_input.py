@@ -694,7 +694,7 @@ ROWS = [
         lambda w: zoo.load_published("evil.pt"),
         PARTS.format("evil.pt", "gen"), option="tokenizer"),
     Bad("unknown-published-file", "path", "unknown.pt", "holds ['some.weight'], which is none of the models known here",
-        lambda w: zoo.load_published("unknown.pt"),
+        lambda w: zoo.load_published(Path("unknown.pt")),
         PARTS.format("unknown.pt", "gen"), option="tokenizer"),
     Bad("unknown-published-name", "name", "'GPT-XS'", "must be one of", lambda w: zoo.build("GPT-XS")),
 

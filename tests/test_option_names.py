@@ -20,7 +20,7 @@ WRONG = [      # X is the wrong place
     ("tokenizer", "extract_codes.py", f"--tokenizer X --data {FOUR} --out o --size 32"),
     ("data", "extract_codes.py", f"{CODER} --data X --out o --size 32"),
     ("data", "train_generator.py", "shapes-generator --data X --out g --steps 1"),
-    ("data", "train_tokenizer.py", "shapes-tokenizer --data X --out t --steps 1"),
+    ("data", "train_tokenizer.py", "shapes-tokenizer --data X --out t --steps 1 --free-steps 0"),
     ("tokenizer", "sample.py", f"--tokenizer X --generator {TINY}/randar/generator --out s.npz --count 1"),
     ("generator", "sample.py", f"{CODER} --generator X --out s.npz --count 1"),
     ("pipeline", "sample.py", "X --out s.npz --count 1"),
@@ -48,8 +48,8 @@ def test_a_wrong_place_is_said_of_its_option(tmp_path, monkeypatch, capsys, opti
 
 @pytest.mark.parametrize("name, words", [
     ("extract_codes.py", f"{CODER} --data {FOUR} --size 32 --out file.txt"),
-    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --out file.txt"),
-    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --out file.txt/b"),
+    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --free-steps 0 --out file.txt"),
+    ("train_tokenizer.py", f"shapes-tokenizer --data {FOUR} --steps 1 --free-steps 0 --out file.txt/b"),
     ("sample.py", "tiny-randar --count 1 --out file.txt/s.npz"),
     ("extract_reference.py", f"{FOUR} {JUDGE} --out file.txt/r.npz")])
 def test_a_place_that_cannot_be_written_is_out(tmp_path, monkeypatch, capsys, name, words):
@@ -71,7 +71,8 @@ def test_a_file_in_a_folder_is_said_of_the_folders_option(tmp_path, monkeypatch,
 def test_what_a_run_began_with_is_said_of_the_field_that_differs(tmp_path, monkeypatch, capsys):
     "`disc_loss` holds the same word as the `gen_loss` that was changed; nothing is wrong with it."
     monkeypatch.chdir(tmp_path)
-    words = f"shapes-tokenizer --data {FOUR} --steps 1 --batch 2 --out t --model.width 8 --model.groups 4".split()
+    words = f"shapes-tokenizer --data {FOUR} --steps 1 --free-steps 0 --batch 2 --out t".split()
+    words += "--model.width 8 --model.groups 4".split()
     words += "--loss.disc-loss hinge --loss.gen-loss".split()
     assert run_main(script("train_tokenizer.py"), [*words, "non-saturating"]) == 0
     capsys.readouterr()

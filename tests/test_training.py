@@ -174,7 +174,7 @@ def test_allowed_bad_pictures_are_listed(room):
 
 
 def test_a_run_json_is_a_recipe(tmp_path):
-    r = replace(tokenizer_recipe(name="shapes-tokenizer"), steps=2)
+    r = replace(tokenizer_recipe(name="shapes-tokenizer"), steps=2, free_steps=1)
     train(TrainOptions(r, tmp_path / "run", run=QUIET))
     record = str(tmp_path / "run" / "run.json")
     again = parse("tokenizer", [record, "--out", str(tmp_path / "again")], "")
@@ -186,7 +186,7 @@ def test_a_run_json_is_a_recipe(tmp_path):
 
 @pytest.fixture
 def model_folder(tmp_path):
-    train(TrainOptions(replace(tokenizer_recipe(), steps=2), tmp_path / "run", run=QUIET))
+    train(TrainOptions(replace(tokenizer_recipe(), steps=2, free_steps=1), tmp_path / "run", run=QUIET))
     return tmp_path / "run" / "model"
 
 

@@ -260,6 +260,12 @@ def _check_rejection(self:SampleJob):
     check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
     check_classifier(self.classifier, self.pipe)
 
+# %% ../nbs/720_jobs.ipynb #jobpart1
+class Part(NamedTuple):
+    "What a file of a job under way holds."
+    images: np.ndarray                             # (b, h, w, 3) uint8
+    chosen: np.ndarray = np.zeros((0, 3), "<f4")   # (b, 3) of rejection: probability, try that was kept, tries
+
 # %% ../nbs/720_jobs.ipynb #686baca3
 @patch(as_prop=True)
 def folder(self:SampleJob) -> Path:
@@ -300,12 +306,6 @@ def parts(self:SampleJob) -> list[tuple[int, Path]]:
 def seal(self:SampleJob) -> str:
     "What the parts are sealed with: a hash of the plan."
     return digest(as_json(self.plan()))
-
-# %% ../nbs/720_jobs.ipynb #2e7c9362
-class Part(NamedTuple):
-    "What a file of a job under way holds."
-    images: np.ndarray                             # (b, h, w, 3) uint8
-    chosen: np.ndarray = np.zeros((0, 3), "<f4")   # (b, 3) of rejection: probability, try that was kept, tries
 
 @patch
 def write_part(self:SampleJob, file:Path, part:Part):

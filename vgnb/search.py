@@ -80,14 +80,14 @@ def best_scale(
     check(found, "by", by, "must be finite for at least one scale")
     return _BETTER[by](found, key=found.get)
 
-# %% ../nbs/730_search.ipynb #6e0f6189
+# %% ../nbs/730_search.ipynb #ownscale
 def own_scale(guidance) -> str:
     "The setting of a guidance that is its scale: `guidance.scale`, or what it calls so. Errors: one that has none."
     message = "has no scale of its own to search; name a setting, as --setting guidance.along.value"
     check(guidance.searched, "guidance", called(guidance), message)
     return f"guidance.{guidance.searched}"
 
-# %% ../nbs/730_search.ipynb #04878046
+# %% ../nbs/730_search.ipynb #6e0f6189
 @dataclass
 class _Search:
     "What is searched: a pipeline at each of `scales`, then the best of them again with more images."

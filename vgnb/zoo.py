@@ -88,7 +88,7 @@ def _recognised(state:dict[str, Tensor], system:str|None, path) -> list[Match]:
     try: return recognised(state, system)
     except Mismatch as e:
         own = e.argument == "checkpoint"
-        raise (Mismatch("path", path, f"holds {e.value}, which {e.allowed}") if own else e) from None
+        raise (Mismatch("path", Path(path), f"holds {e.value}, which {e.allowed}") if own else e) from None
 
 def _empty_meters(model:nn.Module, state:dict[str, Tensor], path) -> set[str]:
     "Windows of recent codes that a file leaves out, of which it says so: nothing depends on them."

@@ -149,7 +149,7 @@ def record(o: Options, rows: list[dict]):
         "torch": torch.__version__,
         "pairs": o.pairs}
     study = json.loads(FILE.read_text()) if FILE.exists() else settings | {"rows": []}
-    def key(row): return row["size"], row["cells"], row["batch"]
+    def key(row): return int(row["size"].split()[0]), row["cells"], row["batch"]
     kept = [row for row in study["rows"] if key(row) not in map(key, rows)]
     there = {name: study[name] for name in settings}
     check(not kept or there == settings, "record", FILE, f"holds rows of {there}; measure all anew", Mismatch)
