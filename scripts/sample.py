@@ -16,6 +16,11 @@ in training:
     python scripts/sample.py PIPE --morph photos/ --frames 8 --classes star
     python scripts/sample.py PIPE --extrapolate 32 32 --spatial-scale 1 2.5 --ntk-boundary 2
 
+The first codes shared, with any generator: of the first sample, or of a picture:
+
+    python scripts/sample.py PIPE --prefix 32 --classes heart star ring
+    python scripts/sample.py PIPE --prefix 32 --like photo.png --classes star --count 8
+
 Drawn again where a classifier doubts it (precision for variety; the record says so):
 
     python scripts/sample.py tiny-randar --reject-by shapes-judge --reject-tries 4
@@ -90,6 +95,10 @@ class Painting:
     "for --morph: in which order the region grows; spiral-out: from the middle; None = halton, everywhere at once"
     afresh: bool = False
     "for --morph: make the whole region anew in each picture"
+    prefix: int | None = None
+    "share so many codes, the first ones: those of the first sample, or of --like (D-AR: same layout, other classes)"
+    like: str | None = None
+    "for --prefix: pictures whose first codes are kept; one for all samples, or sample i goes on from picture i"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
     orientation: Literal["upright", "stored"] = "upright"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob']
 
-# %% ../nbs/720_jobs.ipynb #ac796513
+# %% ../nbs/720_jobs.ipynb #2d459846
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -53,6 +53,7 @@ from .rejection import Rejection, check_classifier
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
+from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
 from .upright import ORIENTATIONS
 
@@ -129,23 +130,25 @@ def picture_of(images:Samples, ids:Tensor) -> np.ndarray:
     "The pictures (b, h, w, 3) that samples `ids` start from."
     return np.concatenate([images.images[i:i + 1] for i in (ids % len(images)).tolist()])
 
-# %% ../nbs/720_jobs.ipynb #80b13253
-_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate}
+# %% ../nbs/720_jobs.ipynb #73059e03
+_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate, "prefix": Prefix}
 _FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}   # called otherwise there
 
 def _goes_with(option:str) -> list[str]:
     "The applications that have such a field; how pictures are opened goes with all that take some."
-    if option in ("crop", "orientation"): return [kind for kind, what in _WHAT.items() if what.takes_pictures]
+    if option == "like": return ["prefix"]
+    if option in ("crop", "orientation"): return [*(k for k, what in _WHAT.items() if what.takes_pictures), "prefix"]
     field = _FIELDS.get(option, option)
     return [kind for kind, what in _WHAT.items() if field in (f.name for f in fields(what))]
 
 def asked_for(
     inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
     extrapolate=None,                          # ... or a code grid (h, w)
+    prefix=None,                               # ... or how many codes are shared; `like` says whose they are
     **options,                                 # its fields, `crop` and `orientation`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
     "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
-    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
+    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate, "prefix": prefix}
     kinds = [k for k, v in asked.items() if v is not None]
     for k in kinds[1:]:
         check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
@@ -161,12 +164,19 @@ def asked_for(
     how = {name: given.pop(name) for name in ("crop", "orientation") if name in given}
     what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if kind == "extrapolate": return Extrapolate(tuple(extrapolate), **what), None, []
+    if kind == "prefix": return _shared(prefix, what.get("like"), how)
 
     images, classes = open_pictures(asked[kind], argument=kind, **how)
     has_canvas = kind != "outpaint" or "canvas" in given
     check(has_canvas, "canvas", None, "is needed: height and width of the whole in pixels")
     if kind != "outpaint": what["mask"] = _masks(given.get("mask"), how, images, needed=kind == "inpaint")
     return _WHAT[kind](**what), images, classes
+
+def _shared(count:int, like, how:dict) -> tuple[Application, Samples|None, list[str]]:
+    "The first codes of the first sample, or those of pictures `like`."
+    if like is not None: return Continue(count), *open_pictures(like, argument="like", **how)
+    for name, value in how.items(): check(False, name, value, "only goes with like, the pictures of a prefix")
+    return Prefix(count), None, []
 
 def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."
@@ -180,7 +190,7 @@ def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
-# %% ../nbs/720_jobs.ipynb #929d64a7
+# %% ../nbs/720_jobs.ipynb #5da4be2b
 @dataclass
 class SampleJob:
     "Sample `labels` (one an id) with a pipeline into `out` (.npz); `part` images a file while it is under way."
@@ -208,6 +218,7 @@ class SampleJob:
         if self.size is not None: check_int("size", self.size, 1)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
+        if self.what is not None: self.what = self.what.whole(self.labels)
         self.was_finished = False       # whether `run` found everything done
         self._plan:dict|None = None
         self._check()

@@ -6,7 +6,7 @@
 __all__ = ['check_coding', 'Pipeline', 'class_ids', 'read_card', 'find_pretrained', 'from_pretrained', 'named_pipeline',
            'saved_sampling']
 
-# %% ../nbs/710_pipeline.ipynb #e87bcdca
+# %% ../nbs/710_pipeline.ipynb #7047d9c9
 import contextlib
 import html
 import importlib
@@ -45,6 +45,7 @@ from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
+from .sampling.prefix import Continue, Prefix
 from .sampling.sampler import Sampler, Step, computed_rows
 from .sampling.settings import Sampling, short_form, spelled
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
@@ -53,7 +54,7 @@ from .tokenizers.pictures import check_size, codes_of, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 from .upright import ORIENTATIONS, as_rgb
 
-# %% ../nbs/710_pipeline.ipynb #d0d59de1
+# %% ../nbs/710_pipeline.ipynb #6e591fc1
 class _Named:
     "The methods that are patched into `Pipeline`, for completion."
     settings:Callable
@@ -72,6 +73,7 @@ class _Named:
     outpaint:Callable
     morph:Callable
     extrapolate:Callable
+    prefix:Callable
     play:Callable
     to:Callable
     save_pretrained:Callable
@@ -393,7 +395,7 @@ def _pixels(images, orientation:str="upright", one:bool=True) -> Tensor:
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
     return x
 
-# %% ../nbs/710_pipeline.ipynb #431cd230
+# %% ../nbs/710_pipeline.ipynb #78a0cd34
 @patch
 def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, changes:dict) -> Request:
     "Whom to ask, and about what; the codes hold a place."
@@ -401,18 +403,18 @@ def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, cha
     one_for_all = images is not None and cond.b == 1
     if one_for_all: cond = cond.rows(torch.zeros(len(images), dtype=torch.long, device=self.device))
     sampler, ids, draws = self.sampler(**changes), self._ids(ids, cond.b), Keyed(seed)
-    if not what.takes_pictures: return Request(sampler, cond, ids, draws)
+    if not what.takes_pictures: return Request(sampler, cond, ids, draws, grid=self.grid)
 
     cell = self.tokenizer.factor
-    flat = self.tokenizer.dims == 2
-    check(flat, "tokenizer", type(self.tokenizer).__name__, "must have codes that lie on a grid (h, w)")
+    fits = self.tokenizer.dims == 2 or not what.needs_plane
+    check(fits, "tokenizer", type(self.tokenizer).__name__, "must have codes that lie on a grid (h, w)")
     height, width = images.shape[1:3]
     fits = height % cell == 0 and width % cell == 0
     check(fits, "images", (height, width), f"height and width must be multiples of {cell} pixels, a cell's side")
     allowed = f"must be one for each of the {len(images)} images, or one for all"
     check(len(images) in (1, cond.b), "labels", cond.b, allowed)
 
-    grid = Grid((height // cell, width // cell))
+    grid = Grid(self.tokenizer.code_shape(height, width)[:self.tokenizer.dims])
     nothing = torch.zeros(1, grid.n, len(self.generator.vocab), dtype=torch.long, device=self.device)
     return Request(sampler, cond, ids, draws, nothing, grid, cell)
 
@@ -465,7 +467,7 @@ def apply(self:Pipeline,
     if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
     return what.finish(self.decode(codes, **how), images, painting)
 
-# %% ../nbs/710_pipeline.ipynb #d0361dd0
+# %% ../nbs/710_pipeline.ipynb #9ace54a5
 @patch
 @delegates(Pipeline.apply, but=["size"])
 def inpaint(self:Pipeline, images, mask, labels, *,
@@ -504,6 +506,16 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
                 ntk_boundary:int=2, **kwargs) -> np.ndarray:
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
+
+@patch
+@delegates(Pipeline.apply)
+def prefix(self:Pipeline, labels,
+    count:int,        # codes that are shared, the first ones
+    images=None,      # whose codes they are: pictures (b, h, w, 3) uint8; None = those of the first sample
+    **kwargs) -> np.ndarray:
+    "Pictures that begin with the same codes, each of its own class; arguments as `apply`. See `Prefix`, `Continue`."
+    what = Prefix(count) if images is None else Continue(count)
+    return self.apply(what, labels, images, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #4881f46a
 def _count(module) -> int:
