@@ -6,7 +6,7 @@
 __all__ = ['dar_tokenizer_names', 'DAR_TOKENIZER', 'DARTokenizerConfig', 'DARTokenizer', 'Denoised', 'DecodeState', 'as_sides',
            'dar_tokenizer_config', 'dar_tokenizer_spec']
 
-# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #87a69710
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a243a49e
 from dataclasses import dataclass
 from math import isqrt, lcm
 from typing import Any, Literal, NamedTuple
@@ -31,8 +31,10 @@ from vgnb.tokenizers.flow_decoder import (
     FlowState,
     arrived,
     check_groups,
+    flow_config,
     flow_names,
     flow_plan,
+    flow_spec,
     flow_step,
     shifted,
     window_start,
@@ -399,7 +401,7 @@ def _arriving(self:DARTokenizer, state:DecodeState, codes:Tensor):
         self.advance(state, conditions)
         yield self.seen(state)
 
-# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #9cba0303
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #f4feccc4
 @patch
 def open(self:DARTokenizer,
     at:At,                  # ids (b,) of the samples
@@ -424,9 +426,8 @@ def push(self:DARTokenizer,
     rows = len(state.codes)
     check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
     state.codes = self._beginning(torch.cat((state.codes, codes.to(state.codes)), 1))
-    shown = None
-    for shown in self._arriving(state, state.codes): pass
-    return shown
+    shown = list(self._arriving(state, state.codes))
+    return shown[-1] if shown else None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5896befe
 @patch
@@ -475,7 +476,7 @@ dar_tokenizer_names = NameTable(
     Rename("quantize.codebook_used", "quantizer.usage.recent"),
     *flow_names("diff_decoder.net.", "flow."))
 
-# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #7289767f
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #51aef407
 _WORDS = {             # the authors' argument: our field
     "encoder_patch_size": "patch",
     "num_encoder_layers": "layers",
@@ -488,31 +489,12 @@ _WORDS = {             # the authors' argument: our field
     "sampling_resolution": "resolution",
     "rope_base_len": "base",
 }
-_FLOW_WORDS = {        # the same below diff_decoder
-    "dim": "width",
-    "cond_dim": "cond",
-    "depth": "depth",
-    "patch_size": "patch",
-    "data_std": "data_std",
-    "time_shift": "shift",
-    "mlp_head": "adaptive_head",
-    "share_time_encoding": "shared_time",
-    "repa_layer": "teacher_layer",
-    "rope_base_len": "base",
-    "grad_checkpointing": "recompute",
-}
-_FLOW_DEFAULTS = dict(data_std=1.0, shift=1.0)    # theirs, where they differ from v1
 _NEEDED = ("encoder_patch_size", "num_encoder_layers", "num_decoder_layers", "encoder_dim", "vq_dim",
            "vq_codebook_size", "num_denoising_steps", "num_query_groups", "num_all_queries", "diff_decoder")
 
 def _model_part(spec:dict) -> dict:
     "The authors' arguments of the model, out of their YAML."
     return spec["model"] if isinstance(spec.get("model"), dict) else spec
-
-def _said(spec:dict, words:dict) -> dict:
-    "Our fields, as far as the authors' arguments say them; numbers as our fields hold them."
-    said = {ours: spec[theirs] for theirs, ours in words.items() if theirs in spec}
-    return {k: float(v) if k in ("data_std", "shift", "base") else v for k, v in said.items()}
 
 def dar_tokenizer_config(spec:dict, **changes) -> DARTokenizerConfig:
     "Our configuration for the authors' arguments: their YAML, or its part `model`. Errors: what is missing."
@@ -522,15 +504,14 @@ def dar_tokenizer_config(spec:dict, **changes) -> DARTokenizerConfig:
     own = DARTokenizerConfig(
         VectorConfig(spec["vq_codebook_size"], spec["vq_dim"]),
         continuous=not spec.get("vq_enable", True),
-        flow=FlowConfig(**_FLOW_DEFAULTS | _said(spec["diff_decoder"], _FLOW_WORDS)),
+        flow=flow_config(spec["diff_decoder"]),
         rank=8 if spec.get("query_low_rank", True) else None,
         output=spec.get("output_resolution") or None,
-        **_said(spec, _WORDS))
+        **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
     return changed(own, **changes)
 
 def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
     "The authors' arguments."
-    flow = {"in_dim": 3, "out_dim": 3} | {theirs: getattr(c.flow, ours) for theirs, ours in _FLOW_WORDS.items()}
     return {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()} | {
         "queries_per_step": c.window_size,
         "query_low_rank": c.rank is not None,
@@ -539,7 +520,7 @@ def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
         "vq_codebook_size": c.quantizer.codebook,
         "vq_enable": not c.continuous,
         "output_resolution": c.output or 0,
-        "diff_decoder": flow,
+        "diff_decoder": flow_spec(c.flow),
     }
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #d75f021f

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'bent', 'flow_plan', 'FlowConfig', 'sinusoid',
            'TimeEmbedding', 'CrossAttention', 'FlowBlock', 'AdaptiveHead', 'FlowNet', 'FlowState', 'flow_step',
-           'arrived', 'flow_names']
+           'arrived', 'flow_names', 'flow_config', 'flow_spec']
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #86ec77d5
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #966e2547
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -327,3 +327,28 @@ def _time_names(theirs:str, ours:str) -> list:
 def _end_names(theirs:str, ours:str) -> list:
     "Rules of a 1x1 convolution there that is a linear layer here."
     return [Fuse((f"{theirs}.weight",), f"{ours}.weight", squeeze=True), Rename(f"{theirs}.bias", f"{ours}.bias")]
+
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #7531a823
+_WORDS = {             # the authors' argument: our field
+    "dim": "width",
+    "cond_dim": "cond",
+    "depth": "depth",
+    "patch_size": "patch",
+    "data_std": "data_std",
+    "time_shift": "shift",
+    "mlp_head": "adaptive_head",
+    "share_time_encoding": "shared_time",
+    "repa_layer": "teacher_layer",
+    "rope_base_len": "base",
+    "grad_checkpointing": "recompute",
+}
+
+def flow_config(spec:dict, **changes) -> FlowConfig:
+    "Our configuration for the authors' arguments, which leave data and times as they are where nothing is said."
+    said = {"data_std": 1.0, "time_shift": 1.0} | {k: v for k, v in spec.items() if k in _WORDS}
+    fields = {_WORDS[k]: float(v) if k in ("data_std", "time_shift", "rope_base_len") else v for k, v in said.items()}
+    return replace(FlowConfig(**fields), **changes)
+
+def flow_spec(c:FlowConfig) -> dict:
+    "The authors' arguments."
+    return {"in_dim": 3, "out_dim": 3} | {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()}
