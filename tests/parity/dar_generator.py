@@ -117,7 +117,7 @@ def class_to_image(case):
 @torch.no_grad()
 def text_training(case):
     m, codes, text = model(case, **NO_DROPOUT).train(), case["in.idx"][..., None], case["in.caption"]
-    mask = case["in.attn_mask"][:, 0, -1, :text.shape[1]]                               # the last row sees all but padding
+    mask = case["in.attn_mask"][:, 0, -1, :text.shape[1]]                           # the last row sees all but padding
     u = case["in.drop_uniform"]
     draws, at = Recorded({"class_drop": u}), At(torch.arange(len(codes)))
     loss = m(codes, Cond(text=text, mask=mask), draws, at, valid=case["in.valid"]).total
