@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob']
 
-# %% ../nbs/720_jobs.ipynb #2d459846
+# %% ../nbs/720_jobs.ipynb #8a493609
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -55,6 +55,8 @@ from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
 from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
+from .sampling.streaming import need_progressive
+from .tokenizers.pictures import denoising
 from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
@@ -190,7 +192,7 @@ def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
-# %% ../nbs/720_jobs.ipynb #5da4be2b
+# %% ../nbs/720_jobs.ipynb #20c5c312
 @dataclass
 class SampleJob:
     "Sample `labels` (one an id) with a pipeline into `out` (.npz); `part` images a file while it is under way."
@@ -208,6 +210,8 @@ class SampleJob:
     overwrite: bool = False         # what another job left at `out`, finished or begun, may go
     reject: Rejection|None = None   # draw what `classifier` doubts again
     classifier: Extractor|None = None
+    preview: int|None = None        # stop after so many denoising steps: see `Pipeline.preview`
+    denoise: int|None = None        # steps of a decoder that begins with noise; None = its own
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -245,11 +249,12 @@ def cond(self:SampleJob, rows:slice) -> Cond:
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
     return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
 
-# %% ../nbs/720_jobs.ipynb #819fff5c
+# %% ../nbs/720_jobs.ipynb #844e4397
 @patch
 def _check(self:SampleJob):
     "Raise `BadInput` for what cannot work."
     if self.reject: self._check_rejection()
+    self._check_denoising()
     cond = self.cond(slice(None))
     if self.what is None:
         self.pipe.sampler().check_request(cond, torch.arange(cond.b), self.pipe.grid)
@@ -263,6 +268,17 @@ def _check(self:SampleJob):
     self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
 
 @patch
+def _check_denoising(self:SampleJob):
+    "Raise `BadInput` unless the decoder takes so many steps."
+    denoising(self.pipe.tokenizer, self.denoise)
+    for name in ("preview", "denoise"):
+        value, alone = getattr(self, name), self.what is None and not self.reject
+        check(value is None or alone, name, value, "can't be combined with pictures to start from, or with a second try")
+    if self.preview is None: return
+    plan = need_progressive(self.pipe.tokenizer, "previews").plan(self.denoise)
+    check_int("preview", self.preview, 1, plan.steps)
+
+@patch
 def _check_rejection(self:SampleJob):
     "Raise `BadInput` unless samples can be rejected."
     check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
@@ -270,7 +286,7 @@ def _check_rejection(self:SampleJob):
     check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
     check_classifier(self.classifier, self.pipe)
 
-# %% ../nbs/720_jobs.ipynb #686baca3
+# %% ../nbs/720_jobs.ipynb #92fb7f4a
 @patch(as_prop=True)
 def folder(self:SampleJob) -> Path:
     "Where the parts lie while the job is under way."
@@ -294,6 +310,7 @@ def plan(self:SampleJob) -> dict:
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
     if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
+    plan |= {name: getattr(self, name) for name in ("preview", "denoise") if getattr(self, name) is not None}
     if self.reject: plan["rejection"] = to_json(self.reject) | {"classifier": self.classifier.id}
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
@@ -388,7 +405,7 @@ def _clean(self:SampleJob):
     "Remove the parts, then the plan, then their folder."
     if self.folder.exists(): remove_planned(self.folder)
 
-# %% ../nbs/720_jobs.ipynb #4789a072
+# %% ../nbs/720_jobs.ipynb #0c91a702
 @patch
 def make(self:SampleJob, start:int) -> np.ndarray:
     "Images `(b * each, h, w, 3)` of the part that begins at id `start`."
@@ -396,7 +413,8 @@ def make(self:SampleJob, start:int) -> np.ndarray:
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
     how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)
     if self.reject: return self.pipe.select(cond, self.reject, self.classifier, **how).images
-    if self.what is None: return self.pipe.sample(cond, **how)
+    if self.preview is not None: return self.pipe.preview(cond, self.preview, denoise=self.denoise, **how)
+    if self.what is None: return self.pipe.sample(cond, denoise=self.denoise, **how)
 
     images = picture_of(self.images, ids) if self.what.takes_pictures else None
     made = self.pipe.apply(self.what.of(ids), cond, images, **how)
