@@ -249,7 +249,7 @@ def cond(self:SampleJob, rows:slice) -> Cond:
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
     return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
 
-# %% ../nbs/720_jobs.ipynb #844e4397
+# %% ../nbs/720_jobs.ipynb #53d6d151
 @patch
 def _check(self:SampleJob):
     "Raise `BadInput` for what cannot work."
@@ -273,7 +273,8 @@ def _check_denoising(self:SampleJob):
     denoising(self.pipe.tokenizer, self.denoise)
     for name in ("preview", "denoise"):
         value, alone = getattr(self, name), self.what is None and not self.reject
-        check(value is None or alone, name, value, "can't be combined with pictures to start from, or with a second try")
+        words = "can't be combined with pictures to start from, or with a second try"
+        check(value is None or alone, name, value, words)
     if self.preview is None: return
     plan = need_progressive(self.pipe.tokenizer, "previews").plan(self.denoise)
     check_int("preview", self.preview, 1, plan.steps)

@@ -142,7 +142,7 @@ def help_text(kind:str, doc:str) -> str:
             "or RandAR's .yaml will do as well.")
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #59a0809e
+# %% ../../nbs/training/550_commands.ipynb #d02a4732
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
@@ -167,7 +167,7 @@ def build_tokenizer(
     return task, ImageData(source, recipe.augment)
 
 def open_codes(uri:str) -> Codes:
-    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&split=eval` says what files don't."
+    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&grid=256` says what files don't."
     check(uri, "data", uri, "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
@@ -177,10 +177,12 @@ def open_codes(uri:str) -> Codes:
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         is_text = check_choice("codes option", name, reader.options) == "split"
-        numbers = text.split(",") if name == "vocab" else [text]     # of each level
+        numbers = text.split(",") if name in ("vocab", "grid") else [text]      # of each level, or along each side
         whole = all(number.isdigit() for number in numbers)
-        check(is_text or whole, name, text, "must be a whole number; vocab: one for each level, 16,64")
-        options[name] = text if is_text else tuple(map(int, numbers)) if len(numbers) > 1 else int(text)
+        allowed = "must be a whole number; vocab: one for each level, 16,64; grid: one for each side, 16,16 or 256"
+        check(is_text or whole, name, text, allowed)
+        is_tuple = len(numbers) > 1 or name == "grid"
+        options[name] = text if is_text else tuple(map(int, numbers)) if is_tuple else int(text)
     return store_from(layout, where, **options)
 
 # %% ../../nbs/training/550_commands.ipynb #5efbe57d
