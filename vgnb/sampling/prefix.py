@@ -29,11 +29,11 @@ def _check_count(count:int, n:int):
     check_int("prefix", count, 1)
     check(count < n, "prefix", count, f"must be from 1 to {n - 1}: the sequence has {n} codes, and one must be left")
 
-# %% ../../nbs/sampling/447_prefix.ipynb #3d4da732
+# %% ../../nbs/sampling/447_prefix.ipynb #b38e0e9d
 @dataclass(frozen=True, eq=False)
 class Prefix(Application):
     "The first codes of one sample shared by all, the rest each one's own. D-AR, arXiv 2505.23660 §4."
-    count: int                   # codes that are shared
+    first: int                   # so many codes are shared
     leader: int|None = None      # id of the sample that they come from; None = the first one
     label: int|None = None       # its class; None = that of the first one
     takes_pictures = False
@@ -41,10 +41,10 @@ class Prefix(Application):
 
     def paint(self, request):
         grid, b, device = Grid(request.shape), len(request.ids), request.ids.device
-        _check_count(self.count, grid.n)
+        _check_count(self.first, grid.n)
         nothing = torch.zeros(b, grid.n, len(request.generator.vocab), dtype=torch.long, device=device)
         leg = Leg(request.sampler, grid, request.draws)
-        known = beginning(b, grid.n, self.count, device)
+        known = beginning(b, grid.n, self.first, device)
         return Painting(request.cond, request.ids, grid.shape, nothing, known, (leg,))
 
     def led(self, painting:Painting) -> tuple[Cond, Tensor]:
@@ -56,11 +56,11 @@ class Prefix(Application):
 
     def shared(self, painting:Painting) -> Tensor:
         "The leader's codes (1, n, L) as far as they are needed; -1 = not yet decided."
-        leg, count = painting.legs[0], self.count
+        leg, first = painting.legs[0], self.first
         cond, ids = self.led(painting)
         for step in leg.sampler.stream(cond, ids, leg.draws, grid=leg.grid):
             codes = step.codes()
-            if bool((codes[:, :count] >= 0).all()): break
+            if bool((codes[:, :first] >= 0).all()): break
         return painting._finished(0, codes)
 
     def codes(self, painting, watch=None):
@@ -75,20 +75,20 @@ class Prefix(Application):
         label = int(labels[leader]) if self.label is None else self.label
         return replace(self, leader=leader, label=label)
 
-    def words(self): return f"with the first {self.count} codes shared"
+    def words(self): return f"with the first {self.first} codes shared"
 
-# %% ../../nbs/sampling/447_prefix.ipynb #3482bb6d
+# %% ../../nbs/sampling/447_prefix.ipynb #5a687a7a
 @dataclass(frozen=True, eq=False)
 class Continue(Application):
     "The first codes of pictures that are there, continued."
-    count: int                   # codes that are kept
+    first: int                   # so many codes are kept
     needs_plane = False
 
     def paint(self, request):
         codes, b, grid = request.pictures(), len(request.ids), Grid(request.shape)
-        _check_count(self.count, grid.n)
+        _check_count(self.first, grid.n)
         leg = Leg(request.sampler, grid, request.draws)
-        known = beginning(b, grid.n, self.count, codes.device)
+        known = beginning(b, grid.n, self.first, codes.device)
         return Painting(request.cond, request.ids, grid.shape, codes, known, (leg,))
 
-    def words(self): return f"going on from their first {self.count} codes"
+    def words(self): return f"going on from their first {self.first} codes"
