@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'bent', 'flow_plan', 'FlowConfig', 'sinusoid',
            'TimeEmbedding', 'CrossAttention', 'FlowBlock', 'AdaptiveHead', 'FlowNet', 'FlowState', 'flow_step',
-           'arrived']
+           'arrived', 'flow_names', 'flow_config', 'flow_spec']
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #c139d38f
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #966e2547
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from ..core import check, check_float, check_int
 from ..layers import Modulation, attend, modulate, rotate
+from ..names import Fuse, Rename
 from vgnb.tokenizers.token_encoder import (
     EPS,
     MLP,
     HeadNormAttention,
+    attention_ends,
+    attention_names,
     check_heads,
     init_blocks,
+    mlp_names,
     rotary_grid,
     run_block,
     unit,
@@ -290,3 +294,61 @@ def arrived(state:FlowState, data_std:float) -> Tensor:
     "The picture that the last step would reach if it went on to the end; after the last of all it is the result."
     x, direction, left = state.jump
     return (x + left * direction) / data_std
+
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #80b87cd2
+def flow_names(
+    theirs:str="",       # what stands in front of the names there, dot included
+    ours:str="",         # and here
+) -> list:
+    "Rules of the network."
+    block, own = f"{theirs}blocks.{{i}}", f"{ours}blocks.{{i}}"
+    return [
+        *attention_names(f"{block}.attention", f"{own}.attention"),
+        Rename(f"{block}.cross_attn.q.{{p}}", f"{own}.cross.q.{{p}}"),
+        *(Fuse(tuple(f"{block}.cross_attn.{x}.{p}" for x in "kv"), f"{own}.cross.kv.{p}") for p in ("weight", "bias")),
+        *attention_ends(f"{block}.cross_attn", f"{own}.cross"),
+        *mlp_names(f"{block}.mlp", f"{own}.ffn"),
+        Rename(f"{block}.adaLN_modulation.1.{{p}}", f"{own}.modulation.linear.{{p}}"),
+        Rename(f"{block}.cond_embed.{{j}}.{{p}}", f"{own}.cond.{{j}}.{{p}}"),
+        *_time_names(f"{block}.time_embed", f"{own}.time"),
+        *_time_names(f"{theirs}time_embed", f"{ours}time"),
+        Rename(f"{theirs}cond_mlp.{{p}}", f"{ours}cond.{{p}}"),
+        *_end_names(f"{theirs}conv_in", f"{ours}stem"),
+        *_end_names(f"{theirs}conv_out", f"{ours}head"),
+        Rename(f"{theirs}linear_out.linear.{{p}}", f"{ours}head.linear.{{p}}"),
+        Rename(f"{theirs}linear_out.adaLN_modulation.1.{{p}}", f"{ours}head.modulation.linear.{{p}}"),
+        Rename(f"{theirs}repa_out.{{j}}.{{p}}", f"{ours}teacher.{{j}}.{{p}}"),
+    ]
+
+def _time_names(theirs:str, ours:str) -> list:
+    "Rules of an embedding of the time."
+    return [Rename(f"{theirs}.mlp.0.{{p}}", f"{ours}.up.{{p}}"), Rename(f"{theirs}.mlp.2.{{p}}", f"{ours}.out.{{p}}")]
+
+def _end_names(theirs:str, ours:str) -> list:
+    "Rules of a 1x1 convolution there that is a linear layer here."
+    return [Fuse((f"{theirs}.weight",), f"{ours}.weight", squeeze=True), Rename(f"{theirs}.bias", f"{ours}.bias")]
+
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #7531a823
+_WORDS = {             # the authors' argument: our field
+    "dim": "width",
+    "cond_dim": "cond",
+    "depth": "depth",
+    "patch_size": "patch",
+    "data_std": "data_std",
+    "time_shift": "shift",
+    "mlp_head": "adaptive_head",
+    "share_time_encoding": "shared_time",
+    "repa_layer": "teacher_layer",
+    "rope_base_len": "base",
+    "grad_checkpointing": "recompute",
+}
+
+def flow_config(spec:dict, **changes) -> FlowConfig:
+    "Our configuration for the authors' arguments, which leave data and times as they are where nothing is said."
+    said = {"data_std": 1.0, "time_shift": 1.0} | {k: v for k, v in spec.items() if k in _WORDS}
+    fields = {_WORDS[k]: float(v) if k in ("data_std", "time_shift", "rope_base_len") else v for k, v in said.items()}
+    return replace(FlowConfig(**fields), **changes)
+
+def flow_spec(c:FlowConfig) -> dict:
+    "The authors' arguments."
+    return {"in_dim": 3, "out_dim": 3} | {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EPS', 'rotary_grid', 'reading_mask', 'unit', 'check_heads', 'MLP', 'HeadNormAttention', 'GatedBlock', 'init_blocks',
-           'run_blocks', 'run_block', 'TokenEncoder', 'TokenDecoder']
+           'run_blocks', 'run_block', 'TokenEncoder', 'TokenDecoder', 'attention_ends', 'attention_names', 'mlp_names']
 
-# %% ../../nbs/tokenizers/260_token_encoder.ipynb #f29ee369
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #467794a5
 from functools import lru_cache
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import check, check_int
 from ..layers import attend, grid_angles, rotary_table, rotate
+from ..names import Fuse, Rename
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #fed1f054
 @lru_cache(maxsize=64)
@@ -193,3 +194,18 @@ class TokenDecoder(nn.Module):
         x = self.from_code(z.mT)
         x = x + self.places.weight[:x.shape[1]].to(x.dtype)
         return unit(run_blocks(self.blocks, self.recompute and self.training, x, None, "causal"))
+
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #f05a6487
+def attention_ends(theirs:str, ours:str) -> list:
+    "Rules of an attention's norms and of its last layer."
+    return [Rename(f"{theirs}.{x}_norm.{{p}}", f"{ours}.{x}_norm.{{p}}") for x in "qk"] + [
+        Rename(f"{theirs}.proj.{{p}}", f"{ours}.out.{{p}}")]
+
+def attention_names(theirs:str, ours:str) -> list:
+    "Rules of a self-attention."
+    fused = [Fuse(tuple(f"{theirs}.{x}.{p}" for x in "qkv"), f"{ours}.qkv.{p}") for p in ("weight", "bias")]
+    return [*fused, *attention_ends(theirs, ours)]
+
+def mlp_names(theirs:str, ours:str) -> list:
+    "Rules of a feed-forward network."
+    return [Rename(f"{theirs}.fc1.{{p}}", f"{ours}.up.{{p}}"), Rename(f"{theirs}.fc2.{{p}}", f"{ours}.down.{{p}}")]
