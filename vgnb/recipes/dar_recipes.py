@@ -84,7 +84,7 @@ def dar_xl() -> GeneratorRecipe:
         python scripts/train_generator.py dar-xl --data CODES --out runs/dar-xl"""
     return _generator("XL")
 
-# %% ../../nbs/recipes/569_dar_recipes.ipynb #89e57bdf
+# %% ../../nbs/recipes/569_dar_recipes.ipynb #8a8fae7b
 _TINY = DARTokenizerConfig(
     quantizer=VectorConfig(256, 8, usage=4096, updates=(Revive(20),)),
     flow=FlowConfig(96, 3, 4, 96, head=32, shared_time=True, adaptive_head=True, teacher_layer=None, recompute=False),
@@ -107,7 +107,8 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
         batch=32,
         optim=Optim("adamw", lr=2e-3),
         rate=Rate("cosine", warmup=100),
-        ema=0.998)
+        ema=0.998,
+        free_steps=800)
 
 @recipes.register
 def shapes_dar() -> GeneratorRecipe:
