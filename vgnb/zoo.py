@@ -18,6 +18,7 @@ from .families import Family, Published, described, families, family_of, recogni
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
 from .tensor_files import Held, read_tensors
+from .training.start import start_files
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
 def published() -> dict[str, tuple[Family, Published]]:
@@ -84,6 +85,8 @@ def load_published(
     check_finite(ours, model, "path", path)
     model.load_state_dict(ours, strict=True)
     return model.eval()
+
+for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"): start_files[_ending] = load_published
 
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
     "The state dict under the authors' names; with `path` as a .safetensors file, too. Errors: nobody owns the model."
