@@ -265,7 +265,8 @@ def test_players_show_previews(pipe):
 def test_the_sampling_command(pipe, saved, tmp_path, capsys):
     def run(name, *words): return sample([str(saved), "--count", "10", "--out", str(tmp_path / f"{name}.npz"), *words])
     def made(name): return np.load(tmp_path / f"{name}.npz")["arr_0"]
-    strip, scales = tmp_path / "strip.png", ["--guidance.start", "1.2", "--guidance.scale", "8", "--guidance.by", "cell"]
+    strip = tmp_path / "strip.png"
+    scales = ["--guidance.start", "1.2", "--guidance.scale", "8", "--guidance.by", "cell"]
     assert run("a", "--strip", str(strip), *scales) == 0
     guidance = CFG(8.0, start=1.2, by="cell")
     assert (made("a") == pipe.sample(LABELS, guidance=guidance, min_rows=8)).all() and strip.is_file()

@@ -80,7 +80,7 @@ class _Lane:
             preview.images = pixels.numpy()
             yield preview
 
-# %% ../../nbs/sampling/450_streaming.ipynb #36006fb1
+# %% ../../nbs/sampling/450_streaming.ipynb #33bf08db
 @dataclass
 class Preview:
     "Pictures of one micro-batch, as far as their tokens have come."
@@ -106,8 +106,8 @@ class _Arrival:
         self.tokenizer, self.plan, self.lane = tokenizer, plan, lane
         self.needs = [plan.needs(k) for k in range(1, plan.steps + 1)]       # tokens for the first k steps
         self.ids, self.rows, self.sent = step.ids, step.computed or len(step.ids), 0
-        at = At(padded(self.ids.to(lane.device), self.rows))
-        self.state = lane.run(lambda: tokenizer.open(at, draws, size, steps))
+        ids = padded(self.ids.to(lane.device), self.rows)
+        self.state = lane.run(lambda ids: tokenizer.open(At(ids), draws, size, steps), ids)
 
     def take(self, step:Step):
         "Push the groups that are whole since the last time."
