@@ -243,7 +243,7 @@ def dar_guidance(
     lifted = compat and start == 1 and end > 1
     return CFG(end, 1.001 if lifted else start, "cell", interval)
 
-# %% ../../nbs/sampling/400_guidance.ipynb #f0cb9305
+# %% ../../nbs/sampling/400_guidance.ipynb #476d2a9e
 def blinded(
     perm:Tensor,     # (b, n) cells, the known ones first
     known:int,       # how many are known
@@ -257,6 +257,7 @@ def blinded(
     columns = draws.permutation("blind", At(ids), known)[:, :count]
     return mask.scatter_(1, perm.gather(1, columns), True)
 
+# %% ../../nbs/sampling/400_guidance.ipynb #39203b74
 @dataclass(frozen=True)
 class SpatialGuidance(CFG):
     "Guidance by the condition and by the context; a third branch sees less of it. RandAR, arXiv 2412.01827 §4.4."
