@@ -2767,6 +2767,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer.DARTokenizer.kmeans_init': ( 'tokenizers/dar_tokenizer.html#dartokenizer.kmeans_init',
                                                                                                            'vgnb/tokenizers/dar_tokenizer.py'),
+                                               'vgnb.tokenizers.dar_tokenizer.DARTokenizer.look': ( 'tokenizers/dar_tokenizer.html#dartokenizer.look',
+                                                                                                    'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer.DARTokenizer.lookup': ( 'tokenizers/dar_tokenizer.html#dartokenizer.lookup',
                                                                                                       'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer.DARTokenizer.open': ( 'tokenizers/dar_tokenizer.html#dartokenizer.open',
