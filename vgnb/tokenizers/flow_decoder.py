@@ -207,7 +207,7 @@ class AdaptiveHead(nn.Module):
     def forward(self, x:Tensor, time:Tensor) -> Tensor:
         return self.linear(modulate(unit(x), *self.modulation(time)))
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #91225111
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #5f9fa568
 class FlowNet(nn.Module):
     "A noisy picture, its time and a window of tokens -> the velocity (arXiv 2505.23660 §3)."
     def __init__(self, config:FlowConfig=FlowConfig()):
@@ -224,7 +224,7 @@ class FlowNet(nn.Module):
 
     def init_weights(self):
         "Blocks begin as the identity, and the velocity as zero."
-        init_blocks(self.blocks)
+        init_blocks(self.blocks, self.config.width)
         for block in self.blocks: block.modulation.init_weights()
         head = self.head.linear if self.config.adaptive_head else self.head
         nn.init.zeros_(head.weight)
@@ -238,9 +238,10 @@ class FlowNet(nn.Module):
     ) -> tuple[Tensor, Tensor|None]: # velocity (b, 3, h, w) fp32; features (b, k, teacher_width)
         c = self.config
         h, w = (side // c.patch for side in x.shape[-2:])
-        cells = self.stem(F.pixel_unshuffle(x, c.patch).flatten(2).mT)          # (b, hw, d)
+        pixels = F.pixel_unshuffle(x, c.patch).flatten(2).mT                    # (b, hw, 3pp)
+        cells = self.stem(pixels.to(self.stem.weight.dtype))
         rotary = rotary_grid(h, w, c.head, c.base, x.device)
-        cond = unit(self.cond(cond))
+        cond = unit(self.cond(cond.to(self.cond.weight.dtype)))
         if self.time is not None: t = self.time(t)
 
         tapped = None

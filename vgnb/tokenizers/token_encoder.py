@@ -112,13 +112,12 @@ class GatedBlock(nn.Module):
         x = x + self.gate1 * self.attention(self.norm1(x), rotary, mask)
         return x + self.gate2 * self.ffn(self.norm2(x))
 
-# %% ../../nbs/tokenizers/260_token_encoder.ipynb #1dffb529
-def init_blocks(blocks:nn.Module):
-    "Linear layers start normal, of deviation 0.02 at the published width of 768, larger where narrower; biases at zero."
-    layers = [m for m in blocks.modules() if isinstance(m, nn.Linear)]
-    width = min((m.in_features for m in layers), default=768)
-    for m in layers:
-        nn.init.trunc_normal_(m.weight, std=0.02 * (768 / width) ** 0.5)    # what it passes on is as large
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #e7a1a79d
+def init_blocks(blocks:nn.Module, width:int):
+    "Linear layers start from a normal distribution, of deviation 0.02 at the published width 768, and biases at zero."
+    for m in blocks.modules():
+        if not isinstance(m, nn.Linear): continue
+        nn.init.trunc_normal_(m.weight, std=0.02 * (768 / width) ** 0.5)
         nn.init.zeros_(m.bias)
 
 def run_blocks(blocks:nn.ModuleList, recompute:bool, x:Tensor, *args) -> Tensor:
@@ -131,7 +130,7 @@ def run_block(block:nn.Module, recompute:bool, *args) -> Tensor:
     if not (recompute and torch.is_grad_enabled()): return block(*args)
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
-# %% ../../nbs/tokenizers/260_token_encoder.ipynb #0a4c00bf
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #dab1b3f5
 class TokenEncoder(nn.Module):
     "Patches and learnt queries through gated blocks; what stands at the queries is the picture (arXiv 2505.23660 §3)."
     def __init__(self,
@@ -154,12 +153,12 @@ class TokenEncoder(nn.Module):
         self.queries = nn.Embedding(rows, rank or width)
         self.spread = nn.Linear(rank, width) if rank else nn.Identity()
         self.blocks = nn.ModuleList(GatedBlock(width, head) for _ in range(layers))
-        init_blocks(self.blocks)
+        init_blocks(self.blocks, width)
 
     def forward(self,
         images:Tensor,           # (b, 3, h, w) in [-1, 1]
     ) -> Tensor:                 # (b, queries, width)
-        grid = self.patchify(images)
+        grid = self.patchify(images.to(self.patchify.weight.dtype))
         h, w = grid.shape[-2:]
         patches = unit(grid.flatten(2).mT)                                      # (b, hw, d)
         queries = self.spread(self.queries.weight[:self.count])                 # (q, d)
@@ -187,12 +186,12 @@ class TokenDecoder(nn.Module):
         self.from_code = nn.Linear(channels, width, bias=False)
         self.places = nn.Embedding(rows, width)
         self.blocks = nn.ModuleList(GatedBlock(width, head) for _ in range(layers))
-        init_blocks(self.blocks)
+        init_blocks(self.blocks, width)
 
     def forward(self,
         z:Tensor,                # (b, channels, n), n at most the rows
     ) -> Tensor:                 # (b, n, width)
-        x = self.from_code(z.mT)
+        x = self.from_code(z.mT.to(self.from_code.weight.dtype))
         x = x + self.places.weight[:x.shape[1]].to(x.dtype)
         return unit(run_blocks(self.blocks, self.recompute and self.training, x, None, "causal"))
 
