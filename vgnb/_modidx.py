@@ -3401,6 +3401,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'vgnb/tokenizers/token_encoder.py'),
                                                'vgnb.tokenizers.token_encoder.init_blocks': ( 'tokenizers/token_encoder.html#init_blocks',
                                                                                               'vgnb/tokenizers/token_encoder.py'),
+                                               'vgnb.tokenizers.token_encoder.kept': ( 'tokenizers/token_encoder.html#kept',
+                                                                                       'vgnb/tokenizers/token_encoder.py'),
                                                'vgnb.tokenizers.token_encoder.mlp_names': ( 'tokenizers/token_encoder.html#mlp_names',
                                                                                             'vgnb/tokenizers/token_encoder.py'),
                                                'vgnb.tokenizers.token_encoder.reading_mask': ( 'tokenizers/token_encoder.html#reading_mask',

@@ -7,10 +7,9 @@ __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'be
            'TimeEmbedding', 'CrossAttention', 'FlowBlock', 'AdaptiveHead', 'FlowNet', 'FlowState', 'flow_step',
            'arrived', 'flow_names', 'flow_config', 'flow_spec']
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #966e2547
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #ce071543
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from vgnb.tokenizers.token_encoder import (
     attention_names,
     check_heads,
     init_blocks,
+    kept,
     mlp_names,
     rotary_grid,
     run_block,
@@ -125,12 +125,11 @@ class FlowConfig:
         possible = self.shared_time or not self.adaptive_head
         check(possible, "adaptive_head", self.adaptive_head, "needs shared_time=True: it is told the shared embedding")
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #0e7465ed
-@lru_cache(maxsize=64)
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #27f498c2
+@kept
 def _speeds(half:int, device:torch.device) -> Tensor:
     "Speeds 10000^(-k/half) of a sinusoid, fp32."
-    with torch.inference_mode(False):
-        return torch.exp(torch.arange(half, device=device).float() * (-math.log(10000) / half))
+    return torch.exp(torch.arange(half, device=device).float() * (-math.log(10000) / half))
 
 def sinusoid(t:Tensor, channels:int) -> Tensor:
     "Times (b,) in [0, 1] -> (b, channels): cosines, then sines, of a thousand times the time."
