@@ -226,7 +226,12 @@ def test_the_teachers_head_runs_only_when_asked(images):
     assert FlowNet(replace(FLOW, teacher_layer=None)).teacher is None
 
 
-@pytest.mark.parametrize("steps,groups,queries,window", [(8, 8, 256, 32), (3, 7, 23, 5), (50, 8, 256, 32), (1, 1, 1, 1)])
+@pytest.mark.parametrize("steps,groups,queries,window", [
+    (8, 8, 256, 32),
+    (3, 7, 23, 5),
+    (50, 8, 256, 32),
+    (1, 1, 1, 1),
+])
 def test_windows_lie_on_the_line_and_move_on(steps, groups, queries, window):
     plan = flow_plan(steps, groups, queries, window, 2.0)
     firsts = [first for first, _ in plan.windows]
@@ -240,7 +245,8 @@ def test_windows_lie_on_the_line_and_move_on(steps, groups, queries, window):
 def test_saved_loaded_and_recognised(tmp_path, model, images):
     save_model(tmp_path / "own", model, model.config)
     back = load_model(tmp_path / "own").eval()
-    assert back.coding() == model.coding() and back.config == model.config and torch.equal(back.encode(images), model.encode(images))
+    assert back.coding() == model.coding() and back.config == model.config
+    assert torch.equal(back.encode(images), model.encode(images))
     assert from_json(to_json(model.config), DARTokenizerConfig) == model.config
 
     torch.manual_seed(0)

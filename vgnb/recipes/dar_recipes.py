@@ -84,11 +84,12 @@ def dar_xl() -> GeneratorRecipe:
         python scripts/train_generator.py dar-xl --data CODES --out runs/dar-xl"""
     return _generator("XL")
 
-# %% ../../nbs/recipes/569_dar_recipes.ipynb #8a8fae7b
+# %% ../../nbs/recipes/569_dar_recipes.ipynb #baee1f2f
+_FLOW = FlowConfig(96, 3, 4, 96, head=16, shared_time=True, adaptive_head=True, teacher_layer=None, base=20.0,
+                   recompute=False)
 _TINY = DARTokenizerConfig(
-    quantizer=VectorConfig(256, 8, usage=4096, updates=(Revive(20),)),
-    flow=FlowConfig(96, 3, 4, 96, head=32, shared_time=True, adaptive_head=True, teacher_layer=None, recompute=False),
-    width=96, layers=2, decoder_layers=1, head=32, patch=8, queries=32, rows=32, resolution=32)
+    quantizer=VectorConfig(256, 8, usage=4096, updates=(Revive(20),)), flow=_FLOW,
+    width=96, layers=2, decoder_layers=1, head=16, patch=8, base=20.0, queries=32, rows=32, resolution=32)
 
 @recipes.register
 def shapes_dar_tokenizer() -> TokenizerRecipe:
@@ -103,12 +104,12 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
         data="shapes://?n=120000&size=32&seed=0",
         augment=Augment("center", 32),
         loss=FlowLossConfig(lpips=0.0, repa=0.0),
-        steps=5000,
+        steps=8000,
         batch=32,
         optim=Optim("adamw", lr=2e-3),
         rate=Rate("cosine", warmup=100),
         ema=0.998,
-        free_steps=800)
+        free_steps=500)
 
 @recipes.register
 def shapes_dar() -> GeneratorRecipe:

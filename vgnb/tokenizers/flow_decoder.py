@@ -7,10 +7,9 @@ __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'be
            'TimeEmbedding', 'CrossAttention', 'FlowBlock', 'AdaptiveHead', 'FlowNet', 'FlowState', 'flow_step',
            'arrived', 'flow_names', 'flow_config', 'flow_spec']
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #966e2547
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #ce071543
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from vgnb.tokenizers.token_encoder import (
     attention_names,
     check_heads,
     init_blocks,
+    kept,
     mlp_names,
     rotary_grid,
     run_block,
@@ -125,12 +125,11 @@ class FlowConfig:
         possible = self.shared_time or not self.adaptive_head
         check(possible, "adaptive_head", self.adaptive_head, "needs shared_time=True: it is told the shared embedding")
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #0e7465ed
-@lru_cache(maxsize=64)
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #27f498c2
+@kept
 def _speeds(half:int, device:torch.device) -> Tensor:
     "Speeds 10000^(-k/half) of a sinusoid, fp32."
-    with torch.inference_mode(False):
-        return torch.exp(torch.arange(half, device=device).float() * (-math.log(10000) / half))
+    return torch.exp(torch.arange(half, device=device).float() * (-math.log(10000) / half))
 
 def sinusoid(t:Tensor, channels:int) -> Tensor:
     "Times (b,) in [0, 1] -> (b, channels): cosines, then sines, of a thousand times the time."
@@ -207,7 +206,7 @@ class AdaptiveHead(nn.Module):
     def forward(self, x:Tensor, time:Tensor) -> Tensor:
         return self.linear(modulate(unit(x), *self.modulation(time)))
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #91225111
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #5f9fa568
 class FlowNet(nn.Module):
     "A noisy picture, its time and a window of tokens -> the velocity (arXiv 2505.23660 §3)."
     def __init__(self, config:FlowConfig=FlowConfig()):
@@ -224,7 +223,7 @@ class FlowNet(nn.Module):
 
     def init_weights(self):
         "Blocks begin as the identity, and the velocity as zero."
-        init_blocks(self.blocks)
+        init_blocks(self.blocks, self.config.width)
         for block in self.blocks: block.modulation.init_weights()
         head = self.head.linear if self.config.adaptive_head else self.head
         nn.init.zeros_(head.weight)
@@ -238,9 +237,10 @@ class FlowNet(nn.Module):
     ) -> tuple[Tensor, Tensor|None]: # velocity (b, 3, h, w) fp32; features (b, k, teacher_width)
         c = self.config
         h, w = (side // c.patch for side in x.shape[-2:])
-        cells = self.stem(F.pixel_unshuffle(x, c.patch).flatten(2).mT)          # (b, hw, d)
+        pixels = F.pixel_unshuffle(x, c.patch).flatten(2).mT                    # (b, hw, 3pp)
+        cells = self.stem(pixels.to(self.stem.weight.dtype))
         rotary = rotary_grid(h, w, c.head, c.base, x.device)
-        cond = unit(self.cond(cond))
+        cond = unit(self.cond(cond.to(self.cond.weight.dtype)))
         if self.time is not None: t = self.time(t)
 
         tapped = None
