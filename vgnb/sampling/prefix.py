@@ -29,7 +29,7 @@ def _check_count(count:int, n:int):
     check_int("prefix", count, 1)
     check(count < n, "prefix", count, f"must be from 1 to {n - 1}: the sequence has {n} codes, and one must be left")
 
-# %% ../../nbs/sampling/447_prefix.ipynb #b38e0e9d
+# %% ../../nbs/sampling/447_prefix.ipynb #a7b34a5f
 @dataclass(frozen=True, eq=False)
 class Prefix(Application):
     "The first codes of one sample shared by all, the rest each one's own. D-AR, arXiv 2505.23660 §4."
@@ -70,7 +70,8 @@ class Prefix(Application):
 
     def whole(self, labels):
         "For a job with these labels: its first sample leads."
-        if labels is None: return self
+        allowed = "needs classes in a job: of captions, each part would begin with its own first one; give pictures"
+        check(labels is not None, "prefix", self.first, allowed)
         leader = 0 if self.leader is None else self.leader
         label = int(labels[leader]) if self.label is None else self.label
         return replace(self, leader=leader, label=label)
