@@ -84,9 +84,9 @@ def dar_xl() -> GeneratorRecipe:
         python scripts/train_generator.py dar-xl --data CODES --out runs/dar-xl"""
     return _generator("XL")
 
-# %% ../../nbs/recipes/569_dar_recipes.ipynb #baee1f2f
-_FLOW = FlowConfig(96, 3, 4, 96, head=16, shared_time=True, adaptive_head=True, teacher_layer=None, base=20.0,
-                   recompute=False)
+# %% ../../nbs/recipes/569_dar_recipes.ipynb #5bfcb6c6
+_FLOW = FlowConfig(96, 3, 4, 96, head=16, data_std=2.0, shared_time=True, adaptive_head=True, teacher_layer=None,
+                   base=20.0, recompute=False)
 _TINY = DARTokenizerConfig(
     quantizer=VectorConfig(256, 8, usage=4096, updates=(Revive(20),)), flow=_FLOW,
     width=96, layers=2, decoder_layers=1, head=16, patch=8, base=20.0, queries=32, rows=32, resolution=32)
