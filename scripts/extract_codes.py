@@ -12,6 +12,9 @@ kill the same command writes what is missing:
     python scripts/launch.py --nproc-per-node 8 scripts/extract_codes.py \\
         --tokenizer runs/vq-16/model --data IMAGENET/train --out runs/codes --ten-crop
 
+For programs that read codes as their authors keep them, --out llamagen://folder_codes (or iar2://, randar://, halton://,
+pgm://) writes that layout; train_generator.py reads it again with --data.
+
 Exit codes: 0 done, 2 something named on stderr.
 """
 import sys
@@ -28,7 +31,9 @@ class Options:
     tokenizer: Path                # folder of a saved tokenizer, or a published file
     # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
     data: str
-    out: Path                      # the code store, made or completed
+    # the code store, made or completed; or LAYOUT://folder for codes as others read them: llamagen, iar2, randar,
+    # halton, pgm (halton and pgm: ?split=eval)
+    out: str
     size: int = 256                # side of the views in pixels
     # how pictures come to that side: halving with a box filter and bicubic, or one antialiased step
     # (bilinear: published for the masked and the partition transformers)
@@ -64,14 +69,22 @@ def chosen_views(o: Options):
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check, write_run
+    from vgnb.core import check, check_place, run_manifest, write_run
     from vgnb.data.images import open_images
+    from vgnb.data.layouts import written_to
     from vgnb.data.text import Captions
     from vgnb.kinds import to_json
     from vgnb.processes import Processes
     from vgnb.saved import load_model
     from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.training.extract import CaptionImages, code_plan, extract_codes, is_recorded
+    from vgnb.training.extract import (
+        CaptionImages,
+        check_published,
+        code_plan,
+        extract_codes,
+        extract_published,
+        is_recorded,
+    )
     from vgnb.zoo import load_published
 
     augment = chosen_views(o)
@@ -85,23 +98,35 @@ def main(argv: list[str]) -> int:
     else: source = open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     plan = code_plan(tokenizer, source, augment, o.shard_size)
     processes = Processes()
+    published = written_to(o.out)
+    finished = bool(published) and check_published(plan, o.out)
+    if not published: check_place("out", o.out)
     if processes.main:
         print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> "
               f"{plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0
 
-    store = extract_codes(tokenizer, source, o.out, augment, batch=o.batch, shard_size=o.shard_size,
-                          workers=o.workers, compile=o.backend if o.compile else None,
-                          progress=o.progress, processes=processes)
+    how = dict(batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None,
+               progress=o.progress, processes=processes)
+    run = dict(config=to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world)
+    if published:
+        record = extract_published(tokenizer, source, o.out, augment, record=run_manifest(**run), **how)
+        count, left_out, used = (record[name] for name in ("count", "left_out", "used"))
+    else:
+        store = extract_codes(tokenizer, source, o.out, augment, **how)
+        count, left_out = len(store), store.absent.tolist()
+        used = [int((u > 0).sum()) for u in store.usage()] if processes.main else []
+        finished = is_recorded(o.out, codes=store.fingerprint)
+
     for e in source.bad: print(f"left out: {e}", file=sys.stderr)
-    if processes.main and is_recorded(o.out, codes=store.fingerprint):
-        print(f"finished already: {len(store):,} pictures in {o.out}")
-    elif processes.main:
-        write_run(o.out, to_json(o), seed=0, data=source.fingerprint, device=processes.device,
-                  world=processes.world, tokenizer=plan.tokenizer, codes=store.fingerprint,
-                  left_out=store.absent.tolist())
-        used = ", ".join(f"{int((u > 0).sum()):,} of {len(u):,}" for u in store.usage())
-        print(f"{len(store):,} pictures, {len(store.absent)} left out; codes used: {used}")
+    if not processes.main: return 0
+    if finished:
+        print(f"finished already: {count:,} pictures in {o.out}")
+        return 0
+    if not published:
+        write_run(o.out, tokenizer=plan.tokenizer, codes=store.fingerprint, left_out=left_out, **run)
+    in_use = ", ".join(f"{u:,} of {v:,}" for u, v in zip(used, plan.vocab))
+    print(f"{count:,} pictures, {len(left_out)} left out; codes used: {in_use}")
     return 0
 
 

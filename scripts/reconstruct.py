@@ -88,6 +88,14 @@ def augment_of(o: Options):
     return Augment("center", o.size) if o.crop == "adm" else Augment("resize", o.size, filter=o.crop)
 
 
+def named(tokenizer) -> dict:
+    "What tells this tokenizer from every other: its kind, a hash of its weights, and the name of its codes."
+    from vgnb.core import digest
+    from vgnb.kinds import kind_of
+    found = {"kind": kind_of(tokenizer.config), "weights": digest(tokenizer.state_dict())}
+    return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
+
+
 def rebuilt(o: Options, tokenizer, source, count: int):
     "Batches of (crops, reconstructions), both (b, 3, side, side) in [-1, 1], and the codes (b, n, levels) or None."
     import numpy as np
@@ -190,7 +198,8 @@ def main(argv: list[str]) -> int:
     if o.originals: save_samples(o.originals, crops)
     if o.strip: strip_of(o, tokenizer, source, min(count, 8)).save(o.strip)
     device = str(device_of(tokenizer))
-    run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1)
+    run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1,
+                       tokenizer=named(tokenizer))
     save_card(card, numbers | {"run": run})
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):

@@ -9,7 +9,8 @@
     python scripts/sample.py --tokenizer T --generator G --prompts prompts.txt --text-encoder google/flan-t5-xl
 
 With a generator that fills cells in any order, also from pictures (a file, a folder, a tar or an npz), and larger than
-in training:
+in training. One along the raster (LlamaGen, IAR2) goes on from the first cells: a mask that is white from some row on,
+as the lower half of a picture:
 
     python scripts/sample.py PIPE --inpaint photo.png --mask mask.png --classes heart --count 8 --paste
     python scripts/sample.py PIPE --outpaint photos/ --canvas 384 512 --at 64 128
@@ -33,8 +34,9 @@ Drawn again where a classifier doubts it (precision for variety; the record says
 Image i of a seed is the same on any number of processes. Writes OUT.npz (`arr_0` uint8 NHWC, `labels`) and
 OUT.run.json. Killed, the same command goes on; finished, it does nothing; what another command left at OUT stays unless
 --overwrite is given. How tokens are drawn is the pipeline's own choice by default; --order, --guidance and --picks.0
-take a part by name, its fields are then options. Wrong input ends with one line and exit code 2, before anything is
-sampled.
+take a part by name, its fields are then options. One pick stands for all levels of
+codes; --picks.1 plain adds one for the second level, whose options are then --picks.1.top-k and so on. Wrong input ends
+with one line and exit code 2, before anything is sampled.
 """
 import sys
 from dataclasses import asdict, dataclass, field
@@ -327,7 +329,8 @@ def in_words(job, processes) -> str:
     start = "" if job.images is None else f"from {len(job.images)} pictures, "
     what = f"on grid {job.pipe.grid.shape}" if job.what is None else job.what.words()
     where = f"on {processes.world} process(es), {processes.device}"
-    return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling} {where}"
+    chosen = "" if job.reject is None else f", each the one of {job.reject.words(job.classifier)}"
+    return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling}{chosen} {where}"
 
 
 def write_picture(job, path: Path, sheet):

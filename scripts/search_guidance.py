@@ -43,8 +43,8 @@ class Options:
     "what to compute; pr = precision and recall"
     by: str = "fid"
     "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
-    setting: str = "guidance.scale"
-    "what takes the scales, for example guidance.scale or picks.0.temperature"
+    setting: str = ""
+    "what takes the scales: guidance.scale, guidance.end, picks.0.temperature ...; empty = the guidance's own scale"
     extractor: str = "inception"
     "the network that looks: inception, shapes-judge, or one of your own"
     weights: Path | None = None
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
         f"against {search.reference.id} through {search.extractor.id}")
     if o.dry_run: return 0
     results = search.run(processes, say)
-    say(f"best {o.setting} by {o.by}: {results['best']:g}; written to {search.file}")
+    say(f"best {search.setting} by {o.by}: {results['best']:g}; written to {search.file}")
     return 0
 
 

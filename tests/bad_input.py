@@ -272,7 +272,8 @@ class Bad:
 
 
 EXTRACT = "extract_codes.py --tokenizer tok --size 32 --out out --data "
-TOKENIZER = "train_tokenizer.py shapes-tokenizer --out out --precision fp32 --steps 2 --batch 8 --data shapes://?n=16 "
+TOKENIZER = "train_tokenizer.py shapes-tokenizer --out out --precision fp32 --steps 2 --free-steps 0 --batch 8 " \
+            "--data shapes://?n=16 "
 _GENERATOR = "train_generator.py {} --out out --precision fp32 --steps 2 --batch 8 "
 GENERATOR = _GENERATOR.format("shapes-generator") + "--model.layers 1 --model.dim 32 --data "
 MASKED = _GENERATOR.format("shapes-8x8-maskgit") + "--data codes "
@@ -516,7 +517,7 @@ ROWS = [
         SAMPLE + "--order confidence --order.warmup -2"),
     Bad("unknown-guidance", "guidance", "'strong'", "must be one of unguided, cfg",
         lambda w: Sampling(guidance="strong")),
-    Bad("attended-without-attention", "guidance", "'AttendedGuidance'",
+    Bad("attended-without-attention", "guidance", "'attended'",
         "needs a generator with the trait class_attention",
         lambda w: w.pipe.sample([0], guidance="attended"),
         SAMPLE + "--guidance attended"),
@@ -556,14 +557,14 @@ ROWS = [
         lambda w: w.sampler(AnyOrder(), order=Given([0, *range(15)]))),
     Bad("order-too-short", "order", "(9,)", "must list all 16 cells",
         lambda w: w.sampler(AnyOrder(), order=Given(range(9)))),
-    Bad("order-it-cannot-follow", "order", "'Random'", "needs a generator with the trait any_order",
+    Bad("order-it-cannot-follow", "order", "'random'", "needs a generator with the trait any_order",
         lambda w: w.pipe.sample([0], order="random"),
         SAMPLE + "--order random"),
     Bad("schedule-too-short", "schedule", "[8, 7]", "must be positive group sizes that add up to 16",
         lambda w: w.sampler(AnyOrder(), schedule=lambda n, steps, start: [8, 7])),
     Bad("schedule-with-nothing", "schedule", "[16, 0]", "must be positive group sizes",
         lambda w: w.sampler(AnyOrder(), schedule=lambda n, steps, start: [16, 0])),
-    Bad("schedule-in-groups", "schedule", "[4, 4, 4, 4]", "RasterTransformer decides one cell at a time",
+    Bad("schedule-in-groups", "schedule", "'even'", "RasterTransformer decides one cell at a time",
         lambda w: w.pipe.sample([0], schedule="even", steps=4),
         SAMPLE + "--schedule even --steps 4"),
     Bad("grid-of-one-number", "grid", "(16,)", "must be (h, w)",
@@ -707,9 +708,9 @@ ROWS = [
     Bad("evil-pickle", "path", "evil.pt", "holds pickled objects that are not tensors",
         lambda w: zoo.load_published("evil.pt"),
         PARTS.format("evil.pt", "gen"), option="tokenizer"),
-    Bad("unknown-published-file", "checkpoint", "['some.weight']", "is none of the models known here",
+    Bad("unknown-published-file", "path", "unknown.pt", "holds ['some.weight'], which is none of the models known here",
         lambda w: zoo.load_published("unknown.pt"),
-        PARTS.format("unknown.pt", "gen")),
+        PARTS.format("unknown.pt", "gen"), option="tokenizer"),
     Bad("unknown-published-name", "name", "'GPT-XS'", "must be one of", lambda w: zoo.build("GPT-XS")),
 
     # recipes and runs

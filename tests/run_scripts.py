@@ -4,7 +4,12 @@ The child runs the script as `__main__` with its own argv, stdout and stderr; wh
 `python script.py ...` would give. Run as a program (`python -m tests.run_scripts warm`) it is that process: one JSON
 list (folder, script, words) a line in, one JSON object a line out.
 """
+import atexit
+import contextlib
+import functools
 import importlib.util
+import inspect
+import io
 import json
 import os
 import runpy
@@ -19,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
          "sklearn")
 COLD = ("torch", "tyro")        # paid for once
-WARM = (*COLD, "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure", "vgnb.jobs",
-        "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
+WARM = (*COLD, "torch._dynamo", "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure",
+        "vgnb.jobs", "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
+HELPFUL = (["sample.py"], ["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"])   # whose options are many
+
 
 class Ran(NamedTuple):
     "How a script ended."
@@ -39,27 +46,40 @@ def main_of(name: str):
     return module.main
 
 
+_RUNNING: dict[tuple, subprocess.Popen] = {}     # processes that wait for scripts to run, shared by all who ask
+
+
 class Scripts:
-    "`scripts('sample.py', '--count', 4)` runs it; close() at the end."
+    "`scripts('sample.py', '--count', 4)` runs it"
     def __init__(self,
         cwd: Path,
         warm: bool = True,      # everything is imported once; else torch and tyro only
         **env: str,             # environment variables on top
     ):
         self.cwd = cwd
-        mode = "warm" if warm else "cold"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=cwd, env=env, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        kept = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        start = cwd if "VGNB_RUN_ROOMS" in {**kept, **env} else ROOT        # where rooms of one's own lie
+        env = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
+        key = (warm, str(start), *sorted(env.items()))
+        if key not in _RUNNING: _RUNNING[key] = _started("warm" if warm else "cold", start, env)
+        self.process = _RUNNING[key]
 
     def __call__(self, script: str, *words, cwd: Path | None = None) -> Ran:
         self.process.stdin.write(json.dumps([str(cwd or self.cwd), script, *map(str, words)]) + "\n")
         self.process.stdin.flush()
         return Ran(**json.loads(self.process.stdout.readline()))
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(30)
+
+def _started(mode: str, cwd: Path, env: dict[str, str]) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=cwd, env=env, text=True,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen):
+    process.stdin.close()
+    process.wait(30)
 
 
 def _script(folder: str, script: str, *words: str) -> int:
@@ -100,9 +120,19 @@ def _run(words: list[str]) -> dict:
         return dict(code=code, out=out.read(), err=err.read(), loaded=json.loads(loaded.read() or "[]"))
 
 
+def _remember_sources():
+    "Every parse of options reads the sources of their classes for the help texts: here, once for all children."
+    classes = importlib.import_module("tyro._docstrings")._ClassTokenization
+    classes.make = staticmethod(functools.cache(classes.make))
+    inspect.getsource = functools.cache(inspect.getsource)
+    for words in HELPFUL:
+        with contextlib.redirect_stdout(io.StringIO()): _script(str(ROOT), *words, "--help")
+
+
 def _serve(warm: bool):
     for name in WARM if warm else COLD: importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
+    if warm: _remember_sources()
     for line in sys.stdin: print(json.dumps(_run(json.loads(line))), flush=True)
 
 

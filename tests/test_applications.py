@@ -532,9 +532,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scripts(place):
-    runner = Scripts(place)
-    yield runner
-    runner.close()
+    return Scripts(place)
 
 
 @pytest.fixture

@@ -43,9 +43,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scripts(work):
-    runner = Scripts(work.folder)
-    yield runner
-    runner.close()
+    return Scripts(work.folder)
 
 
 def listing(folder) -> dict:

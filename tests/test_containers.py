@@ -85,8 +85,7 @@ def test_the_scripts_give_the_same_codes_from_every_container(parquet, cache, tm
         assert ran.code == 0, (words, ran.out, ran.err)
         return ran.out
 
-    try: walk(run, {"table": table, "folder": "photos", "tar": "photos.tar", "shards": "wds://shards"})
-    finally: scripts.close()
+    walk(run, {"table": table, "folder": "photos", "tar": "photos.tar", "shards": "wds://shards"})
 
     found, places = {}, {"table": table, "folder": tmp_path / "photos", "tar": tmp_path / "photos.tar",
                          "shards": f"wds://{tmp_path}/shards"}

@@ -34,7 +34,7 @@ from vgnb.evaluation.judge import Judge, JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
 from vgnb.evaluation.samples import Statistics, load_statistics, open_samples, save_samples, save_statistics
 from vgnb.generators.raster import RasterConfig, RasterTransformer
-from vgnb.jobs import SampleJob, planned_labels
+from vgnb.jobs import Part, SampleJob, planned_labels
 from vgnb.pipeline import Pipeline
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
@@ -118,7 +118,7 @@ class Job(SampleJob):
     "Pictures that are quickly made, each a function of seed and id."
     def make(self, start):
         ids = np.arange(start, min(start + self.part, self.count))
-        return np.stack([np.full((8, 8, 3), (17 * i + 101 * self.seed) % 256, np.uint8) for i in ids])
+        return Part(np.stack([np.full((8, 8, 3), (17 * i + 101 * self.seed) % 256, np.uint8) for i in ids]))
 
 
 def job(pipe, folder: Path, seed: int = 0) -> SampleJob:

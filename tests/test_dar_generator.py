@@ -366,4 +366,6 @@ def test_a_file_of_theirs_is_loaded(wrap, tmp_path):
     found = load_published(tmp_path / "D-AR-small.pt", spec=spec, system="dar")
     assert found.config == ours.config
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), ours.state_dict().values()))
-    with pytest.raises(Mismatch): load_published(tmp_path / "D-AR-small.pt", spec=spec)
+    assert load_published(tmp_path / "D-AR-small.pt", spec=spec).config == ours.config     # 32 places fill no square
+    with pytest.raises(Mismatch, match="system="):
+        load_published(tmp_path / "D-AR-small.pt", spec=spec | {"block_size": 16})

@@ -16,9 +16,11 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.toy_training import RECIPE, Pair, Points, saves
 from tests.train_on_two import tokenizer_recipe, write_codes
+from vgnb.processes import read_ahead
 from vgnb.training.checkpoints import checkpoints
 from vgnb.training.run_folder import Run
 
@@ -240,6 +242,18 @@ def test_a_board_outlives_what_it_cannot_read(tmp_path, monkeypatch):
     _follow(weakref.ref(shown), threading.Event(), 0.01)
     assert shown.finished and len(said) == 4
     assert all("trying again" in words for words in said[1:])
+
+
+def test_a_reader_whose_listener_has_left_says_nothing(capfd):
+    class Asked(torch.utils.data.Dataset):
+        def __getitem__(self, k):
+            sys.excepthook(ConnectionResetError, ConnectionResetError("the other end is gone"), None)
+            sys.excepthook(ValueError, ValueError("of its own"), None)
+            return k
+
+    loader = torch.utils.data.DataLoader(Asked(), None, sampler=range(2), num_workers=1)
+    assert list(read_ahead(loader)) == [0, 1]
+    assert capfd.readouterr().err.splitlines() == ["ValueError: of its own"] * 2
 
 
 LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]

@@ -18,6 +18,7 @@ import scipy.ndimage
 import scipy.stats
 import torch
 
+from tests.run_scripts import Scripts
 from vgnb.core import BadInput, Mismatch, Missing, digest_file
 from vgnb.data.shapes import Shapes, draw_shapes, nearest_mean_accuracy, shape_ranges
 from vgnb.evaluation import features, fid, judge, measure, reconstruction, samples
@@ -431,8 +432,7 @@ def test_judge_is_not_sure_of_the_sets_own_backgrounds():
 # ---- evaluate.py
 
 def evaluate(root, *arguments):
-    return subprocess.run([sys.executable, str(root / "scripts" / "evaluate.py"), *map(str, arguments)],
-                          capture_output=True, text=True, timeout=300)
+    return Scripts(root)("evaluate.py", *arguments)
 
 
 def test_evaluate_script_end_to_end(root, tmp_path):
@@ -445,15 +445,15 @@ def test_evaluate_script_end_to_end(root, tmp_path):
     asked = (tmp_path / "ref.npz", tmp_path / "samples.npz", "--extractor", "shapes-judge",
              "--metrics", "fid", "is", "kid", "pr", "accuracy", "--json", tmp_path / "out.json")
     dry = evaluate(root, *asked, "--dry-run")
-    assert dry.returncode == 0 and "120 samples" in dry.stdout and not (tmp_path / "out.json").exists(), dry.stderr
+    assert dry.code == 0 and "120 samples" in dry.out and not (tmp_path / "out.json").exists(), dry.err
     done = evaluate(root, *asked)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     out = json.loads((tmp_path / "out.json").read_text())
     direct = measure.measure(x, a, features.load_extractor("shapes-judge")).values
     assert {k: out["values"][k] for k in direct} == pytest.approx(direct) and out["values"]["accuracy"] == 1
     p = out["protocol"]
     assert p["seed"] == 5 and p["sampler"] == {"cfg": 3.0} and p["uint8_rule"] == "round"
-    assert p["reference"].startswith("ref.npz@") and "shapes-judge@" in done.stdout
+    assert p["reference"].startswith("ref.npz@") and "shapes-judge@" in done.out
 
 
 def test_evaluate_script_names_wrong_input_in_one_line(root, tmp_path):
@@ -464,6 +464,6 @@ def test_evaluate_script_names_wrong_input_in_one_line(root, tmp_path):
              "weights=": (*same, "--weights", tmp_path / "none.pth")}
     for words, arguments in cases.items():
         done = evaluate(root, *arguments, "--json", tmp_path / "out.json")
-        assert done.returncode == 2 and words in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+        assert done.code == 2 and words in done.err
+        assert len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err
     assert not (tmp_path / "out.json").exists()

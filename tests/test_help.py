@@ -14,9 +14,7 @@ WIDE = 80     # columns of the window that Scripts pretends
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
-    runner = Scripts(tmp_path_factory.mktemp("help"), warm=False)
-    yield runner
-    runner.close()
+    return Scripts(tmp_path_factory.mktemp("help"), warm=False)
 
 
 def entries(text: str) -> list[str]:
@@ -65,7 +63,7 @@ def test_help_names_the_parts_and_every_name_is_taken(cold, script, words):
     from vgnb.generators.schedules import SCHEDULES
     from vgnb.sampling.settings import Sampling
     found = names(cold(script, *words, "--help").out)
-    assert set(found) == {"--order", "--guidance", "--schedule", "--picks.0", "--picks.0.temperature"}
+    assert set(found) == {"--order", "--guidance", "--schedule", "--picks.0", "--picks.0.temperature", "--picks.1"}
     assert {"confidence", "halton", "raster"} <= set(found["--order"]) and found["--schedule"] == list(SCHEDULES)
     assert {"spatial", "cfg"} <= set(found["--guidance"])
     for option, taken in found.items():

@@ -24,7 +24,7 @@ from vgnb.evaluation.features import load_extractor
 from vgnb.evaluation.reference import extract_reference
 from vgnb.evaluation.samples import load_statistics
 from vgnb.generators.raster import RasterConfig, RasterTransformer
-from vgnb.jobs import SampleJob, planned_labels
+from vgnb.jobs import Part, SampleJob, planned_labels
 from vgnb.pipeline import Pipeline
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
@@ -106,7 +106,7 @@ class Job(SampleJob):
     "Pictures that are quickly made, each a function of seed and id."
     def make(self, start):
         ids = np.arange(start, min(start + self.part, self.count))
-        return np.stack([np.full((4, 4, 3), 17 * i + 101 * self.seed, np.int64).astype(np.uint8) for i in ids])
+        return Part(np.stack([np.full((4, 4, 3), 17 * i + 101 * self.seed, np.int64).astype(np.uint8) for i in ids]))
 
 
 def sampler(pipe, seed=0, **kw):

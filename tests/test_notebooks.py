@@ -42,12 +42,15 @@ def test_clean_and_export_change_nothing(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def scripts(root):
-    runner = Scripts(root)
-    yield runner
-    runner.close()
+    return Scripts(root)
 
 
-@pytest.mark.parametrize("page", PAGES)
+def with_cost(page: str):
+    "Tutorials train and sample for minutes what other tests do in the small: --full runs them."
+    return pytest.param(page, marks=pytest.mark.full) if page.startswith("tutorials/") else page
+
+
+@pytest.mark.parametrize("page", map(with_cost, PAGES))
 def test_page_runs(page, scripts):
     "In a process of its own: a page defines its room anew, and what it registers must not meet the next page."
     flags = ["--flags", "slow"] if os.environ.get("VGNB_TEST_FULL") else []

@@ -14,10 +14,16 @@ from tests.parity.harness import holds, load_adapters, load_case, run_case
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(GOLDENS.glob("*/*.json"))
+LONG = {"vq_train_second_steps"}    # a minute beside another test, for it computes on two threads: --full runs it
 load_adapters()
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def case(path: Path):
+    marks = pytest.mark.full if path.stem in LONG else ()
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=marks)
+
+
+@pytest.mark.parametrize("path", map(case, CASES))
 def test_fixture(path):
     verdict, line = run_case(path)
     assert verdict == "PASS", line
@@ -54,7 +60,12 @@ def one_case_a_class():
         rank = checks.get("margin") or checks.get("min_margin") or size(spec)
         key = path.parent.name, spec["upstream_class"]
         if key not in best or rank < best[key][0]: best[key] = (rank, path, spec)
-    return [(path, spoiled(spec)) for _, path, spec in best.values()]
+    return [with_cost(path, spoiled(spec)) for _, path, spec in best.values()]
+
+
+def with_cost(path: Path, name: str):
+    "Training steps take long: --full runs them spoilt, too."
+    return pytest.param(path, name, marks=pytest.mark.full) if "steps" in path.stem else (path, name)
 
 
 def spoiled(spec) -> str:

@@ -68,9 +68,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scripts(home):
-    runner = Scripts(home)
-    yield runner
-    runner.close()
+    return Scripts(home)
 
 
 # what a reader expects of each Python block, by a word that stands in it
@@ -115,8 +113,7 @@ def test_the_module_of_one_s_own_is_known_to_the_scripts(home):
     pipe = Pipeline.from_pretrained(home / "runs/quickstart")
     extract_codes(pipe.tokenizer, open_images(home / "photos"), home / "runs/codes", Augment("center", 32), batch=60)
     runner = Scripts(home, VGNB_RUN_ROOMS="my_model")
-    try: done = runner(Path(train[2]).name, *train[3:], "--dry-run")
-    finally: runner.close()
+    done = runner(Path(train[2]).name, *train[3:], "--dry-run")
     assert done.code == 0 and "table" in done.out, (done.out, done.err)
 
 

@@ -184,7 +184,6 @@ def own(tmp_path_factory):
         assert ran.code == 0, ran
         return place
     yield run
-    runner.close()
 
 
 def test_scripts_know_own_names(own):

@@ -93,6 +93,12 @@ def test_a_job_of_several_parts(pipe, tmp_path):
     assert json.loads(jobs[4].record_file.read_text())["config"]["rejection"] == {
         "tries": 2, "enough": 1.0, "classifier": "brightness@0"}
 
+    records = [json.loads(job.record_file.read_text())["selected"] for job in jobs.values()]
+    whole = pipe.select(labels, Rejection(2), looks, min_rows=4)
+    assert records[0] == records[1] and records[0]["candidates"] == 20 and sum(records[0]["kept"]) == 10
+    assert records[0]["kept"] == whole.kept.bincount().tolist()
+    assert records[0]["probability"] == pytest.approx(
+        {"mean": float(whole.probability.mean()), "least": float(whole.probability.min())}, rel=1e-5)
     for other in (dict(), dict(reject=Rejection(3), classifier=looks)):
         with pytest.raises(BadInput): SampleJob(pipe, labels, tmp_path / "4.npz", part=4, **other).run(progress=False)
 
@@ -137,7 +143,8 @@ def test_command_line(tmp_path):
     refused = scripts("sample.py", *words)
     assert refused.code == 2 and "only goes with reject_by" in refused.err and not out.exists()
     done = scripts("sample.py", *words, "--reject-by", "shapes-judge", "--reject-enough", "0.5")
-    scripts.close()
     assert done.code == 0, done.err
     record = json.loads(out.with_suffix(".run.json").read_text())["config"]["rejection"]
     assert record["tries"] == 2 and record["enough"] == 0.5 and record["classifier"].startswith("shapes-judge@")
+    said = f"each the one of 2 candidates that {record['classifier']} likes best, or the first above 0.5"
+    assert said in done.out

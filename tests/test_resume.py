@@ -83,7 +83,7 @@ def stop(process, folder, number) -> int:
     return process.wait(120)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_signals_publish_and_exit_75(tmp_path, number):
     folder = tmp_path / "run"
     process = start("-m", "tests.toy_training", "signal", folder)
@@ -207,6 +207,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, how, code):
     assert not list((tmp_path / "checkpoints").glob(".aside*"))
 
 
+@pytest.mark.full
 def test_the_training_script_stops_and_goes_on(tmp_path):
     "SIGTERM to the real script; the same command ends in the weights of an uninterrupted one."
     write_codes(tmp_path / "codes")

@@ -41,13 +41,13 @@ LAUNCHES = {
     "plain": ([], {}),
     "accelerate": (["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"], {}),
     "two": (["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], {"ACCELERATE_USE_CPU": "true"})}
+MODES = ["plain", pytest.param("accelerate", marks=pytest.mark.full), "two"]
+WALKED = LAUNCHES if os.environ.get("VGNB_TEST_FULL") else {"plain", "two"}
 
 
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory):
-    runner = Scripts(tmp_path_factory.mktemp("cold"), warm=False)
-    yield runner
-    runner.close()
+    return Scripts(tmp_path_factory.mktemp("cold"), warm=False)
 
 
 # ---- help
@@ -120,7 +120,7 @@ def run(mode: str, words: list, place: Path, first: Path):
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory) -> dict[str, Path]:
     "The five scripts in a folder for each launch; all sample with the weights of the first."
-    places = {mode: tmp_path_factory.mktemp(mode) for mode in LAUNCHES}
+    places = {mode: tmp_path_factory.mktemp(mode) for mode in LAUNCHES if mode in WALKED}
     first = places["plain"]
     trained = threading.Event()
 
@@ -132,7 +132,7 @@ def walks(tmp_path_factory) -> dict[str, Path]:
         assert trained.wait(600)
         for words in WALK[3:]: run(mode, words, places[mode], first)
 
-    with ThreadPoolExecutor(3) as pool: list(pool.map(walk, LAUNCHES))
+    with ThreadPoolExecutor(3) as pool: list(pool.map(walk, places))
     return places
 
 
@@ -143,15 +143,16 @@ LEFT = {"tokenizer/model/model.safetensors", "tokenizer/run.json", "tokenizer/lo
         "numbers.json", "numbers.run.json"}
 
 
-@pytest.mark.parametrize("mode", LAUNCHES)
+@pytest.mark.parametrize("mode", MODES)
 def test_the_walk_leaves_what_it_should(walks, mode):
     made = {str(p.relative_to(walks[mode])) for p in walks[mode].rglob("*") if p.is_file()}
     assert LEFT - made == set()
     assert [m for m in made if ".part" in m or "aside" in m] == []
 
 
-@pytest.mark.parametrize("mode, world", [("plain", 1), ("accelerate", 1), ("two", 2)])
-def test_every_run_knows_its_world(walks, mode, world):
+@pytest.mark.parametrize("mode", MODES)
+def test_every_run_knows_its_world(walks, mode):
+    world = 2 if mode == "two" else 1
     for name in ("tokenizer/run.json", "codes/run.json", "generator/run.json", "samples.run.json", "numbers.run.json"):
         assert load_json(walks[mode] / name)["world"] == world, name
 
@@ -169,7 +170,7 @@ def test_samples_are_the_same_bytes(walks):
 METRICS = {"fid", "is_mean", "is_std", "kid_mean", "kid_std", "precision", "recall", "accuracy"}
 
 
-@pytest.mark.parametrize("mode", ["accelerate", "two"])
+@pytest.mark.parametrize("mode", MODES[1:])
 def test_numbers_agree(walks, mode):
     want, found = (load_json(walks[m] / "numbers.json") for m in ("plain", mode))
     assert set(want["values"]) == METRICS
@@ -178,6 +179,7 @@ def test_numbers_agree(walks, mode):
         assert found["values"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
 def test_one_and_accelerate_train_the_same_weights(walks, name):
     weights = [(walks[m] / name / "model" / "model.safetensors").read_bytes() for m in ("plain", "accelerate")]
@@ -207,7 +209,6 @@ def test_dry_runs_touch_nothing(walks, tmp_path):
     by_name = [str(w).format(first=place) for w in SAMPLES] + ["--classes", "heart", "ring", "--dry-run"]
     ran = runner(*by_name)                                                    # the model's card knows the names
     assert ran.code == 0, ran
-    runner.close()
 
 
 def rerun(*words, cwd: Path) -> str:

@@ -1,5 +1,7 @@
 "The tiny models that come with the package: small enough, in step with their recipes, and as good as their cards say."
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -64,3 +66,16 @@ def test_samples_are_what_was_asked_for(name, least):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(BadInput, match="name='tiny-none'"): shipped_folder("tiny-none")
+
+
+def test_opening_and_sampling_leave_the_compiler_alone():
+    "Importing it takes more than a second, which every script would wait for."
+    code = """
+import sys
+from vgnb.pipeline import Pipeline
+from vgnb.shipped import shipped
+for name in shipped(): Pipeline.from_pretrained(name).sample(1)
+print(*(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.run_scripts import Ran, Scripts
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.cli import run_main
 from vgnb.core import BadInput, Mismatch, VgnbError
@@ -55,11 +56,10 @@ PARAMETERS = {                     # as published
     "maskgit-vqgan": 54_515_587}
 
 
-def script(name, *words, code=0):
-    command = [sys.executable, f"scripts/{name}.py", *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
-    assert done.returncode == code, done.stderr[-2000:]
-    return done
+def script(name, *words, code=0) -> Ran:
+    ran = Scripts(ROOT)(f"{name}.py", *words)
+    assert ran.code == code, ran.err[-2000:]
+    return ran
 
 
 def weights(run: Path) -> bytes: return (run / "model" / "model.safetensors").read_bytes()
@@ -84,8 +84,8 @@ def test_all_of_the_papers_sizes_are_there():
 def test_dry_runs_touch_nothing(tmp_path):
     write_codes(tmp_path / "codes")
     words = "--out", tmp_path / "run", "--dry-run"
-    generator = script("train_generator", "gpt-7b", "--data", tmp_path / "codes", *words).stdout
-    tokenizer = script("train_tokenizer", "shapes-tokenizer", "--batch", 32, *words).stdout
+    generator = script("train_generator", "gpt-7b", "--data", tmp_path / "codes", *words).out
+    tokenizer = script("train_tokenizer", "shapes-tokenizer", "--batch", 32, *words).out
     for words in ("100 examples", "epochs", "is new"): assert words in generator
     for words in ("611,352 parameters", "3,000 steps x 32", "60,000 examples"): assert words in tokenizer
     assert not (tmp_path / "run").exists()
@@ -162,14 +162,14 @@ def test_wrong_input_is_one_line(room, monkeypatch, command, words):
 @pytest.mark.full
 def test_scripts_print_that_line(room):
     done = script("train_tokenizer", "vq-61", code=2)
-    assert done.stderr.startswith("recipe='vq-61': must be one of") and len(done.stderr.splitlines()) == 1
-    assert "Unrecognized options" in script("train_tokenizer", "vq-16", "--step", "3", code=2).stderr
+    assert done.err.startswith("recipe='vq-61': must be one of") and len(done.err.splitlines()) == 1
+    assert "Unrecognized options" in script("train_tokenizer", "vq-16", "--step", "3", code=2).err
 
 
 def test_allowed_bad_pictures_are_listed(room):
     done = script("extract_codes", "--tokenizer", room / "model", "--data", room / "photos", "--out", room / "allowed",
                   "--size", 32, "--max-bad", 1)
-    assert "left out: b.png: is no JPEG" in done.stderr and "1 pictures, 1 left out" in done.stdout
+    assert "left out: b.png: is no JPEG" in done.err and "1 pictures, 1 left out" in done.out
     assert CodeStore(room / "allowed").absent.tolist() == [1]
 
 

@@ -20,7 +20,7 @@ from vgnb.generators.random_order import RANDAR, RandomOrderConfig
 from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer, llamagen_gpt_names
 from vgnb.generators.schedules import even
 from vgnb.jobs import planned_labels
-from vgnb.kinds import Kind, from_json, kinds, to_json
+from vgnb.kinds import Kind, called, from_json, kinds, to_json
 from vgnb.names import NameTable, Rename
 from vgnb.pipeline import Pipeline
 from vgnb.sampling.applications import Inpaint, Morph, Outpaint
@@ -209,7 +209,7 @@ class Blind(Likes):
 @pytest.mark.parametrize("part", PARTS)
 def test_an_order_that_asks_for_more_takes_no_value_a_column(part, order):
     "Said by name when the sampler is built, not by a shape that doesn't fit."
-    words = f"gives each cell of a step a value of its own, but {type(order).__name__} asks for more"
+    words = f"gives each cell of a step a value of its own, but {called(order)} asks for more"
     with pytest.raises(BadInput, match=words): Sampler(Blind(), order, even, **PARTS[part])
 
 
@@ -231,7 +231,7 @@ def test_noise_of_a_choice_is_a_ramp():
     made = [Sampler(Likes(), order, **how).sample(**request(MASKS)) for order in (ramp, Confidence(4.5, 0.5))]
     assert torch.equal(*made)
     with pytest.raises(BadInput, match="noise_end"): Confidence(Linear(4.5, 0.0), 1.0)
-    with pytest.raises(BadInput, match="order='Confidence': gives each cell"): Sampler(Likes(), Confidence(BY_CELL))
+    with pytest.raises(BadInput, match="order='confidence': gives each cell"): Sampler(Likes(), Confidence(BY_CELL))
 
 
 def test_a_ramp_with_too_few_values_says_so():

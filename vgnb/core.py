@@ -123,6 +123,9 @@ def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Te
 def check_place(argument:str, folder) -> Path:
     "`folder` is one that may be written to, or can be made; returns it as a Path."
     folder = Path(folder)
+    scheme = folder.parts[0] if len(folder.parts) > 1 else ""
+    is_address = len(scheme) > 2 and scheme.endswith(":")              # Path makes "iar2://x" iar2:/x
+    check(not is_address, argument, folder, f"must be a folder, not an address: nothing is written to {scheme}//")
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())    # the first on the way up
     allowed = f"must be a folder, or a place where one can be made; {there.name} is a file"
     check(there.is_dir(), argument, folder, allowed)

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from typing import Callable
@@ -226,8 +227,15 @@ class _Deaths:
             return next(items)
         finally: self.may_raise = False
 
+def _hush(reader:int):
+    "In a reader: the thread that hands tensors over keeps silent when whoever fetches them has left."
+    def heard(kind, error, trace):
+        if not isinstance(error, (OSError, EOFError)): sys.__excepthook__(kind, error, trace)
+    sys.excepthook = heard
+
 def read_ahead(loader):
     "The items of a `DataLoader` whose processes ignore signals to stop. Errors: `VgnbError` when one of them died."
+    loader.worker_init_fn = loader.worker_init_fn or _hush
     with _blocked(): items = iter(loader)
     readers = getattr(items, "_workers", [])
     def end():

@@ -32,6 +32,11 @@ class Rejection:
         check_int("tries", self.tries, 1)
         check_float("enough", self.enough, 0, 1)
 
+    def words(self, classifier:Extractor) -> str:
+        "What is kept, in words."
+        first = f", or the first above {self.enough:g}" if self.enough < 1 else ""
+        return f"{self.tries} candidates that {classifier.id} likes best{first}"
+
     def draws(self, seed:int, k:int) -> Keyed:
         "The draws of try k."
         return Keyed(seed).fork(f"try {k}") if k else Keyed(seed)

@@ -36,6 +36,7 @@ from vgnb.core import (
     save_card,
     sweep_aside,
 )
+from .families import without_memory
 from .kinds import from_json, kind_of, kinds, to_json
 from .names import NameTable
 from .places import locked_file
@@ -144,7 +145,7 @@ def make(build:Callable, config, source:str|Path="checkpoint") -> nn.Module:
 def fits_first(build, config, state:dict[str, Tensor], source:str|Path="checkpoint"):
     "Hold a state dict against the model of a configuration that is made without memory. Errors: `Mismatch`."
     try:
-        with torch.device("meta"), no_larger_than(state, source): model = make(build, config, source)
+        with without_memory(), no_larger_than(state, source): model = make(build, config, source)
     except NotImplementedError: return                       # one that computes while it is made: `fill` will look
     except Mismatch as e:
         if "meta" in str(e.__cause__): return                # likewise
@@ -239,7 +240,9 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
     if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
-    check(is_model, argument, folder, "has no config.json, so it is not a saved model", Mismatch)
+    inside = folder / "model"
+    advice = f": it is a run's folder, whose model is {inside}" if (inside / "config.json").is_file() else ""
+    check(is_model, argument, folder, f"has no config.json, so it is not a saved model{advice}", Mismatch)
 
     card = load_card(folder / "config.json", argument)
     has_config = isinstance(card.get("config"), dict)

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['published', 'build', 'read_published', 'unwrap', 'split', 'load_published', 'export_published']
 
-# %% ../nbs/700_zoo.ipynb #f53ffbf0
+# %% ../nbs/700_zoo.ipynb #31d4cbc6
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .core import Missing, check, check_choice
-from .families import Family, Published, described, families, family_of, recognised, the_one
+from .core import Mismatch, Missing, check, check_choice
+from .families import Family, Match, Published, families, family_of, meant, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
 from .tensor_files import Held, read_tensors
+from .tokenizers.quantizers import UsageMeter
 from .training.start import start_files
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
@@ -63,7 +66,7 @@ def split(state:dict[str, Tensor], *prefixes:str) -> dict[str, dict[str, Tensor]
     parts = {p: {k[len(p):]: v for k, v in state.items() if k.startswith(p)} for p in prefixes}
     return parts | {"": {k: v for k, v in state.items() if not k.startswith(prefixes)}}
 
-# %% ../nbs/700_zoo.ipynb #b4cd0c59
+# %% ../nbs/700_zoo.ipynb #c978ee67
 def load_published(
     path:str|Path,
     spec:dict|None=None,           # the original's arguments; default: what the file says, or what is recognised
@@ -74,19 +77,36 @@ def load_published(
     "Our model with the weights of a published file. Everything must fit, or one error lists what doesn't."
     content = read_published(path)
     state = split(unwrap(content, prefer), "loss.", "discriminator.")[""]
-    matches = recognised(state, system) if spec is None else described(spec, system=system)
+    matches = _recognised(state, system, path) if spec is None else meant(spec, state, system)
     family, found = the_one(matches, path)
     carried = family.carried(content) if spec is None and family.carried else None
     spec = carried or found
 
-    with torch.device("meta"), no_larger_than(state, path): expected, table = family.make(spec, **changes)
-    ours = table.load(state, expected, str(path))
+    with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
+    empty = _empty_meters(expected, table.to_ours(state), path)
+    wanted = {k: v for k, v in expected.state_dict().items() if k not in empty}
+    ours = table.load(state, wanted, str(path))
     model = family.build(expected.config)
     check_finite(ours, model, "path", path)
-    model.load_state_dict(ours, strict=True)
+    model.load_state_dict(model.state_dict() | ours if empty else ours, strict=True)
     return model.eval()
 
 for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"): start_files[_ending] = load_published
+
+def _recognised(state:dict[str, Tensor], system:str|None, path) -> list[Match]:
+    "Families that know the entries of a file. Errors: `Mismatch` names the file."
+    try: return recognised(state, system)
+    except Mismatch as e:
+        own = e.argument == "checkpoint"
+        raise (Mismatch("path", path, f"holds {e.value}, which {e.allowed}") if own else e) from None
+
+def _empty_meters(model:nn.Module, state:dict[str, Tensor], path) -> set[str]:
+    "Windows of recent codes that a file leaves out, of which it says so: nothing depends on them."
+    meters = {f"{name}.{k}" for name, m in model.named_modules() if isinstance(m, UsageMeter) for k in m.state_dict()}
+    empty = meters - state.keys()
+    speaks = os.environ.get("RANK", "0") == "0"
+    if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
+    return empty
 
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
     "The state dict under the authors' names; with `path` as a .safetensors file, too. Errors: nobody owns the model."

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['layouts', 'CodesWriter', 'PublishedCodes', 'numbered', 'load_integers', 'split_folder', 'check_16_bits', 'store_from',
-           'check_export', 'export_codes', 'convert']
+           'check_export', 'written_to', 'export_codes', 'convert']
 
 # %% ../../nbs/data/125_layouts.ipynb #1c9234e5
 import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ layouts = OpenRegistry("layout")     # name -> subclass of `PublishedCodes`
 class CodesWriter:
     "The half of a layout that writes: what it can hold, which folders it makes, and how."
     many_levels = False                # whether an item holds several levels of codes, or one
+    one_view = False                   # whether it holds one augmentation row, or all there are
 
     @classmethod
     def check_write(cls, codes:Codes, out:Path):
@@ -159,6 +161,20 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
     for p in kind.targets(out, split):
         check(not p.exists(), "out", p, "exists already; choose a new folder")
     return out
+
+def written_to(uri:str, argument:str="out") -> tuple[str, Path, str]|None:
+    "(layout, folder, split) of `LAYOUT://folder[?split=eval]`; None for a plain folder. Errors: another scheme."
+    layout, there, rest = str(uri).partition("://")
+    if not there: return None
+    known = tuple(sorted(layouts))
+    check(layout in known, argument, uri, f"must be a folder, or LAYOUT://folder with one of {', '.join(known)}")
+    folder, _, query = rest.partition("?")
+    check(folder, argument, uri, "must name a folder behind the layout")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    splits = ("split",) if "split" in layouts[layout].options else ()
+    takes = f"{layout} takes {' '.join(splits) or 'nothing'} when it is written"
+    for name in options: check(name in splits, argument, uri, f"must not say {name}: {takes}")
+    return layout, Path(folder), check_choice("split", options.get("split", "train"), ("train", "eval"))
 
 def export_codes(
     codes:Codes,                   # a store, or codes in another layout

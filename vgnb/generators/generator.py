@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_codes
 from ..draws import At
+from ..kinds import called
 
 # %% ../../nbs/generators/300_generator.ipynb #2c3806ac
 _CELLS = 2 ** 20    # of the largest grid: 1024 x 1024 codes
@@ -244,7 +245,7 @@ def require_traits(
     who = type(generator).__name__
     has = ", ".join(sorted(generator.traits)) or "none"
     if part is None: check(not lacking, argument, who, f"must have {traits}; it has {has}")
-    else: check(not lacking, argument, type(part).__name__, f"needs a generator with {traits}; {who} has {has}")
+    else: check(not lacking, argument, called(part), f"needs a generator with {traits}; {who} has {has}")
 
 # %% ../../nbs/generators/300_generator.ipynb #a1bb485b
 def on_host(t:Tensor) -> bool:

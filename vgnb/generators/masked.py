@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes
 from .masks import draw_mask
 from .schedules import CURVES
@@ -581,7 +581,7 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     size = next((c for c in masked_presets.values() if (c.layers, c.dim) == (depth, dim)), None)
     one_to_one = "in_proj.weight" not in state            # no patches of cells, no captions
     is_published = size is not None and one_to_one
-    found, why = f"{depth} layers of width {dim}", "is no published size; give its arguments as spec="
+    found, why = f"{depth} layers of width {dim}", f"is no published size; {SAY_SPEC}"
     check(is_published, "checkpoint", found, why, Mismatch)
 
     side = math.isqrt(len(state["pos_emb.weight"]))

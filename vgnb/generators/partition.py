@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At, Keyed, seeded_generator
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -666,7 +666,7 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     blocks = counted(state, "decoder.layers.")
     cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(blocks)]
     mode, first = next((p for p in _plans(blocks) if decoder_plan(p[0], blocks, p[1]) == cross), (None, None))
-    check(mode, "checkpoint", cross, "is no known decoder; give its arguments as spec=", Mismatch)
+    check(mode, "checkpoint", cross, f"is no known decoder; {SAY_SPEC}", Mismatch)
 
     deep = "decoder.group_swap.query_processor.0.weight" in state
     return pgm_spec(PartitionConfig(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At, seeded_generator
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -566,7 +566,7 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
     vocab, dim = state["tok_embeddings.weight"].shape
     layers = counted(state, "layers.")
     size = next((c for c in _sizes().values() if (c.layers, c.dim) == (layers, dim)), None)
-    found, why = f"{layers} layers of width {dim}", "is no published size; give its arguments as spec="
+    found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
     check(size is not None, "checkpoint", found, why, Mismatch)
 
     spec = {"n_layer": layers, "dim": dim, "n_head": size.heads, "vocab_size": vocab}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from .generator import Cond, Grid, Loss, Prediction, cross_entropy
 from vgnb.generators.raster import (
     DecoderState,
@@ -38,7 +38,7 @@ class SemanticDetailConfig(RasterConfig):
     vocab: tuple[int, int] = (256, 4096)       # semantic codes, detail codes
     grid: tuple[int, ...] = (24, 24)           # cells in training; sampling may use others
     head_layers: int = 5                       # blocks of the head
-    semantic_weight: float = 1.0               # of the semantic codes' loss; the detail codes' is 1 (w1)
+    semantic_weight: float = 1.0               # times their part of the loss; the detail codes' part counts once (w1)
     rope_rate: Literal["full", "half"] = "full"  # "half" = two cells a step along the raster, as published
 
     def __post_init__(self):
@@ -401,7 +401,7 @@ def recognise_iar2(state:dict[str, Tensor]) -> dict|None:
     (semantic, dim), (detail, _) = (state[name].shape for name in tables)
     layers = counted(state, "layers.")
     heads = {(c.layers, c.dim): c.heads for name, c in semantic_detail_presets.items() if name != "tiny"}
-    found, why = f"{layers} layers of width {dim}", "is no published size; give its arguments as spec="
+    found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
     check((layers, dim) in heads, "checkpoint", found, why, Mismatch)
     return {
         "n_layer": layers,
@@ -418,10 +418,12 @@ def _published(size:str) -> Published:
     spec = {"model": f"GPT-{size}", "block_size": 576, "factorized_n_layer": 5}
     return Published(f"IAR2-{size}", spec, files)
 
+_WORDS = {"factorized_n_layer", "cluster_num", "sub_vocab_size"}     # that no other system has
+
 IAR2 = register(Family(
     kind="semantic-detail", config=SemanticDetailConfig, build=SemanticDetailTransformer, role="generator",
     system="iar2", names=iar2_names, read=iar2_config, write=iar2_spec,
-    recognise=recognise_iar2, reads=lambda spec: "factorized_n_layer" in spec,
+    recognise=recognise_iar2, reads=lambda spec: not _WORDS.isdisjoint(spec),
     owns=lambda c: c.rope_rate == "half" and c.condition == "class" and c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt_train.Transformer", "autoregressive.models.gpt_inference.Transformer"),
     published=tuple(map(_published, _SIZES))))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['iar2_tokenizer_first', 'iar2_tokenizer_second', 'shapes_iar2_tokenizer_first', 'shapes_iar2_tokenizer_second',
            'iar2_b', 'iar2_l', 'iar2_xl', 'iar2_xxl', 'iar2_b_fsdp', 'iar2_l_fsdp', 'iar2_xl_fsdp', 'iar2_xxl_fsdp',
-           'shapes_8x8_iar2']
+           'shapes_8x8_iar2', 'cifar_iar2_tokenizer_first', 'cifar_iar2_tokenizer_second', 'cifar_iar2']
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #a2868889
 from dataclasses import replace
 
 from ..generators.semantic_detail import semantic_detail_presets
+from .cifar_recipes import cifar_tokenizer
 from .shapes_recipes import shapes_8x8_tokenizer, shapes_generator
 from ..tokenizers.iar2_tokenizer import IAR2_TOKENIZERS
 from ..tokenizers.objectives import VQGANLossConfig
@@ -72,10 +73,12 @@ def shapes_iar2_tokenizer_first() -> TokenizerRecipe:
 def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
     """A tiny second stage: 16 semantic and 64 detail codes a place, from the first stage's weights.
 
-    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps.
+    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps. Begins
+    with `--start`: the first stage's run, which must be there.
     Command:
 
-        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --out runs/tiny/iar2-second"""
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --start runs/tiny/iar2-first \
+            --out runs/tiny/iar2-second"""
     first = shapes_iar2_tokenizer_first()
     weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0, quantizer=first.loss.quantizer, gan=0.0)
     return replace(first,
@@ -204,3 +207,44 @@ def shapes_8x8_iar2() -> GeneratorRecipe:
         python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
     sizes = IAR2_TOKENIZERS["tiny-shapes"].quantizer.vocab
     return replace(shapes_generator(), model=replace(semantic_detail_presets["tiny"], vocab=sizes), steps=5000)
+
+# %% ../../nbs/recipes/568_iar2_recipes.ipynb #cifar001
+_PAIR = replace(IAR2_TOKENIZERS["tiny-shapes"].quantizer, semantic=32, detail=256)
+_PHOTOGRAPHS = replace(IAR2_TOKENIZERS["tiny-shapes"], quantizer=_PAIR)
+
+@recipes.register
+def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
+    """A tiny first stage for 32 px photographs such as CIFAR-10: 8x8 semantic codes of 32, 0.6M parameters.
+
+    Result: PSNR 21.2 dB, SSIM 0.726 on the test split, all codes used. Minutes on one CPU core. With a loss on pixels,
+    unlike the published one: there is no perceptual network here.
+    Command:
+
+        python scripts/train_tokenizer.py cifar-iar2-tokenizer-first --out runs/cifar/iar2-first"""
+    model = replace(_PHOTOGRAPHS, quantizer=_PHOTOGRAPHS.quantizer.level(0))
+    return replace(cifar_tokenizer(), model=model, steps=500)
+
+@recipes.register
+def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
+    """A tiny second stage for 32 px photographs: 32 semantic and 256 detail codes, from the first stage's weights.
+
+    Result: PSNR 25.1 dB, SSIM 0.871 on the test split (semantic codes alone: 21.2 dB, 0.732), all codes of both tables
+    used. Minutes on one CPU core. Begins with `--start`: the first stage's run, which must be there.
+    Command:
+
+        python scripts/train_tokenizer.py cifar-iar2-tokenizer-second --start runs/cifar/iar2-first \\
+            --out runs/cifar/iar2-second"""
+    second, first = shapes_iar2_tokenizer_second(), cifar_iar2_tokenizer_first()
+    return replace(second, model=_PHOTOGRAPHS, data=first.data, augment=first.augment, steps=first.steps,
+                   start="runs/cifar/iar2-first")
+
+@recipes.register
+def cifar_iar2() -> GeneratorRecipe:
+    """A tiny IAR2 for the codes of `cifar-iar2-tokenizer-second`: 64 cells of two codes, 1M parameters.
+
+    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core. Extract the codes with
+    `--flip`: every picture then comes in two views.
+    Command:
+
+        python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes --out runs/cifar/iar2"""
+    return replace(shapes_8x8_iar2(), model=replace(semantic_detail_presets["tiny"], vocab=_PAIR.vocab), steps=800)

@@ -24,6 +24,7 @@ class AttendedGuidance(Unguided):
     end: tuple[float, ...]|float = (3.0, 3.0)       # ... and at the last
     attention: float = 0.05                         # how far an attention of 1 moves the scale towards its end (w_attn)
     needs = frozenset({"class_attention"})
+    searched = "end"
 
     def __post_init__(self):
         for name in ("start", "end"):

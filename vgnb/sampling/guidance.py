@@ -122,6 +122,7 @@ GUIDANCES = shelf("guidance")      # name -> ready-made guidance, for settings a
 class Unguided:
     "The conditional logits as they are; the base of all guidance."
     needs = frozenset()            # traits that the generator must have
+    searched = ""                  # the field that a search over scales moves; "" = none
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
         "Conditions to run, the real one first. `at.positions` (b, n): the order; its first `at.index` cells are known."
@@ -204,6 +205,7 @@ class CFG(Guided):
     # what it moves with; D-AR's --cfg-scale a,b is start=a, scale=b, by=cell
     by: Literal["done", "after", "column", "step", "cell"] = "done"
     interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
+    searched = "scale"
 
     def __post_init__(self):
         check_int("interval", self.interval, -1)

@@ -14,11 +14,12 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import check, check_choice, check_codes, check_int
+from ..core import BadInput, check, check_choice, check_codes, check_int
 from ..draws import At, Keyed
 from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
 from ..generators.orders import Order, Raster, check_permutation
-from ..generators.schedules import Schedule, check_counts, one_by_one
+from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
+from ..kinds import called
 from ..progress import Progress
 from ..rows import gather_rows, padded
 from .guidance import Unguided, by_column
@@ -104,7 +105,7 @@ class Sampler:
         alone = g.columns == "separate" or "independent" in g.traits
         who = type(g).__name__
         allowed = f"needs a generator that answers each cell by itself; the columns of {who} are {g.columns}"
-        check(alone or not self.order.adaptive, "order", type(self.order).__name__, allowed)
+        check(alone or not self.order.adaptive, "order", called(self.order), allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
         self.guidance.check_levels(len(g.vocab))
@@ -116,9 +117,9 @@ class Sampler:
         "A value for each cell of a step needs an order that asks for those cells and no others."
         asks_more = self.order.adaptive or self.order.redraw
         by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
-        asked = f"{type(self.order).__name__} asks for more cells than a step decides"
+        asked = f"{called(self.order)} asks for more cells than a step decides"
         words = f"gives each cell of a step a value of its own, but {asked}; let it grow by done, after or step"
-        check(not by_cell, argument, type(part).__name__, words)
+        check(not by_cell, argument, called(part), words)
 
 # %% ../../nbs/sampling/420_sampler.ipynb #203d2b96
 @patch
@@ -150,7 +151,18 @@ def _check_sizes(self:Sampler, counts:list[int], n:int, there:int):
     who = type(g).__name__
     few = f"at most {g.most}: {who} can be asked no more"
     if g.most == 1: few = f"one: {who} decides one cell at a time"
-    check(can_be_asked, whose, counts[:8], f"must be groups of {few}")
+    asked = self._schedule_word() if by_schedule else called(order)
+    check(can_be_asked, whose, asked, f"must be groups of {few}; these are {_some(counts)}")
+
+def _some(counts:list[int]) -> str:
+    "The first group sizes in words."
+    return ", ".join(map(str, counts[:8])) + ", ..." * (len(counts) > 8)
+
+@patch
+def _schedule_word(self:Sampler) -> str:
+    "The name by which the schedule was asked for, or its function's."
+    named = (name for name, schedule in dict.items(SCHEDULES) if schedule is self.schedule)
+    return next(named, getattr(self.schedule, "__name__", type(self.schedule).__name__))
 
 @patch
 def groups(self:Sampler,
@@ -184,7 +196,20 @@ def check_request(self:Sampler,
     self.order.check(grid, ids)
     for k in keep: check_choice("keep", k, ("logits", "drawn"))
     if given is not None: self._check_given(given, len(ids), grid)
+    self._check_branches(cond, ids, grid)
     return self.groups(grid, None if given is None else given[1], ids, draws)
+
+@patch
+def _check_branches(self:Sampler, cond:Cond, ids:Tensor, grid:Grid):
+    "Whether the generator knows every condition that guidance compares: without a null class there is no guidance."
+    first, who = cond.rows(slice(0, 1)), type(self.generator).__name__
+    at = At(ids[:1], torch.arange(grid.n, device=ids.device)[None])
+    for branch in self.guidance.branches(first, self.generator.null(first), Keyed(0), at)[1:]:
+        try: self.generator.check_cond(branch)
+        except BadInput as e:
+            why = f"compares with a picture of no class, and this {who} was trained with a class for every picture " \
+                  f"({e}); a scale of 1 compares with nothing"
+            raise BadInput("guidance", called(self.guidance), why) from None
 
 @patch
 def _check_given(self:Sampler, given:tuple[Tensor, Tensor], b:int, grid:Grid):

@@ -25,7 +25,8 @@ from .tokenizer import Quantized, Reconstruction, Tokenizer
 @dataclass(frozen=True)
 class SemanticDetailLossConfig(VQGANLossConfig):
     "Weights of the second stage, and in which iterations the semantic table moves; defaults are IAR2's."
-    cycle: tuple[str, ...] = ("second", "second", "first") # iterations, over and over; in a "first" one the table moves
+    # a word for each iteration, over and over; "second": all but the semantic table move, "first": it moves, too
+    cycle: tuple[str, ...] = ("second", "second", "first")
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +56,8 @@ class SemanticDetailLoss(VQGANLoss):
         found = type(quantizer or tokenizer).__name__
         check(isinstance(quantizer, SemanticDetail), "tokenizer", found, "must have a semantic-detail quantizer")
         twice = self.config.compat and quantizer.config.updates
-        message = "can't be combined with updates of the codebook: the published pass would run them twice a step"
+        message = "can't be combined with updates of the codebook, which the published pass would run twice a step: " \
+                  "leave them out, updates=() or --model.quantizer.updates none"
         check(not twice, "compat", self.config.compat, message)
 
     def groups(self, tokenizer:Tokenizer) -> dict[str, dict[str, nn.Parameter]]:

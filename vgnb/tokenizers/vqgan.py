@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..core import Mismatch, Registry, check, check_choice, check_float, check_int
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from ..kinds import changed
 from ..names import Fuse, Ignore, NameTable, Rename
 from .coders import Decoder, Encoder, SmallDecoder, SmallEncoder, middle
@@ -237,7 +237,7 @@ def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
     if "quantize.embedding_second" in state: return None
     if not _TABLE | {"encoder.conv_blocks.0.res.0.norm1.weight"} <= state.keys(): return None
     levels = counted(state, "encoder.conv_blocks.")
-    why = "is no published size; give its arguments as spec="
+    why = f"is no published size; {SAY_SPEC}"
     check(levels in (4, 5), "checkpoint", f"{levels} levels", why, Mismatch)
     codes, dim = state["quantize.embedding.weight"].shape
     z = len(state["encoder.conv_out.weight"])

@@ -155,13 +155,16 @@ def build_tokenizer(
     check(recipe.data, "data", recipe.data, message)
     keeps = not recipe.start or not recipe.free_steps
     check(keeps, "free_steps", recipe.free_steps, "must be 0 with start: k-means would replace the codebook taken over")
+    has_codes = recipe.free_steps < recipe.steps
+    unset = f"must be above free_steps={recipe.free_steps}: until then nothing is quantized, and no codebook set"
+    check(has_codes, "steps", recipe.steps, unset)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
-    if recipe.free_steps < recipe.steps: check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
+    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
     task = TokenizerTask(model, objective, recipe.free_steps)
     if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return task, ImageData(source, recipe.augment)
@@ -190,9 +193,22 @@ def _is_text(model) -> bool:
     "Whether a configuration asks for captions; one that does not say is of a model of classes."
     return getattr(model, "condition", "class") == "text"
 
+def _levels(model) -> int:
+    "How many codes a cell of this model's has."
+    return len(getattr(model, "levels", (None,)))
+
+def _check_levels(recipe:GeneratorRecipe, codes:Codes):
+    "Codes have as many levels a cell as the model; another number is another kind of model."
+    own, there = _levels(recipe.model), len(codes.vocab)
+    sizes, plural = " x ".join(map(str, codes.vocab)), "s" * (own > 1)
+    allowed = f"must have {own} code{plural} a cell for a {kind_of(recipe.model)} model; " \
+              f"these have {there}, of {sizes}: their tokenizer has {there} level{'s' * (there > 1)}"
+    check(own == there, "data", recipe.data, allowed, Mismatch)
+
 def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:
     "The recipe with vocabulary, grid and classes of the codes, unless others were asked for: then `Mismatch`."
     model = recipe.model
+    _check_levels(recipe, codes)
     default = recipes[recipe.name]().model if recipe.name in recipes else None
     found = {"vocab": codes.vocab[0] if len(codes.vocab) == 1 else codes.vocab, "grid": tuple(codes.grid)}
     if codes.classes and not _is_text(model): found["classes"] = len(codes.classes)

@@ -78,7 +78,14 @@ class Preview:
         known = codes.coding in ("", self.tokenizer.coding())
         message = "speaks other codes than these: it must be the one that made them (its decoder may be another)"
         check(known, "preview tokenizer", type(self.tokenizer).__name__, message, Mismatch)
-        if generator is not None: self.sampling.sampler(generator)
+        if generator is not None: self._check_sampled(generator)
+
+    def _check_sampled(self, generator:Generator):
+        "Raise `BadInput` for what the first picture would be refused for."
+        sampler = self.sampling.sampler(generator)
+        one = torch.zeros(1, dtype=torch.long)
+        by_class = generator.conditioned_on == "class"
+        if by_class: sampler.check_request(Cond(labels=one), one, Grid(tuple(generator.grid)))
 
 # %% ../../nbs/training/545_previews.ipynb #62536583
 @patch

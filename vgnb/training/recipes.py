@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-import torch
 import tyro
 
 from ..core import BadInput, Mismatch, check, check_choice, check_float, check_int
 from ..data.transforms import Augment
+from ..families import without_memory
 from ..kinds import Kind, OpenRegistry, from_json, kind_of, kinds, to_json
 
 # %% ../../nbs/training/500_recipes.ipynb #0e14f4f8
@@ -229,7 +229,7 @@ def recipe(name:str, **changes) -> Recipe:
 # %% ../../nbs/training/500_recipes.ipynb #b9da7455
 def _millions(config) -> str:
     "Parameters of a configuration's model."
-    with torch.device("meta"): model = kinds[kind_of(config)].build(config)
+    with without_memory(): model = kinds[kind_of(config)].build(config)
     return f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f}M"
 
 def recipe_table(*functions:Callable[[], Recipe]) -> str:
