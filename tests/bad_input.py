@@ -39,7 +39,7 @@ from vgnb.generators.partition import PartitionConfig, PartitionTransformer, par
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.generators.semantic_detail import SemanticDetailConfig
-from vgnb.jobs import SampleJob, planned_labels
+from vgnb.jobs import SampleJob, asked_for, planned_labels
 from vgnb.kinds import from_json
 from vgnb.order_maps import step_map
 from vgnb.places import locked
@@ -640,10 +640,25 @@ ROWS = [
     Bad("larger-grid-of-a-raster", "generator", "'RasterTransformer'", "must have the trait any_order",
         lambda w: w.pipe.extrapolate([0], (6, 6)),
         SAMPLE + "--extrapolate 6 6"),
-    Bad("scales-that-fall", "start", "3.0", "must be from 0 to scale=2.0: guidance grows",
-        lambda w: CFG(2.0, start=3.0),
-        PAINT + "--guidance.start 3 --guidance.scale 2"),
-    Bad("negative-start-of-scales", "start", "-1.0", "must be from 0 to scale=2.0",
+    Bad("prefix-of-everything", "prefix", "16", "must be from 1 to 15: the sequence has 16 codes",
+        lambda w: w.pipe.prefix([0], 16),
+        SAMPLE + "--prefix 16"),
+    Bad("prefix-of-nothing", "prefix", "0", "must be an integer >= 1",
+        lambda w: w.painter.prefix([0], 0),
+        PAINT + "--prefix 0"),
+    Bad("like-without-prefix", "like", "'pictures'", "only goes with prefix",
+        lambda w: asked_for(like="pictures"),
+        SAMPLE + "--like pictures"),
+    Bad("previews-of-a-plane", "tokenizer", "'VQGAN'", "decodes all codes of a picture at once",
+        lambda w: w.pipe.preview([0], 1),
+        SAMPLE + "--preview 1"),
+    Bad("steps-of-a-decoder-without", "denoise", "4", "decodes in one pass",
+        lambda w: w.pipe.sample([0], denoise=4),
+        SAMPLE + "--denoise 4"),
+    Bad("unknown-progress-of-scales", "by", "'token'", "must be one of done, after, column, step, cell",
+        lambda w: CFG(2.0, start=1.0, by="token"),
+        None),
+    Bad("negative-start-of-scales", "start", "-1.0", "must be a finite number >= 0",
         lambda w: CFG(2.0, start=-1.0),
         PAINT + "--guidance.start -1 --guidance.scale 2"),
     Bad("more-steps-than-cells", "steps", "17", "must be from 1 to 16, the cells of the grid",

@@ -91,11 +91,11 @@ def read_pickled_codes(
         raise BadItem(name, f"its y must be a whole number, found {type(y).__name__}")
     return code.astype(np.int64), y
 
-# %% ../../nbs/data/128_halton_codes.ipynb #5fd3665f
+# %% ../../nbs/data/128_halton_codes.ipynb #7661e387
 @layouts.register(name="halton")
 class HaltonCodes(PublishedCodes):
     "`{Train,Eval}/<i>.pth`, i with seven digits: a pickle of `code` uint16 (h, w) and `y`; ids are the file numbers."
-    options = ("vocab", "classes", "split")
+    options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
         path,              # the folder of the files, or of Train and Eval

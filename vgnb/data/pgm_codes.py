@@ -54,11 +54,11 @@ def _save_rows(codes, folder:Path, items, aug:int):
     for p in (folder / "whole").iterdir(): p.rename(folder / p.name)
     (folder / "whole").rmdir()
 
-# %% ../../nbs/data/129_pgm_codes.ipynb #e9530669
+# %% ../../nbs/data/129_pgm_codes.ipynb #6f6f888c
 @layouts.register(name="pgm")
 class PGMCodes(PublishedCodes):
     "A split saved by `datasets`: `input_ids` = begin token, then the codes; `label`. Memory-mapped, in stored order."
-    options = ("vocab", "classes", "split")
+    options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
         path,              # the folder of a split, or of the two
