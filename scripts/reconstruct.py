@@ -13,6 +13,15 @@ them (rFID):
 --levels 1 rebuilds from the first level of codes alone, where a tokenizer has several. --compare 256 brings crops and
 reconstructions to another side first (bicubic), as the systems do that encode 384 px and are judged at 256.
 
+The crop decides the number as much as the tokenizer does. rFID protocols take the centre (--crop adm, as most papers);
+with random crops (--crop random, keyed by --seed and picture) D-AR's tokenizer was measured at 2.2 instead of 1.5.
+--denoise sets the steps of a decoder that begins with noise; --compat upstream gives the published bytes of the crops
+(a quarter of the grey levels one too low) and SSIM (inflated). --strip shows pictures, previews where there are some,
+and reconstructions:
+
+    python scripts/reconstruct.py --tokenizer D-AR-tokenizer_v1.pt --data IMAGENET/val --out runs/dar.npz \\
+        --originals runs/crops.npz --dtype bfloat16 --strip runs/dar.png
+
 Exit codes: 0 done, 2 something named on stderr.
 """
 import sys
@@ -33,7 +42,13 @@ class Options:
     levels: int | None = None      # of codes to rebuild from, the first ones; None = all
     size: int = 256                # side of the crops that the tokenizer sees
     compare: int | None = None     # side at which pictures are compared and written; None = size
-    crop: Literal["adm", "bilinear", "bicubic"] = "adm"    # how pictures come to their side
+    crop: Literal["adm", "bilinear", "bicubic", "random"] = "adm"  # how pictures come to their side
+    seed: int = 0                  # of random crops, and of a decoder's noise
+    denoise: int | None = None     # steps of a decoder that begins with noise (D-AR's --steps); None = its own
+    strip: Path | None = None      # also a PNG of the first pictures: crop, previews, reconstruction
+    dtype: Literal["float32", "bfloat16"] = "float32"      # of the tokenizer's passes; published rFIDs: bfloat16
+    device: str | None = None      # None = the accelerator, where there is one
+    compat: Literal["upstream"] | None = None              # bytes and SSIM with the published faults
     count: int | None = None       # only so many pictures, the first ones
     batch: int = 32                # pictures the tokenizer sees at once
     orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
@@ -47,8 +62,9 @@ def opened(o: Options):
     "The tokenizer, of so many levels of codes as asked for, and the pictures."
     from vgnb.core import check
     from vgnb.data.images import open_images
+    from vgnb.processes import Processes
     from vgnb.saved import load_model
-    from vgnb.tokenizers.pictures import need_pixels
+    from vgnb.tokenizers.pictures import denoising, need_pixels
     from vgnb.tokenizers.tokenizer import Tokenizer
     from vgnb.zoo import load_published
     if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
@@ -56,7 +72,9 @@ def opened(o: Options):
     is_tokenizer = isinstance(tokenizer, Tokenizer)
     check(is_tokenizer, "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
     need_pixels(tokenizer, "a reconstruction")
+    denoising(tokenizer, o.denoise)
     if o.levels is not None: tokenizer = tokenizer.first(o.levels)
+    tokenizer = tokenizer.to(o.device or Processes().device).eval()
 
     source = open_images(o.data, orientation=o.orientation)
     check(not source.streaming, "data", o.data, "must have a length; leave streaming=1 out")
@@ -71,46 +89,80 @@ def named(tokenizer) -> dict:
     return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
 
 
+def augment_of(o: Options):
+    "How a picture becomes a crop."
+    from vgnb.data.transforms import Augment
+    if o.crop == "random": return Augment("random-crop", o.size)
+    return Augment("center", o.size) if o.crop == "adm" else Augment("resize", o.size, filter=o.crop)
+
+
 def rebuilt(o: Options, tokenizer, source, count: int):
-    "Batches of (crops, reconstructions), both (b, side, side, 3) uint8, and the codes (b, n, levels) or None."
+    "Batches of (crops, reconstructions), both (b, 3, side, side) in [-1, 1], and the codes (b, n, levels) or None."
     import numpy as np
     import torch
 
-    from vgnb.data.transforms import Augment, load_batch, resize_bicubic, to_uint8
+    from vgnb.data.transforms import load_batch, resize_bicubic
     from vgnb.draws import At, Keyed
-    augment = Augment("center", o.size) if o.crop == "adm" else Augment("resize", o.size, filter=o.crop)
-    device = next(tokenizer.parameters()).device
-    side = o.compare or o.size
+    from vgnb.tokenizers.pictures import denoising, device_of
+    augment, draws, device = augment_of(o), Keyed(o.seed), device_of(tokenizer)
+    side, options = o.compare or o.size, denoising(tokenizer, o.denoise)
     for first in range(0, count, o.batch):
         ids = np.arange(first, min(first + o.batch, count))
-        images, _, _ = load_batch(source, ids, augment, Keyed(0))
+        images, _, ids = load_batch(source, ids, augment, draws)
         images = images.to(device)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=o.dtype == "bfloat16"):
             made = tokenizer.quantize(tokenizer.enter(images))
-            at = At(torch.from_numpy(ids).to(device))
-            pixels = tokenizer.leave(tokenizer.render(made.z, draws=Keyed(0), at=at, size=side))
-            crops = images if side == o.size else resize_bicubic(images, side)
-        codes = None if made.codes is None else tokenizer.tokens(made.codes)
-        yield to_uint8(crops).cpu(), to_uint8(pixels).cpu(), codes
+            pixels = tokenizer.render(made.z, draws=draws, at=At(ids.to(device)), size=side, **options)
+        pixels = tokenizer.leave(pixels.float())
+        crops = images if side == o.size else resize_bicubic(images, side)
+        yield crops.cpu(), pixels.cpu(), None if made.codes is None else tokenizer.tokens(made.codes)
 
 
 def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]:
     "(the numbers, crops or None, reconstructions)."
     import torch
 
-    from vgnb.evaluation.reconstruction import CodebookMeter, ReconstructionMeter
+    from vgnb.data.transforms import to_uint8
+    from vgnb.evaluation.reconstruction import CodebookMeter, PlaceMeter, ReconstructionMeter
     from vgnb.progress import Progress
-    meter, books = ReconstructionMeter(), [CodebookMeter(v) for v in tokenizer.vocab or ()]
+    meter, vocab = ReconstructionMeter(o.compat), tokenizer.vocab or ()
+    books, places = [CodebookMeter(v) for v in vocab], [PlaceMeter() for _ in vocab]
+    as_published = "truncate" if o.compat else "round"
     crops, again = [], []                              # crops are kept only where they are asked for
     with Progress(count, "picture") as progress:
-        for originals, pictures, codes in rebuilt(o, tokenizer, source, count):
+        for originals, pixels, codes in rebuilt(o, tokenizer, source, count):
+            originals, pictures = to_uint8(originals, as_published), to_uint8(pixels)
             meter.update(pictures, originals)
-            for level, book in enumerate(books): book.update(codes[..., level])
+            for level, (book, place) in enumerate(zip(books, places)):
+                book.update(codes[..., level])
+                place.update(codes[..., level])
             if o.originals: crops.append(originals)
             again.append(pictures)
             progress.update(len(pictures))
-    numbers = meter.compute() | {"levels": [book.compute() for book in books]}
-    return numbers, torch.cat(crops) if crops else None, torch.cat(again)
+    levels = [book.compute() | ({"dead_places": place.dead} if count > 1 else {}) for book, place in zip(books, places)]
+    return meter.compute() | {"levels": levels}, torch.cat(crops) if crops else None, torch.cat(again)
+
+
+def strip_of(o: Options, tokenizer, source, count: int):
+    "The first pictures, a row each: crop, every preview, reconstruction."
+    import torch
+
+    from vgnb.data.transforms import to_uint8
+    from vgnb.draws import Keyed
+    from vgnb.figures import tile_sheet
+    from vgnb.sampling.streaming import is_progressive, preview_pictures
+    crops, pixels, codes = next(rebuilt(o, tokenizer, source, count))
+    crops, pixels = to_uint8(crops), to_uint8(pixels)
+    if not (is_progressive(tokenizer) and codes is not None):
+        rows = [list(row) for row in zip(crops, pixels)]
+        return tile_sheet(rows, [["picture", "reconstruction"]] * count)
+
+    how = dict(ids=torch.arange(count), draws=Keyed(o.seed), rows=count, size=o.compare or o.size, denoise=o.denoise)
+    previews = preview_pictures(tokenizer, codes, **how)
+    plan = tokenizer.plan(o.denoise)
+    captions = ["picture", *(f"{plan.needs(k)} tokens" for k in range(1, plan.steps)), "reconstruction"]
+    rows = [[crop, *shown[:-1], made] for crop, shown, made in zip(crops, previews, pixels)]
+    return tile_sheet(rows, [captions] * count)
 
 
 def main(argv: list[str]) -> int:
@@ -120,10 +172,12 @@ def main(argv: list[str]) -> int:
     from vgnb.evaluation.samples import save_samples
     from vgnb.kinds import to_json
     from vgnb.places import check_vacant
-    for name in ("out", "originals"):
+    from vgnb.tokenizers.pictures import device_of
+    check_int("seed", o.seed, 0)
+    for name, suffix in (("out", ".npz"), ("originals", ".npz"), ("strip", ".png")):
         path = getattr(o, name)
         if path is None: continue
-        check(path.suffix == ".npz", name, path, "must end in .npz")
+        check(path.suffix == suffix, name, path, f"must end in {suffix}")
         check_place(name, path.parent)
         check_vacant(path, o.overwrite, name)
     card = o.out.with_suffix(".json")
@@ -142,12 +196,15 @@ def main(argv: list[str]) -> int:
     numbers, crops, pictures = measured(o, tokenizer, source, count)
     save_samples(o.out, pictures)
     if o.originals: save_samples(o.originals, crops)
-    run = run_manifest(to_json(o), seed=0, data=source.fingerprint, device="cpu", world=1, tokenizer=named(tokenizer))
+    if o.strip: strip_of(o, tokenizer, source, min(count, 8)).save(o.strip)
+    device, own = str(device_of(tokenizer)), named(tokenizer)
+    run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1, tokenizer=own)
     save_card(card, numbers | {"run": run})
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):
+        dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""
         print(f"level {level}: {book['usage']:.1%} of {book['protocol']['vocab']:,} codes in use, "
-              f"perplexity {book['perplexity']:.1f}")
+              f"perplexity {book['perplexity']:.1f}{dead}")
     return 0
 
 

@@ -17,6 +17,16 @@ as the lower half of a picture:
     python scripts/sample.py PIPE --morph photos/ --frames 8 --classes star
     python scripts/sample.py PIPE --extrapolate 32 32 --spatial-scale 1 2.5 --ntk-boundary 2
 
+The first codes shared, with any generator: of the first sample, or of a picture:
+
+    python scripts/sample.py PIPE --prefix 32 --classes heart star ring
+    python scripts/sample.py PIPE --prefix 32 --like photo.png --classes star --count 8
+
+With a tokenizer that decodes group by group (D-AR), after k denoising steps, and each preview:
+
+    python scripts/sample.py PIPE --preview 4 --count 16 --sheet early.png
+    python scripts/sample.py PIPE --strip previews.png --guidance.start 1.2 --guidance.scale 8 --guidance.by cell
+
 Drawn again where a classifier doubts it (precision for variety; the record says so):
 
     python scripts/sample.py tiny-randar --reject-by shapes-judge --reject-tries 4
@@ -92,6 +102,10 @@ class Painting:
     "for --morph: in which order the region grows; spiral-out: from the middle; None = halton, everywhere at once"
     afresh: bool = False
     "for --morph: make the whole region anew in each picture"
+    prefix: int | None = None
+    "share so many codes, the first ones: those of the first sample, or of --like (D-AR: same layout, other classes)"
+    like: str | None = None
+    "for --prefix: pictures whose first codes are kept; one for all samples, or sample i goes on from picture i"
     crop: int | None = None
     "centre-crop pictures and masks to this side first"
     orientation: Literal["upright", "stored"] = "upright"
@@ -152,14 +166,24 @@ class Output:
     "the file of images; its record lies beside it"
     size: int | None = None
     "side of the images, resized with bicubic interpolation; None = as decoded"
+    preview: int | None = None
+    "stop after so many denoising steps, where the tokenizer decodes group by group; the other tokens aren't drawn"
+    denoise: int | None = None
+    "steps of a decoder that begins with noise; None = its own"
     part: int = 64
     "samples a part of the job"
     sheet: Path | None = None
     "also write the first images as one PNG; the record at --out knows its hash, and no other picture is overwritten"
+    strip: Path | None = None
+    "also write every preview of the first samples as one PNG, one after each denoising step; recorded as the sheet is"
     overwrite: bool = False
-    "what another command left at --out and --sheet, finished or begun, may go"
+    "what another command left at --out, --sheet and --strip, finished or begun, may go"
     dry_run: bool = False
     "load, check and say what would be done"
+
+    def pictures(self) -> list[tuple[str, Path]]:
+        "The pictures that are asked for besides, by option."
+        return [(name, path) for name in ("sheet", "strip") if (path := getattr(self, name)) is not None]
 
 
 @dataclass
@@ -253,9 +277,11 @@ def main(argv: list[str]) -> int:
         check(not (source.pipeline and given), part, given, f"can't be combined with the pipeline {source.pipeline}")
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
-    if output.sheet:
-        check_place("sheet", output.sheet.parent)
-        check(output.sheet.suffix.lower() == ".png", "sheet", output.sheet, "must end in .png")
+    for name, path in output.pictures():
+        check_place(name, path.parent)
+        check(path.suffix.lower() == ".png", name, path, "must end in .png")
+    differ = output.sheet is None or output.sheet != output.strip
+    check(differ, "strip", output.strip, "must be another file than the sheet")
 
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)
@@ -263,27 +289,39 @@ def main(argv: list[str]) -> int:
     asked = asked_of_each(source, pipe, images, names)
     job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
                     what=what, images=images, overwrite=output.overwrite, **asked,
+                    preview=output.preview, denoise=output.denoise,
                     **o.choosing.parts(processes.device))
+    if output.strip: check_strip(job)
     if processes.main: print(in_words(job, processes))
     if output.dry_run: return 0
 
-    if output.sheet: processes.together(lambda: check_sheet(job, output))
+    processes.together(lambda: [check_free(job, output, *picture) for picture in output.pictures()])
     job.run(processes)
     if processes.main:
         print(f"finished already: {output.out}" if job.was_finished else f"written to {output.out}")
         if output.sheet: write_sheet(job, output)
+        if output.strip: write_strip(job, output)
     return 0
 
 
-def check_sheet(job, output: Output):
-    "The sheet's name is free, or there lies the sheet that the finished job's record names."
+def check_free(job, output: Output, name: str, path: Path):
+    "A picture's name is free, or there lies the one that the finished job's record names."
     from vgnb.core import digest_file, load_card
     from vgnb.places import check_vacant
     def is_ours():
         outputs = load_card(job.record_file, "out")["outputs"]
-        return output.sheet.is_file() and outputs.get(output.sheet.name) == digest_file(output.sheet)
+        return path.is_file() and outputs.get(path.name) == digest_file(path)
 
-    check_vacant(output.sheet, output.overwrite or (job.is_finished() and is_ours()), "sheet")
+    check_vacant(path, output.overwrite or (job.is_finished() and is_ours()), name)
+
+
+def check_strip(job):
+    "Previews there can be, of samples from nothing."
+    from vgnb.core import check
+    from vgnb.sampling.streaming import need_progressive
+    need_progressive(job.pipe.tokenizer, "a strip of previews")
+    alone = job.what is None and not job.reject
+    check(alone, "strip", "a strip", "can't be combined with pictures to start from, or with a second try")
 
 
 def in_words(job, processes) -> str:
@@ -295,18 +333,35 @@ def in_words(job, processes) -> str:
     return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling}{chosen} {where}"
 
 
-def write_sheet(job, output: Output):
-    "The first images as one PNG, whose hash goes into the record first: a kill in between leaves a free name."
+def write_picture(job, path: Path, sheet):
+    "A PNG whose hash goes into the record first: a kill in between leaves a free name."
     from vgnb.core import digest_file, load_card, save_card, write_aside
+    with write_aside(path) as aside:
+        sheet.save(aside)
+        record = load_card(job.record_file)
+        record["outputs"][path.name] = digest_file(aside)
+        save_card(job.record_file, record)
+
+
+def write_sheet(job, output: Output):
+    "The first images as one PNG."
     from vgnb.evaluation.samples import read_npz
     from vgnb.figures import tile_sheet
     images = read_npz(output.out, "arr_0")[:64]
-    with write_aside(output.sheet) as aside:
-        tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)]).save(aside)
-        record = load_card(job.record_file)
-        record["outputs"][output.sheet.name] = digest_file(aside)
-        save_card(job.record_file, record)
+    write_picture(job, output.sheet, tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)]))
     print(f"sheet of {len(images)} images: {output.sheet}")
+
+
+def write_strip(job, output: Output):
+    "The previews of the first samples, one sample a row."
+    from vgnb.figures import tile_sheet
+    count = min(job.count, 8)
+    how = dict(seed=job.seed, size=job.size, denoise=job.denoise, min_rows=job.sampling.min_rows)
+    strip = job.pipe.previews(job.cond(slice(0, count)), **how)
+    plan = job.pipe.tokenizer.plan(job.denoise)
+    captions = [f"{plan.needs(k)} tokens" for k in range(1, plan.steps + 1)]
+    write_picture(job, output.strip, tile_sheet(list(strip), [captions] * count))
+    print(f"strip of {count} images after 1 ... {plan.steps} denoising steps: {output.strip}")
 
 
 if __name__ == "__main__":

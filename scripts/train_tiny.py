@@ -4,12 +4,13 @@
     python scripts/train_tiny.py randar                # then any generator: codes, training, examination, shipping
     python scripts/train_tiny.py randar --dry-run      # what would be done
     python scripts/train_tiny.py iar2-tokenizer        # the same for two codes a place, in two stages; then: iar2
+    python scripts/train_tiny.py dar-tokenizer         # and for a line of 32 tokens; then: dar
 
 The steps are those a user takes: train_tokenizer.py, extract_codes.py, train_generator.py with the recipe
-shapes-8x8-NAME; killed at any point, the same command goes on. One CPU thread (--threads), because more gain little for
-models this small. A generator is examined at a third of the steps under several guidance scales, and at all and an
-eighth of them under the best; what was measured is written into its card. Exits with 1, shipping nothing, when the
-samples' class accuracy at a third of the steps is below --at-least.
+shapes-8x8-NAME (shapes-dar); killed at any point, the same command goes on. One CPU thread (--threads), because more
+gain little for models this small. A generator is examined at a third of the steps under several guidance scales, and at
+all and an eighth of them under the best (one that draws token by token: at all); what was measured is written into its
+card. Exits with 1, shipping nothing, when the samples' class accuracy there is below --at-least.
 """
 import math
 import os
@@ -27,20 +28,25 @@ SCALES = (1.0, 2.0, 3.0, 5.0)      # of guidance, at which a generator is examin
 ENDS = (1.0, 1.5, 2.0, 3.0)        # of the scales of attended guidance, which begin at 1
 TOKENIZERS = {                     # their recipes, a stage each
     "tokenizer": ("shapes-8x8-tokenizer",),
-    "iar2-tokenizer": ("shapes-iar2-tokenizer-first", "shapes-iar2-tokenizer-second")}
-READS = {"iar2": "iar2-tokenizer"} # whose codes a generator learns, if not the first tokenizer's
+    "iar2-tokenizer": ("shapes-iar2-tokenizer-first", "shapes-iar2-tokenizer-second"),
+    "dar-tokenizer": ("shapes-dar-tokenizer",)}
+READS = {                          # whose codes a generator learns, if not the first tokenizer's
+    "iar2": "iar2-tokenizer",
+    "dar": "dar-tokenizer"}
+RECIPES = {"dar": "shapes-dar"}    # a generator's, if not shapes-8x8-NAME
 SETTINGS = {                       # how the shipped pipeline samples unless asked otherwise
     "randar": dict(order="random", schedule="cosine", steps=22, rows=50),
     "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
-    "iar2": dict(order="raster", schedule="one-by-one", rows=50)}
+    "iar2": dict(order="raster", schedule="one-by-one", rows=50),
+    "dar": dict(order="raster", schedule="one-by-one", rows=50)}
 
 
 @dataclass
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "tokenizer, iar2-tokenizer, or a generator: randar, maskgit, pgm, iar2"
+    "tokenizer, iar2-tokenizer, dar-tokenizer, or a generator: randar, maskgit, pgm, iar2, dar"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"
@@ -114,6 +120,22 @@ def examine_tokenizer(folder: Path, count: int = 2000, batch: int = 250) -> dict
                   f"judge on reconstructions {accuracy:.1%}"}
 
 
+def preview_distances(folder: Path, count: int = 200) -> dict:
+    "Where a decoder shows pictures on its way: their mean squared distance to the last one, after each step."
+    import numpy as np
+    import torch
+
+    from vgnb.data.shapes import Shapes
+    from vgnb.saved import load_model
+    from vgnb.tokenizers.pictures import codes_of
+    model = load_model(folder)
+    if not hasattr(model, "previews"): return {}
+    originals = torch.from_numpy(Shapes(count, 32, seed=1).batch(np.arange(count))[0])
+    seen = model.previews(codes_of(model, originals, count)).clamp(-1, 1)               # (b, k, 3, h, w)
+    away = (seen - seen[:, -1:]).square().mean((0, 2, 3, 4)).tolist()
+    return {"preview_distances": [round(d, 5) for d in away]}
+
+
 def run_name(recipe: str) -> str:
     "shapes-8x8-tokenizer: tokenizer; shapes-iar2-tokenizer-first: iar2-first."
     return recipe.removeprefix("shapes-").removeprefix("8x8-").replace("-tokenizer-", "-")
@@ -134,7 +156,8 @@ def tokenizer(o: Options) -> int:
     trial = ship_model(o.out / "shipped" / o.name, load_model(run / "model"))
     found = examine_tokenizer(trial)                                # what is examined is what is shipped
     spent = sum(seconds(run) for _, run in stages)
-    record = {"command": f"python scripts/train_tiny.py {o.name}", "seconds": spent} | found
+    command = f"python scripts/train_tiny.py {o.name}"
+    record = {"command": command, "seconds": spent} | found | preview_distances(trial)
     ship_model(o.ship / o.name, load_model(run / "model"), **record)
     print(record["result"])
     return 0
@@ -183,7 +206,7 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
 
 def generator(o: Options) -> int:
     "Codes, training, examination, shipping."
-    recipe, run = f"shapes-8x8-{o.name}", o.out / o.name
+    recipe, run = RECIPES.get(o.name, f"shapes-8x8-{o.name}"), o.out / o.name
     train_generator(o, recipe, run)
     if o.dry_run: return 0
 

@@ -22,7 +22,7 @@ from .core import Mismatch, VgnbError, check, check_choice
 from .kinds import Kind, discover, kinds
 from .names import NameTable
 
-# %% ../nbs/007_families.ipynb #524397d5
+# %% ../nbs/007_families.ipynb #06d66c73
 SAY_SPEC = "give its arguments as spec= of load_published, in Python; scripts take what save_model then writes"
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class Family:
     unpublished: tuple[str, ...] = ()       # beginnings of entries that no published file has: counters of a training
     classes: tuple[str, ...] = ()           # the authors' classes, as `module.Class` or `Class`
     also: tuple[str, ...] = ()              # other systems that publish this very model
+    pickles: tuple[str, ...] = ()           # the authors' classes of settings that their files hold, as `module.Class`
+    carried: Callable|None = None           # what a file holds -> the authors' arguments that lie beside its weights
     published: tuple[Published, ...] = ()
 
     def __str__(self) -> str: return f"{self.system or 'own'} {self.kind}"

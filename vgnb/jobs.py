@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked_for', 'SampleJob', 'Part']
 
-# %% ../nbs/720_jobs.ipynb #ac796513
+# %% ../nbs/720_jobs.ipynb #8a493609
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -54,7 +54,10 @@ from .rejection import Rejection, Selected, check_classifier
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
+from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
+from .sampling.streaming import need_progressive
+from .tokenizers.pictures import denoising
 from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
@@ -130,23 +133,25 @@ def picture_of(images:Samples, ids:Tensor) -> np.ndarray:
     "The pictures (b, h, w, 3) that samples `ids` start from."
     return np.concatenate([images.images[i:i + 1] for i in (ids % len(images)).tolist()])
 
-# %% ../nbs/720_jobs.ipynb #80b13253
-_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate}
+# %% ../nbs/720_jobs.ipynb #73059e03
+_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate, "prefix": Prefix}
 _FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}   # called otherwise there
 
 def _goes_with(option:str) -> list[str]:
     "The applications that have such a field; how pictures are opened goes with all that take some."
-    if option in ("crop", "orientation"): return [kind for kind, what in _WHAT.items() if what.takes_pictures]
+    if option == "like": return ["prefix"]
+    if option in ("crop", "orientation"): return [*(k for k, what in _WHAT.items() if what.takes_pictures), "prefix"]
     field = _FIELDS.get(option, option)
     return [kind for kind, what in _WHAT.items() if field in (f.name for f in fields(what))]
 
 def asked_for(
     inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
     extrapolate=None,                          # ... or a code grid (h, w)
+    prefix=None,                               # ... or how many codes are shared; `like` says whose they are
     **options,                                 # its fields, `crop` and `orientation`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
     "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
-    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate}
+    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate, "prefix": prefix}
     kinds = [k for k, v in asked.items() if v is not None]
     for k in kinds[1:]:
         check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
@@ -162,12 +167,19 @@ def asked_for(
     how = {name: given.pop(name) for name in ("crop", "orientation") if name in given}
     what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     if kind == "extrapolate": return Extrapolate(tuple(extrapolate), **what), None, []
+    if kind == "prefix": return _shared(prefix, what.get("like"), how)
 
     images, classes = open_pictures(asked[kind], argument=kind, **how)
     has_canvas = kind != "outpaint" or "canvas" in given
     check(has_canvas, "canvas", None, "is needed: height and width of the whole in pixels")
     if kind != "outpaint": what["mask"] = _masks(given.get("mask"), how, images, needed=kind == "inpaint")
     return _WHAT[kind](**what), images, classes
+
+def _shared(count:int, like, how:dict) -> tuple[Application, Samples|None, list[str]]:
+    "The first codes of the first sample, or those of pictures `like`."
+    if like is not None: return Continue(count), *open_pictures(like, argument="like", **how)
+    for name, value in how.items(): check(False, name, value, "only goes with like, the pictures of a prefix")
+    return Prefix(count), None, []
 
 def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."
@@ -181,7 +193,7 @@ def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
-# %% ../nbs/720_jobs.ipynb #929d64a7
+# %% ../nbs/720_jobs.ipynb #20c5c312
 @dataclass
 class SampleJob:
     "Sample `labels` (one an id) with a pipeline into `out` (.npz); `part` images a file while it is under way."
@@ -199,6 +211,8 @@ class SampleJob:
     overwrite: bool = False         # what another job left at `out`, finished or begun, may go
     reject: Rejection|None = None   # draw what `classifier` doubts again
     classifier: Extractor|None = None
+    preview: int|None = None        # stop after so many denoising steps: see `Pipeline.preview`
+    denoise: int|None = None        # steps of a decoder that begins with noise; None = its own
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -209,6 +223,7 @@ class SampleJob:
         if self.size is not None: check_int("size", self.size, 1)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
+        if self.what is not None: self.what = self.what.whole(self.labels)
         self.was_finished = False       # whether `run` found everything done
         self._plan:dict|None = None
         self._check()
@@ -235,11 +250,12 @@ def cond(self:SampleJob, rows:slice) -> Cond:
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
     return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
 
-# %% ../nbs/720_jobs.ipynb #819fff5c
+# %% ../nbs/720_jobs.ipynb #53d6d151
 @patch
 def _check(self:SampleJob):
     "Raise `BadInput` for what cannot work."
     if self.reject: self._check_rejection()
+    self._check_denoising()
     cond = self.cond(slice(None))
     if self.what is None:
         self.pipe.sampler().check_request(cond, torch.arange(cond.b), self.pipe.grid)
@@ -253,6 +269,18 @@ def _check(self:SampleJob):
     self.pipe.painting(self.what.of(first), cond.rows(first), images, encode=False)
 
 @patch
+def _check_denoising(self:SampleJob):
+    "Raise `BadInput` unless the decoder takes so many steps."
+    denoising(self.pipe.tokenizer, self.denoise)
+    for name in ("preview", "denoise"):
+        value, alone = getattr(self, name), self.what is None and not self.reject
+        words = "can't be combined with pictures to start from, or with a second try"
+        check(value is None or alone, name, value, words)
+    if self.preview is None: return
+    plan = need_progressive(self.pipe.tokenizer, "previews").plan(self.denoise)
+    check_int("preview", self.preview, 1, plan.steps)
+
+@patch
 def _check_rejection(self:SampleJob):
     "Raise `BadInput` unless samples can be rejected."
     check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
@@ -260,7 +288,7 @@ def _check_rejection(self:SampleJob):
     check(alone, "reject", self.reject, "can't be combined with pictures to start from, or with a larger grid")
     check_classifier(self.classifier, self.pipe)
 
-# %% ../nbs/720_jobs.ipynb #686baca3
+# %% ../nbs/720_jobs.ipynb #92fb7f4a
 @patch(as_prop=True)
 def folder(self:SampleJob) -> Path:
     "Where the parts lie while the job is under way."
@@ -284,6 +312,7 @@ def plan(self:SampleJob) -> dict:
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
     if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
+    plan |= {name: getattr(self, name) for name in ("preview", "denoise") if getattr(self, name) is not None}
     if self.reject: plan["rejection"] = to_json(self.reject) | {"classifier": self.classifier.id}
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
@@ -388,7 +417,7 @@ def _clean(self:SampleJob):
     "Remove the parts, then the plan, then their folder."
     if self.folder.exists(): remove_planned(self.folder)
 
-# %% ../nbs/720_jobs.ipynb #4789a072
+# %% ../nbs/720_jobs.ipynb #0c91a702
 @patch
 def make(self:SampleJob, start:int) -> Part:
     "The part that begins at id `start`; images are `(b * each, h, w, 3)`."
@@ -396,7 +425,8 @@ def make(self:SampleJob, start:int) -> Part:
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
     how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)
     if self.reject: return _part_of(self.pipe.select(cond, self.reject, self.classifier, **how))
-    if self.what is None: return Part(self.pipe.sample(cond, **how))
+    if self.preview is not None: return Part(self.pipe.preview(cond, self.preview, denoise=self.denoise, **how))
+    if self.what is None: return Part(self.pipe.sample(cond, denoise=self.denoise, **how))
 
     images = picture_of(self.images, ids) if self.what.takes_pictures else None
     made = self.pipe.apply(self.what.of(ids), cond, images, **how)

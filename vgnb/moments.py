@@ -68,7 +68,7 @@ def moments(
         last = _next_moment(step, last if goes_on else None)
         yield last
 
-# %% ../nbs/002b_moments.ipynb #8f19427e
+# %% ../nbs/002b_moments.ipynb #083b5080
 def token_picture(
     moment:Moment,
     sample:int,            # which image of the stream
@@ -91,6 +91,13 @@ def token_picture(
     if block >= 6: big[::block] = big[:, ::block] = rgb("paper")       # lines between cells
     return Image.fromarray(big)
 
+def _arrived(moment:Moment, sample:int, decode, side:int) -> Image.Image:
+    "What a decoder makes of the first codes alone (`vgnb.sampling.streaming.Arriving`); hatched while it can't."
+    codes = torch.from_numpy(moment.codes[sample:sample + 1].astype(np.int64))              # (1, n, L), -1 = unknown
+    picture = decode.arriving(codes, torch.from_numpy(moment.ids[sample:sample + 1]))
+    if picture is None: return Image.fromarray(hatch(np.full((side, side, 3), 216, np.uint8), [[True]]))
+    return tile(to_pixels(picture)[0], side)
+
 def preview(
     moment:Moment,
     sample:int,
@@ -99,7 +106,8 @@ def preview(
     *, cover:bool=True,    # hatch what is not known yet (grids only; a sequence has no places)
     side:int=160,
 ) -> Image.Image:
-    "What decodes so far: unknown codes are set to 0 for the decoder, their patches covered."
+    "What decodes so far: unknown codes are set to 0 for the decoder, their patches covered; or `decode.arriving`'s."
+    if hasattr(decode, "arriving"): return _arrived(moment, sample, decode, side)
     codes = torch.from_numpy(moment.codes[sample:sample + 1].clip(0).astype(np.int64))      # (1, n, L)
     levels = codes.shape[-1:] if codes.shape[-1] > 1 else ()
     picture = tile(to_pixels(decode(codes.reshape(1, *shape, *levels)))[0], side)

@@ -47,7 +47,7 @@ FORMAT = "vgnb-pipeline/1"    # of a pipeline.json
 def ship_model(
     folder:str|Path,
     model:nn.Module,
-    limit:int=2_000_000,   # bytes
+    limit:int=2_500_000,   # bytes
     **record,              # written into config.json: command, seconds, results
 ) -> Path:
     "Write a model folder with fp16 weights."

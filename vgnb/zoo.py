@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['published', 'build', 'read_published', 'unwrap', 'split', 'load_published', 'export_published']
 
-# %% ../nbs/700_zoo.ipynb #f15455d3
+# %% ../nbs/700_zoo.ipynb #f53ffbf0
 import argparse
 import os
 import re
@@ -19,8 +19,9 @@ from .core import Mismatch, Missing, check, check_choice
 from .families import Family, Match, Published, families, family_of, meant, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
-from .tensor_files import read_tensors
+from .tensor_files import Held, read_tensors
 from .tokenizers.quantizers import UsageMeter
+from .training.start import start_files
 
 # %% ../nbs/700_zoo.ipynb #5107bd52
 def published() -> dict[str, tuple[Family, Published]]:
@@ -33,16 +34,19 @@ def build(name:str, **changes) -> tuple[nn.Module, NameTable]:
     family, entry = known[check_choice("name", name, tuple(known))]
     return family.make(entry.spec, **changes)
 
-# %% ../nbs/700_zoo.ipynb #64ffee91
+# %% ../nbs/700_zoo.ipynb #4406bf79
 _WRAPS = ("ema", "model", "module", "state_dict", "model_state_dict")
-_ALLOWED = [argparse.Namespace]
+
+def _allowed() -> list:
+    "Classes that a published pickle may name: settings, which are held and not run."
+    return [argparse.Namespace, *((Held, name) for family in families() for name in family.pickles)]
 
 def read_published(path:str|Path) -> dict:
     "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
     path = Path(path)
     check(path.is_file(), "path", path, "no such file; `vgnb.zoo.published()` says where published files live", Missing)
     if path.suffix == ".safetensors": return load_tensors(path)
-    return read_tensors(path, allowed=_ALLOWED)
+    return read_tensors(path, allowed=_allowed())
 
 def unwrap(
     content,                       # what `read_published` gave
@@ -62,17 +66,21 @@ def split(state:dict[str, Tensor], *prefixes:str) -> dict[str, dict[str, Tensor]
     parts = {p: {k[len(p):]: v for k, v in state.items() if k.startswith(p)} for p in prefixes}
     return parts | {"": {k: v for k, v in state.items() if not k.startswith(prefixes)}}
 
-# %% ../nbs/700_zoo.ipynb #d92eee6d
+# %% ../nbs/700_zoo.ipynb #b4cd0c59
 def load_published(
     path:str|Path,
-    spec:dict|None=None,           # the original's arguments; default: recognised from the file
+    spec:dict|None=None,           # the original's arguments; default: what the file says, or what is recognised
     system:str|None=None,          # whose model it is; where several fit and the file's name tells nothing
     prefer:tuple[str, ...]=_WRAPS, # which weights, where a file holds several
     **changes,                     # fields of our configuration, e.g. grid=(24, 24)
 ) -> nn.Module:
     "Our model with the weights of a published file. Everything must fit, or one error lists what doesn't."
-    state = split(unwrap(read_published(path), prefer), "loss.", "discriminator.")[""]
-    family, spec = the_one(_recognised(state, system, path) if spec is None else meant(spec, state, system), path)
+    content = read_published(path)
+    state = split(unwrap(content, prefer), "loss.", "discriminator.")[""]
+    matches = _recognised(state, system, path) if spec is None else meant(spec, state, system)
+    family, found = the_one(matches, path)
+    carried = family.carried(content) if spec is None and family.carried else None
+    spec = carried or found
 
     with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
     empty = _empty_meters(expected, table.to_ours(state), path)
@@ -97,6 +105,8 @@ def _empty_meters(model:nn.Module, state:dict[str, Tensor], path) -> set[str]:
     speaks = os.environ.get("RANK", "0") == "0"
     if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
     return empty
+
+for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"): start_files[_ending] = load_published
 
 def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
     "The state dict under the authors' names; with `path` as a .safetensors file, too. Errors: nobody owns the model."

@@ -67,7 +67,7 @@ class FlowTokenizer(Tokenizer):
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class TaughtFlowConfig:
     "Weights of the objective's parts."
     align: float = 0.5      # likeness of codes and what the teacher sees
     dim: int = 4            # channels of the codes' rows
@@ -90,7 +90,7 @@ class Flow(Objective):
 
 
 register(Family("flow-tokenizer", FlowTokenizerConfig, FlowTokenizer, role="tokenizer"))
-register_part("objective", "flow", FlowConfig(), lambda config, weights, size: Flow(config))
+register_part("objective", "flow", TaughtFlowConfig(), lambda config, weights, size: Flow(config))
 
 
 @recipes.register
@@ -103,7 +103,7 @@ def shapes_flow() -> TokenizerRecipe:
         python scripts/train_tokenizer.py shapes-flow --data shapes:// --out runs/shapes-flow"""
     return TokenizerRecipe(
         model=FlowTokenizerConfig(),
-        loss=FlowConfig(),
+        loss=TaughtFlowConfig(),
         data="shapes://?n=64&size=32",
         augment=Augment("center", 32),
         optim=Optim(lr=3e-3),

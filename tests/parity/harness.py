@@ -43,6 +43,7 @@ class Case:
     inputs: dict
     outs: dict          # {name: (shape, dtype string)}
     poke: str | None = None    # a published parameter to change by 5% (the perturbation test)
+    folder: Path | None = None # where files lie that the case speaks of
 
     def __getitem__(self, key): return self.inputs[key]
     def __contains__(self, key): return key in self.inputs
@@ -90,7 +91,7 @@ def load_case(path: Path, poke=None) -> Case:
                 elif name.startswith("out."):
                     header = f.get_slice(name)
                     outs[name] = tuple(header.get_shape()), header.get_dtype()
-    return Case(path.parent.name, path.stem, spec, inputs, outs, poke)
+    return Case(path.parent.name, path.stem, spec, inputs, outs, poke, path.parent)
 
 
 def find(case: Case):
@@ -160,6 +161,14 @@ def compare_pairs(label: str, pairs: list, got: list) -> tuple[str, str]:
     return verdict, line + "".join(f" {pair}" for pair in wrong[:2])
 
 
+def compare_statements(label: str, got: dict) -> tuple[str, str]:
+    "(verdict, line) of a case that only describes files: what it says of them, and whether that was found true."
+    wrong = [statement for statement, holds_true in got.items() if not holds_true]
+    verdict = "FAIL" if wrong or not got else "PASS"
+    line = f"{verdict} {label} max_abs={len(wrong)} compared={len(got) - len(wrong)}/{len(got)}"
+    return verdict, line + "".join(f" {statement!r}" for statement in wrong[:2])
+
+
 def compare_tensors(case: Case, label: str, refs: dict, got: dict) -> tuple[str, str]:
     "(verdict, line) of a case with tensors."
     worst, bad = 0.0, []
@@ -197,7 +206,9 @@ def run_case(path: Path, dump: Path | None = None, poke=None) -> tuple[str, str]
         return "FAIL", f"FAIL {label} {type(e).__name__}: {e}"
 
     tensors = path.with_suffix(".safetensors")
-    if not tensors.exists(): return compare_pairs(label, case.spec["pairs"], got)
+    if not tensors.exists():
+        has_pairs = "pairs" in case.spec
+        return compare_pairs(label, case.spec["pairs"], got) if has_pairs else compare_statements(label, got)
     got = {name: _numpy(value) for name, value in got.items()}
     if dump: write_dump(dump, case, got)
     return compare_tensors(case, label, load_file(tensors), got)

@@ -95,7 +95,7 @@ def read_pickled_codes(
 @layouts.register(name="halton")
 class HaltonCodes(PublishedCodes):
     "`{Train,Eval}/<i>.pth`, i with seven digits: a pickle of `code` uint16 (h, w) and `y`; ids are the file numbers."
-    options = ("vocab", "classes", "split")
+    options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
         path,              # the folder of the files, or of Train and Eval

@@ -48,14 +48,14 @@ class CodesWriter:
         "Write all items; the targets are there whole or not at all."
         raise TypeError("a layout says how codes are written")
 
-# %% ../../nbs/data/125_layouts.ipynb #c8cbebf5
+# %% ../../nbs/data/125_layouts.ipynb #2f1cb6b3
 def _square(n:int) -> tuple[int, ...]:
     side = math.isqrt(n)
     return (side, side) if side * side == n else (n,)
 
 class PublishedCodes(CodesWriter, Codes):
     "Codes in a published layout, which says how item `i` is read (codes (augs, n, L), label) and named."
-    options = ("vocab", "classes")     # what an address LAYOUT://folder?... may say
+    options = ("vocab", "classes", "grid") # what an address LAYOUT://folder?... may say
 
     def name(self, i:int) -> str: return f"row {i}"
     def _read(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a layout says how codes and label are read")
@@ -138,11 +138,11 @@ def check_16_bits(codes:Codes):
     check(codes.vocab[0] <= 2 ** 16 - 2, "codes", codes.vocab,
           "must be at most 65534 codes: this layout keeps 16 bits, and two ids for itself")
 
-# %% ../../nbs/data/125_layouts.ipynb #87c9e989
+# %% ../../nbs/data/125_layouts.ipynb #a0d9cc55
 def store_from(
     layout:str,      # llamagen | iar2 | randar | pgm | halton
     path:str|Path,
-    **options,       # vocab, grid, classes; llamagen and iar2: more; pgm and halton: split
+    **options,       # vocab, grid (a line of codes: (256,)), classes; llamagen and iar2: more; pgm and halton: split
 ) -> PublishedCodes:
     "Codes in a published layout."
     return layouts[layout](path, **options)

@@ -58,7 +58,7 @@ def _save_rows(codes, folder:Path, items, aug:int):
 @layouts.register(name="pgm")
 class PGMCodes(PublishedCodes):
     "A split saved by `datasets`: `input_ids` = begin token, then the codes; `label`. Memory-mapped, in stored order."
-    options = ("vocab", "classes", "split")
+    options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
         path,              # the folder of a split, or of the two

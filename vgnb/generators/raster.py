@@ -484,7 +484,7 @@ def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:
     self._check_next(state, positions)
     state.record(positions, tokens)
 
-# %% ../../nbs/generators/320_raster.ipynb #76131723
+# %% ../../nbs/generators/320_raster.ipynb #e9d3520c
 llamagen_gpt_names = NameTable(
     Ignore("freqs_cis"), Ignore("causal_mask"), Ignore("layers.{i}.attention.kv_cache.{name}"),
     Rename("tok_embeddings.weight", "tokens.weight"),
@@ -519,6 +519,12 @@ _SPEC = {     # their argument: our field
     "norm_eps": "eps",
     "initializer_range": "std"}
 
+def _square(cells:int) -> tuple[int, int]:
+    "The sides of a square of so many cells."
+    side = math.isqrt(cells)
+    check(side * side == cells, "block_size", cells, "must be a square number")
+    return side, side
+
 def llamagen_config(
     spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; what we don't know is ignored
     **changes,    # fields of ours to set on top
@@ -530,13 +536,11 @@ def llamagen_config(
 
     attention_dropout = spec.get("attn_dropout_p", 0)
     check(attention_dropout == 0, "attn_dropout_p", attention_dropout, "must be 0: attention weights are never dropped")
-    cells = spec.get("block_size", 256)
-    side = math.isqrt(cells)
-    check(side * side == cells, "block_size", cells, "must be a square number")
     condition = check_choice("model_type", spec.get("model_type", "c2i"), ("c2i", "t2i"))
 
     fields |= {ours: spec[theirs] for theirs, ours in _SPEC.items() if theirs in spec}
-    fields |= {"grid": (side, side), "condition": "class" if condition == "c2i" else "text"}
+    fields |= {"grid": changes.get("grid") or _square(spec.get("block_size", 256))}
+    fields |= {"condition": "class" if condition == "c2i" else "text"}
     if condition == "t2i" and "cls_token_num" in spec: fields["text_tokens"] = spec["cls_token_num"]
     return RasterConfig(**(fields | changes))
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Ramp', 'PROGRESS', 'GUIDANCES', 'Constant', 'Linear', 'Sharpened', 'Between', 'as_ramp', 'by_column', 'Unguided',
-           'per_column', 'Guided', 'grown', 'CFG', 'Ramped', 'blinded', 'SpatialGuidance']
+           'per_column', 'Guided', 'straight', 'CFG', 'Ramped', 'dar_guidance', 'blinded', 'SpatialGuidance']
 
 # %% ../../nbs/sampling/400_guidance.ipynb #da79e127
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from ..draws import At
 from ..generators.generator import Clock, Cond, Prediction
 from ..kinds import register_part, shelf
 
-# %% ../../nbs/sampling/400_guidance.ipynb #aeb9cbef
+# %% ../../nbs/sampling/400_guidance.ipynb #67e88028
 Ramp = Callable[[Clock], float|tuple[float, ...]]
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Linear:
     "From `start` to `end`."
     start: float
     end: float
-    by: Literal["done", "after", "column", "step"] = "done"   # cells before or after the step, each column, or steps
+    by: Literal["done", "after", "column", "step", "cell"] = "done"   # with what it moves: a name of `PROGRESS`
 
     def __post_init__(self):
         check_float("start", self.start)
@@ -49,7 +49,7 @@ class Linear:
         if isinstance(share, tuple): return tuple(self.start + (self.end - self.start) * s for s in share)
         return self.start + (self.end - self.start) * share
 
-# what a ramp grows with, 0 to 1
+# what a ramp moves with, 0 to 1
 PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
     # cells before the step: never reaches 1 (RandAR)
     "done": lambda c: c.done / max(c.total, 1),
@@ -58,7 +58,9 @@ PROGRESS: dict[str, Callable[[Clock], float|tuple[float, ...]]] = {
     # each cell by itself (LPD)
     "column": lambda c: tuple((c.done + j) / max(c.total, 1) for j in range(c.count)),
     # steps (MaskGIT)
-    "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0}
+    "step": lambda c: c.step / (c.steps - 1) if c.steps > 1 else 1.0,
+    # cells before the step, from 0 at the first cell to 1 at the last (D-AR)
+    "cell": lambda c: c.done / max(c.total - 1, 1)}
 
 # %% ../../nbs/sampling/400_guidance.ipynb #bc2120dc
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     check(len(value) == asked, "ramp", f"{len(value)} values", f"must have one for each of the {asked} cells asked for")
     return torch.tensor(value, device=like.device)[:, None]
 
-# %% ../../nbs/sampling/400_guidance.ipynb #038c60e5
+# %% ../../nbs/sampling/400_guidance.ipynb #dee270a1
 class Guided(Unguided):
     "Classifier-free guidance: `uncond + scale * (cond - uncond)`; off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
@@ -182,26 +184,26 @@ class Guided(Unguided):
         cond, uncond = p.logits[0], p.logits[1]
         return uncond + (cond - uncond) * per_column(self.ramp()(clock), cond)
 
-def grown(
+def straight(
     scale:float,           # at the end
     start:float|None,      # at the beginning; None = the same
     by:str,                # see `PROGRESS`
     names:tuple[str, str]=("scale", "start"), # of the two, in errors
 ) -> Ramp:
-    "Constant, or linear from `start` up to `scale`."
+    "Constant, or linear from `start` to `scale`, up or down."
     check_float(names[0], scale, 0)
     if start is None: return Constant(scale)
-    grows = 0 <= check_float(names[1], start) <= scale
-    check(grows, names[1], start, f"must be from 0 to {names[0]}={scale}: guidance grows")
+    check_float(names[1], start, 0)
     return Linear(start, scale, by)
 
-# %% ../../nbs/sampling/400_guidance.ipynb #44da51b2
+# %% ../../nbs/sampling/400_guidance.ipynb #3ac4cde8
 @dataclass(frozen=True)
 class CFG(Guided):
-    "Classifier-free guidance with a constant scale, or one that grows from `start`. Ho & Salimans, arXiv 2207.12598."
+    "Classifier-free guidance with a constant scale, or one that moves from `start`. Ho & Salimans, arXiv 2207.12598."
     scale: float = 1.0               # 1 = conditional only; > 1 strengthens the condition
-    start: float|None = None         # the scale at the beginning, growing linearly to `scale`; None = constant
-    by: Literal["done", "after", "column", "step"] = "done"   # what it grows with
+    start: float|None = None         # the scale at the beginning, linear to `scale`; None = constant
+    # what it moves with; D-AR's --cfg-scale a,b is start=a, scale=b, by=cell
+    by: Literal["done", "after", "column", "step", "cell"] = "done"
     interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
     searched = "scale"
 
@@ -209,7 +211,7 @@ class CFG(Guided):
         check_int("interval", self.interval, -1)
         self.ramp()
 
-    def ramp(self): return grown(self.scale, self.start, self.by)
+    def ramp(self): return straight(self.scale, self.start, self.by)
 
 @dataclass(frozen=True)
 class Ramped(Guided):
@@ -225,7 +227,25 @@ register_part("guidance", "cfg", CFG())
 register_part("guidance", "ramped", Ramped())
 GUIDANCES.number = CFG
 
-# %% ../../nbs/sampling/400_guidance.ipynb #dd7acd9c
+# %% ../../nbs/sampling/400_guidance.ipynb #9c8d9bc4
+def dar_guidance(
+    words:str|float,                           # "a", or "a,b": from a at the first token to b at the last
+    interval:int=-1,                           # the authors' cfg_interval, see `CFG`
+    compat:Literal["upstream"]|None=None,      # a start of 1 becomes 1.001; a constant up to 1 is no guidance
+) -> CFG:
+    "Classifier-free guidance in the words of D-AR's scripts. arXiv 2505.23660."
+    parts = str(words).split(",")
+    try: scales = [float(part) for part in parts]
+    except ValueError: scales = []
+    check(len(scales) in (1, 2), "cfg_scale", words, 'must be one scale, "4.0", or the first and last, "1.2,8.0"')
+    check_choice("compat", compat, (None, "upstream"))
+
+    if len(scales) == 1: return CFG(1.0 if compat and scales[0] <= 1 else scales[0], interval=interval)
+    start, end = scales
+    lifted = compat and start == 1 and end > 1
+    return CFG(end, 1.001 if lifted else start, "cell", interval)
+
+# %% ../../nbs/sampling/400_guidance.ipynb #476d2a9e
 def blinded(
     perm:Tensor,     # (b, n) cells, the known ones first
     known:int,       # how many are known
@@ -239,11 +259,12 @@ def blinded(
     columns = draws.permutation("blind", At(ids), known)[:, :count]
     return mask.scatter_(1, perm.gather(1, columns), True)
 
+# %% ../../nbs/sampling/400_guidance.ipynb #39203b74
 @dataclass(frozen=True)
 class SpatialGuidance(CFG):
     "Guidance by the condition and by the context; a third branch sees less of it. RandAR, arXiv 2412.01827 §4.4."
     spatial: float = 2.5                 # of the context; 1 = classifier-free guidance only
-    spatial_start: float|None = None     # at the beginning, growing linearly to `spatial`; None = constant
+    spatial_start: float|None = None     # at the beginning, linear to `spatial`; None = constant
     ratio: float = 0.5                   # share of the known cells that the last branch doesn't see
     needs = frozenset({"blind"})
 
@@ -254,7 +275,7 @@ class SpatialGuidance(CFG):
 
     def spatial_ramp(self) -> Ramp:
         "How the scale of the context moves."
-        return grown(self.spatial, self.spatial_start, self.by, ("spatial", "spatial_start"))
+        return straight(self.spatial, self.spatial_start, self.by, ("spatial", "spatial_start"))
 
     def ramps(self): return (self.ramp(), self.spatial_ramp())
 
@@ -283,5 +304,6 @@ def with_context(self:CFG,
 ) -> CFG:
     "The same, guided by the context besides: but only if it guides by the condition."
     first, last = spatial
-    if self.scale <= 1 or last <= 1: return self
+    guides = max(self.scale, self.start or 0) > 1
+    if not guides or last <= 1: return self
     return SpatialGuidance(self.scale, self.start, self.by, self.interval, last, first, ratio)

@@ -228,7 +228,7 @@ class Request:
         check(fits, argument, pair, f"{sides} must be multiples of {self.cell} pixels, a cell's side")
         return tuple(int(p) // self.cell for p in pair)
 
-# %% ../../nbs/sampling/435_painting.ipynb #9221e714
+# %% ../../nbs/sampling/435_painting.ipynb #58c7f2ca
 def _recorded(value):
     "A field as JSON: an array as its digest, a part with its kind (or its class, where it has none)."
     if isinstance(value, np.ndarray) or torch.is_tensor(value): return digest(np.asarray(value))
@@ -239,6 +239,7 @@ def _recorded(value):
 class Application:
     "What one can ask of a model. Subclasses say how it is painted; the rest has defaults."
     takes_pictures = True      # whether it starts from pictures that are there
+    needs_plane = True         # whether their codes must lie on a grid (h, w), not in a sequence
     each = 1                   # pictures that are made of one sample
 
     def paint(self, request:Request) -> Painting:
@@ -255,6 +256,10 @@ class Application:
 
     def of(self, ids:Tensor) -> "Application":
         "The same for these samples of a long job."
+        return self
+
+    def whole(self, labels:Tensor|None) -> "Application":
+        "The same for a job that is asked for these labels (count,), before it is cut into parts; None = captions."
         return self
 
     def record(self) -> dict:

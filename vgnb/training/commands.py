@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['default_run', 'TrainOptions', 'list_recipes', 'first_word', 'parse', 'help_text', 'build_tokenizer', 'open_codes',
-           'follow_codes', 'build_generator', 'describe', 'build', 'train', 'finish']
+           'follow_codes', 'build_generator', 'describe', 'build', 'train', 'tell_start', 'finish']
 
 # %% ../../nbs/training/550_commands.ipynb #8cceda40
 import inspect
@@ -23,7 +23,7 @@ import tyro
 from torch import nn
 
 from ..cli import folded, typed_cli
-from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings
+from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings, save_json
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
 from ..data.layouts import layouts, store_from
@@ -142,7 +142,7 @@ def help_text(kind:str, doc:str) -> str:
             "or RandAR's .yaml will do as well.")
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #59a0809e
+# %% ../../nbs/training/550_commands.ipynb #d02a4732
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
@@ -166,11 +166,11 @@ def build_tokenizer(
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
     task = TokenizerTask(model, objective, recipe.free_steps)
-    if recipe.start and begin: begin_with(task, recipe.start)
+    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return task, ImageData(source, recipe.augment)
 
 def open_codes(uri:str) -> Codes:
-    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&split=eval` says what files don't."
+    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&grid=256` says what files don't."
     check(uri, "data", uri, "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
@@ -180,10 +180,12 @@ def open_codes(uri:str) -> Codes:
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         is_text = check_choice("codes option", name, reader.options) == "split"
-        numbers = text.split(",") if name == "vocab" else [text]     # of each level
+        numbers = text.split(",") if name in ("vocab", "grid") else [text]      # of each level, or along each side
         whole = all(number.isdigit() for number in numbers)
-        check(is_text or whole, name, text, "must be a whole number; vocab: one for each level, 16,64")
-        options[name] = text if is_text else tuple(map(int, numbers)) if len(numbers) > 1 else int(text)
+        allowed = "must be a whole number; vocab: one for each level, 16,64; grid: one for each side, 16,16 or 256"
+        check(is_text or whole, name, text, allowed)
+        is_tuple = len(numbers) > 1 or name == "grid"
+        options[name] = text if is_text else tuple(map(int, numbers)) if is_tuple else int(text)
     return store_from(layout, where, **options)
 
 # %% ../../nbs/training/550_commands.ipynb #5efbe57d
@@ -233,7 +235,7 @@ def build_generator(
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
     task = GeneratorTask(model)
-    if recipe.start and begin: begin_with(task, recipe.start)
+    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf
@@ -264,6 +266,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     return "\n".join([
         f"recipe   {recipe.name or 'from a file'}. {_first_line(recipe)}",
         *(f"{'' if i else 'model':9}{line}" for i, line in enumerate(models)),
+        *(f"{'' if i else 'start':9}{name}: {taken}" for i, (name, taken) in enumerate(task.started.items())),
         f"data     {recipe.data}: {examples}",
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
         f"         {processes.world} process{plural} x {run.accumulate} x {rows} rows, {recipe.precision} on "
@@ -300,6 +303,7 @@ def train(
 
     every = ((options.preview_every, preview),) if preview else ()
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=every)
+    if trainer.processes.main: tell_start(task, out)
     done = trainer.fit()
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
     if done.finished:
@@ -309,6 +313,14 @@ def train(
         print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; "
               "run the same command again to go on", file=sys.stderr)
     return done
+
+def tell_start(task:Task, out:Path):
+    "Say what was left out of where a task started, and write the whole account to `<out>/start.json`."
+    if not task.started: return
+    for name, taken in task.started.items():
+        if taken.skipped: print(f"start: {name}: {taken}", file=sys.stderr)
+    out.mkdir(parents=True, exist_ok=True)
+    save_json(out / "start.json", {name: taken._asdict() for name, taken in task.started.items()})
 
 def finish(trainer:Trainer, folder:Path) -> str:
     "Write the trained model with its card."

@@ -136,7 +136,8 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward passes; weights and optimizer stay fp32
     ema: float = 0.0                            # decay of the averaged weights; 0 = none
     seed: int = 0                               # weights, data order and every draw count from it
-    start: str = ""                             # a run's folder, or a model's: the weights to begin with; "" = random
+    start: str = ""                             # where weights begin: a run's folder, a model's, a published file
+    start_fit: Literal["whole", "parts"] = "whole" # parts: what fits by name and shape; the rest stays random
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
     name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
 
@@ -145,6 +146,7 @@ class Recipe:
         check_int("batch", self.batch, 1)
         check_int("seed", self.seed, 0)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
+        check_choice("start_fit", self.start_fit, ("whole", "parts"))
         check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")
         if self.compat:
             for part in ("model", "rate"): self._pass_on(part)

@@ -32,6 +32,7 @@ class Task:
     modules: dict[str, nn.Module]             # what is trained and saved, by name
     helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
     again: bool = False                       # the step in which `prepare` did something `once` was skipped
+    started: dict = {}                        # what modules have of where they started, by name: see `begin_with`
 
     def phases(self, step:int) -> tuple[Phase, ...]:
         "What the iteration after `step` finished ones consists of."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Wish', 'LiveSampler', 'play']
 
-# %% ../../nbs/views/822_play.ipynb #8e2c5645
+# %% ../../nbs/views/822_play.ipynb #f5f5ea14
 import asyncio
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from ..moments import Moment, moments
 from ..pipeline import Pipeline, class_ids, from_pretrained
 from ..sampling.guidance import CFG
 from ..sampling.settings import Sampling, short_form
+from ..sampling.streaming import is_progressive
 from .explorer import _escaped
 from .live import Live
 from .player import _error_line, _line, draw_moment, with_tooltips
@@ -186,16 +187,17 @@ def _scaled(guidance, scale:float):
     start = getattr(guidance, "start", None)
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
 
-# %% ../../nbs/views/822_play.ipynb #4c514d88
+# %% ../../nbs/views/822_play.ipynb #b721ad26
 class _Frames:
     "The moments of one run, and the pictures that were drawn of them."
     def __init__(self, pipe:Pipeline, wish:Wish, names:list[str], side:int):
         self.pipe, self.wish, self.side = pipe, wish, side
         self.title = names[wish.label] if wish.label is not None and wish.label < len(names) else ""
+        self.decode = pipe.arriving(wish.seed) if is_progressive(pipe.tokenizer) else self._whole
         self.seen:list[Moment] = []
         self._drawn:dict = {}
 
-    def decode(self, codes) -> np.ndarray:
+    def _whole(self, codes) -> np.ndarray:
         "Codes (1, *grid) or (1, *grid, L) as the pipeline makes pictures of them."
         flat = codes.reshape(1, self.pipe.grid.n, -1)
         return self.pipe.decode(flat, ids=[0], seed=self.wish.seed)

@@ -1,0 +1,320 @@
+"D-AR's tokenizer: a line of tokens whose beginnings are pictures, and a decoder whose noise belongs to the sample."
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vgnb.core import BadInput, Mismatch
+from vgnb.draws import At, Keyed
+from vgnb.kinds import changed, from_json, to_json
+from vgnb.saved import load_model, save_model
+from vgnb.tokenizers.dar_tokenizer import (
+    DAR_TOKENIZER,
+    DARTokenizer,
+    DARTokenizerConfig,
+    dar_tokenizer_config,
+    dar_tokenizer_spec,
+)
+from vgnb.tokenizers.flow_decoder import FlowConfig, FlowNet, flow_plan, window_start
+from vgnb.tokenizers.pictures import codes_of, pictures
+from vgnb.tokenizers.quantizers import VectorConfig, usage_of
+from vgnb.zoo import export_published, load_published
+
+FLOW = FlowConfig(32, 2, 4, 32, 16, teacher_layer=1, teacher_hidden=8, teacher_width=8)
+CONFIG = DARTokenizerConfig(VectorConfig(32, 4, usage=256), flow=FLOW, width=32, layers=1, decoder_layers=2, patch=8,
+                            head=16, queries=16, rows=32, groups=4, steps=4, resolution=32)
+
+# what the authors' arguments can't say
+THEIR_SIZES = dict(quantizer=dict(usage=65536), head=64, width=64, rows=1024, flow=dict(width=64, cond=64, head=64))
+THEIR_HEAD = dict(teacher_hidden=2048, teacher_width=768)
+
+
+def awake(module):
+    "Every vector and matrix that starts at zero is drawn, so that each part of the network has a say."
+    torch.manual_seed(1)
+    for p in module.parameters():
+        if not p.any(): torch.nn.init.normal_(p, std=0.3)
+    return module.eval()
+
+
+def small(**changes) -> DARTokenizer:
+    torch.manual_seed(0)
+    return awake(DARTokenizer(changed(CONFIG, **changes)))
+
+
+@pytest.fixture(scope="module")
+def model(): return small()
+
+
+@pytest.fixture(scope="module")
+def images(): return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def codes(model, images): return model.encode(images)
+
+
+def noise(*ids): return dict(draws=Keyed(7), at=At(torch.tensor(ids)))
+
+
+def test_codes_are_a_line_of_one_length_for_each_size(model, codes):
+    assert codes.shape == (5, 16) == (5, *model.code_shape(32, 32)) and model.vocab == (32,) and model.dims == 1
+    wide = model.encode(torch.zeros(1, 3, 16, 64))
+    assert wide.shape == (1, 16) == (1, *model.code_shape(16, 64))
+    assert torch.equal(model.untoken(model.tokens(codes)), codes) and model.tokens(codes).shape == (5, 16, 1)
+    assert codes_of(model, torch.zeros(3, 3, 32, 32), rows=2).shape == (3, 16, 1)
+
+
+def test_a_query_does_not_see_later_ones(model, images):
+    before = model.encoder(images)
+    changed_query = small()
+    changed_query.encoder.queries.weight.data[9] += 1
+    after = changed_query.encoder(images)
+    same = (before == after).all(-1).all(0)
+    assert same[:9].all() and not same[9:].any()
+
+
+@torch.no_grad()
+def test_bytes_are_equal_at_any_batch_size(model, codes):
+    ids = torch.tensor([4, 11, 0, 7, 3])
+    tokens = model.tokens(codes)
+    whole = pictures(model, tokens, ids=ids, draws=Keyed(7), rows=4)
+    alone = [pictures(model, tokens[i:i + 1], ids=ids[i:i + 1], draws=Keyed(7), rows=4)[0] for i in range(5)]
+    assert np.array_equal(whole, np.stack(alone))
+    assert (pictures(model, tokens, ids=ids + 1, draws=Keyed(7), rows=4) != whole).any()
+
+
+@torch.no_grad()
+def test_noise_belongs_to_seed_and_sample(model, codes):
+    made = model.decode(codes, **noise(0, 1, 2, 3, 4))
+    again = model.decode(codes.flip(0), **noise(4, 3, 2, 1, 0)).flip(0)
+    torch.testing.assert_close(made, again, atol=1e-5, rtol=1e-5)
+    assert torch.equal(model.decode(codes), model.decode(codes, draws=Keyed(0), at=At(torch.arange(5))))
+    other = model.decode(codes, draws=Keyed(8), at=At(torch.arange(5)))
+    assert not torch.allclose(made, other, atol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"solver": "euler"},
+    {"steps": 7},
+    {"window": 6},
+    {"groups": 8, "window": 5, "steps": 3},
+    {"decoder_layers": 0, "rank": None},
+    {"output": 24},
+    {"flow": {"shared_time": True, "adaptive_head": True}},
+])
+@torch.no_grad()
+def test_one_pass_gives_every_preview_and_tokens_can_come_one_by_one(changes, images):
+    model = small(**changes)
+    codes = model.encode(images[:2])
+    plan, kw = model.plan(), noise(5, 9)
+    whole = model.decode(codes, **kw)
+    together = model.previews(codes, **kw)
+    assert together.shape[:2] == (2, plan.steps) and torch.equal(together[:, -1], whole)
+
+    for k in range(1, plan.steps + 1):
+        beginning = codes[:, :plan.needs(k)]
+        assert torch.equal(model.preview(beginning, k, **kw), together[:, k - 1]), "its tokens are enough"
+
+    state, shown = model.open(kw["at"], kw["draws"]), []
+    for column in codes.T: shown.append(model.push(state, column[:, None]))
+    shown = [picture for picture in shown if picture is not None]
+    assert torch.equal(shown[-1], whole) and all(any(torch.equal(s, p) for p in together.unbind(1)) for s in shown)
+
+    state = model.open(kw["at"], kw["draws"])
+    assert torch.equal(model.push(state, codes[..., None]), whole)
+    assert model.push(state, codes[:, :0]) is None
+
+
+@torch.no_grad()
+def test_a_preview_of_a_beginning_knows_nothing_of_the_rest(model, codes):
+    other = codes.clone()
+    other[:, 8:] = (other[:, 8:] + 5) % 32
+    ours, theirs = (model.previews(c, **noise(0, 1, 2, 3, 4)) for c in (codes, other))
+    assert torch.equal(ours[:, :2], theirs[:, :2]) and not torch.equal(ours[:, 2], theirs[:, 2])
+    assert model.previews(codes[:, :11], **noise(0, 1, 2, 3, 4)).shape[1] == 2
+
+
+@torch.no_grad()
+def test_any_size(model, codes):
+    assert model.decode(codes, size=(48, 64)).shape == (5, 3, 48, 64)
+    assert model.decode(codes[:1], size=16).shape == (1, 3, 16, 16)
+    assert model.previews(codes[:1], size=(32, 36)).shape == (1, 4, 3, 32, 36)
+    image = torch.rand(1, 3, 40, 64) * 2 - 1
+    assert model(image).output.shape == image.shape
+    assert pictures(model, model.tokens(codes), size=48).shape == (5, 48, 48, 3)
+
+
+@torch.no_grad()
+def test_an_image_to_begin_with(model, codes, images):
+    begun = [model.redraw(codes, images, start, **noise(0, 1, 2, 3, 4)) for start in range(4)]
+    assert not torch.equal(begun[0], begun[1])
+    zero = model.redraw(codes, images, 0, **noise(0, 1, 2, 3, 4))
+    torch.testing.assert_close(zero, model.decode(codes, **noise(0, 1, 2, 3, 4)))
+    twice = small(compat="upstream")
+    assert torch.equal(twice.redraw(codes, images, 1, **noise(0, 1, 2, 3, 4)), begun[2]), "cut at 1, and once more"
+
+
+def test_a_training_step_looks_once(images):
+    model = small().train()
+    at = At(torch.arange(5), step=3)
+    made = model(images, Keyed(0), at)
+    extras = made.extras
+    assert made.output.shape == images.shape and extras["features"].shape == (5, 64, 8)
+    data = CONFIG.flow.data_std * images
+    torch.testing.assert_close(extras["noisy"] + (1 - extras["time"])[:, None, None, None] * extras["target"], data)
+
+    loss = (extras["velocity"] - extras["target"]).square().mean() + extras["features"].square().mean()
+    (loss + sum(made.quantized.losses.values())).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert torch.equal(model(images, Keyed(0), at).output, made.output) and usage_of(model)["usage"] > 0
+    with pytest.raises(BadInput, match="training needs draws and at"): model(images)
+
+
+def test_only_tokens_that_were_looked_at_are_pulled_to_the_codebook(images):
+    model = small().train()
+    features = model.features(images).detach().requires_grad_()
+    t = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0])
+    q = model.quantized(features, t, Keyed(0), At(torch.arange(5)))
+    q.losses["commit"].backward()
+    ends = model.first_tokens(t) + 4
+    pulled = features.grad.abs().sum(1) > 0
+    assert ends.tolist() == [4, 8, 12, 16, 16]
+    assert torch.equal(pulled, torch.arange(16) < ends[:, None])
+    plain = model.quantizer(features[4:], learn=False).losses
+    alone = model.quantized(features[4:], t[4:], Keyed(0), At(torch.arange(1))).losses
+    for name, value in plain.items(): torch.testing.assert_close(alone[name], value)
+
+
+def test_unquantized_steps_and_a_first_codebook(images):
+    model = small().train()
+    made = model(images, Keyed(0), At(torch.arange(5)), quantize=False)
+    assert made.quantized.codes is None and not made.quantized.losses
+    before = model.quantizer.table.clone()
+    model.kmeans_init(images, Keyed(0))
+    assert not torch.equal(before, model.quantizer.table)
+
+
+@torch.no_grad()
+def test_continuous_has_pictures_but_no_codes(images):
+    model = small(continuous=True)
+    q = model.quantize(images)
+    assert model.vocab is None and q.codes is None and q.z.shape == (5, 4, 16)
+    torch.testing.assert_close(q.z.norm(dim=1), torch.ones(5, 16))
+    assert model.render(q.z, **noise(0, 1, 2, 3, 4)).shape == images.shape
+    for call in (lambda: model.encode(images), lambda: model.decode(torch.zeros(1, 16, dtype=torch.int64)),
+                 lambda: model.open(At(torch.arange(1)))):
+        with pytest.raises(BadInput, match="continuous"): call()
+
+
+def test_the_teachers_head_runs_only_when_asked(images):
+    model = small()
+    runs = []
+    hook = model.flow.teacher.register_forward_hook(lambda *_: runs.append(1))
+    with torch.no_grad():
+        model.previews(model.encode(images))
+        assert not runs
+        net, x, cond = model.flow, torch.zeros(1, 3, 32, 32), torch.zeros(1, 4, 32)
+        assert net(x, torch.zeros(1), cond)[1] is None and not runs
+        assert net(x, torch.zeros(1), cond, features=True)[1].shape == (1, 64, 8) and runs
+    hook.remove()
+    deep = awake(FlowNet(replace(FLOW, teacher_grid=2)))
+    with torch.no_grad(): assert deep(x, torch.zeros(1), cond, features=True)[1].shape == (1, 4, 8)
+    assert FlowNet(replace(FLOW, teacher_layer=None)).teacher is None
+
+
+@pytest.mark.parametrize("steps,groups,queries,window", [
+    (8, 8, 256, 32),
+    (3, 7, 23, 5),
+    (50, 8, 256, 32),
+    (1, 1, 1, 1),
+])
+def test_windows_lie_on_the_line_and_move_on(steps, groups, queries, window):
+    plan = flow_plan(steps, groups, queries, window, 2.0)
+    firsts = [first for first, _ in plan.windows]
+    assert plan.steps == steps and firsts == sorted(firsts) and firsts[0] == 0
+    assert all(end - first == window and end <= queries for first, end in plan.windows)
+    assert plan.times[0] == 0 and plan.times[-1] == 1 and list(plan.times) == sorted(plan.times)
+    exact = window_start(torch.arange(groups) / groups, groups, queries, 1)
+    assert exact.tolist() == [g * queries // groups for g in range(groups)]
+
+
+def test_saved_loaded_and_recognised(tmp_path, model, images):
+    save_model(tmp_path / "own", model, model.config)
+    back = load_model(tmp_path / "own").eval()
+    assert back.coding() == model.coding() and back.config == model.config
+    assert torch.equal(back.encode(images), model.encode(images))
+    assert from_json(to_json(model.config), DARTokenizerConfig) == model.config
+
+    torch.manual_seed(0)
+    theirs = awake(DARTokenizer(changed(CONFIG, **THEIR_SIZES)))
+    entries = export_published(theirs)
+    torch.save({"ema": entries, "model": {k: v + 1 for k, v in entries.items()}, "steps": 7}, tmp_path / "t.pt")
+    said = dar_tokenizer_spec(theirs.config)
+    narrow = dict(flow=dict(teacher_hidden=8, teacher_width=8))           # what their arguments can't say
+    read = load_published(tmp_path / "t.pt", said, **narrow)
+    assert torch.equal(read.encode(images), theirs.encode(images))
+    last = load_published(tmp_path / "t.pt", said, prefer=("model",), **narrow)
+    assert torch.equal(last.to_code.weight, theirs.to_code.weight + 1)
+    whole = load_published(tmp_path / "t.pt", {"model": said}, "dar", **narrow)      # their YAML as it is
+    assert torch.equal(whole.encode(images), theirs.encode(images))
+    wider = said | {"encoder_dim": 128}
+    with pytest.raises(Mismatch): load_published(tmp_path / "t.pt", wider, **narrow)
+
+
+def test_settings_pickled_beside_the_weights_are_read_without_their_class(tmp_path, images):
+    torch.manual_seed(0)
+    model = awake(DARTokenizer(changed(changed(CONFIG, **THEIR_SIZES), flow=THEIR_HEAD)))
+    module = type(sys)("config_util")
+    exec("class Config:\n    def __init__(self, data): self._data = data", module.__dict__)
+    sys.modules["config_util"] = module
+    config = module.Config({"model": dar_tokenizer_spec(model.config), "other": 1})
+    torch.save({"model": export_published(model), "config": config}, tmp_path / "D-AR-tokenizer_v1.pt")
+    del sys.modules["config_util"]
+
+    read = load_published(tmp_path / "D-AR-tokenizer_v1.pt")
+    assert read.config.groups == 4 and torch.equal(read.encode(images), model.encode(images))
+    assert torch.equal(read.decode(read.encode(images)), model.decode(model.encode(images)))
+
+
+def test_the_authors_arguments_there_and_back():
+    for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=6)):
+        assert dar_tokenizer_config(dar_tokenizer_spec(config)) == replace(config, window=config.window_size)
+    with torch.device("meta"): v1, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec)
+    state = table.export(v1.state_dict(), v1)
+    assert DAR_TOKENIZER.recognise(state) == DAR_TOKENIZER.published[0].spec
+    assert sum(p.numel() for p in v1.parameters()) == 307_444_672
+    with pytest.raises(BadInput, match="vq_dim"): dar_tokenizer_config({"model": {"diff_decoder": {}}})
+
+
+@pytest.mark.parametrize("call,words", [
+    (lambda m, c: m.decode(c, steps=0), "steps=0"),
+    (lambda m, c: m.preview(c, 0), "k=0"),
+    (lambda m, c: m.preview(c, 5), "k=5"),
+    (lambda m, c: m.preview(c[:, :7], 2), "8 tokens for 2 steps"),
+    (lambda m, c: m.previews(c[:, :3]), "4 tokens for the first preview"),
+    (lambda m, c: m.decode(c, size=30), "multiples of the decoder's patch, 4"),
+    (lambda m, c: m.decode(c, size=0), "size=0"),
+    (lambda m, c: m.decode(c[:, :15]), "16 tokens"),
+    (lambda m, c: m.previews(torch.cat((c, c), 1)), "at most 16 tokens"),
+    (lambda m, c: m.decode(c + 32), "[0, 32)"),
+    (lambda m, c: m.decode(c.float()), "codes"),
+    (lambda m, c: m.decode(c, at=At(torch.arange(2))), "ids of 5 samples"),
+    (lambda m, c: m.push(m.open(At(torch.arange(2))), c), "a row for each of the 2 samples"),
+    (lambda m, c: m.redraw(c, torch.zeros(5, 3, 32, 32), 4), "start=4"),
+    (lambda m, c: m.redraw(c, torch.zeros(4, 3, 32, 32), 1), "images"),
+    (lambda m, c: m.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8"),
+    (lambda m, c: small(groups=17), "groups=17"),
+    (lambda m, c: small(window=17), "window=17"),
+    (lambda m, c: small(queries=64), "queries=64"),
+    (lambda m, c: small(resolution=30), "resolution=30"),
+    (lambda m, c: small(head=24), "width=32"),
+    (lambda m, c: small(solver="heun"), "solver='heun'"),
+    (lambda m, c: small(flow=dict(adaptive_head=True)), "shared_time"),
+])
+def test_bad_input_is_one_error_that_names_it(model, codes, call, words):
+    with pytest.raises(BadInput) as e: call(model, codes)
+    assert words in str(e.value)
