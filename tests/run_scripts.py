@@ -57,10 +57,11 @@ class Scripts:
         **env: str,             # environment variables on top
     ):
         self.cwd = cwd
-        own = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
-        env = {**own, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
-        key = (warm, *sorted(env.items()))
-        if key not in _RUNNING: _RUNNING[key] = _started("warm" if warm else "cold", env)
+        kept = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        start = cwd if "VGNB_RUN_ROOMS" in {**kept, **env} else ROOT        # where rooms of one's own lie
+        env = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONPATH": str(ROOT), **env}
+        key = (warm, str(start), *sorted(env.items()))
+        if key not in _RUNNING: _RUNNING[key] = _started("warm" if warm else "cold", start, env)
         self.process = _RUNNING[key]
 
     def __call__(self, script: str, *words, cwd: Path | None = None) -> Ran:
@@ -69,8 +70,8 @@ class Scripts:
         return Ran(**json.loads(self.process.stdout.readline()))
 
 
-def _started(mode: str, env: dict[str, str]) -> subprocess.Popen:
-    process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=ROOT, env=env, text=True,
+def _started(mode: str, cwd: Path, env: dict[str, str]) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-m", "tests.run_scripts", mode], cwd=cwd, env=env, text=True,
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     atexit.register(_end, process)
     return process

@@ -56,6 +56,10 @@ def images(): return torch.rand(5, 3, 32, 32, generator=torch.Generator().manual
 def codes(model, images): return model.encode(images)
 
 
+def autocast(call, *args):
+    with torch.autocast("cpu", torch.bfloat16): return call(*args)
+
+
 def noise(*ids): return dict(draws=Keyed(7), at=At(torch.tensor(ids)))
 
 
@@ -318,3 +322,14 @@ def test_the_authors_arguments_there_and_back():
 def test_bad_input_is_one_error_that_names_it(model, codes, call, words):
     with pytest.raises(BadInput) as e: call(model, codes)
     assert words in str(e.value)
+
+
+@torch.no_grad()
+def test_half_precision_and_autocast_draw_the_same_pictures_roughly(images):
+    adaptive = dict(flow=dict(shared_time=True, adaptive_head=True))
+    model, half = small(**adaptive), small(**adaptive).bfloat16()
+    codes = model.encode(images)
+    whole = model.decode(codes)
+    assert half.encode(images).shape == codes.shape
+    for made in (half.decode(codes), autocast(model.decode, codes)):
+        assert made.dtype == torch.float32 and (made - whole).abs().mean() < 0.1 * whole.abs().mean()
