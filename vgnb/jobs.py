@@ -330,6 +330,7 @@ def seal(self:SampleJob) -> str:
     "What the parts are sealed with: a hash of the plan."
     return digest(as_json(self.plan()))
 
+# %% ../nbs/720_jobs.ipynb #d6cb4105
 class Part(NamedTuple):
     "What a file of a job under way holds."
     images: np.ndarray                             # (b, h, w, 3) uint8

@@ -87,6 +87,7 @@ def own_scale(guidance) -> str:
     check(guidance.searched, "guidance", called(guidance), message)
     return f"guidance.{guidance.searched}"
 
+# %% ../nbs/730_search.ipynb #78ffdef2
 @dataclass
 class _Search:
     "What is searched: a pipeline at each of `scales`, then the best of them again with more images."
