@@ -138,6 +138,7 @@ def _check_pickles(path:Path, argument:str):
         check(is_torch, argument, path, other, Mismatch)
         for _ in range(5): _check_program(whole, argument, path)
 
+# %% ../nbs/005a_tensor_files.ipynb #21052023
 class Held:
     "Stands for an object of a foreign class of settings, which a pickle may name: what it holds, and none of its code."
     def __setstate__(self, state): self.__dict__.update(state if isinstance(state, dict) else {})

@@ -104,17 +104,20 @@ class DARTokenizerConfig:
         "Both sides of a picture are multiples of it."
         return lcm(self.patch, self.flow.patch)
 
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #b4bcd01f
+_QUIRKS = (
+    ("An image to begin with is cut to its step twice.",
+     "Beginning at step s, denoising really begins at step 2s, with the tokens of that step."),
+    ("The first token of a group is a product in floating point, cut off.",
+     "With numbers of groups that are no power of two a window may begin one token early."))
+
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #586068f5
 class DARTokenizer(Tokenizer):
     "Queries read a picture; groups of tokens steer the steps from noise back to it (arXiv 2505.23660)."
     dims = 1
     not_coding = ("decoder", "flow")
     coding_options = ("l2", "base", "continuous")
-    quirks = (("An image to begin with is cut to its step twice.",
-               "Beginning at step s, denoising really begins at step 2s, with the tokens of that step."),
-              ("The first token of a group is a product in floating point, cut off.",
-               "With numbers of groups that are no power of two a window may begin one token early."),
-              *VectorQuantizer.quirks)
+    quirks = (*_QUIRKS, *VectorQuantizer.quirks)
 
     def __init__(self, config:DARTokenizerConfig=DARTokenizerConfig()):
         super().__init__()

@@ -52,6 +52,7 @@ def window_start(
     else: first = group.long() * queries // groups
     return first.clamp(0, queries - window)
 
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #9b55460c
 def check_groups(groups:int, queries:int, window:int):
     "Refuse a number of groups or a window that a line of tokens can't have."
     check_int("queries", queries, 1)

@@ -107,6 +107,7 @@ class HeadNormAttention(nn.Module):
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #fbfe39ff
 class GatedBlock(nn.Module):
     "`x + gate1 * attention(norm1 x)`, then `x + gate2 * ffn(norm2 x)`; both gates begin closed."
     def __init__(self, width:int, head:int=64):
@@ -181,6 +182,7 @@ class TokenEncoder(nn.Module):
         x = run_blocks(self.blocks, self.recompute and self.training, x, rotary, mask)
         return unit(x[:, h * w:])
 
+# %% ../../nbs/tokenizers/260_token_encoder.ipynb #eff51ca3
 class TokenDecoder(nn.Module):
     "Rows of a codebook as a line of conditions, each from the tokens up to its own; any beginning of a line will do."
     def __init__(self,
