@@ -61,9 +61,7 @@ WORDS = ["--data", "shapes://?n=64&size=32", "--steps", 6, "--batch", 8, "--prec
 
 @pytest.fixture(scope="module")
 def scripts():
-    runner = Scripts(ROOT)
-    yield runner
-    runner.close()
+    return Scripts(ROOT)
 
 
 def test_the_script_trains_it_with_a_critic_and_an_average(scripts, tmp_path):
