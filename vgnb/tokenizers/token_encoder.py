@@ -26,9 +26,9 @@ def kept(make):
     def made(*args, **kw):
         with torch.inference_mode(False): return make(*args, **kw)
 
-    @torch.compiler.assume_constant_result
     @wraps(make)
     def table(*args, **kw): return made(*args, **kw)
+    table._dynamo_marked_constant = True    # as torch.compiler.assume_constant_result, which imports the compiler
     return table
 
 @kept
