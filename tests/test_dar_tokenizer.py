@@ -27,8 +27,9 @@ CONFIG = DARTokenizerConfig(VectorConfig(32, 4, usage=256), flow=FLOW, width=32,
                             head=16, queries=16, rows=32, groups=4, steps=4, resolution=32)
 
 # what the authors' arguments can't say
-THEIR_SIZES = dict(quantizer=dict(usage=65536), head=64, width=64, rows=1024, flow=dict(width=64, cond=64, head=64))
 THEIR_HEAD = dict(teacher_hidden=2048, teacher_width=768)
+THEIR_SIZES = dict(quantizer=dict(usage=65536), head=64, width=64, rows=1024,
+                   flow=dict(width=64, cond=64, head=64, **THEIR_HEAD))
 
 
 def awake(module):
@@ -258,20 +259,20 @@ def test_saved_loaded_and_recognised(tmp_path, model, images):
     entries = export_published(theirs)
     torch.save({"ema": entries, "model": {k: v + 1 for k, v in entries.items()}, "steps": 7}, tmp_path / "t.pt")
     said = dar_tokenizer_spec(theirs.config)
-    narrow = dict(flow=dict(teacher_hidden=8, teacher_width=8))           # what their arguments can't say
-    read = load_published(tmp_path / "t.pt", said, **narrow)
+    read = load_published(tmp_path / "t.pt", said)
     assert torch.equal(read.encode(images), theirs.encode(images))
-    last = load_published(tmp_path / "t.pt", said, prefer=("model",), **narrow)
+    last = load_published(tmp_path / "t.pt", said, prefer=("model",))
     assert torch.equal(last.to_code.weight, theirs.to_code.weight + 1)
-    whole = load_published(tmp_path / "t.pt", {"model": said}, "dar", **narrow)      # their YAML as it is
+    whole = load_published(tmp_path / "t.pt", {"model": said}, "dar")                # their YAML as it is
     assert torch.equal(whole.encode(images), theirs.encode(images))
     wider = said | {"encoder_dim": 128}
-    with pytest.raises(Mismatch): load_published(tmp_path / "t.pt", wider, **narrow)
+    with pytest.raises(Mismatch): load_published(tmp_path / "t.pt", wider)
+    with pytest.raises(Mismatch, match="is no published size; give its arguments"): load_published(tmp_path / "t.pt")
 
 
 def test_settings_pickled_beside_the_weights_are_read_without_their_class(tmp_path, images):
     torch.manual_seed(0)
-    model = awake(DARTokenizer(changed(changed(CONFIG, **THEIR_SIZES), flow=THEIR_HEAD)))
+    model = awake(DARTokenizer(changed(CONFIG, **THEIR_SIZES)))
     module = type(sys)("config_util")
     exec("class Config:\n    def __init__(self, data): self._data = data", module.__dict__)
     sys.modules["config_util"] = module
@@ -284,12 +285,35 @@ def test_settings_pickled_beside_the_weights_are_read_without_their_class(tmp_pa
     assert torch.equal(read.decode(read.encode(images)), model.decode(model.encode(images)))
 
 
+def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
+    torch.manual_seed(0)
+    model = DARTokenizer(changed(CONFIG, **THEIR_SIZES))
+    said, entries = dar_tokenizer_spec(model.config), export_published(model)
+    for decoder, words in ((3, "diff_decoder=3"), (said["diff_decoder"] | {"data_std": "x"}, "data_std='x'")):
+        config = {"model": said | {"diff_decoder": decoder}}
+        torch.save({"model": entries, "config": config}, tmp_path / "t.pt")
+        with pytest.raises(BadInput, match=words): load_published(tmp_path / "t.pt")
+
+
+@pytest.mark.parametrize("changes", [
+    dict(head=32), dict(rows=512), dict(solver="euler"), dict(quantizer=dict(usage=256)), dict(flow=dict(head=32)),
+    dict(flow=dict(teacher_hidden=8)), dict(flow=dict(teacher_width=8)), dict(flow=dict(teacher_grid=8)),
+    dict(rank=4)])
+def test_what_the_authors_arguments_cannot_say_is_not_exported(changes):
+    theirs = changed(CONFIG, **THEIR_SIZES)
+    assert DAR_TOKENIZER.owns(theirs) and not DAR_TOKENIZER.owns(changed(theirs, **changes))
+    with pytest.raises(BadInput, match="has no published form"): export_published(DARTokenizer(changed(theirs, **changes)))
+
+
 def test_the_authors_arguments_there_and_back():
     for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=6)):
         assert dar_tokenizer_config(dar_tokenizer_spec(config)) == replace(config, window=config.window_size)
     with torch.device("meta"): v1, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec)
     state = table.export(v1.state_dict(), v1)
     assert DAR_TOKENIZER.recognise(state) == DAR_TOKENIZER.published[0].spec
+    with torch.device("meta"): deeper, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec, layers=9)
+    other = table.export(deeper.state_dict(), deeper)
+    with pytest.raises(Mismatch, match="9 layers of width 768 .* is no published size"): DAR_TOKENIZER.recognise(other)
     assert sum(p.numel() for p in v1.parameters()) == 307_444_672
     with pytest.raises(BadInput, match="vq_dim"): dar_tokenizer_config({"model": {"diff_decoder": {}}})
 
@@ -312,6 +336,9 @@ def test_the_authors_arguments_there_and_back():
     (lambda m, c: m.redraw(c, torch.zeros(4, 3, 32, 32), 1), "images"),
     (lambda m, c: m.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8"),
     (lambda m, c: small(groups=17), "groups=17"),
+    (lambda m, c: small(groups=0), "groups=0"),
+    (lambda m, c: small(groups="8"), "groups='8'"),
+    (lambda m, c: small(rank=0), "rank=0"),
     (lambda m, c: small(window=17), "window=17"),
     (lambda m, c: small(queries=64), "queries=64"),
     (lambda m, c: small(resolution=30), "resolution=30"),

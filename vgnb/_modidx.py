@@ -4353,6 +4353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.views.scenes.order_course': ('views/scenes.html#order_course', 'vgnb/views/scenes.py'),
                                    'vgnb.views.scenes.run_courses': ('views/scenes.html#run_courses', 'vgnb/views/scenes.py')},
             'vgnb.zoo': { 'vgnb.zoo._allowed': ('zoo.html#_allowed', 'vgnb/zoo.py'),
+                          'vgnb.zoo._carried': ('zoo.html#_carried', 'vgnb/zoo.py'),
                           'vgnb.zoo._empty_meters': ('zoo.html#_empty_meters', 'vgnb/zoo.py'),
                           'vgnb.zoo._recognised': ('zoo.html#_recognised', 'vgnb/zoo.py'),
                           'vgnb.zoo.build': ('zoo.html#build', 'vgnb/zoo.py'),

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_choice, check_float, check_int
+from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws, Keyed
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from ..kinds import changed
 from ..names import Fuse, NameTable, Rename
 from ..rows import gather_rows
@@ -86,6 +86,8 @@ class DARTokenizerConfig:
         check_heads(c.width, c.head)
         check_heads(c.flow.cond, c.head)
         check_int("queries", c.queries, 1, c.rows)
+        check_int("groups", c.groups, 1, c.queries)
+        if c.rank is not None: check_int("rank", c.rank, 1)
         check_groups(c.groups, c.queries, c.window_size)
         check_float("base", c.base, 1e-6)
         check_choice("solver", c.solver, SOLVERS)
@@ -517,10 +519,12 @@ def dar_tokenizer_config(spec:dict, **changes) -> DARTokenizerConfig:
     spec = _model_part(spec)
     missing = [word for word in _NEEDED if word not in spec]
     check(not missing, "spec", sorted(spec), f"must say {', '.join(missing)}")
+    decoder = spec["diff_decoder"]
+    check(isinstance(decoder, dict), "diff_decoder", decoder, "must be a mapping: the arguments of the flow decoder")
     own = DARTokenizerConfig(
         VectorConfig(spec["vq_codebook_size"], spec["vq_dim"]),
         continuous=not spec.get("vq_enable", True),
-        flow=flow_config(spec["diff_decoder"]),
+        flow=flow_config(decoder),
         rank=8 if spec.get("query_low_rank", True) else None,
         output=spec.get("output_resolution") or None,
         **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
@@ -540,10 +544,8 @@ def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
     }
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #cb507f42
-_V1 = dict(steps=8, groups=8, queries=256, window=32)     # what names and shapes don't say
-
 def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "The authors' arguments from names and shapes; the rest as in v1."
+    "The authors' arguments from names and shapes, if they are v1's. Errors: `Mismatch` for another size."
     looks_right = {"patchify.weight", "quant_in_conv.weight", "diff_decoder.net.conv_in.weight"} <= state.keys()
     if not looks_right: return None
     width, _, patch, _ = state["patchify.weight"].shape
@@ -551,34 +553,44 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     has_codes = "quantize.embedding.weight" in state
     codebook = len(state["quantize.embedding.weight"]) if has_codes else 16384
     flow_width, cond = state["diff_decoder.net.cond_mlp.weight"].shape
-    return dar_tokenizer_spec(DARTokenizerConfig(
+    layers, depth = counted(state, "encoder_layers."), counted(state, "diff_decoder.net.blocks.")
+    spec = dar_tokenizer_spec(DARTokenizerConfig(
         VectorConfig(codebook, len(state["quant_in_conv.weight"])),
         continuous=not has_codes,
         width=width,
-        layers=counted(state, "encoder_layers."),
+        layers=layers,
         decoder_layers=counted(state, "decoder_layers."),
         patch=patch,
         rank=8 if "query_linear.weight" in state else None,
         flow=FlowConfig(
             width=flow_width,
             cond=cond,
-            depth=counted(state, "diff_decoder.net.blocks."),
+            depth=depth,
             patch=isqrt(pixels // 3),
             shared_time="diff_decoder.net.time_embed.mlp.0.weight" in state,
             adaptive_head="diff_decoder.net.linear_out.linear.weight" in state)))
+    is_published = spec == dar_tokenizer_spec(DARTokenizerConfig())    # names and shapes don't tell groups and steps
+    found = f"{layers} layers of width {width} and a flow decoder of {depth} blocks of width {flow_width}"
+    check(is_published, "checkpoint", found, f"is no published size; {SAY_SPEC}", Mismatch)
+    return spec
 
 def _carried(content) -> dict|None:
     "The authors' arguments as their trainer pickles them beside the weights."
     config = content.get("config") if isinstance(content, dict) else None
     plain = getattr(config, "_data", config)
     is_said = isinstance(plain, dict) and isinstance(plain.get("model"), dict)
-    return plain["model"] if is_said else None
+    return plain["model"] if is_said and "diff_decoder" in plain["model"] else None
+
+_UNSAID = ("head", "rows", "solver")                       # what no argument of the authors changes,
+_UNSAID_FLOW = ("head", "teacher_hidden", "teacher_width", "teacher_grid")   # and of the flow decoder
 
 def _owns(c:DARTokenizerConfig) -> bool:
-    "Whether the authors' class can hold it: a table of unit rows with a meter, and a head for the teacher."
-    q = c.quantizer
-    has_table = isinstance(q, VectorConfig) and q.l2 and q.usage > 0
-    return has_table and c.rank in (8, None) and c.flow.teacher_layer is not None
+    "Whether the authors' class can hold it: a metered table of unit rows, a teacher's head, and their fixed numbers."
+    q, v1 = c.quantizer, DARTokenizerConfig()
+    has_table = isinstance(q, VectorConfig) and q.l2 and q.usage == v1.quantizer.usage
+    fixed = all(getattr(c, k) == getattr(v1, k) for k in _UNSAID)
+    fixed_flow = all(getattr(c.flow, k) == getattr(v1.flow, k) for k in _UNSAID_FLOW)
+    return has_table and fixed and fixed_flow and c.rank in (8, None) and c.flow.teacher_layer is not None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #6cc39e99
 DAR_TOKENIZER = register(Family(

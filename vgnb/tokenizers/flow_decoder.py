@@ -347,7 +347,8 @@ _WORDS = {             # the authors' argument: our field
 def flow_config(spec:dict, **changes) -> FlowConfig:
     "Our configuration for the authors' arguments, which leave data and times as they are where nothing is said."
     said = {"data_std": 1.0, "time_shift": 1.0} | {k: v for k, v in spec.items() if k in _WORDS}
-    fields = {_WORDS[k]: float(v) if k in ("data_std", "time_shift", "rope_base_len") else v for k, v in said.items()}
+    numbers = ("data_std", "time_shift", "rope_base_len")
+    fields = {_WORDS[k]: check_float(k, v) if k in numbers else v for k, v in said.items()}
     return replace(FlowConfig(**fields), **changes)
 
 def flow_spec(c:FlowConfig) -> dict:
