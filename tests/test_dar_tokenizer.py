@@ -255,16 +255,14 @@ def test_weights_of_features():
         torch.testing.assert_close(found, factor * (w * (x - rows).square().mean(1)).sum() / w.sum())
 
 
-def test_a_table_that_cannot_leave_tokens_out_is_refused(images):
+def test_a_table_that_cannot_leave_tokens_out_is_refused(images, monkeypatch):
     class Stubborn(VectorQuantizer):
         def forward(self, z, draws=None, at=None, learn=True): return super().forward(z, draws, at, learn)
 
-    model = small().train()
-    model.quantizer = Stubborn(CONFIG.quantizer)
-    at = At(torch.arange(5))
-    with pytest.raises(BadInput, match="quantizer='Stubborn': has a table"): model(images, Keyed(0), at)
     free = DARTokenizer(replace(CONFIG, quantizer=FSQConfig((4, 4, 3)))).train()
-    assert not free(images, Keyed(0), at).quantized.losses
+    assert not free(images, Keyed(0), At(torch.arange(5))).quantized.losses
+    monkeypatch.setattr("vgnb.tokenizers.dar_tokenizer.build_quantizer", lambda config, compat: Stubborn(config))
+    with pytest.raises(BadInput, match="quantizer='Stubborn': has a table"): DARTokenizer(CONFIG)
 
 
 @torch.no_grad()
@@ -276,6 +274,7 @@ def test_codes_are_looked_at_once_a_push(model, codes, monkeypatch):
     for part in codes.split(4, 1): model.push(state, part)
     assert [c.shape[1] for c in looked] == [4, 4, 4, 4]
     with pytest.raises(BadInput, match="at most 16 tokens"): model.push(state, codes[:, :1])
+    assert torch.equal(state.codes, codes), "what is refused changes nothing"
 
 
 def test_unquantized_steps_and_a_first_codebook(images):

@@ -124,7 +124,7 @@ class DARTokenizer(Tokenizer):
         self.to_code = nn.Linear(c.width, dim, bias=False)
         self.quantizer = None if c.continuous else build_quantizer(c.quantizer, c.compat)
         self.vocab = None if c.continuous else self.quantizer.vocab
-        if self.quantizer is not None: _weighs(self.quantizer)
+        self.weighs = self.quantizer is not None and _weighs(self.quantizer)
         self.decoder = TokenDecoder(dim, c.flow.cond, c.decoder_layers, **shared)
         self.flow = FlowNet(c.flow)
 
@@ -206,7 +206,7 @@ def quantized(self:DARTokenizer,
     "Features through the quantizer."
     if self.quantizer is None: return self.unquantized(features)
     if t is None: return self.quantizer(features, learn=False)
-    if not _weighs(self.quantizer): return self.quantizer(features, draws, at)
+    if not self.weighs: return self.quantizer(features, draws, at)
     ends = self.first_tokens(t)[:, None] + self.config.window_size
     seen = torch.arange(features.shape[-1], device=t.device) < ends             # (b, queries)
     return self.quantizer(features, draws, at, weights=seen)
@@ -441,9 +441,9 @@ def push(self:DARTokenizer,
     codes = self.shaped(codes)
     rows = len(state.codes)
     check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
-    state.codes = torch.cat((state.codes, codes.to(state.codes)), 1)
-    n, shape = self.config.queries, tuple(state.codes.shape)
-    check(shape[1] <= n, "codes", shape, f"must have at most {n} tokens a picture")
+    n, come = self.config.queries, torch.cat((state.codes, codes.to(state.codes)), 1)
+    check(come.shape[1] <= n, "codes", tuple(come.shape), f"must have at most {n} tokens a picture")
+    state.codes = come
     shown = list(self._arriving(state, state.codes))
     return shown[-1] if shown else None
 
