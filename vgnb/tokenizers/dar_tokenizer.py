@@ -117,15 +117,14 @@ class DARTokenizer(Tokenizer):
     def __init__(self, config:DARTokenizerConfig=DARTokenizerConfig()):
         super().__init__()
         c = self.config = config
-        dim = c.quantizer.dim
         shared = dict(rows=c.rows, head=c.head, recompute=c.flow.recompute)
         self.factor = c.factor
         self.encoder = TokenEncoder(c.width, c.layers, c.patch, c.queries, rank=c.rank, base=c.base, **shared)
-        self.to_code = nn.Linear(c.width, dim, bias=False)
+        self.to_code = nn.Linear(c.width, c.quantizer.dim, bias=False)
         self.quantizer = None if c.continuous else build_quantizer(c.quantizer, c.compat)
         self.vocab = None if c.continuous else self.quantizer.vocab
         self.weighs = self.quantizer is not None and _weighs(self.quantizer)
-        self.decoder = TokenDecoder(dim, c.flow.cond, c.decoder_layers, **shared)
+        self.decoder = TokenDecoder(c.quantizer.dim, c.flow.cond, c.decoder_layers, **shared)
         self.flow = FlowNet(c.flow)
 
     def quantize(self, images:Tensor) -> Quantized:
