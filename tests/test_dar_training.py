@@ -14,7 +14,7 @@ from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
 from vgnb.recipes.dar_recipes import shapes_dar_tokenizer
 from vgnb.saved import load_model
-from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig
+from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig, dar_tokenizer_spec
 from vgnb.tokenizers.dinov2 import DinoConfig, DinoV2
 from vgnb.tokenizers.flow_decoder import FlowConfig
 from vgnb.tokenizers.flow_objective import FlowLoss, FlowLossConfig, flow_loss
@@ -235,7 +235,8 @@ def test_a_published_file_is_a_start_as_well(tmp_path):
                                 patch=8, queries=16, resolution=32)
     model = DARTokenizer(config)
     published = export_published(model)
-    torch.save({"model": published, "steps": 3}, tmp_path / "theirs.pt")
+    settings = {"model": dar_tokenizer_spec(config)}
+    torch.save({"model": published, "config": settings, "steps": 3}, tmp_path / "theirs.pt")
 
     def task(**changes):
         other = DARTokenizer(replace(config, **changes))
