@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vgnb.core import BadInput, Mismatch
+from vgnb.data.transforms import resize_bicubic
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed, from_json, to_json
 from vgnb.saved import load_model, save_model
@@ -18,8 +19,9 @@ from vgnb.tokenizers.dar_tokenizer import (
     dar_tokenizer_spec,
 )
 from vgnb.tokenizers.flow_decoder import FlowConfig, FlowNet, flow_plan, window_start
+from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.pictures import codes_of, pictures
-from vgnb.tokenizers.quantizers import VectorConfig, usage_of
+from vgnb.tokenizers.quantizers import VectorConfig, VectorQuantizer, usage_of
 from vgnb.zoo import export_published, load_published
 
 FLOW = FlowConfig(32, 2, 4, 32, 16, teacher_layer=1, teacher_hidden=8, teacher_width=8)
@@ -27,8 +29,9 @@ CONFIG = DARTokenizerConfig(VectorConfig(32, 4, usage=256), flow=FLOW, width=32,
                             head=16, queries=16, rows=32, groups=4, steps=4, resolution=32)
 
 # what the authors' arguments can't say
-THEIR_SIZES = dict(quantizer=dict(usage=65536), head=64, width=64, rows=1024, flow=dict(width=64, cond=64, head=64))
 THEIR_HEAD = dict(teacher_hidden=2048, teacher_width=768)
+THEIR_SIZES = dict(quantizer=dict(usage=65536), head=64, width=64, rows=1024,
+                   flow=dict(width=64, cond=64, head=64, **THEIR_HEAD))
 
 
 def awake(module):
@@ -144,12 +147,34 @@ def test_a_preview_of_a_beginning_knows_nothing_of_the_rest(model, codes):
 
 @torch.no_grad()
 def test_any_size(model, codes):
-    assert model.decode(codes, size=(48, 64)).shape == (5, 3, 48, 64)
-    assert model.decode(codes[:1], size=16).shape == (1, 3, 16, 16)
-    assert model.previews(codes[:1], size=(32, 36)).shape == (1, 4, 3, 32, 36)
+    assert model.decode(codes, resolution=(48, 64)).shape == (5, 3, 48, 64)
+    assert model.decode(codes[:1], resolution=16).shape == (1, 3, 32, 32), "the configuration's is the least"
+    assert model.previews(codes[:1], resolution=(32, 36)).shape == (1, 4, 3, 32, 36)
+    assert model.preview(codes[:1], 1, resolution=40).shape == (1, 3, 40, 40)
+    state = model.open(At(torch.arange(1)), resolution=40)
+    assert torch.equal(model.push(state, codes[:1]), model.decode(codes[:1], resolution=40))
     image = torch.rand(1, 3, 40, 64) * 2 - 1
     assert model(image).output.shape == image.shape
     assert pictures(model, model.tokens(codes), size=48).shape == (5, 48, 48, 3)
+
+
+@torch.no_grad()
+def test_size_resizes_what_is_drawn(model, codes):
+    "As everywhere: the picture of the tokenizer's own resolution, or of the one that is asked for, made bicubic."
+    for own in ({}, {"resolution": 40}):
+        whole = model.decode(codes, **own)
+        for size in (48, (20, 30), 17):
+            assert torch.equal(model.decode(codes, size=size, **own), resize_bicubic(whole, size))
+    shown = model.previews(codes, size=20)
+    assert torch.equal(shown[:, 1], resize_bicubic(model.previews(codes)[:, 1], 20))
+    assert torch.equal(model.preview(codes, 2, size=20), shown[:, 1])
+    state = model.open(At(torch.arange(5)), size=20)
+    assert torch.equal(model.push(state, codes), shown[:, -1])
+    tokens = model.tokens(codes)
+    small_ones, drawn = (pictures(model, tokens, size=size, rows=5) for size in (16, None))
+    assert small_ones.shape == (5, 16, 16, 3) and drawn.shape == (5, 32, 32, 3)
+    cut = small(output=24)
+    assert cut.decode(codes).shape[-1] == 24 and cut.decode(codes, size=28).shape[-1] == 28
 
 
 @torch.no_grad()
@@ -160,6 +185,7 @@ def test_an_image_to_begin_with(model, codes, images):
     torch.testing.assert_close(zero, model.decode(codes, **noise(0, 1, 2, 3, 4)))
     twice = small(compat="upstream")
     assert torch.equal(twice.redraw(codes, images, 1, **noise(0, 1, 2, 3, 4)), begun[2]), "cut at 1, and once more"
+    with pytest.raises(BadInput, match="start=2: must be an integer >= 0 and <= 1"): twice.redraw(codes, images, 2)
 
 
 def test_a_training_step_looks_once(images):
@@ -191,6 +217,64 @@ def test_only_tokens_that_were_looked_at_are_pulled_to_the_codebook(images):
     plain = model.quantizer(features[4:], learn=False).losses
     alone = model.quantized(features[4:], t[4:], Keyed(0), At(torch.arange(1))).losses
     for name, value in plain.items(): torch.testing.assert_close(alone[name], value)
+
+
+class Half:
+    "One of two processes, which knows what both have."
+    def __init__(self, both):
+        self.both = both
+
+    def sum(self, x): return self.both
+
+
+def test_two_processes_train_the_codebook_as_one_does(images):
+    "Each divides by the tokens that all processes saw, so that the mean of their losses is the loss of the whole."
+    model, t = small().train(), torch.tensor([0.0, 0.3, 0.5, 1.0])
+    features = model.features(images[:4]).detach()
+    at = At(torch.arange(4))
+    whole = model.quantized(features, t, Keyed(0), at).losses
+    counts = model.first_tokens(t) + 4
+    model.quantizer.sync = Half(torch.tensor([counts.sum(), 2.0]))
+    halves = [model.quantized(features[i], t[i], Keyed(0), At(at.ids[i])).losses for i in (slice(0, 2), slice(2, 4))]
+    for name, value in whole.items(): torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value)
+
+
+def test_weights_of_features():
+    torch.manual_seed(0)
+    z, weights = torch.randn(3, 4, 6), torch.rand(3, 6)
+    for config in (VectorConfig(16, 4), VectorConfig(16, 4, legacy=True, entropy=0.1)):
+        q = VectorQuantizer(config)
+        plain, even = q(z, learn=False).losses, q(z, learn=False, weights=torch.full((3, 6), 0.3)).losses
+        for name, value in plain.items(): torch.testing.assert_close(even[name], value)
+        one = q(z, learn=False, weights=(torch.arange(6) < 2).expand(3, 6)).losses
+        part = q(z[..., :2], learn=False).losses
+        for name in ("vq", "commit"): torch.testing.assert_close(one[name], part[name])
+        w, found = weights.flatten(), q(z, learn=False, weights=weights).losses["vq"]
+        x, rows = q.flat(z), q.find(q.flat(z), learn=False)[1]
+        factor = config.beta if config.legacy else 1
+        torch.testing.assert_close(found, factor * (w * (x - rows).square().mean(1)).sum() / w.sum())
+
+
+def test_a_table_that_cannot_leave_tokens_out_is_refused(images, monkeypatch):
+    class Stubborn(VectorQuantizer):
+        def forward(self, z, draws=None, at=None, learn=True): return super().forward(z, draws, at, learn)
+
+    free = DARTokenizer(replace(CONFIG, quantizer=FSQConfig((4, 4, 3)))).train()
+    assert not free(images, Keyed(0), At(torch.arange(5))).quantized.losses
+    monkeypatch.setattr("vgnb.tokenizers.dar_tokenizer.build_quantizer", lambda config, compat: Stubborn(config))
+    with pytest.raises(BadInput, match="quantizer='Stubborn': has a table"): DARTokenizer(CONFIG)
+
+
+@torch.no_grad()
+def test_codes_are_looked_at_once_a_push(model, codes, monkeypatch):
+    looked = []
+    real = DARTokenizer._check_codes
+    monkeypatch.setattr(DARTokenizer, "_check_codes", lambda self, c: looked.append(c) or real(self, c))
+    state = model.open(At(torch.arange(5)))
+    for part in codes.split(4, 1): model.push(state, part)
+    assert [c.shape[1] for c in looked] == [4, 4, 4, 4]
+    with pytest.raises(BadInput, match="at most 16 tokens"): model.push(state, codes[:, :1])
+    assert torch.equal(state.codes, codes), "what is refused changes nothing"
 
 
 def test_unquantized_steps_and_a_first_codebook(images):
@@ -258,20 +342,20 @@ def test_saved_loaded_and_recognised(tmp_path, model, images):
     entries = export_published(theirs)
     torch.save({"ema": entries, "model": {k: v + 1 for k, v in entries.items()}, "steps": 7}, tmp_path / "t.pt")
     said = dar_tokenizer_spec(theirs.config)
-    narrow = dict(flow=dict(teacher_hidden=8, teacher_width=8))           # what their arguments can't say
-    read = load_published(tmp_path / "t.pt", said, **narrow)
+    read = load_published(tmp_path / "t.pt", said)
     assert torch.equal(read.encode(images), theirs.encode(images))
-    last = load_published(tmp_path / "t.pt", said, prefer=("model",), **narrow)
+    last = load_published(tmp_path / "t.pt", said, prefer=("model",))
     assert torch.equal(last.to_code.weight, theirs.to_code.weight + 1)
-    whole = load_published(tmp_path / "t.pt", {"model": said}, "dar", **narrow)      # their YAML as it is
+    whole = load_published(tmp_path / "t.pt", {"model": said}, "dar")                # their YAML as it is
     assert torch.equal(whole.encode(images), theirs.encode(images))
     wider = said | {"encoder_dim": 128}
-    with pytest.raises(Mismatch): load_published(tmp_path / "t.pt", wider, **narrow)
+    with pytest.raises(Mismatch): load_published(tmp_path / "t.pt", wider)
+    with pytest.raises(Mismatch, match="is no published size; give its arguments"): load_published(tmp_path / "t.pt")
 
 
 def test_settings_pickled_beside_the_weights_are_read_without_their_class(tmp_path, images):
     torch.manual_seed(0)
-    model = awake(DARTokenizer(changed(changed(CONFIG, **THEIR_SIZES), flow=THEIR_HEAD)))
+    model = awake(DARTokenizer(changed(CONFIG, **THEIR_SIZES)))
     module = type(sys)("config_util")
     exec("class Config:\n    def __init__(self, data): self._data = data", module.__dict__)
     sys.modules["config_util"] = module
@@ -284,12 +368,36 @@ def test_settings_pickled_beside_the_weights_are_read_without_their_class(tmp_pa
     assert torch.equal(read.decode(read.encode(images)), model.decode(model.encode(images)))
 
 
+def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
+    torch.manual_seed(0)
+    model = DARTokenizer(changed(CONFIG, **THEIR_SIZES))
+    said, entries = dar_tokenizer_spec(model.config), export_published(model)
+    for decoder, words in ((3, "diff_decoder=3"), (said["diff_decoder"] | {"data_std": "x"}, "data_std='x'")):
+        config = {"model": said | {"diff_decoder": decoder}}
+        torch.save({"model": entries, "config": config}, tmp_path / "t.pt")
+        with pytest.raises(BadInput, match=words): load_published(tmp_path / "t.pt")
+
+
+@pytest.mark.parametrize("changes", [
+    dict(head=32), dict(rows=512), dict(solver="euler"), dict(quantizer=dict(usage=256)), dict(flow=dict(head=32)),
+    dict(flow=dict(teacher_hidden=8)), dict(flow=dict(teacher_width=8)), dict(flow=dict(teacher_grid=8)),
+    dict(rank=4)])
+def test_what_the_authors_arguments_cannot_say_is_not_exported(changes):
+    theirs = changed(CONFIG, **THEIR_SIZES)
+    assert DAR_TOKENIZER.owns(theirs) and not DAR_TOKENIZER.owns(changed(theirs, **changes))
+    other = DARTokenizer(changed(theirs, **changes))
+    with pytest.raises(BadInput, match="has no published form"): export_published(other)
+
+
 def test_the_authors_arguments_there_and_back():
     for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=6)):
         assert dar_tokenizer_config(dar_tokenizer_spec(config)) == replace(config, window=config.window_size)
     with torch.device("meta"): v1, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec)
     state = table.export(v1.state_dict(), v1)
     assert DAR_TOKENIZER.recognise(state) == DAR_TOKENIZER.published[0].spec
+    with torch.device("meta"): deeper, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec, layers=9)
+    other = table.export(deeper.state_dict(), deeper)
+    with pytest.raises(Mismatch, match="9 layers of width 768 .* is no published size"): DAR_TOKENIZER.recognise(other)
     assert sum(p.numel() for p in v1.parameters()) == 307_444_672
     with pytest.raises(BadInput, match="vq_dim"): dar_tokenizer_config({"model": {"diff_decoder": {}}})
 
@@ -300,7 +408,8 @@ def test_the_authors_arguments_there_and_back():
     (lambda m, c: m.preview(c, 5), "k=5"),
     (lambda m, c: m.preview(c[:, :7], 2), "8 tokens for 2 steps"),
     (lambda m, c: m.previews(c[:, :3]), "4 tokens for the first preview"),
-    (lambda m, c: m.decode(c, size=30), "multiples of the decoder's patch, 4"),
+    (lambda m, c: m.decode(c, resolution=30), "resolution=30: must be multiples of the decoder's patch, 4"),
+    (lambda m, c: m.open(At(torch.arange(2)), resolution=0), "resolution=0"),
     (lambda m, c: m.decode(c, size=0), "size=0"),
     (lambda m, c: m.decode(c[:, :15]), "16 tokens"),
     (lambda m, c: m.previews(torch.cat((c, c), 1)), "at most 16 tokens"),
@@ -312,6 +421,9 @@ def test_the_authors_arguments_there_and_back():
     (lambda m, c: m.redraw(c, torch.zeros(4, 3, 32, 32), 1), "images"),
     (lambda m, c: m.encode(torch.zeros(1, 3, 30, 32)), "multiples of 8"),
     (lambda m, c: small(groups=17), "groups=17"),
+    (lambda m, c: small(groups=0), "groups=0"),
+    (lambda m, c: small(groups="8"), "groups='8'"),
+    (lambda m, c: small(rank=0), "rank=0"),
     (lambda m, c: small(window=17), "window=17"),
     (lambda m, c: small(queries=64), "queries=64"),
     (lambda m, c: small(resolution=30), "resolution=30"),

@@ -14,7 +14,7 @@ from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
 from vgnb.recipes.dar_recipes import shapes_dar_tokenizer
 from vgnb.saved import load_model
-from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig
+from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig, dar_tokenizer_spec
 from vgnb.tokenizers.dinov2 import DinoConfig, DinoV2
 from vgnb.tokenizers.flow_decoder import FlowConfig
 from vgnb.tokenizers.flow_objective import FlowLoss, FlowLossConfig, flow_loss
@@ -138,6 +138,19 @@ def test_weights_decide_what_is_computed(tmp_path):
     assert "entropy" in task.loss(task.phases(0)[0], batch, {}, Keyed(0), At(torch.arange(4))).parts
 
 
+@pytest.mark.parametrize("repa", [0.0, 0.5])
+def test_the_teachers_head_runs_only_where_it_has_a_weight(repa):
+    torch.manual_seed(0)
+    taught = dict(teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
+    model = DARTokenizer(changed(small().model, flow=taught)).train()
+    teacher = DinoV2(DinoConfig(size=112, dim=64, depth=1, heads=2), view=112)
+    objective = FlowLoss(FlowLossConfig(lpips=0, repa=repa), teacher=teacher, size=32)
+    runs = []
+    model.flow.teacher.register_forward_hook(lambda *_: runs.append(1))
+    made = objective.make(objective.phases(0)[0], model, pictures(), Keyed(0), At(torch.arange(4)))
+    assert len(runs) == (repa > 0) and (made.extras["features"] is None) == (repa == 0)
+
+
 def test_an_eye_and_a_teacher_take_part():
     torch.manual_seed(0)
     taught = dict(teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
@@ -220,7 +233,8 @@ def test_a_published_file_is_a_start_as_well(tmp_path):
                                 patch=8, queries=16, resolution=32)
     model = DARTokenizer(config)
     published = export_published(model)
-    torch.save({"model": published, "steps": 3}, tmp_path / "theirs.pt")
+    settings = {"model": dar_tokenizer_spec(config)}
+    torch.save({"model": published, "config": settings, "steps": 3}, tmp_path / "theirs.pt")
 
     def task(**changes):
         other = DARTokenizer(replace(config, **changes))

@@ -77,10 +77,9 @@ def load_published(
     "Our model with the weights of a published file. Everything must fit, or one error lists what doesn't."
     content = read_published(path)
     state = split(unwrap(content, prefer), "loss.", "discriminator.")[""]
+    spec = _carried(content, system) if spec is None else spec
     matches = _recognised(state, system, path) if spec is None else meant(spec, state, system)
-    family, found = the_one(matches, path)
-    carried = family.carried(content) if spec is None and family.carried else None
-    spec = carried or found
+    family, spec = the_one(matches, path)
 
     with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
     empty = _empty_meters(expected, table.to_ours(state), path)
@@ -92,6 +91,11 @@ def load_published(
     return model.eval()
 
 for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"): start_files[_ending] = load_published
+
+def _carried(content, system:str|None) -> dict|None:
+    "The authors' arguments that lie beside the weights, where a family finds some: they win over names and shapes."
+    found = (f.carried(content) for f in families(system) if f.carried)
+    return next((spec for spec in found if spec is not None), None)
 
 def _recognised(state:dict[str, Tensor], system:str|None, path) -> list[Match]:
     "Families that know the entries of a file. Errors: `Mismatch` names the file."

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
-from vgnb.data.transforms import resize_bicubic, to_uint8
+from vgnb.data.transforms import to_uint8
 from vgnb.draws import At, Recorded
 from vgnb.generators.generator import Clock
 from vgnb.layers import rotate
@@ -131,29 +131,26 @@ def is_eval(spec) -> bool:
 def vq_model(case):
     model = filled(case, DAR_TOKENIZER.make(case.config, compat="upstream")).eval()
     images, noise = case["in.image"], case["in.noise"]
-    c, sides = model.config, tuple(noise.shape[-2:])
+    sides = tuple(noise.shape[-2:])
     q = model.quantize(images)
 
     def noisy(count):
-        "As many pictures, from the recorded noise; `finish` gives them the size that the authors' `decode_code` does."
-        asked = None if sides == (c.resolution,) * 2 else sides
-        return dict(draws=Recorded({"noise": noise}), at=At(torch.arange(count)), size=asked)
-
-    def finish(x): return resize_bicubic(x, c.output) if c.output and max(x.shape[-2:]) > c.output else x
+        "As many pictures, from the recorded noise, drawn at its size."
+        return dict(draws=Recorded({"noise": noise}), at=At(torch.arange(count)), resolution=sides)
 
     out = {"out.quant": q.z[:, :, None], "out.cond": model.conditions(q.z)}
     for name in case.outs:
         if re.fullmatch(r"out\.forward(_b0)?", name):
             part = images[:1] if name.endswith("b0") else images
-            out[name] = finish(model.render(model.quantize(part).z, **noisy(len(part))))
+            out[name] = model.render(model.quantize(part).z, **noisy(len(part)))
         if m := re.fullmatch(r"out\.preview_clip(\d+)", name):
-            out[name] = finish(model.preview(q.codes[:1], int(m[1]), **noisy(1)))
+            out[name] = model.preview(q.codes[:1], int(m[1]), **noisy(1))
         if m := re.fullmatch(r"out\.start(\d+)", name):
             begun = F.interpolate(images[:1], size=sides, mode="nearest")
-            out[name] = finish(model.redraw(q.codes[:1], begun, int(m[1]), **noisy(1)))
+            out[name] = model.redraw(q.codes[:1], begun, int(m[1]), **noisy(1))
     if q.codes is None: return out
 
-    pixels = finish(model.decode(q.codes, **noisy(len(images))))
+    pixels = model.decode(q.codes, **noisy(len(images)))
     return out | {"out.indices": q.codes, "out.decoded": pixels, "out.decoded_uint8": to_uint8(pixels).movedim(-1, 1)}
 
 

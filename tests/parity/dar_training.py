@@ -108,6 +108,10 @@ class Taped(Recorded):
 
 class StandIn(FlowLoss):
     "The fixture's objective: flow, codebook, and the features' power in the teacher's place."
+    def make(self, phase, tokenizer, images, draws, at, quantize=True):
+        made = tokenizer(images, draws, at, quantize)
+        return made._replace(extras=made.extras | {"data_std": tokenizer.config.flow.data_std})
+
     def for_tokenizer(self, images, made, carry, step):
         total, parts = super().for_tokenizer(images, made, carry, step)
         self.made = made

@@ -7,6 +7,7 @@ __all__ = ['dar_tokenizer_names', 'DAR_TOKENIZER', 'DARTokenizerConfig', 'DARTok
            'dar_tokenizer_config', 'dar_tokenizer_spec']
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a243a49e
+import inspect
 from dataclasses import dataclass
 from math import isqrt, lcm
 from typing import Any, Literal, NamedTuple
@@ -16,10 +17,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_choice, check_float, check_int
+from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws, Keyed
-from ..families import Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, register
 from ..kinds import changed
 from ..names import Fuse, NameTable, Rename
 from ..rows import gather_rows
@@ -40,15 +41,7 @@ from vgnb.tokenizers.flow_decoder import (
     window_start,
 )
 from .pictures import check_size
-from vgnb.tokenizers.quantizers import (
-    VectorConfig,
-    VectorQuantizer,
-    build_quantizer,
-    check_quantizer,
-    entropy_loss,
-    exact,
-    straight_through,
-)
+from .quantizers import Quantizer, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
 from .token_encoder import TokenDecoder, TokenEncoder, attention_names, check_heads, mlp_names
 from .tokenizer import Quantized, Reconstruction, Tokenizer, check_images
 
@@ -72,7 +65,7 @@ class DARTokenizerConfig:
     window: int|None = None          # tokens that a step looks at; None: one group
     steps: int = 8                   # of the sampler
     solver: Literal["adams2", "euler"] = "adams2" # of the sampler
-    resolution: int = 256            # side of a decoded picture; smaller ones are decoded at this size
+    resolution: int = 256            # side of a decoded picture, where nothing else is asked for, and the least
     output: int|None = None          # decoded pictures larger than this become squares of it (bicubic)
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
@@ -86,6 +79,8 @@ class DARTokenizerConfig:
         check_heads(c.width, c.head)
         check_heads(c.flow.cond, c.head)
         check_int("queries", c.queries, 1, c.rows)
+        check_int("groups", c.groups, 1, c.queries)
+        if c.rank is not None: check_int("rank", c.rank, 1)
         check_groups(c.groups, c.queries, c.window_size)
         check_float("base", c.base, 1e-6)
         check_choice("solver", c.solver, SOLVERS)
@@ -122,14 +117,14 @@ class DARTokenizer(Tokenizer):
     def __init__(self, config:DARTokenizerConfig=DARTokenizerConfig()):
         super().__init__()
         c = self.config = config
-        dim = c.quantizer.dim
         shared = dict(rows=c.rows, head=c.head, recompute=c.flow.recompute)
         self.factor = c.factor
         self.encoder = TokenEncoder(c.width, c.layers, c.patch, c.queries, rank=c.rank, base=c.base, **shared)
-        self.to_code = nn.Linear(c.width, dim, bias=False)
+        self.to_code = nn.Linear(c.width, c.quantizer.dim, bias=False)
         self.quantizer = None if c.continuous else build_quantizer(c.quantizer, c.compat)
         self.vocab = None if c.continuous else self.quantizer.vocab
-        self.decoder = TokenDecoder(dim, c.flow.cond, c.decoder_layers, **shared)
+        self.weighs = self.quantizer is not None and _weighs(self.quantizer)
+        self.decoder = TokenDecoder(c.quantizer.dim, c.flow.cond, c.decoder_layers, **shared)
         self.flow = FlowNet(c.flow)
 
     def quantize(self, images:Tensor) -> Quantized:
@@ -147,12 +142,13 @@ class DARTokenizer(Tokenizer):
     def render(self,
         z:Tensor,                                  # (b, dim, queries)
         *, draws:Draws|None=None, at:At|None=None, # the noise to begin with; default: seed 0, samples 0, 1, ...
-        size:int|tuple[int, int]|None=None,        # sides of the picture, multiples of the decoder's patch
+        size:int|tuple[int, int]|None=None,        # sides of the picture if they shall differ: bicubic
         steps:int|None=None,                       # of the sampler, if they shall differ
+        resolution:int|tuple[int, int]|None=None,  # sides that are drawn, multiples of the decoder's patch
     ) -> Tensor:                           # (b, 3, h, w) fp32, not cut to [-1, 1]
         "Rows -> pixels, from noise that belongs to the sample."
         plan = self.plan(steps)
-        state = self.begin(len(z), plan, draws, at, size)
+        state = self.begin(len(z), plan, draws, at, size, resolution)
         conditions = self.conditions(z)
         for _ in range(plan.steps): self.advance(state, conditions)
         return self.seen(state)
@@ -161,13 +157,15 @@ class DARTokenizer(Tokenizer):
         images:Tensor,
         draws:Draws|None=None, at:At|None=None, # times and noise; training needs them
         quantize:bool=True,                # False: features pass unquantized
+        teacher:bool=True,                 # in training: also what a teacher is compared with, where there is a head
     ) -> Reconstruction:
         "In training `look`, else the reconstruction. Values of `images` are looked at only where that is free."
         self.check_images(images, look=images.device.type == "cpu")
         features = self.features(images)
-        if self.training: return self.look(images, features, draws, at, quantize)
+        if self.training: return self.look(images, features, draws, at, quantize, teacher)
         q = self.quantized(features) if quantize else self.unquantized(features)
-        return Reconstruction(self.render(q.z, draws=draws, at=at, size=images.shape[-2:]), q, {})
+        sides = tuple(images.shape[-2:])
+        return Reconstruction(self.render(q.z, draws=draws, at=at, size=sides, resolution=sides), q, {})
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #662341d8
 @patch
@@ -207,23 +205,18 @@ def quantized(self:DARTokenizer,
     "Features through the quantizer."
     if self.quantizer is None: return self.unquantized(features)
     if t is None: return self.quantizer(features, learn=False)
-    if not isinstance(self.quantizer, VectorQuantizer): return self.quantizer(features, draws, at)
+    if not self.weighs: return self.quantizer(features, draws, at)
     ends = self.first_tokens(t)[:, None] + self.config.window_size
     seen = torch.arange(features.shape[-1], device=t.device) < ends             # (b, queries)
-    return _quantized_prefix(self.quantizer, features, seen, draws, at)
+    return self.quantizer(features, draws, at, weights=seen)
 
-def _quantized_prefix(q:VectorQuantizer, z:Tensor, seen:Tensor, draws:Draws, at:At) -> Quantized:
-    "As the quantizer itself, but its losses are means over the tokens that are seen."
-    grid = z.shape[:1] + z.shape[2:]
-    with exact(z, q.config.compat is None):
-        x = q.flat(z)                                                           # (n, d)
-        codes, rows = q.find(x, draws, at)
-        out = straight_through(x, rows).view(*grid, -1).movedim(-1, 1)
-        part = seen.reshape(-1, 1).to(x.dtype)
-        losses = q.losses(x * part, rows * part)
-        losses = {name: value * (part.numel() / part.sum()) for name, value in losses.items()}
-        if q.config.entropy: losses["entropy"] = q.config.entropy * entropy_loss(x, q.rows())
-        return Quantized(out, codes.view(grid), losses)
+def _weighs(quantizer:Quantizer) -> bool:
+    "Whether its losses can leave tokens out. Errors: a table that is trained on all tokens, seen or not."
+    weighs = "weights" in inspect.signature(quantizer.forward).parameters
+    has_table = next(quantizer.parameters(), None) is not None
+    words = "has a table that can't be trained on the seen tokens alone: its forward must take `weights`"
+    check(weighs or not has_table, "quantizer", type(quantizer).__name__, words)
+    return weighs
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5413f24c
 class Denoised(NamedTuple):
@@ -268,7 +261,7 @@ def denoise(self:DARTokenizer,
 def look(self:DARTokenizer,
     images:Tensor, features:Tensor, # (b, 3, h, w) and what the encoder made of them (b, dim, queries)
     draws:Draws|None, at:At|None,   # of the draws `time` and `noise`
-    quantize:bool=True,
+    quantize:bool=True, teacher:bool=True, # as in `forward`
 ) -> Reconstruction:                # output: the clean picture; extras: the fields of `Denoised`
     "One look at a noisy picture, which is what training does."
     known = draws is not None and at is not None
@@ -276,7 +269,7 @@ def look(self:DARTokenizer,
     t = draws.uniform("time", at)                                               # (b,)
     noise = draws.normal("noise", at, *images.shape[1:])
     q = self.quantized(features, t, draws, at) if quantize else self.unquantized(features)
-    made = self.denoise(images, q.z, t, noise)
+    made = self.denoise(images, q.z, t, noise, teacher)
     return Reconstruction(made.clean, q, made._asdict())
 
 @patch
@@ -292,7 +285,7 @@ class DecodeState:
     "Pictures that are being decoded."
     flow: FlowState
     plan: FlowPlan
-    size: tuple[int, int]|None       # sides asked for
+    size: int|tuple[int, int]|None   # sides asked for
     codes: Tensor|None = None        # (b, n) that have come so far
 
 @patch
@@ -303,30 +296,34 @@ def plan(self:DARTokenizer,
     c = self.config
     return flow_plan(c.steps if steps is None else steps, c.groups, c.queries, c.window_size, c.flow.shift, c.compat)
 
-def _check_sides(size, patch:int) -> tuple[int, int]|None:
-    "The sides that a picture shall have; refused where the decoder's patches don't fill them."
-    if check_size(size) is None: return None
-    h, w = sides = as_sides(size)
-    check(h % patch == 0 and w % patch == 0, "size", size, f"must be multiples of the decoder's patch, {patch}")
-    return sides
-
 def as_sides(size) -> tuple[int, int]:
     "(h, w) of a size: a number, or one or two of them."
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size,)
     return sides if len(sides) == 2 else sides * 2
 
 @patch
+def drawn(self:DARTokenizer,
+    resolution,             # None: the configuration's, which is also the least
+) -> tuple[int, int]:
+    "(h, w) of what is drawn. Errors: sides that the decoder's patches don't fill."
+    c, patch = self.config, self.config.flow.patch
+    if check_size(resolution, "resolution") is None: return as_sides(c.resolution)
+    fits = all(side % patch == 0 for side in as_sides(resolution))
+    check(fits, "resolution", resolution, f"must be multiples of the decoder's patch, {patch}")
+    h, w = as_sides(resolution)
+    return max(c.resolution, h), max(c.resolution, w)
+
+@patch
 def begin(self:DARTokenizer,
     count:int,              # pictures
     plan:FlowPlan,
     draws:Draws|None=None, at:At|None=None,
-    size=None,
+    size=None, resolution=None, # as in `decode`
     image:Tensor|None=None, # (count, 3, h, w) in [-1, 1] to begin with, under the noise of the plan's first time
 ) -> DecodeState:
     "Noise, one picture for each sample, or a picture under noise."
-    c = self.config
-    size = _check_sides(size, c.flow.patch)
-    h, w = (max(c.resolution, side) for side in size or (c.resolution,) * 2)
+    c, size = self.config, check_size(size)
+    h, w = self.drawn(resolution)
     device = self.to_code.weight.device
     draws = Keyed(0) if draws is None else draws
     at = At(torch.arange(count, device=device)) if at is None else at
@@ -346,7 +343,7 @@ def advance(self:DARTokenizer,
     "One step of the sampler, in place."
     flow, plan = state.flow, state.plan
     first, end = plan.windows[flow.done]
-    t = flow.x.new_tensor([plan.times[flow.done]])
+    t = torch.full((1,), plan.times[flow.done], dtype=flow.x.dtype, device=flow.x.device)     # no copy to wait for
     velocity, _ = self.flow(flow.x, t, conditions[:, first:end])
     flow_step(flow, velocity, plan.times, self.config.solver)
 
@@ -355,7 +352,7 @@ def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
     "The picture as it is after the last step: a preview, or the result."
     x = arrived(state.flow, self.config.flow.data_std)
     output = self.config.output
-    if state.size is not None: return resize_bicubic(x, state.size)
+    if state.size is not None: return resize_bicubic(x, as_sides(state.size))
     return x if output is None or max(x.shape[-2:]) <= output else resize_bicubic(x, output)
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #015d1d59
@@ -363,11 +360,12 @@ def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
 def decode(self:DARTokenizer,
     codes:Tensor,                          # (b, queries)
     *, draws:Draws|None=None, at:At|None=None, # the noise to begin with; default: seed 0, samples 0, 1, ...
-    size:int|tuple[int, int]|None=None,    # sides of the picture, multiples of the decoder's patch
+    size:int|tuple[int, int]|None=None,    # sides of the picture if they shall differ: bicubic
     steps:int|None=None,                   # of the sampler, if they shall differ
+    resolution:int|tuple[int, int]|None=None, # sides that are drawn, multiples of the decoder's patch
 ) -> Tensor:                               # (b, 3, h, w)
     "Codes -> pixels."
-    return self.render(self.lookup(codes), draws=draws, at=at, size=size, steps=steps)
+    return self.render(self.lookup(codes), draws=draws, at=at, size=size, steps=steps, resolution=resolution)
 
 @patch
 def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
@@ -382,14 +380,14 @@ def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
 def preview(self:DARTokenizer,
     codes:Tensor,       # (b, n): all tokens, or as many of the first ones as k steps look at
     k:int,              # steps; the last of them goes on to the end
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
 ) -> Tensor:            # (b, 3, h, w)
     "The picture after k steps. Errors: too few tokens for them."
     plan = self.plan(steps)
     check_int("k", k, 1, plan.steps)
     codes, needed = self._beginning(codes), plan.needs(k)
     check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have {needed} tokens for {k} steps")
-    state = self.begin(len(codes), plan, draws, at, size)
+    state = self.begin(len(codes), plan, draws, at, size, resolution)
     conditions = self.conditions(self.quantizer.lookup(codes[:, :needed]))
     for _ in range(k): self.advance(state, conditions)
     return self.seen(state)
@@ -398,13 +396,13 @@ def preview(self:DARTokenizer,
 @torch.no_grad()
 def previews(self:DARTokenizer,
     codes:Tensor,       # (b, n): all tokens, or the first ones
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
 ) -> Tensor:            # (b, k, 3, h, w); with all tokens the last one is the picture
     "Every preview that the tokens allow, from one pass. Errors: not even tokens for one step."
     plan, codes = self.plan(steps), self._beginning(codes)
     needed = plan.needs(1)
     check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have {needed} tokens for the first preview")
-    state = self.begin(len(codes), plan, draws, at, size)
+    state = self.begin(len(codes), plan, draws, at, size, resolution)
     return torch.stack(list(self._arriving(state, codes)), 1)
 
 @patch
@@ -422,12 +420,13 @@ def _arriving(self:DARTokenizer, state:DecodeState, codes:Tensor):
 def open(self:DARTokenizer,
     at:At,                  # ids (b,) of the samples
     draws:Draws|None=None,  # default: seed 0
-    size=None,
+    size=None,              # as in `decode`
     steps:int|None=None,    # of the sampler, if they shall differ
+    resolution=None,        # as in `decode`
 ) -> DecodeState:
     "Begin to decode pictures whose tokens are still to come."
     check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
-    state = self.begin(len(at.ids), self.plan(steps), draws, at, size)
+    state = self.begin(len(at.ids), self.plan(steps), draws, at, size, resolution)
     state.codes = torch.zeros(len(at.ids), 0, dtype=torch.int64, device=state.flow.x.device)
     return state
 
@@ -441,7 +440,9 @@ def push(self:DARTokenizer,
     codes = self.shaped(codes)
     rows = len(state.codes)
     check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
-    state.codes = self._beginning(torch.cat((state.codes, codes.to(state.codes)), 1))
+    n, come = self.config.queries, torch.cat((state.codes, codes.to(state.codes)), 1)
+    check(come.shape[1] <= n, "codes", tuple(come.shape), f"must have at most {n} tokens a picture")
+    state.codes = come
     shown = list(self._arriving(state, state.codes))
     return shown[-1] if shown else None
 
@@ -452,16 +453,16 @@ def redraw(self:DARTokenizer,
     codes:Tensor,           # (b, queries)
     images:Tensor,          # (b, 3, h, w) in [-1, 1] to begin with
     start:int,              # steps that are left out: 0 keeps nothing of the images
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
 ) -> Tensor:                # (b, 3, h, w)
     "Image to image: noise over the images, and only the steps from `start` on."
     plan = self.plan(steps)
-    check_int("start", start, 0, plan.steps - 1)
+    cuts = 2 if self.config.compat else 1
+    check_int("start", start, 0, (plan.steps - 1) // cuts)
     check_images(images)
     check(len(images) == len(codes), "images", tuple(images.shape), f"must be {len(codes)}, one for each row of codes")
-    plan = plan.cut(start)
-    if self.config.compat: plan = plan.cut(start)
-    state = self.begin(len(codes), plan, draws, at, size, images)
+    plan = plan.cut(cuts * start)
+    state = self.begin(len(codes), plan, draws, at, size, resolution, images)
     conditions = self.conditions(self.lookup(codes))
     for _ in range(plan.steps): self.advance(state, conditions)
     return self.seen(state)
@@ -517,10 +518,12 @@ def dar_tokenizer_config(spec:dict, **changes) -> DARTokenizerConfig:
     spec = _model_part(spec)
     missing = [word for word in _NEEDED if word not in spec]
     check(not missing, "spec", sorted(spec), f"must say {', '.join(missing)}")
+    decoder = spec["diff_decoder"]
+    check(isinstance(decoder, dict), "diff_decoder", decoder, "must be a mapping: the arguments of the flow decoder")
     own = DARTokenizerConfig(
         VectorConfig(spec["vq_codebook_size"], spec["vq_dim"]),
         continuous=not spec.get("vq_enable", True),
-        flow=flow_config(spec["diff_decoder"]),
+        flow=flow_config(decoder),
         rank=8 if spec.get("query_low_rank", True) else None,
         output=spec.get("output_resolution") or None,
         **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
@@ -540,10 +543,8 @@ def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
     }
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #cb507f42
-_V1 = dict(steps=8, groups=8, queries=256, window=32)     # what names and shapes don't say
-
 def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "The authors' arguments from names and shapes; the rest as in v1."
+    "The authors' arguments from names and shapes, if they are v1's. Errors: `Mismatch` for another size."
     looks_right = {"patchify.weight", "quant_in_conv.weight", "diff_decoder.net.conv_in.weight"} <= state.keys()
     if not looks_right: return None
     width, _, patch, _ = state["patchify.weight"].shape
@@ -551,34 +552,44 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     has_codes = "quantize.embedding.weight" in state
     codebook = len(state["quantize.embedding.weight"]) if has_codes else 16384
     flow_width, cond = state["diff_decoder.net.cond_mlp.weight"].shape
-    return dar_tokenizer_spec(DARTokenizerConfig(
+    layers, depth = counted(state, "encoder_layers."), counted(state, "diff_decoder.net.blocks.")
+    spec = dar_tokenizer_spec(DARTokenizerConfig(
         VectorConfig(codebook, len(state["quant_in_conv.weight"])),
         continuous=not has_codes,
         width=width,
-        layers=counted(state, "encoder_layers."),
+        layers=layers,
         decoder_layers=counted(state, "decoder_layers."),
         patch=patch,
         rank=8 if "query_linear.weight" in state else None,
         flow=FlowConfig(
             width=flow_width,
             cond=cond,
-            depth=counted(state, "diff_decoder.net.blocks."),
+            depth=depth,
             patch=isqrt(pixels // 3),
             shared_time="diff_decoder.net.time_embed.mlp.0.weight" in state,
             adaptive_head="diff_decoder.net.linear_out.linear.weight" in state)))
+    is_published = spec == dar_tokenizer_spec(DARTokenizerConfig())    # names and shapes don't tell groups and steps
+    found = f"{layers} layers of width {width} and a flow decoder of {depth} blocks of width {flow_width}"
+    check(is_published, "checkpoint", found, f"is no published size; {SAY_SPEC}", Mismatch)
+    return spec
 
 def _carried(content) -> dict|None:
     "The authors' arguments as their trainer pickles them beside the weights."
     config = content.get("config") if isinstance(content, dict) else None
     plain = getattr(config, "_data", config)
     is_said = isinstance(plain, dict) and isinstance(plain.get("model"), dict)
-    return plain["model"] if is_said else None
+    return plain["model"] if is_said and "diff_decoder" in plain["model"] else None
+
+_UNSAID = ("head", "rows", "solver")                       # what no argument of the authors changes,
+_UNSAID_FLOW = ("head", "teacher_hidden", "teacher_width", "teacher_grid")   # and of the flow decoder
 
 def _owns(c:DARTokenizerConfig) -> bool:
-    "Whether the authors' class can hold it: a table of unit rows with a meter, and a head for the teacher."
-    q = c.quantizer
-    has_table = isinstance(q, VectorConfig) and q.l2 and q.usage > 0
-    return has_table and c.rank in (8, None) and c.flow.teacher_layer is not None
+    "Whether the authors' class can hold it: a metered table of unit rows, a teacher's head, and their fixed numbers."
+    q, v1 = c.quantizer, DARTokenizerConfig()
+    has_table = isinstance(q, VectorConfig) and q.l2 and q.usage == v1.quantizer.usage
+    fixed = all(getattr(c, k) == getattr(v1, k) for k in _UNSAID)
+    fixed_flow = all(getattr(c.flow, k) == getattr(v1.flow, k) for k in _UNSAID_FLOW)
+    return has_table and fixed and fixed_flow and c.rank in (8, None) and c.flow.teacher_layer is not None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #6cc39e99
 DAR_TOKENIZER = register(Family(

@@ -151,7 +151,7 @@ def make(self:FlowLoss,
     quantize:bool=True,
 ) -> Reconstruction:
     "The forward pass, with the scale of the data."
-    made = tokenizer(images, draws, at, quantize)
+    made = tokenizer(images, draws, at, quantize, teacher=self.config.repa > 0)
     return made._replace(extras=made.extras | {"data_std": tokenizer.config.flow.data_std})
 
 @patch

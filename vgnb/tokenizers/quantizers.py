@@ -380,19 +380,31 @@ class VectorQuantizer(TableQuantizer):
 
     def __init__(self, config:VectorConfig=VectorConfig()): super().__init__(config)
 
-    def losses(self, z:Tensor, q:Tensor) -> dict[str, Tensor]:
-        "Weighted losses of features and their rows, both (n, d)."
+    def losses(self,
+        z:Tensor, q:Tensor,       # features and their rows, both (n, d)
+        weights:Tensor|None=None, # (n,) of the features in what pulls them to their rows; None: all count alike
+    ) -> dict[str, Tensor]:
+        "Weighted losses: means over features."
         c = self.config
         vq, commit = (c.beta, 1) if c.legacy else (1, c.beta)
-        out = {"vq": vq * F.mse_loss(q, z.detach()), "commit": commit * F.mse_loss(z, q.detach())}
+        mean = F.mse_loss if weights is None else self._weighing(weights)
+        out = {"vq": vq * mean(q, z.detach()), "commit": commit * mean(z, q.detach())}
         if c.entropy: out["entropy"] = c.entropy * entropy_loss(z, self.rows())
         return out
+
+    def _weighing(self, weights:Tensor):
+        "Squared distances' weighted mean; its weights are those of all processes, whose losses are averaged."
+        weights = weights.reshape(-1).float()
+        total, processes = self.sync.sum(torch.stack((weights.sum(), weights.new_ones(())))).unbind()
+        share = weights * (processes / total)
+        return lambda a, b: ((a - b).square().mean(1) * share).sum()
 
     def forward(self,
         z:Tensor,                 # (b, d, *grid)
         draws:Draws|None=None,    # for updates that draw
         at:At|None=None,          # the training step
         learn:bool=True,          # False: a look; nothing is updated, even in train mode
+        weights:Tensor|None=None, # (b, *grid) see `losses`
     ) -> Quantized:
         "Rows in the shape of z, codes (b, *grid), losses."
         grid = z.shape[:1] + z.shape[2:]
@@ -400,6 +412,6 @@ class VectorQuantizer(TableQuantizer):
             x = self.flat(z)                                                    # (n, d)
             codes, q = self.find(x, draws, at, learn)                           # (n,), (n, d)
             out = straight_through(x, q).view(*grid, -1).movedim(-1, 1)         # (b, d, *grid)
-            return Quantized(out, codes.view(grid), self.losses(x, q))
+            return Quantized(out, codes.view(grid), self.losses(x, q, weights))
 
 register_part("quantizer", "vector", VectorConfig(), VectorQuantizer)

@@ -21,13 +21,13 @@ from ..names import NameTable, Rename
 # %% ../../nbs/tokenizers/231_timed_discriminator.ipynb #7b7ec222
 def time_sinusoid(
     time:Tensor,       # (b,) in [0, 1]
-    dim:int,           # even
+    dim:int,           # an odd one ends with zeros
 ) -> Tensor:           # (b, dim) fp32
     "Cosines, then sines, of 1000 t at speeds from 1 down to 1/10000."
     half = dim // 2
     speeds = torch.exp(-math.log(10000) * torch.arange(half, device=time.device).float() / half)
     angles = 1000 * time.float()[:, None] * speeds
-    return torch.cat((angles.cos(), angles.sin()), -1)
+    return F.pad(torch.cat((angles.cos(), angles.sin()), -1), (0, dim % 2))
 
 class TimedNorm(nn.Module):
     "Group norm whose scale and shift are a function of the time; they begin as 1 and 0."

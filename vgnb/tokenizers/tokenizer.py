@@ -232,9 +232,13 @@ def untoken(self:Tokenizer,
 @runtime_checkable
 class Progressive(Protocol):
     "A decoder that can begin with the first tokens: D-AR's."
+    def plan(self, steps:int|None=None) -> Any:
+        "Its steps: `.steps` of them, and `.needs(k)` tokens for the first k."
+
     def open(self,
         at:At,                  # ids (b,) of the samples
         draws:Draws|None=None, size=None, # as in `decode`
+        steps:int|None=None,    # as in `plan`
     ) -> Any:
         "A state, to be pushed."
 
@@ -243,3 +247,10 @@ class Progressive(Protocol):
         codes:Tensor,           # (b, n): the next tokens
     ) -> Tensor|None:           # (b, 3, h, w)
         "The newest preview, where these tokens allow one; with the last tokens the picture itself."
+
+    def preview(self,
+        codes:Tensor,           # (b, n), at least as many as k steps need
+        k:int,                  # steps
+        *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, # as in `open`
+    ) -> Tensor:                # (b, 3, h, w)
+        "The picture after k steps."
