@@ -89,10 +89,11 @@ def augment_of(o: Options):
 
 
 def named(tokenizer) -> dict:
-    "What tells this tokenizer from every other: its kind, a hash of its weights, and the name of its codes."
+    "What tells this tokenizer from every other: kind, configuration, a hash of its weights, the name of its codes."
     from vgnb.core import digest
-    from vgnb.kinds import kind_of
-    found = {"kind": kind_of(tokenizer.config), "weights": digest(tokenizer.state_dict())}
+    from vgnb.kinds import kind_of, to_json
+    config = tokenizer.config
+    found = {"kind": kind_of(config), "config": to_json(config), "weights": digest(tokenizer.state_dict())}
     return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
 
 

@@ -8,6 +8,7 @@ import torch
 
 from scripts.extract_codes import main as extract
 from scripts.reconstruct import main as reconstruct
+from scripts.reconstruct import named
 from scripts.sample import main as sample
 from vgnb.core import BadInput, Mismatch
 from vgnb.data.codes import CodeStore
@@ -147,6 +148,18 @@ def test_a_shared_beginning_in_a_job_and_in_one_call(pipe, tmp_path):
         assert (np.load(job.run(progress=False))["arr_0"] == whole).all()
     record = json.loads((tmp_path / "8.run.json").read_text())["config"]
     assert [record[k] for k in ("work", "count", "first", "leader", "label")] == ["prefix", 10, 8, 0, 0]
+
+
+def test_a_job_knows_how_a_decoder_is_used(pipe, tmp_path):
+    "Two decoders of the same weights that take other steps are two plans, and two reports."
+    labels, shared = torch.tensor(LABELS), generator()
+    few = tokenizer()
+    many = DARTokenizer(replace(few.config, steps=8)).eval()
+    many.load_state_dict(few.state_dict())
+    plans = [SampleJob(Pipeline(t, shared), labels, tmp_path / "a.npz").plan() for t in (few, many)]
+    assert plans[0]["tokenizer"] == plans[1]["tokenizer"] and plans[0]["generator_config"]["grid"] == [32]
+    assert {k for k in plans[0] if plans[0][k] != plans[1][k]} == {"tokenizer_config"}
+    assert named(few)["weights"] == named(many)["weights"] and named(few)["config"] != named(many)["config"]
 
 
 def test_the_beginning_of_a_picture(pipe):

@@ -1863,6 +1863,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.jobs.SampleJob._check_rejection': ('jobs.html#samplejob._check_rejection', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._clean': ('jobs.html#samplejob._clean', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._is_sound': ('jobs.html#samplejob._is_sound', 'vgnb/jobs.py'),
+                           'vgnb.jobs.SampleJob._models': ('jobs.html#samplejob._models', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob._take_over': ('jobs.html#samplejob._take_over', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.begin': ('jobs.html#samplejob.begin', 'vgnb/jobs.py'),
                            'vgnb.jobs.SampleJob.cond': ('jobs.html#samplejob.cond', 'vgnb/jobs.py'),

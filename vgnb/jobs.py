@@ -306,12 +306,18 @@ def record_file(self:SampleJob) -> Path:
     return self.out.with_suffix(".run.json")
 
 @patch
+def _models(self:SampleJob) -> dict:
+    "Hashes of the weights, and how they are used: a decoder's steps, say, are in no weight."
+    both = {name: getattr(self.pipe, name) for name in ("tokenizer", "generator")}
+    hashes = {name: digest(model.state_dict()) for name, model in both.items()}
+    return hashes | {f"{name}_config": to_json(model.config) for name, model in both.items()}
+
+@patch
 def plan(self:SampleJob) -> dict:
     "What decides the pixels; parts of another plan are refused."
     if self._plan: return self._plan
     caption = {"text": self.text, "mask": self.mask if self.mask is not None else 0}
-    plan = dict(tokenizer=digest(self.pipe.tokenizer.state_dict()),
-                generator=digest(self.pipe.generator.state_dict()),
+    plan = dict(**self._models(),
                 sampling=to_json(self.sampling),
                 grid=list(self.pipe.grid.shape),
                 seed=self.seed, size=self.size, part=self.part,
