@@ -57,7 +57,7 @@ from .sampling.painting import Application
 from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
 from .sampling.streaming import need_progressive
-from .tokenizers.pictures import denoising
+from .tokenizers.pictures import check_size, denoising
 from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
@@ -220,10 +220,10 @@ class SampleJob:
         check_place("out", self.out.parent)
         check_int("part", self.part, 1)
         check_int("seed", self.seed, 0)
-        if self.size is not None: check_int("size", self.size, 1)
+        if self.size is not None: check_size(check_int("size", self.size, 1), tokenizer=self.pipe.tokenizer)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
-        if self.what is not None: self.what = self.what.whole(self.labels)
+        if self.what is not None: self.what = self.what.whole(self.cond(slice(None)))
         self.was_finished = False       # whether `run` found everything done
         self._plan:dict|None = None
         self._check()
