@@ -14,6 +14,7 @@ from vgnb.core import BadInput, Mismatch, Missing, load_json
 from vgnb.data.shapes import Shapes
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
+from vgnb.places import locked
 from vgnb.recipes.dar_recipes import shapes_dar_tokenizer
 from vgnb.saved import load_model, save_model
 from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig
@@ -198,6 +199,13 @@ def test_a_dry_run_says_it_too(trained, tmp_path, capsys):
     train(TrainOptions(r, tmp_path / "run", run=QUIET, dry_run=True))
     assert "start    tokenizer: " in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_keeps_its_account(trained, tmp_path):
+    "While another process trains there, nothing of ours is written."
+    r = judged(start=str(trained), start_fit="parts")
+    with locked(tmp_path / "run"), pytest.raises(BadInput): train(TrainOptions(r, tmp_path / "run", run=QUIET))
+    assert not (tmp_path / "run/start.json").exists()
 
 
 def test_whole_is_the_default_and_refuses_what_differs(trained, tmp_path):
