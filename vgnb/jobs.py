@@ -332,6 +332,7 @@ def plan(self:SampleJob) -> dict:
     self._plan = plan                                               # the weights are hashed once
     return plan
 
+# %% ../nbs/720_jobs.ipynb #jobparts
 @patch
 def parts(self:SampleJob) -> list[tuple[int, Path]]:
     "(first id, file) of every part."

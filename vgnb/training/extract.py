@@ -250,6 +250,7 @@ def check_published(
     check_export(planned, layout, out, 0, split)
     return False
 
+# %% ../../nbs/training/540_extract.ipynb #publext1
 def extract_published(
     tokenizer:Tokenizer,
     source:ImageSource,
