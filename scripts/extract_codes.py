@@ -66,65 +66,70 @@ def chosen_views(o: Options):
     return Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
 
 
-def main(argv: list[str]) -> int:
-    from vgnb.cli import typed_cli
-    o = typed_cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check, check_place, run_manifest, write_run
+def opened(o: Options):
+    "The tokenizer and the pictures."
+    from vgnb.core import check
     from vgnb.data.images import open_images
-    from vgnb.data.layouts import written_to
     from vgnb.data.text import Captions
-    from vgnb.kinds import to_json
-    from vgnb.processes import Processes
     from vgnb.saved import load_model
     from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.training.extract import (
-        CaptionImages,
-        check_published,
-        code_plan,
-        extract_codes,
-        extract_published,
-        is_recorded,
-    )
+    from vgnb.training.extract import CaptionImages
     from vgnb.zoo import load_published
-
-    augment = chosen_views(o)
     if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
     else: tokenizer = load_model(o.tokenizer, ema=o.ema)
     check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer,
           f"holds a {type(tokenizer).__name__}, which is no tokenizer")
-    if o.data.endswith(".jsonl"):
-        source = CaptionImages(Captions(o.data), o.max_bad)
-        source.orientation = o.orientation
-    else: source = open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
-    plan = code_plan(tokenizer, source, augment, o.shard_size)
-    processes = Processes()
+    if not o.data.endswith(".jsonl"):
+        return tokenizer, open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
+    source = CaptionImages(Captions(o.data), o.max_bad)
+    source.orientation = o.orientation
+    return tokenizer, source
+
+
+def extracted(o: Options, tokenizer, source, plan, processes) -> tuple[int, list[int], list[int], bool]:
+    "(pictures, those left out, codes in use of each level, whether a record said so before) of the store, recorded."
+    from vgnb.core import run_manifest, write_run
+    from vgnb.data.layouts import written_to
+    from vgnb.kinds import to_json
+    from vgnb.training.extract import extract_codes, extract_published, is_recorded
+    how = dict(batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None,
+               progress=o.progress, processes=processes)
+    run = dict(config=to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world)
+    if written_to(o.out):
+        record = extract_published(tokenizer, source, o.out, chosen_views(o), record=run_manifest(**run), **how)
+        return record["count"], record["left_out"], record["used"], False
+
+    store = extract_codes(tokenizer, source, o.out, chosen_views(o), **how)
+    left_out, finished = store.absent.tolist(), is_recorded(o.out, codes=store.fingerprint)
+    if finished or not processes.main: return len(store), left_out, [], finished
+    write_run(o.out, tokenizer=plan.tokenizer, codes=store.fingerprint, left_out=left_out, **run)
+    return len(store), left_out, [int((u > 0).sum()) for u in store.usage()], False
+
+
+def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
+    from vgnb.core import check_place
+    from vgnb.data.layouts import written_to
+    from vgnb.processes import Processes
+    from vgnb.training.extract import check_published, code_plan
+    views = chosen_views(o)
+    tokenizer, source = opened(o)
+    plan, processes = code_plan(tokenizer, source, views, o.shard_size), Processes()
     published = written_to(o.out)
-    finished = bool(published) and check_published(plan, o.out)
+    was_there = bool(published) and check_published(plan, o.out)
     if not published: check_place("out", o.out)
     if processes.main:
         print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> "
               f"{plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0
 
-    how = dict(batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None,
-               progress=o.progress, processes=processes)
-    run = dict(config=to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world)
-    if published:
-        record = extract_published(tokenizer, source, o.out, augment, record=run_manifest(**run), **how)
-        count, left_out, used = (record[name] for name in ("count", "left_out", "used"))
-    else:
-        store = extract_codes(tokenizer, source, o.out, augment, **how)
-        count, left_out = len(store), store.absent.tolist()
-        used = [int((u > 0).sum()) for u in store.usage()] if processes.main else []
-        finished = is_recorded(o.out, codes=store.fingerprint)
-
+    count, left_out, used, recorded = extracted(o, tokenizer, source, plan, processes)
     for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     if not processes.main: return 0
-    if finished:
+    if was_there or recorded:
         print(f"finished already: {count:,} pictures in {o.out}")
         return 0
-    if not published:
-        write_run(o.out, tokenizer=plan.tokenizer, codes=store.fingerprint, left_out=left_out, **run)
     in_use = ", ".join(f"{u:,} of {v:,}" for u, v in zip(used, plan.vocab))
     print(f"{count:,} pictures, {len(left_out)} left out; codes used: {in_use}")
     return 0

@@ -89,15 +89,22 @@ def augment_of(o: Options):
 
 
 def named(tokenizer) -> dict:
-    "What tells this tokenizer from every other: its kind, a hash of its weights, and the name of its codes."
+    "What tells this tokenizer from every other: kind, configuration, a hash of its weights, the name of its codes."
     from vgnb.core import digest
-    from vgnb.kinds import kind_of
-    found = {"kind": kind_of(tokenizer.config), "weights": digest(tokenizer.state_dict())}
+    from vgnb.kinds import kind_of, to_json
+    config = tokenizer.config
+    found = {"kind": kind_of(config), "config": to_json(config), "weights": digest(tokenizer.state_dict())}
     return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
 
 
+def passes(o: Options, device):
+    "The numbers that the tokenizer's passes are computed in."
+    import torch
+    return torch.autocast(device.type, torch.bfloat16, enabled=o.dtype == "bfloat16")
+
+
 def rebuilt(o: Options, tokenizer, source, count: int):
-    "Batches of (crops, reconstructions), both (b, 3, side, side) in [-1, 1], and the codes (b, n, levels) or None."
+    "Batches of crops and reconstructions (b, 3, side, side) in [-1, 1], codes (b, n, levels) or None, and ids (b,)."
     import numpy as np
     import torch
 
@@ -110,12 +117,12 @@ def rebuilt(o: Options, tokenizer, source, count: int):
         ids = np.arange(first, min(first + o.batch, count))
         images, _, ids = load_batch(source, ids, augment, draws)
         images = images.to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=o.dtype == "bfloat16"):
+        with torch.no_grad(), passes(o, device):
             made = tokenizer.quantize(tokenizer.enter(images))
             pixels = tokenizer.render(made.z, draws=draws, at=At(ids.to(device)), size=side, **options)
         pixels = tokenizer.leave(pixels.float())
         crops = images if side == o.size else resize_bicubic(images, side)
-        yield crops.cpu(), pixels.cpu(), None if made.codes is None else tokenizer.tokens(made.codes)
+        yield crops.cpu(), pixels.cpu(), None if made.codes is None else tokenizer.tokens(made.codes), ids
 
 
 def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]:
@@ -130,7 +137,7 @@ def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]
     as_published = "truncate" if o.compat else "round"
     crops, again = [], []                              # crops are kept only where they are asked for
     with Progress(count, "picture") as progress:
-        for originals, pixels, codes in rebuilt(o, tokenizer, source, count):
+        for originals, pixels, codes, _ in rebuilt(o, tokenizer, source, count):
             originals, pictures = to_uint8(originals, as_published), to_uint8(pixels)
             meter.update(pictures, originals)
             for level, (book, place) in enumerate(zip(books, places)):
@@ -145,34 +152,29 @@ def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]
 
 def strip_of(o: Options, tokenizer, source, count: int):
     "The first pictures, a row each: crop, every preview, reconstruction."
-    import torch
-
     from vgnb.data.transforms import to_uint8
     from vgnb.draws import Keyed
     from vgnb.figures import tile_sheet
     from vgnb.sampling.streaming import is_progressive, preview_pictures
-    crops, pixels, codes = next(rebuilt(o, tokenizer, source, count))
+    from vgnb.tokenizers.pictures import device_of
+    crops, pixels, codes, ids = next(rebuilt(o, tokenizer, source, count))
     crops, pixels = to_uint8(crops), to_uint8(pixels)
     if not (is_progressive(tokenizer) and codes is not None):
         rows = [list(row) for row in zip(crops, pixels)]
         return tile_sheet(rows, [["picture", "reconstruction"]] * count)
 
-    how = dict(ids=torch.arange(count), draws=Keyed(o.seed), rows=count, size=o.compare or o.size, denoise=o.denoise)
-    previews = preview_pictures(tokenizer, codes, **how)
+    how = dict(ids=ids, draws=Keyed(o.seed), rows=len(ids), size=o.compare or o.size, denoise=o.denoise)
+    with passes(o, device_of(tokenizer)): previews = preview_pictures(tokenizer, codes, **how)
     plan = tokenizer.plan(o.denoise)
     captions = ["picture", *(f"{plan.needs(k)} tokens" for k in range(1, plan.steps)), "reconstruction"]
     rows = [[crop, *shown[:-1], made] for crop, shown, made in zip(crops, previews, pixels)]
     return tile_sheet(rows, [captions] * count)
 
 
-def main(argv: list[str]) -> int:
-    from vgnb.cli import typed_cli
-    o = typed_cli(Options, args=argv, description=__doc__)
-    from vgnb.core import check, check_int, check_place, run_manifest, save_card
-    from vgnb.evaluation.samples import save_samples
-    from vgnb.kinds import to_json
+def check_options(o: Options):
+    "Names that are free, and numbers that can be."
+    from vgnb.core import check, check_int, check_place
     from vgnb.places import check_vacant
-    from vgnb.tokenizers.pictures import device_of
     check_int("seed", o.seed, 0)
     for name, suffix in (("out", ".npz"), ("originals", ".npz"), ("strip", ".png")):
         path = getattr(o, name)
@@ -180,12 +182,30 @@ def main(argv: list[str]) -> int:
         check(path.suffix == suffix, name, path, f"must end in {suffix}")
         check_place(name, path.parent)
         check_vacant(path, o.overwrite, name)
-    card = o.out.with_suffix(".json")
-    check_vacant(card, o.overwrite, "out", "the numbers")
+    check_vacant(o.out.with_suffix(".json"), o.overwrite, "out", "the numbers")
     differ = o.originals is None or o.originals.resolve() != o.out.resolve()
     check(differ, "originals", o.originals, "must be another file than out, which gets the reconstructions")
     for name in ("size", "compare", "batch", "count"):
         if getattr(o, name) is not None: check_int(name, getattr(o, name), 1)
+
+
+def tell(numbers: dict):
+    "The numbers in words."
+    print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
+    for level, book in enumerate(numbers["levels"]):
+        dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""
+        print(f"level {level}: {book['usage']:.1%} of {book['protocol']['vocab']:,} codes in use, "
+              f"perplexity {book['perplexity']:.1f}{dead}")
+
+
+def main(argv: list[str]) -> int:
+    from vgnb.cli import typed_cli
+    o = typed_cli(Options, args=argv, description=__doc__)
+    from vgnb.core import run_manifest, save_card
+    from vgnb.evaluation.samples import save_samples
+    from vgnb.kinds import to_json
+    from vgnb.tokenizers.pictures import device_of
+    check_options(o)
     tokenizer, source = opened(o)
     tokenizer.code_shape(o.size, o.size)               # refuses a side that the factor does not divide
     count = min(o.count or len(source), len(source))
@@ -200,12 +220,8 @@ def main(argv: list[str]) -> int:
     device = str(device_of(tokenizer))
     run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1,
                        tokenizer=named(tokenizer))
-    save_card(card, numbers | {"run": run})
-    print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
-    for level, book in enumerate(numbers["levels"]):
-        dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""
-        print(f"level {level}: {book['usage']:.1%} of {book['protocol']['vocab']:,} codes in use, "
-              f"perplexity {book['perplexity']:.1f}{dead}")
+    save_card(o.out.with_suffix(".json"), numbers | {"run": run})
+    tell(numbers)
     return 0
 
 

@@ -258,20 +258,9 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     return {"labels": planned_labels(count, pipe.generator.classes, source.labels, only, source.seed)}
 
 
-def main(argv: list[str]) -> int:
-    from vgnb.cli import first_look, typed_cli
+def check_options(source: Source, output: Output):
+    "Words that go together, and names of files that can be."
     from vgnb.core import check, check_int, check_place
-    from vgnb.generators.schedules import SCHEDULES
-    from vgnb.jobs import SampleJob, asked_for
-    from vgnb.pipeline import named_pipeline, saved_sampling
-    from vgnb.processes import Processes
-    groups = ("source", "sampling", "painting", "larger", "choosing", "output")
-    named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
-    default = Options(sampling=saved_sampling(named))
-    o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
-                  names={"--schedule": SCHEDULES}, description=__doc__)
-    source, output = o.source, o.output
-    check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
     for part in ("tokenizer", "generator"):
         given = getattr(source, part)
         check(not (source.pipeline and given), part, given, f"can't be combined with the pipeline {source.pipeline}")
@@ -283,6 +272,22 @@ def main(argv: list[str]) -> int:
     differ = output.sheet is None or output.sheet != output.strip
     check(differ, "strip", output.strip, "must be another file than the sheet")
 
+
+def main(argv: list[str]) -> int:
+    from vgnb.cli import first_look, typed_cli
+    from vgnb.core import check
+    from vgnb.generators.schedules import SCHEDULES
+    from vgnb.jobs import SampleJob, asked_for
+    from vgnb.pipeline import named_pipeline, saved_sampling
+    from vgnb.processes import Processes
+    groups = ("source", "sampling", "painting", "larger", "choosing", "output")
+    named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
+    default = Options(sampling=saved_sampling(named))
+    o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
+                  names={"--schedule": SCHEDULES}, description=__doc__)
+    source, output = o.source, o.output
+    check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
+    check_options(source, output)
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)
     what, images, names = asked_for(**o.painting.given(), **asdict(o.larger))

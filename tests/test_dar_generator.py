@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from scripts.extract_codes import main as extract
-from scripts.reconstruct import main as reconstruct
+from scripts.reconstruct import main as reconstruct, named
 from scripts.sample import main as sample
-from vgnb.core import BadInput, Mismatch
+from vgnb.core import BadInput, Mismatch, check
 from vgnb.data.codes import CodeStore
 from vgnb.data.layouts import export_codes
 from vgnb.data.shapes import Shapes
@@ -17,6 +17,7 @@ from vgnb.draws import Keyed
 from vgnb.families import published_model, recognised, the_one
 from vgnb.generators.generator import Cond, Grid
 from vgnb.generators.masked import MaskedTransformer, masked_presets
+from vgnb.generators.partition import PartitionTransformer, partition_presets
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import SampleJob
@@ -27,14 +28,14 @@ from vgnb.sampling.painting import Request
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.prefix import Continue, Prefix
 from vgnb.sampling.sampler import Sampler
-from vgnb.sampling.streaming import Arriving, arrivals, is_progressive
+from vgnb.sampling.streaming import Arriving, arrivals, is_progressive, preview_pictures
 from vgnb.saved import load_model, save_model
 from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig
 from vgnb.tokenizers.flow_decoder import FlowConfig
 from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.training.commands import follow_codes, open_codes
 from vgnb.training.recipes import GeneratorRecipe
-from vgnb.views.play import LiveSampler
+from vgnb.views.play import LiveSampler, _scaled
 from vgnb.views.player import SamplingPlayer
 from vgnb.zoo import build, load_published, split, unwrap
 
@@ -115,6 +116,8 @@ def test_one_token_and_an_interval():
 def test_the_authors_words():
     assert dar_guidance("1,8", compat="upstream") == CFG(8.0, 1.001, "cell")
     assert dar_guidance("0.5", compat="upstream") == CFG(1.0) and dar_guidance("0.5") == CFG(0.5)
+    for words in ("1.0,0.5", "0.5,8"): assert dar_guidance(words, compat="upstream") == CFG(1.0)
+    assert dar_guidance("1.0,0.5") == CFG(0.5, 1.0, "cell")
     for bad in ("", "1,2,3", "one", "nan,2", "-1,2", None):
         with pytest.raises(BadInput): dar_guidance(bad)
 
@@ -147,6 +150,37 @@ def test_a_shared_beginning_in_a_job_and_in_one_call(pipe, tmp_path):
         assert (np.load(job.run(progress=False))["arr_0"] == whole).all()
     record = json.loads((tmp_path / "8.run.json").read_text())["config"]
     assert [record[k] for k in ("work", "count", "first", "leader", "label")] == ["prefix", 10, 8, 0, 0]
+
+
+def test_a_job_knows_how_a_decoder_is_used(pipe, tmp_path):
+    "Two decoders of the same weights that take other steps are two plans, and two reports."
+    labels, shared = torch.tensor(LABELS), generator()
+    few = tokenizer()
+    many = DARTokenizer(replace(few.config, steps=8)).eval()
+    many.load_state_dict(few.state_dict())
+    plans = [SampleJob(Pipeline(t, shared), labels, tmp_path / "a.npz").plan() for t in (few, many)]
+    assert plans[0]["tokenizer"] == plans[1]["tokenizer"] and plans[0]["generator_config"]["grid"] == [32]
+    assert {k for k in plans[0] if plans[0][k] != plans[1][k]} == {"tokenizer_config"}
+    assert named(few)["weights"] == named(many)["weights"] and named(few)["config"] != named(many)["config"]
+
+
+def test_the_leader_means_the_same_in_a_job_and_in_one_call(pipe, tmp_path):
+    labels = torch.tensor(LABELS)
+    for what in (Prefix(8, leader=3), Prefix(8, leader=77, label=2)):
+        whole = pipe.apply(what, LABELS, seed=2, min_rows=8)
+        job = SampleJob(pipe, labels, tmp_path / f"{what.leader}.npz", seed=2, part=8, what=what)
+        assert (np.load(job.run(progress=False))["arr_0"] == whole).all()
+    for what in (Prefix(8, leader=10), Prefix(8, leader=-1)):
+        with pytest.raises(BadInput, match="leader="): SampleJob(pipe, labels, tmp_path / "a.npz", what=what)
+        with pytest.raises(BadInput, match="leader="): pipe.apply(what, LABELS)
+    with pytest.raises(BadInput): SampleJob(pipe, labels, tmp_path / "a.npz", what=Prefix(8, label=7))
+
+
+def test_captions_share_the_first_ones_codes_whatever_the_part():
+    "What a job hands to each part is the condition of its own first sample."
+    text = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(0))
+    what = Prefix(2).whole(Cond(text=text))
+    assert what.leader == 0 and torch.equal(what.cond.text, text[:1]) and "cond" not in what.record()
 
 
 def test_the_beginning_of_a_picture(pipe):
@@ -217,6 +251,52 @@ def test_previews_at_any_batch_size_and_with_known_tokens(pipe):
         assert (pipe.preview(LABELS, 3, **how) == pipe.previews(LABELS, **how)[:, 2]).all()
 
 
+def test_samples_that_know_differently_many_tokens(pipe):
+    "Any order, on a line: nothing, a few or all of the tokens are known, each sample's own."
+    config = replace(partition_presets["tiny"], encoder=1, decoder=1, dim=32, heads=2, vocab=32, grid=(32,), classes=5)
+    line = Pipeline(pipe.tokenizer, PartitionTransformer(config).eval())
+    codes, count = pipe.codes([0, 1, 2], seed=1), torch.tensor([0, 4, 32])
+    for counts in (count, count.flip(0), torch.tensor([32, 32, 32])):
+        how = dict(seed=4, given=(codes, torch.arange(32) < counts[:, None]))
+        before, whole, strip = codes.clone(), line.sample([0, 1, 2], **how), line.previews([0, 1, 2], **how)
+        for k in (1, 3, 4): assert (line.preview([0, 1, 2], k, **how) == strip[:, k - 1]).all()
+        seen = list(line.stream_previews([0, 1, 2], **how))
+        assert (newest(seen, 4) == whole).all() and torch.equal(codes, before)
+        assert sorted(int(i) for p in seen if p.last for i in p.ids) == [0, 1, 2]
+
+
+def test_a_tokenizer_in_training_stays_so(pipe):
+    codes, ids = pipe.codes([0, 1]), torch.arange(2)
+    model = pipe.tokenizer.train()
+    try:
+        preview_pictures(model, codes, 2, ids=ids, draws=Keyed(0), rows=2)
+        assert model.training and len(list(arrivals(pipe.stream([0, 1]), model))) and model.training
+        with pytest.raises(ValueError): list(arrivals(_broken(pipe.stream([0])), model))
+        assert model.training
+    finally: model.eval()
+
+
+def _broken(steps):
+    yield next(steps)
+    raise ValueError
+
+
+def test_a_size_that_cannot_be_is_refused_before_any_token(pipe, tmp_path):
+    "A decoder of other patches refuses other sides; none of them waits for the tokens."
+    class Asked(RasterTransformer):
+        def begin(self, *args, **kwargs): raise AssertionError("sampled")
+    fussy = Pipeline(pipe.tokenizer, Asked(LINE).eval())
+    def refused(at, size=None, **_): check(size is None or size % 4 == 0, "size", size, "must be a multiple of 4")
+    pipe.tokenizer.open = refused
+    try:
+        for work in (lambda: fussy.sample([1], size=33), lambda: fussy.preview([1], 2, size=33),
+                     lambda: fussy.previews([1], size=33), lambda: fussy.stream_previews([1], size=33),
+                     lambda: fussy.prefix([1], 8, size=33),
+                     lambda: SampleJob(fussy, torch.tensor([1]), tmp_path / "a.npz", size=33)):
+            with pytest.raises(BadInput, match="size=33"): work()
+    finally: del pipe.tokenizer.open
+
+
 def test_previews_come_as_soon_as_they_can_and_early_ones_stay_cheap(pipe):
     drawn = []
     class Counting(RasterTransformer):
@@ -258,6 +338,13 @@ def test_players_show_previews(pipe):
     assert isinstance(live.frames.decode, Arriving)
     last = live.frames.seen[-1]
     assert (np.asarray(preview(last, 0, live.frames.decode, (32,), side=32)) == pipe.sample([1], seed=3)[0]).all()
+
+
+@pytest.mark.parametrize("ramp, scale, wanted", [
+    (CFG(1.0, start=4.0, by="cell"), 2.0, CFG(2.0, start=4.0, by="cell")),
+    (CFG(8.0, start=1.2, by="cell"), 1.0, CFG(1.0, start=1.0, by="cell")),
+    (CFG(3.0), 5.0, 5.0)])
+def test_a_slider_keeps_a_falling_ramp(ramp, scale, wanted): assert _scaled(ramp, scale) == wanted
 
 
 # ---- commands

@@ -1,5 +1,7 @@
 "D-AR's tokenizer in training: through the script, stopped and resumed, with a critic, averaged, begun with parts."
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from vgnb.core import BadInput, Mismatch, Missing, load_json
 from vgnb.data.shapes import Shapes
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed
+from vgnb.places import locked
 from vgnb.recipes.dar_recipes import shapes_dar_tokenizer
-from vgnb.saved import load_model
+from vgnb.saved import load_model, save_model
 from vgnb.tokenizers.dar_tokenizer import DARTokenizer, DARTokenizerConfig, dar_tokenizer_spec
 from vgnb.tokenizers.dinov2 import DinoConfig, DinoV2
 from vgnb.tokenizers.flow_decoder import FlowConfig
@@ -209,6 +212,13 @@ def test_a_dry_run_says_it_too(trained, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_of_another_run_keeps_its_account(trained, tmp_path):
+    "While another process trains there, nothing of ours is written."
+    r = judged(start=str(trained), start_fit="parts")
+    with locked(tmp_path / "run"), pytest.raises(BadInput): train(TrainOptions(r, tmp_path / "run", run=QUIET))
+    assert not (tmp_path / "run/start.json").exists()
+
+
 def test_whole_is_the_default_and_refuses_what_differs(trained, tmp_path):
     r = judged(start=str(trained))
     with pytest.raises(Mismatch, match="does not fit this model"):
@@ -252,6 +262,23 @@ def test_a_published_file_is_a_start_as_well(tmp_path):
     with pytest.raises(Mismatch, match="does not fit this model"): begin_with(larger, tmp_path / "theirs.pt")
     (tmp_path / "theirs.txt").write_text("no weights")
     with pytest.raises(BadInput, match="must end in one of"): begin_with(same, tmp_path / "theirs.txt")
+
+
+def test_a_published_file_is_a_start_in_a_process_that_read_none_before(tmp_path):
+    "As the training scripts import it: nobody has asked for the published models yet."
+    wide = dict(width=64, cond=64, head=64, depth=1, patch=4, teacher_layer=0, shared_time=False, adaptive_head=False)
+    config = DARTokenizerConfig(VectorConfig(16, 4), flow=FlowConfig(**wide), width=64, layers=1, decoder_layers=1,
+                                patch=8, queries=16, resolution=32)
+    model = DARTokenizer(config)
+    torch.save({"model": export_published(model)}, tmp_path / "theirs.pt")
+    save_model(tmp_path / "ours", model, config)
+    words = "import sys, types; import vgnb.training.commands; from vgnb.saved import load_model;" \
+            "from vgnb.training.start import begin_with; assert 'vgnb.zoo' not in sys.modules;" \
+            "task = types.SimpleNamespace(modules={'tokenizer': load_model(sys.argv[1])});" \
+            "print(begin_with(task, sys.argv[2])['tokenizer'])"
+    ran = subprocess.run([sys.executable, "-c", words, str(tmp_path / "ours"), str(tmp_path / "theirs.pt")],
+                         capture_output=True, text=True, cwd=ROOT)
+    assert "entries taken over" in ran.stdout, ran.stderr
 
 
 # ---- refusals

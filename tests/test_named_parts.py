@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,6 +265,22 @@ def test_a_killed_export_goes_on_from_its_store(tmp_path, monkeypatch):
     assert not (tmp_path / "x_codes").exists() and list(tmp_path.glob(".*store"))
     monkeypatch.setattr("vgnb.training.extract.codes_of", killed)                              # all are there
     assert extract_published(model, Shapes(6, 32), uri, Augment("center", 32))["count"] == 6
+
+
+@pytest.mark.parametrize("where", ["save_card", "shutil"])
+def test_an_export_killed_before_its_record_or_its_end_goes_on(tmp_path, monkeypatch, where):
+    "The codes are there already, or even the record is: what is missing is done, and the store goes."
+    model, uri = tokenizers()[2], f"iar2://{tmp_path}/x_codes"
+    def again(): return extract_published(model, Shapes(6, 32), uri, Augment("center", 32))
+    class Kill(Exception): "Stands for one."
+    def killed(*a, **kw): raise Kill
+    with monkeypatch.context() as m:
+        m.setattr(f"vgnb.training.extract.{where}", killed if where == "save_card" else SimpleNamespace(rmtree=killed))
+        with pytest.raises(Kill): again()
+    assert (tmp_path / "x_codes").exists() and list(tmp_path.glob(".*store"))
+    for name in ("codes_of", "export_codes"): monkeypatch.setattr(f"vgnb.training.extract.{name}", killed)
+    assert again()["count"] == 6 and again()["used"]
+    assert not list(tmp_path.glob(".*store"))
 
 
 @pytest.mark.parametrize("uri, words", [

@@ -57,7 +57,7 @@ from .sampling.painting import Application
 from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
 from .sampling.streaming import need_progressive
-from .tokenizers.pictures import denoising
+from .tokenizers.pictures import check_size, denoising
 from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076
@@ -220,10 +220,10 @@ class SampleJob:
         check_place("out", self.out.parent)
         check_int("part", self.part, 1)
         check_int("seed", self.seed, 0)
-        if self.size is not None: check_int("size", self.size, 1)
+        if self.size is not None: check_size(check_int("size", self.size, 1), tokenizer=self.pipe.tokenizer)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
-        if self.what is not None: self.what = self.what.whole(self.labels)
+        if self.what is not None: self.what = self.what.whole(self.cond(slice(None)))
         self.was_finished = False       # whether `run` found everything done
         self._plan:dict|None = None
         self._check()
@@ -306,12 +306,18 @@ def record_file(self:SampleJob) -> Path:
     return self.out.with_suffix(".run.json")
 
 @patch
+def _models(self:SampleJob) -> dict:
+    "Hashes of the weights, and how they are used: a decoder's steps, say, are in no weight."
+    both = {name: getattr(self.pipe, name) for name in ("tokenizer", "generator")}
+    hashes = {name: digest(model.state_dict()) for name, model in both.items()}
+    return hashes | {f"{name}_config": to_json(model.config) for name, model in both.items()}
+
+@patch
 def plan(self:SampleJob) -> dict:
     "What decides the pixels; parts of another plan are refused."
     if self._plan: return self._plan
     caption = {"text": self.text, "mask": self.mask if self.mask is not None else 0}
-    plan = dict(tokenizer=digest(self.pipe.tokenizer.state_dict()),
-                generator=digest(self.pipe.generator.state_dict()),
+    plan = dict(**self._models(),
                 sampling=to_json(self.sampling),
                 grid=list(self.pipe.grid.shape),
                 seed=self.seed, size=self.size, part=self.part,
@@ -326,6 +332,7 @@ def plan(self:SampleJob) -> dict:
     self._plan = plan                                               # the weights are hashed once
     return plan
 
+# %% ../nbs/720_jobs.ipynb #jobparts
 @patch
 def parts(self:SampleJob) -> list[tuple[int, Path]]:
     "(first id, file) of every part."

@@ -11,6 +11,7 @@ import contextlib
 import html
 import importlib
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -47,7 +48,7 @@ from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application, Painting, Request
 from .sampling.prefix import Continue, Prefix
-from .sampling.sampler import Sampler, Step, computed_rows
+from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
 from .sampling.settings import Sampling, short_form, spelled
 from .sampling.streaming import Arriving, Preview, arrivals, first_codes, need_progressive, preview_pictures
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
@@ -348,7 +349,7 @@ def sample(self:Pipeline,
 ) -> np.ndarray:                # (b, h, w, 3) uint8
     "Images; `pipe(...)` is the same."
     _check_names(Pipeline.sample, kwargs)
-    check_size(size)
+    check_size(size, tokenizer=self.tokenizer)
     denoising(self.tokenizer, denoise)
     settings = self.settings(**kwargs)
     codes = self.codes(labels, text=text, mask=mask, seed=seed, ids=ids, given=given, progress=progress, watch=watch,
@@ -427,10 +428,26 @@ def stream_previews(self:Pipeline,
 ) -> Iterator[Preview]:
     "Previews of each micro-batch, as soon as its tokens allow. Errors: a tokenizer that needs all tokens at once."
     _check_names(Pipeline.stream_previews, kwargs)
-    need_progressive(self.tokenizer, "previews")
-    steps = self.stream(labels, text=text, mask=mask, seed=seed, ids=ids, given=given, **kwargs)
-    return arrivals(steps, self.tokenizer, draws=Keyed(seed).fork("decode"), size=size, denoise=denoise)
+    plan = need_progressive(self.tokenizer, "previews").plan(denoise)
+    cond, given = self.condition(labels, text, mask), self._given(given)
+    ids, how = self._ids(ids, cond.b), dict(draws=Keyed(seed).fork("decode"), size=size, denoise=denoise)
+    steps = self.stream(cond, seed=seed, ids=ids, given=given, **kwargs)
+    arriving = arrivals(steps, self.tokenizer, **how)
+    if given is None or self.sampler(**kwargs).order.redraw: return arriving
+    return itertools.chain(self._whole(plan, ids, given, self.settings(**kwargs), how), arriving)
 
+@patch
+def _whole(self:Pipeline, plan, ids:Tensor, given, settings:Sampling, how:dict) -> Iterator[Preview]:
+    "Pictures of samples whose codes are all given: nothing of theirs arrives."
+    count = plan.needs(plan.steps)
+    for rows in given[1].all(1).nonzero()[:, 0].split(settings.rows):
+        if not len(rows): return
+        computed = computed_rows(len(rows), settings.rows, settings.min_rows)
+        codes = given[0][rows, :count].long()
+        images = preview_pictures(self.tokenizer, codes, plan.steps, ids=ids[rows], rows=computed, **how)
+        yield Preview(ids[rows], plan.steps, plan.steps, count, images)
+
+# %% ../nbs/710_pipeline.ipynb #prevfew1
 @patch
 @delegates(spelled)
 def preview(self:Pipeline,
@@ -442,32 +459,46 @@ def preview(self:Pipeline,
     _check_names(Pipeline.preview, kwargs)
     plan = need_progressive(self.tokenizer, "previews").plan(denoise)
     check_int("preview", k, 1, plan.steps)
+    check_size(size, tokenizer=self.tokenizer)
     cond, given, s = self.condition(labels, text, mask), self._given(given), self.settings(**kwargs)
-    ids, sampler = self._ids(ids, cond.b), self.sampler(**kwargs)
-    sampler.check_request(cond, ids, self.grid, given)
-    draws, out = Keyed(seed), []
-    for first in range(0, cond.b, s.rows):                       # one run each: it ends early
-        part = slice(first, min(first + s.rows, cond.b))
-        rows = computed_rows(part.stop - first, s.rows, s.min_rows)
-        known = None if given is None else tuple(t[part] for t in given)
-        steps = self._cast(sampler.stream(cond.rows(part), ids[part], draws, given=known, grid=self.grid))
-        codes = first_codes(steps, plan.needs(k))
-        how = dict(ids=ids[part], draws=draws.fork("decode"), rows=rows, size=size, denoise=denoise)
-        out.append(preview_pictures(self.tokenizer, codes, k, **how))
-    return np.concatenate(out)
+    ids, draws = self._ids(ids, cond.b), Keyed(seed)
+    codes = self._first_codes(self.sampler(**kwargs), cond, ids, draws, given, plan.needs(k))
+    return self._shown(codes, k, ids, s.rows, s.min_rows, draws=draws.fork("decode"), size=size, denoise=denoise)
 
+@patch
+def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, given, count:int) -> Tensor:
+    "The first codes (b, count, L): a run for each of the sampler's micro-batches, which ends early."
+    groups = sampler.check_request(cond, ids, self.grid, given, draws=draws)
+    known = [0] * cond.b if given is None else given[1].sum(1).tolist()
+    out = torch.zeros(cond.b, count, len(self.generator.vocab), dtype=torch.long, device=self.device)
+    if given is not None: out += given[0][:, :count]
+    for rows in micro_batches(list(zip(known, groups)), sampler.rows):
+        if known[rows[0]] == self.grid.n and not sampler.order.redraw: continue       # as given
+        index = torch.tensor(rows, device=self.device)
+        part = None if given is None else tuple(t[index] for t in given)
+        steps = self._cast(sampler.stream(cond.rows(index), ids[index], draws, given=part, grid=self.grid))
+        out[index] = first_codes(steps, count)
+    return out
+
+@patch
+def _shown(self:Pipeline, codes:Tensor, k:int|None, ids:Tensor, rows:int, min_rows:int, **how) -> np.ndarray:
+    "Previews of codes, in the micro-batches of `decode`; arguments as `preview_pictures`."
+    parts = _micro_batches(len(codes), rows, min_rows)
+    return np.concatenate([preview_pictures(self.tokenizer, codes[part], k, ids=ids[part], rows=n, **how)
+                           for part, n in parts])
+
+# %% ../nbs/710_pipeline.ipynb #prevall1
 @patch
 @delegates(spelled)
 def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=None, denoise:int|None=None,
              **kwargs) -> np.ndarray:
     "Every preview of each sample, (b, steps, h, w, 3) uint8; arguments as `codes` and `stream_previews`."
     need_progressive(self.tokenizer, "previews").plan(denoise)
+    check_size(size, tokenizer=self.tokenizer)
     codes, s = self.codes(labels, seed=seed, ids=ids, **kwargs), self.sampling
     ids, draws = self._ids(ids, len(codes)), Keyed(seed).fork("decode")
-    parts = _micro_batches(len(codes), kwargs.get("rows", s.rows), kwargs.get("min_rows", s.min_rows))
-    how = dict(draws=draws, size=size, denoise=denoise)
-    return np.concatenate([preview_pictures(self.tokenizer, codes[part], ids=ids[part], rows=n, **how)
-                           for part, n in parts])
+    rows, min_rows = kwargs.get("rows", s.rows), kwargs.get("min_rows", s.min_rows)
+    return self._shown(codes, None, ids, rows, min_rows, draws=draws, size=size, denoise=denoise)
 
 @patch
 def arriving(self:Pipeline, seed:int=0, denoise:int|None=None) -> Arriving:
@@ -532,7 +563,7 @@ def apply(self:Pipeline,
 ) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
     "Carry out an application."
     _check_names(Pipeline.apply, kwargs)
-    check_size(size)
+    check_size(size, tokenizer=self.tokenizer)
     if images is not None: images = _pixels(images, orientation)
     painting = self.painting(what, labels, images, seed=seed, ids=ids, **kwargs)
     with Progress(len(painting.ids), "sample", what="sampling", show=progress) as bar:

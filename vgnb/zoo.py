@@ -82,7 +82,7 @@ def load_published(
     family, spec = the_one(matches, path)
 
     with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
-    empty = _empty_meters(expected, table.to_ours(state), path)
+    empty = _empty_meters(expected, table, state, path)
     wanted = {k: v for k, v in expected.state_dict().items() if k not in empty}
     ours = table.load(state, wanted, str(path))
     model = family.build(expected.config)
@@ -104,10 +104,12 @@ def _recognised(state:dict[str, Tensor], system:str|None, path) -> list[Match]:
         own = e.argument == "checkpoint"
         raise (Mismatch("path", Path(path), f"holds {e.value}, which {e.allowed}") if own else e) from None
 
-def _empty_meters(model:nn.Module, state:dict[str, Tensor], path) -> set[str]:
+def _empty_meters(model:nn.Module, table:NameTable, state:dict[str, Tensor], path) -> set[str]:
     "Windows of recent codes that a file leaves out, of which it says so: nothing depends on them."
     meters = {f"{name}.{k}" for name, m in model.named_modules() if isinstance(m, UsageMeter) for k in m.state_dict()}
-    empty = meters - state.keys()
+    if not meters: return meters
+    names = table.to_ours({k: v.to("meta") for k, v in state.items()})   # only names: nothing is copied
+    empty = meters - names.keys()
     speaks = os.environ.get("RANK", "0") == "0"
     if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
     return empty

@@ -231,7 +231,7 @@ GUIDANCES.number = CFG
 def dar_guidance(
     words:str|float,                           # "a", or "a,b": from a at the first token to b at the last
     interval:int=-1,                           # the authors' cfg_interval, see `CFG`
-    compat:Literal["upstream"]|None=None,      # a start of 1 becomes 1.001; a constant up to 1 is no guidance
+    compat:Literal["upstream"]|None=None,      # a start of 1 below the end becomes 1.001; one up to 1 is no guidance
 ) -> CFG:
     "Classifier-free guidance in the words of D-AR's scripts. arXiv 2505.23660."
     parts = str(words).split(",")
@@ -242,8 +242,9 @@ def dar_guidance(
 
     if len(scales) == 1: return CFG(1.0 if compat and scales[0] <= 1 else scales[0], interval=interval)
     start, end = scales
-    lifted = compat and start == 1 and end > 1
-    return CFG(end, 1.001 if lifted else start, "cell", interval)
+    if compat and start == 1 and end > 1: start = 1.001
+    if compat and start <= 1: return CFG(1.0, interval=interval)         # whether there is guidance, the start decides
+    return CFG(end, start, "cell", interval)
 
 # %% ../../nbs/sampling/400_guidance.ipynb #476d2a9e
 def blinded(

@@ -258,8 +258,8 @@ class Application:
         "The same for these samples of a long job."
         return self
 
-    def whole(self, labels:Tensor|None) -> "Application":
-        "The same for a job that is asked for these labels (count,), before it is cut into parts; None = captions."
+    def whole(self, cond:Cond) -> "Application":
+        "The same for a job that asks for all of this, before it is cut into parts."
         return self
 
     def record(self) -> dict:

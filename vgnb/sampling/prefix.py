@@ -29,13 +29,18 @@ def _check_count(count:int, n:int):
     check_int("prefix", count, 1)
     check(count < n, "prefix", count, f"must be from 1 to {n - 1}: the sequence has {n} codes, and one must be left")
 
+def _some(ids:Tensor) -> str:
+    "The first ids in words."
+    return ", ".join(map(str, ids[:4].tolist())) + ", ..." * (len(ids) > 4)
+
 # %% ../../nbs/sampling/447_prefix.ipynb #a7b34a5f
 @dataclass(frozen=True, eq=False)
 class Prefix(Application):
     "The first codes of one sample shared by all, the rest each one's own. D-AR, arXiv 2505.23660 §4."
     first: int                   # so many codes are shared
     leader: int|None = None      # id of the sample that they come from; None = the first one
-    label: int|None = None       # its class; None = that of the first one
+    label: int|None = None       # its class; None = what is asked of that sample
+    cond: Cond|None = None       # what is asked of it, where that is no class; a job fills it in
     takes_pictures = False
     needs_plane = False
 
@@ -45,14 +50,20 @@ class Prefix(Application):
         nothing = torch.zeros(b, grid.n, len(request.generator.vocab), dtype=torch.long, device=device)
         leg = Leg(request.sampler, grid, request.draws)
         known = beginning(b, grid.n, self.first, device)
-        return Painting(request.cond, request.ids, grid.shape, nothing, known, (leg,))
+        painting = Painting(request.cond, request.ids, grid.shape, nothing, known, (leg,))
+        request.generator.check_cond(self.led(painting)[0])
+        return painting
 
     def led(self, painting:Painting) -> tuple[Cond, Tensor]:
         "The leader's condition and its id (1,)."
-        cond, ids = painting.cond.rows(slice(0, 1)), painting.ids[:1]
-        if self.leader is not None: ids = ids.new_tensor([self.leader])
-        if self.label is not None: cond = Cond(labels=cond.labels.new_tensor([self.label]))
-        return cond, ids
+        ids = painting.ids
+        leader = ids[:1] if self.leader is None else ids.new_tensor([check_int("leader", self.leader, 0)])
+        if self.label is not None: return Cond(labels=ids.new_tensor([self.label])), leader
+        if self.cond is not None: return self.cond, leader
+
+        row = (ids == leader).nonzero()[:1, 0]
+        check(len(row), "leader", self.leader, f"must be one of the samples {_some(ids)}, or its label must be given")
+        return painting.cond.rows(row), leader
 
     def shared(self, painting:Painting) -> Tensor:
         "The leader's codes (1, n, L) as far as they are needed; -1 = not yet decided."
@@ -68,13 +79,18 @@ class Prefix(Application):
         painting.codes = torch.where(painting.known[..., None], shared, 0)
         return painting.sample(watch)
 
-    def whole(self, labels):
-        "For a job with these labels: its first sample leads."
-        allowed = "needs classes in a job: of captions, each part would begin with its own first one; give pictures"
-        check(labels is not None, "prefix", self.first, allowed)
+    def whole(self, cond):
+        "Of a job with these samples the first leads, or the one that is named; parts don't change who."
         leader = 0 if self.leader is None else self.leader
-        label = int(labels[leader]) if self.label is None else self.label
-        return replace(self, leader=leader, label=label)
+        if self.label is not None: return replace(self, leader=check_int("leader", leader, 0))
+        asked = cond.rows(slice(check_int("leader", leader, 0, cond.b - 1), leader + 1))
+        if asked.labels is None: return replace(self, leader=leader, cond=asked)
+        return replace(self, leader=leader, label=int(asked.labels[0]))
+
+    def record(self):
+        "Without the features of a caption: a job's record knows all it was asked with."
+        own = Application.record(replace(self, cond=None))
+        return {k: v for k, v in own.items() if k != "cond"}
 
     def words(self): return f"with the first {self.first} codes shared"
 

@@ -19,7 +19,7 @@ from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
 from ..rows import by_rows, padded
 from .sampler import Step
-from ..tokenizers.pictures import check_size, device_of
+from ..tokenizers.pictures import check_size, device_of, evaluating
 from ..tokenizers.tokenizer import Progressive, Tokenizer
 
 # %% ../../nbs/sampling/450_streaming.ipynb #6e3f5197
@@ -131,8 +131,8 @@ def arrivals(
     denoise:int|None=None,         # steps of the decoder; None = its own
 ) -> Iterator[Preview]:
     "Previews of all samples while their tokens arrive, the last of each micro-batch the picture itself."
-    need_progressive(tokenizer, "previews").eval()
-    check_size(size)
+    need_progressive(tokenizer, "previews")
+    check_size(size, tokenizer=tokenizer)
     plan, lane = tokenizer.plan(denoise), _Lane(device_of(tokenizer))
     draws = Keyed(0) if draws is None else draws
     return _arriving(steps, tokenizer, plan, lane, draws, size, denoise)
@@ -140,11 +140,12 @@ def arrivals(
 def _arriving(steps, tokenizer, plan, lane:_Lane, draws, size, denoise) -> Iterator[Preview]:
     "What `arrivals` does once it has looked at its arguments."
     run = None
-    for step in steps:
-        if step.clock.step == 0: run = _Arrival(tokenizer, plan, step, draws, size, denoise, lane)
-        run.take(step)
-        yield from lane.ready()
-    yield from lane.ready(all_of_them=True)
+    with evaluating(tokenizer):
+        for step in steps:
+            if step.clock.step == 0: run = _Arrival(tokenizer, plan, step, draws, size, denoise, lane)
+            run.take(step)
+            yield from lane.ready()
+        yield from lane.ready(all_of_them=True)
 
 # %% ../../nbs/sampling/450_streaming.ipynb #0c676d84
 def first_codes(
@@ -166,8 +167,8 @@ def preview_pictures(
     size=None, denoise:int|None=None,     # as `arrivals`
 ) -> np.ndarray:              # (b, h, w, 3) uint8, or (b, steps, h, w, 3)
     "Previews of codes that are there. Errors: too few codes; more steps than the decoder takes."
-    need_progressive(tokenizer, "previews").eval()
-    check_size(size)
+    need_progressive(tokenizer, "previews")
+    check_size(size, tokenizer=tokenizer)
     device = device_of(tokenizer)
     how = dict(draws=draws, size=size, steps=denoise)
 
@@ -178,7 +179,7 @@ def preview_pictures(
         pixels = tokenizer.leave(tokenizer.previews(flat, at=At(ids), **how))         # (rows, steps, 3, h, w)
         return to_uint8(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
-    return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
+    with evaluating(tokenizer): return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
 
 # %% ../../nbs/sampling/450_streaming.ipynb #db594a6a
 class Arriving:
@@ -191,7 +192,8 @@ class Arriving:
     ):
         self.tokenizer = need_progressive(tokenizer, "previews")
         self.plan, self.rows = tokenizer.plan(denoise), check_int("rows", rows, 1)
-        self.how = dict(draws=Keyed(0) if draws is None else draws, size=check_size(size), denoise=denoise)
+        check_size(size, tokenizer=tokenizer)
+        self.how = dict(draws=Keyed(0) if draws is None else draws, size=size, denoise=denoise)
         self._made:dict = {}
 
     def __call__(self, codes:Tensor) -> np.ndarray:

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -303,8 +304,8 @@ def train(
 
     every = ((options.preview_every, preview),) if preview else ()
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=every)
-    if trainer.processes.main: tell_start(task, out)
-    done = trainer.fit()
+    begin = partial(tell_start, task, out) if trainer.processes.main else None
+    done = trainer.fit(begin=begin)
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
     if done.finished:
         trainer.processes.together(lambda: finish(trainer, out / "model"))

@@ -215,6 +215,22 @@ def _record_of(uri:str) -> Path:
     first = layouts[layout].targets(out, split)[0]
     return first.with_name(f"{first.name}.run.json")
 
+def _store_of(record:Path) -> Path:
+    "The store that a published layout is written from."
+    return record.with_name(f".{record.name}.store")
+
+def _are_there(uri:str) -> bool:
+    "Whether everything is there that a layout consists of."
+    layout, out, split = written_to(uri)
+    return all(p.exists() for p in layouts[layout].targets(out, split))
+
+def _lacks_only_a_record(plan:CodePlan, uri:str) -> bool:
+    "Whether a kill came between these codes and their record: they lie there, and so does the store they are from."
+    record = _record_of(uri)
+    if record.is_file() or not _are_there(uri): return False
+    try: return CodeStore(_store_of(record), verify=False).plan == plan
+    except BadInput: return False
+
 def check_published(
     plan:CodePlan,
     uri:str,      # LAYOUT://folder[?split=eval], see `written_to`
@@ -228,11 +244,13 @@ def check_published(
     whole = record.is_file() and all(p.is_dir() for p in kind.targets(out, split))
     if whole and load_card(record, "out").get("plan") == digest(plan): return True
 
+    if _lacks_only_a_record(plan, uri): return False
     none, labels = np.zeros((0, *plan.row), np.int64), np.zeros(0, np.int64)
     planned = ArrayCodes(none, labels, plan.vocab, plan.grid, classes=plan.classes, augs=plan.augs)
     check_export(planned, layout, out, 0, split)
     return False
 
+# %% ../../nbs/training/540_extract.ipynb #publext1
 def extract_published(
     tokenizer:Tokenizer,
     source:ImageSource,
@@ -246,16 +264,20 @@ def extract_published(
     processes = processes or Processes()
     plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024))
     card = _record_of(uri)
-    if processes.together(lambda: check_published(plan, uri)): return load_card(card, "out")
-    store = card.with_name(f".{card.name}.store")
+    store = _store_of(card)
+    def is_finished():
+        done = check_published(plan, uri)
+        if done: shutil.rmtree(store, ignore_errors=True)        # a kill came before this last word
+        return done
+    if processes.together(is_finished): return load_card(card, "out")
     codes = extract_codes(tokenizer, source, store, augment, processes=processes, **options)
 
     def publish():
         layout, out, split = written_to(uri)
-        export_codes(codes, layout, out, split=split)
         facts = {"plan": digest(plan), "codes": codes.fingerprint, "tokenizer": plan.tokenizer, "coding": codes.coding}
         used = [int((u > 0).sum()) for u in codes.usage()]
         seen = {"count": len(codes), "left_out": codes.absent.tolist(), "used": used}
+        if not _are_there(uri): export_codes(codes, layout, out, split=split)
         save_card(card, facts | seen | (record or {}))
         shutil.rmtree(store)
     processes.together(publish)

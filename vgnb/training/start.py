@@ -6,6 +6,7 @@
 __all__ = ['start_files', 'take_over', 'Taken', 'fitting', 'begin_with']
 
 # %% ../../nbs/training/526_start.ipynb #dd531382
+import importlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -102,6 +103,7 @@ start_files = OpenRegistry("start file")    # ending of a file's name -> (path, 
 
 def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
+    importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
     check(path.suffix in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
     try: system = family_of(model).system
     except BadInput: system = None

@@ -216,12 +216,16 @@ class Trainer(Session):
         self.stepper = Stepper(self.state, share)
         self.task, self.run, self.on_log, self.every = task, run, on_log, every
 
-    def fit(self, until:int|None=None) -> Outcome:
+    def fit(self,
+        until:int|None=None,
+        begin:Callable|None=None,    # begin(): done first, once the folder is ours
+    ) -> Outcome:
         "Train to the end of the recipe, to step `until` or to a signal; either way the last step is published."
         stop = min(until or self.recipe.steps, self.recipe.steps)
         self.shown = {}                                      # numbers of the last line
         with contextlib.ExitStack() as stack:
             self.processes.together(lambda: stack.enter_context(locked(self.folder.path)))
+            if begin: begin()
             signals = stack.enter_context(catch_signals())
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)

@@ -185,7 +185,8 @@ def _scaled(guidance, scale:float):
     "The guidance with another scale: a number where that says it all, so that it reads as one types it."
     if guidance == CFG(guidance.scale): return scale
     start = getattr(guidance, "start", None)
-    return replace(guidance, scale=scale, **({"start": min(start, scale)} if start is not None else {}))
+    rises = start is not None and start <= guidance.scale        # a falling ramp begins where it began
+    return replace(guidance, scale=scale, **({"start": min(start, scale)} if rises else {}))
 
 # %% ../../nbs/views/822_play.ipynb #b721ad26
 class _Frames:
