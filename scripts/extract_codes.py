@@ -106,6 +106,13 @@ def extracted(o: Options, tokenizer, source, plan, processes) -> tuple[int, list
     return len(store), left_out, [int((u > 0).sum()) for u in store.usage()], False
 
 
+def address(uri: str, plan) -> str:
+    "Where codes in a published layout are read with all that their files don't say."
+    facts = {"vocab": plan.vocab, "classes": (len(plan.classes),) if plan.classes else (), "grid": plan.grid}
+    query = "&".join(f"{name}={','.join(map(str, value))}" for name, value in facts.items() if value)
+    return f"{uri}{'&' if '?' in uri else '?'}{query}"
+
+
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
@@ -132,6 +139,7 @@ def main(argv: list[str]) -> int:
         return 0
     in_use = ", ".join(f"{u:,} of {v:,}" for u, v in zip(used, plan.vocab))
     print(f"{count:,} pictures, {len(left_out)} left out; codes used: {in_use}")
+    if published: print(f"read as {address(o.out, plan)}: files of this layout say neither codebook sizes nor classes")
     return 0
 
 

@@ -51,6 +51,7 @@ class Options:
     compat: Literal["upstream"] | None = None              # bytes and SSIM with the published faults
     count: int | None = None       # only so many pictures, the first ones
     batch: int = 32                # pictures the tokenizer sees at once
+    max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
     ema: bool | None = None        # averaged weights; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
@@ -76,7 +77,7 @@ def opened(o: Options):
     if o.levels is not None: tokenizer = tokenizer.first(o.levels)
     tokenizer = tokenizer.to(o.device or Processes().device).eval()
 
-    source = open_images(o.data, orientation=o.orientation)
+    source = open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     check(not source.streaming, "data", o.data, "must have a length; leave streaming=1 out")
     return tokenizer, source
 
@@ -191,6 +192,7 @@ def check_options(o: Options):
 
 def tell(numbers: dict):
     "The numbers in words."
+    for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):
         dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""

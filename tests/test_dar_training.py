@@ -270,7 +270,8 @@ def test_a_published_file_is_a_start_in_a_process_that_read_none_before(tmp_path
     config = DARTokenizerConfig(VectorConfig(16, 4), flow=FlowConfig(**wide), width=64, layers=1, decoder_layers=1,
                                 patch=8, queries=16, resolution=32)
     model = DARTokenizer(config)
-    torch.save({"model": export_published(model)}, tmp_path / "theirs.pt")
+    settings = {"model": dar_tokenizer_spec(config)}
+    torch.save({"model": export_published(model), "config": settings}, tmp_path / "theirs.pt")
     save_model(tmp_path / "ours", model, config)
     words = "import sys, types; import vgnb.training.commands; from vgnb.saved import load_model;" \
             "from vgnb.training.start import begin_with; assert 'vgnb.zoo' not in sys.modules;" \

@@ -808,7 +808,9 @@ def named_pipeline(
     "The pipeline that a command names, or \"\"; behind options that only its own parts know it must lie here."
     if seen in words: return seen
     def is_here(word): return word in shipped() or (Path(word) / "pipeline.json").is_file()
-    return next((word for word in words if not word.startswith("-") and is_here(word)), "")
+    def is_value(before): return before in ("--tokenizer", "--generator")
+    free = [word for before, word in zip(["", *words], words) if not word.startswith("-") and not is_value(before)]
+    return next(filter(is_here, free), "")
 
 def saved_sampling(
     where:str,   # as `from_pretrained` takes it, or "": there is none
