@@ -192,7 +192,6 @@ def check_options(o: Options):
 
 def tell(numbers: dict):
     "The numbers in words."
-    for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
     for level, book in enumerate(numbers["levels"]):
         dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""
@@ -222,7 +221,8 @@ def main(argv: list[str]) -> int:
     device = str(device_of(tokenizer))
     run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1,
                        tokenizer=named(tokenizer))
-    save_card(o.out.with_suffix(".json"), numbers | {"run": run})
+    save_card(o.out.with_suffix(".json"), numbers | {"run": run, "left_out": len(source.bad)})
+    for e in source.bad: print(f"left out: {e}", file=sys.stderr)
     tell(numbers)
     return 0
 

@@ -1,5 +1,6 @@
 "Errors call a part, a file and its place by the words of who asked, and come before any work."
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.run_scripts import main_of
 from vgnb.cli import explained, typed_cli
-from vgnb.core import BadInput, Mismatch, check_place
+from vgnb.core import BadInput, Mismatch, VgnbError, check_place
 from vgnb.data.codes import CodePlan, CodeWriter
 from vgnb.data.layouts import layouts, store_from, written_to
 from vgnb.data.shapes import Shapes
@@ -21,6 +23,7 @@ from vgnb.generators.random_order import RandomOrderTransformer, random_order_pr
 from vgnb.generators.raster import RasterTransformer, raster_presets
 from vgnb.generators.semantic_detail import SemanticDetailConfig, SemanticDetailTransformer, semantic_detail_presets
 from vgnb.kinds import called, changed
+from vgnb.pipeline import named_pipeline
 from vgnb.sampling.attended_guidance import AttendedGuidance
 from vgnb.sampling.guidance import CFG, GUIDANCES, Ramped, SpatialGuidance
 from vgnb.sampling.pick import Pick
@@ -33,7 +36,7 @@ from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.semantic_detail_vq import SemanticDetailConfig as Pair
 from vgnb.tokenizers.vqgan import VQGAN, VQGANS, VQGANConfig
 from vgnb.training.commands import build_tokenizer, follow_codes, open_codes, parse
-from vgnb.training.extract import extract_published
+from vgnb.training.extract import code_plan, extract_published
 from vgnb.training.recipes import recipe, recipes
 from vgnb.zoo import export_published, load_published
 
@@ -250,6 +253,12 @@ def test_every_published_layout_is_written_and_read_again(tmp_path, layout, monk
     assert len(again) == 6
     read = sorted((id, codes[0].long()) for codes, _, id in (again[i] for i in range(6)))
     assert all(torch.equal(codes, want[id]) for id, codes in read) and [id for id, _ in read] == list(range(6))
+
+    main_of("extract_codes.py")
+    plan = code_plan(model, Shapes(6, 32), one, 4)
+    told = open_codes(sys.modules["script_extract_codes"].address(uri, plan))        # as the script says at its end
+    assert (told.vocab, told.grid, len(told.classes)) == (model.vocab, plan.grid, 10)
+
     monkeypatch.setattr("vgnb.training.extract.extract_codes", lambda *a, **kw: 1 / 0)
     assert extract_published(model, Shapes(6, 32), uri, one, shard_size=4) == record               # finished already
     assert not list(tmp_path.glob(".*store"))
@@ -316,3 +325,25 @@ def test_commands(tmp_path, monkeypatch, capsys):
     assert reconstruct([*words, "--out", "r.npz"]) == 0
     named = json.loads(Path("r.json").read_text())["run"]["tokenizer"]
     assert named["coding"] == model.coding() and named["kind"] == "vqgan" and len(named["weights"]) == 64
+
+
+def test_a_reconstruction_leaves_out_what_cannot_be_read(tmp_path, capsys):
+    for i, picture in enumerate(Shapes(4, 32).batch(range(4))[0]): Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(whole[:len(whole) // 2])
+    model = tokenizers()[1]
+    save_model(tmp_path / "model", model, model.config)
+    words = ["--tokenizer", tmp_path / "model", "--data", tmp_path, "--size", 32, "--out", tmp_path / "r.npz"]
+    reconstruct = main_of("reconstruct.py")
+    with pytest.raises(VgnbError, match="max_bad=0"): reconstruct([str(w) for w in words])
+    assert not (tmp_path / "r.npz").exists()
+
+    reconstruct([str(w) for w in [*words, "--max-bad", 1]])
+    assert "left out: 2.png" in capsys.readouterr().err
+    assert len(np.load(tmp_path / "r.npz")["arr_0"]) == 3
+    assert json.loads((tmp_path / "r.json").read_text())["left_out"] == 1
+
+
+def test_a_shipped_name_after_an_option_is_no_pipeline():
+    assert named_pipeline(["--tokenizer", "tiny-iar2", "--generator", "tiny-randar"], "") == ""
+    assert named_pipeline(["--steps", "3", "tiny-iar2"], "") == "tiny-iar2"
