@@ -757,7 +757,9 @@ def find_pretrained(where:str|Path) -> Path:
     if not folder.exists() and where in shipped(): return shipped_folder(where)
     if folder.is_dir():
         saved = (folder / "pipeline.json").is_file()
-        check(saved, "where", folder, "has no pipeline.json, so it is no saved pipeline", Missing)
+        is_run = (folder / "model" / "config.json").is_file()
+        advice = f": it is a run's folder, whose model {folder / 'model'} is one of a pipeline's two parts" * is_run
+        check(saved, "where", folder, f"has no pipeline.json, so it is no saved pipeline{advice}", Missing)
         return folder
 
     names = ", ".join(shipped())

@@ -240,8 +240,10 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
     if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
+    parts = [folder / part for part in ("tokenizer", "generator") if (folder / part / "config.json").is_file()]
     inside = folder / "model"
     advice = f": it is a run's folder, whose model is {inside}" if (inside / "config.json").is_file() else ""
+    if parts: advice = f": it is a saved pipeline, whose parts are {' and '.join(map(str, parts))}"
     check(is_model, argument, folder, f"has no config.json, so it is not a saved model{advice}", Mismatch)
 
     card = load_card(folder / "config.json", argument)

@@ -234,7 +234,7 @@ def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|N
     if "fid" in metrics:
         for name, s in (("samples", ours), ("reference", theirs)):
             if s is None or s.count is None or s.count > extractor.dims: continue
-            out.append(f"fewer {name} than the {extractor.dims} feature dimensions: "
+            out.append(f"no more {name} than the {extractor.dims} feature dimensions: "
                        "FID rests on a singular covariance and is too large")
         if ours.count < 50_000:
             out.append(f"FID of {ours.count} samples is larger than the FID of 50,000; "
