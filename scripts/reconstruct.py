@@ -44,7 +44,7 @@ class Options:
     compare: int | None = None     # side at which pictures are compared and written; None = size
     crop: Literal["adm", "bilinear", "bicubic", "random"] = "adm"  # how pictures come to their side
     seed: int = 0                  # of random crops, and of a decoder's noise
-    denoise: int | None = None     # steps of a decoder that begins with noise (D-AR's --steps); None = its own
+    denoise: int | None = None     # steps of a decoder that begins with noise, as D-AR's; None = its own
     strip: Path | None = None      # also a PNG of the first pictures: crop, previews, reconstruction
     dtype: Literal["float32", "bfloat16"] = "float32"      # of the tokenizer's passes; published rFIDs: bfloat16
     device: str | None = None      # None = the accelerator, where there is one

@@ -177,7 +177,7 @@ class Output:
     strip: Path | None = None
     "also write every preview of the first samples as one PNG, one after each denoising step; recorded as the sheet is"
     overwrite: bool = False
-    "what another command left at --out, --sheet and --strip, finished or begun, may go"
+    "what another command left in these places, finished or begun, may go"
     dry_run: bool = False
     "load, check and say what would be done"
 

@@ -496,9 +496,8 @@ def sample(m, order=Random(), guidance=CFG(), cond=Cond(IDS), grid=GRID, given=N
 REFUSED = [   # (argument, call)
     ("steps", lambda m: sample(m, steps=0)),
     ("steps", lambda m: sample(m, steps=13)),
-    ("start", lambda m: sample(m, guidance=CFG(2.0, start=3.0))),
-    ("start", lambda m: sample(m, guidance=CFG(2.0, start=-1.0))),
     ("scale", lambda m: sample(m, guidance=CFG(-2.0))),
+    ("start", lambda m: sample(m, guidance=CFG(2.0, start=-1.0))),
     ("order", lambda m: sample(m, Given([0] * N))),
     ("grid", lambda m: sample(m, grid=Grid((12,)))),
     ("grid.ntk_boundary", lambda m: sample(m, grid=Grid((4, 4), base=(3, 4), ntk_boundary=9))),
@@ -512,7 +511,6 @@ REFUSED = [   # (argument, call)
     ("plan", lambda m: m.logits(CODES, Cond(IDS), Plan(torch.arange(N), [8, 0]))),
     ("codes", lambda m: m.logits(CODES[..., 0], Cond(IDS))),
     ("order", lambda m: m.features(CODES, Cond(IDS), torch.zeros(N, dtype=torch.long))),
-    ("start", lambda m: enlarged(m, IDS, (5, 6), CFG(1.0, start=4.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(1.0, -1.0))),
     ("spatial", lambda m: enlarged(m, IDS, (5, 6), spatial=(2.0, 1.0))),
     ("shape", lambda m: enlarged(m, IDS, (2, 9))),
