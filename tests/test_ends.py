@@ -20,6 +20,8 @@ import torch
 
 from tests.toy_training import RECIPE, Pair, Points, saves
 from tests.train_on_two import tokenizer_recipe, write_codes
+from vgnb import processes
+from vgnb.core import VgnbError
 from vgnb.processes import read_ahead
 from vgnb.training.checkpoints import checkpoints
 from vgnb.training.run_folder import Run
@@ -254,6 +256,22 @@ def test_a_reader_whose_listener_has_left_says_nothing(capfd):
     loader = torch.utils.data.DataLoader(Asked(), None, sampler=range(2), num_workers=1)
     assert list(read_ahead(loader)) == [0, 1]
     assert capfd.readouterr().err.splitlines() == ["ValueError: of its own"] * 2
+
+
+def test_a_death_that_is_heard_while_it_is_told_changes_no_words(monkeypatch):
+    "A dead reader's pipe may end before the signal of its death is answered, which must not raise over the error."
+    def ended_pipe(items): raise EOFError
+
+    def obituary(readers: list) -> str:
+        os.kill(readers[0].pid, signal.SIGKILL)
+        time.sleep(0.2)                                      # the signal is answered here
+        return told(readers)
+
+    loader = torch.utils.data.DataLoader(range(9), None, num_workers=2)
+    told = processes._obituary
+    monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "_next_data", ended_pipe)
+    monkeypatch.setattr(processes, "_obituary", obituary)
+    with pytest.raises(VgnbError, match="a data worker died .exit code -9"): list(read_ahead(loader))
 
 
 LAUNCH = [sys.executable, "scripts/launch.py", "--nproc-per-node", "2"]

@@ -242,18 +242,17 @@ def read_ahead(loader):
         for reader in readers:
             if reader.is_alive(): reader.kill()      # SIGTERM would not reach it
     atexit.register(end)
-    try:
-        with _Deaths() as deaths:
+    with _Deaths() as deaths:                            # until the last one has left
+        try:
             while True:
                 try: item = deaths.next(items)
                 except StopIteration: return
                 yield item
-    except (RuntimeError, OSError, EOFError) as e:       # what torch noticed, or the end of a pipe to the dead
-        line = dead_reader(e) or (None if isinstance(e, RuntimeError) else _obituary(readers))
-        if line is None: raise
-        raise VgnbError(line) from e
-    finally:
-        leave = getattr(items, "_shutdown_workers", lambda: None)
-        with contextlib.suppress(RuntimeError): leave()   # asks its processes to leave, and waits for them
-        end()
-        atexit.unregister(end)
+        except (RuntimeError, OSError, EOFError) as e:   # what torch noticed, or the end of a pipe to the dead
+            line = dead_reader(e) or (None if isinstance(e, RuntimeError) else _obituary(readers))
+            if line is None: raise
+            raise VgnbError(line) from e
+        finally:
+            getattr(items, "_shutdown_workers", lambda: None)()   # asks its processes to leave, and waits for them
+            end()
+            atexit.unregister(end)
