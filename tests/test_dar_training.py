@@ -144,7 +144,7 @@ def test_weights_decide_what_is_computed(tmp_path):
 @pytest.mark.parametrize("repa", [0.0, 0.5])
 def test_the_teachers_head_runs_only_where_it_has_a_weight(repa):
     torch.manual_seed(0)
-    taught = dict(teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
+    taught = dict(patch=4, teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
     model = DARTokenizer(changed(small().model, flow=taught)).train()
     teacher = DinoV2(DinoConfig(size=112, dim=64, depth=1, heads=2), view=112)
     objective = FlowLoss(FlowLossConfig(lpips=0, repa=repa), teacher=teacher, size=32)
@@ -156,7 +156,7 @@ def test_the_teachers_head_runs_only_where_it_has_a_weight(repa):
 
 def test_an_eye_and_a_teacher_take_part():
     torch.manual_seed(0)
-    taught = dict(teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
+    taught = dict(patch=4, teacher_layer=1, teacher_hidden=32, teacher_width=64, teacher_grid=8)
     model = DARTokenizer(changed(small().model, flow=taught))
     teacher = DinoV2(DinoConfig(size=112, dim=64, depth=1, heads=2), view=112)
     objective = FlowLoss(FlowLossConfig(weighting="time"), LPIPS(), teacher, size=32)
@@ -224,7 +224,8 @@ def test_whole_is_the_default_and_refuses_what_differs(trained, tmp_path):
     with pytest.raises(Mismatch, match="does not fit this model"):
         build_tokenizer(replace(r, model=changed(r.model, quantizer=dict(codebook=32))), tmp_path)
     task, _ = build_tokenizer(r, tmp_path)
-    assert {name: len(taken.skipped) for name, taken in task.started.items()} == {"tokenizer": 0, "discriminator": 0}
+    assert {name: len(taken.skipped) for name, taken in task.started.items()} == {
+        "tokenizer": 0, "sketch": 0, "discriminator": 0}
 
 
 def test_a_run_without_a_critic_gives_none(trained, tmp_path):

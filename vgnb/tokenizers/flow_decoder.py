@@ -9,13 +9,14 @@ __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'be
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #ce071543
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
 from ..layers import Modulation, attend, modulate, rotate
 from ..names import Fuse, Rename
 from .timed_discriminator import time_sinusoid
@@ -115,8 +116,10 @@ class FlowConfig:
     teacher_grid: int = 16           # its patches along the height; larger grids are averaged down to it
     base: float = 10000.0            # of the rotary positions
     recompute: bool = True           # training keeps only what stands between blocks
+    predicts: Literal["velocity", "clean"] = "velocity" # what comes out of the last layer; see `FlowNet.as_velocity`
 
     def __post_init__(self):
+        check_choice("predicts", self.predicts, ("velocity", "clean"))
         for k in ("width", "depth", "patch", "cond", "head", "teacher_hidden", "teacher_width", "teacher_grid"):
             check_int(k, getattr(self, k), 1)
         check_heads(self.width, self.head)
@@ -231,16 +234,17 @@ class FlowNet(nn.Module):
         cells = self.stem(pixels.to(self.stem.weight.dtype))
         rotary = rotary_grid(h, w, c.head, c.base, x.device)
         cond = unit(self.cond(cond.to(self.cond.weight.dtype)))
-        if self.time is not None: t = self.time(t)
+        embedded = t if self.time is None else self.time(t)
 
         tapped = None
         for i, block in enumerate(self.blocks):
             if features and i == c.teacher_layer: tapped = self.features(cells, h, w)
-            cells = run_block(block, c.recompute and self.training, cells, t, cond, rotary)
+            cells = run_block(block, c.recompute and self.training, cells, embedded, cond, rotary)
 
         cells = unit(cells)
-        out = self.head(cells, t) if c.adaptive_head else self.head(cells)      # (b, hw, 3pp)
-        return F.pixel_shuffle(out.float().mT.unflatten(2, (h, w)), c.patch), tapped
+        out = self.head(cells, embedded) if c.adaptive_head else self.head(cells)      # (b, hw, 3pp)
+        out = F.pixel_shuffle(out.float().mT.unflatten(2, (h, w)), c.patch)
+        return self.as_velocity(out, x, t), tapped
 
     def features(self, cells:Tensor, h:int, w:int) -> Tensor:
         "Cells (b, h*w, d) averaged to the teacher's grid -> (b, k, teacher_width)."
@@ -253,6 +257,21 @@ def _teacher_head(c:FlowConfig) -> nn.Sequential:
     inner = c.teacher_hidden
     return nn.Sequential(nn.Linear(c.width, inner), nn.SiLU(), nn.Linear(inner, inner), nn.SiLU(),
                          nn.Linear(inner, c.teacher_width))
+
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #ecd166fe
+_LEAST_LEFT = 0.05       # of the time: nearer to the end a velocity is told as if so much were left
+
+@patch
+def as_velocity(self:FlowNet,
+    out:Tensor,         # (b, 3, h, w) of the last layer
+    x:Tensor,           # (b, 3, h, w) noisy pixels, scaled by data_std
+    t:Tensor,           # (b,) bent times, or (1,) for all
+) -> Tensor:            # (b, 3, h, w)
+    "What the last layer says as a velocity: as it is, or the way from x to the clean picture that it names."
+    c = self.config
+    if c.predicts == "velocity": return out
+    left = (1 - t).clamp(min=_LEAST_LEFT)[:, None, None, None]
+    return (c.data_std * out - x) / left
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #986dbd32
 SOLVERS = ("adams2", "euler")

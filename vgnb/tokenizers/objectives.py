@@ -86,6 +86,11 @@ class Objective(ABC):
         "Refuse, before any work, what this objective can't do; default: nothing."
         return
 
+# %% ../../nbs/tokenizers/237_objectives.ipynb #c9887d2d
+@patch
+def meet(self:Objective, tokenizer:Tokenizer):
+    "Make what depends on the tokenizer; called once, before anything is trained. Default: nothing."
+
 # %% ../../nbs/tokenizers/237_objectives.ipynb #91ede728
 @dataclass(frozen=True)
 class VQGANLossConfig:

@@ -164,9 +164,9 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
+        task = TokenizerTask(model, objective, recipe.free_steps)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
-    task = TokenizerTask(model, objective, recipe.free_steps)
     if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return task, ImageData(source, recipe.augment)
 

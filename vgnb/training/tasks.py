@@ -201,6 +201,7 @@ class TokenizerTask(Task):
     ):
         self.objective = objective
         self.free_steps = check_int("free_steps", free_steps, 0)
+        objective.meet(tokenizer)
         self.modules = {"tokenizer": tokenizer} | objective.modules
         self.helpers = tuple(objective.helpers.values())
 
