@@ -107,8 +107,8 @@ def check_choice(argument:str, value, choices):
     raise BadInput(argument, value, f"must be one of {', '.join(names)}{hint}")
 
 # %% ../nbs/000_core.ipynb #99fc6a27
-def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Tensor:
-    "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size."
+def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes", level:str="") -> torch.Tensor:
+    "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size; `level` says of which level, if any."
     check(torch.is_tensor(codes), argument, type(codes).__name__, "must be a tensor of integer codes")
     are_integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
     dtype = str(codes.dtype).removeprefix("torch.")
@@ -117,7 +117,8 @@ def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Te
     if codes.numel():
         low, high = (int(v) for v in codes.aminmax())
         inside = low >= 0 and high < vocab
-        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range")
+        at_level = f" at {level}" if level else ""
+        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range{at_level}")
     return codes
 
 def check_levels_of(
@@ -129,8 +130,7 @@ def check_levels_of(
     "Codes of each level are in the range of its codebook, see `check_codes`; of several levels an error names the one."
     for level, size in enumerate(vocab):
         name = f" ({names[level]})" if names else ""
-        of_level = f" of level {level}{name}" if len(vocab) > 1 else ""
-        check_codes(codes[..., level], size, argument + of_level)
+        check_codes(codes[..., level], size, argument, f"level {level}{name}" if len(vocab) > 1 else "")
     return codes
 
 # %% ../nbs/000_core.ipynb #3688b4e0
