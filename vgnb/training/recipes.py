@@ -150,7 +150,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward passes; weights and optimizer stay fp32
     ema: float = 0.0                            # decay of the averaged weights; 0 = none
     seed: int = 0                               # weights, data order and every draw count from it
-    start: str = ""                             # where weights begin: a run's folder, a model's, a published file
+    start: str = ""                             # where weights begin: a run's or model's folder, a shipped name, a file
     start_fit: Literal["whole", "parts"] = "whole" # parts: what fits by name and shape; the rest stays random
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
     name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
