@@ -1,10 +1,10 @@
 """Turn pictures into codes, once.
 
-    python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer/model --size 32 \\
-        --data shapes:// --out runs/shapes-codes
+    python scripts/extract_codes.py --tokenizer runs/shapes-tokenizer --data shapes:// --out runs/shapes-codes
 
-The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file (vq_ds16_c2i.pt,
-maskgit-vqgan-imagenet-f16-256.bin, ...). Each picture becomes one row (its centre), two with --flip, or ten with
+The tokenizer is the folder of a run (of train_tokenizer.py), of a saved model or of a pipeline, the name of a shipped
+one (tiny-iar2, ...) or a published file (vq_ds16_c2i.pt, maskgit-vqgan-imagenet-f16-256.bin, ...). Pictures come to
+the side that it was trained with, or to --size. Each picture becomes one row (its centre), two with --flip, or ten with
 --ten-crop (five crops of a --crop-range larger centre crop, and their mirror images). --data may also be a .jsonl file
 of captions with image_path, for text-conditional models. The processes of one launch share a store, and after a
 kill the same command writes what is missing:
@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 @dataclass
 class Options:
     "Which pictures, by which tokenizer, in which views."
-    tokenizer: Path                # folder of a saved tokenizer, or a published file
+    tokenizer: Path                # folder of a run, of a saved model, of a pipeline; a shipped name; a published file
     # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://..., or captions in a .jsonl
     data: str
     # the code store, made or completed; or LAYOUT://folder for codes as others read them: llamagen, iar2, randar,
     # halton, pgm (halton and pgm: ?split=eval)
     out: str
-    size: int = 256                # side of the views in pixels
+    size: int | None = None        # side of the views in pixels; None = the tokenizer's in training, 256 if not known
     # how pictures come to that side: halving with a box filter and bicubic, or one antialiased step
     # (bilinear: published for the masked and the partition transformers)
     crop: Literal["adm", "bilinear", "bicubic"] = "adm"
@@ -54,31 +54,29 @@ class Options:
     dry_run: bool = False          # say what would happen, and stop
 
 
-def chosen_views(o: Options):
-    "The crop of each picture, as asked for."
+def check_views(o: Options):
+    "Options that go together."
     from vgnb.core import check
-    from vgnb.data.transforms import Augment
     check(not (o.ten_crop and o.flip), "flip", True,
           "can't be combined with --ten-crop, which has the mirror images already")
     check(not o.ten_crop or o.crop == "adm", "crop", o.crop,
           "can't be combined with --ten-crop, whose crops lie in adm's")
+
+
+def chosen_views(o: Options):
+    "The crop of each picture, as asked for."
+    from vgnb.data.transforms import Augment
     if o.crop != "adm": return Augment("resize", o.size, o.flip, filter=o.crop)
     return Augment("ten-crop" if o.ten_crop else "center", o.size, o.flip, o.crop_range)
 
 
 def opened(o: Options):
     "The tokenizer and the pictures."
-    from vgnb.core import check
     from vgnb.data.images import open_images
     from vgnb.data.text import Captions
-    from vgnb.saved import load_model
-    from vgnb.tokenizers.tokenizer import Tokenizer
+    from vgnb.shipped import open_part
     from vgnb.training.extract import CaptionImages
-    from vgnb.zoo import load_published
-    if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
-    else: tokenizer = load_model(o.tokenizer, ema=o.ema)
-    check(isinstance(tokenizer, Tokenizer), "tokenizer", o.tokenizer,
-          f"holds a {type(tokenizer).__name__}, which is no tokenizer")
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
     if not o.data.endswith(".jsonl"):
         return tokenizer, open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     source = CaptionImages(Captions(o.data), o.max_bad)
@@ -119,14 +117,18 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check_place
     from vgnb.data.layouts import written_to
     from vgnb.processes import Processes
+    from vgnb.saved import side_of
     from vgnb.training.extract import check_published, code_plan
-    views = chosen_views(o)
+    check_views(o)
     tokenizer, source = opened(o)
+    o.size, whose = side_of(tokenizer, o.size)
+    views = chosen_views(o)
     plan, processes = code_plan(tokenizer, source, views, o.shard_size), Processes()
     published = written_to(o.out)
     was_there = bool(published) and check_published(plan, o.out)
     if not published: check_place("out", o.out)
     if processes.main:
+        if whose: print(f"size: {o.size} px, {whose}")
         print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> "
               f"{plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
     if o.dry_run: return 0

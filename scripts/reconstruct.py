@@ -1,10 +1,11 @@
 """Pictures through a tokenizer and back: how close they come, and which codes they take.
 
-    python scripts/reconstruct.py --tokenizer runs/shapes-tokenizer/model --size 32 \\
-        --data 'shapes://?n=2000&seed=1' --out runs/rebuilt.npz
+    python scripts/reconstruct.py --tokenizer runs/shapes-tokenizer --data 'shapes://?n=2000&seed=1' \\
+        --out runs/rebuilt.npz
 
-The tokenizer is a model folder (train_tokenizer.py writes <run>/model) or a published file. Each picture's centre goes
-through it; what comes back is held against the very same crop: PSNR and SSIM a picture, and of each level of codes
+The tokenizer is the folder of a run (of train_tokenizer.py), of a saved model or of a pipeline, the name of a shipped
+one (tiny-iar2, ...) or a published file. Each picture's centre goes through it, of the side that it was trained with or
+of --size; what comes back is held against the very same crop: PSNR and SSIM a picture, and of each level of codes
 the share in use and the perplexity. --out gets the reconstructions, --originals the crops, both as evaluate.py takes
 them (rFID):
 
@@ -35,12 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 @dataclass
 class Options:
     "Which pictures, through which tokenizer."
-    tokenizer: Path                # folder of a saved tokenizer, or a published file
+    tokenizer: Path                # folder of a run, of a saved model, of a pipeline; a shipped name; a published file
     data: str                      # pictures: a folder, a .tar, wds://..., datasets://..., shapes://..., kaggle://...
     out: Path                      # NAME.npz, the reconstructions; NAME.json beside it gets the numbers
     originals: Path | None = None  # also write the crops they are compared with, an .npz
     levels: int | None = None      # of codes to rebuild from, the first ones; None = all
-    size: int = 256                # side of the crops that the tokenizer sees
+    size: int | None = None        # side of the crops it sees; None = the tokenizer's in training, 256 if not known
     compare: int | None = None     # side at which pictures are compared and written; None = size
     crop: Literal["adm", "bilinear", "bicubic", "random"] = "adm"  # how pictures come to their side
     seed: int = 0                  # of random crops, and of a decoder's noise
@@ -60,18 +61,16 @@ class Options:
 
 
 def opened(o: Options):
-    "The tokenizer, of so many levels of codes as asked for, and the pictures."
+    "The tokenizer, of so many levels of codes as asked for, and the pictures; the side of the crops is set."
     from vgnb.core import check
     from vgnb.data.images import open_images
     from vgnb.processes import Processes
-    from vgnb.saved import load_model
+    from vgnb.saved import side_of
+    from vgnb.shipped import open_part
     from vgnb.tokenizers.pictures import denoising, need_pixels
-    from vgnb.tokenizers.tokenizer import Tokenizer
-    from vgnb.zoo import load_published
-    if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
-    else: tokenizer = load_model(o.tokenizer, ema=o.ema)
-    is_tokenizer = isinstance(tokenizer, Tokenizer)
-    check(is_tokenizer, "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
+    o.size, whose = side_of(tokenizer, o.size)
+    if whose: print(f"size: {o.size} px, {whose}")
     need_pixels(tokenizer, "a reconstruction")
     denoising(tokenizer, o.denoise)
     if o.levels is not None: tokenizer = tokenizer.first(o.levels)

@@ -1,8 +1,12 @@
 """Generate images from a saved pipeline, or from a tokenizer and a generator.
 
     python scripts/sample.py runs/quickstart --count 64 --sheet grid.png
-    python scripts/sample.py runs/quickstart --classes heart ring --count 16 --guidance.scale 3
+    python scripts/sample.py runs/quickstart --classes heart ring --count 16 --guidance 3
     python scripts/sample.py tiny-maskgit --order confidence --order.noise 4.5 --schedule arccos --steps 12
+    # IAR2's four scales: at the first cell and at the last, of the semantic and of the detail codes
+    python scripts/sample.py tiny-iar2 --guidance.start 1.75 1.5 --guidance.end 3 2.5 --guidance.attention 0.05
+    # scales of 1 are none: only the semantic codes are guided
+    python scripts/sample.py tiny-iar2 --guidance.start 1.75 1 --guidance.end 3 1 --dtype bfloat16
     # all GPUs; killed, it goes on
     accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz
     python scripts/sample.py --tokenizer vq_ds16_c2i.pt --generator c2i_L_384.pt --size 256  # published files
@@ -54,9 +58,9 @@ class Source:
     pipeline: Annotated[str, tyro.conf.Positional] = ""
     "folder of a saved pipeline, a shipped one (tiny-randar), or hub repository owner/name"
     tokenizer: str = ""
-    "instead of a pipeline: a model folder, or a published file"
+    "instead of a pipeline: a folder (of a model, of its run, of a pipeline), a shipped name, or a published file"
     generator: str = ""
-    "instead of a pipeline: a model folder, or a published file"
+    "instead of a pipeline: as the tokenizer"
     tokenizer_system: str = ""
     "whose published file the tokenizer is, where its name doesn't tell"
     generator_system: str = ""
@@ -65,6 +69,8 @@ class Source:
     "the generator was trained on another tokenizer's codes, and that is meant"
     ema: bool | None = None
     "averaged weights: True = required, False = refused, None = where there are some"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    "of the generator's forward passes; its weights stay float32"
     count: int | None = None
     "how many samples; ids are 0 ... count-1; None = one for each picture to start from, else 64"
     labels: Literal["balanced", "random"] = "balanced"
@@ -198,16 +204,12 @@ class Options:
 
 
 def open_part(source: Source, argument: str, device):
-    "A tokenizer or generator from a model folder or a published file."
-    from vgnb.core import Missing, check
-    from vgnb.saved import load_model
-    from vgnb.zoo import load_published
-    where = getattr(source, argument)
+    "A tokenizer or a generator, wherever it lies."
+    from vgnb.core import check
+    from vgnb.shipped import open_part as opened
+    where, system = getattr(source, argument), getattr(source, f"{argument}_system")
     check(where, argument, where or None, "is needed: give a pipeline folder, or --tokenizer and --generator")
-    check(Path(where).exists(), argument, where, "no such file or folder", Missing)
-    if Path(where).is_dir(): return load_model(where, ema=source.ema, device=device)
-    system = getattr(source, f"{argument}_system")
-    return load_published(where, system=system or None).to(device)
+    return opened(where, argument, system=system or None, ema=source.ema, device=device)
 
 
 def open_pipeline(source: Source, sampling: Sampling, device):
@@ -221,14 +223,15 @@ def open_pipeline(source: Source, sampling: Sampling, device):
         if not source.mixed: check_coding(*parts, (source.tokenizer, source.generator), "--mixed")
     classes = pipe.classes or getattr(pipe.generator, "card", {}).get("classes")
     shape = source.grid or pipe.grid.shape
-    return Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True)
+    return Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True).to(dtype=source.dtype)
 
 
 def encode_prompts(source: Source, count: int):
     "Left-padded features (b, t, d) and mask (b, t) of the prompts."
     from vgnb.core import Missing, check
     from vgnb.data.text import TextEncoder, left_pad
-    check(source.prompts.is_file(), "prompts", source.prompts, "no such file", Missing)
+    is_readable = source.prompts.exists() and not source.prompts.is_dir()
+    check(is_readable, "prompts", source.prompts, "no such file", Missing)
     lines = [line.strip() for line in source.prompts.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line][:count]
     check(lines, "prompts", source.prompts, "must hold at least one line of text")
@@ -242,12 +245,16 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     from vgnb.data.sources import find_class
     from vgnb.jobs import planned_labels
     count = source.count or (64 if images is None else len(images))
-    if source.prompts:
+    by_class = pipe.generator.conditioned_on == "class"
+    if not by_class:
+        check(source.prompts, "prompts", None, "are needed: this generator follows captions")
+        check(not source.classes, "classes", source.classes, "must be left out: this generator follows captions, "
+              "of --prompts, and knows no classes")
         text, mask = encode_prompts(source, count)
         return {"labels": None, "text": text, "mask": mask}
 
-    by_class = pipe.generator.conditioned_on == "class"
-    check(by_class, "prompts", None, "are needed: this generator follows captions")
+    check(source.prompts is None, "prompts", source.prompts,
+          "must be left out: this generator takes classes, of --classes, not prompts")
     known = {name: i for i, name in enumerate(pipe.classes)}
     only = [find_class(c, pipe.classes, pipe.generator.classes, "classes") for c in source.classes]
     of_the_pictures = not only and names and set(names) <= set(known)
@@ -278,13 +285,14 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check
     from vgnb.generators.schedules import SCHEDULES
     from vgnb.jobs import SampleJob, asked_for
-    from vgnb.pipeline import named_pipeline, saved_sampling
+    from vgnb.pipeline import named_pipeline, saved_levels, saved_sampling
     from vgnb.processes import Processes
     groups = ("source", "sampling", "painting", "larger", "choosing", "output")
     named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
-    default = Options(sampling=saved_sampling(named))
+    default, levels = Options(sampling=saved_sampling(named)), saved_levels(named)
     o = typed_cli(Options, args=argv, default=default, flat=groups, head="how tokens are drawn",
-                  names={"--schedule": SCHEDULES}, description=__doc__)
+                  names={"--schedule": SCHEDULES}, description=__doc__,
+                  most={"--picks": (levels, "code levels")} if levels else None)
     source, output = o.source, o.output
     check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
     check_options(source, output)

@@ -67,6 +67,8 @@ class Options:
     "how tokens are drawn; what is not given is as the pipeline was saved"
     ema: bool | None = None
     "averaged weights: True = required, False = refused, None = where there are some"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    "of the generator's forward passes; its weights stay float32"
     keep_samples: bool = False
     "keep the images of every scale"
     dry_run: bool = False
@@ -77,11 +79,11 @@ def main(argv: list[str]) -> int:
     from vgnb.cli import first_look, typed_cli
     from vgnb.core import check
     from vgnb.generators.schedules import SCHEDULES
-    from vgnb.pipeline import named_pipeline, saved_sampling
+    from vgnb.pipeline import named_pipeline, saved_levels, saved_sampling
     named = named_pipeline(argv, first_look(Options, argv, Options("", ""), ("sampling",)).pipeline)
-    usual = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(named))
+    usual, levels = Options(tyro.MISSING, tyro.MISSING, sampling=saved_sampling(named)), saved_levels(named)
     o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), names={"--schedule": SCHEDULES},
-                  description=__doc__)
+                  description=__doc__, most={"--picks": (levels, "code levels")} if levels else None)
     check(o.pipeline == named, "pipeline", o.pipeline, "must be the first word: the others depend on it")
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
@@ -92,6 +94,7 @@ def main(argv: list[str]) -> int:
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
     pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape, mixed=pipe.mixed)
+    pipe.to(dtype=o.dtype)
     reference = open_samples(o.reference, o.reference_size, orientation=o.orientation)
     search = GuidanceSearch(
         pipe, reference, load_extractor(o.extractor, o.weights, processes.device), o.out, scales, count=o.count,

@@ -157,7 +157,7 @@ def tokenizer(o: Options) -> int:
     found = examine_tokenizer(trial)                                # what is examined is what is shipped
     spent = sum(seconds(run) for _, run in stages)
     command = f"python scripts/train_tiny.py {o.name}"
-    record = {"command": command, "seconds": spent} | found | preview_distances(trial)
+    record = {"command": command, "size": 32, "seconds": spent} | found | preview_distances(trial)
     ship_model(o.ship / o.name, load_model(run / "model"), **record)
     print(record["result"])
     return 0

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from vgnb import pipeline, zoo
 from vgnb.core import get_settings, save_json
-from vgnb.data.codes import CodeStore, CodeWriter
+from vgnb.data.codes import ArrayCodes, CodeStore, CodeWriter
 from vgnb.data.images import open_images
 from vgnb.data.layouts import export_codes, store_from
 from vgnb.data.shapes import Shapes
@@ -51,13 +51,14 @@ from vgnb.sampling.pick import HaltonPick, Pick
 from vgnb.sampling.sampler import Sampler
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
+from vgnb.shipped import open_part
 from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import verify
 from vgnb.training.commands import TrainOptions, open_codes, train
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
-from vgnb.training.recipes import Optim, recipe
+from vgnb.training.recipes import Optim, Rate, recipe
 from vgnb.training.run_folder import Run
 from vgnb.views.explorer import OrderExplorer
 from vgnb.views.scenes import OrderChoice, order_course
@@ -164,6 +165,7 @@ def _models(folder: Path, w: Work):
     "Models and pipelines, some of them cut, mixed up or evil; masks; a job under way."
     save_model(folder / "tok", w.tok, w.tok.config)
     save_model(folder / "gen", w.gen, RASTER)
+    save_model(folder / "captioned", RasterTransformer(CAPTIONED), CAPTIONED)
     torch.manual_seed(1)
     for name, changes in (("tok2", {}), ("tok64", {"quantizer": dict(codebook=64)})):
         other = vqgan("tiny-shapes", **SMALL | changes)
@@ -186,6 +188,9 @@ def _models(folder: Path, w: Work):
 
     torch.save({"model": {"w": torch.zeros(1)}, "args": Evil(folder)}, folder / "evil.pt")
     torch.save({"model": {"some.weight": torch.zeros(2)}, "args": argparse.Namespace(lr=1)}, folder / "unknown.pt")
+    shutil.copytree(folder / "pipe", folder / "twice")
+    shutil.rmtree(folder / "twice" / "tokenizer")
+    shutil.copytree(folder / "gen", folder / "twice" / "tokenizer")
     _changed_card(folder, "pipe2", lambda sampling: sampling["picks"][0].update(top_q=0.5))
     _changed_card(folder, "pipe3", lambda sampling: sampling["order"].update(noise=4.5))
     SampleJob(w.pipe, torch.tensor([0, 1]), folder / "taken.npz").begin()
@@ -216,6 +221,11 @@ def _published(folder: Path, w: Work):
         for i in range(8):
             (folder / place / "Train" / f"{i:07d}.pth").write_bytes(pickle.dumps({"code": code, "y": i}))
 
+    for name, codes in (("pairs", np.arange(8).reshape(2, 1, 1, 4)), ("single", np.arange(4).reshape(1, 1, 4))):
+        for what, content in (("codes", codes), ("labels", np.array([0]))):
+            (folder / f"{name}_{what}").mkdir()
+            np.save(folder / f"{name}_{what}" / "0.npy", content)
+
     for n, synset in enumerate(("n01440764", "n02012849")):
         for place in (f"train/{synset}/{n}.JPEG", f"val/{n}.JPEG"):
             path = folder / "imagenet/ILSVRC/Data/CLS-LOC" / place
@@ -242,10 +252,11 @@ def _samples(folder: Path, w: Work):
 
 def _runs(folder: Path, w: Work):
     "A finished run, and a copy with a damaged checkpoint."
-    how = dict(steps=2, batch=8, free_steps=0, precision="fp32", model=w.tok.config)
+    how = dict(steps=2, batch=8, free_steps=0, precision="fp32", model=w.tok.config, rate=Rate("cosine", warmup=1))
     r = recipe("shapes-tokenizer", data="shapes://?n=16&size=32", **how)
     train(TrainOptions(r, folder / "run", run=Run(progress=False)))
     shutil.copytree(folder / "run", folder / "damaged")
+    shutil.copytree(folder / "run" / "checkpoints", folder / "begun" / "checkpoints")
     file = next((folder / "damaged").rglob("model.tokenizer.safetensors"))
     file.write_bytes(file.read_bytes()[:-1] + b"!")
 
@@ -279,18 +290,20 @@ GENERATOR = _GENERATOR.format("shapes-generator") + "--model.layers 1 --model.di
 MASKED = _GENERATOR.format("shapes-8x8-maskgit") + "--data codes "
 PARTITION = _GENERATOR.format("shapes-8x8-pgm") + "--data codes "
 SAMPLE = "sample.py pipe --count 2 --out out/s.npz "
+TWO_LEVELS = "sample.py tiny-iar2 --count 2 --out out/s.npz "
 PAINT = "sample.py painter --count 2 --out out/s.npz "
 PARTS = "sample.py --tokenizer {} --generator {} --out out/s.npz"
 REFERENCE = "extract_reference.py {} --extractor shapes-judge --out {}"
 EVALUATE = "evaluate.py {} {} --extractor shapes-judge --json out.json"
 
 
+def two_levels(): return pipeline.from_pretrained("tiny-iar2")
 def partition(): return PartitionTransformer(partition_presets["tiny"])
 
 
-def start(name: str, how=None, **changes):
+def start(name: str, how=None, out="out", **changes):
     "Train with a changed recipe."
-    return train(TrainOptions(recipe(name, **changes), Path("out"), **(how or {})))
+    return train(TrainOptions(recipe(name, **changes), Path(out), **(how or {})))
 
 
 def measured(samples: str, reference: str, *metrics: str, **kw):
@@ -385,6 +398,31 @@ ROWS = [
         lambda w: w.tok.decode(w.flat_codes.float())),
     Bad("codes-beyond-the-book", "codes", "[0, 48]", "must lie in [0, 48)",
         lambda w: w.tok.decode(torch.tensor([[0] * 15 + [48]]))),
+    Bad("semantic-codes-beyond-the-book", "codes", "[0, 16]",
+        "must lie in [0, 16), the codebook's range at level 0 (semantic)",
+        lambda w: two_levels().tokenizer.decode(torch.tensor([[[16, 0]] + [[0, 63]] * 15]))),
+    Bad("detail-codes-beyond-the-book", "codes", "[0, 64]",
+        "must lie in [0, 64), the codebook's range at level 1 (detail)",
+        lambda w: two_levels().decode(torch.tensor([[[15, 64]] + [[15, 0]] * 63]))),
+    Bad("detail-codes-to-learn", "codes", "[-1, -1]", "the codebook's range at level 1 (detail)",
+        lambda w: two_levels().generator.logits(torch.tensor([[[0, -1]] * 64]), Cond(torch.tensor([0])))),
+    Bad("given-detail-codes", "given codes", "[64, 64]", "the codebook's range at level 1 (detail)",
+        lambda w: two_levels().sample([0], given=(torch.tensor([[[0, 64]] * 64]), torch.arange(64)[None] < 8))),
+    Bad("stored-codes-of-a-level", "codes", "[64, 64]", "must lie in [0, 64), the codebook's range at level 1",
+        lambda w: ArrayCodes(np.full((1, 1, 4, 2), [15, 64]), [0], (16, 64), (2, 2))),
+    Bad("two-levels-for-one", "", "pairs_codes/0.npy",
+        "holds 2 levels of codes, which is IAR2's layout: read it as iar2://pairs_codes",
+        lambda w: store_from("llamagen", "pairs_codes"),
+        GENERATOR + "llamagen://pairs_codes"),
+    Bad("one-level-in-place-of-two", "", "single_codes/0.npy", "read it as llamagen://single_codes",
+        lambda w: store_from("iar2", "single_codes"),
+        GENERATOR + "iar2://single_codes"),
+    Bad("published-codes-of-a-level", "", "pairs_codes/0.npy", "codes of level 1 must lie in [0, 2), found",
+        lambda w: store_from("iar2", "pairs_codes", vocab=(256, 2))[0]),
+    Bad("two-levels-written-as-one", "codes", "(48,)",
+        "must have several levels for the layout iar2; these suit halton",
+        lambda w: export_codes(CodeStore("codes"), "iar2", "new_codes"),
+        EXTRACT.replace("--out out", "--out iar2://new_codes") + "shapes://?n=4"),
     Bad("negative-codes", "codes", "[-1, 0]", "must lie in [0, 48)",
         lambda w: w.train(w.codes - (torch.arange(16) == 3)[:, None].long())),
     Bad("codes-that-fill-no-square", "codes", "15", "must fill a square",
@@ -453,6 +491,13 @@ ROWS = [
     Bad("no-size", "size", "0", "must be an integer >= 1",
         lambda w: SampleJob(w.pipe, torch.tensor([0]), "out/s.npz", size=0),
         SAMPLE + "--size 0"),
+    Bad("dtype-by-a-short-name", "dtype", "'bf16'", "must be one of float32, bfloat16, float16; did you mean bfloat16?",
+        lambda w: pipeline.from_pretrained("pipe", dtype="bf16")),
+    Bad("dtype-of-integers", "dtype", "'int8'", "must be one of float32, bfloat16, float16",
+        lambda w: pipeline.from_pretrained("pipe", dtype=torch.int8)),
+    Bad("dtype-of-no-kind", "dtype", "16", "must be one of float32, bfloat16, float16", lambda w: w.pipe.to(dtype=16)),
+    Bad("device-of-a-pipeline", "device", "'gpu'", "cannot be used here",
+        lambda w: pipeline.from_pretrained("pipe", "gpu")),
     Bad("negative-seed", "seed", "-1", "must be an integer >= 0",
         lambda w: w.pipe.sample([0], seed=-1),
         SAMPLE + "--seed -1"),
@@ -474,12 +519,50 @@ ROWS = [
     Bad("partition-of-a-larger-picture", "grid", "Grid(shape=(16, 16), base=(8, 8), ntk_boundary=0)",
         "must have no base: positions count along the raster",
         lambda w: partition().check_grid(Grid((16, 16), (8, 8)))),
-    Bad("missing-prompts", "prompts", "nowhere.txt", "no such file", command=SAMPLE + "--prompts nowhere.txt"),
+    Bad("missing-prompts", "prompts", "nowhere.txt", "no such file",
+        command=PARTS.format("tok", "captioned") + " --prompts nowhere.txt"),
+    Bad("prompts-without-a-line", "prompts", "/dev/null", "must hold at least one line of text",
+        command=PARTS.format("tok", "captioned") + " --prompts /dev/null"),
+    Bad("prompts-for-classes", "prompts", "/dev/null", "this generator takes classes, of --classes, not prompts",
+        command=SAMPLE + "--prompts /dev/null"),
+    Bad("missing-prompts-for-classes", "prompts", "nowhere.txt",
+        "this generator takes classes, of --classes, not prompts",
+        command=SAMPLE + "--prompts nowhere.txt"),
+    Bad("classes-for-prompts", "classes", None, "this generator follows captions, of --prompts, and knows no classes",
+        command=PARTS.format("tok", "captioned") + " --classes heart --prompts note.txt"),
+    Bad("no-prompts", "prompts", "None", "are needed: this generator follows captions",
+        command=PARTS.format("tok", "captioned")),
 
     # how to sample
     Bad("top-k", "top_k", "-1", "must be an integer >= 0",
         lambda w: Pick(top_k=-1),
         SAMPLE + "--picks.0.top-k -1"),
+    Bad("top-k-of-each-level", "top_k", "(50, 100)", "picks=(Pick(top_k=50), Pick(top_k=100))",
+        lambda w: two_levels().sample([0], top_k=(50, 100))),
+    Bad("temperature-of-each-level", "temperature", "[0.9, 1.0]",
+        "picks=(Pick(temperature=0.9), Pick(temperature=1.0))",
+        lambda w: Sampling().changed(temperature=[0.9, 1.0])),
+    Bad("top-p-of-each-level", "top_p", "(0.9, 1.0)", "must be one number, for all code levels",
+        lambda w: HaltonPick(top_p=(0.9, 1.0))),
+    Bad("scale-of-each-level", "guidance", "(1.0, 3.0)",
+        "AttendedGuidance(start=(1.0, 1.0), end=(3.0, 3.0)) has scales for each",
+        lambda w: two_levels().sample([0], guidance=(1.0, 3.0))),
+    Bad("scales-of-each-level", "guidance", "[(1.0, 3.0), (1.0, 2.0)]",
+        "must be one scale, or a guidance: AttendedGuidance",
+        lambda w: Sampling(guidance=[(1.0, 3.0), (1.0, 2.0)])),
+    Bad("pick-of-a-level-without-one", "--picks.1.top-k", "'None'",
+        "choose it first, --picks.1 NAME, one of plain, halton",
+        command=TWO_LEVELS + "--picks.1.top-k=None"),
+    Bad("pick-of-a-level-by-a-word", "--picks.1.top-k", "'many'", "choose it first, --picks.1 NAME",
+        command=TWO_LEVELS + "--picks.1.top_k many"),
+    Bad("pick-of-a-third-level", "--picks.2.top-k", "'5'", "must be of one of the code levels: --picks.0, --picks.1",
+        command=TWO_LEVELS + "--picks.2.top-k 5"),
+    Bad("third-pick", "--picks.2", "'plain'", "must be of one of the code levels: --picks.0, --picks.1",
+        command=TWO_LEVELS + "--picks.2 plain"),
+    Bad("second-pick-of-one-level", "--picks.1.temperature", "'0.5'", "must be of one of the code levels: --picks.0",
+        command=SAMPLE + "--picks.1.temperature 0.5"),
+    Bad("picks-that-leave-one-out", "--picks.3.top-k", "'5'", "choose it first, --picks.1 NAME",
+        command=PARTS.format("tok", "gen") + " --picks.3.top-k 5"),
     Bad("top-p", "top_p", "1.5", "must be a finite number >= 0 and <= 1",
         lambda w: Pick(top_p=1.5),
         SAMPLE + "--picks.0.top-p 1.5"),
@@ -676,19 +759,62 @@ ROWS = [
     Bad("no-pipeline", "where", "pictures", "has no pipeline.json",
         lambda w: pipeline.from_pretrained("pictures"),
         "sample.py pictures --count 2 --out out/s.npz", option="pipeline"),
-    Bad("missing-model", "model", "nowhere", "must be the folder of a saved model",
-        lambda w: load_model("nowhere"),
-        "extract_codes.py --tokenizer nowhere --size 32 --data shapes:// --out out", option="tokenizer"),
+    Bad("missing-model", "model", "nowhere", "must be the folder of a saved model", lambda w: load_model("nowhere")),
+    Bad("missing-tokenizer", "tokenizer", "nowhere",
+        "must be the folder of a saved model, of a run or of a pipeline, a published file, "
+        "or one of the shipped tiny-iar2",
+        lambda w: open_part("nowhere", "tokenizer"),
+        "extract_codes.py --tokenizer nowhere --size 32 --data shapes:// --out out"),
+    Bad("missing-tokenizer-to-rebuild", "tokenizer", "tiny-iar", "did you mean tiny-iar2?",
+        command="reconstruct.py --tokenizer tiny-iar --data shapes:// --out r.npz"),
+    Bad("missing-generator", "generator", "tiny-ranbar", "did you mean tiny-randar?",
+        lambda w: open_part("tiny-ranbar", "generator"),
+        PARTS.format("tok", "tiny-ranbar")),
+    Bad("missing-preview-tokenizer", "preview_tokenizer", "nowhere", "one of the shipped tiny-iar2, tiny-maskgit",
+        command=GENERATOR + "codes --preview-every 1 --preview-tokenizer nowhere"),
     Bad("no-model", "model", "pictures", "has no config.json",
         lambda w: load_model("pictures"),
         PARTS.format("pictures", "gen"), option="tokenizer"),
-    Bad("generator-for-tokenizer", "tokenizer", "gen", "holds a RasterTransformer, which is no tokenizer",
-        command="extract_codes.py --tokenizer gen --size 32 --data shapes:// --out out"),
+    Bad("generator-for-tokenizer", "tokenizer", "gen", "holds a raster, which is no tokenizer",
+        lambda w: open_part("gen", "tokenizer"),
+        "extract_codes.py --tokenizer gen --size 32 --data shapes:// --out out"),
+    Bad("generator-to-rebuild-with", "tokenizer", "gen", "holds a raster, which is no tokenizer",
+        command="reconstruct.py --tokenizer gen --data shapes:// --out r.npz"),
+    Bad("generator-to-preview-with", "preview_tokenizer", "gen", "holds a raster, which is no tokenizer",
+        command=GENERATOR + "codes --preview-every 1 --preview-tokenizer gen"),
+    Bad("generator-to-start-a-tokenizer", "start", "gen", "holds a raster, which is no tokenizer",
+        lambda w: start("shapes-tokenizer", start="gen", free_steps=0),
+        TOKENIZER + "--start gen"),
+    Bad("tokenizer-to-start-a-generator", "start", "tok", "holds a vqgan, which is no generator",
+        command=GENERATOR + "codes --start tok"),
+    Bad("run-to-start-a-generator", "start", "run", "holds a vqgan, which is no generator",
+        command=GENERATOR + "codes --start run"),
+    Bad("parts-of-a-tokenizer", "start", "tok", "holds a vqgan, which is no generator",
+        command=GENERATOR + "codes --start tok --start-fit parts"),
+    Bad("other-generator-to-start", "start", "tiny-maskgit", "holds a masked, not a raster; start_fit=parts",
+        command=GENERATOR + "codes --start tiny-maskgit"),
+    Bad("missing-start", "start", "nowhere", "must be the folder of a saved model, of a run or of a pipeline",
+        lambda w: start("shapes-tokenizer", start="nowhere", free_steps=0),
+        TOKENIZER + "--start nowhere"),
+    Bad("missing-first-stage", "start", "nowhere",
+        "no such run: train shapes-iar2-tokenizer-first, then give the folder of that run here, --start RUN",
+        lambda w: start("shapes-iar2-tokenizer-second", start="nowhere"),
+        "train_tokenizer.py shapes-iar2-tokenizer-second --out out --start nowhere"),
+    Bad("missing-first-stage-by-default", "start", "runs/cifar/iar2-first",
+        "no such run: train cifar-iar2-tokenizer-first",
+        command="train_tokenizer.py cifar-iar2-tokenizer-second --out out --data shapes://?n=16 --precision fp32"),
+    Bad("unfinished-first-stage", "start", "begun", "is a run that has not finished",
+        command=TOKENIZER + "--start begun"),
     Bad("tokenizer-for-generator", "model", "tok", "holds a vqgan, not a raster",
         lambda w: load_model("tok", kind="raster")),
     Bad("swapped", "tokenizer", "'RasterTransformer'", "must be a tokenizer",
-        lambda w: pipeline.Pipeline(w.gen, w.tok),
-        PARTS.format("gen", "tok")),
+        lambda w: pipeline.Pipeline(w.gen, w.tok)),
+    Bad("swapped-folders", "tokenizer", "gen", "holds a raster, which is no tokenizer",
+        command=PARTS.format("gen", "tok")),
+    Bad("tokenizer-twice", "generator", "tok", "holds a vqgan, which is no generator",
+        command=PARTS.format("tok", "tok")),
+    Bad("pipeline-of-two-generators", "where", "twice/tokenizer", "holds a raster, which is no tokenizer",
+        lambda w: pipeline.from_pretrained("twice")),
     Bad("other-vocabulary", "generator", "(48,)", "must speak the tokenizer's codes (64,)",
         lambda w: pipeline.Pipeline(load_model("tok64"), w.gen),
         PARTS.format("tok64", "gen")),
@@ -784,7 +910,16 @@ ROWS = [
     Bad("nothing-to-resume", "folder", "out", "has no checkpoint to resume from",
         lambda w: start("shapes-tokenizer", how=dict(resume=True)),
         TOKENIZER + "--resume", option="out"),
-    Bad("another-recipe", "batch", "16", "was started with 8",
+    Bad("another-recipe", "recipe", "'vq-16'", "the run in run was begun with the recipe shapes-tokenizer",
+        lambda w: start("vq-16", how=dict(dry_run=True), out="run", data="pictures"),
+        "train_tokenizer.py vq-16 --out run --data pictures"),
+    Bad("recipe-of-the-other-kind", "recipe", "'shapes-generator'",
+        "the run in run was begun with the recipe shapes-tokenizer",
+        command=(GENERATOR + "codes").replace("--out out", "--out run")),
+    Bad("another-recipe-in-a-dry-run", "recipe", "'shapes-8x8-tokenizer'",
+        "choose another folder for shapes-8x8-tokenizer",
+        command="train_tokenizer.py shapes-8x8-tokenizer --out run --dry-run"),
+    Bad("another-batch", "batch", "16", "was started with 8",
         command="train_tokenizer.py run/run.json --out run --batch 16"),
     Bad("other-data", "data", "'shapes://?n=24'", "was started with 'shapes://?n=16&size=32'",
         command="train_tokenizer.py run/run.json --out run --data shapes://?n=24"),

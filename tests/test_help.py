@@ -75,6 +75,36 @@ def test_a_tokenizers_help_names_its_quantizers(cold):
     assert any("fsq" in taken for taken in found.values()), found
 
 
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_recipes_stand_in_a_column_of_their_own(cold, kind):
+    "No name runs into what is said of it."
+    from vgnb.training.commands import list_recipes
+    listed = cold(f"train_{kind}.py", "--help").out.split("recipes:\n")[1].splitlines()
+    found = [match for line in listed if (match := re.match(r"  (\S+) +(?=\S)", line))]
+    assert {match[1] for match in found} == set(list_recipes(kind))
+    assert len({match.end() for match in found}) == 1
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_a_recipes_command_can_be_copied(kind):
+    "One blank between words; a line that goes on ends in a backslash."
+    from vgnb.training.commands import list_recipes
+    from vgnb.training.recipes import recipes
+    for name in list_recipes(kind):
+        lines = (recipes[name].__doc__ or "").splitlines()
+        assert [line for line in lines if re.search(r"\S {2,}\S", line)] == [], name
+        command = "\n".join(line for line in lines if line.startswith("    " * 2))
+        broken = [line for line in command.splitlines()[:-1] if not line.endswith("\\")]
+        assert broken == [] or "Command:" not in "".join(lines), name
+
+
+def test_each_training_lists_its_own_options_only(cold):
+    of_pictures, of_codes = {"--max-bad", "--weights"}, {"--preview-every", "--preview-tokenizer", "--preview-count"}
+    for words, own, others in ((OF_A_RECIPE[0], of_pictures, of_codes), (OF_A_RECIPE[1], of_codes, of_pictures)):
+        listed = set(re.findall(r"--[a-z-]+", cold(*words, "--help").out))
+        assert own <= listed and not others & listed, words
+
+
 def test_a_chosen_parts_fields_are_options(cold):
     assert "--order.noise" in cold("sample.py", "--order", "confidence", "--help").out
     wrong = cold("sample.py", "--order", "confidense", "--help")

@@ -25,7 +25,7 @@ from vgnb.tokenizers.semantic_detail_vq import SemanticDetail, SemanticDetailCon
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.commands import TrainOptions, build_tokenizer, open_codes, train
 from vgnb.training.extract import extract_codes
-from vgnb.training.recipes import Optim, Rate, recipe, recipes
+from vgnb.training.recipes import Optim, Rate, recipe, recipes, stages
 from vgnb.training.run_folder import Run
 from vgnb.training.start import begin_with, take_over
 from vgnb.training.step import Stepper, TrainState
@@ -203,7 +203,8 @@ def test_a_run_goes_on_without_the_folder_it_started_from(tmp_path):
         shutil.rmtree(path)
     train(replace(options, dry_run=True))
     assert train(options).finished and result(tmp_path / "second") == whole
-    with pytest.raises(BadInput, match="must be the folder of a saved model"): train(replace(options, fresh=True))
+    with pytest.raises(BadInput, match="no such run: train shapes-iar2-tokenizer-first"):
+        train(replace(options, fresh=True))
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path):
@@ -211,8 +212,17 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
     r = stage("second", start=str(tmp_path / "first"))
     with pytest.raises(Mismatch, match="does not fit this model"):
         build_tokenizer(replace(r, model=changed(r.model, width=32)), tmp_path)
-    with pytest.raises(BadInput, match="must be the folder of a saved model"):
+    with pytest.raises(BadInput, match="no such run: train shapes-iar2-tokenizer-first, .* --start RUN"):
         build_tokenizer(replace(r, start=str(tmp_path / "no")), tmp_path)
+
+
+def test_every_second_stage_knows_its_first():
+    "Its model is what the first level of the second one's is: so the weights fit."
+    begun = [name for name in recipes if recipe(name).start]
+    assert set(begun) == set(stages) and all(stages[name] in recipes for name in begun)
+    for name in begun:
+        first, second = recipe(stages[name]).model, recipe(name).model
+        assert first == replace(second, quantizer=second.quantizer.level(0)), name
 
 
 def test_levels_that_do_not_stand_alone_are_not_filled(tmp_path, monkeypatch):

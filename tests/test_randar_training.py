@@ -25,7 +25,7 @@ from vgnb.saved import save_model
 from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.training.checkpoints import checkpoints, mirror_checkpoint, newest, verify
-from vgnb.training.commands import TrainOptions, parse, train
+from vgnb.training.commands import GeneratorOptions, TrainOptions, parse, train
 from vgnb.training.optimizers import clipped_sum, gradient_norm
 from vgnb.training.previews import teacher_forced
 from vgnb.training.randar_yaml import published_rate, published_recipe
@@ -287,7 +287,7 @@ def coded(tmp_path_factory):
 def test_previews_come_every_so_often_and_leave_no_trace(coded, tmp_path):
     recipe, run = generator_recipe(coded / "codes"), Run(progress=False)
     train(TrainOptions(recipe, tmp_path / "blind", run=run))
-    train(TrainOptions(
+    train(GeneratorOptions(
         recipe, tmp_path / "seen", run=run, preview_every=5, preview_tokenizer=coded / "tokenizer", preview_count=4))
     made = sorted((tmp_path / "seen" / "previews").iterdir())
     assert [p.name for p in made] == ["step-000000005.png", "step-000000010.png"]
@@ -304,10 +304,10 @@ def test_previews_ask_for_the_right_tokenizer(coded, tmp_path):
             (dict(preview_tokenizer=None), "preview_tokenizer=None: must be the model folder"),
             (dict(preview_tokenizer=tmp_path / "other"), "must be the one that made the codes"),
             (dict(preview_every=-1), "preview_every=-1")):
-        with pytest.raises(BadInput) as e: train(TrainOptions(recipe, tmp_path / "run", **asked | wrong))
+        with pytest.raises(BadInput) as e: train(GeneratorOptions(recipe, tmp_path / "run", **asked | wrong))
         assert words in str(e.value)
     assert not (tmp_path / "run").exists()
-    dry = TrainOptions(recipe, tmp_path / "run", dry_run=True, **asked)
+    dry = GeneratorOptions(recipe, tmp_path / "run", dry_run=True, **asked)
     assert train(dry).reason == "dry run" and not (tmp_path / "run").exists()
 
 

@@ -114,7 +114,7 @@ WRONG = [   # script and arguments, words of the one line on stderr
     ("extract_codes --tokenizer {tmp}/model --data shapes:// --out {tmp}/x --size 33",
      "size=33: must be a multiple of 8"),
     ("extract_codes --tokenizer {tmp}/generator --data shapes:// --out {tmp}/x",
-     "holds a RasterTransformer, which is no tokenizer"),
+     "holds a raster, which is no tokenizer"),
     ("extract_codes --tokenizer {tmp}/model --data shapes://?n=20 --out {tmp}/codes --size 32", "holds another store"),
     ("extract_codes --tokenizer {tmp}/model --data {tmp}/photos --out {tmp}/y --size 32", "b.png: is no JPEG"),
     ("extract_codes --tokenizer {tmp}/model --data shapes:// --out {tmp}/x --flip --ten-crop",

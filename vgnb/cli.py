@@ -71,6 +71,7 @@ def _words_of(options) -> dict[str, str]:
     found = {}
     for f in fields(options):
         value = getattr(options, f.name)
+        if tyro.conf.Suppress in getattr(f.type, "__metadata__", ()): continue
         if is_dataclass(value): found = _words_of(value) | found
         if shelf_of(value): found[f.name] = called(value)
         is_choice = "Literal[" in str(f.type)
@@ -177,15 +178,38 @@ def _parts_in(default, prefix:str="--", flat:tuple[str, ...]=()) -> Iterator[tup
             yield option, part, shelf_of(part) or shelf_name
             if is_dataclass(part): yield from _parts_in(part, prefix if f.name in flat else f"{option}.")
 
-def check_parts(default, words:list[str], flat:tuple[str, ...]=()):
-    "Refuse an option of a part that is not there yet, and say how it comes there; arguments as `choose_parts`."
+def _typed_options(words:list[str]) -> Iterator[tuple[str, str|None]]:
+    "(option, the value that was typed for it) of a command's words; None where nothing follows."
+    for word, following in zip(words, [*words[1:], "--"]):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"): continue
+        yield flag.replace("_", "-"), value if equals else None if following.startswith("--") else following
+
+def _number(flag:str, option:str) -> int:
+    "Which part an option is of, `--picks.1.top-k`: 1, if `option` is one of the same tuple, `--picks.2`; else -1."
+    whole, _, last = option.rpartition(".")
+    found = re.match(re.escape(whole) + r"\.(\d+)(\.|$)", flag) if last.isdigit() else None
+    return int(found[1]) if found else -1
+
+def check_parts(
+    default,                 # as `choose_parts` takes it
+    words:list[str],
+    flat:tuple[str, ...]=(),
+    most:dict[str, tuple[int, str]]|None=None, # option of a tuple -> (how many parts it can have, what they stand for)
+):
+    "Refuse an option of a part that is not there yet, and say how it comes there, or that it can't."
     absent = [(option, of) for option, part, of in _parts_in(default, flat=flat) if part is None and of]
-    for word in words:
-        flag = word.partition("=")[0].replace("_", "-")
+    for flag, typed in _typed_options(words):
         for option, of in absent:
+            whole, number = option.rpartition(".")[0], _number(flag, option)
+            end, what = (most or {}).get(whole, (number + 1, ""))
+            places = ", ".join(f"{whole}.{i}" for i in range(end))
+            check(number < end, flag, typed, f"must be of one of the {what}: {places}")
+
+            is_absent = flag.startswith(f"{option}.") or number > _number(option, option)
             names = ", ".join(shelves.get(of, ()))
             message = f"belongs to a part that is not there yet: choose it first, {option} NAME, one of {names}"
-            check(not flag.startswith(f"{option}."), flag, None, message)
+            check(not is_absent, flag, typed, message)
 
 # %% ../nbs/010_cli.ipynb #0312d25a
 def folded(
@@ -239,13 +263,14 @@ def typed_cli(
     flat:tuple[str, ...]=(),    # see `choose_parts`
     names:dict|None=None,       # option -> what it takes, for help: of options that are no parts
     head:str="",                # see `show_help`
+    most:dict|None=None,        # see `check_parts`
     **kw,                       # for `tyro.cli`
 ):
     "`tyro.cli`, with parts chosen by name; a typed error raised while the options are put together arrives as itself."
     words = list(sys.argv[1:] if args is None else args)
     if default is not None:
         default, words = choose_parts(default, words, flat=flat)
-        if not kw.get("return_unknown_args"): check_parts(default, words, flat)
+        if not kw.get("return_unknown_args"): check_parts(default, words, flat, most)
         kw["default"] = default
 
     printed, output = _Printed(), io.StringIO()

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_float', 'check_choice',
-           'check_codes', 'check_place', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings',
-           'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir',
-           'remove_planned', 'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card',
-           'load_card', 'run_manifest', 'write_run']
+           'check_codes', 'check_levels_of', 'check_place', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings',
+           'get_settings', 'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir',
+           'remove_dir', 'remove_planned', 'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings',
+           'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -106,8 +106,9 @@ def check_choice(argument:str, value, choices):
     hint = f"; did you mean {near[0]}?" if near else ""
     raise BadInput(argument, value, f"must be one of {', '.join(names)}{hint}")
 
-def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Tensor:
-    "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size."
+# %% ../nbs/000_core.ipynb #99fc6a27
+def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes", level:str="") -> torch.Tensor:
+    "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size; `level` says of which level, if any."
     check(torch.is_tensor(codes), argument, type(codes).__name__, "must be a tensor of integer codes")
     are_integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
     dtype = str(codes.dtype).removeprefix("torch.")
@@ -116,7 +117,20 @@ def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes") -> torch.Te
     if codes.numel():
         low, high = (int(v) for v in codes.aminmax())
         inside = low >= 0 and high < vocab
-        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range")
+        at_level = f" at {level}" if level else ""
+        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range{at_level}")
+    return codes
+
+def check_levels_of(
+    codes:torch.Tensor,        # (..., L)
+    vocab:tuple[int, ...],     # codebook size of each level
+    argument:str="codes",
+    names:tuple[str, ...]=(),  # what the levels are called, where they have names
+) -> torch.Tensor:
+    "Codes of each level are in the range of its codebook, see `check_codes`; of several levels an error names the one."
+    for level, size in enumerate(vocab):
+        name = f" ({names[level]})" if names else ""
+        check_codes(codes[..., level], size, argument, f"level {level}{name}" if len(vocab) > 1 else "")
     return codes
 
 # %% ../nbs/000_core.ipynb #3688b4e0

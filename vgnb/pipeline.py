@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_coding', 'check_line', 'Pipeline', 'class_ids', 'read_card', 'find_pretrained', 'from_pretrained',
-           'named_pipeline', 'saved_sampling']
+           'named_pipeline', 'saved_sampling', 'saved_levels']
 
 # %% ../nbs/710_pipeline.ipynb #119eca5a
 import contextlib
@@ -52,7 +52,7 @@ from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
 from .sampling.settings import Sampling, short_form, spelled
 from .sampling.streaming import Arriving, Preview, arrivals, first_codes, need_progressive, preview_pictures
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
-from .shipped import FORMAT, shipped, shipped_folder
+from .shipped import FORMAT, check_role, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures
 from .tokenizers.tokenizer import Tokenizer
 from .upright import ORIENTATIONS, as_rgb
@@ -178,6 +178,13 @@ def sampler(self:Pipeline, **kwargs) -> Sampler:
     return found
 
 # %% ../nbs/710_pipeline.ipynb #18b094a1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def _as_dtype(dtype) -> torch.dtype:
+    "One that forward passes can have, also by name. Errors: `BadInput` lists them."
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    return _DTYPES[check_choice("dtype", name, tuple(_DTYPES))]
+
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     try: torch.empty(1, device=device)
@@ -188,11 +195,11 @@ def _check_device(device):
 @patch
 def to(self:Pipeline,
     device=None,                    # "cuda", "cpu", ...; a dtype will do as well
-    dtype:torch.dtype|None=None,    # of the generator's forward passes: float32, bfloat16, float16
+    dtype:torch.dtype|str|None=None, # of the generator's forward passes: float32, bfloat16, float16
 ) -> "Pipeline":
     "The same pipeline, moved; returns itself. Errors: a device that is not there."
     if isinstance(device, torch.dtype): device, dtype = None, device
-    if dtype is not None: check_choice("dtype", dtype, (torch.float32, torch.bfloat16, torch.float16))
+    if dtype is not None: dtype = _as_dtype(dtype)
     if device is not None: _check_device(device)
 
     self.dtype = dtype or self.dtype
@@ -786,13 +793,17 @@ def from_pretrained(
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
+    dtype:torch.dtype|str=torch.float32, # of the generator's forward passes, see `Pipeline.to`
 ) -> Pipeline:
-    "Load a pipeline."
+    "Load a pipeline. Errors: a place, a device or a dtype that is none; parts that are not the saved ones."
+    dtype = _as_dtype(dtype)
+    _check_device(device)
     folder = find_pretrained(where)
     card = read_card(folder)
     def part(name):
         place = folder / card.get(name, name)
         model = load_model(place, ema=ema, device=device)
+        check_role(model, name, "where", place)
         weights, expected = model.card.get("weights"), card.get("parts", {}).get(name)
         same = None in (weights, expected) or weights == expected
         message = "is not the model that this pipeline was saved with; save the pipeline again"
@@ -800,7 +811,8 @@ def from_pretrained(
         return model
 
     parts, mixed = (part("tokenizer"), part("generator")), mixed or card.get("mixed", False)
-    return Pipeline(*parts, card["sampling"], card["classes"], tuple(card["grid"]), mixed=mixed)
+    pipe = Pipeline(*parts, card["sampling"], card["classes"], tuple(card["grid"]), mixed=mixed)
+    return pipe.to(dtype=dtype)
 
 # %% ../nbs/710_pipeline.ipynb #cff9889a
 def named_pipeline(
@@ -821,3 +833,13 @@ def saved_sampling(
     try: return read_card(find_pretrained(where))["sampling"] if where else Sampling()
     except BadInput as e:
         raise type(e)("pipeline" if e.argument == "where" else e.argument, e.value, e.allowed) from None
+
+def saved_levels(
+    where:str,   # as `saved_sampling` takes it
+) -> int:
+    "Code levels of a pipeline that a command names; 0 where that can't be told yet."
+    try:
+        folder = find_pretrained(where) if where else None
+        config = read_config(folder / read_card(folder).get("generator", "generator"))["config"] if folder else None
+    except BadInput: return 0
+    return len(getattr(config, "levels", (None,))) if config else 0

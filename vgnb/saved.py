@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['split_ties', 'save_tensors', 'save_safetensors', 'load_tensors', 'fill', 'no_larger_than', 'make', 'fits_first',
-           'not_finite', 'check_finite', 'save_model', 'is_hashes', 'read_config', 'learnt_from', 'load_model']
+           'not_finite', 'check_finite', 'save_model', 'is_hashes', 'read_config', 'learnt_from', 'side_of',
+           'load_model']
 
 # %% ../nbs/008_saved.ipynb #89efe299
 import contextlib
@@ -281,6 +282,20 @@ def learnt_from(
     "{coding: name of the codes} of a model's card."
     coding = getattr(model, "card", {}).get("coding")
     return {"coding": coding} if isinstance(coding, str) and coding else {}
+
+def side_of(
+    tokenizer:nn.Module,
+    asked:int|None=None,   # what somebody wants instead
+    otherwise:int=256,     # where nobody knows: the side of most published tokenizers
+) -> tuple[int, str]:      # pixels, whose choice that is; "" = as asked
+    "The side of the pictures that a tokenizer is given: as asked, or as it was trained, of which its card tells."
+    if asked is not None: return asked, ""
+    card = getattr(tokenizer, "card", {})
+    recipe = card.get("recipe")
+    augment = recipe.get("augment") if isinstance(recipe, dict) else None
+    side = augment.get("size") if isinstance(augment, dict) else card.get("size")
+    if type(side) is int and side > 0: return side, "as this tokenizer was trained (--size for another)"
+    return otherwise, "for this tokenizer doesn't say how it was trained (--size for another)"
 
 # %% ../nbs/008_saved.ipynb #5edb4a2c
 def load_model(

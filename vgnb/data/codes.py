@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_codes, check_int, digest
+from ..core import Mismatch, check, check_int, check_levels_of, digest
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
 
@@ -87,7 +87,7 @@ class CodeWriter(ShardWriter):
         check(fits, "codes", tuple(codes.shape),
               f"must be {(rows, *row)} (images, augmentations, positions, levels), with a label each")
         codes = codes.reshape(rows, *row)
-        for level, v in enumerate(self.plan.vocab): check_codes(codes[..., level], v)
+        check_levels_of(codes, self.plan.vocab)
 
         c = len(self.plan.classes)
         known = not c or not rows or (labels.min() >= 0 and labels.max() < c)
@@ -185,8 +185,7 @@ class ArrayCodes(Codes):
         row = (math.prod(self.grid), len(self.vocab))
         fits = self.codes.ndim == 4 and self.codes.shape[2:] == row
         check(fits, "codes", self.codes.shape, f"must be (N, augs, {row[0]}, {row[1]})")
-        for level, v in enumerate(self.vocab):
-            check_codes(torch.from_numpy(self.codes[..., level]), v)
+        check_levels_of(torch.from_numpy(self.codes), self.vocab)
 
         count, rows, *_ = self.codes.shape
         self.labels = np.asarray(labels, np.int64)

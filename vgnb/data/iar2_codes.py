@@ -23,6 +23,11 @@ class IAR2Codes(LlamaGenCodes):
         "(L, 1, augs, n) -> (augs, n, L); None for anything else."
         return np.moveaxis(a[:, 0], 0, -1) if a.ndim == 4 and a.shape[1] == 1 else None
 
+    def _other(self, a):
+        "One level of codes is LlamaGen's layout."
+        one, place = a.ndim == 3 and len(a) == 1, self.folders[0]
+        return f"holds one level of codes, which is LlamaGen's layout: read it as llamagen://{place}" if one else ""
+
     @staticmethod
     def _pack(codes):
         "(augs, n, L) -> (L, 1, augs, n)."

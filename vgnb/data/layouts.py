@@ -83,8 +83,9 @@ class PublishedCodes(CodesWriter, Codes):
                           f"must hold codes {shape} (augmentations, positions, levels), found {codes.shape}")
         for level, v in enumerate(self.vocab):
             low, high = codes[..., level].min(), codes[..., level].max()
+            which = f" of level {level}" if len(self.vocab) > 1 else ""
             if low < 0 or high >= v:
-                raise BadItem(self.name(i), f"codes must lie in [0, {v}), found [{low}, {high}]")
+                raise BadItem(self.name(i), f"codes{which} must lie in [0, {v}), found [{low}, {high}]")
         if not 0 <= label < len(self.classes):
             raise BadItem(self.name(i), f"label must lie in [0, {len(self.classes)}), found {label}")
         return codes, label
@@ -154,7 +155,8 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
     check_int("aug", aug, 0, len(codes.augs) - 1)
     levels = "several levels" if kind.many_levels else "one level"
     fits = (len(codes.vocab) > 1) == kind.many_levels
-    check(fits, "codes", codes.vocab, f"must have {levels} for the layout {layout}")
+    others = ", ".join(sorted(name for name, other in layouts.items() if other.many_levels != kind.many_levels))
+    check(fits, "codes", codes.vocab, f"must have {levels} for the layout {layout}; these suit {others}")
 
     out = Path(out)
     kind.check_write(codes, out)
@@ -162,6 +164,7 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
         check(not p.exists(), "out", p, "exists already; choose a new folder")
     return out
 
+# %% ../../nbs/data/125_layouts.ipynb #6a65f03f
 def written_to(uri:str, argument:str="out") -> tuple[str, Path, str]|None:
     "(layout, folder, split) of `LAYOUT://folder[?split=eval]`; None for a plain folder. Errors: another scheme."
     layout, there, rest = str(uri).partition("://")

@@ -9,6 +9,7 @@ __all__ = ['LlamaGenCodes']
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core import BadItem, check
 from .export import folder_aside
@@ -60,10 +61,12 @@ class LlamaGenCodes(PublishedCodes):
 
     def _read(self, i):
         file = f"{self.ids[i]}.npy"
-        parts = [self._unpack(load_integers(f / file)) for f in self.folders]
+        arrays = [load_integers(f / file) for f in self.folders]
+        parts = [self._unpack(a) for a in arrays]
         alike = all(p is not None and p.shape[1:] == parts[0].shape[1:] for p in parts)
         if not alike:
-            raise BadItem(self.name(i), "holds no item of this layout, or another grid than its sibling")
+            reason = "holds no item of this layout, or another grid than its sibling"
+            raise BadItem(self.name(i), next(filter(None, map(self._other, arrays)), reason))
 
         return np.concatenate(parts), _read_label(self.labels_folder / file)
 
@@ -80,3 +83,10 @@ class LlamaGenCodes(PublishedCodes):
             for item, label, id in items:
                 np.save(a / f"{id}.npy", cls._pack(item))
                 np.save(b / f"{id}.npy", np.array([label]))
+
+# %% ../../nbs/data/126_llamagen_codes.ipynb #eabbdaa3
+@patch
+def _other(self:LlamaGenCodes, a:np.ndarray) -> str:
+    "What an item of another layout holds, and what reads it; empty where we can't tell."
+    several, place = a.ndim == 4 and a.shape[1] == 1, self.folders[0]
+    return f"holds {len(a)} levels of codes, which is IAR2's layout: read it as iar2://{place}" if several else ""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_codes
+from ..core import check, check_codes, check_levels_of
 from ..draws import At
 from ..kinds import called
 
@@ -137,6 +137,7 @@ class State:
 class Generator(nn.Module):
     "A model of tokens on a grid. Subclasses say what can be asked of them; the rest comes from `config`."
     vocab:tuple[int, ...] = ()              # codes of each level
+    level_names:tuple[str, ...] = ()        # what the levels are called, where there are several
     traits:frozenset[str] = frozenset()
     columns:Literal["separate", "ordered", "joint"] = "separate"
     most:int|None = None
@@ -275,6 +276,7 @@ def check_canvas(
     cond:Cond,
     vocab:tuple[int, ...],      # codes of each level
     grid:Grid,
+    names:tuple[str, ...]=(),   # what the levels are called
 ) -> Tensor:                    # (b, n, L) int64
     "Codes in [0, vocab) at each level: a row for each condition, a code of each level for each cell."
     check_codes(codes[:0], max(vocab))
@@ -282,9 +284,7 @@ def check_canvas(
     meaning = f"a row for each condition, a code of each level for each cell of {grid.shape}"
     check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n, levels) = {want}: {meaning}")
     codes = codes.long()
-    if on_host(codes):
-        for level, size in enumerate(vocab): check_codes(codes[..., level], size)
-    return codes
+    return check_levels_of(codes, vocab, names=names) if on_host(codes) else codes
 
 def cross_entropy(
     logits:Tensor,             # (b, n, V)

@@ -263,7 +263,7 @@ def cell_codes(self:DecoderOnly, codes:Tensor) -> Tensor:
 def checked(self:DecoderOnly, codes:Tensor, cond:Cond, grid:Grid, null:bool=True) -> Tensor:
     "Codes (b, n, L) of a grid, and a condition as in `check_cond` -> their `cell_codes`, int64."
     self.check_cond(cond, null)
-    return self.cell_codes(check_canvas(codes, cond, self.vocab, grid))
+    return self.cell_codes(check_canvas(codes, cond, self.vocab, grid, self.level_names))
 
 @patch
 def embed(self:DecoderOnly,

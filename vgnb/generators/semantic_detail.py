@@ -166,6 +166,8 @@ def half_rate(
 # %% ../../nbs/generators/345_semantic_detail.ipynb #b75e2e61
 class SemanticDetailTransformer(RasterTransformer):
     "Predicts a semantic and then a detail code of one cell after the other. IAR2."
+    level_names = ("semantic", "detail")
+
     def __init__(self,
         config:SemanticDetailConfig,
         seed:int=0,         # of the initial weights

@@ -16,7 +16,7 @@ from .shapes_recipes import shapes_8x8_tokenizer, shapes_generator
 from ..tokenizers.iar2_tokenizer import IAR2_TOKENIZERS
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.semantic_detail_objective import SemanticDetailLossConfig
-from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes
+from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes, stages
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #8c0312ba
 _IMAGENET = 1_281_167      # training pictures
@@ -47,7 +47,7 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
     three has one short pass more. Needs VGG-16 and LPIPS files, and `--start`: the first stage's run.
     Command:
 
-        python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \
+        python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \\
             --out runs/iar2-second"""
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-second"],
@@ -56,6 +56,8 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
         steps=485_000,
         batch=128,
         optim=_ADAM)
+
+stages["iar2-tokenizer-second"] = "iar2-tokenizer-first"
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #d95255d0
 @recipes.register
@@ -77,7 +79,7 @@ def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
     with `--start`: the first stage's run, which must be there.
     Command:
 
-        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --start runs/tiny/iar2-first \
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --start runs/tiny/iar2-first \\
             --out runs/tiny/iar2-second"""
     first = shapes_iar2_tokenizer_first()
     weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0, quantizer=first.loss.quantizer, gan=0.0)
@@ -87,6 +89,8 @@ def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
         start="runs/tiny/iar2-first",
         free_steps=0,
         optim=Optim("adamw", lr=1.5e-3))
+
+stages["shapes-iar2-tokenizer-second"] = "shapes-iar2-tokenizer-first"
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #674bb47b
 def _replicas(size:str) -> GeneratorRecipe:
@@ -237,6 +241,8 @@ def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
     second, first = shapes_iar2_tokenizer_second(), cifar_iar2_tokenizer_first()
     return replace(second, model=_PHOTOGRAPHS, data=first.data, augment=first.augment, steps=first.steps,
                    start="runs/cifar/iar2-first")
+
+stages["cifar-iar2-tokenizer-second"] = "cifar-iar2-tokenizer-first"
 
 @recipes.register
 def cifar_iar2() -> GeneratorRecipe:

@@ -80,7 +80,7 @@ def iar2_guidance(
     scales:tuple[tuple[float, float], tuple[float, float]],  # (start, end) of the semantic and of the detail codes
     attention:float,                                         # their w_attn
 ) -> Unguided:
-    "The guidance of the original's arguments: a level whose start isn't above 1 has none."
+    "The guidance of the original's arguments, by its rule: a level whose start isn't above 1 has none."
     guided = [(start, end) if start > 1 else (1.0, 1.0) for start, end in scales]
     if guided == [(1.0, 1.0)] * len(guided): return Unguided()
     starts, ends = zip(*guided)

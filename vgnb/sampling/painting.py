@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import as_pair, check, check_codes, digest
+from ..core import as_pair, check, check_levels_of, digest
 from ..generators.generator import Cond, Grid
 from ..kinds import kind_of, to_json
 from .sampler import Sampler, Step, micro_batches
@@ -45,10 +45,10 @@ class Painting:
         b, n = len(self.ids), Grid(tuple(self.shape)).n
         is_mask = self.known.shape == (b, n) and self.known.dtype == torch.bool
         check(is_mask, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
-        vocab = self.legs[0].sampler.generator.vocab
-        shape = (b, n, len(vocab))
+        generator = self.legs[0].sampler.generator
+        vocab, shape = generator.vocab, (b, n, len(generator.vocab))
         check(self.codes.shape == shape, "codes", tuple(self.codes.shape), f"must be (b, n, levels) = {shape}")
-        for level, size in enumerate(vocab): check_codes(self.codes[..., level][self.known], size)
+        check_levels_of(self.codes[self.known], vocab, names=generator.level_names)
         self.codes = torch.where(self.known[..., None], self.codes.long(), 0)
 
         device = self.ids.device

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import check_float, check_int
+from ..core import check, check_float, check_int
 from ..draws import At
 from ..generators.generator import Clock
 from ..kinds import register_part, shelf
@@ -42,6 +42,13 @@ def filtered(
     return top_p_filter(top_k_filter(logits.float() / divisor, top_k), top_p)
 
 # %% ../../nbs/sampling/410_pick.ipynb #948789a9
+def _check_single(name:str, value):
+    "A pick has one number for a setting; numbers for several code levels are several picks."
+    if not isinstance(value, (list, tuple)): return
+    each = ", ".join(f"Pick({name}={v!r})" for v in value)
+    check(False, name, value, f"must be one number, for all code levels; with one for each level: picks=({each})")
+
+# %% ../../nbs/sampling/410_pick.ipynb #2715b220
 @dataclass(frozen=True)
 class Pick:
     "Draws a token from each row of logits."
@@ -51,6 +58,7 @@ class Pick:
     greedy: bool = False           # take the most likely
 
     def __post_init__(self):
+        for name in ("temperature", "top_k", "top_p"): _check_single(name, getattr(self, name))
         check_int("top_k", self.top_k, 0)
         check_float("top_p", self.top_p, 0, 1)
         if callable(self.temperature): return

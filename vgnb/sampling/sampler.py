@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import BadInput, check, check_choice, check_codes, check_int
+from ..core import BadInput, check, check_choice, check_int, check_levels_of
 from ..draws import At, Keyed
 from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
 from ..generators.orders import Order, Raster, check_permutation
@@ -222,7 +222,7 @@ def _check_given(self:Sampler, given:tuple[Tensor, Tensor], b:int, grid:Grid):
     check(codes.shape == want, "given codes", tuple(codes.shape), f"must be (b, n, levels) = {want}")
     is_mask = known.shape == want[:2] and known.dtype == torch.bool
     check(is_mask, "given known", f"{tuple(known.shape)} {known.dtype}", f"must be a bool mask of shape {want[:2]}")
-    for level, size in enumerate(vocab): check_codes(codes[..., level][known], size, "given codes")
+    check_levels_of(codes[known], vocab, "given codes", self.generator.level_names)
 
     is_beginning = torch.equal(known, known.long().cumprod(1).bool()) and bool((known.sum(1) == known[0].sum()).all())
     check("any_order" in self.generator.traits or is_beginning, "given known", f"{int(known.sum())} cells",

@@ -22,7 +22,11 @@ from .sampler import Sampler
 
 # %% ../../nbs/sampling/430_settings.ipynb #977fb786
 def _guidance(value):
-    "A number is the scale of classifier-free guidance."
+    "A number is the scale of classifier-free guidance. Errors: several numbers, with the guidances that have several."
+    several = isinstance(value, (list, tuple))
+    allowed = "must be one scale, or a guidance: AttendedGuidance(start=(1.0, 1.0), end=(3.0, 3.0)) has scales for " \
+              "each code level, CFG(3.0, start=1.0) moves from one scale to another"
+    check(not several, "guidance", value, allowed)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return CFG(float(value)) if is_number else value
 

@@ -165,6 +165,8 @@ class Update(nn.Module, ABC):
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #85abf906
 class Quantizer(nn.Module, ABC):
     "Features `(b, d, *grid)` -> what a decoder is given, and codes."
+    level_names: tuple[str, ...] = ()   # what the levels are called, where there are several
+
     def __init__(self,
         vocab:tuple[int, ...],      # codebook size of each level
         dim:int,                    # channels of a feature

@@ -68,6 +68,7 @@ class SemanticDetailConfig:
 # %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #8f760426
 class SemanticDetail(Quantizer):
     "Nearest semantic row, then the nearest detail row to the residual (IAR2); codes `(b, *grid, 2)`."
+    level_names = ("semantic", "detail")
     quirks = (*VectorQuantizer.quirks,
               ("What is decoded in training is z + (q - z), rounded twice.",
                "Its last bit may differ from that of the decoded codes."),
@@ -104,10 +105,9 @@ class SemanticDetail(Quantizer):
         "Weighted losses of features and the two rows of each, all (n, d)."
         c, q = self.config, q1 + q2
         out = {"vq": F.mse_loss(q, z.detach()), "commit": c.beta * F.mse_loss(z, q.detach())}
-        if c.entropy:
-            both = entropy_loss(z, self.semantic.rows()) + entropy_loss(z - q1, self.detail.rows())
-            out["entropy"] = c.entropy * both
-        return out
+        if not c.entropy: return out
+        both = entropy_loss(z, self.semantic.rows()) + entropy_loss(z - q1, self.detail.rows())
+        return out | {"entropy": c.entropy * both}
 
     def forward(self,
         z:Tensor,                 # (b, d, *grid)

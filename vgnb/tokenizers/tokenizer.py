@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_codes, check_int, digest
+from ..core import check, check_codes, check_int, check_levels_of, digest
 from ..draws import At, Draws
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #b67ff56e
@@ -129,6 +129,11 @@ def check_levels(whole, levels:int):
     name = type(whole).__name__
     check(alone, "levels", levels, f"must be {len(whole.vocab or ())}: {name} has no levels that stand alone")
 
+@patch(as_prop=True)
+def level_names(self:Tokenizer) -> tuple[str, ...]:
+    "What its levels of codes are called; empty where they are only counted."
+    return getattr(getattr(self, "quantizer", None), "level_names", ())
+
 @patch
 def first(self:Tokenizer, levels:int) -> Tokenizer:
     "The tokenizer of the first so many levels of codes, on the same weights. Errors: levels that don't stand alone."
@@ -191,7 +196,8 @@ def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
     grids = f" or (b, h, w{ends}" if self.dims == 2 else ""
     found = tuple(codes.shape) if there else type(codes).__name__
     check(has_levels or is_bare, "codes", found, f"must be integers of shape (b, n{ends}{grids}")
-    for level, size in enumerate(self.vocab): check_codes(codes if one else codes[..., level], size)
+    if one: check_codes(codes, self.vocab[0])
+    else: check_levels_of(codes, self.vocab, names=self.level_names)
     return is_bare
 
 @patch

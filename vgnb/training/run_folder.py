@@ -31,7 +31,7 @@ from vgnb.core import (
     sweep_aside,
 )
 from .checkpoints import best, checkpoints, mirror_checkpoint, read_checkpoint, write_checkpoint
-from .recipes import Recipe, check_same
+from .recipes import Recipe, check_name, check_same
 from .trackers import trackers
 
 # %% ../../nbs/training/525_run_folder.ipynb #003149c8
@@ -177,13 +177,25 @@ class RunFolder:
             if str(found) not in reason: print(f"{reason}; falling back to the one before", file=sys.stderr)
         return found
 
-    def _check_record(self, recipe:Recipe):
-        "A run.json without checkpoints is of this recipe, too."
-        file = self.path / "run.json"
-        if checkpoints(self.saves) or not file.is_file(): return
-        try: before = load_json(file).get("config")
-        except (BadInput, AttributeError): return
-        if isinstance(before, dict): check_same(before, recipe, self.path)
+# %% ../../nbs/training/525_run_folder.ipynb #1784a33f
+@patch
+def _recorded(self:RunFolder) -> dict:
+    "The recipe in run.json; empty where there is none."
+    try: before = load_json(self.path / "run.json").get("config")
+    except (BadInput, AttributeError): return {}
+    return before if isinstance(before, dict) else {}
+
+@patch
+def check_recipe(self:RunFolder, recipe:Recipe):
+    "Refuse a folder that was begun with a recipe of another name. Errors: `Mismatch` names both."
+    before = self._recorded()
+    if before and self.run.resume != "fresh": check_name(before, recipe, self.path)
+
+@patch
+def _check_record(self:RunFolder, recipe:Recipe):
+    "A run.json without checkpoints is of this recipe, too."
+    before = self._recorded()
+    if before and not checkpoints(self.saves): check_same(before, recipe, self.path)
 
 # %% ../../nbs/training/525_run_folder.ipynb #e7bf5085
 @patch

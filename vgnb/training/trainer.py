@@ -24,7 +24,7 @@ from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
 from ..progress import Progress
 from .checkpoints import best, is_healthy
 from .feed import Data, Feed, Share, stream
-from .recipes import Optim, Recipe, rate_at
+from .recipes import Optim, Recipe, rate_at, short_of
 from .run_folder import Run, RunFolder, read_same
 from .run_page import write_run_page
 from .step import Micro, Stepper, TrainState, micro_batches
@@ -138,6 +138,12 @@ def _write_page(self:Session):
     try: write_run_page(self.folder.path)
     except OSError as e: print(f"warning: no page of the run: {reason_of(e)}", file=sys.stderr)
 
+# %% ../../nbs/training/530_trainer.ipynb #af05efb1
+def _tell_rate(session:Session):
+    "Say once, before the first step, what the learning rate never comes to in a run as short as this."
+    short = short_of(session.recipe.rate, session.recipe.steps)
+    if short and session.step == 0 and session.processes.main: print(f"warning: {short}", file=sys.stderr)
+
 # %% ../../nbs/training/530_trainer.ipynb #c234d13b
 class Speed:
     "Steps a second since the last reading."
@@ -230,6 +236,7 @@ class Trainer(Session):
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
             self.open()
+            _tell_rate(self)
             self.stepper.owed = None                         # of the checkpoint's steps, not of ours
             show = self.run.progress if self.processes.main else False
             progress = stack.enter_context(Progress(self.recipe.steps, done=self.step, show=show))
