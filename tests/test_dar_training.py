@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.run_scripts import Scripts
 from tests.toy_training import result
@@ -175,6 +176,35 @@ def test_the_eye_drops_features_only_as_published(compat, drops):
     FlowLoss(FlowLossConfig(repa=0, compat=compat), eye)
     x = pictures(2)
     assert torch.equal(eye(x, -x), eye(x, -x)) != drops
+
+def test_a_sketch_pulls_the_encoder_and_is_no_part_of_the_model():
+    torch.manual_seed(0)
+    model = DARTokenizer(small().model)
+    task = TokenizerTask(model, FlowLoss(FlowLossConfig(lpips=0, repa=0, quantizer=0, sketch=1.0), size=32))
+    assert list(task.modules) == ["tokenizer", "sketch"] and "sketch" in task.phases(0)[0].step
+    batch = {"images": pictures()}
+    asked = task.loss(task.phases(0)[0], batch, {}, Keyed(0), At(torch.arange(4)))
+    parts = {name: value.item() for name, value in asked.parts.items()}
+    assert asked.total.item() == pytest.approx(parts["flow"] + parts["sketch"])
+    (pull,) = torch.autograd.grad(asked.total, model.to_code.weight, retain_graph=True)
+    made = task.objective.make(task.phases(0)[0], model, pictures(), Keyed(0), At(torch.arange(4)))
+    alone = F.mse_loss(made.extras["velocity"], made.extras["target"])
+    (without,) = torch.autograd.grad(alone, model.to_code.weight)
+    assert not torch.allclose(pull, without)
+
+
+def test_a_sketch_needs_the_pictures_size():
+    with pytest.raises(BadInput, match="size=None: must be the side of the pictures, since sketch=1"):
+        TokenizerTask(DARTokenizer(small().model), FlowLoss(FlowLossConfig(lpips=0, repa=0, sketch=1)))
+
+
+def test_towards_the_clean_picture_all_times_weigh_alike():
+    torch.manual_seed(0)
+    model = DARTokenizer(small().model)
+    task = TokenizerTask(model, FlowLoss(FlowLossConfig(lpips=0, repa=0, target="clean")))
+    asked = task.loss(task.phases(0)[0], {"images": pictures()}, {}, Keyed(0), At(torch.arange(4)))
+    made = task.objective.make(task.phases(0)[0], model, pictures(), Keyed(0), At(torch.arange(4)))
+    assert asked.parts["flow"].item() == pytest.approx(F.mse_loss(made.output, pictures()).item(), rel=1e-5)
 
 
 # ---- beginning with parts of another model
