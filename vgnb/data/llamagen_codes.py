@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from ..core import BadItem, check
-from .export import folder_aside
 from .layouts import PublishedCodes, layouts, load_integers, numbered
 
 # %% ../../nbs/data/126_llamagen_codes.ipynb #f414ad68
@@ -76,7 +75,7 @@ class LlamaGenCodes(PublishedCodes):
 
     @classmethod
     def write(cls, codes, out, items, aug, split):
-        with folder_aside(out) as a, folder_aside(_labels_beside(out)) as b:
-            for item, label, id in items:
-                np.save(a / f"{id}.npy", cls._pack(item))
-                np.save(b / f"{id}.npy", np.array([label]))
+        labels = _labels_beside(out)
+        for item, label, id in items:
+            np.save(out / f"{id}.npy", cls._pack(item))
+            np.save(labels / f"{id}.npy", np.array([label]))
