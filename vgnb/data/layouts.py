@@ -181,6 +181,7 @@ def written_to(uri:str, argument:str="out") -> tuple[str, Path, str]|None:
     for name in options: check(name in splits, argument, uri, f"must not say {name}: {takes}")
     return layout, Path(folder), check_choice("split", options.get("split", "train"), ("train", "eval"))
 
+# %% ../../nbs/data/125_layouts.ipynb #fc0b006c
 def _waiting(layout:str, out:Path, split:str) -> Path:
     "Where the folders of an export lie, all of them whole, until each is in its place."
     return out.with_name(f".{out.name}.{layout}-{split}.ready")
