@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json
+from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json, sweep_aside
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
 from .tables import no_progress_bars
 
@@ -109,5 +109,6 @@ class PGMCodes(PublishedCodes):
 
     @classmethod
     def complete(cls, out, split):
+        sweep_aside(out, "dataset_dict.json")
         splits = sorted(p.parent.name for p in out.glob("*/state.json"))
         save_json(out / "dataset_dict.json", {"splits": splits})                # the authors' names the last split only
