@@ -24,6 +24,7 @@ import time
 import types
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -142,7 +143,6 @@ class Decoding:
 
     def alike(self, runs: dict, batch: int) -> tuple[bool, dict]:
         "(whether both make the same pictures of the same noise, the operations of each)."
-        from scripts.studies.operations import counted
         (ours, work), (theirs, more) = counted(partial(runs["ours"], **self.same_noise(batch))), counted(runs["theirs"])
         moves = float(theirs.std()) > 0.1
         return moves and torch.allclose(ours, theirs, atol=1e-3), {"gflop_ours": work, "gflop_theirs": more}
@@ -181,10 +181,18 @@ class Generating:
 
     def alike(self, runs: dict, batch: int) -> tuple[bool, dict]:
         "(whether both draw the same first tokens greedily, the operations of each for them)."
-        from scripts.studies.operations import counted
         (ours, work), (theirs, more) = (counted(partial(run, n=COUNTED, greedy=True)) for run in runs.values())
         varied = ours.unique().numel() > 10
         return varied and torch.equal(ours, theirs.long()), {"gflop_ours": work, "gflop_theirs": more}
+
+
+def counted(run) -> tuple:
+    "(what a run gives, its multiplications and additions in units of 1e9), oneDNN's products included."
+    from torch.utils.flop_counter import FlopCounterMode
+    def product(x, weight, *args, **kw) -> int: return 2 * prod(x) * weight[0]
+    known = {torch.ops.mkldnn._linear_pointwise: product} if hasattr(torch.ops.mkldnn, "_linear_pointwise") else {}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter, torch.no_grad(): made = run()
+    return made, round(counter.get_total_flops() / 1e9, 2)
 
 
 def timed(run) -> tuple[float, float]:

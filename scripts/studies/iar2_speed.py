@@ -119,7 +119,7 @@ def quartiles(values) -> list[float]:
 
 def work(run) -> float:
     "Multiplications and additions of a run, in units of 1e9."
-    from scripts.studies.operations import counted
+    from scripts.studies.dar_speed import counted
     return counted(run)[1]
 
 
