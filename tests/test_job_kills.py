@@ -18,6 +18,7 @@ from vgnb.core import VgnbError, digest
 from vgnb.data.codes import CodeStore
 from vgnb.data.export import contents, export_images
 from vgnb.data.images import open_images
+from vgnb.data.layouts import awaits_its_place, export_codes, finish_export, layouts, store_from
 from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.evaluation.features import load_extractor
@@ -29,7 +30,7 @@ from vgnb.pipeline import Pipeline
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.extract import extract_codes
+from vgnb.training.extract import extract_codes, extract_published
 
 CALLS = ("replace", "rename", "unlink", "rmdir", "mkdir", "remove")
 
@@ -55,6 +56,7 @@ class Disk:
         with pytest.MonkeyPatch.context() as patch:
             for name in CALLS: patch.setattr(os, name, self._wrapped(getattr(os, name)))
             patch.setattr(os, "fsync", self._wrapped(lambda fd: None))      # a point, but no wait
+            patch.setattr(os, "sync", self._wrapped(lambda: None))
             patch.setattr(core, "_git", lambda *args: None)                 # a subprocess a call
             try: yield
             except Killed: pass
@@ -243,6 +245,67 @@ def test_an_extraction_killed_anywhere(pipe, tmp_path):
         assert stored(folder) == stored(whole), n
     with pytest.raises(VgnbError, match="shard_size is 8, not 12"): quietly(extraction(pipe, 12), whole)
     assert len(CodeStore(whole / "codes")) == 24
+
+
+LAYOUTS = ["llamagen", *(pytest.param(layout, marks=pytest.mark.full) for layout in ("randar", "halton", "pgm"))]
+
+
+def seen(layout, folder) -> dict[str, int]:
+    "The folders of a layout that can be seen, and how many files each holds."
+    places = layouts[layout].targets(folder / "x_codes", "train")
+    return {p.name: len(left(p)) for p in places if p.exists()}
+
+
+def read(layout, folder):
+    "Codes and labels, by whoever reads this layout."
+    again = store_from(layout, folder / "x_codes", vocab=32, classes=10)
+    return digest(*(t for codes, label, _ in (again[i] for i in range(len(again))) for t in (codes.long(), label)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_extraction_into_a_published_layout_killed_anywhere(pipe, tmp_path, layout):
+    "Folders are seen whole or not at all; the same command puts in its place what a kill between two of them left."
+    def work(folder):
+        uri = f"{layout}://{folder}/x_codes"
+        return extract_published(pipe.tokenizer, Shapes(6, 32), uri, Augment("center", 32), shard_size=4)
+
+    whole, between = tmp_path / "whole", 0
+    whole.mkdir()
+    quietly(work, whole)
+    places = seen(layout, whole)
+    for n, folder in killed_everywhere(work, tmp_path):
+        there = seen(layout, folder)
+        assert there.items() <= places.items(), n
+        between += 0 < len(there) < len(places)
+        quietly(work, folder)
+        assert left(folder) == left(whole) and read(layout, folder) == read(layout, whole), n
+    assert bool(between) == (len(places) > 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_of_codes_killed_anywhere(pipe, tmp_path, layout):
+    codes = extract_codes(pipe.tokenizer, Shapes(6, 32), tmp_path / "store", Augment("center", 32))
+    def work(folder): return export_codes(codes, layout, folder / "x_codes")
+
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    quietly(work, whole)
+    for n, folder in killed_everywhere(work, tmp_path):
+        waits = awaits_its_place(layout, folder / "x_codes")
+        assert quietly(lambda folder: finish_export(layout, folder / "x_codes"), folder) == waits, n
+        if not seen(layout, folder): quietly(work, folder)
+        assert left(folder) == left(whole) and read(layout, folder) == read(layout, whole), n
+        with pytest.raises(VgnbError, match="exists already"): quietly(work, folder)
+
+
+def test_an_export_over_what_another_left_says_so(pipe, tmp_path):
+    "What was interrupted is whole then, and is not the codes that are asked for."
+    codes = extract_codes(pipe.tokenizer, Shapes(6, 32), tmp_path / "store", Augment("center", 32))
+    def work(folder): return export_codes(codes, "llamagen", folder / "x_codes")
+    killed = (folder for _, folder in killed_everywhere(work, tmp_path))
+    folder = next(folder for folder in killed if awaits_its_place("llamagen", folder / "x_codes"))
+    with pytest.raises(VgnbError, match="holds what an interrupted export had written, whole now"): work(folder)
+    assert len(seen("llamagen", folder)) == 2 and not awaits_its_place("llamagen", folder / "x_codes")
 
 
 @pytest.mark.parametrize("name", ["ref.npz", "ref.safetensors", "ref.pt"])

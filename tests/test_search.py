@@ -136,6 +136,16 @@ def replace_sampling(pipe, **kw):
     return Pipeline(pipe.tokenizer, pipe.generator, replace(pipe.sampling, **kw), pipe.classes, pipe.grid.shape)
 
 
+def used_otherwise(pipe, **configs):
+    "The pipeline with a part of another configuration, and the same weights."
+    parts = {name: getattr(pipe, name) for name in ("tokenizer", "generator")}
+    for name, config in configs.items():
+        part = type(parts[name])(config)
+        part.load_state_dict(parts[name].state_dict())
+        parts[name] = part
+    return Pipeline(parts["tokenizer"], parts["generator"], pipe.sampling, pipe.classes, pipe.grid.shape)
+
+
 def test_broken_numbers_cannot_win():
     def made(by, **found): return {"by": by, "scales": {k[1:]: {"values": {by: v}} for k, v in found.items()}}
     assert best_scale(made("fid", s1=math.nan, s2=3.0, s3=-math.inf, s10=2.5)) == 10
@@ -153,6 +163,11 @@ def test_a_folder_of_another_search_is_refused(whole, pipe, tmp_path):
                    dict(pipe=replace_sampling(pipe, picks=Pick(temperature=0.9)))):
         with pytest.raises(Mismatch, match="was begun with"):
             search(**{"pipe": pipe, "out": s.out} | change).run()
+    for name, change in (("tokenizer", {"groups": 4}), ("generator", {"rope_base": 100.0})):
+        other = used_otherwise(pipe, **{name: replace(getattr(pipe, name).config, **change)})
+        (field, value), = change.items()
+        with pytest.raises(Mismatch, match=f"^{name}_config.*{field}={value}: the search in .* was begun with"):
+            search(other, s.out).todo()
     (tmp_path / "results.json").write_text('{"format": "something else"}')
     with pytest.raises(Mismatch, match="not a search's"): search(pipe, tmp_path).todo()
 

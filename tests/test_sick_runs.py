@@ -113,7 +113,7 @@ def everything(state) -> dict[str, bytes]:
     found = {}
     for m, module in state.task.modules.items():
         found |= {f"{m}.{k}": t for k, t in (*module.named_parameters(), *module.named_buffers())}
-    for m, ema in state.averages.items(): found |= {f"ema.{m}.{k}": t for k, t in ema.kept.items()}
+    for m, ema in state.averages.items(): found |= {f"ema.{m}.{k}": t for k, t in ema.shadow.items()}
     for g, named in state.groups.items():
         found |= {f"optim.{g}.{k}": t for k, t in optimizer_tensors(state.optimizers[g], named).items()}
     return {k: t.detach().clone().contiguous().numpy().tobytes() for k, t in found.items()}

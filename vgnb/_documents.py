@@ -27,18 +27,18 @@ def registries() -> list[Registry]:
 
 
 @functools.cache
-def kept() -> list[tuple[Registry, dict]]:
+def registry_contents() -> list[tuple[Registry, dict]]:
     "The registries and what the package fills them with; asked for before the first page."
     return [(registry, dict(registry)) for registry in registries()]
 
 
 class Fresh:
     "A processor of nbdev's: puts the registries back."
-    def __init__(self, nb): kept()
+    def __init__(self, nb): registry_contents()
     def __call__(self, cell): return None    # as it is
 
     def end(self):
-        for registry, content in kept():
+        for registry, content in registry_contents():
             registry.clear()
             registry.update(content)
 

@@ -40,7 +40,7 @@ from .evaluation.features import Extractor, Features
 from .evaluation.measure import check_request, look_at, measure
 from .evaluation.samples import Samples, open_samples
 from .figures import house_figure, house_style, png_bytes
-from .jobs import SampleJob, planned_labels
+from .jobs import SampleJob, first_difference, model_facts, planned_labels
 from .kinds import called, dotted, to_json, with_dotted
 from .pipeline import Pipeline
 from .places import check_times, locked
@@ -171,7 +171,7 @@ class _SearchFolder(_Search):
     def plan(self) -> dict:
         "What decides the numbers of a scale."
         p, dtype = self.pipe, {} if self.pipe.dtype == torch.float32 else {"dtype": str(self.pipe.dtype)}
-        return dict(tokenizer=digest(p.tokenizer.state_dict()), generator=digest(p.generator.state_dict()),
+        return dict(**model_facts(p),
                     sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
                     metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id, **dtype)
@@ -187,10 +187,9 @@ class _SearchFolder(_Search):
         known = load_card(self.file, "out")
         ours = known.get("format") == _FORMAT and isinstance(known.get("plan"), dict)
         check(ours, "out", self.out, "has a results.json that is not a search's", Mismatch)
-        mine, theirs = as_json(self.plan), known["plan"]
-        for k in {**mine, **theirs}:                # what only one of them says differs, too
-            advice = f"the search in {self.out} was begun with {theirs.get(k)!r}; use that, or another folder"
-            check(theirs.get(k) == mine.get(k), k, mine.get(k), advice, Mismatch)
+        name, ours, begun = first_difference(as_json(self.plan), known["plan"]) or ("", None, None)
+        advice = f"the search in {self.out} was begun with {begun!r}; use that, or another folder"
+        check(not name, name, ours, advice, Mismatch)
         check_times(self.out, known, self.reference.times)
         return known | {"by": self.by}
 

@@ -19,7 +19,7 @@ from .core import Mismatch, Missing, check, check_choice
 from .families import Family, Match, Published, families, family_of, meant, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
-from .tensor_files import Held, read_tensors
+from .tensor_files import PickleStub, read_tensors
 from .tokenizers.quantizers import UsageMeter
 from .training.start import start_files
 
@@ -39,7 +39,7 @@ _WRAPS = ("ema", "model", "module", "state_dict", "model_state_dict")
 
 def _allowed() -> list:
     "Classes that a published pickle may name: settings, which are held and not run."
-    return [argparse.Namespace, *((Held, name) for family in families() for name in family.pickles)]
+    return [argparse.Namespace, *((PickleStub, name) for family in families() for name in family.pickles)]
 
 def read_published(path:str|Path) -> dict:
     "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."

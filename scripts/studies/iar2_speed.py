@@ -119,9 +119,8 @@ def quartiles(values) -> list[float]:
 
 def work(run) -> float:
     "Multiplications and additions of a run, in units of 1e9."
-    from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter, torch.no_grad(): run()
-    return round(counter.get_total_flops() / 1e9, 2)
+    from scripts.studies.dar_speed import counted
+    return counted(run)[1]
 
 
 def measured(o: Options, size: str, batch: int, model, theirs: Theirs) -> dict:

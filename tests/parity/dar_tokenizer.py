@@ -18,12 +18,12 @@ from vgnb.tokenizers.flow_decoder import (
     FlowNet,
     FlowState,
     arrived,
-    bent,
     flow_config,
     flow_names,
     flow_plan,
     flow_step,
     shifted,
+    shifted_times,
     window_start,
 )
 from vgnb.tokenizers.quantizers import entropy_loss
@@ -46,7 +46,7 @@ def rope2d(case):
 
 
 def windows(spec):
-    "(begin, end, unbent times) of the steps that are taken."
+    "(begin, end, unshifted times) of the steps that are taken."
     steps = spec["num_denoising_steps"]
     plan = flow_plan(steps, *line(spec), compat="upstream")
     taken = slice(spec.get("start_steps") or 0, spec.get("clip_steps"))
@@ -109,7 +109,7 @@ def diffusion_sampler(case):
     ts, conds = case["in.timesteps"], case["in.conds"]
 
     def sample(method="adams2", clip_steps=None, start_steps=0, start_x=None):
-        times = bent(ts[:clip_steps].tolist(), config.shift)[start_steps:]
+        times = shifted_times(ts[:clip_steps].tolist(), config.shift)[start_steps:]
         x = case["in.noise"]
         if start_x: x = (1 - times[0]) * x + times[0] * config.data_std * case[start_x]
         state = FlowState(x)
@@ -118,7 +118,7 @@ def diffusion_sampler(case):
         return arrived(state, config.data_std)
 
     made = {f"out.{name}": sample(**call) for name, call in case.spec["call"].items()}
-    return made | {"out.adjusted_schedule": torch.tensor(bent(ts.tolist(), config.shift))}
+    return made | {"out.adjusted_schedule": torch.tensor(shifted_times(ts.tolist(), config.shift))}
 
 
 def is_eval(spec) -> bool:

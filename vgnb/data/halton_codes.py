@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from ..core import BadItem, Missing, check, digest
-from .export import folder_aside
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
 from .listing import is_hidden, read_file
 
@@ -137,7 +136,7 @@ class HaltonCodes(PublishedCodes):
 
     @classmethod
     def write(cls, codes, out, items, aug, split):
-        with folder_aside(out / split.title()) as aside:
-            for item, label, id in items:
-                code = item[aug, :, 0].reshape(codes.grid).astype(np.uint16)
-                (aside / f"{id:07d}.pth").write_bytes(pickle.dumps({"code": code, "y": label}, protocol=4))
+        folder, = cls.targets(out, split)
+        for item, label, id in items:
+            code = item[aug, :, 0].reshape(codes.grid).astype(np.uint16)
+            (folder / f"{id:07d}.pth").write_bytes(pickle.dumps({"code": code, "y": label}, protocol=4))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['layouts', 'CodesWriter', 'PublishedCodes', 'numbered', 'load_integers', 'split_folder', 'check_16_bits', 'store_from',
-           'check_export', 'written_to', 'export_codes', 'convert']
+           'check_export', 'written_to', 'awaits_its_place', 'finish_export', 'export_codes', 'convert']
 
 # %% ../../nbs/data/125_layouts.ipynb #1c9234e5
 import math
@@ -16,8 +16,9 @@ from urllib.parse import parse_qsl
 import numpy as np
 import torch
 
-from ..core import BadItem, Missing, check, check_choice, check_int, digest, sweep_aside
+from ..core import BadItem, Missing, check, check_choice, check_int, digest, publish_dir, remove_dir, sweep_aside
 from .codes import CodePlan, Codes, CodeStore, CodeWriter
+from .export import folder_aside
 from ..kinds import OpenRegistry
 from ..places import locked, locked_file
 
@@ -40,13 +41,17 @@ class CodesWriter:
 
     @classmethod
     def write(cls,
-        codes:Codes, out:Path,
+        codes:Codes, out:Path, # whose targets are there and empty
         items:Iterator, # (codes (augs, n, L), label, id) of each image
         aug:int,        # the augmentation row, where the layout holds one
         split:str,      # train or eval, where the layout knows splits
     ):
-        "Write all items; the targets are there whole or not at all."
+        "Write all items into the targets; `export_codes` shows them when they are whole."
         raise TypeError("a layout says how codes are written")
+
+    @classmethod
+    def complete(cls, out:Path, split:str):
+        "What is left to do when the targets are in their places; done again after a kill."
 
 # %% ../../nbs/data/125_layouts.ipynb #2f1cb6b3
 def _square(n:int) -> tuple[int, ...]:
@@ -179,6 +184,34 @@ def written_to(uri:str, argument:str="out") -> tuple[str, Path, str]|None:
     for name in options: check(name in splits, argument, uri, f"must not say {name}: {takes}")
     return layout, Path(folder), check_choice("split", options.get("split", "train"), ("train", "eval"))
 
+# %% ../../nbs/data/125_layouts.ipynb #fc0b006c
+def _waiting(layout:str, out:Path, split:str) -> Path:
+    "Where the folders of an export lie, all of them whole, until each is in its place."
+    return out.with_name(f".{out.name}.{layout}-{split}.ready")
+
+def awaits_its_place(layout:str, out:str|Path, split:str="train") -> bool:
+    "Whether a killed export wrote everything, and did not come to put all of it in its place."
+    return _waiting(layout, Path(out), split).is_dir()
+
+def _into_places(layout:str, out:Path, split:str) -> bool:
+    "`finish_export` of a place that is ours."
+    kind, waiting = layouts[layout], _waiting(layout, out, split)
+    for p in (waiting, *kind.targets(out, split)): sweep_aside(p.parent, p.name)
+    if not waiting.is_dir(): return False
+    for whole, place in zip(kind.targets(waiting / out.name, split), kind.targets(out, split)):
+        if not whole.exists(): continue                              # it is there since before the kill
+        place.parent.mkdir(parents=True, exist_ok=True)
+        publish_dir(whole, place, at_once=True)
+    kind.complete(out, split)
+    remove_dir(waiting)
+    return True
+
+def finish_export(
+    layout:str, out:str|Path, split:str="train", # as `export_codes`
+) -> bool: # whether there was anything to do
+    "Put what a killed export left into its place. Errors: a place that somebody else has taken since."
+    with locked_file(out): return _into_places(layout, Path(out), split)
+
 def export_codes(
     codes:Codes,                   # a store, or codes in another layout
     layout:str,                    # llamagen | iar2 | randar | halton | pgm
@@ -187,8 +220,9 @@ def export_codes(
     split:str="train",             # or eval, where the layout knows splits
     callback:Callable|None=None,   # callback(images so far)
 ) -> Path:
-    "Write codes in a published layout; it is there whole or not at all."
-    out = check_export(codes, layout, out, aug, split)
+    "Write codes in a published layout; it is there whole or not at all, or after a kill `finish_export` makes it so."
+    out = Path(out)
+    if not awaits_its_place(layout, out, split): check_export(codes, layout, out, aug, split)
 
     def items():
         for n in range(len(codes)):
@@ -197,9 +231,13 @@ def export_codes(
             if callback: callback(n + 1)
 
     with locked_file(out):
+        was_left = _into_places(layout, out, split)
+        check(not was_left, "out", out, "holds what an interrupted export had written, whole now; choose a new folder")
         check_export(codes, layout, out, aug, split)                 # another may have finished meanwhile
-        for p in layouts[layout].targets(out, split): sweep_aside(p.parent, p.name)
-        layouts[layout].write(codes, out, items(), aug, split)
+        with folder_aside(_waiting(layout, out, split)) as aside:
+            for p in layouts[layout].targets(aside / out.name, split): p.mkdir(parents=True)
+            layouts[layout].write(codes, aside / out.name, items(), aug, split)
+        _into_places(layout, out, split)
     return out
 
 # %% ../../nbs/data/125_layouts.ipynb #c0c3079b

@@ -12,7 +12,6 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import BadItem, check
-from .export import folder_aside
 from .layouts import PublishedCodes, layouts, load_integers, numbered
 
 # %% ../../nbs/data/126_llamagen_codes.ipynb #f414ad68
@@ -79,10 +78,10 @@ class LlamaGenCodes(PublishedCodes):
 
     @classmethod
     def write(cls, codes, out, items, aug, split):
-        with folder_aside(out) as a, folder_aside(_labels_beside(out)) as b:
-            for item, label, id in items:
-                np.save(a / f"{id}.npy", cls._pack(item))
-                np.save(b / f"{id}.npy", np.array([label]))
+        labels = _labels_beside(out)
+        for item, label, id in items:
+            np.save(out / f"{id}.npy", cls._pack(item))
+            np.save(labels / f"{id}.npy", np.array([label]))
 
 # %% ../../nbs/data/126_llamagen_codes.ipynb #eabbdaa3
 @patch

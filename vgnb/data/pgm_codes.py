@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json
-from .export import folder_aside
+from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json, sweep_aside
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
 from .tables import no_progress_bars
 
@@ -106,7 +105,10 @@ class PGMCodes(PublishedCodes):
     def targets(cls, out, split): return [out / split]
 
     @classmethod
-    def write(cls, codes, out, items, aug, split):
-        with folder_aside(out / split) as aside: _save_rows(codes, aside, items, aug)
+    def write(cls, codes, out, items, aug, split): _save_rows(codes, out / split, items, aug)
+
+    @classmethod
+    def complete(cls, out, split):
+        sweep_aside(out, "dataset_dict.json")
         splits = sorted(p.parent.name for p in out.glob("*/state.json"))
         save_json(out / "dataset_dict.json", {"splits": splits})                # the authors' names the last split only

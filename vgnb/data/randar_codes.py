@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from ..core import BadItem, Missing, check
-from .export import folder_aside
 from .layouts import PublishedCodes, layouts, load_integers, numbered
 from .listing import hidden_part, is_hidden
 from .tars import FileBytes, tar_members
@@ -80,7 +79,6 @@ class RandARCodes(PublishedCodes):
 
     @classmethod
     def write(cls, codes, out, items, aug, split):
-        with folder_aside(out) as aside:
-            for item, label, id in items:
-                (aside / str(label)).mkdir(exist_ok=True)
-                np.save(aside / str(label) / f"{id}.npy", item[..., 0])
+        for item, label, id in items:
+            (out / str(label)).mkdir(exist_ok=True)
+            np.save(out / str(label) / f"{id}.npy", item[..., 0])

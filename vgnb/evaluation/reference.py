@@ -92,14 +92,14 @@ def _write_features(f, parts:Iterator[Tensor], rows:int, dims:int):
     for part in parts:
         f.write(np.ascontiguousarray(part.numpy().astype("<f4")).data)
         done += len(part)
-    check(done == rows, "kept", rows, f"must be the number of features delivered, {done}")
+    check(done == rows, "rows", rows, f"must be the number of features delivered, {done}")
 
 def save_reference(
     path:str|Path,                # .npz
     statistics:Statistics,
     protocol:dict,                # JSON-able: how they came to be
     features:Iterator[Tensor]=(), # parts (b, d) fp32
-    kept:int=0,                   # how many rows these parts have together
+    rows:int=0,                   # how many rows these parts have together
 ):
     "Write statistics, their protocol, and features as they come."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")
@@ -109,8 +109,8 @@ def save_reference(
         _write(z, "mu", statistics.mean.numpy())
         _write(z, "sigma", statistics.cov.numpy())
         for name, text in facts.items(): _write(z, name, np.array(text))
-        if not kept: return
-        with z.open("features.npy", "w", force_zip64=True) as f: _write_features(f, features, kept, statistics.dims)
+        if not rows: return
+        with z.open("features.npy", "w", force_zip64=True) as f: _write_features(f, features, rows, statistics.dims)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #067ac20b
 def reference_plan(

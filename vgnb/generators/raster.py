@@ -39,6 +39,7 @@ from vgnb.layers import (
     CaptionEmbedder,
     Dropout,
     LabelEmbedder,
+    Linear,
     Noise,
     RMSNorm,
     SwiGLU,
@@ -189,7 +190,7 @@ class DecoderOnly(Generator):
 
     def new_head(self) -> nn.Module:
         "What makes logits of normalised states."
-        return nn.Linear(self.config.dim, self.config.vocab, bias=False)
+        return Linear(self.config.dim, self.config.vocab, bias=False)
 
     def outputs(self) -> Sequence[nn.Linear]:
         "The last layer of each level's logits; zero in the beginning."

@@ -38,7 +38,7 @@ def need_progressive(
     return tokenizer
 
 # %% ../../nbs/sampling/450_streaming.ipynb #c6bb8e83
-class _Lane:
+class _SideStream:
     "Where previews are made: beside the current stream of an accelerator, in line on a CPU."
     def __init__(self, device:torch.device):
         self.device, self.waiting = device, deque()
@@ -94,12 +94,12 @@ def _beginning(step:Step) -> int:
 
 class _Arrival:
     "A micro-batch whose tokens arrive."
-    def __init__(self, tokenizer:Progressive, plan, step:Step, draws:Draws, size, steps:int|None, lane:_Lane):
-        self.tokenizer, self.plan, self.lane = tokenizer, plan, lane
+    def __init__(self, tokenizer:Progressive, plan, step:Step, draws:Draws, size, steps:int|None, side:_SideStream):
+        self.tokenizer, self.plan, self.side = tokenizer, plan, side
         self.needs = [plan.needs(k) for k in range(1, plan.steps + 1)]       # tokens for the first k steps
         self.ids, self.rows, self.sent = step.ids, step.computed or len(step.ids), 0
-        ids = padded(self.ids.to(lane.device), self.rows)
-        self.state = lane.run(lambda ids: tokenizer.open(At(ids), draws, size, steps), ids)
+        ids = padded(self.ids.to(side.device), self.rows)
+        self.state = side.run(lambda ids: tokenizer.open(At(ids), draws, size, steps), ids)
 
     def take(self, step:Step):
         "Push the groups that are whole since the last time."
@@ -109,11 +109,11 @@ class _Arrival:
         if not whole: return
 
         first, self.sent = self.sent, max(whole)
-        codes = step.codes()[:, first:self.sent].to(self.lane.device)
+        codes = step.codes()[:, first:self.sent].to(self.side.device)
         codes = torch.minimum(codes, codes.new_tensor(self.tokenizer.vocab) - 1)      # some draw special codes
         done = sum(n <= self.sent for n in self.needs)
         preview = Preview(self.ids, done, self.plan.steps, self.sent)
-        self.lane.hand_in(self.lane.run(self._refined, padded(codes, self.rows)), preview)
+        self.side.hand_in(self.side.run(self._refined, padded(codes, self.rows)), preview)
 
     @torch.no_grad()
     def _refined(self, codes:Tensor) -> Tensor:
@@ -133,19 +133,19 @@ def arrivals(
     "Previews of all samples while their tokens arrive, the last of each micro-batch the picture itself."
     need_progressive(tokenizer, "previews")
     check_size(size, tokenizer=tokenizer)
-    plan, lane = tokenizer.plan(denoise), _Lane(device_of(tokenizer))
+    plan, side = tokenizer.plan(denoise), _SideStream(device_of(tokenizer))
     draws = Keyed(0) if draws is None else draws
-    return _arriving(steps, tokenizer, plan, lane, draws, size, denoise)
+    return _arriving(steps, tokenizer, plan, side, draws, size, denoise)
 
-def _arriving(steps, tokenizer, plan, lane:_Lane, draws, size, denoise) -> Iterator[Preview]:
+def _arriving(steps, tokenizer, plan, side:_SideStream, draws, size, denoise) -> Iterator[Preview]:
     "What `arrivals` does once it has looked at its arguments."
     run = None
     with evaluating(tokenizer):
         for step in steps:
-            if step.clock.step == 0: run = _Arrival(tokenizer, plan, step, draws, size, denoise, lane)
+            if step.clock.step == 0: run = _Arrival(tokenizer, plan, step, draws, size, denoise, side)
             run.take(step)
-            yield from lane.ready()
-        yield from lane.ready(all_of_them=True)
+            yield from side.ready()
+        yield from side.ready(all_of_them=True)
 
 # %% ../../nbs/sampling/450_streaming.ipynb #0c676d84
 def first_codes(

@@ -247,13 +247,13 @@ class Denoised(NamedTuple):
     target: Tensor          # (b, 3, h, w) as it should be: data_std * image - noise
     clean: Tensor           # (b, 3, h, w) where that velocity would end, in the images' units
     noisy: Tensor           # (b, 3, h, w) that was looked at, scaled by data_std
-    time: Tensor            # (b,) bent: 0 is noise
+    time: Tensor            # (b,) shifted: 0 is noise
     first: Tensor           # (b,) first token of the window
     features: Tensor|None   # (b, k, teacher_width) to be compared with a teacher's
 
 @patch
 def first_tokens(self:DARTokenizer, t:Tensor) -> Tensor:
-    "First token of the window of a time, before it is bent."
+    "First token of the window of a time, before it is shifted."
     c = self.config
     return window_start(t, c.groups, c.queries, c.window_size, c.compat)
 
@@ -261,7 +261,7 @@ def first_tokens(self:DARTokenizer, t:Tensor) -> Tensor:
 def denoise(self:DARTokenizer,
     images:Tensor,          # (b, 3, h, w) in [-1, 1]
     z:Tensor,               # (b, dim, queries), quantized or not
-    t:Tensor,               # (b,) times in [0, 1], before they are bent
+    t:Tensor,               # (b,) times in [0, 1], before they are shifted
     noise:Tensor,           # (b, 3, h, w)
     features:bool=True,     # the teacher's head, too, where there is one
 ) -> Denoised:

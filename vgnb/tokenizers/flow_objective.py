@@ -32,7 +32,7 @@ from .tokenizer import Reconstruction, Tokenizer
 class FlowLossConfig:
     "Weights of a flow tokenizer's objective; defaults are D-AR's."
     lpips: float = 0.5         # perceptual distance of the clean picture; 0: no VGG is needed
-    weighting: Literal["even", "time"] = "even" # of LPIPS: all pictures alike, or by twice their bent time
+    weighting: Literal["even", "time"] = "even" # of LPIPS: all pictures alike, or by twice their shifted time
     repa: float = 0.5          # likeness to a frozen teacher's features; 0: no teacher is needed
     teacher: Literal["vits14", "vitb14", "vitl14"] = "vitb14" # which DINOv2
     quantizer: float = 1.0     # scales the quantizer's own losses

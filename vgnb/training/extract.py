@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import BadInput, BadItem, check, check_choice, check_int, digest, load_card, save_card, sweep_aside
 from ..data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
-from ..data.layouts import check_export, export_codes, layouts, written_to
+from ..data.layouts import awaits_its_place, check_export, export_codes, finish_export, layouts, written_to
 from ..data.listing import read_file
 from ..data.sources import ImageSource, Item
 from ..data.stored import decode_image, stats_of
@@ -224,11 +224,10 @@ def _are_there(uri:str) -> bool:
     layout, out, split = written_to(uri)
     return all(p.exists() for p in layouts[layout].targets(out, split))
 
-def _lacks_only_a_record(plan:CodePlan, uri:str) -> bool:
-    "Whether a kill came between these codes and their record: they lie there, and so does the store they are from."
-    record = _record_of(uri)
-    if record.is_file() or not _are_there(uri): return False
-    try: return CodeStore(_store_of(record), verify=False).plan == plan
+def _was_interrupted(plan:CodePlan, uri:str) -> bool:
+    "Whether a kill came after the first of these codes and before their record: the store they are from lies there."
+    if not (_are_there(uri) or awaits_its_place(*written_to(uri))): return False
+    try: return CodeStore(_store_of(_record_of(uri)), verify=False).plan == plan
     except BadInput: return False
 
 def check_published(
@@ -244,7 +243,7 @@ def check_published(
     whole = record.is_file() and all(p.is_dir() for p in kind.targets(out, split))
     if whole and load_card(record, "out").get("plan") == digest(plan): return True
 
-    if _lacks_only_a_record(plan, uri): return False
+    if not whole and _was_interrupted(plan, uri): return False
     none, labels = np.zeros((0, *plan.row), np.int64), np.zeros(0, np.int64)
     planned = ArrayCodes(none, labels, plan.vocab, plan.grid, classes=plan.classes, augs=plan.augs)
     check_export(planned, layout, out, 0, split)
@@ -265,9 +264,16 @@ def extract_published(
     plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024))
     card = _record_of(uri)
     store = _store_of(card)
+    def take_up():
+        "Finish or remove what a kill left: folders not yet in their places, half a record."
+        finish_export(*written_to(uri))
+        sweep_aside(card.parent, card.name)
+
     def is_finished():
         done = check_published(plan, uri)
-        if done: shutil.rmtree(store, ignore_errors=True)        # a kill came before this last word
+        if done:                                                 # a kill may have come before these last words
+            take_up()
+            shutil.rmtree(store, ignore_errors=True)
         return done
     if processes.together(is_finished): return load_card(card, "out")
     codes = extract_codes(tokenizer, source, store, augment, processes=processes, **options)
@@ -277,6 +283,7 @@ def extract_published(
         facts = {"plan": digest(plan), "codes": codes.fingerprint, "tokenizer": plan.tokenizer, "coding": codes.coding}
         used = [int((u > 0).sum()) for u in codes.usage()]
         seen = {"count": len(codes), "left_out": codes.absent.tolist(), "used": used}
+        take_up()
         if not _are_there(uri): export_codes(codes, layout, out, split=split)
         save_card(card, facts | seen | (record or {}))
         shutil.rmtree(store)

@@ -96,8 +96,8 @@ class Average:
         self.module, self.decay = module, decay
         live = self._state()
         self.names = {id(t): k for k, t in reversed(list(live.items()))}     # each storage once, under its first name
-        self.kept = {k: t.detach().clone() for k, t in live.items() if self.names[id(t)] == k}
-        self.smooth = [k for k in self.kept if isinstance(live[k], nn.Parameter) or self._is_statistic(k, live[k])]
+        self.shadow = {k: t.detach().clone() for k, t in live.items() if self.names[id(t)] == k}
+        self.smooth = [k for k in self.shadow if isinstance(live[k], nn.Parameter) or self._is_statistic(k, live[k])]
 
     def _state(self) -> dict[str, Tensor]: return self.module.state_dict(keep_vars=True)
 
@@ -112,19 +112,19 @@ class Average:
         if ok.device.type == "cpu" and not ok: return
         live = self._state()
         share = (1 - self.decay) * ok.float()
-        for k in self.kept.keys() - set(self.smooth): self.kept[k].copy_(torch.where(ok, live[k], self.kept[k]))
-        gap = torch._foreach_sub([live[k].detach() for k in self.smooth], [self.kept[k] for k in self.smooth])
+        for k in self.shadow.keys() - set(self.smooth): self.shadow[k].copy_(torch.where(ok, live[k], self.shadow[k]))
+        gap = torch._foreach_sub([live[k].detach() for k in self.smooth], [self.shadow[k] for k in self.smooth])
         torch._foreach_mul_(gap, share)
-        torch._foreach_add_([self.kept[k] for k in self.smooth], gap)
-        for k in _averaged_twice(self.module): self.kept[k].lerp_(live[k].detach(), share)
+        torch._foreach_add_([self.shadow[k] for k in self.smooth], gap)
+        for k in _averaged_twice(self.module): self.shadow[k].lerp_(live[k].detach(), share)
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
-        return {k: self.kept[self.names[id(t)]] for k, t in self._state().items()}
+        return {k: self.shadow[self.names[id(t)]] for k, t in self._state().items()}
 
     def load(self, state:dict[str, Tensor]):
         "Take the averages of a state dict over."
-        for k, t in self.kept.items(): t.copy_(state[k])
+        for k, t in self.shadow.items(): t.copy_(state[k])
 
 # %% ../../nbs/training/527_optimizers.ipynb #7b6381ba
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -144,7 +144,7 @@ class Undo:
                 if t is None or only_learnt or id(t) in seen: continue
                 seen.add(id(t))
                 self.places.append((place, k))
-        self.kept:list[Tensor] = []
+        self.saved:list[Tensor] = []
         self.watched:list[int]|None = None       # places of those that were finite at first: masks may hold -inf
 
     def _live(self) -> list[Tensor]: return [place[k].detach() for place, k in self.places]
@@ -158,9 +158,9 @@ class Undo:
     def keep(self):
         "Remember everything as it is now."
         live = self._live()
-        alike = [a.shape for a in live] == [b.shape for b in self.kept]
-        if alike and live: torch._foreach_copy_(self.kept, live)
-        elif live: self.kept = [t.clone() for t in live]
+        alike = [a.shape for a in live] == [b.shape for b in self.saved]
+        if alike and live: torch._foreach_copy_(self.saved, live)
+        elif live: self.saved = [t.clone() for t in live]
         if self.watched is None:
             self.watched = [i for i, t in enumerate(live) if t.dtype in _MEASURED and t.numel()]
             sizes = self._sizes(live)
@@ -177,7 +177,7 @@ class Undo:
     def put_back(self, ok:Tensor):
         "Where `ok` (0-d bool) is false, make everything what it was, to the bit."
         if ok.device.type == "cpu" and ok: return
-        for (place, k), old in zip(self.places, self.kept):
+        for (place, k), old in zip(self.places, self.saved):
             live = place[k].detach()
             if live.shape == old.shape: live.copy_(torch.where(ok, live, old))
 
