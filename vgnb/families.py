@@ -130,7 +130,8 @@ def described(
 ) -> list[Match]:
     "The families that these arguments may mean. Errors: `BadInput` if there is none."
     known = families(system)
-    of_class = [f for f in known if upstream_class and _last(upstream_class) in map(_last, f.classes)]
+    exactly = [f for f in known if upstream_class in f.classes]
+    of_class = exactly or [f for f in known if upstream_class and _last(upstream_class) in map(_last, f.classes)]
     found = of_class if len(of_class) == 1 else [f for f in of_class or known if f.reads(spec)]
     check(found, "spec", spec, f"must describe a published model in its authors' words; known: {_list(known)}")
     return [Match(f, spec) for f in found]
