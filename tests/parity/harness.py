@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from .fill import fill_one, fill_state
 
 ADAPTERS: list = []
+EVERY_OTHER = "[..., ::2]"    # behind the name of a parameter to poke: only these columns of it
 
 
 def adapter(system: str, upstream_class: str, when=None):
@@ -68,9 +69,13 @@ class Case:
 
     def _poke(self, state: dict):
         "Change the parameter `poke` by 5%, also where the state dict has it without its module's prefix."
+        poked = self.poke.removesuffix(EVERY_OTHER)
+        change = torch.tensor([1.05, 1.0 if poked != self.poke else 1.05])
         for name, value in state.items():
-            meant = name == self.poke or self.poke.endswith("." + name)
-            if meant and value.is_floating_point(): state[name] = value * 1.05
+            meant = name == poked or poked.endswith("." + name)
+            if not meant or not value.is_floating_point(): continue
+            columns = value.shape[-1] if value.dim() else 1
+            state[name] = value * change.repeat(columns // 2 + 1)[:columns].view(-1 if value.dim() else ())
 
     def fill_one(self, name, shape, seed=None):
         "The published values of one parameter; the seed defaults to the case's own."

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core import check, check_choice, check_codes, check_float, check_int
+from ..tokenizers.reconstruction_losses import similarity
 
 # %% ../../nbs/evaluation/600_reconstruction.ipynb #e469342f
 def as_unit(
@@ -69,24 +69,8 @@ def ssim(
 ) -> Tensor:              # (b,) in [-1, 1]
     "Structural similarity (Wang et al. 2004; uniform window, sample covariance, interior windows, mean over channels)."
     a, b = _pair(output, original)
-    check_int("window", window, 3)
-    side = min(a.shape[-2:])
-    fits = window % 2 == 1 and window <= side
-    check(fits, "window", window, f"must be odd and at most the picture's side, {side}")
     check_choice("compat", compat, (None, "upstream"))
-    r = 2.0 if compat else check_float("data_range", data_range, 1e-12)
-
-    def mean(x): return F.avg_pool2d(x, window, stride=1)               # (b, c, h, w) -> (b, c, h-w+1, w-w+1)
-    n = window ** 2
-    unbias = n / (n - 1)
-    ma, mb = mean(a), mean(b)
-    va, vb = unbias * (mean(a * a) - ma * ma), unbias * (mean(b * b) - mb * mb)
-    cov = unbias * (mean(a * b) - ma * mb)
-
-    c1, c2 = (0.01 * r) ** 2, (0.03 * r) ** 2
-    alike = (2 * ma * mb + c1) * (2 * cov + c2)
-    score = alike / ((ma ** 2 + mb ** 2 + c1) * (va + vb + c2))
-    return score.flatten(1).mean(1)                                     # (b,)
+    return similarity(a, b, 2.0 if compat else data_range, window)
 
 # %% ../../nbs/evaluation/600_reconstruction.ipynb #a6794a53
 _NAMES = ("l1", "mse", "psnr", "ssim")

@@ -12,10 +12,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..core import check, check_int
+from ..core import check, check_float, check_int
 from ..draws import At, Draws
 from ..kinds import register_part
-from .quantizers import Quantizer, UsageMeter, exact, straight_through
+from .nearest import exact, straight_through
+from .quantizers import Quantizer, UsageMeter
 from .tokenizer import Quantized
 
 # %% ../../nbs/tokenizers/215_fsq.ipynb #4a4e780e
@@ -24,12 +25,18 @@ class FSQConfig:
     "Finite scalar quantization: so many values in each channel."
     levels: tuple[int, ...] = (8, 5, 5, 5) # values of each channel, at least 3; their product is the vocabulary
     usage: int = 65536                     # recent codes remembered to measure usage; 0: no meter
+    eps: float = 1e-3                      # by what share a feature stays within the outermost values
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(self.levels))
         check(self.levels, "levels", self.levels, "must name at least one channel's number of values")
         for n in self.levels: check_int("levels", n, 3)
+        codes, most = prod(self.levels), 1 / (max(self.levels) - 1)
+        check(codes < 2 ** 63, "levels", self.levels, "must have a product below 2^63, the largest code")
         check_int("usage", self.usage, 0)
+        counts = not self.usage or codes <= 2 ** 24
+        check(counts, "usage", self.usage, f"must be 0 with {codes:,} codes: the meter counts up to 2^24")
+        check(check_float("eps", self.eps, 0) < most, "eps", self.eps, f"must be below {most:.4g}, 1 / (levels - 1)")
 
     @property
     def vocab(self) -> tuple[int, ...]: return (prod(self.levels),)
@@ -37,13 +44,19 @@ class FSQConfig:
     @property
     def dim(self) -> int: return len(self.levels)
 
+    @property
+    def coding(self) -> tuple:
+        "What codes depend on, though no weight shows it: see `Tokenizer.coding`."
+        return (self.levels, self.eps)
+
+# %% ../../nbs/tokenizers/215_fsq.ipynb #038db8c0
 class FSQ(Quantizer):
     "Each channel bounded and rounded (arXiv 2309.15505 §3); the code is their digits' number."
     def __init__(self, config:FSQConfig=FSQConfig()):
         c = self.config = config
         super().__init__(c.vocab, c.dim, UsageMeter(c.vocab[0], c.usage) if c.usage else None)
         levels = torch.tensor(c.levels)
-        reach = (levels - 1) * (1 - 1e-3) / 2               # of the bounded feature, to either side
+        reach = (levels - 1) * (1 - c.eps) / 2              # of the bounded feature, to either side
         offset = (1 - levels % 2) / 2                       # even numbers have no middle: half a step
         place = [prod(c.levels[:i]) for i in range(c.dim)]  # what a digit is worth
         constants = dict(levels=levels, reach=reach, offset=offset, place=torch.tensor(place))

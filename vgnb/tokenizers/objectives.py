@@ -7,9 +7,9 @@ __all__ = ['Phase', 'Objective', 'VQGANLossConfig', 'VQGANLoss', 'vqgan_loss']
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #243c1ab5
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,21 @@ from torch import Tensor, nn
 from ..core import Missing, check, check_choice, check_float, check_int
 from ..draws import At, Draws
 from ..kinds import register_part
-from .discriminators import discriminator
-from .losses import DISC_LOSSES, GEN_LOSSES, adaptive_weight, discriminator_loss, frozen, generator_loss
+from .discriminators import CRITICS, discriminator
+from .loss_weights import check_weights, moved_by
+from vgnb.tokenizers.losses import (
+    DISC_LOSSES,
+    GEN_LOSSES,
+    adaptive_weight,
+    discriminator_loss,
+    frozen,
+    generator_loss,
+    r1_penalty,
+)
 from .lpips import LPIPS, load_lpips
+from .nearest import Alone, Sync
 from .pictures import need_pixels
-from .quantizers import Alone, Sync
+from .reconstruction_losses import similarity
 from .tokenizer import Reconstruction, Tokenizer
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #404248d7
@@ -87,30 +97,41 @@ class Objective(ABC):
         return
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #91ede728
+_PIXELS = ("l2", "l1", "lpips", "ssim")             # the reconstruction's terms
+_TERMS = (*_PIXELS, "quantizer", "gan", "disc", "r1")
+
 @dataclass(frozen=True)
 class VQGANLossConfig:
     "Weights of a tokenizer's objective; defaults are LlamaGen's."
     l2: float = 1.0          # mean squared error
     l1: float = 0.0          # mean absolute error
     lpips: float = 1.0       # perceptual distance; 0: no VGG is needed
+    ssim: float = 0.0        # 1 - structural similarity
     quantizer: float = 1.0   # scales the quantizer's own losses
     gan: float = 0.5         # against the discriminator; 0: there is none
-    discriminator: Literal["patchgan", "stylegan"] = "patchgan" # what judges the reconstructions
+    disc: float|None = None  # scales the discriminator's own loss; None: as gan
+    r1: float = 0.0          # penalty on the discriminator's gradient at real pictures
+    discriminator: Literal["patchgan", "stylegan", "stylegan2"] = "patchgan" # what judges the reconstructions
+    depth: int = 3           # strided layers of the patchgan
     start: int = 20000       # first step (counted from 1) with the discriminator
     disc_loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge" # what the discriminator minimises
     gen_loss: Literal["hinge", "non-saturating"] = "hinge" # what the tokenizer minimises against it
     adaptive: bool = False   # multiply `gan` by the adaptive weight
+    schedules: tuple[Any, ...] = field(default=(), metadata={"shelf": "weight"}) # how weights move: WarmUp(of="lpips")
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
-        for k in ("l2", "l1", "lpips", "quantizer", "gan"): check_float(k, getattr(self, k), 0)
+        for k in _TERMS:
+            if getattr(self, k) is not None: check_float(k, getattr(self, k), 0)
+        object.__setattr__(self, "schedules", check_weights(self.schedules, _TERMS))
         check_int("start", self.start, 0)
-        check_choice("discriminator", self.discriminator, ("patchgan", "stylegan"))
+        check_int("depth", self.depth, 1)
+        check_choice("discriminator", self.discriminator, CRITICS)
         check_choice("disc_loss", self.disc_loss, DISC_LOSSES)
         check_choice("gen_loss", self.gen_loss, GEN_LOSSES)
         check_choice("compat", self.compat, (None, "upstream"))
-        compares = self.l2 or self.l1 or self.lpips
-        needs = "needs a reconstruction loss to be weighed against: l2, l1 or lpips above 0"
+        compares = any(getattr(self, k) for k in _PIXELS)
+        needs = "needs a reconstruction loss to be weighed against: l2, l1, lpips or ssim above 0"
         check(compares or not (self.gan and self.adaptive), "adaptive", self.adaptive, needs)
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #073b15f3
@@ -137,6 +158,12 @@ class VQGANLoss(Objective):
     def check(self, tokenizer, accumulate):
         need_pixels(tokenizer, "a VQGAN's objective")
 
+    def weight(self, of:str, step:int) -> float:
+        "A term's weight in the step after `step` finished ones."
+        c = self.config
+        whole = c.gan if of == "disc" and c.disc is None else getattr(c, of)
+        return whole * moved_by(c.schedules, of, step)
+
     def active(self, step:int) -> bool:
         "Whether the discriminator takes part in the step after `step` finished ones."
         return self.config.gan > 0 and step + 1 >= self.config.start
@@ -157,14 +184,15 @@ class VQGANLoss(Objective):
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #6066d5ba
 @patch
-def base(self:VQGANLoss, images:Tensor, output:Tensor) -> tuple[Tensor, dict]:
-    "Reconstruction losses: pixels and perception."
+def base(self:VQGANLoss, images:Tensor, output:Tensor, step:int=0) -> tuple[Tensor, dict]:
+    "Reconstruction losses: pixels, perception, structure."
     c = self.config
     parts = {}
     if c.l2: parts["l2"] = F.mse_loss(output, images)
     if c.l1: parts["l1"] = F.l1_loss(output, images)
     if c.lpips: parts["lpips"] = self.helpers["lpips"](images, output).mean()
-    return sum(getattr(c, k) * v for k, v in parts.items()), parts
+    if c.ssim: parts["ssim"] = 1 - similarity((output + 1) / 2, (images + 1) / 2).mean()
+    return sum(self.weight(k, step) * v for k, v in parts.items()), parts
 
 @patch
 def for_tokenizer(self:VQGANLoss,
@@ -179,8 +207,8 @@ def for_tokenizer(self:VQGANLoss,
     needs = "needs a tokenizer whose forward tells its decoder's last weight: Reconstruction.extras[\"last_layer\"]"
     check(tells, "adaptive", c.adaptive, needs)
     carry["output"] = made.output.detach()
-    base, parts = self.base(images, made.output)
-    total = base + c.quantizer * sum(made.quantized.losses.values())
+    base, parts = self.base(images, made.output, step)
+    total = base + self.weight("quantizer", step) * sum(made.quantized.losses.values())
     parts |= made.quantized.losses
 
     if self.runs(step):
@@ -189,7 +217,8 @@ def for_tokenizer(self:VQGANLoss,
         if c.adaptive:
             last_layer = made.extras["last_layer"]
             parts["adaptive"] = adaptive_weight(base, parts["gan"], last_layer, self.sync)
-        total = total + c.gan * self.active(step) * parts.get("adaptive", 1) * parts["gan"]
+        weight = self.weight("gan", step) * self.active(step)
+        total = total + weight * parts.get("adaptive", 1) * parts["gan"]
     return total, {k: v.detach() for k, v in parts.items()}
 
 @patch
@@ -201,7 +230,12 @@ def for_discriminator(self:VQGANLoss, images:Tensor, carry:dict, step:int) -> tu
     fake = critic(carry["output"])
     loss = discriminator_loss(c.disc_loss, real, fake, c.compat)
     parts = {"disc": loss.detach(), "real": real.detach().mean(), "fake": fake.detach().mean()}
-    return c.gan * self.active(step) * loss, parts
+    total = self.weight("disc", step) * self.active(step) * loss
+    if c.r1:
+        penalty = r1_penalty(critic, images)
+        parts["r1"] = penalty.detach()
+        total = total + self.weight("r1", step) * self.active(step) * penalty
+    return total, parts
 
 # %% ../../nbs/tokenizers/237_objectives.ipynb #28d2fe7e
 def vqgan_loss(
@@ -210,7 +244,8 @@ def vqgan_loss(
     size:int,             # side of the pictures, for a discriminator that sees them whole
 ) -> VQGANLoss:
     "The objective with all it needs. Errors: `Missing` names the file that is not there."
-    critic = discriminator(config.discriminator, size) if config.gan else None
+    depth = {"depth": config.depth} if config.discriminator == "patchgan" else {}
+    critic = discriminator(config.discriminator, size, **depth) if config.gan else None
     with torch.device("cpu"):     # real weights, even where shapes alone are asked for
         lpips = load_lpips(weights, config.compat) if config.lpips else None
     return VQGANLoss(config, lpips, critic)

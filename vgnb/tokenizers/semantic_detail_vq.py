@@ -17,16 +17,8 @@ from torch import Tensor
 from ..core import check, check_int
 from ..draws import At, Draws
 from ..kinds import register_part
-from vgnb.tokenizers.quantizers import (
-    Quantizer,
-    VectorConfig,
-    VectorQuantizer,
-    entropy_loss,
-    exact,
-    l2_normalize,
-    nearest,
-    straight_through,
-)
+from .nearest import entropy_loss, exact, l2_normalize, nearest, straight_through
+from .quantizers import Quantizer, VectorConfig, VectorQuantizer
 from .tokenizer import Quantized
 
 # %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #805accc8

@@ -168,6 +168,7 @@ def coding(self:Tokenizer) -> str:
 
     configs = (self.config, getattr(self.config, "quantizer", None))
     options = [getattr(c, name, None) for c in configs for name in self.coding_options]
+    options += [option for c in configs for option in getattr(c, "coding", ())]
     return digest("coding", self.vocab, self.factor, options, rounded)
 
 @patch

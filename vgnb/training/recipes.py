@@ -34,12 +34,13 @@ class Rate:
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
         "piecewise_constant", "cosine_end", "step"
     ] = "constant"       # after the warm-up
-    warmup: int = 0      # steps from 0 to the full rate
+    warmup: int = 0      # steps from `begin` to the full rate
     hold: int = 0        # the full rate lasts at least until this step
     floor: float = 0.0   # where the decay ends, as a fraction of the full rate
     waves: float = 1.0   # cosine: half waves until the end (1 = down once); with restarts: descents
     power: float = 1.0   # of the polynomial; 1 = linear
     rules: str = ""      # piecewise_constant: multiplier:until, ..., last multiplier; "1:1000,0.1:2000,0.01"
+    begin: float = 0.0   # where the warm-up starts, as a fraction of the full rate
     compat: Literal["upstream"]|None = None # "upstream" = past the last step the cosines rise again, as published
 
     def __post_init__(self):
@@ -47,7 +48,7 @@ class Rate:
         check_choice("rate.shape", self.shape, _SHAPES)
         check_int("rate.warmup", self.warmup, 0)
         check_int("rate.hold", self.hold, 0)
-        check_float("rate.floor", self.floor, 0, 1)
+        for f in ("floor", "begin"): check_float(f"rate.{f}", getattr(self, f), 0, 1)
         for f in ("waves", "power"):
             value = getattr(self, f)
             check(check_float(f"rate.{f}", value) > 0, f"rate.{f}", value, "must be above 0")
@@ -73,11 +74,11 @@ class Rate:
 # %% ../../nbs/training/500_recipes.ipynb #90bba75b
 def rate_at(
     rate:Rate,
-    step:int,  # optimizer steps done so far; with a warm-up the first step has rate 0
+    step:int,  # optimizer steps done so far; with a warm-up the first step has the rate `begin`
     steps:int, # length of the run
 ) -> float:    # multiplier, 1 = full rate
     "The multiplier of the learning rate at `step`: a pure function."
-    if step < rate.warmup: return step / rate.warmup
+    if step < rate.warmup: return rate.begin + (1 - rate.begin) * step / rate.warmup
     if rate.shape == "piecewise_constant": return next(m for m, until in rate.pieces() if step < until)
     if rate.shape == "cosine_end": return _cosine_end(rate, step, steps)
 
@@ -105,20 +106,22 @@ def _cosine_end(rate:Rate, step:int, steps:int) -> float:
 @dataclass(frozen=True)
 class Optim:
     "One optimizer's settings."
-    name: Literal["adam", "adamw"] = "adamw"    # adamw takes the weight decay out of the moments
+    name: Literal["adam", "adamw", "lars"] = "adamw" # adamw takes the weight decay out of the moments
     lr: float = 1e-4                            # at full rate
-    betas: tuple[float, float] = (0.9, 0.95)    # memory of the gradient and of its square
+    betas: tuple[float, float] = (0.9, 0.95)    # memory of the gradient and of its square; lars has only the first
     eps: float = 1e-8                           # added to the root of the square
     weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are not
     decay_vectors: bool = False                 # decay these, too: norms, biases (Halton-MaskGIT, PGM)
     clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
     skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
     skip_from: int = 0                          # steps at the start in which no norm is too large
+    trust: float = 1e-3                         # lars: the length of a matrix's step, as a fraction of its own
 
     def __post_init__(self):
-        check_choice("optim.name", self.name, ("adam", "adamw"))
+        check_choice("optim.name", self.name, ("adam", "adamw", "lars"))
         check_int("optim.skip_from", self.skip_from, 0)
-        for f in ("lr", "eps", "weight_decay", "clip", "skip_norm"): check_float(f"optim.{f}", getattr(self, f), 0)
+        numbers = ("lr", "eps", "weight_decay", "clip", "skip_norm", "trust")
+        for f in numbers: check_float(f"optim.{f}", getattr(self, f), 0)
         is_pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         check(is_pair, "optim.betas", self.betas, "must be two numbers in [0, 1)")
 
