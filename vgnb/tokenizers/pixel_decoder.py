@@ -6,9 +6,9 @@
 __all__ = ['PIXEL_DECODERS', 'ConvDecoderConfig', 'ViTDecoderConfig', 'codes_alone', 'PixelDecoderConfig', 'PixelDecoder',
            'pixel_decoder']
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #b867c561
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #2c05f5d9
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fastcore.basics import patch
@@ -24,7 +24,7 @@ from .tokenizer import Quantized, Reconstruction, Tokenizer
 from .vit import ViTConfig
 from .vit_coder import ViTCoder
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #49e346ca
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #47110cfa
 @dataclass(frozen=True)
 class ConvDecoderConfig:
     "The convolutional decoder of a VQGAN; defaults are the published one's."
@@ -74,7 +74,7 @@ class ViTDecoderConfig:
 register_part("decoder", "conv", ConvDecoderConfig(), _conv_decoder)
 register_part("decoder", "vit", ViTDecoderConfig(), lambda c: ViTCoder(c.vit, 3, c.patch))
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #fc8d07c9
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #7e23b83d
 def codes_alone(config):
     "The configuration of a tokenizer without a decoder of features, where it has one."
     return replace(config, decoder=None) if isinstance(config, VQKDConfig) else config
@@ -84,8 +84,10 @@ class PixelDecoderConfig:
     "Everything that decides a decoder on frozen codes."
     frozen: Any = FEATURE_TOKENIZERS["vqkd-clip"] # of the tokenizer whose codes these are
     decoder: Any = ConvDecoderConfig()            # a part of the shelf "decoder"
+    compat: Literal["upstream"]|None = None       # "upstream" = with the published code's faults
 
     def __post_init__(self):
+        check_choice("compat", self.compat, (None, "upstream"))
         named = kind_of(self.frozen)
         check(named and "." not in named, "frozen", self.frozen, "must be the configuration of a tokenizer")
         object.__setattr__(self, "frozen", codes_alone(self.frozen))
@@ -98,9 +100,12 @@ class PixelDecoderConfig:
         "The frozen tokenizer's."
         return self.frozen.quantizer
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #5e939e2c
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #db056875
 class PixelDecoder(Tokenizer):
     "A decoder of pixels on a frozen tokenizer's codes (arXiv 2411.04406 §3)."
+    quirks = (("The frozen quantizer's losses are added to the objective.",
+               "A number that nothing can make smaller: every loss that is reported is larger by it."),)
+
     def __init__(self, config:PixelDecoderConfig=PixelDecoderConfig()):
         super().__init__()
         c = self.config = config
@@ -143,9 +148,10 @@ class PixelDecoder(Tokenizer):
         self.check_images(images, look=images.device.type == "cpu")
         check(quantize, "quantize", quantize, "must be true: the codes are there before the decoder")
         with torch.no_grad(): q = self.frozen.quantize(images)
-        return Reconstruction(self.pixels(q.z), q._replace(losses={}), {"last_layer": self.decoder.head.weight})
+        losses = q.losses if self.config.compat else {}
+        return Reconstruction(self.pixels(q.z), q._replace(losses=losses), {"last_layer": self.decoder.head.weight})
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #52de06f1
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #404acf28
 @patch(cls_method=True)
 def on(cls:PixelDecoder,
     tokenizer:Tokenizer,       # whose codes are painted
@@ -157,7 +163,7 @@ def on(cls:PixelDecoder,
     made.frozen.load_state_dict({name: state[name] for name in made.frozen.state_dict()})
     return made
 
-# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #69014528
+# %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #be34bc61
 kinds.register(Kind(PixelDecoderConfig, PixelDecoder), name="pixel-decoder")
 
 _LARGE = ViTConfig(14, 1, 1280, 32, 16, channels=32, key_bias=False, resize="offset")
