@@ -65,10 +65,12 @@ def opened(o: Options):
     from vgnb.data.images import open_images
     from vgnb.processes import Processes
     from vgnb.saved import load_model
+    from vgnb.tensor_files import weights_in
     from vgnb.tokenizers.pictures import denoising, need_pixels
     from vgnb.tokenizers.tokenizer import Tokenizer
     from vgnb.zoo import load_published
-    if o.tokenizer.is_file(): tokenizer = load_published(o.tokenizer, system=o.tokenizer_system or None)
+    published = weights_in(o.tokenizer)
+    if published.is_file(): tokenizer = load_published(published, system=o.tokenizer_system or None)
     else: tokenizer = load_model(o.tokenizer, ema=o.ema)
     is_tokenizer = isinstance(tokenizer, Tokenizer)
     check(is_tokenizer, "tokenizer", o.tokenizer, f"holds a {type(tokenizer).__name__}, which is no tokenizer")

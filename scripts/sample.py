@@ -201,11 +201,13 @@ def open_part(source: Source, argument: str, device):
     "A tokenizer or generator from a model folder or a published file."
     from vgnb.core import Missing, check
     from vgnb.saved import load_model
+    from vgnb.tensor_files import weights_in
     from vgnb.zoo import load_published
     where = getattr(source, argument)
     check(where, argument, where or None, "is needed: give a pipeline folder, or --tokenizer and --generator")
     check(Path(where).exists(), argument, where, "no such file or folder", Missing)
-    if Path(where).is_dir(): return load_model(where, ema=source.ema, device=device)
+    where = weights_in(where)
+    if where.is_dir(): return load_model(where, ema=source.ema, device=device)
     system = getattr(source, f"{argument}_system")
     return load_published(where, system=system or None).to(device)
 

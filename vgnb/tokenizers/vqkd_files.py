@@ -12,15 +12,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..core import Mismatch, check
+from ..core import BadInput, Mismatch, check
 from ..families import Family, Published, counted, register
 from ..names import Bundle, Ignore, NameTable, Rename
 from ..saved import check_finite
 from ..tensor_files import read_state, weights_in
 from .feature_tokenizer import VQKD, Cluster, ClusterConfig, VQKDConfig
-from .fsq import FSQConfig
 from .pixel_decoder import PixelDecoder, PixelDecoderConfig
-from .quantizers import VectorConfig
 from .teachers import Teacher
 from .tokenizer import Tokenizer
 from .vit_coder import beit_coder_names, beit_spec, beit_vit
@@ -170,13 +168,19 @@ def _is(kind:str, encoder:str=""):
         return there and (not encoder or kind_of_part(m.get("encoder")) == encoder)
     return reads
 
+def _has_words(c:VQGANConfig) -> bool:
+    "Whether the framework has words for a VQGAN."
+    try: write_vqgan(c)
+    except BadInput: return False
+    return c.coder == "stair"
+
 _COUNTED = ("_quantizer._losses.", "_distiller.")     # counters in every file, which say nothing
 
 VQKD_VQGAN = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="vqkd",
     names=vqgan_names, read=read_vqgan, write=write_vqgan,
     reads=_is("VQGAN", "VQGANEncoder"), recognise=_recognise_vqgan,
-    owns=lambda c: c.coder == "stair" and isinstance(c.quantizer, (VectorConfig, FSQConfig)),
+    owns=_has_words,
     unpublished=_COUNTED))
 
 VQKD_TOKENIZER = register(Family(

@@ -182,21 +182,24 @@ def vqkd_teacher_names(config:TeacherConfig, whole:bool=True) -> NameTable:
 
 def _zeros(module:nn.Module, shape:tuple) -> Tensor: return torch.zeros(shape)
 
-_PUBLISHED = {   # our configuration: (what the framework calls it, arguments that mean its network)
+_PUBLISHED = {   # our configuration: (what the framework calls it, arguments that nobody else's network has)
     CLIPTeacherConfig: (("CLIPTeacher",), {"image_resolution", "vision_patch_size"}),
     DINOTeacherConfig: (("DINOTeacher",), {"patch_wh", "width"}),
-    ViTTeacherConfig: (("ViTTeacher", "torchvision ViT-B/16 without head"), {"hidden_dim", "mlp_dim"}),
-    MAETeacherConfig: (("MAETeacher", "MAE"), {"img_size", "patch_size", "embed_dim"}),
+    ViTTeacherConfig: (("ViTTeacher", "torchvision ViT-B/16 without head"), set()),
+    MAETeacherConfig: (("MAETeacher", "MAE"), set()),
     ConvNeXtTeacherConfig: (("ConvNeXtTeacher", "torchvision ConvNeXt-Base"), {"block_setting"}),
-    EVATeacherConfig: (("EVACLIPTeacher",), {"eva_model_name"})}
+    EVATeacherConfig: (("EVACLIPTeacher",), set())}
 
 _ZEROS = tuple(f"_model.{name}" for name in (
     "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "text_projection", "logit_scale",
     "decoder_", "mask_token", "classifier."))
 
-def _means(words:set[str]):
-    "Whether arguments are those of a network."
-    return lambda spec: words <= (spec.get("model") if isinstance(spec.get("model"), dict) else spec).keys()
+def _means(classes:tuple[str, ...], words:set[str]):
+    "Whether a record is that of a teacher: by its class, or by arguments of its network's own."
+    def reads(spec:dict) -> bool:
+        network = spec["model"] if isinstance(spec.get("model"), dict) else spec
+        return spec.get("type") in classes or bool(words) and words <= network.keys()
+    return reads
 
 for _config, (_classes, _words) in _PUBLISHED.items():
     register(Family(
@@ -204,6 +207,6 @@ for _config, (_classes, _words) in _PUBLISHED.items():
         names=vqkd_teacher_names,
         read=partial(read_body, _config()),
         write=write_teacher,
-        reads=_means(_words),
+        reads=_means(_classes, _words),
         unpublished=_ZEROS,
         classes=_classes))

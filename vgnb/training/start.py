@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..core import BadInput, Mismatch, check, check_choice
-from ..families import family_of
+from ..families import owners
 from ..kinds import OpenRegistry
 from ..names import NameTable
 from ..saved import load_model
+from ..tensor_files import weights_in
 from ..tokenizers.quantizers import Update, UsageMeter
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
@@ -105,9 +106,9 @@ def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
     check(path.suffix in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
-    try: system = family_of(model).system
-    except BadInput: system = None
-    return start_files[path.suffix](path, system=system)
+    try: systems = {family.system for family in owners(model)}
+    except BadInput: systems = set()
+    return start_files[path.suffix](path, system=systems.pop() if len(systems) == 1 else None)
 
 def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[str, Tensor], Taken]|None:
     "(state that a run has for what is trained beside the model, the account). Errors: `Mismatch` for none that fits."
@@ -123,12 +124,12 @@ def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[s
 
 def begin_with(
     task:Task,
-    start:str|Path,     # folder of a run, or of a saved model; or a published file
+    start:str|Path,     # folder of a run, or of a saved model; or a published file, or its folder iter_<n>
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
 ) -> dict[str, Taken]:  # by module
     "Give a task's first module another model's weights; of a run also those of what was trained beside it."
     whole = check_choice("start_fit", fit, ("whole", "parts")) == "whole"
-    path = Path(start)
+    path = weights_in(start)
     (name, model), *beside = task.modules.items()
     is_run = (path / "model" / "config.json").is_file()
     other = _read_file(path, model) if path.is_file() else load_model(path / "model" if is_run else path)
