@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core import BadInput, Mismatch, check
 from ..families import Family, Published, counted, register
+from ..kinds import changed
 from ..names import Bundle, Ignore, NameTable, Rename
 from ..saved import check_finite
 from ..tensor_files import read_state, weights_in
@@ -169,12 +170,13 @@ def _is(kind:str, encoder:str=""):
     return reads
 
 def _has_words(c:VQGANConfig) -> bool:
-    "Whether the framework has words for a VQGAN."
-    try: write_vqgan(c)
+    "Whether the framework has words for all of a VQGAN but what only its training needs."
+    if c.coder != "stair": return False
+    try: own = read_vqgan(write_vqgan(c))
     except BadInput: return False
-    return c.coder == "stair"
+    return changed(own, quantizer=dict(usage=c.quantizer.usage), dropout=c.dropout, compat=c.compat) == c
 
-_COUNTED = ("_quantizer._losses.", "_distiller.")     # counters in every file, which say nothing
+_COUNTED = ("_quantizer._losses.", "_distiller.", "quantizer.usage.", "frozen.quantizer.usage.")   # of trainings alone
 
 VQKD_VQGAN = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="vqkd",
@@ -278,7 +280,7 @@ def _beit_published(name:str, depth:int, features:int) -> Published:
     return Published(f"beitv2-{name}", spec, (f"addf400/files, BEiT-v2: vqkd_encoder_base_decoder_{name}.pth",))
 
 BEITV2 = register(Family(
-    kind="vqkd", config=VQKDConfig, build=VQKD, role="tokenizer", system="beitv2",
+    kind="vqkd", config=VQKDConfig, build=VQKD, role="tokenizer", system="beitv2", unpublished=("quantizer.usage.",),
     names=beitv2_names(), read=read_beitv2, write=write_beitv2,
     reads=lambda spec: not {"encoder_config", "decoder_out_dim"}.isdisjoint(spec),
     recognise=_recognise_beitv2,
