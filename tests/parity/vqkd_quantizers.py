@@ -42,7 +42,7 @@ def looked_at(case):
         "out.weight_after": quantizer.table,
     }
     for name, spec in case.config["losses"].items():
-        out[f"out.loss_{name}"] = sum(found.losses[part] for part in PARTS[spec["type"]])
+        out[f"out.loss_{name}"] = sum(found.losses.get(part, torch.zeros(())) for part in PARTS[spec["type"]])
     return out
 
 
