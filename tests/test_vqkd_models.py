@@ -23,6 +23,7 @@ from vgnb.tokenizers.teachers import (
     TeacherConfig,
     ViTTeacherConfig,
     load_teacher,
+    official_names,
 )
 from vgnb.tokenizers.vit import RESIZES, ViT, ViTConfig, stretched
 from vgnb.tokenizers.vit_coder import ViTCoder
@@ -132,6 +133,32 @@ def test_the_published_shift_is_kept_only_on_request(images):
 def test_a_missing_file_is_named_before_any_work(tmp_path):
     for name in TEACHERS:
         with pytest.raises(Missing, match=str(tmp_path)): load_teacher(name, tmp_path)
+
+
+def scripted(state) -> torch.nn.Module:
+    "Modules inside modules that have these entries, as a program."
+    whole = torch.nn.Module()
+    for name, value in state.items():
+        *places, last = name.split(".")
+        inner = whole
+        for place in places:
+            if not hasattr(inner, place): inner.add_module(place, torch.nn.Module())
+            inner = getattr(inner, place)
+        inner.register_parameter(last, torch.nn.Parameter(value.half(), requires_grad=False))
+    return torch.jit.script(whole)
+
+
+def test_openais_file_is_read_without_its_program(tmp_path, images):
+    config = changed(TEACHERS["clip"], body=dict(size=32, patch=8, dim=48, depth=1, heads=4, out=24))
+    teacher = made(Teacher, config)
+    state = official_names(config).export(teacher.body.state_dict(), teacher.body)
+    beside = {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(4)}
+    scripted(state | beside).save(str(tmp_path / "ViT-B-16.pt"))
+    again = load_teacher("clip", tmp_path, body=config.body)
+    assert next(again.parameters()).dtype == torch.float32
+    torch.testing.assert_close(again(images), teacher(images), atol=2e-2, rtol=2e-2)     # it holds half precision
+    (tmp_path / "ViT-B-16.pt").write_bytes((tmp_path / "ViT-B-16.pt").read_bytes()[:-200])
+    with pytest.raises(Mismatch, match="ViT-B-16.pt"): load_teacher("clip", tmp_path, body=config.body)
 
 
 # ---- features, not pixels

@@ -114,12 +114,8 @@ def _empty_meters(model:nn.Module, table:NameTable, state:dict[str, Tensor], pat
     if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
     return empty
 
-def export_published(
-    model:nn.Module,
-    path:str|Path|None=None,  # also written as this .safetensors file
-    system:str|None=None,     # under whose names, where several own such a model
-) -> dict[str, Tensor]:
-    "The state dict under the authors' names. Errors: nobody owns the model."
+def export_published(model:nn.Module, path:str|Path|None=None, system:str|None=None) -> dict[str, Tensor]:
+    "The state dict under the authors' names, or one system's; to a .safetensors file, too. Errors: nobody owns it."
     family = family_of(model, system)
     entries = family.table(model.config).export(model.state_dict(), model)
     state = {k: v.detach().cpu() for k, v in entries.items() if not k.startswith(family.unpublished)}

@@ -20,6 +20,7 @@ from ..core import BadInput, Missing, Registry, check, check_choice, check_int
 from ..data.transforms import resize_bicubic
 from ..kinds import Kind, kind_of, kinds, shelf, shelf_of
 from ..names import Bare, Fuse, Ignore, NameTable, Rename
+from ..scripted_files import is_scripted, read_scripted
 from ..tensor_files import read_tensors
 from .convnext import ConvNeXtConfig, convnext_names
 from .tokenizer import check_images
@@ -250,7 +251,7 @@ def load_teacher(
     path = next((folder / n for n in names if (folder / n).is_file()), None)
     remedy = f"put {' or '.join(names)} into {folder} ({origin})"
     check(path, "weights", folder / names[-1], f"no weights of the teacher {name}: {remedy}", Missing)
-    content = read_tensors(path, "weights")
+    content = read_scripted(path, "weights") if is_scripted(path) else read_tensors(path, "weights")
     state = content.get("model", content) if isinstance(content, dict) else content
     teacher = Teacher(config)
     official_names(config).load_into(teacher.body, state, str(path))
