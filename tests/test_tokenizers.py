@@ -360,7 +360,7 @@ def test_decoder_of_other_widths():
     assert model(images()).output.shape == (2, 3, 16, 24)
 
 
-def test_a_lattice_in_place_of_the_table_trains_saves_and_has_no_published_form(tmp_path):
+def test_a_lattice_in_place_of_the_table_trains_saves_and_is_never_written_as_llamagens(tmp_path):
     "FSQ: chosen by name, through warm-up and its end, into a folder and back; never written as LlamaGen's."
     words = ["shapes-tokenizer", "--model.quantizer", "fsq", "--model.quantizer.usage", "256", "--model.width", "16",
              "--model.groups", "8", "--data", "shapes://?n=64&size=32", "--steps", "12", "--batch", "16",
@@ -374,7 +374,8 @@ def test_a_lattice_in_place_of_the_table_trains_saves_and_has_no_published_form(
     assert isinstance(back.quantizer, FSQ) and back.vocab == (1000,) and back.config == options.recipe.model
     assert back.quantizer.usage.share() > 0
     large = VQGAN(replace(NARROW, quantizer=FSQConfig()))
-    with pytest.raises(BadInput, match="no published form"): export_published(large)
+    for model, system in ((back, None), (large, "llamagen")):
+        with pytest.raises(BadInput, match="no published form"): export_published(model, system=system)
     assert export_published(VQGAN(NARROW))["quantize.embedding.weight"].shape == (48, 4)
 
 

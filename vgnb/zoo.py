@@ -19,7 +19,7 @@ from .core import Mismatch, Missing, check, check_choice
 from .families import Family, Match, Published, families, family_of, meant, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
-from .tensor_files import PickleStub, read_tensors
+from .tensor_files import PickleStub, read_tensors, weights_in
 from .tokenizers.quantizers import UsageMeter
 from .training.start import start_files
 
@@ -43,7 +43,7 @@ def _allowed() -> list:
 
 def read_published(path:str|Path) -> dict:
     "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
-    path = Path(path)
+    path = weights_in(path)
     check(path.is_file(), "path", path, "no such file; `vgnb.zoo.published()` says where published files live", Missing)
     if path.suffix == ".safetensors": return load_tensors(path)
     return read_tensors(path, allowed=_allowed())
@@ -114,9 +114,9 @@ def _empty_meters(model:nn.Module, table:NameTable, state:dict[str, Tensor], pat
     if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
     return empty
 
-def export_published(model:nn.Module, path:str|Path|None=None) -> dict[str, Tensor]:
-    "The state dict under the authors' names; with `path` as a .safetensors file, too. Errors: nobody owns the model."
-    family = family_of(model)
+def export_published(model:nn.Module, path:str|Path|None=None, system:str|None=None) -> dict[str, Tensor]:
+    "The state dict under the authors' names, or one system's; to a .safetensors file, too. Errors: nobody owns it."
+    family = family_of(model, system)
     entries = family.table(model.config).export(model.state_dict(), model)
     state = {k: v.detach().cpu() for k, v in entries.items() if not k.startswith(family.unpublished)}
     if path is not None:

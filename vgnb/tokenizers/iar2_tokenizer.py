@@ -69,7 +69,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
 def _owns(c:VQGANConfig) -> bool:
     "Whether it is the authors' networks around a quantizer as theirs."
     q = c.quantizer
-    return c.coder == "stair" and isinstance(q, SemanticDetailConfig) and q.semantic == _SEMANTIC and q.usage > 0
+    stair = c.coder == "stair" and c.connectors == 1
+    return stair and isinstance(q, SemanticDetailConfig) and q.semantic == _SEMANTIC and q.usage > 0
 
 IAR2_VQ = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="iar2",

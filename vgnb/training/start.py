@@ -13,11 +13,12 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..core import BadInput, Mismatch, Missing, check, check_choice
-from ..families import family_of
+from ..families import owners
 from ..generators.generator import Generator
 from ..kinds import OpenRegistry, kind_of
 from ..names import NameTable
 from ..saved import load_model
+from ..tensor_files import weights_in
 from ..tokenizers.quantizers import Update, UsageMeter
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
@@ -115,9 +116,9 @@ def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
     check(path.suffix in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
-    try: system = family_of(model).system
-    except BadInput: system = None
-    return start_files[path.suffix](path, system=system)
+    try: systems = {family.system for family in owners(model)}
+    except BadInput: systems = set()
+    return start_files[path.suffix](path, system=systems.pop() if len(systems) == 1 else None)
 
 def _role(model:nn.Module) -> str:
     "tokenizer, generator, or empty for what is neither."
@@ -163,14 +164,14 @@ def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[s
 
 def begin_with(
     task:Task,
-    start:str|Path,     # folder of a run, of a saved model or of a pipeline; a shipped name; or a published file
+    start:str|Path,     # folder of a run, a saved model or a pipeline; a shipped name; or a published file
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
 ) -> dict[str, Taken]:  # by module
     "Give a task's first module another model's weights; of a run also those of what was trained beside it."
     whole = check_choice("start_fit", fit, ("whole", "parts")) == "whole"
-    path = Path(start)
+    path = weights_in(start)
     (name, model), *beside = task.modules.items()
-    place = find_start(start, _role(model))
+    place = find_start(path, _role(model))
     is_run, other = place == path / "model", _other(place, model, path)
     if whole: part, state = _taken_over(model, other, path)
     else: part, (state, taken) = model, _fitted(model, _weights(other), path)
