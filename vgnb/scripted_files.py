@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .core import Mismatch, check
-from .tensor_files import Held
+from .tensor_files import PickleStub
 
 # %% ../nbs/005b_scripted_files.ipynb #15de61c5
 _DTYPES = {f"{kind}Storage": dtype for kind, dtype in {
@@ -40,7 +40,7 @@ class _Reader(pickle.Unpickler):
         self.archive, self.root = archive, root
 
     def find_class(self, module:str, name:str):
-        if module.split(".")[0] == "__torch__": return Held
+        if module.split(".")[0] == "__torch__": return PickleStub
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"): return _tensor
         if module == "torch" and name in _DTYPES: return _DTYPES[name]
         if (module, name) == ("collections", "OrderedDict"): return dict
@@ -51,12 +51,12 @@ class _Reader(pickle.Unpickler):
         _, dtype, key, *_ = saved
         return self.archive.read(f"{self.root}data/{key}"), dtype
 
-def _entries(held:Held, start:str="") -> dict[str, Tensor]:
+def _entries(held:PickleStub, start:str="") -> dict[str, Tensor]:
     "Tensors of a module and of those inside it, by their dotted names."
     out = {}
     for name, value in vars(held).items():
         if torch.is_tensor(value): out[start + name] = value
-        elif isinstance(value, Held): out |= _entries(value, f"{start}{name}.")
+        elif isinstance(value, PickleStub): out |= _entries(value, f"{start}{name}.")
     return out
 
 # %% ../nbs/005b_scripted_files.ipynb #ea9f6739
@@ -80,7 +80,7 @@ def read_scripted(
             true = plain and sum(e.file_size for e in read) <= path.stat().st_size
             if not true: raise ValueError("its tensors are compressed")
             whole = _Reader(z, root).load()
-            if not isinstance(whole, Held): raise ValueError("it holds no model")
+            if not isinstance(whole, PickleStub): raise ValueError("it holds no model")
             state = _entries(whole)
     except Exception as e:               # a forged one may make the parser raise whatever it likes
         reason = str(e).splitlines()[0][:80] if str(e) else type(e).__name__
