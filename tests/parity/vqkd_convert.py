@@ -6,10 +6,11 @@ from tests.parity.llamagen_tokenizer import filled
 from tests.parity.vqkd_teachers import pixels
 from vgnb.families import find, recognised, the_one
 from vgnb.kinds import changed
+from vgnb.tokenizers.beitv2 import BEITV2
 from vgnb.tokenizers.discriminators import VQKD_PATCHGAN
 from vgnb.tokenizers.feature_tokenizer import VQKD
 from vgnb.tokenizers.vqgan import TAMING, VQGAN
-from vgnb.tokenizers.vqkd_files import BEITV2, VQKD_VQGAN
+from vgnb.tokenizers.vqkd_files import VQKD_VQGAN
 
 def through(model, table, other):
     "The model's weights once written under a table's names and read again into another one."
