@@ -371,7 +371,8 @@ def test_the_table_of_recipes_takes_any_model(place):
 
 
 def test_the_page_of_recipes_lists_them(place, capsys):
-    names = {"json": json, "kind_of": kind_of, "from_json": from_json, "to_json": to_json, "BadInput": BadInput}
+    names = {"json": json, "kind_of": kind_of, "from_json": from_json, "to_json": to_json, "BadInput": BadInput,
+             "stages": {}}               # the page's own
     exec(lesson("training/500_recipes.ipynb", "import recipes as library"), names)
     exec(lesson("training/500_recipes.ipynb", "for name in library.recipes:"), names)
     printed = capsys.readouterr().out
