@@ -265,7 +265,7 @@ _LEAST_LEFT = 0.05       # of the time: nearer to the end a velocity is told as 
 def as_velocity(self:FlowNet,
     out:Tensor,         # (b, 3, h, w) of the last layer
     x:Tensor,           # (b, 3, h, w) noisy pixels, scaled by data_std
-    t:Tensor,           # (b,) bent times, or (1,) for all
+    t:Tensor,           # (b,) shifted times, or (1,) for all
 ) -> Tensor:            # (b, 3, h, w)
     "What the last layer says as a velocity: as it is, or the way from x to the clean picture that it names."
     c = self.config
