@@ -1,9 +1,11 @@
 "The VQ-KD framework's metrics: pictures, codes, LPIPS, the FID network, Fréchet distance, and the linear probe."
 import torch
+from torch.nn import functional as F
 
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
 from vgnb.data.transforms import to_uint8
+from vgnb.evaluation.code_probe import ProbeHead, probe_head_names
 from vgnb.evaluation.fid import frechet_distance
 from vgnb.evaluation.reconstruction import CodebookMeter, l1, mse, psnr, ssim
 from vgnb.evaluation.samples import Statistics
@@ -38,3 +40,17 @@ def distance(case):
         "out.fid": torch.tensor(frechet_distance(pred, gt)),
         "out.mu_gt": gt.mean.float(),
         "out.sigma_gt": gt.cov.float()}
+
+
+@adapter("vqkd", "image_classification.BaseModel._head")
+@torch.no_grad()
+def probe_head(case):
+    head = filled(case, (ProbeHead(case.config["in_features"], case.config["num_categories"]), probe_head_names()))
+    rows = case["in.features"]
+    logits = head.train()(rows)
+    return {
+        "out.train_logits": logits,
+        "out.loss": F.cross_entropy(logits, case["in.category"]),
+        "out.running_mean": head.norm.running_mean.clone(),
+        "out.running_var": head.norm.running_var.clone(),
+        "out.eval_logits": head.eval()(rows)}
