@@ -37,7 +37,8 @@ TELLING = (
     "output_layer.linear.weight",
     "discriminator.main.2.weight",
     "lin0.model.1.weight",
-    "encoder.down.1.block.0.nin_shortcut.weight")
+    "encoder.down.1.block.0.nin_shortcut.weight",
+    "_inception.Mixed_7c.branch1x1.conv.weight")
 
 
 def size(spec) -> int:

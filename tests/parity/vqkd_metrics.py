@@ -1,11 +1,16 @@
 "The VQ-KD framework's metrics: pictures, codes, LPIPS, the FID network, Fréchet distance, and the linear probe."
+import tempfile
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests.parity.harness import adapter
 from tests.parity.llamagen_tokenizer import filled
 from vgnb.data.transforms import to_uint8
 from vgnb.evaluation.code_probe import ProbeHead, probe_head_names
+from vgnb.evaluation.features import PyTorchInception
 from vgnb.evaluation.fid import frechet_distance
 from vgnb.evaluation.reconstruction import CodebookMeter, l1, mse, psnr, ssim
 from vgnb.evaluation.samples import Statistics
@@ -54,3 +59,13 @@ def probe_head(case):
         "out.running_mean": head.norm.running_mean.clone(),
         "out.running_var": head.norm.running_var.clone(),
         "out.eval_logits": head.eval()(rows)}
+
+
+@adapter("vqkd", "todd FID Inception")
+def network(case):
+    counters = {k: torch.zeros(case.spec["manifest"][k]) for k in case.spec["keep"]}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(case.fill() | counters, Path(folder) / "w.safetensors")
+        look = PyTorchInception(Path(folder) / "w.safetensors")
+    seen = {name: look(case[name].permute(0, 2, 3, 1)).pool for name in case.inputs}
+    return {name.replace("in.image", "out.feat"): pool for name, pool in seen.items()}
