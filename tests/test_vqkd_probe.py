@@ -1,13 +1,21 @@
-"The VQ-KD framework's probe of codes: what it reads, changes and refuses; held-out pictures, labels, windows."
+"The VQ-KD framework's probe of codes, held-out pictures, labels, windows, and its FID network."
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from vgnb.core import BadInput
+from vgnb.core import BadInput, Mismatch
 from vgnb.data.shapes import Shapes
 from vgnb.data.sources import held_out, ranked_classes, relabelling
 from vgnb.data.transforms import cut_resize, to_tensor
 from vgnb.evaluation.code_probe import ProbeHead, ProbeRecipe, mean_rows, probe_head_names, train_probe
+from vgnb.evaluation.features import (
+    InceptionConfig,
+    bare_inception,
+    load_extractor,
+    pooled_inception,
+    pooled_inception_names,
+)
 from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -142,3 +150,29 @@ def test_labels_go_from_one_order_to_another_and_back():
 def test_a_window_outside_the_picture_is_refused(box):
     picture = Shapes(n=1, size=16)[0].image
     with pytest.raises(BadInput, match="box"): cut_resize(picture, box, 8)
+
+
+# ---- the FID network
+
+def test_the_trunk_is_read_under_both_names_and_has_its_own_id(tmp_path):
+    net = bare_inception(InceptionConfig(("2048",)))
+    whole = net.state_dict()
+    framework = pooled_inception_names().export(pooled_inception().state_dict() | {
+        k: v for k, v in whole.items() if not k.startswith("fc.")}, net)
+    pictures = torch.randint(0, 256, (2, 40, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for name, state in (("whole", whole), ("framework", framework)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        look = load_extractor("inception-pytorch", tmp_path / f"{name}.safetensors")
+        assert look.id.startswith("inception-v3-pytorch@") and look.classes is None
+        seen[name] = look(pictures).pool
+    assert torch.equal(seen["whole"], seen["framework"])
+
+    graph = load_extractor("inception", tmp_path / "whole.safetensors")(pictures).pool
+    apart = (graph - seen["whole"]).norm() / graph.norm()             # features of random weights are tiny
+    assert 1e-3 < apart < 1
+
+
+def test_a_file_that_is_not_the_trunk_is_named(tmp_path):
+    save_file({"fc.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(Mismatch, match="other"): load_extractor("inception-pytorch", tmp_path / "other.safetensors")
