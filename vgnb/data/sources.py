@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_CLASSES', 'Item', 'ImageSource', 'class_index', 'find_class', 'check_names', 'classes_of', 'note_on_labels',
-           'option_number', 'option_flag']
+           'ranked_classes', 'relabelling', 'held_out', 'option_number', 'option_flag']
 
 # %% ../../nbs/data/100_sources.ipynb #78f3f6fd
 import re
@@ -145,6 +145,45 @@ def note_on_labels(
     empty = [k for k in range(len(classes)) if k not in used]
     if not empty: return []
     return [f"classes without a picture: {len(empty)} of {len(classes)} (the first is {classes[empty[0]]})"]
+
+# %% ../../nbs/data/100_sources.ipynb #bb0ecc09
+def ranked_classes(
+    numbers:dict[str, int], # {class: its number}, e.g. WordNet id -> ILSVRC synset id; gaps don't matter
+) -> list[str]:
+    "Classes in the order of their numbers: the place in this list is the label."
+    whole = isinstance(numbers, dict) and all(type(k) is int for k in numbers.values())
+    different = whole and numbers and len(set(numbers.values())) == len(numbers)
+    check(different, "numbers", numbers, "must give every class a different whole number")
+    return sorted(numbers, key=numbers.get)
+
+def relabelling(
+    written:list[str],  # classes in the order in which labels were written
+    wanted:list[str],   # the same classes in the order in which they are to be read
+) -> np.ndarray:        # int64 (classes,): `relabelling(a, b)[labels]` are the labels in the order b
+    "From one order of the classes to another. BadInput: a class that only one of the two has."
+    written, wanted = check_names(written), check_names(wanted)
+    only = sorted(set(written) ^ set(wanted))
+    check(not only, "wanted", only[:3], f"must list the same classes as the other order; {len(only)} are in one alone")
+    place = {name: k for k, name in enumerate(wanted)}
+    return np.array([place[name] for name in written], np.int64)
+
+# %% ../../nbs/data/100_sources.ipynb #52e43d0c
+def held_out(
+    total:int,          # pictures in the set
+    count:int,          # of them for validation
+    spread:bool=False,  # one at the head of each of `count` equal stretches; else the last ones
+) -> tuple[np.ndarray, np.ndarray]: # indices for training (total - count,) and validation (count,), int64
+    "A set in two, without overlap and nothing lost (arXiv 2411.04406, its code); the last ones are read backwards."
+    check_int("total", total, 1)
+    check_int("count", count, 0, total)
+    train, val = np.arange(total - count), np.arange(count)
+    if not spread: return train, total - 1 - val
+    if count == total: return train, val
+    stretch = total // max(count, 1)
+    wide = count == 0 or stretch > 1
+    check(wide, "count", count, f"must be at most half of the {total} pictures where they are spread")
+    before = np.minimum(train // (stretch - 1), count - 1) if count else -1      # stretches that lie wholly before it
+    return train + 1 + before, val * stretch
 
 # %% ../../nbs/data/100_sources.ipynb #81c2cfaa
 def option_number(options:dict, name:str, default:int) -> int:

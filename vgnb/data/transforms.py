@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['resize_short', 'center_crop', 'chosen_crop', 'random_crop', 'flip', 'five_crop', 'ten_crop', 'resize_crop',
-           'area_crop', 'to_tensor', 'to_uint8', 'resize_bicubic', 'contact_sheet', 'Augment', 'batch_of', 'load_batch']
+           'cut_resize', 'area_crop', 'to_tensor', 'to_uint8', 'resize_bicubic', 'contact_sheet', 'Augment', 'batch_of',
+           'load_batch']
 
 # %% ../../nbs/data/115_transforms.ipynb #88d53145
 import math
@@ -148,16 +149,26 @@ def _area_box(w:int, h:int, trials, scale:tuple, ratio:tuple) -> tuple[int, int,
     x, y = (w - cw) // 2, (h - ch) // 2
     return x, y, x + cw, y + ch
 
+def cut_resize(
+    image:Image.Image,
+    box:tuple[int, int, int, int], # (left, top, right, bottom) in pixels of the picture
+    size:int,
+) -> Image.Image:
+    "A given window, cut out and then resized to a square with bicubic: nothing outside of it is seen."
+    left, top, right, low = box
+    inside = 0 <= left < right <= image.width and 0 <= top < low <= image.height
+    check(inside, "box", box, f"must be a window inside the {image.width}x{image.height} picture")
+    return image.crop(box).resize((check_int("size", size, 1),) * 2, Image.Resampling.BICUBIC)
+
 def area_crop(
     image:Image.Image, size:int,
     draws:Draws, at:At,
     scale:tuple=(0.8, 1.0), # the window's share of the picture's area
     ratio:tuple=(3/4, 4/3), # its width / height, uniform in the logarithm
 ) -> Image.Image:
-    "A window of random area and shape, cut out and then resized to a square with bicubic."
+    "`cut_resize` of a window of random area and shape."
     trials = draws.uniform("area", at, 10, 4)[0].double().tolist()
-    box = _area_box(*image.size, trials, scale, ratio)
-    return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    return cut_resize(image, _area_box(*image.size, trials, scale, ratio), size)
 
 # %% ../../nbs/data/115_transforms.ipynb #329b29c0
 _RULES = ("round", "truncate", "save-image")

@@ -1,0 +1,178 @@
+"The VQ-KD framework's probe of codes, held-out pictures, labels, windows, and its FID network."
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vgnb.core import BadInput, Mismatch
+from vgnb.data.shapes import Shapes
+from vgnb.data.sources import held_out, ranked_classes, relabelling
+from vgnb.data.transforms import cut_resize, to_tensor
+from vgnb.evaluation.code_probe import ProbeHead, ProbeRecipe, mean_rows, probe_head_names, train_probe
+from vgnb.evaluation.features import (
+    InceptionConfig,
+    bare_inception,
+    load_extractor,
+    pooled_inception,
+    pooled_inception_names,
+)
+from vgnb.tokenizers.quantizers import VectorConfig
+from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+
+SHORT = ProbeRecipe(steps=150, batch=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.manual_seed(0)
+    return VQGAN(VQGANConfig(VectorConfig(64, 8), width=32, mults=(1, 1, 2), attention=(), z=16)).eval()
+
+
+@pytest.fixture(scope="module")
+def points():
+    "Rows that hold their class in two entries, among entries of very different size."
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 3
+    rows = torch.randn(600, 8, generator=g) * 0.3
+    for k, entry in ((1, 2), (2, 6)): rows[:, entry] += labels == k
+    return rows * torch.logspace(-3, 3, 8) + 5, labels
+
+
+def test_codes_of_shapes_are_probed_and_the_tokenizer_stays(tokenizer):
+    pictures, labels = Shapes(n=60, size=16).batch(np.arange(60))
+    x, labels = to_tensor(pictures), torch.from_numpy(labels)
+    before = {k: v.clone() for k, v in tokenizer.state_dict().items()}
+    rows = mean_rows(tokenizer, x, rows=7)
+    probe = train_probe(rows[:40], labels[:40], rows[40:], labels[40:], 10, ProbeRecipe(steps=5, batch=16))
+    assert rows.shape == (60, 8) and probe.losses.isfinite().all() and 0 <= probe.accuracy <= 1
+    assert all(torch.equal(v, before[k]) for k, v in tokenizer.state_dict().items())
+    assert torch.allclose(rows, tokenizer.lookup(tokenizer.encode(x)).mean((2, 3)), atol=1e-6)
+
+
+def test_a_linear_class_is_found_and_a_shuffled_one_is_not(points):
+    rows, labels = points
+    found = train_probe(rows[:400], labels[:400], rows[400:], labels[400:], 3, SHORT)
+    mixed = labels[torch.randperm(600, generator=torch.Generator().manual_seed(1))]
+    nothing = train_probe(rows[:400], mixed[:400], rows[400:], mixed[400:], 3, SHORT)
+    assert found.accuracy > 0.8 and found.losses[-20:].mean() < found.losses[:20].mean() / 1.5
+    assert nothing.accuracy < 0.45
+
+
+def test_a_run_is_a_function_of_its_recipe(points):
+    rows, labels = points
+    def losses(seed): return train_probe(rows, labels, rows, labels, 3, ProbeRecipe(steps=20, seed=seed)).losses
+    torch.manual_seed(1)
+    once = losses(0)
+    torch.manual_seed(2)
+    assert torch.equal(once, losses(0)) and not torch.equal(once, losses(1))
+
+
+def test_no_batch_is_of_one_row(points):
+    rows, labels = points
+    few = train_probe(rows[:65], labels[:65], rows, labels, 3, ProbeRecipe(steps=9, batch=64))
+    assert few.losses.isfinite().all()
+    assert few.head.norm.num_batches_tracked == 9
+
+
+def test_a_grade_does_not_depend_on_what_else_is_graded(points):
+    rows, labels = points
+    head = train_probe(rows, labels, rows, labels, 3, SHORT).head
+    assert not head.training
+    assert torch.allclose(head(rows)[:1], head(rows[:1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("what,change", [
+    ("training rows", dict(rows=torch.zeros(0, 8))),
+    ("training rows", dict(rows=torch.full((600, 8), float("nan")))),
+    ("training rows", dict(rows=torch.zeros(600, 8, dtype=torch.int64))),
+    ("training labels", dict(labels=torch.zeros(599, dtype=torch.int64))),
+    ("training labels", dict(labels=torch.full((600,), 3))),
+    ("training labels", dict(labels=torch.full((600,), -1))),
+    ("held-out rows", dict(val_rows=torch.zeros(600, 7))),
+    ("held-out labels", dict(val_labels=torch.zeros(600))),
+    ("classes", dict(classes=1)),
+])
+def test_what_does_not_belong_together_is_refused(points, what, change):
+    rows, labels = points
+    asked = dict(rows=rows, labels=labels, val_rows=rows, val_labels=labels, classes=3, recipe=SHORT)
+    with pytest.raises(BadInput, match=what): train_probe(**asked | change)
+
+
+def test_a_tokenizer_in_training_mode_is_refused(tokenizer):
+    x = torch.zeros(1, 3, 16, 16)
+    tokenizer.train()
+    try:
+        with pytest.raises(BadInput, match="eval mode"): mean_rows(tokenizer, x)
+    finally: tokenizer.eval()
+
+
+def test_a_head_goes_through_its_published_names():
+    head, table = ProbeHead(5, 4), probe_head_names()
+    head(torch.randn(9, 5))
+    entries = table.export(head.state_dict(), head)
+    assert set(entries) == {"0.running_mean", "0.running_var", "0.num_batches_tracked", "1.weight", "1.bias"}
+    other = table.load_into(ProbeHead(5, 4, seed=1), entries)
+    assert all(torch.equal(a, b) for a, b in zip(head.state_dict().values(), other.state_dict().values()))
+
+
+# ---- data
+
+@pytest.mark.parametrize("spread", (False, True))
+@pytest.mark.parametrize("total,count", [(47, 6), (12, 6), (13, 6), (5, 0), (3, 1), (6, 6), (1000, 499), (1, 1)])
+def test_a_set_falls_into_two_without_loss(total, count, spread):
+    train, val = held_out(total, count, spread)
+    assert len(val) == count and train.dtype == val.dtype == np.int64
+    assert sorted([*train, *val]) == list(range(total))
+
+
+def test_spread_pictures_are_equally_far_apart():
+    _, val = held_out(103, 10, spread=True)
+    assert set(np.diff(val)) == {10}
+
+
+@pytest.mark.parametrize("asked", [(0, 0), (5, 6), (5, -1), (5, 3)])
+def test_impossible_parts_are_refused(asked):
+    with pytest.raises(BadInput): held_out(*asked, spread=True)
+
+
+def test_labels_go_from_one_order_to_another_and_back():
+    numbers = {"n03": 9, "n01": 700, "n02": 2}
+    kit, names = ranked_classes(numbers), sorted(numbers)
+    assert kit == ["n02", "n03", "n01"]
+    there, back = relabelling(kit, names), relabelling(names, kit)
+    assert [names[k] for k in there] == kit
+    assert there[back].tolist() == back[there].tolist() == [0, 1, 2]
+    with pytest.raises(BadInput, match="n03"): relabelling(kit, ["n01", "n02"])
+    with pytest.raises(BadInput, match="numbers"): ranked_classes({"a": 1, "b": 1})
+
+
+@pytest.mark.parametrize("box", [(0, 0, 17, 5), (-1, 0, 3, 3), (3, 0, 3, 3), (0, 4, 3, 2)])
+def test_a_window_outside_the_picture_is_refused(box):
+    picture = Shapes(n=1, size=16)[0].image
+    with pytest.raises(BadInput, match="box"): cut_resize(picture, box, 8)
+
+
+# ---- the FID network
+
+def test_the_trunk_is_read_under_both_names_and_has_its_own_id(tmp_path):
+    net = bare_inception(InceptionConfig(("2048",)))
+    whole = net.state_dict()
+    framework = pooled_inception_names().export(pooled_inception().state_dict() | {
+        k: v for k, v in whole.items() if not k.startswith("fc.")}, net)
+    pictures = torch.randint(0, 256, (2, 40, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for name, state in (("whole", whole), ("framework", framework)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        look = load_extractor("inception-pytorch", tmp_path / f"{name}.safetensors")
+        assert look.id.startswith("inception-v3-pytorch@") and look.classes is None
+        seen[name] = look(pictures).pool
+    assert torch.equal(seen["whole"], seen["framework"])
+
+    graph = load_extractor("inception", tmp_path / "whole.safetensors")(pictures).pool
+    apart = (graph - seen["whole"]).norm() / graph.norm()             # features of random weights are tiny
+    assert 1e-3 < apart < 1
+
+
+def test_a_file_that_is_not_the_trunk_is_named(tmp_path):
+    save_file({"fc.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(Mismatch, match="other"): load_extractor("inception-pytorch", tmp_path / "other.safetensors")
