@@ -324,12 +324,13 @@ class RasterTransformer(DecoderOnly):
         "What the blocks make of `cell_codes` (b, n): (b, n, d), row i of all that stands before cell i."
         p, n = self.prefix_places, codes.shape[1]
         places = p + n - 1                                                      # the last code is never an input
+        table = self.table(grid, codes.device)[:places]                         # it knows which grids can't be
         prefix = self.embed_condition(cond, noise)                              # (b, p, d)
         x = self.embed(codes[:, :-1], prefix, None if cond.blind is None else cond.blind[:, :-1])
         x = self.drop(self.placed(torch.cat((prefix, x), 1), 0), noise)         # (b, p + n - 1, d)
 
         mask = causal_mask(places, 0, visible_places(cond, places))
-        x = self.blocks(x, self.table(grid, x.device)[:places], mask, noise=noise, taps=taps)
+        x = self.blocks(x, table, mask, noise=noise, taps=taps)
         return x[:, p - 1:]
 
     def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple:
