@@ -37,7 +37,8 @@ TELLING = (
     "output_layer.linear.weight",
     "discriminator.main.2.weight",
     "lin0.model.1.weight",
-    "encoder.down.1.block.0.nin_shortcut.weight")
+    "encoder.down.1.block.0.nin_shortcut.weight",
+    "model.layers.0.self_attn.o_proj.weight")              # a tokenizer before it shows in codes alone
 
 
 def size(spec) -> int:
