@@ -38,7 +38,8 @@ TELLING = (
     "discriminator.main.2.weight",
     "lin0.model.1.weight",
     "encoder.down.1.block.0.nin_shortcut.weight",
-    "_inception.Mixed_7c.branch1x1.conv.weight")
+    "_inception.Mixed_7c.branch1x1.conv.weight",
+    "model.layers.0.self_attn.o_proj.weight")              # a tokenizer before it shows in codes alone
 
 
 def size(spec) -> int:

@@ -276,12 +276,13 @@ def attend(
 
 # %% ../nbs/200_layers.ipynb #c71c8176
 class Attention(nn.Module):
-    "Multi-head attention with rotary positions, grouped queries and an optional cache; no biases."
+    "Multi-head attention with rotary positions, grouped queries and an optional cache."
     def __init__(self,
         dim:int, heads:int,
         kv_heads:int|None=None,   # key-value heads, a divisor of heads; None = heads
         channels:int|None=None,   # of a head; None = dim / heads
         halves:bool=False,        # rotary pairs: see `rotate`
+        bias:bool=False,          # of both layers
     ):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -294,8 +295,8 @@ class Attention(nn.Module):
         self.kv_heads = kv_heads
         self.channels = channels or dim // heads
         self.halves = halves
-        self.qkv = Linear(dim, (heads + 2 * kv_heads) * self.channels, bias=False)
-        self.out = Linear(heads * self.channels, dim, bias=False)
+        self.qkv = Linear(dim, (heads + 2 * kv_heads) * self.channels, bias=bias)
+        self.out = Linear(heads * self.channels, dim, bias=bias)
 
     def project(self, x:Tensor, rotary:Tensor|None) -> tuple[Tensor, Tensor, Tensor]:
         "Queries (b, h, n, c), keys and values (b, kv, n, c), turned to their places."

@@ -174,7 +174,7 @@ class DecoderOnly(Generator):
         self.drop = Dropout(c.token_dropout, "drop.tokens")
         rates = drop_path_rates(c.drop_path, c.layers)
         self.blocks = Blocks(self.new_block(f"drop.{i}", rate) for i, rate in enumerate(rates))
-        self.norm = RMSNorm(c.dim, c.eps)
+        self.norm = self.new_norm()
         self.head = self.new_head()
         self._tables: dict = {}                                # by name, grid and device: see `once`
 
@@ -192,6 +192,10 @@ class DecoderOnly(Generator):
         "What makes logits of normalised states."
         return Linear(self.config.dim, self.config.vocab, bias=False)
 
+    def new_norm(self) -> nn.Module:
+        "What normalises states (b, n, d)."
+        return RMSNorm(self.config.dim, self.config.eps)
+
     def outputs(self) -> Sequence[nn.Linear]:
         "The last layer of each level's logits; zero in the beginning."
         return (self.head,)
@@ -201,20 +205,22 @@ class DecoderOnly(Generator):
         c = self.config
         attention = Attention(c.dim, c.heads, c.kv_heads)
         ffn = SwiGLU(c.dim, ffn_width(c.dim, c.ffn_multiple, c.ffn_multiplier))
-        norms = (RMSNorm(c.dim, c.eps), RMSNorm(c.dim, c.eps))
+        norms = (self.new_norm(), self.new_norm())
         return TransformerBlock(attention, ffn, norms, (c.residual_dropout, c.ffn_dropout), drop_path, name)
 
-    @torch.no_grad()
-    def init_weights(self, seed:int=0) -> "DecoderOnly":
-        "N(0, std²), and a head of zeros."
-        init_normal(self, self.config.std, seed)
-        for layer in self.outputs(): nn.init.zeros_(layer.weight)
-        if self.config.condition == "class": return self
+# %% ../../nbs/generators/320_raster.ipynb #83bfc167
+@patch
+@torch.no_grad()
+def init_weights(self:DecoderOnly, seed:int=0) -> DecoderOnly:
+    "N(0, std²), and a head of zeros."
+    init_normal(self, self.config.std, seed)
+    for layer in self.outputs(): nn.init.zeros_(layer.weight)
+    if self.config.condition == "class": return self
 
-        null = self.condition.null
-        if null.is_meta: return self
-        null.normal_(0, null.shape[-1] ** -0.5, generator=seeded_generator(seed, null.device))
-        return self
+    null = self.condition.null
+    if null.is_meta: return self
+    null.normal_(0, null.shape[-1] ** -0.5, generator=seeded_generator(seed, null.device))
+    return self
 
 # %% ../../nbs/generators/320_raster.ipynb #c439c03b
 def _shape(t:Tensor|None) -> tuple|None: return None if t is None else tuple(t.shape)
@@ -318,17 +324,18 @@ class RasterTransformer(DecoderOnly):
         "What the blocks make of `cell_codes` (b, n): (b, n, d), row i of all that stands before cell i."
         p, n = self.prefix_places, codes.shape[1]
         places = p + n - 1                                                      # the last code is never an input
+        table = self.table(grid, codes.device)[:places]                         # it knows which grids can't be
         prefix = self.embed_condition(cond, noise)                              # (b, p, d)
         x = self.embed(codes[:, :-1], prefix, None if cond.blind is None else cond.blind[:, :-1])
-        x = self.drop(torch.cat((prefix, x), 1), noise)                         # (b, p + n - 1, d)
+        x = self.drop(self.placed(torch.cat((prefix, x), 1), 0), noise)         # (b, p + n - 1, d)
 
         mask = causal_mask(places, 0, visible_places(cond, places))
-        x = self.blocks(x, self.table(grid, x.device)[:places], mask, noise=noise, taps=taps)
+        x = self.blocks(x, table, mask, noise=noise, taps=taps)
         return x[:, p - 1:]
 
     def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple:
         "Logits (b, n, V) of each level of `cell_codes` (b, n)."
-        return (self.head(self.norm(self.states(codes, cond, grid, noise, taps))).float(),)
+        return (self.read_out(self.states(codes, cond, grid, noise, taps)),)
 
     def loss(self, logits:tuple[Tensor, ...], codes:Tensor, valid:Tensor|None) -> Loss:
         "Mean cross entropy of `cell_codes` (b, n)."
@@ -357,6 +364,17 @@ class RasterTransformer(DecoderOnly):
         codes = self.checked(codes, cond, grid, null=False)
         noise = Noise(draws, at._replace(positions=None))
         return self.loss(self._logits(codes, cond, grid, noise), codes, valid)
+
+# %% ../../nbs/generators/320_raster.ipynb #f3d7b896
+@patch
+def placed(self:RasterTransformer, x:Tensor, start:int) -> Tensor:
+    "Inputs (b, m, d) of places start, start + 1, ..., told apart: here it's the attention that does it."
+    return x
+
+@patch
+def read_out(self:RasterTransformer, x:Tensor) -> Tensor:
+    "Logits (b, n, V) of states (b, n, d), fp32."
+    return self.head(self.norm(x)).float()
 
 # %% ../../nbs/generators/320_raster.ipynb #6b2892d9
 class DecoderState(State):
@@ -444,7 +462,8 @@ def _inputs(self:RasterTransformer, state:DecoderState, rows:slice, start:int, e
     prefix = state.prefix[rows]
     codes = self.cell_codes(state.tokens[:, cells].repeat(len(prefix) // state.b, 1, 1))
     x = self.embed(codes, prefix, None if state.blind is None else state.blind[rows, cells])
-    return torch.cat((prefix[:, start:p], x), 1) if start < p else x
+    if start < p: x = torch.cat((prefix[:, start:p], x), 1)
+    return self.placed(x, start)
 
 @patch
 def _feed(self:RasterTransformer, state:DecoderState, first:int, last:int) -> Tensor:
@@ -476,8 +495,7 @@ def predict(self:RasterTransformer,
     "Logits (live, b, 1, V) of the next cell."
     self.check_asked(state, positions, live)
     x = torch.cat([self._feed(state, first, last)[:, -1:] for first, last in state.runs(live)])  # (live * b, 1, d)
-    logits = self.head(self.norm(x)).float()
-    return Prediction(logits.unflatten(0, (live, state.b)))
+    return Prediction(self.read_out(x).unflatten(0, (live, state.b)))
 
 @patch
 def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:Tensor):
@@ -593,8 +611,8 @@ def _published(size:str) -> Published:
     return Published(f"GPT-{size}", {"model": f"GPT-{size}"}, files)
 
 def _reads(spec:dict) -> bool:
-    "Whether arguments are a GPT's; RandAR's name their order, IAR2's the blocks of their head."
-    if "factorized_n_layer" in spec: return False
+    "Whether arguments are a GPT's; RandAR's name their order, IAR2's the blocks of their head, GPT-2's `n_embd`."
+    if not {"factorized_n_layer", "n_embd"}.isdisjoint(spec): return False
     return str(spec.get("model", "")).startswith("GPT") or ("n_layer" in spec and "position_order" not in spec)
 
 LLAMAGEN_GPT = register(Family(
