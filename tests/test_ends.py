@@ -264,7 +264,7 @@ def test_a_death_that_is_heard_while_it_is_told_changes_no_words(monkeypatch):
 
     def obituary(readers: list) -> str:
         os.kill(readers[0].pid, signal.SIGKILL)
-        time.sleep(0.2)                                      # the signal is answered here
+        readers[0].join(60)                                  # the signal is answered here
         return told(readers)
 
     loader = torch.utils.data.DataLoader(range(9), None, num_workers=2)

@@ -189,10 +189,12 @@ def dead_reader(e:BaseException) -> str|None:
     return f"a data worker died ({reason}); run the same command again to go on"
 
 def _obituary(readers:list) -> str|None:
-    "The same for processes that we can ask."
-    for reader in readers: reader.join(0.1)
-    gone = [reader.exitcode for reader in readers if reader.exitcode]
-    return f"a data worker died (exit code {gone[0]}); run the same command again to go on" if gone else None
+    "The same for processes that we can ask; whoever is dying has two seconds for it."
+    last = time.monotonic() + 2
+    while not (gone := [reader.exitcode for reader in readers if reader.exitcode]):
+        if time.monotonic() > last: return None
+        time.sleep(0.02)
+    return f"a data worker died (exit code {gone[0]}); run the same command again to go on"
 
 @contextlib.contextmanager
 def _blocked():
