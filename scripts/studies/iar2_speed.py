@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from scripts.studies.dar_speed import counted, quartiles, timed
+
 FILE = ROOT / "nbs" / "studies" / "iar2_speed.json"
 START, END, ATTENTION = 1.75, 3.0, 0.05
 SIZES = {"6 layers of 384": (6, 384, 6), "12 layers of 768": (12, 768, 12)}      # layers, width, heads
@@ -104,25 +105,6 @@ def sampled(model, labels, side: int, greedy: bool = False):
     return sampler.sample(Cond(labels), torch.arange(len(labels)), Keyed(0), grid=Grid((side, side)))
 
 
-def timed(run) -> tuple[float, float]:
-    "Seconds by the clock and of the processor."
-    clock, processor = time.perf_counter(), time.process_time()
-    with torch.no_grad(): run()
-    return time.perf_counter() - clock, time.process_time() - processor
-
-
-def quartiles(values) -> list[float]:
-    "The lower quartile, the median and the upper one."
-    q = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    return [round(float(v), 4) for v in torch.tensor(values, dtype=torch.float64).quantile(q)]
-
-
-def work(run) -> float:
-    "Multiplications and additions of a run, in units of 1e9."
-    from scripts.studies.dar_speed import counted
-    return counted(run)[1]
-
-
 def measured(o: Options, size: str, batch: int, model, theirs: Theirs) -> dict:
     "A row: seconds of both, the ratio of pairs, the operations of both. Errors: other codes."
     from vgnb.core import Mismatch, check
@@ -136,7 +118,7 @@ def measured(o: Options, size: str, batch: int, model, theirs: Theirs) -> dict:
     for k, unit in enumerate(("wall", "cpu")):
         row[f"{unit}_ratio"] = quartiles([pair["theirs"][k] / pair["ours"][k] for pair in times])
         for name in runs: row[f"{unit}_{name}"] = quartiles([pair[name][k] for pair in times])[1]
-    return row | {f"gflop_{name}": work(run) for name, run in runs.items()}
+    return row | {f"gflop_{name}": counted(run)[1] for name, run in runs.items()}
 
 
 def record(o: Options, rows: list[dict]):
