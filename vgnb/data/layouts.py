@@ -16,7 +16,18 @@ from urllib.parse import parse_qsl
 import numpy as np
 import torch
 
-from ..core import BadItem, Missing, check, check_choice, check_int, digest, publish_dir, remove_dir, sweep_aside
+from vgnb.core import (
+    BadItem,
+    Missing,
+    check,
+    check_choice,
+    check_int,
+    check_ints,
+    digest,
+    publish_dir,
+    remove_dir,
+    sweep_aside,
+)
 from .codes import CodePlan, Codes, CodeStore, CodeWriter
 from .export import folder_aside
 from ..kinds import OpenRegistry
@@ -67,8 +78,7 @@ class PublishedCodes(CodesWriter, Codes):
 
     def _describe(self, vocab, grid, classes):
         "Set the fields that no file records, from the arguments and the shape of the first item."
-        self.vocab = tuple(vocab) if isinstance(vocab, (tuple, list)) else (vocab,)
-        for v in self.vocab: check_int("vocab", v, 1)
+        self.vocab = check_ints("vocab", vocab if isinstance(vocab, (tuple, list)) else (vocab,), 1)
         self.classes = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
 
         augs, n, levels = self._read(0)[0].shape

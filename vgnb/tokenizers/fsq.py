@@ -12,11 +12,11 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..core import check, check_float, check_int
+from ..core import check, check_float, check_ints
 from ..draws import At, Draws
 from ..kinds import register_part
 from .nearest import exact, straight_through
-from .quantizers import Quantizer, UsageMeter
+from .quantizers import Quantizer, UsageMeter, check_counted
 from .tokenizer import Quantized
 
 # %% ../../nbs/tokenizers/215_fsq.ipynb #4a4e780e
@@ -28,14 +28,9 @@ class FSQConfig:
     eps: float = 1e-3                      # by what share a feature stays within the outermost values
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))
-        check(self.levels, "levels", self.levels, "must name at least one channel's number of values")
-        for n in self.levels: check_int("levels", n, 3)
-        codes, most = prod(self.levels), 1 / (max(self.levels) - 1)
-        check(codes < 2 ** 63, "levels", self.levels, "must have a product below 2^63, the largest code")
-        check_int("usage", self.usage, 0)
-        counts = not self.usage or codes <= 2 ** 24
-        check(counts, "usage", self.usage, f"must be 0 with {codes:,} codes: the meter counts up to 2^24")
+        object.__setattr__(self, "levels", check_ints("levels", self.levels, 3))
+        check_counted("levels", self.levels, prod(self.levels), self.usage)
+        most = 1 / (max(self.levels) - 1)
         check(check_float("eps", self.eps, 0) < most, "eps", self.eps, f"must be below {most:.4g}, 1 / (levels - 1)")
 
     @property
@@ -45,9 +40,7 @@ class FSQConfig:
     def dim(self) -> int: return len(self.levels)
 
     @property
-    def coding(self) -> tuple:
-        "What codes depend on, though no weight shows it: see `Tokenizer.coding`."
-        return (self.levels, self.eps)
+    def coding(self) -> tuple: return (self.levels, self.eps)   # no weight shows them: see `Tokenizer.coding`
 
 # %% ../../nbs/tokenizers/215_fsq.ipynb #038db8c0
 class FSQ(Quantizer):
@@ -65,8 +58,7 @@ class FSQ(Quantizer):
 
     def bounded(self, z:Tensor) -> Tensor:
         "Features (b, d, *grid) -> (b, *grid, d) fp32, each channel within its integers."
-        check(z.shape[1] == self.dim, "z", tuple(z.shape), f"must be (b, {self.dim}, *grid)")
-        z = z.float().movedim(1, -1).contiguous()           # laid out as looked-up rows are: same bits later
+        z = self.channels_last(z).contiguous()              # laid out as looked-up rows are: same bits later
         return (z + self.shift).tanh() * self.reach - self.offset
 
     def scaled(self, y:Tensor) -> Tensor:
