@@ -232,6 +232,7 @@ def test_sampling_player(chromium, lab, tmp_path):
         assert (tmp_path / "player.png").stat().st_size > 5_000 and page.title() != "1"
 
 
+@pytest.mark.full
 def test_reconstruction_desk(chromium, lab, tmp_path):
     with opened(lab, chromium, "desk") as page:
         words = page.get_by_text("PSNR").first
@@ -253,6 +254,7 @@ def test_reconstruction_desk(chromium, lab, tmp_path):
         assert (tmp_path / "desk.png").stat().st_size > 5_000
 
 
+@pytest.mark.full
 def test_order_explorer(chromium, lab, tmp_path):
     with opened(lab, chromium, "explorer") as page:
         output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
