@@ -110,6 +110,7 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
         optim=Optim("adamw", lr=2e-3),
         rate=Rate("cosine", warmup=100),
         ema=0.998,
+        precision="fp32",
         free_steps=300)
 
 @recipes.register

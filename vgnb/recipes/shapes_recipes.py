@@ -38,6 +38,7 @@ def shapes_tokenizer() -> TokenizerRecipe:
         batch=64,
         optim=Optim("adamw", lr=3e-3),
         rate=Rate("cosine", warmup=100),
+        precision="fp32",                # many processors have no units for bf16, and compute in it many times slower
         free_steps=200)
 
 @recipes.register
@@ -53,7 +54,8 @@ def shapes_generator() -> GeneratorRecipe:
         steps=8000,
         batch=32,
         optim=Optim("adamw", lr=3e-3, weight_decay=0.05),
-        rate=Rate("cosine", warmup=100))
+        rate=Rate("cosine", warmup=100),
+        precision="fp32")
 
 # %% ../../nbs/recipes/566_shapes_recipes.ipynb #b6107a88
 @recipes.register

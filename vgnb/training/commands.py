@@ -42,6 +42,7 @@ from .randar_yaml import published_recipe, read_yaml
 from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes, short_of, stages
 from .run_folder import Run, RunFolder
 from .start import begin_with, find_start
+from .step import slow_precision
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
 
@@ -281,7 +282,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     rows = recipe.batch // (processes.world * run.accumulate)
     plural = "es" * (processes.world > 1)
     models = [f"{name}: {type(m).__name__}, {_count(m)}" for name, m in task.modules.items()]
-    short = short_of(recipe.rate, recipe.steps)
+    warnings = short_of(recipe.rate, recipe.steps), slow_precision(processes.device, recipe.precision)
     return "\n".join([
         f"recipe   {recipe.name or 'from a file'}. {_first_line(recipe)}",
         *(f"{'' if i else 'model':9}{line}" for i, line in enumerate(models)),
@@ -290,7 +291,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
         f"         {processes.world} process{plural} x {run.accumulate} x {rows} rows, {recipe.precision} on "
         f"{processes.device.type}, seed {recipe.seed}",
-        *([f"         warning: {short}"] if short else []),
+        *(f"         warning: {words}" for words in warnings if words),
         f"folder   {folder} {_state_of(folder, run)}"])
 
 # %% ../../nbs/training/550_commands.ipynb #ed9d88c8
@@ -324,6 +325,8 @@ def train(
         return Outcome(0, True, "dry run")
 
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=previews)
+    slow = slow_precision(trainer.processes.device, recipe.precision)
+    if slow and trainer.processes.main: print(slow, file=sys.stderr)
     begin = partial(tell_start, task, out) if trainer.processes.main else None
     done = trainer.fit(begin=begin)
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
