@@ -42,7 +42,17 @@ from vgnb.tokenizers.flow_decoder import (
 )
 from .pictures import check_size
 from .quantizers import Quantizer, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
-from .token_encoder import TokenDecoder, TokenEncoder, attention_names, check_heads, mlp_names
+from vgnb.tokenizers.token_encoder import (
+    HERE,
+    TokenDecoder,
+    TokenEncoder,
+    address,
+    attention_names,
+    check_heads,
+    look_around,
+    mlp_names,
+    spots,
+)
 from .tokenizer import Quantized, Reconstruction, Tokenizer, check_images
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a13f8119
@@ -73,6 +83,8 @@ class DARTokenizerConfig:
     def __post_init__(self):
         c = self
         check_choice("init", c.init, ("closed", "open"))
+        words = "must be None for init='open': queries begin with the address of a place, which needs their full width"
+        check(c.init == "closed" or c.rank is None, "rank", c.rank, words)
         check_quantizer(c.quantizer)
         one = len(c.quantizer.vocab) == 1
         check(one, "quantizer", c.quantizer.vocab, "must have one codebook: a token is one code")
@@ -223,15 +235,18 @@ def _weighs(quantizer:Quantizer) -> bool:
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5610a8a6
 @torch.no_grad()
 def open_up(tokenizer:nn.Module):
-    "A beginning for short trainings: open gates, small queries and places, codes as large as what they are added to."
-    encoder, decoder, flow = tokenizer.encoder, tokenizer.decoder, tokenizer.flow
-    encoder.queries.weight.mul_(0.05)
+    "A beginning for short trainings: open gates, queries with a place each, codes as large as what they are added to."
+    encoder, decoder, flow, c = tokenizer.encoder, tokenizer.decoder, tokenizer.flow, tokenizer.config
+    look_around(encoder, c.resolution // c.patch)
     decoder.places.weight.mul_(0.1)
+    seen = spots(c.queries) * (c.resolution // c.flow.patch)
+    decoder.places.weight[:c.queries, :c.flow.head] = address(seen, c.flow.head, c.flow.base)
     nn.init.normal_(decoder.from_code.weight)
     for block in (*encoder.blocks, *decoder.blocks):
         block.gate1.fill_(1.0)
         block.gate2.fill_(1.0)
     for block in flow.blocks:
+        block.cross.q_norm.bias.copy_(address(HERE, c.flow.head, c.flow.base)[0])
         nn.init.normal_(block.modulation.linear.weight, std=0.02)
         gates = block.modulation.linear.bias.view(6, -1)      # shift, scale, gate of attention; the same of the MLP
         gates[2].fill_(0.5)
