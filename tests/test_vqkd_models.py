@@ -15,7 +15,13 @@ from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, Cl
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
 from vgnb.tokenizers.pictures import need_pixels, pictures
-from vgnb.tokenizers.pixel_decoder import PIXEL_DECODERS, ConvDecoderConfig, PixelDecoder, ViTDecoderConfig
+from vgnb.tokenizers.pixel_decoder import (
+    PIXEL_DECODERS,
+    ConvDecoderConfig,
+    PixelDecoder,
+    PixelDecoderConfig,
+    ViTDecoderConfig,
+)
 from vgnb.tokenizers.teachers import (
     TEACHERS,
     ConvNeXtTeacherConfig,
@@ -31,6 +37,8 @@ from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.tokenizers.vqkd_files import load_cluster, load_pixel_decoder
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer
 from vgnb.tokenizers.vqkd_words import read_vqgan
+from vgnb.training.start import begin_with
+from vgnb.training.tasks import Task
 from vgnb.zoo import export_published, load_published
 
 BEIT = ViTConfig(32, 8, 48, 2, 4, key_bias=False, resize="offset")
@@ -233,6 +241,30 @@ def test_the_two_decoders_never_meet(images):
     ours = painter.decoder.state_dict()
     assert not any(torch.equal(ours[k], tokenizer.decoder.state_dict()[k]) for k in alike if "vit.positions" in k)
     assert not any(k.startswith("frozen.decoder") for k in painter.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build, config", [(VQKD, VQKD_SMALL), (VQKD, replace(VQKD_SMALL, decoder=None)),
+                                           (Cluster, CLUSTER)])
+def test_a_decoder_begins_with_the_tokenizer_whose_codes_it_paints(build, config, images, tmp_path):
+    tokenizer = made(build, config)
+    save_model(tmp_path / "one", tokenizer, config)
+    torch.manual_seed(1)
+    task = Task()
+    task.modules = {"tokenizer": PixelDecoder(PixelDecoderConfig(config, PAINT))}
+    painter = task.modules["tokenizer"]
+    before = copy.deepcopy(painter.decoder.state_dict())
+    taken = begin_with(task, tmp_path / "one")["tokenizer"]
+    assert torch.equal(painter.encode(images), tokenizer.encode(images)) and taken.skipped == {}
+    assert all(torch.equal(v, before[k]) for k, v in painter.decoder.state_dict().items())
+
+    painter.decoder.head.weight.zero_()
+    save_model(tmp_path / "two", painter, painter.config)
+    task.modules = {"tokenizer": PixelDecoder(painter.config)}
+    begin_with(task, tmp_path / "two")
+    assert not task.modules["tokenizer"].decoder.head.weight.any()
+    task.modules = {"tokenizer": PixelDecoder(changed(painter.config, frozen=dict(quantizer=dict(codebook=65))))}
+    with pytest.raises(Mismatch, match="quantizer.table"): begin_with(task, tmp_path / "one")
 
 
 def test_a_decoder_must_make_as_many_pixels_as_a_code_has():

@@ -164,8 +164,10 @@ def build_tokenizer(
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
-    keeps = not recipe.start or not recipe.free_steps
-    check(keeps, "free_steps", recipe.free_steps, "must be 0 with start: k-means would replace the codebook taken over")
+    for name in ("free_steps", "kmeans"):
+        value = getattr(recipe, name)
+        kept = f"must be {type(value)()} with start: k-means would replace the codebook taken over"
+        check(not (recipe.start and value), name, value, kept)
     has_codes = recipe.free_steps < recipe.steps
     unset = f"must be above free_steps={recipe.free_steps}: until then nothing is quantized, and no codebook set"
     check(has_codes, "steps", recipe.steps, unset)
@@ -175,9 +177,9 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
-        task = TokenizerTask(model, objective, recipe.free_steps)
+        task = TokenizerTask(model, objective, recipe.free_steps, recipe.kmeans)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
-    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
+    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps, recipe.kmeans)
     if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return task, ImageData(source, recipe.augment)
 
