@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vgnb.core import BadInput, Mismatch, Missing
+from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
 from vgnb.families import families, published_model, recognised
 from vgnb.kinds import changed, from_json, to_json
@@ -42,8 +43,11 @@ from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.tokenizers.vqkd_files import load_cluster, load_pixel_decoder
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer
 from vgnb.tokenizers.vqkd_words import model_of, read_vqgan
+from vgnb.training.commands import TrainOptions, train
+from vgnb.training.run_folder import Run
 from vgnb.training.start import begin_with
 from vgnb.training.tasks import Task, TokenizerTask
+from vgnb.training.trackers import read_log
 from vgnb.zoo import export_published, load_published
 
 BEIT = ViTConfig(32, 8, 48, 2, 4, key_bias=False, resize="offset")
@@ -499,3 +503,27 @@ def test_a_map_of_other_cells_is_brought_to_the_codes(images):
     towards = FeatureLoss(FeatureLossConfig("here"), eye)
     student = made(VQKD, replace(VQKD_SMALL, features=48))
     assert towards.wanted(images, student(images).output).shape == (3, 48, 4, 6)
+
+
+def test_a_tokenizer_of_features_is_trained_and_then_painted(tmp_path):
+    "By the published recipes on small models: k-means, teacher, codebook; then a decoder on what the run has left."
+    save_model(tmp_path / "eye", made(Teacher, EYE), EYE)
+    student = replace(VQKD_SMALL, features=48)
+    how = dict(data="shapes://?n=64&size=32", augment=Augment("center", 32), batch=8, steps=2)
+    quiet = Run(progress=False, tracker="jsonl", log_every=1)
+    teacher = dict(teacher=str(tmp_path / "eye"))
+    clip, cluster = "vqkd/clip_8192_imagenet_ddp", "cluster/clip_8192_imagenet_ddp"
+    train(TrainOptions(vqkd_recipe(clip, model=student, loss=teacher, **how), tmp_path / "features", run=quiet))
+    train(TrainOptions(vqkd_recipe(cluster, model=CLUSTER, loss=teacher, **how), tmp_path / "cluster", run=quiet))
+    for name, config in (("features", student), ("cluster", CLUSTER)):
+        painter = PixelDecoderConfig(config, PAINT)
+        own = dict(model=painter, loss=dict(lpips=0.0, start=0), start=str(tmp_path / name))
+        r = vqkd_recipe("decoder/llamagen", **own, **how)
+        train(TrainOptions(r, tmp_path / "painter" / name, run=quiet))
+        tokenizer, whole = load_model(tmp_path / name / "model"), load_model(tmp_path / "painter" / name / "model")
+        x = torch.rand(2, 3, 32, 32) * 2 - 1
+        assert torch.equal(whole.encode(x), tokenizer.encode(x)) and whole.decode(whole.encode(x)).shape == x.shape
+        assert tokenizer.makes == "features" and whole.makes == "pixels"
+        lines = read_log(tmp_path / "painter" / name / "log.jsonl")
+        assert "disc" in lines[-1] and "usage" not in lines[-1]
+    assert not torch.equal(tokenizer.quantizer.table, made(Cluster, CLUSTER).quantizer.table)

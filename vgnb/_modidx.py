@@ -4926,6 +4926,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.TokenizerTask.runs': ( 'training/tasks.html#tokenizertask.runs',
                                                                                  'vgnb/training/tasks.py'),
+                                     'vgnb.training.tasks._trained': ('training/tasks.html#_trained', 'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.check_kmeans': ('training/tasks.html#check_kmeans', 'vgnb/training/tasks.py'),
                                      'vgnb.training.tasks.parameter_groups': ( 'training/tasks.html#parameter_groups',
                                                                                'vgnb/training/tasks.py')},

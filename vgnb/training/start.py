@@ -184,11 +184,13 @@ def begin_with(
     (name, model), *beside = task.modules.items()
     place = find_start(path, _role(model))
     is_run, other = place == path / "model", _other(place, model, path)
+    inside = _frozen(model, other)
     if whole: part, state = _taken_over(model, other, path)
-    else: part, (state, taken) = model, _fitted(model, _weights(other), path)
+    else: part, (state, taken) = inside or model, _fitted(inside or model, _weights(other), path)
 
     found = {name: (part, state, Taken(tuple(_weights(other)), {}) if whole else taken)}
-    for name, module in beside if is_run else ():
+    plays = is_run and inside is None                    # the game of a tokenizer of pixels, not of what is frozen
+    for name, module in beside if plays else ():
         one = _beside(path, name, module, whole)
         if one is not None: found[name] = (module, *one)
     for part, state, _ in found.values(): _fill(part, state)         # all fit

@@ -22,7 +22,7 @@ from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
 from ..tokenizers.objectives import Objective, Phase
-from ..tokenizers.quantizers import Sync, TableQuantizer, quantizers_in, set_sync, usage_of
+from ..tokenizers.quantizers import Quantizer, Sync, TableQuantizer, quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
 
@@ -175,6 +175,11 @@ class GeneratorTask(Task):
         return self.modules["generator"](batch["codes"], cond, draws, at)
 
 # %% ../../nbs/training/517_tasks.ipynb #00307300
+def _trained(tokenizer:Tokenizer) -> list[Quantizer]:
+    "The quantizers that a training moves: not those of a frozen tokenizer inside."
+    frozen = quantizers_in(tokenizer.frozen) if hasattr(tokenizer, "frozen") else []
+    return [q for q in quantizers_in(tokenizer) if q not in frozen]
+
 def check_kmeans(
     tokenizer:Tokenizer,
     size:int,        # side of the pictures
@@ -183,8 +188,7 @@ def check_kmeans(
     kmeans:bool=False, # it does so after 0 of them, too
 ):
     "Refuse a batch with too few features to set the codebook from, and k-means where there is no codebook to set."
-    frozen = quantizers_in(tokenizer.frozen) if hasattr(tokenizer, "frozen") else []
-    tables = [q for q in quantizers_in(tokenizer) if isinstance(q, TableQuantizer) and q not in frozen]
+    tables = [q for q in _trained(tokenizer) if isinstance(q, TableQuantizer)]
     check(tables or not kmeans, "kmeans", kmeans, "must be false: this tokenizer has no codebook that could be set")
     if not (free_steps or kmeans) or not tables: return
     codes = max(q.config.codebook for q in tables)
@@ -237,7 +241,7 @@ class TokenizerTask(Task):
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
         self.objective.check(self.modules["tokenizer"], accumulate)
-        for quantizer in quantizers_in(self.modules["tokenizer"]):
+        for quantizer in _trained(self.modules["tokenizer"]):
             for update in quantizer.updates:
                 reason = update.whole_batch
                 check(accumulate == 1 or not reason, "accumulate", accumulate, f"must be 1 while {reason}")
@@ -274,5 +278,6 @@ def made(self:TokenizerTask, phase:Phase, images:Tensor, draws:Keyed, at:At) -> 
 
 @patch
 def report(self:TokenizerTask) -> dict[str, float]:
-    "Share of each codebook among recent codes."
-    return usage_of(self.modules["tokenizer"])
+    "Share of each codebook among recent codes; of one that is frozen nothing is counted."
+    tokenizer = self.modules["tokenizer"]
+    return usage_of(tokenizer) if _trained(tokenizer) else {}
