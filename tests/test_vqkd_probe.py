@@ -4,11 +4,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vgnb.core import BadInput, Mismatch
+from tests.run_scripts import Scripts
+from tests.test_tokenizers import Together, in_threads
+from vgnb.core import BadInput, Mismatch, load_json
 from vgnb.data.shapes import Shapes
 from vgnb.data.sources import held_out, ranked_classes, relabelling
-from vgnb.data.transforms import cut_resize, to_tensor
+from vgnb.data.transforms import Augment, cut_resize, to_tensor
 from vgnb.evaluation.code_probe import ProbeHead, ProbeRecipe, mean_rows, probe_head_names, train_probe
+from vgnb.evaluation.feature_passes import Passes, cluster_dataset, dataset_rows
 from vgnb.evaluation.features import (
     InceptionConfig,
     bare_inception,
@@ -16,7 +19,12 @@ from vgnb.evaluation.features import (
     pooled_inception,
     pooled_inception_names,
 )
+from vgnb.saved import load_model, save_model
+from vgnb.tokenizers.feature_tokenizer import Cluster
 from vgnb.tokenizers.quantizers import VectorConfig
+from vgnb.tokenizers.streamed_kmeans import Clusters
+from vgnb.tokenizers.teachers import Teacher, TeacherConfig
+from vgnb.tokenizers.vit import ViTConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 
 SHORT = ProbeRecipe(steps=150, batch=64)
@@ -176,3 +184,105 @@ def test_the_trunk_is_read_under_both_names_and_has_its_own_id(tmp_path):
 def test_a_file_that_is_not_the_trunk_is_named(tmp_path):
     save_file({"fc.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(Mismatch, match="other"): load_extractor("inception-pytorch", tmp_path / "other.safetensors")
+
+
+# ---- over a data set, by commands
+
+class InStep:
+    "Threads that play processes, with all that a pass over a data set asks of them."
+    def __init__(self, world): self.world, self.meeting, self.box = world, Together(world), [None]
+
+    def rank(self, n):
+        sync = self.meeting.rank(n)
+        class One:
+            rank, world, main, device = n, self.world, n == 0, torch.device("cpu")
+            def sum(self, x): return sync.sum(x)
+            def gather(self, x): return sync.gather(x)
+            def together(self, work):
+                if n == 0: self.box[0] = work()
+                sync.gather(torch.zeros(1))
+                return self.box[0]
+            box = self.box
+        return One()
+
+
+EYE = TeacherConfig(ViTConfig(16, 8, 12, 1, 2))
+CENTRE = Augment("center", 16)
+
+
+def clustered(eye, place, processes=None, batch=7, **how):
+    passes = Passes(Shapes(45, 16), CENTRE, batch=batch, processes=processes)
+    return cluster_dataset(eye, Clusters(10, 12, by="cosine"), passes, place, {}, iterations=2, **how).table
+
+
+def test_two_processes_cluster_a_data_set_as_one_does(tmp_path):
+    torch.manual_seed(0)
+    eye, found, both = Teacher(EYE), {}, InStep(2)
+    def work(n): found[n] = clustered(eye, tmp_path / f"{n}.safetensors", both.rank(n), every=2)
+    in_threads(work, (0,), (1,))
+    one = clustered(eye, tmp_path / "one.safetensors", every=0)
+    assert torch.equal(found[0], one) and torch.equal(found[1], one)
+
+
+def test_rows_of_two_processes_are_those_of_one_in_its_order(tokenizer):
+    def passes(processes=None):
+        return Passes(Shapes(21, 16), Augment("center", 16, flip=True), batch=4, processes=processes)
+    found, both = {}, InStep(2)
+    def work(n): found[n] = dataset_rows(tokenizer, passes(both.rank(n)))
+    in_threads(work, (0,), (1,))
+    rows, labels = dataset_rows(tokenizer, passes())
+    assert len(rows) == 42 and labels[::2].tolist() == [Shapes(21, 16)[i].label for i in range(21)]
+    for other, same in found.values(): assert torch.equal(other, rows) and torch.equal(same, labels)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("commands")
+    torch.manual_seed(0)
+    save_model(place / "eye", Teacher(EYE), EYE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def scripts(place): return Scripts(place)
+
+
+PICTURES = ["--data", "shapes://?n=60&size=16", "--size", 16]
+
+
+def test_a_teacher_becomes_a_cluster_tokenizer_and_is_probed(place, scripts):
+    words = ["cluster_features.py", "--teacher", "eye", *PICTURES, "--codes", 12, "--iterations", 2, "--out", "cluster"]
+    first = scripts(*words)
+    assert first.code == 0 and "240 features" in first.out, first
+    tokenizer = load_model(place / "cluster" / "model")
+    assert isinstance(tokenizer, Cluster) and tokenizer.card["size"] == 16
+    table = tokenizer.quantizer.table.clone()
+    assert scripts(*words).code == 0 and torch.equal(load_model(place / "cluster" / "model").quantizer.table, table)
+    other = scripts(*words, "--seed", 3)
+    assert other.code == 2 and "clusters of something else (seed)" in other.err
+    assert scripts(*words, "--seed", 3, "--fresh").code == 0
+
+    probe = ["probe_codes.py", "--tokenizer", "cluster", *PICTURES, "--val", "shapes://?n=30&size=16&seed=1",
+             "--steps", 20, "--json", "probe.json"]
+    done = scripts(*probe)
+    assert done.code == 0 and "accuracy" in done.out, done
+    report = load_json(place / "probe.json")
+    assert report["held_out"] == 30 and report["recipe"]["optim"]["name"] == "lars" and report["run"]["seed"] == 0
+    assert "json" in scripts(*probe).err and scripts(*probe, "--overwrite", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("words, says", [
+    (["cluster_features.py", *PICTURES, "--out", "x"], "teacher='': must be given"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "clip"], "no weights of the teacher clip"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye"], "codes=8192: must be at most 240"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--tokenizer", "tiny-iar2"], "has no table of rows"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye", "--codes", 4, "--size", 20], "multiple of 8"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "nowhere"], "nowhere"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", PICTURES[1], "--steps", 0], "steps=0"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "pictures"], "classes of the training set")])
+def test_commands_over_a_data_set_name_what_is_wrong(place, scripts, words, says):
+    for name in ("a", "b"):
+        (place / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        Shapes(1, 16)[0].image.save(place / "pictures" / name / "one.png")
+    done = scripts(*words)
+    assert done.code == 2 and says in done.err and len(done.err.strip().splitlines()) == 1, done
