@@ -1,4 +1,6 @@
 "The VQ-KD framework's probe of codes, held-out pictures, labels, windows, and its FID network."
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,9 @@ from safetensors.torch import save_file
 
 from tests.run_scripts import Scripts
 from tests.test_tokenizers import Together, in_threads
-from vgnb.core import BadInput, Mismatch, load_json
+from vgnb.core import BadInput, BadItem, Mismatch, load_json
+from vgnb.data.annotated import read_classes
+from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
 from vgnb.data.sources import held_out, ranked_classes, relabelling
 from vgnb.data.transforms import Augment, cut_resize, to_tensor
@@ -152,6 +156,62 @@ def test_labels_go_from_one_order_to_another_and_back():
     assert there[back].tolist() == back[there].tolist() == [0, 1, 2]
     with pytest.raises(BadInput, match="n03"): relabelling(kit, ["n01", "n02"])
     with pytest.raises(BadInput, match="numbers"): ranked_classes({"a": 1, "b": 1})
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    "Two splits in the framework's layout: classes whose numbers run against their names."
+    kit = {"7": {"WNID": "n00000001"}, "3": {"WNID": "n00000002"}, "5": {"WNID": "n00000003"}}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "synsets.json").write_text(json.dumps(kit))
+    for split in ("train", "val"):
+        listed = []
+        for i in range(6):
+            number = list(kit)[i % 3]
+            wnid = kit[number]["WNID"]
+            (tmp_path / split / wnid).mkdir(parents=True, exist_ok=True)
+            Shapes(6, 16)[i].image.save(tmp_path / split / wnid / f"{i}.png")
+            listed.append({"name": f"{i}.png", "synset_id": int(number)})
+        (tmp_path / "annotations" / f"{split}.json").write_text(json.dumps(listed))
+    return tmp_path
+
+
+def test_annotated_pictures_have_the_labels_of_either_order(annotated):
+    usual, devkit = (open_images(f"annotated://{annotated}?split=val&order={order}") for order in ("wnid", "synset"))
+    assert usual.classes == [f"n0000000{k}" for k in (1, 2, 3)] and usual.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert devkit.classes == [f"n0000000{k}" for k in (2, 3, 1)] and devkit.labels.tolist() == [2, 2, 0, 0, 1, 1]
+    there = relabelling(usual.classes, devkit.classes)
+    assert (there[usual.labels] == devkit.labels).all() and usual.fingerprint != devkit.fingerprint
+    folders = open_images(annotated / "val")
+    assert folders.names == usual.names and (folders.labels == usual.labels).all()
+    assert usual[3].image.tobytes() == folders[3].image.tobytes()
+    (annotated / "val" / "n00000003" / "2.png").unlink()
+    with pytest.raises(BadItem, match="2.png"): usual[4]
+
+
+def test_a_part_of_a_set_has_the_labels_of_the_whole(annotated):
+    (annotated / "classes.txt").write_text("n00000009 unseen\nn00000003 c\n\nn00000002 b\nn00000001 a\n")
+    part = open_images(f"folder://{annotated / 'train'}?classes={annotated / 'classes.txt'}")
+    assert part.labels.tolist() == [3, 3, 2, 2, 1, 1] and "classes without a picture" in part.notes[0]
+    same = open_images(f"annotated://{annotated}?classes={annotated / 'classes.txt'}")
+    assert (same.labels == part.labels).all() and same.classes == part.classes
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "must list different classes"), ("a\nb\na\n", "must list different classes"), ('["a", 3]', "must list"),
+    ('{"0": "a", "x": "b"}', "must list"), ('{"0": "a", "1": "a"}', "must list"), ("[", "valid JSON"),
+    (None, "no such file")])
+def test_a_list_of_classes_that_is_none_is_named(tmp_path, content, words):
+    file = tmp_path / ("classes.json" if content and content[0] in "[{" else "classes.txt")
+    if content is not None: file.write_text(content)
+    with pytest.raises(BadInput, match=words): read_classes(file)
+
+
+@pytest.mark.parametrize("uri, words", [
+    ("?split=test", "annotations/test.json"), ("?order=name", "order='name'"),
+    ("?classes={root}/none.txt", "no such file"), ("?labels=1", "uri option")])
+def test_an_address_of_annotated_pictures_is_checked(annotated, uri, words):
+    with pytest.raises(BadInput, match=words): open_images(f"annotated://{annotated}{uri.format(root=annotated)}")
 
 
 @pytest.mark.parametrize("box", [(0, 0, 17, 5), (-1, 0, 3, 3), (3, 0, 3, 3), (0, 4, 3, 2)])
