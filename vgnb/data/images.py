@@ -101,11 +101,11 @@ class WrappedImages(ImageSource):
 # %% ../../nbs/data/110_images.ipynb #b95c421e
 _SCHEMES = dict(
     shapes=("n", "size", "seed", "difficulty"),
-    folder=("classes",),
-    annotated=("split", "order", "classes"),
     wds=("streaming", "buffer", "label", "classes"),
     datasets=(*TABLE_OPTIONS, "classes"),
     kaggle=("split",),
+    folder=("classes",),
+    annotated=("split", "order", "classes"),
 )
 
 def _options(uri:str, allowed:tuple) -> tuple[str, dict]:
