@@ -33,6 +33,7 @@ class UsageMeter(nn.Module):
         fill:float=-1.0,  # what the window holds at first; -1 counts as nothing
     ):
         super().__init__()
+        check(size <= 2 ** 24, "usage", window, f"must be 0 with {size:,} codes: the meter counts up to 2^24")
         self.size = size
         self.register_buffer("recent", torch.full((window,), fill))
 
@@ -114,7 +115,7 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def update(self, z:Tensor, codes:Tensor, draws:Draws|None=None, at:At|None=None):
         "What a training step teaches besides gradients: the meter, then the updates in their order."
-        if self.usage is not None: self.usage.add(codes)
+        if self.usage is not None: self.usage.add(self.sync.gather(codes.flatten()))     # of all processes
         if self.rests: return
         for part in self.updates: part(self, z, codes, draws, at)
 
