@@ -25,8 +25,9 @@ from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Loss
 from vgnb.generators.masked import MaskedConfig
 from vgnb.generators.partition import PartitionConfig
-from vgnb.kinds import from_json, kind_of, kinds, to_json
+from vgnb.kinds import changed, from_json, kind_of, kinds, to_json
 from vgnb.saved import load_model, load_tensors, save_model, save_tensors
+from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.vqgan import VQGAN
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.training.feed import Data, Feed, stream
@@ -230,6 +231,39 @@ def test_steps_with_bad_gradients_are_skipped_in_every_phase(tmp_path):
         for k, v in task.modules[name].named_parameters(): assert torch.equal(v, frozen[name][k]), k
     numbers = trainer.state.guard.numbers()
     assert numbers["skipped"] == 2 and numbers["streak"] == 1
+
+
+def test_kmeans_sets_the_codebook_before_the_first_step_and_never_again(tmp_path):
+    r = replace(tokenizer_recipe(), free_steps=0, kmeans=True, steps=4)
+    def fitted(stop):
+        task, data = build_tokenizer(r, tmp_path)
+        tokenizer, set_at = task.modules["tokenizer"], []
+        begin, real = tokenizer.quantizer.table.detach().clone(), tokenizer.kmeans_init
+        def kmeans_init(*args):
+            real(*args)
+            set_at.append(not torch.equal(tokenizer.quantizer.table, begin))
+        tokenizer.kmeans_init = kmeans_init
+        Trainer(task, data, r, tmp_path / "run", Run(progress=False, save_every=1)).fit(stop)
+        return set_at
+    assert fitted(2) == [True] and fitted(4) == []
+    with pytest.raises(BadInput, match="kmeans=True: must be False with start"):
+        build_tokenizer(replace(r, start="anything"), tmp_path)
+    few = replace(r, batch=1, model=changed(r.model, quantizer=dict(codebook=4096)))
+    with pytest.raises(BadInput, match="batch=1: must be at least .* or ask for free_steps=0 and kmeans=false"):
+        build_tokenizer(few, tmp_path)
+    lattice = replace(r, model=replace(r.model, quantizer=FSQConfig((5, 5))))
+    with pytest.raises(BadInput, match="kmeans=True: .* no codebook"): build_tokenizer(lattice, tmp_path)
+
+
+def test_a_discriminator_has_a_rate_of_its_own(tmp_path):
+    r = tokenizer_recipe()
+    r = replace(r, loss=replace(r.loss, gan=0.1, start=0), free_steps=0, beside=8.0)
+    trainer = Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "run", Run(progress=False, tracker="none"))
+    rates = {name: optim.lr / r.optim.lr for name, optim in trainer.state.optims.items()}
+    assert rates == {"tokenizer": 1.0, "discriminator": 8.0}
+    trainer.fit(1)
+    assert trainer.state.optimizers["discriminator"].param_groups[0]["lr"] == 8 * r.optim.lr
+    with pytest.raises(BadInput, match="beside=-1"): replace(r, beside=-1)
 
 
 def test_workers_do_not_change_the_result(tmp_path):

@@ -48,6 +48,11 @@ class VQKDConfig:
         fits = d.channels == self.quantizer.dim
         check(fits, "decoder", d.channels, f"must have channels={self.quantizer.dim}, the quantizer's")
 
+    @property
+    def factor(self) -> int:
+        "Pixels a code, along one side."
+        return self.encoder.patch
+
 class VQKD(ConvTokenizer):
     "Codes that tell a teacher's features (BEiT v2, arXiv 2208.06366 §2.1; as a tokenizer, arXiv 2411.04406 §3)."
     makes = "features"
@@ -85,6 +90,12 @@ class ClusterConfig:
         check(fits, "quantizer", self.quantizer.dim, f"must have dim={t.features}, the teacher's channels")
         check_choice("compat", self.compat, (None, "upstream"))
 
+    @property
+    def factor(self) -> int:
+        "Pixels a code, along one side."
+        return self.teacher.body.factor
+
+# %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #897b4289
 class Cluster(Tokenizer):
     "A teacher's features, quantized as they are (arXiv 2411.04406 §3); only the table is learnt."
     makes = "features"

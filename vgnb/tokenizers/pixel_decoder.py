@@ -100,6 +100,11 @@ class PixelDecoderConfig:
         "The frozen tokenizer's."
         return self.frozen.quantizer
 
+    @property
+    def factor(self) -> int:
+        "Pixels a code, along one side."
+        return self.decoder.factor
+
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #db056875
 class PixelDecoder(Tokenizer):
     "A decoder of pixels on a frozen tokenizer's codes (arXiv 2411.04406 §3)."

@@ -30,9 +30,16 @@ def _counters(module:nn.Module) -> set[str]:
     counting = ((name, m) for name, m in module.named_modules() if isinstance(m, (UsageMeter, Update)))
     return {f"{name}.{k}".lstrip(".") for name, m in counting for k, _ in m.named_buffers()}
 
+def _frozen(model:nn.Module, other:nn.Module) -> Tokenizer|None:
+    "The tokenizer inside a pixel decoder, if the other one is not a pixel decoder, too."
+    inside = getattr(model, "frozen", None)
+    return inside if isinstance(inside, Tokenizer) and not isinstance(other, type(model)) else None
+
 def _part(model:nn.Module, other:nn.Module, source:str|Path) -> nn.Module:
-    "The part of a model that another one fills: all, or the first levels of a tokenizer's codes."
+    "The part of a model that another one fills: all, what it keeps frozen, or the first levels of a tokenizer's codes."
     both = isinstance(model, Tokenizer) and isinstance(other, Tokenizer)
+    frozen = _frozen(model, other)
+    if both and frozen is not None: return frozen
     if not both or not 0 < other.levels < model.levels: return model
     try: return model.first(other.levels)
     except BadInput:
@@ -48,9 +55,13 @@ def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.M
     "(what another model fills, its state then). Errors: `Mismatch`."
     part = _part(model, other, source)
     own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
-    try: return part, NameTable().load(_weights(other) | own, part, str(source))
+    given = _weights(other)
+    if part is _frozen(model, other):
+        names = part.state_dict().keys()
+        given = {k: v for k, v in given.items() if k in names or not k.startswith("decoder.")}
+    try: return part, NameTable().load(given | own, part, str(source))
     except Mismatch:
-        _check_kind(model, other, source)
+        _check_kind(part, other, source)
         raise
 
 def _check_kind(model:nn.Module, other:nn.Module, source:str|Path):

@@ -179,17 +179,20 @@ def check_kmeans(
     tokenizer:Tokenizer,
     size:int,        # side of the pictures
     batch:int,       # pictures a step, over all processes
-    free_steps:int,  # unquantized steps, after which k-means sets the codebook; 0: it does not
+    free_steps:int,  # unquantized steps, after which k-means sets the codebook
+    kmeans:bool=False, # it does so after 0 of them, too
 ):
-    "Refuse a batch with too few features to set the codebook from."
-    tables = [q for q in quantizers_in(tokenizer) if isinstance(q, TableQuantizer)]
-    if not free_steps or not tables: return
+    "Refuse a batch with too few features to set the codebook from, and k-means where there is no codebook to set."
+    frozen = quantizers_in(tokenizer.frozen) if hasattr(tokenizer, "frozen") else []
+    tables = [q for q in quantizers_in(tokenizer) if isinstance(q, TableQuantizer) and q not in frozen]
+    check(tables or not kmeans, "kmeans", kmeans, "must be false: this tokenizer has no codebook that could be set")
+    if not (free_steps or kmeans) or not tables: return
     codes = max(q.config.codebook for q in tables)
     places = math.prod(tokenizer.code_shape(size, size)[:tokenizer.dims])
     least = -(-codes // places)
     check(batch >= least, "batch", batch,
           f"must be at least {least}: after free_steps={free_steps} steps k-means sets {codes} codes from one batch, "
-          f"which has {places} features a picture; or ask for free_steps=0")
+          f"which has {places} features a picture; or ask for free_steps=0{' and kmeans=false' * kmeans}")
 
 # %% ../../nbs/training/517_tasks.ipynb #f4be3da2
 class TokenizerTask(Task):
@@ -198,9 +201,11 @@ class TokenizerTask(Task):
         tokenizer:Tokenizer,
         objective:Objective,
         free_steps:int=0,   # unquantized steps at the start; then k-means
+        kmeans:bool=False,  # k-means where none is unquantized, too: before the first step
     ):
         self.objective = objective
         self.free_steps = check_int("free_steps", free_steps, 0)
+        self.kmeans = kmeans or free_steps > 0
         objective.meet(tokenizer)
         self.modules = {"tokenizer": tokenizer} | objective.modules
         self.helpers = tuple(objective.helpers.values())
@@ -239,7 +244,7 @@ class TokenizerTask(Task):
 
     def once(self, step:int) -> bool:
         "K-means, after the unquantized steps."
-        return step == self.free_steps > 0
+        return self.kmeans and step == self.free_steps
 
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync:Sync):
         "Set the codebook by k-means when its time has come; hand over `sync`."
