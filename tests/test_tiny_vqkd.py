@@ -8,7 +8,6 @@ from vgnb.kinds import from_json
 from vgnb.tokenizers.shapes_teacher import ShapesTeacherRecipe, examine_teacher
 from vgnb.tokenizers.teachers import TEACHERS, load_teacher, shipped_teacher
 
-
 def test_the_teacher_of_shapes_lies_in_the_package(tmp_path):
     "Small, in step with its recipe, and as good as its card says: what is where, of pictures it was not taught by."
     card = load_json(shipped_teacher() / "config.json")
