@@ -29,11 +29,13 @@ from vgnb.kinds import changed, from_json, kind_of, kinds, to_json
 from vgnb.saved import load_model, load_tensors, save_model, save_tensors
 from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.vqgan import VQGAN
+from vgnb.training.checkpoints import read_checkpoint
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.training.feed import Data, Feed, stream
 from vgnb.training.previews import teacher_forced
 from vgnb.training.recipes import recipe, recipes
 from vgnb.training.run_folder import Run
+from vgnb.training.trackers import read_log
 from vgnb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,6 +255,29 @@ def test_kmeans_sets_the_codebook_before_the_first_step_and_never_again(tmp_path
         build_tokenizer(few, tmp_path)
     lattice = replace(r, model=replace(r.model, quantizer=FSQConfig((5, 5))))
     with pytest.raises(BadInput, match="kmeans=True: .* no codebook"): build_tokenizer(lattice, tmp_path)
+
+
+def test_a_run_begins_with_a_given_checkpoint_of_another(tmp_path):
+    "As it was: from its fourth step on both runs are the same; the old one is not touched, and the new one resumes."
+    r = replace(tokenizer_recipe(), free_steps=1, steps=6)
+    def run(name, until=None, **how):
+        task, data = build_tokenizer(r, tmp_path)
+        return Trainer(task, data, r, tmp_path / name, Run(progress=False, save_every=2, keep=9, **how)).fit(until)
+    run("old")
+    saves = tmp_path / "old" / "checkpoints"
+    earlier, before = sorted(saves.iterdir())[0], sorted(p.name for p in saves.iterdir())
+    assert run("new", 5, resume_from=earlier).step == 5 and run("new", resume_from=earlier).step == 6
+    files = [read_checkpoint(sorted((tmp_path / name / "checkpoints").iterdir())[-1])[0] for name in ("old", "new")]
+    for name, state in files[0].items():
+        assert all(torch.equal(v, files[1][name][k]) for k, v in state.items()), name
+    assert sorted(p.name for p in saves.iterdir()) == before
+    assert read_log(tmp_path / "new" / "log.jsonl")[0]["step"] > 2
+    assert run("latest", resume_from=tmp_path / "old").step == 6          # the latest one: nothing is left to do
+    with pytest.raises(BadInput, match="resume_from=.*must be a run, or a checkpoint"):
+        run("none", resume_from=tmp_path / "old" / "checkpoints")
+    with pytest.raises(Mismatch, match="optim.lr"):
+        r = replace(r, optim=replace(r.optim, lr=1.0))
+        run("other", resume_from=earlier)
 
 
 def test_a_discriminator_has_a_rate_of_its_own(tmp_path):

@@ -15,6 +15,7 @@ from vgnb.families import families, published_model, recognised
 from vgnb.kinds import changed, from_json, to_json
 from vgnb.recipes.vqkd_recipes import VQKD_NAMES, explain_name, vqkd_recipe
 from vgnb.saved import load_model, save_model
+from vgnb.shipped import open_part
 from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss
 from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, ClusterConfig, VQKDConfig
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -409,6 +410,25 @@ def test_a_head_makes_patches_row_by_row():
         out = coder(torch.randn(1, 8, 2, 3))
     assert out.shape == (1, 3, 16, 24)
     assert torch.equal(out[0, :, 8:, 16:].permute(1, 2, 0).flatten(), torch.arange(192.0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [PAINT, ViTDecoderConfig(replace(WIDE, size=4, patch=1, channels=8, depth=2), 8)])
+def test_a_tokenizer_and_its_decoder_are_one_model_in_two_files(part, images, tmp_path):
+    "The tokenizer's file has a decoder of features under the same names; the later file's takes its place."
+    tokenizer = made(VQKD, VQKD_WIDE)
+    torch.manual_seed(1)
+    painter = PixelDecoder.on(tokenizer, part).eval()
+    first, second = framework_file(tmp_path / "iter_10", tokenizer), framework_file(tmp_path / "iter_20", painter)
+    for name in (f"{first},{second}", f"{first / 'model.pth'},{second / 'model.pth'}"):
+        whole = load_published(name, system="vqkd")
+        assert torch.equal(whole(images).output, painter(images).output)
+        assert torch.equal(open_part(name, "tokenizer", system="vqkd").encode(images), tokenizer.encode(images))
+    task = Task()
+    task.modules = {"tokenizer": PixelDecoder(whole.config)}
+    begin_with(task, f"{first},{second}")
+    assert torch.equal(task.modules["tokenizer"].eval()(images).output, painter(images).output)
+    with pytest.raises(Missing, match="no such file"): load_published(f"{first},{tmp_path / 'none.pth'}")
 
 
 # ---- recipes by their published names

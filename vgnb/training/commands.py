@@ -271,7 +271,7 @@ def _first_line(recipe:Recipe) -> str:
 def _state_of(folder:Path, run:Run) -> str:
     "What would become of the folder."
     found = checkpoints(folder / "checkpoints")
-    if not found: return "is new"
+    if not found: return f"is new; it would begin with {run.resume_from}" if run.resume_from else "is new"
     if run.resume == "fresh": return "would be emptied"
     return f"has checkpoints up to {found[0].name}; the run would go on if the recipe is the same"
 

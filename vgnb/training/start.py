@@ -18,7 +18,7 @@ from ..generators.generator import Generator
 from ..kinds import OpenRegistry, kind_of
 from ..names import NameTable
 from ..saved import load_model
-from ..tensor_files import weights_in
+from ..tensor_files import weight_files, weights_in
 from ..tokenizers.quantizers import Update, UsageMeter
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
@@ -126,10 +126,11 @@ start_files = OpenRegistry("start file")    # ending of a file's name -> (path, 
 def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
-    check(path.suffix in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
+    ending = (weight_files(path) or [path])[-1].suffix
+    check(ending in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
     try: systems = {family.system for family in owners(model)}
     except BadInput: systems = set()
-    return start_files[path.suffix](path, system=systems.pop() if len(systems) == 1 else None)
+    return start_files[ending](path, system=systems.pop() if len(systems) == 1 else None)
 
 def _role(model:nn.Module) -> str:
     "tokenizer, generator, or empty for what is neither."
@@ -143,7 +144,7 @@ def find_start(
 ) -> Path:             # a published file, or the folder of a model
     "Where a training begins. Errors: `Missing` says what can be there, or which recipe makes it."
     path = Path(start)
-    if path.is_file(): return path
+    if weight_files(path): return path
     above = importlib.import_module("vgnb.shipped")      # stands above this room, as the zoo does
     there = path.exists() or str(start) in above.shipped()
     advice = f"no such run: train {first}, then give the folder of that run here, --start RUN"
@@ -155,7 +156,7 @@ def find_start(
 
 def _other(path:Path, model:nn.Module, source:str|Path) -> nn.Module:
     "The model that another one starts from; of the same role. Errors: what lies there instead."
-    other = _read_file(path, model) if path.is_file() else load_model(path)
+    other = _read_file(path, model) if weight_files(path) else load_model(path)
     role = _role(model)
     if role: importlib.import_module("vgnb.shipped").check_role(other, role, "start", source)
     return other
@@ -175,7 +176,7 @@ def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[s
 
 def begin_with(
     task:Task,
-    start:str|Path,     # folder of a run, a saved model or a pipeline; a shipped name; or a published file
+    start:str|Path,     # folder of a run, a saved model, a pipeline; a shipped name; a published file, or several: A,B
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
 ) -> dict[str, Taken]:  # by module
     "Give a task's first module another model's weights; of a run also those of what was trained beside it."
