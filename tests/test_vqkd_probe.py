@@ -24,12 +24,14 @@ from vgnb.evaluation.features import (
     pooled_inception_names,
 )
 from vgnb.saved import load_model, save_model
+from vgnb.shipped import open_part
 from vgnb.tokenizers.feature_tokenizer import Cluster
 from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.streamed_kmeans import Clusters
 from vgnb.tokenizers.teachers import Teacher, TeacherConfig
 from vgnb.tokenizers.vit import ViTConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+from vgnb.views.codebook import PatchGallery, codebook_map, gallery_picture, rows_of
 
 SHORT = ProbeRecipe(steps=150, batch=64)
 
@@ -346,3 +348,39 @@ def test_commands_over_a_data_set_name_what_is_wrong(place, scripts, words, says
         Shapes(1, 16)[0].image.save(place / "pictures" / name / "one.png")
     done = scripts(*words)
     assert done.code == 2 and says in done.err and len(done.err.strip().splitlines()) == 1, done
+
+
+# ---- what a code looks like
+
+def test_a_gallery_is_the_same_however_it_is_filled():
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(12, (9, 4, 2), generator=g)
+    images = torch.randint(0, 256, (9, 16, 12, 3), dtype=torch.uint8, generator=g).numpy()
+    whole, parts = PatchGallery(12, per=5).add(codes, images), PatchGallery(12, per=5)
+    for k in range(0, 9, 2): parts.add(codes[k:k + 2], images[k:k + 2])
+    assert (whole.count == parts.count).all() and whole.count.sum() == codes.numel()
+    np.testing.assert_allclose(whole.colours(), parts.colours())
+    assert all(len(kept) == min(5, whole.count[code]) for code, kept in whole.patches.items())
+    first = int(codes[0, 1, 1])
+    assert any((patch == images[0, 4:8, 6:12]).all() for patch in whole.patches[first])
+    assert gallery_picture(whole, [first, 3], columns=2).width > 0
+
+
+@pytest.mark.parametrize("codes, images", [
+    (torch.zeros(1, 2, 2), np.zeros((1, 8, 8, 3))), (torch.zeros(2, 2, 2).long(), np.zeros((1, 8, 8, 3), np.uint8)),
+    (torch.full((1, 2, 2), -1), np.zeros((1, 8, 8, 3), np.uint8)), (torch.zeros(1, 4), np.zeros((1, 8, 8, 3), np.uint8))])
+def test_codes_that_are_not_of_the_pictures_are_refused(codes, images):
+    with pytest.raises(BadInput): PatchGallery(4).add(codes, images)
+
+
+@pytest.mark.parametrize("name, level", [("tiny-randar", 0), ("tiny-iar2", 0), ("tiny-iar2", 1)])
+def test_a_map_has_a_point_for_every_code(name, level):
+    tokenizer = open_part(name, "tokenizer")
+    rows = rows_of(tokenizer, level)
+    state = codebook_map(rows)
+    assert state.points.shape == (tokenizer.vocab[level], 2) and np.isfinite(state.points).all()
+    centred = (rows - rows.mean(0)).double()
+    assert abs(state.share - np.square(state.points).sum() / float(centred.square().sum())) < 1e-6
+    turned = codebook_map(rows @ torch.linalg.qr(torch.randn(rows.shape[1], rows.shape[1])).Q)
+    np.testing.assert_allclose(np.abs(turned.points), np.abs(state.points), atol=1e-3)
+    with pytest.raises(BadInput): rows_of(tokenizer, len(tokenizer.vocab))
