@@ -1,4 +1,5 @@
 "The VQ-KD framework's models: sizes, teachers that never move, features where pixels are asked, frozen codes, files."
+import contextlib
 import copy
 import json
 import re
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vgnb.core import BadInput, Mismatch, Missing
+from vgnb.core import BadInput, Mismatch, Missing, VgnbError
 from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
 from vgnb.families import families, published_model, recognised
+from vgnb.generators.proposal import read_proposal
 from vgnb.kinds import changed, from_json, to_json
 from vgnb.recipes.vqkd_recipes import VQKD_NAMES, explain_name, vqkd_recipe
 from vgnb.saved import load_model, save_model
@@ -43,7 +45,8 @@ from vgnb.tokenizers.vit_coder import ViTCoder
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.tokenizers.vqkd_files import load_cluster, load_pixel_decoder
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer
-from vgnb.tokenizers.vqkd_words import model_of, read_vqgan
+from vgnb.tokenizers.vqkd_training_files import read_training
+from vgnb.tokenizers.vqkd_words import model_of, read_cluster, read_pixel_decoder, read_vqgan, read_vqkd
 from vgnb.training.commands import TrainOptions, train
 from vgnb.training.run_folder import Run
 from vgnb.training.start import begin_with
@@ -547,3 +550,42 @@ def test_a_tokenizer_of_features_is_trained_and_then_painted(tmp_path):
         lines = read_log(tmp_path / "painter" / name / "log.jsonl")
         assert "disc" in lines[-1] and "usage" not in lines[-1]
     assert not torch.equal(tokenizer.quantizer.table, made(Cluster, CLUSTER).quantizer.table)
+
+
+# ---- records that are none
+
+READERS = {
+    "vqgan-8192-dd2": (read_vqgan, read_training), "cvqvae-8192-dd2": (read_vqgan,), "fsq-8000": (read_vqgan,),
+    "vqkd-clip-8192": (read_vqkd,), "cluster-clip-8192": (read_cluster,),
+    "decoder-llamagen-vqkd-clip": (read_pixel_decoder,), "decoder-vqkd-vqkd-clip": (read_pixel_decoder,),
+    "ar-gpt2-medium-cfg-8192": (read_proposal,), "ar-llama-medium-cfg-8192": (read_proposal,)}
+
+
+def places(record, path=()):
+    "Every place in a nested record."
+    inner = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def damaged(record, path, value):
+    "A record with something else, or nothing, in one place."
+    record = copy.deepcopy(record)
+    inner = record
+    for key in path[:-1]: inner = inner[key]
+    if value is None: del inner[path[-1]]
+    else: inner[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_record_is_read_or_refused_by_name(name):
+    "Whatever stands in whatever place: never an error of Python's."
+    spec = json.loads((Path(__file__).parent / "manifests" / f"vqkd-{name}.json").read_text())["config"]
+    spec = spec if name.startswith("ar-") else model_of(spec)
+    for read in READERS[name]:
+        own = spec if read is read_training else {k: v for k, v in spec.items() if k != "discriminator"}
+        for path in places(own):
+            for value in (None, "x", -1, 0.5, [], {}, [None]):
+                with contextlib.suppress(VgnbError): read(damaged(own, path, value))

@@ -368,7 +368,8 @@ def test_a_gallery_is_the_same_however_it_is_filled():
 
 @pytest.mark.parametrize("codes, images", [
     (torch.zeros(1, 2, 2), np.zeros((1, 8, 8, 3))), (torch.zeros(2, 2, 2).long(), np.zeros((1, 8, 8, 3), np.uint8)),
-    (torch.full((1, 2, 2), -1), np.zeros((1, 8, 8, 3), np.uint8)), (torch.zeros(1, 4), np.zeros((1, 8, 8, 3), np.uint8))])
+    (torch.full((1, 2, 2), -1), np.zeros((1, 8, 8, 3), np.uint8)),
+    (torch.zeros(1, 4), np.zeros((1, 8, 8, 3), np.uint8))])
 def test_codes_that_are_not_of_the_pictures_are_refused(codes, images):
     with pytest.raises(BadInput): PatchGallery(4).add(codes, images)
 

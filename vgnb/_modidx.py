@@ -1118,6 +1118,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vgnb.families.owners': ('families.html#owners', 'vgnb/families.py'),
                                'vgnb.families.published_model': ('families.html#published_model', 'vgnb/families.py'),
                                'vgnb.families.recognised': ('families.html#recognised', 'vgnb/families.py'),
+                               'vgnb.families.record_reader': ('families.html#record_reader', 'vgnb/families.py'),
                                'vgnb.families.register': ('families.html#register', 'vgnb/families.py'),
                                'vgnb.families.the_one': ('families.html#the_one', 'vgnb/families.py'),
                                'vgnb.families.without_memory': ('families.html#without_memory', 'vgnb/families.py')},

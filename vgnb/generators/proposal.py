@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, check, check_choice, check_float, check_int
 from ..draws import At
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, counted, record_reader, register
 from .generator import Cond, Grid, Loss
 from .raster import DecoderOnly, RasterConfig, RasterTransformer
 from ..layers import Attention, Dropout, Linear, Noise, Past, RMSNorm, SwiGLU, TransformerBlock, ffn_width
@@ -306,6 +306,7 @@ def _vocabulary(spec:dict) -> dict:
     return {"classes": classes, "vocab": codes, "class_dropout": rate}
 
 # %% ../../nbs/generators/322_proposal.ipynb #c90c73f8
+@record_reader
 def read_proposal(
     spec:dict,    # Hugging Face's arguments of a Llama or a GPT-2, and those of `_vocabulary`
     **changes,    # fields of ours to set on top
