@@ -3,7 +3,7 @@ import contextlib
 import copy
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,20 @@ import torch
 from vgnb.core import BadInput, Mismatch, Missing, VgnbError
 from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
+from vgnb.evaluation.code_probe import ProbeRecipe
 from vgnb.families import families, published_model, recognised
-from vgnb.generators.proposal import read_proposal
-from vgnb.kinds import changed, from_json, to_json
+from vgnb.generators.proposal import ProposalConfig, read_proposal
+from vgnb.kinds import changed, from_json, kind_of, kinds, to_json
 from vgnb.recipes.vqkd_recipes import VQKD_NAMES, explain_name, vqkd_recipe
 from vgnb.saved import load_model, save_model
 from vgnb.shipped import open_part
+from vgnb.tokenizers.codebook_updates import Anchors, Ema
+from vgnb.tokenizers.convnext import ConvNeXtConfig
+from vgnb.tokenizers.discriminators import PatchGANConfig
 from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss
 from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, ClusterConfig, VQKDConfig
+from vgnb.tokenizers.fsq import FSQConfig
+from vgnb.tokenizers.loss_weights import InTurn, Steps
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
 from vgnb.tokenizers.pictures import need_pixels, pictures
@@ -30,6 +36,7 @@ from vgnb.tokenizers.pixel_decoder import (
     PixelDecoderConfig,
     ViTDecoderConfig,
 )
+from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.teachers import (
     TEACHERS,
     CLIPTeacherConfig,
@@ -589,3 +596,21 @@ def test_a_damaged_record_is_read_or_refused_by_name(name):
         for path in places(own):
             for value in (None, "x", -1, 0.5, [], {}, [None]):
                 with contextlib.suppress(VgnbError): read(damaged(own, path, value))
+
+
+TINY_PROPOSAL = ProposalConfig(1, 32, 4, vocab=8, grid=(2, 2), classes=3, block="gpt2")
+CONFIGS = [BEIT, ConvNeXtConfig(), EYE, VQKD_SMALL, CLUSTER, PixelDecoderConfig(VQKD_SMALL, PAINT), PAINT,
+           ViTDecoderConfig(replace(BEIT, size=4, patch=1), 8), FeatureLossConfig(), VectorConfig(64, 4),
+           FSQConfig((5, 4)), Anchors(), Ema(), TINY_PROPOSAL, ProbeRecipe(), PatchGANConfig(), Steps(milestones=(1, 2)),
+           InTurn(parts=(Steps(), Steps()), milestones=(3,))]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+def test_a_field_of_a_wrong_kind_is_named_before_anything_is_built(config):
+    parts = (Anchors, Ema, FeatureLossConfig)              # built with what they are parts of
+    for field in fields(config):
+        for value in (None, "x", -1, 0, 0.5, float("nan"), (), [], True, {}, (1, "a")):
+            with contextlib.suppress(VgnbError):
+                other = replace(config, **{field.name: value})
+                build = kinds[kind_of(other)].build if kind_of(other) and not isinstance(other, parts) else None
+                with torch.device("meta"): build and build(other)

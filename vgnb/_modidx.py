@@ -85,6 +85,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'vgnb.core.check_float': ('core.html#check_float', 'vgnb/core.py'),
                            'vgnb.core.check_int': ('core.html#check_int', 'vgnb/core.py'),
                            'vgnb.core.check_levels_of': ('core.html#check_levels_of', 'vgnb/core.py'),
+                           'vgnb.core.check_list': ('core.html#check_list', 'vgnb/core.py'),
                            'vgnb.core.check_place': ('core.html#check_place', 'vgnb/core.py'),
                            'vgnb.core.digest': ('core.html#digest', 'vgnb/core.py'),
                            'vgnb.core.digest_file': ('core.html#digest_file', 'vgnb/core.py'),

@@ -41,6 +41,10 @@ class VQKDConfig:
     def __post_init__(self):
         check_quantizer(self.quantizer)
         check_int("features", self.features, 1)
+        for k in ("encoder", "decoder"):
+            part = getattr(self, k)
+            fits = isinstance(part, ViTConfig) or (part is None and k == "decoder")
+            check(fits, k, part, "must be the configuration of a vision transformer")
         check_choice("compat", self.compat, (None, "upstream"))
         if self.decoder is None: return
         d = self.decoder

@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ..core import check, check_float, check_int
+from ..core import check, check_float, check_int, check_list
 from ..draws import At, Draws
 from ..kinds import register_part
 from .nearest import exact, straight_through
@@ -28,7 +28,7 @@ class FSQConfig:
     eps: float = 1e-3                      # by what share a feature stays within the outermost values
 
     def __post_init__(self):
-        object.__setattr__(self, "levels", tuple(self.levels))
+        object.__setattr__(self, "levels", check_list("levels", self.levels))
         check(self.levels, "levels", self.levels, "must name at least one channel's number of values")
         for n in self.levels: check_int("levels", n, 3)
         codes, most = prod(self.levels), 1 / (max(self.levels) - 1)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput, check, check_choice, check_float, check_int
+from ..core import BadInput, check, check_choice, check_float, check_int, check_list
 from ..draws import At, Draws
 from ..kinds import kind_of, kinds, register_part, shelf, shelf_of
 from .nearest import Alone, Sync, entropy_loss, exact, kmeans, l2_normalize, nearest, straight_through
@@ -168,7 +168,7 @@ def build_updates(configs:Sequence, quantizer_config) -> list[Update]:
 
 def _check_updates(configs:Sequence) -> Sequence:
     "Configurations from the shelf \"update\", or `BadInput`."
-    for i, c in enumerate(configs): _of_shelf("update", f"updates.{i}", c)
+    for i, c in enumerate(check_list("updates", configs)): _of_shelf("update", f"updates.{i}", c)
     return configs
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #56abeb7d

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import BadInput, Missing, Registry, check, check_choice, check_int
+from ..core import BadInput, Missing, Registry, check, check_choice, check_float, check_int, check_list
 from ..data.transforms import resize_bicubic
 from ..kinds import Kind, kind_of, kinds, shelf, shelf_of
 from ..names import Bare, Fuse, Ignore, NameTable, Rename
@@ -55,7 +55,7 @@ class TeacherConfig:
         if shelf_of(self.body) != "vision":
             raise BadInput("body", self.body, f"must be the configuration of one of: {', '.join(shelf('vision'))}")
         for k in ("mean", "std"):
-            values = tuple(map(float, getattr(self, k)))
+            values = tuple(check_float(k, v) for v in check_list(k, getattr(self, k)))
             check(len(values) == self.body.channels, k, values, f"must have {self.body.channels} numbers, one a colour")
             object.__setattr__(self, k, values)
         check(all(v > 0 for v in self.std), "std", self.std, "must be above 0")
