@@ -601,8 +601,8 @@ def test_a_damaged_record_is_read_or_refused_by_name(name):
 TINY_PROPOSAL = ProposalConfig(1, 32, 4, vocab=8, grid=(2, 2), classes=3, block="gpt2")
 CONFIGS = [BEIT, ConvNeXtConfig(), EYE, VQKD_SMALL, CLUSTER, PixelDecoderConfig(VQKD_SMALL, PAINT), PAINT,
            ViTDecoderConfig(replace(BEIT, size=4, patch=1), 8), FeatureLossConfig(), VectorConfig(64, 4),
-           FSQConfig((5, 4)), Anchors(), Ema(), TINY_PROPOSAL, ProbeRecipe(), PatchGANConfig(), Steps(milestones=(1, 2)),
-           InTurn(parts=(Steps(), Steps()), milestones=(3,))]
+           FSQConfig((5, 4)), Anchors(), Ema(), TINY_PROPOSAL, ProbeRecipe(), PatchGANConfig(),
+           Steps(milestones=(1, 2)), InTurn(parts=(Steps(), Steps()), milestones=(3,))]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)

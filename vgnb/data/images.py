@@ -138,6 +138,7 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     source.notes = beside_shards(where)
     return source
 
+# %% ../../nbs/data/110_images.ipynb #f5c9be6a
 def _open_path(path:Path, classes, **kw) -> StoredImages:
     "A tar, the root of Kaggle's layout, or a folder of pictures."
     packed = re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path.name.lower())
@@ -172,6 +173,7 @@ def _as_it_is(source:ImageSource, max_bad:int, alpha:str, classes:list[str]|None
         check(value in (usual, has), name, value, f"can't be chosen for a source that is open already; it has {has!r}")
     return source
 
+# %% ../../nbs/data/110_images.ipynb #7e0d8649
 def open_images(
     uri, # a folder, a .tar, an address (annotated, datasets, folder, kaggle, shapes, wds), a torch Dataset, a source
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name

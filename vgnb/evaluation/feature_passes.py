@@ -156,6 +156,7 @@ def cluster_dataset(
     stream_kmeans(features, clusters, Keyed(seed), iterations, processes, save, every)
     return clusters
 
+# %% ../../nbs/evaluation/655_feature_passes.ipynb #b1973fe6
 class _Seen:
     "Batches as (ids, features)."
     def __init__(self, batches:PassesSince, look:Callable, clusters:Clusters):

@@ -60,6 +60,7 @@ from ..names import Ignore, NameTable, Rename
 _COUNTS = ("layers", "dim", "heads", "classes", "text_dim", "text_tokens")
 _RATES = ("class_dropout", "token_dropout", "residual_dropout", "ffn_dropout", "drop_path")
 
+# %% ../../nbs/generators/320_raster.ipynb #795d5679
 @dataclass(frozen=True)
 class RasterConfig:
     "Everything that decides the shape and the training of a `RasterTransformer`; plain values, so JSON can carry it."

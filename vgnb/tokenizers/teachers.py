@@ -154,6 +154,7 @@ def _openclip(dim:int, depth:int, heads:int, out:int, hidden:int|None=None, **co
     body = replace(CLIPTeacherConfig().body, patch=14, dim=dim, depth=depth, heads=heads, hidden=hidden, out=out)
     return CLIPTeacherConfig(replace(body, activation="gelu"), **colours)
 
+# %% ../../nbs/tokenizers/272_teachers.ipynb #77111b7a
 _HALVES = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 for _config in (CLIPTeacherConfig, EVATeacherConfig, DINOTeacherConfig, ViTTeacherConfig, MAETeacherConfig,
                 ConvNeXtTeacherConfig, TeacherConfig):
