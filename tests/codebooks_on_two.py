@@ -34,7 +34,11 @@ CASES = {
     "anchors on the sphere": table(Normalise(), Anchors()),
     "anchors and revival": table(Anchors(), Ema(), Revive(2), l2=False),
     "semantic and detail": SemanticDetailConfig(8, 16, 4, usage=0, updates=(Ema(0.9), Anchors("cached"))),
+    "plain, with a meter": VectorConfig(24, 4, usage=150),
+    "plain rows of any length, with a meter": VectorConfig(24, 4, l2=False, usage=150, entropy=0.1),
+    "ema and anchors, with a meter": VectorConfig(24, 4, usage=64, updates=(Ema(0.9), Anchors()), vq=0.0),
     "fsq": FSQConfig((5, 4, 3, 3), usage=0),
+    "fsq with a meter": FSQConfig((5, 4, 3, 3), usage=150),
 }
 STEPS, BATCH = 5, 8
 

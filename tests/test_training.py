@@ -25,14 +25,17 @@ from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Loss
 from vgnb.generators.masked import MaskedConfig
 from vgnb.generators.partition import PartitionConfig
-from vgnb.kinds import from_json, kind_of, kinds, to_json
+from vgnb.kinds import changed, from_json, kind_of, kinds, to_json
 from vgnb.saved import load_model, load_tensors, save_model, save_tensors
+from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.vqgan import VQGAN
+from vgnb.training.checkpoints import read_checkpoint
 from vgnb.training.commands import TrainOptions, build_generator, build_tokenizer, help_text, list_recipes, parse, train
 from vgnb.training.feed import Data, Feed, stream
 from vgnb.training.previews import teacher_forced
 from vgnb.training.recipes import recipe, recipes
 from vgnb.training.run_folder import Run
+from vgnb.training.trackers import read_log
 from vgnb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,6 +233,62 @@ def test_steps_with_bad_gradients_are_skipped_in_every_phase(tmp_path):
         for k, v in task.modules[name].named_parameters(): assert torch.equal(v, frozen[name][k]), k
     numbers = trainer.state.guard.numbers()
     assert numbers["skipped"] == 2 and numbers["streak"] == 1
+
+
+def test_kmeans_sets_the_codebook_before_the_first_step_and_never_again(tmp_path):
+    r = replace(tokenizer_recipe(), free_steps=0, kmeans=True, steps=4)
+    def fitted(stop):
+        task, data = build_tokenizer(r, tmp_path)
+        tokenizer, set_at = task.modules["tokenizer"], []
+        begin, real = tokenizer.quantizer.table.detach().clone(), tokenizer.kmeans_init
+        def kmeans_init(*args):
+            real(*args)
+            set_at.append(not torch.equal(tokenizer.quantizer.table, begin))
+        tokenizer.kmeans_init = kmeans_init
+        Trainer(task, data, r, tmp_path / "run", Run(progress=False, save_every=1)).fit(stop)
+        return set_at
+    assert fitted(2) == [True] and fitted(4) == []
+    with pytest.raises(BadInput, match="kmeans=True: must be False with start"):
+        build_tokenizer(replace(r, start="anything"), tmp_path)
+    few = replace(r, batch=1, model=changed(r.model, quantizer=dict(codebook=4096)))
+    with pytest.raises(BadInput, match="batch=1: must be at least .* or ask for free_steps=0 and kmeans=false"):
+        build_tokenizer(few, tmp_path)
+    lattice = replace(r, model=replace(r.model, quantizer=FSQConfig((5, 5))))
+    with pytest.raises(BadInput, match="kmeans=True: .* no codebook"): build_tokenizer(lattice, tmp_path)
+
+
+def test_a_run_begins_with_a_given_checkpoint_of_another(tmp_path):
+    "As it was: from its fourth step on both runs are the same; the old one is not touched, and the new one resumes."
+    r = replace(tokenizer_recipe(), free_steps=1, steps=6)
+    def run(name, until=None, **how):
+        task, data = build_tokenizer(r, tmp_path)
+        return Trainer(task, data, r, tmp_path / name, Run(progress=False, save_every=2, keep=9, **how)).fit(until)
+    run("old")
+    saves = tmp_path / "old" / "checkpoints"
+    earlier, before = sorted(saves.iterdir())[0], sorted(p.name for p in saves.iterdir())
+    assert run("new", 5, resume_from=earlier).step == 5 and run("new", resume_from=earlier).step == 6
+    files = [read_checkpoint(sorted((tmp_path / name / "checkpoints").iterdir())[-1])[0] for name in ("old", "new")]
+    for name, state in files[0].items():
+        assert all(torch.equal(v, files[1][name][k]) for k, v in state.items()), name
+    assert sorted(p.name for p in saves.iterdir()) == before
+    assert read_log(tmp_path / "new" / "log.jsonl")[0]["step"] > 2
+    assert run("latest", resume_from=tmp_path / "old").step == 6          # the latest one: nothing is left to do
+    with pytest.raises(BadInput, match="resume_from=.*must be a run, or a checkpoint"):
+        run("none", resume_from=tmp_path / "old" / "checkpoints")
+    with pytest.raises(Mismatch, match="optim.lr"):
+        r = replace(r, optim=replace(r.optim, lr=1.0))
+        run("other", resume_from=earlier)
+
+
+def test_a_discriminator_has_a_rate_of_its_own(tmp_path):
+    r = tokenizer_recipe()
+    r = replace(r, loss=replace(r.loss, gan=0.1, start=0), free_steps=0, beside=8.0)
+    trainer = Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "run", Run(progress=False, tracker="none"))
+    rates = {name: optim.lr / r.optim.lr for name, optim in trainer.state.optims.items()}
+    assert rates == {"tokenizer": 1.0, "discriminator": 8.0}
+    trainer.fit(1)
+    assert trainer.state.optimizers["discriminator"].param_groups[0]["lr"] == 8 * r.optim.lr
+    with pytest.raises(BadInput, match="beside=-1"): replace(r, beside=-1)
 
 
 def test_workers_do_not_change_the_result(tmp_path):

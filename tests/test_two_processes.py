@@ -55,7 +55,9 @@ def test_same_weights(runs, name, other, weights):
     a, b = (load_tensors(runs / r / name / "model" / f"{weights}.safetensors") for r in ("one", other))
     assert a.keys() == b.keys()
     for k in a:
-        if k == "quantizer.usage.recent": continue                        # the codes each process has seen are its own
+        if k == "quantizer.usage.recent":                                 # the codes that all processes have seen
+            assert (a[k] == b[k]).float().mean() > 0.99                   # the weights differ in their last bits
+            continue
         assert a[k].dtype.is_floating_point, k
         assert (a[k] - b[k]).abs().max() <= TOLERANCE, k
 

@@ -9,9 +9,18 @@ from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
 from vgnb.families import described, recognised
 from vgnb.generators.generator import Cond, Grid
-from vgnb.generators.proposal import VQKD_PROPOSAL, ProposalConfig, ProposalTransformer, proposal_presets
+from vgnb.generators.proposal import (
+    VQKD_PROPOSAL,
+    ProposalConfig,
+    ProposalTransformer,
+    UnturnedAttention,
+    proposal_presets,
+    read_proposal,
+    write_proposal,
+)
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.kinds import from_json, to_json
+from vgnb.layers import Noise
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.sampler import Sampler
@@ -130,6 +139,32 @@ def test_classes_are_dropped_in_training_alone():
     wanted = F.cross_entropy(words.flatten(0, 1), codes.flatten() + 6)
     torch.testing.assert_close(model.train()(codes, cond, Keyed(0), at).total, wanted)
     assert abs(float(calm.detach() - wanted.detach())) > 1e-4
+
+
+def test_a_gpt2_drops_weights_of_attention_in_training_alone():
+    "In the mean over draws a wet pass is the dry one; a draw is that of its picture and step."
+    config = replace(GPT2, attention_dropout=0.3, class_dropout=0)
+    model, (codes, cond) = made(config).train(), case(b=2)
+    def loss(step): return model(codes, cond, Keyed(0), At(torch.arange(2), step=step)).total
+    with torch.no_grad():
+        wet = torch.stack([loss(step) for step in range(40)])
+        dry = model.eval()(codes, cond, Keyed(0), At(torch.arange(2))).total
+        assert torch.equal(model.train()(codes, cond, Keyed(0), At(torch.arange(2), step=3)).total, wet[3])
+    assert wet.std() > 0 and abs(wet.mean() - dry) < 6 * wet.std() / 40 ** 0.5 + 0.02 * dry
+    spec = write_proposal(config)
+    assert spec["attn_pdrop"] == 0.3 and read_proposal(spec).attention_dropout == 0.3
+    assert read_proposal({k: v for k, v in spec.items() if k != "attn_pdrop"}).attention_dropout == 0.1
+
+
+def test_attention_written_out_is_attention():
+    torch.manual_seed(0)
+    plain, wet = UnturnedAttention(24, 4), UnturnedAttention(24, 4, dropout=1e-9)
+    wet.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 7, 24)
+    for mask in ("causal", None, torch.rand(2, 1, 7, 7) > 0.2):
+        if torch.is_tensor(mask): mask = mask | torch.eye(7, dtype=torch.bool)
+        found = wet.train()(x, None, mask, noise=Noise(Keyed(0), At(torch.arange(2))))
+        torch.testing.assert_close(found, plain(x, None, mask))
 
 
 def test_the_head_of_a_gpt2_is_its_embedding():

@@ -1,23 +1,45 @@
 "The VQ-KD framework's models: sizes, teachers that never move, features where pixels are asked, frozen codes, files."
+import contextlib
 import copy
-from dataclasses import replace
+import json
+import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from vgnb.core import BadInput, Mismatch, Missing
+from vgnb.core import BadInput, Mismatch, Missing, VgnbError
+from vgnb.data.transforms import Augment
 from vgnb.draws import At, Keyed
+from vgnb.evaluation.code_probe import ProbeRecipe
 from vgnb.families import families, published_model, recognised
-from vgnb.kinds import changed, from_json, to_json
+from vgnb.generators.proposal import ProposalConfig, read_proposal
+from vgnb.kinds import changed, from_json, kind_of, kinds, to_json
+from vgnb.recipes.vqkd_recipes import VQKD_NAMES, explain_name, vqkd_recipe
 from vgnb.saved import load_model, save_model
+from vgnb.shipped import open_part
+from vgnb.tokenizers.codebook_updates import Anchors, Ema
+from vgnb.tokenizers.convnext import ConvNeXtConfig
+from vgnb.tokenizers.discriminators import PatchGANConfig
+from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss
 from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, ClusterConfig, VQKDConfig
+from vgnb.tokenizers.fsq import FSQConfig
+from vgnb.tokenizers.loss_weights import InTurn, Steps
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
 from vgnb.tokenizers.pictures import need_pixels, pictures
-from vgnb.tokenizers.pixel_decoder import PIXEL_DECODERS, ConvDecoderConfig, PixelDecoder, ViTDecoderConfig
+from vgnb.tokenizers.pixel_decoder import (
+    PIXEL_DECODERS,
+    ConvDecoderConfig,
+    PixelDecoder,
+    PixelDecoderConfig,
+    ViTDecoderConfig,
+)
+from vgnb.tokenizers.quantizers import VectorConfig
 from vgnb.tokenizers.teachers import (
     TEACHERS,
+    CLIPTeacherConfig,
     ConvNeXtTeacherConfig,
     Teacher,
     TeacherConfig,
@@ -30,7 +52,13 @@ from vgnb.tokenizers.vit_coder import ViTCoder
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.tokenizers.vqkd_files import load_cluster, load_pixel_decoder
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer
-from vgnb.tokenizers.vqkd_words import read_vqgan
+from vgnb.tokenizers.vqkd_training_files import read_training
+from vgnb.tokenizers.vqkd_words import model_of, read_cluster, read_pixel_decoder, read_vqgan, read_vqkd
+from vgnb.training.commands import TrainOptions, train
+from vgnb.training.run_folder import Run
+from vgnb.training.start import begin_with
+from vgnb.training.tasks import Task, TokenizerTask
+from vgnb.training.trackers import read_log
 from vgnb.zoo import export_published, load_published
 
 BEIT = ViTConfig(32, 8, 48, 2, 4, key_bias=False, resize="offset")
@@ -131,7 +159,7 @@ def test_the_published_shift_is_kept_only_on_request(images):
 
 
 def test_a_missing_file_is_named_before_any_work(tmp_path):
-    for name in TEACHERS:
+    for name in TEACHERS.keys() - {"shapes"}:
         with pytest.raises(Missing, match=str(tmp_path)): load_teacher(name, tmp_path)
 
 
@@ -233,6 +261,30 @@ def test_the_two_decoders_never_meet(images):
     ours = painter.decoder.state_dict()
     assert not any(torch.equal(ours[k], tokenizer.decoder.state_dict()[k]) for k in alike if "vit.positions" in k)
     assert not any(k.startswith("frozen.decoder") for k in painter.state_dict())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build, config", [(VQKD, VQKD_SMALL), (VQKD, replace(VQKD_SMALL, decoder=None)),
+                                           (Cluster, CLUSTER)])
+def test_a_decoder_begins_with_the_tokenizer_whose_codes_it_paints(build, config, images, tmp_path):
+    tokenizer = made(build, config)
+    save_model(tmp_path / "one", tokenizer, config)
+    torch.manual_seed(1)
+    task = Task()
+    task.modules = {"tokenizer": PixelDecoder(PixelDecoderConfig(config, PAINT))}
+    painter = task.modules["tokenizer"]
+    before = copy.deepcopy(painter.decoder.state_dict())
+    taken = begin_with(task, tmp_path / "one")["tokenizer"]
+    assert torch.equal(painter.encode(images), tokenizer.encode(images)) and taken.skipped == {}
+    assert all(torch.equal(v, before[k]) for k, v in painter.decoder.state_dict().items())
+
+    painter.decoder.head.weight.zero_()
+    save_model(tmp_path / "two", painter, painter.config)
+    task.modules = {"tokenizer": PixelDecoder(painter.config)}
+    begin_with(task, tmp_path / "two")
+    assert not task.modules["tokenizer"].decoder.head.weight.any()
+    task.modules = {"tokenizer": PixelDecoder(changed(painter.config, frozen=dict(quantizer=dict(codebook=65))))}
+    with pytest.raises(Mismatch, match="quantizer.table"): begin_with(task, tmp_path / "one")
 
 
 def test_a_decoder_must_make_as_many_pixels_as_a_code_has():
@@ -368,3 +420,197 @@ def test_a_head_makes_patches_row_by_row():
         out = coder(torch.randn(1, 8, 2, 3))
     assert out.shape == (1, 3, 16, 24)
     assert torch.equal(out[0, :, 8:, 16:].permute(1, 2, 0).flatten(), torch.arange(192.0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [PAINT, ViTDecoderConfig(replace(WIDE, size=4, patch=1, channels=8, depth=2), 8)])
+def test_a_tokenizer_and_its_decoder_are_one_model_in_two_files(part, images, tmp_path):
+    "The tokenizer's file has a decoder of features under the same names; the later file's takes its place."
+    tokenizer = made(VQKD, VQKD_WIDE)
+    torch.manual_seed(1)
+    painter = PixelDecoder.on(tokenizer, part).eval()
+    first, second = framework_file(tmp_path / "iter_10", tokenizer), framework_file(tmp_path / "iter_20", painter)
+    for name in (f"{first},{second}", f"{first / 'model.pth'},{second / 'model.pth'}"):
+        whole = load_published(name, system="vqkd")
+        assert torch.equal(whole(images).output, painter(images).output)
+        assert torch.equal(open_part(name, "tokenizer", system="vqkd").encode(images), tokenizer.encode(images))
+    task = Task()
+    task.modules = {"tokenizer": PixelDecoder(whole.config)}
+    begin_with(task, f"{first},{second}")
+    assert torch.equal(task.modules["tokenizer"].eval()(images).output, painter(images).output)
+    with pytest.raises(Missing, match="no such file"): load_published(f"{first},{tmp_path / 'none.pth'}")
+
+
+# ---- recipes by their published names
+
+CONFIGURED = {
+    "vqgan-8192": "vqgan/8192_imagenet_ddp",
+    "vqgan-8192-dd2": "vqgan/8192_dd2_aglwg075_imagenet_ddp",
+    "vqgan-8192-stylegan2": "vqgan/8192_stylegan2_imagenet_ddp",
+    "cvqvae-8192-dd2": "cvqvae/8192_dd2_aglwg075_imagenet_ddp",
+    "fsq-64000": "fsq/64000_imagenet_ddp",
+    "llamagen-vqgan-128x16-f8": "llamagen/vqgan_128x16_f8_imagenet_ddp",
+    "llamagen-vqgan-256-f8": "llamagen/vqgan_256_f8_imagenet_ddp",
+    "vqkd-convnext-8192": "vqkd/convnext_8192_imagenet_ddp",
+    "vqkd-openclip_bigG_14-8192": "vqkd/openclip_bigG_14_8192_imagenet_ddp",
+    "vqkd-vit-16384": "vqkd/vit_16384_imagenet_ddp",
+    "cluster-clip-8192": "cluster/clip_8192_imagenet_ddp",
+    "decoder-llamagen-vqkd-clip": "decoder/llamagen",
+    "ar-gpt2-medium-cfg-8192": "ar/c2i_gpt2_medium_cfg_imagenet_ddp"}
+
+
+@pytest.mark.parametrize("manifest, name", CONFIGURED.items())
+def test_a_name_means_the_published_model(manifest, name):
+    spec = json.loads((Path(__file__).parent / "manifests" / f"vqkd-{manifest}.json").read_text())["config"]
+    alone = {k: v for k, v in model_of(spec).items() if k != "discriminator"}
+    with torch.device("meta"): model, _ = published_model(alone, system="vqkd")
+    made, own = vqkd_recipe(name), model.config
+    def bare(config):
+        inner = config.frozen if isinstance(config, PixelDecoderConfig) else config
+        if not hasattr(inner, "quantizer"): return config
+        inner = changed(inner, quantizer=dict(usage=0))
+        return replace(config, frozen=inner) if isinstance(config, PixelDecoderConfig) else inner
+    assert bare(made.model) == bare(own)
+    if "discriminator" in model_of(spec):
+        game = VQGANLossConfig(**{f: getattr(made.loss, f) for f in ("depth", "discriminator", "gan", "adaptive")})
+        assert game.depth == model_of(spec)["discriminator"].get("depth", 3)
+        gain = model_of(spec).get("adaptive_generator_loss_weight_gain", 0.8)
+        assert game.adaptive == (gain is not None) and game.gan == (gain or 0.5)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("vqgan/8192_dd2_aglwg075_imagenet", "must say its strategy"),
+    ("vqkd/dd2_clip_8192_imagenet_ddp", "begins with no word of vqkd"),
+    ("vqgan/_8192_imagenet_ddp", "begins with no word"),
+    ("vqgan/8192imagenet_ddp", "begins with no word"),
+    ("vqgan/8192_imagenet_ddp_", "ends in"),
+    ("vqgan", "must say its codebook"),
+    ("vqgan/0_imagenet_ddp", "codebook=0"),
+    ("fsq/8192_imagenet_ddp", "codes='8192'")])
+def test_a_name_that_says_nothing_is_refused(name, words):
+    with pytest.raises(BadInput, match=words): vqkd_recipe(name)
+
+
+def test_every_word_of_a_name_is_explained_and_options_win_by_name():
+    for name in VQKD_NAMES:
+        said = explain_name(name)
+        assert "_".join(said) == re.sub("[/-]", "_", name) and all(said.values()), name
+    probe = vqkd_recipe("ic/imagenet_ddp", steps=7)
+    assert (probe.steps, probe.batch, probe.optim.name) == (7, 512, "lars")
+    with pytest.raises(BadInput, match="optim.rl|rl="): vqkd_recipe(VQKD_NAMES[0], optim=dict(rl=1))
+    with pytest.raises(BadInput, match="modle="): vqkd_recipe(VQKD_NAMES[0], modle=1)
+    with pytest.raises(BadInput, match="steps=0"): vqkd_recipe(VQKD_NAMES[0], steps=0)
+
+
+# ---- towards a teacher
+
+def test_an_official_file_is_enough_to_train_from(tmp_path, images):
+    "CLIP in small under its official names; a Cluster tokenizer drops the projection that VQ-KD is trained towards."
+    torch.manual_seed(0)
+    body = replace(CLIPTeacherConfig().body, size=32, patch=8, dim=48, depth=1, heads=4, out=24)
+    eye = Teacher(CLIPTeacherConfig(body))
+    save_model(tmp_path / "eye", eye, eye.config)
+    pictures = images[..., :32]
+    wide = feature_loss(FeatureLossConfig(str(tmp_path / "eye")), weights=tmp_path, size=32)
+    student = made(VQKD, VQKD_SMALL)
+    total, parts = wide.loss(wide.phases(0)[0], pictures, student(pictures), {}, Keyed(0), At(torch.arange(3)))
+    assert set(parts) == {"commit", "features"} and total.requires_grad
+
+    bare = changed(eye.config, body=dict(out=None))
+    cluster = made(Cluster, ClusterConfig(replace(CENTRES, codebook=32, dim=48, usage=0), bare))
+    own = FeatureLossConfig(str(tmp_path / "eye"), features=0.0)
+    TokenizerTask(cluster, feature_loss(own, weights=tmp_path, size=32))
+    assert torch.equal(cluster.encoder.body.patches.weight, eye.body.patches.weight)
+    other = made(Cluster, replace(cluster.config, teacher=changed(bare, body=dict(heads=8))))
+    with pytest.raises(Mismatch, match="whose features are clustered"):
+        TokenizerTask(other, feature_loss(own, weights=tmp_path, size=32))
+    with pytest.raises(Mismatch, match="makes pixels"):
+        TokenizerTask(vqgan(L2), feature_loss(FeatureLossConfig(str(tmp_path / "eye")), weights=tmp_path, size=32))
+
+
+def test_a_map_of_other_cells_is_brought_to_the_codes(images):
+    eye = made(Teacher, changed(EYE, body=dict(patch=4)))
+    towards = FeatureLoss(FeatureLossConfig("here"), eye)
+    student = made(VQKD, replace(VQKD_SMALL, features=48))
+    assert towards.wanted(images, student(images).output).shape == (3, 48, 4, 6)
+
+
+def test_a_tokenizer_of_features_is_trained_and_then_painted(tmp_path):
+    "By the published recipes on small models: k-means, teacher, codebook; then a decoder on what the run has left."
+    save_model(tmp_path / "eye", made(Teacher, EYE), EYE)
+    student = replace(VQKD_SMALL, features=48)
+    how = dict(data="shapes://?n=64&size=32", augment=Augment("center", 32), batch=8, steps=2)
+    quiet = Run(progress=False, tracker="jsonl", log_every=1)
+    teacher = dict(teacher=str(tmp_path / "eye"))
+    clip, cluster = "vqkd/clip_8192_imagenet_ddp", "cluster/clip_8192_imagenet_ddp"
+    train(TrainOptions(vqkd_recipe(clip, model=student, loss=teacher, **how), tmp_path / "features", run=quiet))
+    train(TrainOptions(vqkd_recipe(cluster, model=CLUSTER, loss=teacher, **how), tmp_path / "cluster", run=quiet))
+    for name, config in (("features", student), ("cluster", CLUSTER)):
+        painter = PixelDecoderConfig(config, PAINT)
+        own = dict(model=painter, loss=dict(lpips=0.0, start=0), start=str(tmp_path / name))
+        r = vqkd_recipe("decoder/llamagen", **own, **how)
+        train(TrainOptions(r, tmp_path / "painter" / name, run=quiet))
+        tokenizer, whole = load_model(tmp_path / name / "model"), load_model(tmp_path / "painter" / name / "model")
+        x = torch.rand(2, 3, 32, 32) * 2 - 1
+        assert torch.equal(whole.encode(x), tokenizer.encode(x)) and whole.decode(whole.encode(x)).shape == x.shape
+        assert tokenizer.makes == "features" and whole.makes == "pixels"
+        lines = read_log(tmp_path / "painter" / name / "log.jsonl")
+        assert "disc" in lines[-1] and "usage" not in lines[-1]
+    assert not torch.equal(tokenizer.quantizer.table, made(Cluster, CLUSTER).quantizer.table)
+
+
+# ---- records that are none
+
+READERS = {
+    "vqgan-8192-dd2": (read_vqgan, read_training), "cvqvae-8192-dd2": (read_vqgan,), "fsq-8000": (read_vqgan,),
+    "vqkd-clip-8192": (read_vqkd,), "cluster-clip-8192": (read_cluster,),
+    "decoder-llamagen-vqkd-clip": (read_pixel_decoder,), "decoder-vqkd-vqkd-clip": (read_pixel_decoder,),
+    "ar-gpt2-medium-cfg-8192": (read_proposal,), "ar-llama-medium-cfg-8192": (read_proposal,)}
+
+
+def places(record, path=()):
+    "Every place in a nested record."
+    inner = record.items() if isinstance(record, dict) else enumerate(record) if isinstance(record, list) else ()
+    for key, value in inner:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def damaged(record, path, value):
+    "A record with something else, or nothing, in one place."
+    record = copy.deepcopy(record)
+    inner = record
+    for key in path[:-1]: inner = inner[key]
+    if value is None: del inner[path[-1]]
+    else: inner[path[-1]] = value
+    return record
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_record_is_read_or_refused_by_name(name):
+    "Whatever stands in whatever place: never an error of Python's."
+    spec = json.loads((Path(__file__).parent / "manifests" / f"vqkd-{name}.json").read_text())["config"]
+    spec = spec if name.startswith("ar-") else model_of(spec)
+    for read in READERS[name]:
+        own = spec if read is read_training else {k: v for k, v in spec.items() if k != "discriminator"}
+        for path in places(own):
+            for value in (None, "x", -1, 0.5, [], {}, [None]):
+                with contextlib.suppress(VgnbError): read(damaged(own, path, value))
+
+
+TINY_PROPOSAL = ProposalConfig(1, 32, 4, vocab=8, grid=(2, 2), classes=3, block="gpt2")
+CONFIGS = [BEIT, ConvNeXtConfig(), EYE, VQKD_SMALL, CLUSTER, PixelDecoderConfig(VQKD_SMALL, PAINT), PAINT,
+           ViTDecoderConfig(replace(BEIT, size=4, patch=1), 8), FeatureLossConfig(), VectorConfig(64, 4),
+           FSQConfig((5, 4)), Anchors(), Ema(), TINY_PROPOSAL, ProbeRecipe(), PatchGANConfig(),
+           Steps(milestones=(1, 2)), InTurn(parts=(Steps(), Steps()), milestones=(3,))]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: type(c).__name__)
+def test_a_field_of_a_wrong_kind_is_named_before_anything_is_built(config):
+    parts = (Anchors, Ema, FeatureLossConfig)              # built with what they are parts of
+    for field in fields(config):
+        for value in (None, "x", -1, 0, 0.5, float("nan"), (), [], True, {}, (1, "a")):
+            with contextlib.suppress(VgnbError):
+                other = replace(config, **{field.name: value})
+                build = kinds[kind_of(other)].build if kind_of(other) and not isinstance(other, parts) else None
+                with torch.device("meta"): build and build(other)

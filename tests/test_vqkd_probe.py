@@ -1,14 +1,21 @@
 "The VQ-KD framework's probe of codes, held-out pictures, labels, windows, and its FID network."
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from vgnb.core import BadInput, Mismatch
+from tests.run_scripts import Scripts
+from tests.test_tokenizers import Together, in_threads
+from vgnb.core import BadInput, BadItem, Mismatch, load_json
+from vgnb.data.annotated import read_classes
+from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
 from vgnb.data.sources import held_out, ranked_classes, relabelling
-from vgnb.data.transforms import cut_resize, to_tensor
+from vgnb.data.transforms import Augment, cut_resize, to_tensor
 from vgnb.evaluation.code_probe import ProbeHead, ProbeRecipe, mean_rows, probe_head_names, train_probe
+from vgnb.evaluation.feature_passes import Passes, cluster_dataset, dataset_rows
 from vgnb.evaluation.features import (
     InceptionConfig,
     bare_inception,
@@ -16,8 +23,15 @@ from vgnb.evaluation.features import (
     pooled_inception,
     pooled_inception_names,
 )
+from vgnb.saved import load_model, save_model
+from vgnb.shipped import open_part
+from vgnb.tokenizers.feature_tokenizer import Cluster
 from vgnb.tokenizers.quantizers import VectorConfig
+from vgnb.tokenizers.streamed_kmeans import Clusters
+from vgnb.tokenizers.teachers import Teacher, TeacherConfig
+from vgnb.tokenizers.vit import ViTConfig
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+from vgnb.views.codebook import PatchGallery, codebook_map, gallery_picture, rows_of
 
 SHORT = ProbeRecipe(steps=150, batch=64)
 
@@ -146,6 +160,62 @@ def test_labels_go_from_one_order_to_another_and_back():
     with pytest.raises(BadInput, match="numbers"): ranked_classes({"a": 1, "b": 1})
 
 
+@pytest.fixture
+def annotated(tmp_path):
+    "Two splits in the framework's layout: classes whose numbers run against their names."
+    kit = {"7": {"WNID": "n00000001"}, "3": {"WNID": "n00000002"}, "5": {"WNID": "n00000003"}}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "synsets.json").write_text(json.dumps(kit))
+    for split in ("train", "val"):
+        listed = []
+        for i in range(6):
+            number = list(kit)[i % 3]
+            wnid = kit[number]["WNID"]
+            (tmp_path / split / wnid).mkdir(parents=True, exist_ok=True)
+            Shapes(6, 16)[i].image.save(tmp_path / split / wnid / f"{i}.png")
+            listed.append({"name": f"{i}.png", "synset_id": int(number)})
+        (tmp_path / "annotations" / f"{split}.json").write_text(json.dumps(listed))
+    return tmp_path
+
+
+def test_annotated_pictures_have_the_labels_of_either_order(annotated):
+    usual, devkit = (open_images(f"annotated://{annotated}?split=val&order={order}") for order in ("wnid", "synset"))
+    assert usual.classes == [f"n0000000{k}" for k in (1, 2, 3)] and usual.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert devkit.classes == [f"n0000000{k}" for k in (2, 3, 1)] and devkit.labels.tolist() == [2, 2, 0, 0, 1, 1]
+    there = relabelling(usual.classes, devkit.classes)
+    assert (there[usual.labels] == devkit.labels).all() and usual.fingerprint != devkit.fingerprint
+    folders = open_images(annotated / "val")
+    assert folders.names == usual.names and (folders.labels == usual.labels).all()
+    assert usual[3].image.tobytes() == folders[3].image.tobytes()
+    (annotated / "val" / "n00000003" / "2.png").unlink()
+    with pytest.raises(BadItem, match="2.png"): usual[4]
+
+
+def test_a_part_of_a_set_has_the_labels_of_the_whole(annotated):
+    (annotated / "classes.txt").write_text("n00000009 unseen\nn00000003 c\n\nn00000002 b\nn00000001 a\n")
+    part = open_images(f"folder://{annotated / 'train'}?classes={annotated / 'classes.txt'}")
+    assert part.labels.tolist() == [3, 3, 2, 2, 1, 1] and "classes without a picture" in part.notes[0]
+    same = open_images(f"annotated://{annotated}?classes={annotated / 'classes.txt'}")
+    assert (same.labels == part.labels).all() and same.classes == part.classes
+
+
+@pytest.mark.parametrize("content, words", [
+    ("", "must list different classes"), ("a\nb\na\n", "must list different classes"), ('["a", 3]', "must list"),
+    ('{"0": "a", "x": "b"}', "must list"), ('{"0": "a", "1": "a"}', "must list"), ("[", "valid JSON"),
+    (None, "no such file")])
+def test_a_list_of_classes_that_is_none_is_named(tmp_path, content, words):
+    file = tmp_path / ("classes.json" if content and content[0] in "[{" else "classes.txt")
+    if content is not None: file.write_text(content)
+    with pytest.raises(BadInput, match=words): read_classes(file)
+
+
+@pytest.mark.parametrize("uri, words", [
+    ("?split=test", "annotations/test.json"), ("?order=name", "order='name'"),
+    ("?classes={root}/none.txt", "no such file"), ("?labels=1", "uri option")])
+def test_an_address_of_annotated_pictures_is_checked(annotated, uri, words):
+    with pytest.raises(BadInput, match=words): open_images(f"annotated://{annotated}{uri.format(root=annotated)}")
+
+
 @pytest.mark.parametrize("box", [(0, 0, 17, 5), (-1, 0, 3, 3), (3, 0, 3, 3), (0, 4, 3, 2)])
 def test_a_window_outside_the_picture_is_refused(box):
     picture = Shapes(n=1, size=16)[0].image
@@ -176,3 +246,142 @@ def test_the_trunk_is_read_under_both_names_and_has_its_own_id(tmp_path):
 def test_a_file_that_is_not_the_trunk_is_named(tmp_path):
     save_file({"fc.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(Mismatch, match="other"): load_extractor("inception-pytorch", tmp_path / "other.safetensors")
+
+
+# ---- over a data set, by commands
+
+class InStep:
+    "Threads that play processes, with all that a pass over a data set asks of them."
+    def __init__(self, world): self.world, self.meeting, self.box = world, Together(world), [None]
+
+    def rank(self, n):
+        sync = self.meeting.rank(n)
+        class One:
+            rank, world, main, device = n, self.world, n == 0, torch.device("cpu")
+            def sum(self, x): return sync.sum(x)
+            def gather(self, x): return sync.gather(x)
+            def together(self, work):
+                if n == 0: self.box[0] = work()
+                sync.gather(torch.zeros(1))
+                return self.box[0]
+            box = self.box
+        return One()
+
+
+EYE = TeacherConfig(ViTConfig(16, 8, 12, 1, 2))
+CENTRE = Augment("center", 16)
+
+
+def clustered(eye, place, processes=None, batch=7, **how):
+    passes = Passes(Shapes(45, 16), CENTRE, batch=batch, processes=processes)
+    return cluster_dataset(eye, Clusters(10, 12, by="cosine"), passes, place, {}, iterations=2, **how).table
+
+
+def test_two_processes_cluster_a_data_set_as_one_does(tmp_path):
+    torch.manual_seed(0)
+    eye, found, both = Teacher(EYE), {}, InStep(2)
+    def work(n): found[n] = clustered(eye, tmp_path / f"{n}.safetensors", both.rank(n), every=2)
+    in_threads(work, (0,), (1,))
+    one = clustered(eye, tmp_path / "one.safetensors", every=0)
+    assert torch.equal(found[0], one) and torch.equal(found[1], one)
+
+
+def test_rows_of_two_processes_are_those_of_one_in_its_order(tokenizer):
+    def passes(processes=None):
+        return Passes(Shapes(21, 16), Augment("center", 16, flip=True), batch=4, processes=processes)
+    found, both = {}, InStep(2)
+    def work(n): found[n] = dataset_rows(tokenizer, passes(both.rank(n)))
+    in_threads(work, (0,), (1,))
+    rows, labels = dataset_rows(tokenizer, passes())
+    assert len(rows) == 42 and labels[::2].tolist() == [Shapes(21, 16)[i].label for i in range(21)]
+    for other, same in found.values(): assert torch.equal(other, rows) and torch.equal(same, labels)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("commands")
+    torch.manual_seed(0)
+    save_model(place / "eye", Teacher(EYE), EYE)
+    return place
+
+
+@pytest.fixture(scope="module")
+def scripts(place): return Scripts(place)
+
+
+PICTURES = ["--data", "shapes://?n=60&size=16", "--size", 16]
+
+
+def test_a_teacher_becomes_a_cluster_tokenizer_and_is_probed(place, scripts):
+    words = ["cluster_features.py", "--teacher", "eye", *PICTURES, "--codes", 12, "--iterations", 2, "--out", "cluster"]
+    first = scripts(*words)
+    assert first.code == 0 and "240 features" in first.out, first
+    tokenizer = load_model(place / "cluster" / "model")
+    assert isinstance(tokenizer, Cluster) and tokenizer.card["size"] == 16
+    table = tokenizer.quantizer.table.clone()
+    assert scripts(*words).code == 0 and torch.equal(load_model(place / "cluster" / "model").quantizer.table, table)
+    other = scripts(*words, "--seed", 3)
+    assert other.code == 2 and "clusters of something else (seed)" in other.err
+    assert scripts(*words, "--seed", 3, "--fresh").code == 0
+
+    probe = ["probe_codes.py", "--tokenizer", "cluster", *PICTURES, "--val", "shapes://?n=30&size=16&seed=1",
+             "--steps", 20, "--json", "probe.json"]
+    done = scripts(*probe)
+    assert done.code == 0 and "accuracy" in done.out, done
+    report = load_json(place / "probe.json")
+    assert report["held_out"] == 30 and report["recipe"]["optim"]["name"] == "lars" and report["run"]["seed"] == 0
+    assert "json" in scripts(*probe).err and scripts(*probe, "--overwrite", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("words, says", [
+    (["cluster_features.py", *PICTURES, "--out", "x"], "teacher='': must be given"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "clip"], "no weights of the teacher clip"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye"], "codes=8192: must be at most 240"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--tokenizer", "tiny-iar2"], "has no table of rows"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye", "--codes", 4, "--size", 20], "multiple of 8"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "nowhere"], "nowhere"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", PICTURES[1], "--steps", 0], "steps=0"),
+    (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "pictures"], "classes of the training set")])
+def test_commands_over_a_data_set_name_what_is_wrong(place, scripts, words, says):
+    for name in ("a", "b"):
+        (place / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        Shapes(1, 16)[0].image.save(place / "pictures" / name / "one.png")
+    done = scripts(*words)
+    assert done.code == 2 and says in done.err and len(done.err.strip().splitlines()) == 1, done
+
+
+# ---- what a code looks like
+
+def test_a_gallery_is_the_same_however_it_is_filled():
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(12, (9, 4, 2), generator=g)
+    images = torch.randint(0, 256, (9, 16, 12, 3), dtype=torch.uint8, generator=g).numpy()
+    whole, parts = PatchGallery(12, per=5).add(codes, images), PatchGallery(12, per=5)
+    for k in range(0, 9, 2): parts.add(codes[k:k + 2], images[k:k + 2])
+    assert (whole.count == parts.count).all() and whole.count.sum() == codes.numel()
+    np.testing.assert_allclose(whole.colours(), parts.colours())
+    assert all(len(kept) == min(5, whole.count[code]) for code, kept in whole.patches.items())
+    first = int(codes[0, 1, 1])
+    assert any((patch == images[0, 4:8, 6:12]).all() for patch in whole.patches[first])
+    assert gallery_picture(whole, [first, 3], columns=2).width > 0
+
+
+@pytest.mark.parametrize("codes, images", [
+    (torch.zeros(1, 2, 2), np.zeros((1, 8, 8, 3))), (torch.zeros(2, 2, 2).long(), np.zeros((1, 8, 8, 3), np.uint8)),
+    (torch.full((1, 2, 2), -1), np.zeros((1, 8, 8, 3), np.uint8)),
+    (torch.zeros(1, 4), np.zeros((1, 8, 8, 3), np.uint8))])
+def test_codes_that_are_not_of_the_pictures_are_refused(codes, images):
+    with pytest.raises(BadInput): PatchGallery(4).add(codes, images)
+
+
+@pytest.mark.parametrize("name, level", [("tiny-randar", 0), ("tiny-iar2", 0), ("tiny-iar2", 1)])
+def test_a_map_has_a_point_for_every_code(name, level):
+    tokenizer = open_part(name, "tokenizer")
+    rows = rows_of(tokenizer, level)
+    state = codebook_map(rows)
+    assert state.points.shape == (tokenizer.vocab[level], 2) and np.isfinite(state.points).all()
+    centred = (rows - rows.mean(0)).double()
+    assert abs(state.share - np.square(state.points).sum() / float(centred.square().sum())) < 1e-6
+    turned = codebook_map(rows @ torch.linalg.qr(torch.randn(rows.shape[1], rows.shape[1])).Q)
+    np.testing.assert_allclose(np.abs(turned.points), np.abs(state.points), atol=1e-3)
+    with pytest.raises(BadInput): rows_of(tokenizer, len(tokenizer.vocab))

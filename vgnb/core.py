@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_ints', 'check_float',
-           'check_choice', 'check_codes', 'check_levels_of', 'check_place', 'as_tensor', 'as_mask', 'as_pair',
-           'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside',
-           'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned', 'sweep_aside', 'save_json', 'as_json',
-           'load_json', 'load_settings', 'save_card', 'load_card', 'run_manifest', 'write_run']
+           'check_list', 'check_choice', 'check_codes', 'check_levels_of', 'check_place', 'as_tensor', 'as_mask',
+           'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file', 'reason_of',
+           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned', 'sweep_aside', 'save_json',
+           'as_json', 'load_json', 'load_settings', 'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -102,6 +102,11 @@ def check_float(argument:str, value, low:float|None=None, high:float|None=None) 
     fits = is_number and np.isfinite(value) and _inside(value, low, high)
     check(fits, argument, value, f"must be a finite number{_bounds(low, high)}")
     return float(value)
+
+def check_list(argument:str, value) -> tuple:
+    "`value` must be a list or a tuple; returns it as a tuple."
+    check(isinstance(value, (list, tuple)), argument, value, "must be a list")
+    return tuple(value)
 
 def check_choice(argument:str, value, choices):
     "`value` must be one of `choices`; a near miss is suggested. Returns it."

@@ -21,7 +21,7 @@ from .core import Mismatch, Missing, check, check_choice, load_card, save_card
 from .generators.generator import Generator
 from .kinds import kind_of, to_json
 from .saved import learnt_from, load_model, read_config, save_model
-from .tensor_files import weights_in
+from .tensor_files import weight_files
 from .tokenizers.tokenizer import Tokenizer
 from .zoo import load_published
 
@@ -91,8 +91,7 @@ def open_part(
 ) -> nn.Module:              # in eval mode
     "A tokenizer or a generator, wherever it lies. Errors: no such place; another model."
     argument = argument or role
-    published = weights_in(where)
-    if published.is_file(): model = load_published(published, system=system)
+    if weight_files(where): model = load_published(where, system=system)
     else: model = load_model(part_folder(where, role, argument), ema=ema)
     check_role(model, role, argument, where)
     return model.to(device)

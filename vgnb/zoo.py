@@ -19,7 +19,7 @@ from .core import Mismatch, Missing, check, check_choice
 from .families import Family, Match, Published, families, family_of, meant, recognised, the_one, without_memory
 from .names import NameTable
 from .saved import check_finite, load_tensors, no_larger_than, save_tensors
-from .tensor_files import PickleStub, read_tensors, weights_in
+from .tensor_files import PickleStub, read_tensors, weight_files
 from .tokenizers.quantizers import UsageMeter
 from .training.start import start_files
 
@@ -42,11 +42,21 @@ def _allowed() -> list:
     return [argparse.Namespace, *((PickleStub, name) for family in families() for name in family.pickles)]
 
 def read_published(path:str|Path) -> dict:
-    "What a published file holds: .safetensors, or a pickle of tensors and plain values (.pt, .pth, .bin, .ckpt)."
-    path = weights_in(path)
-    check(path.is_file(), "path", path, "no such file; `vgnb.zoo.published()` says where published files live", Missing)
-    if path.suffix == ".safetensors": return load_tensors(path)
-    return read_tensors(path, allowed=_allowed())
+    "What a published file holds: .safetensors, or a pickle (.pt, .pth, .bin, .ckpt); of several their tensors as one."
+    files = weight_files(path)
+    missing = "no such file; `vgnb.zoo.published()` says where published files live"
+    check(files, "path", Path(path), missing, Missing)
+    if len(files) > 1: return _joined([unwrap(read_published(file)) for file in files])
+    if files[0].suffix == ".safetensors": return load_tensors(files[0])
+    return read_tensors(files[0], allowed=_allowed())
+
+def _joined(states:list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    "Later entries win; a decoder takes the place of an earlier one as a whole, whatever its entries are called."
+    joined = {}
+    for state in states:
+        decodes = any(name.startswith("_decoder.") for name in state)
+        joined = {k: v for k, v in joined.items() if not (decodes and k.startswith("_decoder."))} | state
+    return joined
 
 def unwrap(
     content,                       # what `read_published` gave

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
+from .annotated import AnnotatedImages, read_classes
 from .shapes import Shapes
 from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
 from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
@@ -100,9 +101,11 @@ class WrappedImages(ImageSource):
 # %% ../../nbs/data/110_images.ipynb #b95c421e
 _SCHEMES = dict(
     shapes=("n", "size", "seed", "difficulty"),
-    wds=("streaming", "buffer", "label"),
-    datasets=TABLE_OPTIONS,
+    wds=("streaming", "buffer", "label", "classes"),
+    datasets=(*TABLE_OPTIONS, "classes"),
     kaggle=("split",),
+    folder=("classes",),
+    annotated=("split", "order", "classes"),
 )
 
 def _options(uri:str, allowed:tuple) -> tuple[str, dict]:
@@ -135,6 +138,7 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     source.notes = beside_shards(where)
     return source
 
+# %% ../../nbs/data/110_images.ipynb #f5c9be6a
 def _open_path(path:Path, classes, **kw) -> StoredImages:
     "A tar, the root of Kaggle's layout, or a folder of pictures."
     packed = re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path.name.lower())
@@ -169,8 +173,9 @@ def _as_it_is(source:ImageSource, max_bad:int, alpha:str, classes:list[str]|None
         check(value in (usual, has), name, value, f"can't be chosen for a source that is open already; it has {has!r}")
     return source
 
+# %% ../../nbs/data/110_images.ipynb #7e0d8649
 def open_images(
-    uri, # a folder, a .tar, wds://..., datasets://..., kaggle://..., shapes://..., a torch Dataset or a source
+    uri, # a folder, a .tar, an address (annotated, datasets, folder, kaggle, shapes, wds), a torch Dataset, a source
     *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
     alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
     classes:list[str]|None=None, # names in the order of the labels, for sets that do not tell, or tell another order
@@ -195,6 +200,12 @@ def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
     where, options = _options(rest, _SCHEMES[scheme])
     chosen = scheme in ("shapes", "kaggle") and classes is not None
     check(not chosen, "classes", classes, f"can't be chosen here: {scheme}:// names them itself")
+    if "classes" in options:
+        check(classes is None, "classes", classes, "can't be given twice: the address names a list already")
+        classes = read_classes(options.pop("classes"))
+    if scheme == "folder": return _open_path(Path(where).expanduser(), classes, **kw)
+    if scheme == "annotated":
+        return AnnotatedImages(Path(where).expanduser(), **options, classes=classes, **kw)
     if scheme == "shapes": return _open_shapes(where, options)
     if scheme == "kaggle":
         return KaggleImages(Path(where).expanduser(), options.get("split", "train"), **kw)

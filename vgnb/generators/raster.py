@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import Mismatch, check, check_choice, check_float, check_int
+from ..core import Mismatch, check, check_choice, check_float, check_int, check_list
 from ..draws import At, seeded_generator
 from ..families import SAY_SPEC, Family, Published, counted, register
 from vgnb.generators.generator import (
@@ -60,6 +60,7 @@ from ..names import Ignore, NameTable, Rename
 _COUNTS = ("layers", "dim", "heads", "classes", "text_dim", "text_tokens")
 _RATES = ("class_dropout", "token_dropout", "residual_dropout", "ffn_dropout", "drop_path")
 
+# %% ../../nbs/generators/320_raster.ipynb #795d5679
 @dataclass(frozen=True)
 class RasterConfig:
     "Everything that decides the shape and the training of a `RasterTransformer`; plain values, so JSON can carry it."
@@ -89,8 +90,11 @@ class RasterConfig:
     compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `RasterTransformer.quirks`
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", check_list("grid", self.grid))
+        for side in self.grid: check_int("grid", side, 1)
         for k in _COUNTS: check_int(k, getattr(self, k), 1)
+        check_int("ffn_multiple", self.ffn_multiple, 1)
+        if self.ffn_multiplier is not None: check_float("ffn_multiplier", self.ffn_multiplier, 0)
         for size in self.levels: check_int("vocab", size, 1)
         check_int("layers", self.layers, 1, 4096)
         for k in _RATES: check_float(k, getattr(self, k), 0, 0.999)

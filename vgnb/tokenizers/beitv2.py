@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..families import Family, Published, register
+from ..families import Family, Published, record_reader, register
 from ..names import Bundle, Ignore, NameTable, Rename
 from .feature_tokenizer import VQKD, VQKDConfig
 from .vit_coder import beit_coder_names, beit_spec, beit_vit
@@ -27,6 +27,7 @@ def beitv2_names() -> NameTable:
     return Bundle({"encoder.vit": ("encoder.", inside), "decoder.vit": ("decoder.", inside)}, *tasks,
                   Rename("quantize.embedding.weight", "quantizer.table"), *map(Ignore, counters))
 
+@record_reader
 def read_beitv2(spec:dict, **changes) -> VQKDConfig:
     "Our configuration for {encoder_config, decoder_config, n_embed, embed_dim, decoder_out_dim}."
     codes, dim = spec.get("n_embed", 8192), spec.get("embed_dim", 32)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check, check_float, check_int
+from ..core import check, check_float, check_int, check_list
 from ..kinds import register_part
 from ..names import Ignore, NameTable, Rename
 
@@ -26,7 +26,7 @@ class ConvNeXtConfig:
     scale: float = 1e-6                             # initial layer scale
 
     def __post_init__(self):
-        for k in ("widths", "depths"): object.__setattr__(self, k, tuple(getattr(self, k)))
+        for k in ("widths", "depths"): object.__setattr__(self, k, check_list(k, getattr(self, k)))
         check(self.widths, "widths", self.widths, "must name at least one stage's channels")
         alike = len(self.depths) == len(self.widths)
         check(alike, "depths", self.depths, f"must have {len(self.widths)} stages, as widths has")
@@ -57,7 +57,7 @@ class ConvNeXtBlock(nn.Module):
         self.conv = nn.Conv2d(c, c, 7, padding=3, groups=c)
         self.norm = nn.LayerNorm(c, 1e-6)
         self.up, self.down = nn.Linear(c, 4 * c), nn.Linear(4 * c, c)
-        self.scale = nn.Parameter(torch.full((c, 1, 1), scale))
+        self.scale = nn.Parameter(torch.full((c, 1, 1), float(scale)))
 
     def forward(self, x:Tensor) -> Tensor:                                       # (b, c, h, w)
         h = self.norm(self.conv(x).movedim(1, -1))                               # (b, h, w, c)

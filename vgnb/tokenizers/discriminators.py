@@ -30,6 +30,7 @@ class PatchGAN(nn.Module):
         kernel:int=4, padding:int=1, # of every layer
     ):
         super().__init__()
+        check_int("channels", channels, 1)
         check_int("depth", depth, 1)
         check_int("width", width, 1)
         check_int("kernel", kernel, 1)

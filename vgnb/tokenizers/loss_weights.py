@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..core import BadInput, check, check_choice, check_float, check_int
+from ..core import BadInput, check, check_choice, check_float, check_int, check_list
 from ..kinds import register_part, shelf, shelf_of
 
 # %% ../../nbs/tokenizers/236a_loss_weights.ipynb #69f0524c
@@ -71,7 +71,7 @@ class Until(Weight):
 # %% ../../nbs/tokenizers/236a_loss_weights.ipynb #623bc837
 def _rising(milestones:Sequence[int]) -> tuple[int, ...]:
     "Steps in rising order, or `BadInput`."
-    for m in milestones: check_int("milestones", m, 0)
+    for m in check_list("milestones", milestones): check_int("milestones", m, 0)
     is_rising = tuple(milestones) == tuple(sorted(milestones))
     check(is_rising, "milestones", milestones, "must rise")
     return tuple(milestones)
@@ -108,7 +108,7 @@ class HalfWave(Weight):
 # %% ../../nbs/tokenizers/236a_loss_weights.ipynb #cb924209
 def _weights(parts:Sequence) -> tuple:
     "Parts of the shelf \"weight\", or `BadInput`."
-    for i, part in enumerate(parts):
+    for i, part in enumerate(check_list("parts", parts)):
         if shelf_of(part) == "weight": continue
         raise BadInput(f"parts.{i}", part, f"must be one of: {', '.join(shelf('weight'))}")
     return tuple(parts)

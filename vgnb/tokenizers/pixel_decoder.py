@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import BadInput, Registry, check, check_choice, check_int
+from ..core import BadInput, Registry, check, check_choice, check_int, check_list
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws
 from ..kinds import Kind, kind_of, kinds, register_part, shelf, shelf_of
@@ -37,7 +37,8 @@ class ConvDecoderConfig:
     groups: int = 32                        # of the group norms
 
     def __post_init__(self):
-        for k in ("mults", "attention"): object.__setattr__(self, k, tuple(getattr(self, k)))
+        for k in ("mults", "attention"): object.__setattr__(self, k, check_list(k, getattr(self, k)))
+        for level in self.attention: check_int("attention", level, 0)
         for k in ("z", "width", "depth", "groups"): check_int(k, getattr(self, k), 1)
         positive = self.mults and all(isinstance(m, int) and m > 0 for m in self.mults)
         check(positive, "mults", self.mults, "must be positive integers, one a level")
@@ -59,6 +60,7 @@ class ViTDecoderConfig:
 
     def __post_init__(self):
         check_int("patch", self.patch, 1)
+        check(isinstance(self.vit, ViTConfig), "vit", self.vit, "must be the configuration of a vision transformer")
         check(self.vit.patch == 1, "vit", self.vit.patch, "must have patch=1: it reads one row a cell")
 
     @property
@@ -99,6 +101,11 @@ class PixelDecoderConfig:
     def quantizer(self):
         "The frozen tokenizer's."
         return self.frozen.quantizer
+
+    @property
+    def factor(self) -> int:
+        "Pixels a code, along one side."
+        return self.decoder.factor
 
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #db056875
 class PixelDecoder(Tokenizer):
@@ -172,6 +179,8 @@ PIXEL_DECODERS["vqgan"] = ConvDecoderConfig()
 PIXEL_DECODERS["vqkd"] = ViTDecoderConfig()
 PIXEL_DECODERS["vqkd_large"] = ViTDecoderConfig(_LARGE)
 PIXEL_DECODERS["llamagen"] = PIXEL_DECODERS["vqgan"]    # the same network, trained on LlamaGen's losses
+PIXEL_DECODERS["shapes"] = ViTDecoderConfig(            # for the codes of vqkd-shapes
+    ViTConfig(8, 1, 64, 3, 2, channels=16, hidden=128, key_bias=False, resize="offset"), 4)
 
 def pixel_decoder(
     frozen:str="vqkd-clip",    # one of FEATURE_TOKENIZERS

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import BadInput, check, check_choice, check_float, check_int
+from ..core import BadInput, check, check_choice, check_float, check_int, check_list
 from ..draws import At, Draws
 from ..kinds import kind_of, kinds, register_part, shelf, shelf_of
 from .nearest import Alone, Sync, entropy_loss, exact, kmeans, l2_normalize, nearest, straight_through
@@ -34,6 +34,7 @@ class UsageMeter(nn.Module):
         fill:float=-1.0,  # what the window holds at first; -1 counts as nothing
     ):
         super().__init__()
+        check(size <= 2 ** 24, "usage", window, f"must be 0 with {size:,} codes: the meter counts up to 2^24")
         self.size = size
         self.register_buffer("recent", torch.full((window,), fill))
 
@@ -128,7 +129,7 @@ class Quantizer(nn.Module, ABC):
     @torch.no_grad()
     def update(self, z:Tensor, codes:Tensor, draws:Draws|None=None, at:At|None=None):
         "What a training step teaches besides gradients: the meter, then the updates in their order."
-        if self.usage is not None: self.usage.add(codes)
+        if self.usage is not None: self.usage.add(self.sync.gather(codes.flatten()))     # of all processes
         if self.rests: return
         for part in self.updates: part(self, z, codes, draws, at)
 
@@ -181,7 +182,7 @@ def build_updates(configs:Sequence, quantizer_config) -> list[Update]:
 
 def _check_updates(configs:Sequence) -> Sequence:
     "Configurations from the shelf \"update\", or `BadInput`."
-    for i, c in enumerate(configs): _of_shelf("update", f"updates.{i}", c)
+    for i, c in enumerate(check_list("updates", configs)): _of_shelf("update", f"updates.{i}", c)
     return configs
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #56abeb7d

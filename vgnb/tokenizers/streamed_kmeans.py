@@ -71,14 +71,17 @@ class Clusters(nn.Module):
         features:Tensor,   # (n, d)
         draws:Draws,       # chooses the first centres: stream "kmeans"
     ):
-        "One batch of the running pass. Errors: another width; features larger than those of the first pass."
+        "One batch, possibly empty, of the running pass. Errors: other shapes or ids; features unlike the first pass's."
         fits = features.dim() == 2 and features.shape[1] == self.dim and ids.shape == features.shape[:1]
         shapes = (tuple(ids.shape), tuple(features.shape))
         check(fits, "features", shapes, f"must be ids (n,) and features (n, {self.dim})")
+        self.batches += 1
+        if not len(ids): return
+        ends = [int(end) for end in ids.aminmax()]
+        check(0 <= ends[0] and ends[1] < 2 ** 32, "ids", ends, "must lie in [0, 2^32)")
         with exact(features):
             z = l2_normalize(features.float()) if self.spherical else features.float()
             (self._assign if self.passes else self._choose)(ids, z, draws)
-        self.batches += 1
 
 # %% ../../nbs/tokenizers/213_streamed_kmeans.ipynb #f03a9e29
 @patch

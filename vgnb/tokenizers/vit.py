@@ -60,6 +60,7 @@ class ViTConfig:
         check(self.size % self.patch == 0, "size", self.size, f"must be a multiple of patch={self.patch}")
         check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
         check_float("eps", self.eps, 0)
+        if self.scale is not None: check_float("scale", self.scale)
         check_int("rotary", self.rotary, 0)
         check(not self.rotary or self.dim // self.heads % 4 == 0, "rotary", self.rotary,
               f"needs heads whose channels are divisible by 4, not {self.dim // self.heads}")
@@ -99,7 +100,7 @@ class ViTBlock(nn.Module):
         widths = (d, hidden)
         self.inner1, self.inner2 = (nn.LayerNorm(w, c.eps) if c.inner_norms else nn.Identity() for w in widths)
         self.scaled = c.scale is not None
-        if self.scaled: self.scale1, self.scale2 = (nn.Parameter(torch.full((d,), c.scale)) for _ in range(2))
+        if self.scaled: self.scale1, self.scale2 = (nn.Parameter(torch.full((d,), float(c.scale))) for _ in range(2))
 
     def bias(self) -> Tensor:
         "Of queries, keys and values (3 d)."

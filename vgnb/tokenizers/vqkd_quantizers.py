@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice
 from ..draws import Draws
+from ..families import record_reader
 from ..names import Ignore, Recreate, Rename
 from .codebook_updates import Anchors, Ema, Normalise
 from .fsq import FSQConfig
@@ -44,6 +45,7 @@ def _loss(spec:dict) -> dict[str, Any]:
     unit = {"unit_losses": True} if (spec.get("mse") or {}).get("norm") else {}
     return {"vq" if kind == "CodebookLoss" else "beta": weight} | unit
 
+@record_reader
 def read_quantizer(
     spec:dict,        # with `embedding`, `distance`, `losses`, `callbacks`; or with `num_scalars_per_channel`
     **changes,        # fields of ours to set on top

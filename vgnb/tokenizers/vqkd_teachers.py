@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check, check_choice
-from ..families import Family, register
+from ..families import Family, record_reader, register
 from ..names import Bare, Bundle, NameTable, Recreate, Rename
 from .convnext import ConvNeXtConfig
 from vgnb.tokenizers.teachers import (
@@ -83,6 +83,7 @@ def _shown(spec:dict, factor:int) -> dict:
     view = _pair(spec["image_wh"]) if spec.get("image_wh") else _pair(grid, times)
     return {"view": view, "grid": _pair(grid)}
 
+@record_reader
 def read_body(config:TeacherConfig, spec:dict, **changes) -> TeacherConfig:
     "A teacher's configuration for the framework's arguments of it or of its network."
     network = spec.get("model", spec)
@@ -92,6 +93,7 @@ def read_body(config:TeacherConfig, spec:dict, **changes) -> TeacherConfig:
     whole = replace(config.body, **body)
     return replace(config, body=whole, **(_shown(spec, whole.factor) | changes))
 
+@record_reader
 def read_teacher(
     spec:dict,         # {"type": "CLIPTeacher", "model": {...}, "output_wh": [14, 14], ...}
     **changes,         # fields of ours

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..families import Family, register
+from ..families import Family, record_reader, register
 from ..kinds import kind_of, kinds
 from ..names import Bundle, Fuse, NameTable, Recreate, Rename
 from .discriminators import STYLEGAN2, VQKD_PATCHGAN, PatchGANConfig
@@ -79,6 +79,7 @@ class VQKDTraining(nn.Module):
         if "lpips_r_loss" in c.losses: self.lpips = LPIPS()
 
 # %% ../../nbs/tokenizers/279_vqkd_training_files.ipynb #6f9bc8d9
+@record_reader
 def read_training(
     spec:dict,
     compat:str|None=None,   # the tokenizer's

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check, check_choice
+from ..families import record_reader
 from ..names import Bundle, Ignore, NameTable, Recreate, Rename
 from .feature_tokenizer import ClusterConfig, VQKDConfig
 from .pixel_decoder import ConvDecoderConfig, PixelDecoderConfig, ViTDecoderConfig
@@ -25,7 +26,7 @@ from .vqkd_teachers import read_teacher, vqkd_teacher_names, write_teacher
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #64160167
 def kind_of_part(spec:dict|None) -> str:
     "`VQGAN` of {\"type\": \"VQModelRegistry.VQGAN\"}; nothing where there is no part."
-    return str((spec or {}).get("type", "")).split(".")[-1]
+    return str(spec.get("type", "")).split(".")[-1] if isinstance(spec, dict) else ""
 
 def _conv_half(
     spec:dict,
@@ -103,6 +104,7 @@ def _connectors(part, name:str, z:int) -> int:
         check(own, name, inner, f"must be 1x1, and {z} channels wide between two of them")
     return len(parts)
 
+@record_reader
 def read_vqgan(spec:dict, **changes) -> VQGANConfig:
     "A VQGAN, CVQ-VAE or FSQ tokenizer."
     m = model_of(spec)
@@ -123,6 +125,7 @@ def write_vqgan(c:VQGANConfig) -> dict:
             "decoder": {"type": "VQGANDecoder"} | decoder}
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #ccd1b165
+@record_reader
 def read_vqkd(spec:dict, **changes) -> VQKDConfig:
     "A VQ-KD tokenizer."
     m = model_of(spec)
@@ -143,6 +146,7 @@ def write_vqkd(c:VQKDConfig) -> dict:
             "post_encode": same, "quantizer": write_quantizer(c.quantizer), "pre_decode": same,
             "decoder": {"type": "VQKDDecoder", "out_chans": c.features} | decoder}
 
+@record_reader
 def read_cluster(spec:dict, **changes) -> ClusterConfig:
     "A Cluster tokenizer; a recipe without a teacher means CLIP before its projection."
     m = model_of(spec)
@@ -155,6 +159,7 @@ def write_cluster(c:ClusterConfig) -> dict:
             "quantizer": write_quantizer(c.quantizer)}
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #b38602fa
+@record_reader
 def read_decoder(spec:dict) -> ConvDecoderConfig|ViTDecoderConfig:
     "A decoder of pixels."
     if check_choice("decoder", kind_of_part(spec), ("VQGANDecoder", "VQKDDecoder")) == "VQGANDecoder":
@@ -164,6 +169,7 @@ def read_decoder(spec:dict) -> ConvDecoderConfig|ViTDecoderConfig:
     vit = beit_vit(spec, replace(_BEIT_DECODER, channels=spec.get("in_chans", 32)))
     return ViTDecoderConfig(vit, spec["out_patch_size"])
 
+@record_reader
 def read_pixel_decoder(spec:dict, **changes) -> PixelDecoderConfig:
     "A decoder on a frozen VQ-KD tokenizer."
     m = model_of(spec)

@@ -117,7 +117,8 @@ _OPTIONS = {"tokenizer": TrainOptions, "generator": GeneratorOptions}
 
 def first_word(word:str, kind:str) -> TrainOptions:
     "The recipe that a command's first word names, and where it would run."
-    if word.endswith((".json", ".yaml", ".yml")):
+    is_file = word.endswith((".json", ".yaml", ".yml"))
+    if is_file:
         found, options = _read_recipe(word)
         check(found.kind == kind, "recipe", word, f"must be of kind {kind}, this one is {found.kind}", Mismatch)
     else:
@@ -125,7 +126,7 @@ def first_word(word:str, kind:str) -> TrainOptions:
         found, options = recipe(check_choice("recipe", word, sorted(list_recipes(kind)))), {}
         precision = settings.precision if found.precision == "bf16" else found.precision
         found = replace(found, seed=settings.seed, precision=precision)
-    out = get_settings().paths.runs / Path(word).stem
+    out = get_settings().paths.runs / (Path(word).stem if is_file else word)
     return _OPTIONS[kind](found, out, run=replace(default_run(), **options))
 
 def parse(
@@ -144,6 +145,7 @@ def parse(
                      prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
                      description=inspect.cleandoc(about))
 
+# %% ../../nbs/training/550_commands.ipynb #7e8c82bb
 def help_text(kind:str, doc:str) -> str:
     "What a training script says when asked for help without a recipe."
     wide, about = shutil.get_terminal_size().columns, {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
@@ -165,8 +167,10 @@ def build_tokenizer(
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
     message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
     check(recipe.data, "data", recipe.data, message)
-    keeps = not recipe.start or not recipe.free_steps
-    check(keeps, "free_steps", recipe.free_steps, "must be 0 with start: k-means would replace the codebook taken over")
+    for name in ("free_steps", "kmeans"):
+        value = getattr(recipe, name)
+        kept = f"must be {type(value)()} with start: k-means would replace the codebook taken over"
+        check(not (recipe.start and value), name, value, kept)
     has_codes = recipe.free_steps < recipe.steps
     unset = f"must be above free_steps={recipe.free_steps}: until then nothing is quantized, and no codebook set"
     check(has_codes, "steps", recipe.steps, unset)
@@ -176,9 +180,9 @@ def build_tokenizer(
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
-        task = TokenizerTask(model, objective, recipe.free_steps)
+        task = TokenizerTask(model, objective, recipe.free_steps, recipe.kmeans)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
-    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps)
+    check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps, recipe.kmeans)
     if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
     return task, ImageData(source, recipe.augment)
 
@@ -268,7 +272,7 @@ def _first_line(recipe:Recipe) -> str:
 def _state_of(folder:Path, run:Run) -> str:
     "What would become of the folder."
     found = checkpoints(folder / "checkpoints")
-    if not found: return "is new"
+    if not found: return f"is new; it would begin with {run.resume_from}" if run.resume_from else "is new"
     if run.resume == "fresh": return "would be emptied"
     return f"has checkpoints up to {found[0].name}; the run would go on if the recipe is the same"
 

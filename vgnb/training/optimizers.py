@@ -51,9 +51,10 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     "Fused Adam or AdamW, or Lars, over one group; decay for tensors with two axes or more, or for all."
-    def is_decayed(p): return p.dim() >= 2 or optim.decay_vectors
-    decayed = [p for p in named.values() if is_decayed(p)]
-    plain = [p for p in named.values() if not is_decayed(p)]
+    def is_decayed(name, p):
+        return (p.dim() >= 2 or optim.decay_vectors) and name.rpartition(".")[2] not in optim.undecayed
+    decayed = [p for name, p in named.items() if is_decayed(name, p)]
+    plain = [p for name, p in named.items() if not is_decayed(name, p)]
     with_decay = ((decayed, optim.weight_decay), (plain, 0.0))
     sets = [dict(params=ps, weight_decay=decay) for ps, decay in with_decay if ps]
     if optim.name == "lars": return Lars(sets, optim.lr, optim.betas[0], trust=optim.trust)

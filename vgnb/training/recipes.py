@@ -126,6 +126,7 @@ class Optim:
     eps: float = 1e-8                           # added to the root of the square
     weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are not
     decay_vectors: bool = False                 # decay these, too: norms, biases (Halton-MaskGIT, PGM)
+    undecayed: tuple[str, ...] = ()             # last words of names that are never decayed: positions (VQ-KD)
     clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
     skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
     skip_from: int = 0                          # steps at the start in which no norm is too large
@@ -136,6 +137,9 @@ class Optim:
         check_int("optim.skip_from", self.skip_from, 0)
         numbers = ("lr", "eps", "weight_decay", "clip", "skip_norm", "trust")
         for f in numbers: check_float(f"optim.{f}", getattr(self, f), 0)
+        words = isinstance(self.undecayed, (tuple, list)) and all(isinstance(w, str) and w for w in self.undecayed)
+        check(words, "optim.undecayed", self.undecayed, "must be names of parameters: their last words")
+        object.__setattr__(self, "undecayed", tuple(self.undecayed))
         is_pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         check(is_pair, "optim.betas", self.betas, "must be two numbers in [0, 1)")
 
@@ -167,6 +171,10 @@ class Recipe:
         check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")
         if self.compat:
             for part in ("model", "rate"): self._pass_on(part)
+
+    def optim_of(self, beside:bool) -> Optim:
+        "Settings of a group of parameters; `beside`: of what is trained beside the model."
+        return self.optim
 
     def _pass_on(self, name:str):
         "`compat` of the recipe holds for a part that has such a switch."
@@ -216,6 +224,8 @@ class TokenizerRecipe(Recipe):
     augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
     loss: Any = None                                            # a registered objective's configuration
     free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
+    kmeans: bool = False                                        # k-means does so without them: before the first step
+    beside: float = 1.0                                         # rate of what is trained beside it, times optim.lr
     orientation: Literal["upright", "stored"] = "upright"       # of the pictures; as stored with compat="upstream"
 
     def __post_init__(self):
@@ -228,8 +238,13 @@ class TokenizerRecipe(Recipe):
             self._pass_on("loss")
             object.__setattr__(self, "orientation", "stored")
         check_int("free_steps", self.free_steps, 0)
+        check_float("beside", self.beside, 0)
         size, factor = self.augment.size, self.model.factor
         check(size % factor == 0, "augment.size", size, f"must be a multiple of {factor}, the tokenizer's factor")
+
+    def optim_of(self, beside:bool) -> Optim:
+        "Settings of a group of parameters; a discriminator, say, has a rate of its own."
+        return replace(self.optim, lr=self.optim.lr * self.beside) if beside else self.optim
 
 @dataclass(frozen=True)
 class GeneratorRecipe(Recipe):

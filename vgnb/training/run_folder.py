@@ -30,7 +30,7 @@ from vgnb.core import (
     remove_dir,
     sweep_aside,
 )
-from .checkpoints import best, checkpoints, mirror_checkpoint, read_checkpoint, write_checkpoint
+from .checkpoints import best, checkpoints, mirror_checkpoint, read_checkpoint, verify, write_checkpoint
 from .recipes import Recipe, check_name, check_same
 from .trackers import trackers
 
@@ -51,6 +51,7 @@ class Run:
     compile: bool = False         # torch.compile the modules
     progress: bool|None = None    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
+    resume_from: Path|None = None # a run, or one of its checkpoints (RUN/checkpoints/step-...), to begin with as it was
     mirror: Path|None = None      # slow storage: <mirror>/<name of the run's folder>/checkpoints gets copies
 
     def __post_init__(self):
@@ -152,9 +153,11 @@ class RunFolder:
 
         may_go_on = self.run.resume != "resume" or checkpoints(self.saves) or copies
         check(may_go_on, "folder", self.path, "has no checkpoint to resume from", Missing)
+        if not checkpoints(self.saves): self.given()
 
     def goes_on(self) -> bool:
-        "Whether a run here begins with a checkpoint of its own, here or on the mirror."
+        "Whether a run here begins with a checkpoint: of its own, here or on the mirror, or one that is given."
+        if self.run.resume_from: return True
         if self.run.resume == "fresh": return False
         copies = checkpoints(self.mirror.saves) if self.mirror else []
         return bool(checkpoints(self.saves) or copies)
@@ -170,12 +173,26 @@ class RunFolder:
 
         damaged = []
         found = best(self.saves, damaged.append)
+        if not found and not damaged: found = self.given()
         check(found or self.run.resume != "resume", "folder", self.path, "has no checkpoint to resume from", Missing)
         message = f"has checkpoints, but none is intact; use --fresh to start over ({'; '.join(damaged)})"
         check(found or not damaged, "folder", self.path, message, Mismatch)
         for reason in damaged:
             if str(found) not in reason: print(f"{reason}; falling back to the one before", file=sys.stderr)
         return found
+
+# %% ../../nbs/training/525_run_folder.ipynb #ac1802c7
+@patch
+def given(self:RunFolder) -> Path|None:
+    "The checkpoint of `resume_from`, verified. Errors: `Missing` for a place without; `Mismatch` for a damaged one."
+    if self.run.resume_from is None: return None
+    place = Path(self.run.resume_from)
+    if (place / "checkpoints").is_dir(): found = best(place / "checkpoints")
+    else: found = place if place in checkpoints(place.parent) else None
+    known = "must be a run, or a checkpoint of one: RUN/checkpoints/step-..."
+    check(found, "resume_from", place, known, Missing)
+    verify(found)
+    return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #1784a33f
 @patch

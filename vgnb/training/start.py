@@ -18,7 +18,7 @@ from ..generators.generator import Generator
 from ..kinds import OpenRegistry, kind_of
 from ..names import NameTable
 from ..saved import load_model
-from ..tensor_files import weights_in
+from ..tensor_files import weight_files, weights_in
 from ..tokenizers.quantizers import Update, UsageMeter
 from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
@@ -30,9 +30,16 @@ def _counters(module:nn.Module) -> set[str]:
     counting = ((name, m) for name, m in module.named_modules() if isinstance(m, (UsageMeter, Update)))
     return {f"{name}.{k}".lstrip(".") for name, m in counting for k, _ in m.named_buffers()}
 
+def _frozen(model:nn.Module, other:nn.Module) -> Tokenizer|None:
+    "The tokenizer inside a pixel decoder, if the other one is not a pixel decoder, too."
+    inside = getattr(model, "frozen", None)
+    return inside if isinstance(inside, Tokenizer) and not isinstance(other, type(model)) else None
+
 def _part(model:nn.Module, other:nn.Module, source:str|Path) -> nn.Module:
-    "The part of a model that another one fills: all, or the first levels of a tokenizer's codes."
+    "The part of a model that another one fills: all, what it keeps frozen, or the first levels of a tokenizer's codes."
     both = isinstance(model, Tokenizer) and isinstance(other, Tokenizer)
+    frozen = _frozen(model, other)
+    if both and frozen is not None: return frozen
     if not both or not 0 < other.levels < model.levels: return model
     try: return model.first(other.levels)
     except BadInput:
@@ -48,9 +55,13 @@ def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.M
     "(what another model fills, its state then). Errors: `Mismatch`."
     part = _part(model, other, source)
     own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
-    try: return part, NameTable().load(_weights(other) | own, part, str(source))
+    given = _weights(other)
+    if part is _frozen(model, other):
+        names = part.state_dict().keys()
+        given = {k: v for k, v in given.items() if k in names or not k.startswith("decoder.")}
+    try: return part, NameTable().load(given | own, part, str(source))
     except Mismatch:
-        _check_kind(model, other, source)
+        _check_kind(part, other, source)
         raise
 
 def _check_kind(model:nn.Module, other:nn.Module, source:str|Path):
@@ -115,10 +126,11 @@ start_files = OpenRegistry("start file")    # ending of a file's name -> (path, 
 def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
-    check(path.suffix in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
+    ending = (weight_files(path) or [path])[-1].suffix
+    check(ending in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
     try: systems = {family.system for family in owners(model)}
     except BadInput: systems = set()
-    return start_files[path.suffix](path, system=systems.pop() if len(systems) == 1 else None)
+    return start_files[ending](path, system=systems.pop() if len(systems) == 1 else None)
 
 def _role(model:nn.Module) -> str:
     "tokenizer, generator, or empty for what is neither."
@@ -132,7 +144,7 @@ def find_start(
 ) -> Path:             # a published file, or the folder of a model
     "Where a training begins. Errors: `Missing` says what can be there, or which recipe makes it."
     path = Path(start)
-    if path.is_file(): return path
+    if weight_files(path): return path
     above = importlib.import_module("vgnb.shipped")      # stands above this room, as the zoo does
     there = path.exists() or str(start) in above.shipped()
     advice = f"no such run: train {first}, then give the folder of that run here, --start RUN"
@@ -144,7 +156,7 @@ def find_start(
 
 def _other(path:Path, model:nn.Module, source:str|Path) -> nn.Module:
     "The model that another one starts from; of the same role. Errors: what lies there instead."
-    other = _read_file(path, model) if path.is_file() else load_model(path)
+    other = _read_file(path, model) if weight_files(path) else load_model(path)
     role = _role(model)
     if role: importlib.import_module("vgnb.shipped").check_role(other, role, "start", source)
     return other
@@ -164,7 +176,7 @@ def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[s
 
 def begin_with(
     task:Task,
-    start:str|Path,     # folder of a run, a saved model or a pipeline; a shipped name; or a published file
+    start:str|Path,     # folder of a run, a saved model, a pipeline; a shipped name; a published file, or several: A,B
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
 ) -> dict[str, Taken]:  # by module
     "Give a task's first module another model's weights; of a run also those of what was trained beside it."
@@ -173,11 +185,13 @@ def begin_with(
     (name, model), *beside = task.modules.items()
     place = find_start(path, _role(model))
     is_run, other = place == path / "model", _other(place, model, path)
+    inside = _frozen(model, other)
     if whole: part, state = _taken_over(model, other, path)
-    else: part, (state, taken) = model, _fitted(model, _weights(other), path)
+    else: part, (state, taken) = inside or model, _fitted(inside or model, _weights(other), path)
 
     found = {name: (part, state, Taken(tuple(_weights(other)), {}) if whole else taken)}
-    for name, module in beside if is_run else ():
+    plays = is_run and inside is None                    # the game of a tokenizer of pixels, not of what is frozen
+    for name, module in beside if plays else ():
         one = _beside(path, name, module, whole)
         if one is not None: found[name] = (module, *one)
     for part, state, _ in found.values(): _fill(part, state)         # all fit

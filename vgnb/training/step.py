@@ -80,12 +80,13 @@ class TrainState:
         task:Task,
         recipe:Recipe,
         processes:Processes,
-        optims:dict[str, Optim]|None=None, # settings of groups that differ from `recipe.optim`
+        optims:dict[str, Optim]|None=None, # settings of groups that differ from the recipe's
     ):
         place(task, processes)
         self.task, self.recipe, self.processes = task, recipe, processes
         self.groups = parameter_groups(task)
-        self.optims = {g: (optims or {}).get(g, recipe.optim) for g in self.groups}
+        beside = list(task.modules)[1:]
+        self.optims = {g: (optims or {}).get(g) or recipe.optim_of(g in beside) for g in self.groups}
         self.optimizers = {g: make_optimizer(self.optims[g], named) for g, named in self.groups.items()}
         self.averages = {m: Average(task.modules[m], recipe.ema) for m in task.averaged() if recipe.ema}
         self.guard = Guard(processes.device, recipe.precision == "fp16")

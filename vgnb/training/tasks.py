@@ -22,7 +22,7 @@ from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
 from ..tokenizers.objectives import Objective, Phase
-from ..tokenizers.quantizers import Sync, TableQuantizer, quantizers_in, set_sync, usage_of
+from ..tokenizers.quantizers import Quantizer, Sync, TableQuantizer, quantizers_in, set_sync, usage_of
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
 
@@ -175,21 +175,28 @@ class GeneratorTask(Task):
         return self.modules["generator"](batch["codes"], cond, draws, at)
 
 # %% ../../nbs/training/517_tasks.ipynb #00307300
+def _trained(tokenizer:Tokenizer) -> list[Quantizer]:
+    "The quantizers that a training moves: not those of a frozen tokenizer inside."
+    frozen = quantizers_in(tokenizer.frozen) if hasattr(tokenizer, "frozen") else []
+    return [q for q in quantizers_in(tokenizer) if q not in frozen]
+
 def check_kmeans(
     tokenizer:Tokenizer,
     size:int,        # side of the pictures
     batch:int,       # pictures a step, over all processes
-    free_steps:int,  # unquantized steps, after which k-means sets the codebook; 0: it does not
+    free_steps:int,  # unquantized steps, after which k-means sets the codebook
+    kmeans:bool=False, # it does so after 0 of them, too
 ):
-    "Refuse a batch with too few features to set the codebook from."
-    tables = [q for q in quantizers_in(tokenizer) if isinstance(q, TableQuantizer)]
-    if not free_steps or not tables: return
+    "Refuse a batch with too few features to set the codebook from, and k-means where there is no codebook to set."
+    tables = [q for q in _trained(tokenizer) if isinstance(q, TableQuantizer)]
+    check(tables or not kmeans, "kmeans", kmeans, "must be false: this tokenizer has no codebook that could be set")
+    if not (free_steps or kmeans) or not tables: return
     codes = max(q.config.codebook for q in tables)
     places = math.prod(tokenizer.code_shape(size, size)[:tokenizer.dims])
     least = -(-codes // places)
     check(batch >= least, "batch", batch,
           f"must be at least {least}: after free_steps={free_steps} steps k-means sets {codes} codes from one batch, "
-          f"which has {places} features a picture; or ask for free_steps=0")
+          f"which has {places} features a picture; or ask for free_steps=0{' and kmeans=false' * kmeans}")
 
 # %% ../../nbs/training/517_tasks.ipynb #f4be3da2
 class TokenizerTask(Task):
@@ -198,9 +205,11 @@ class TokenizerTask(Task):
         tokenizer:Tokenizer,
         objective:Objective,
         free_steps:int=0,   # unquantized steps at the start; then k-means
+        kmeans:bool=False,  # k-means where none is unquantized, too: before the first step
     ):
         self.objective = objective
         self.free_steps = check_int("free_steps", free_steps, 0)
+        self.kmeans = kmeans or free_steps > 0
         objective.meet(tokenizer)
         self.modules = {"tokenizer": tokenizer} | objective.modules
         self.helpers = tuple(objective.helpers.values())
@@ -232,14 +241,14 @@ class TokenizerTask(Task):
     def check(self, accumulate:int):
         "Some updates of a codebook need the features of a whole batch."
         self.objective.check(self.modules["tokenizer"], accumulate)
-        for quantizer in quantizers_in(self.modules["tokenizer"]):
+        for quantizer in _trained(self.modules["tokenizer"]):
             for update in quantizer.updates:
                 reason = update.whole_batch
                 check(accumulate == 1 or not reason, "accumulate", accumulate, f"must be 1 while {reason}")
 
     def once(self, step:int) -> bool:
         "K-means, after the unquantized steps."
-        return step == self.free_steps > 0
+        return self.kmeans and step == self.free_steps
 
     def prepare(self, step:int, batches:list[dict], draws:Keyed, sync:Sync):
         "Set the codebook by k-means when its time has come; hand over `sync`."
@@ -269,5 +278,6 @@ def made(self:TokenizerTask, phase:Phase, images:Tensor, draws:Keyed, at:At) -> 
 
 @patch
 def report(self:TokenizerTask) -> dict[str, float]:
-    "Share of each codebook among recent codes."
-    return usage_of(self.modules["tokenizer"])
+    "Share of each codebook among recent codes; of one that is frozen nothing is counted."
+    tokenizer = self.modules["tokenizer"]
+    return usage_of(tokenizer) if _trained(tokenizer) else {}
