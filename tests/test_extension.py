@@ -177,9 +177,9 @@ def test_a_quantizer_is_sixty_lines(room):
 
 
 def test_no_other_room_knows_finite_scalars():
-    "But for those that put another system's words for it into ours."
+    "But for those that put another system's words for it into ours, and that system's trainings, which choose it."
     room = ROOT / "vgnb" / "tokenizers" / "fsq.py"
-    words = set((ROOT / "vgnb" / "tokenizers").glob("vqkd_*.py"))
+    words = set((ROOT / "vgnb").rglob("vqkd_*.py"))
     others = [p for p in (ROOT / "vgnb").rglob("*.py") if p not in (room, ROOT / "vgnb" / "_modidx.py", *words)]
     assert [p.name for p in others if re.search("fsq", p.read_text(), re.I)] == []
 

@@ -185,8 +185,10 @@ def test_a_place_beyond_the_learned_ones_is_refused():
 
 # ---- files
 
-@pytest.mark.parametrize("kind", OWNED)
-@pytest.mark.parametrize("wrap", [None, "state_dict", "module."])
+WRAPS = [(kind, None) for kind in OWNED] + [(OWNED[0], "state_dict"), (OWNED[-1], "module.")]
+
+
+@pytest.mark.parametrize("kind,wrap", WRAPS)
 def test_published_names_there_and_back(kind, wrap, tmp_path):
     "As the framework leaves them: beside what is left of its tokenizer, bare or wrapped, in a folder of its own."
     model, (codes, cond) = made(KINDS[kind]), case()

@@ -312,6 +312,7 @@ def scripts(place): return Scripts(place)
 PICTURES = ["--data", "shapes://?n=60&size=16", "--size", 16]
 
 
+@pytest.mark.full
 def test_a_teacher_becomes_a_cluster_tokenizer_and_is_probed(place, scripts):
     words = ["cluster_features.py", "--teacher", "eye", *PICTURES, "--codes", 12, "--iterations", 2, "--out", "cluster"]
     first = scripts(*words)
