@@ -46,6 +46,8 @@ SETTINGS = {                       # how the shipped pipeline samples unless ask
     "iar2": dict(order="raster", schedule="one-by-one", rows=50),
     "dar": dict(order="raster", schedule="one-by-one", rows=50),
     "vqkd": dict(order="raster", schedule="one-by-one", rows=50)}
+PICKS = {                          # how the shipped pipeline draws a code, if not as likely as it is
+    "vqkd": dict(temperature=0.7)}
 
 
 @dataclass
@@ -244,6 +246,14 @@ def examine_generator(o: Options, pipe, cells: int) -> tuple[list[dict], dict]:
     return table, best
 
 
+def sampling_of(name: str, **more):
+    "How a generator samples, with some settings more."
+    from vgnb.sampling.pick import Pick
+    from vgnb.sampling.settings import Sampling
+    if name in PICKS: more["picks"] = (Pick(**PICKS[name]),)
+    return Sampling(**SETTINGS[name], **more)
+
+
 def generator(o: Options) -> int:
     "Codes, training, examination, shipping."
     recipe, run = RECIPES.get(o.name, f"shapes-8x8-{o.name}"), o.out / o.name
@@ -254,11 +264,11 @@ def generator(o: Options) -> int:
 
     from vgnb.kinds import to_json
     from vgnb.pipeline import Pipeline
-    from vgnb.sampling.settings import Sampling, short_form
+    from vgnb.sampling.settings import short_form
     from vgnb.saved import load_model
     from vgnb.shipped import ship_pipeline
     reads = READS.get(o.name, "tokenizer")
-    model, sampling = load_model(run / "model"), Sampling(**SETTINGS[o.name])
+    model, sampling = load_model(run / "model"), sampling_of(o.name)
     classes, grid = model.card["classes"], model.grid
     cells = math.prod(grid)
     trial = o.out / "shipped" / o.name
@@ -271,7 +281,7 @@ def generator(o: Options) -> int:
         print(f"{found} is below --at-least {o.at_least:.0%}; nothing shipped", file=sys.stderr)
         return 1
 
-    shipped = Sampling(**SETTINGS[o.name], guidance=best["guidance"])
+    shipped = sampling_of(o.name, guidance=best["guidance"])
     record = {
         "command": f"python scripts/train_tiny.py {o.name}",
         "recipe": recipe,
