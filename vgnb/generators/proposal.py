@@ -73,7 +73,9 @@ _GPT2_DROPOUT = {"token_dropout": 0.1, "residual_dropout": 0.1, "ffn_dropout": 0
 
 proposal_presets: dict[str, ProposalConfig] = {
     "llama-medium": ProposalConfig(),
-    "gpt2-medium": ProposalConfig(block="gpt2", **_GPT2_DROPOUT)}
+    "gpt2-medium": ProposalConfig(block="gpt2", **_GPT2_DROPOUT),
+    "tiny": ProposalConfig(
+        4, 96, 3, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, class_everywhere=True)}
 
 # %% ../../nbs/generators/322_proposal.ipynb #d1f66837
 class UnturnedAttention(Attention):

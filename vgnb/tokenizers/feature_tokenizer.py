@@ -7,7 +7,7 @@ __all__ = ['SPHERE', 'CENTRES', 'FEATURE_TOKENIZERS', 'VQKDConfig', 'VQKD', 'Clu
            'feature_tokenizer']
 
 # %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #c961c8fe
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from ..draws import At, Draws
 from ..kinds import Kind, changed, kinds
 from .codebook_updates import Anchors, Ema, Normalise
 from .conv_tokenizer import ConvTokenizer
-from .quantizers import VectorConfig, build_quantizer, check_quantizer
+from .quantizers import Revive, VectorConfig, build_quantizer, check_quantizer
 from .teachers import TEACHERS, Teacher, TeacherConfig
 from .tokenizer import Quantized, Reconstruction, Tokenizer
 from .vit import ViTConfig
@@ -152,9 +152,16 @@ kinds.register(Kind(ClusterConfig, Cluster), name="cluster")
 
 FEATURE_TOKENIZERS = Registry("tokenizer")   # name -> VQKDConfig or ClusterConfig
 for _name, _teacher in TEACHERS.items():
-    FEATURE_TOKENIZERS[f"vqkd-{_name}"] = VQKDConfig(features=_teacher.features)
+    if _name != "shapes": FEATURE_TOKENIZERS[f"vqkd-{_name}"] = VQKDConfig(features=_teacher.features)
 for _name in ("clip", "dino", "mae", "vit"):
     FEATURE_TOKENIZERS[f"cluster-{_name}"] = ClusterConfig(teacher=changed(TEACHERS[_name], body=dict(out=None)))
+
+_SMALL = replace(TEACHERS["shapes"].body, key_bias=False, resize="offset")
+_CODES = replace(SPHERE, codebook=512, dim=16, usage=16384, updates=(*SPHERE.updates, Revive(20)))
+FEATURE_TOKENIZERS["vqkd-shapes"] = VQKDConfig(
+    _CODES, _SMALL, replace(_SMALL, size=8, patch=1, depth=1, channels=16), TEACHERS["shapes"].features)
+FEATURE_TOKENIZERS["cluster-shapes"] = ClusterConfig(
+    replace(CENTRES, codebook=512, dim=TEACHERS["shapes"].features, usage=16384), TEACHERS["shapes"])
 
 def feature_tokenizer(name:str|VQKDConfig|ClusterConfig, **changes) -> VQKD|Cluster:
     "A VQ-KD or Cluster tokenizer by name or configuration, with some fields changed."

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['IMAGENET_COLOURS', 'CLIP_COLOURS', 'TEACHERS', 'TeacherConfig', 'Teacher', 'CLIPTeacherConfig', 'EVATeacherConfig',
            'DINOTeacherConfig', 'ViTTeacherConfig', 'MAETeacherConfig', 'ConvNeXtTeacherConfig', 'official_names',
-           'load_teacher']
+           'shipped_teacher', 'load_teacher']
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #1d260c99
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ from ..core import BadInput, Missing, Registry, check, check_choice, check_int
 from ..data.transforms import resize_bicubic
 from ..kinds import Kind, kind_of, kinds, shelf, shelf_of
 from ..names import Bare, Fuse, Ignore, NameTable, Rename
+from ..saved import fill, load_model
 from ..scripted_files import is_scripted, read_scripted
 from ..tensor_files import read_tensors
 from .convnext import ConvNeXtConfig, convnext_names
@@ -167,6 +169,7 @@ TEACHERS["openclip-L-14"] = _openclip(1024, 24, 16, 768, **_HALVES)
 TEACHERS["openclip-H-14"] = _openclip(1280, 32, 16, 1024)
 TEACHERS["openclip-bigG-14"] = _openclip(1664, 48, 16, 1280, 8192)
 TEACHERS["evaclip"] = EVATeacherConfig()
+TEACHERS["shapes"] = TeacherConfig(ViTConfig(size=32, patch=4, dim=64, depth=3, heads=2, hidden=128), **_HALVES)
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #e62b1796
 def _clip_names(body:ViTConfig) -> NameTable:
@@ -240,13 +243,18 @@ _FILES = {   # teacher: (the names its file may have, where it comes from)
     "evaclip": (("eva02_clip_b_16.safetensors", "EVA02_CLIP_B_psz16_s8B.pt"), "EVA-CLIP's repository"),
 }
 
+def shipped_teacher() -> Path:
+    "The folder of the teacher that comes with the package."
+    return Path(str(resources.files("vgnb"))) / "weights" / "tiny" / "vqkd-teacher"
+
 def load_teacher(
-    name:str,          # one of TEACHERS
-    folder:str|Path,   # holds its official file
-    **changes,         # fields of its configuration: view, grid, compat, body, ...
+    name:str,              # one of TEACHERS
+    folder:str|Path="",    # holds its official file; not looked at for `shapes`
+    **changes,             # fields of its configuration: view, grid, compat, body, ...
 ) -> Teacher:
     "A teacher with its weights. Errors: `Missing` names the file that is not there and where to put it."
     config = replace(TEACHERS[check_choice("teacher", name, tuple(TEACHERS))], **changes)
+    if name == "shapes": return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
     folder, (names, origin) = Path(folder), _FILES[name]
     path = next((folder / n for n in names if (folder / n).is_file()), None)
     remedy = f"put {' or '.join(names)} into {folder} ({origin})"
