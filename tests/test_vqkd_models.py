@@ -1,5 +1,7 @@
 "The VQ-KD framework's models: sizes, teachers that never move, features where pixels are asked, frozen codes, files."
 import copy
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from vgnb.core import BadInput, Mismatch, Missing
 from vgnb.draws import At, Keyed
 from vgnb.families import families, published_model, recognised
 from vgnb.kinds import changed, from_json, to_json
+from vgnb.recipes.vqkd_recipes import VQKD_NAMES, explain_name, vqkd_recipe
 from vgnb.saved import load_model, save_model
+from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss
 from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, ClusterConfig, VQKDConfig
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
@@ -24,6 +28,7 @@ from vgnb.tokenizers.pixel_decoder import (
 )
 from vgnb.tokenizers.teachers import (
     TEACHERS,
+    CLIPTeacherConfig,
     ConvNeXtTeacherConfig,
     Teacher,
     TeacherConfig,
@@ -36,9 +41,9 @@ from vgnb.tokenizers.vit_coder import ViTCoder
 from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
 from vgnb.tokenizers.vqkd_files import load_cluster, load_pixel_decoder
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer
-from vgnb.tokenizers.vqkd_words import read_vqgan
+from vgnb.tokenizers.vqkd_words import model_of, read_vqgan
 from vgnb.training.start import begin_with
-from vgnb.training.tasks import Task
+from vgnb.training.tasks import Task, TokenizerTask
 from vgnb.zoo import export_published, load_published
 
 BEIT = ViTConfig(32, 8, 48, 2, 4, key_bias=False, resize="offset")
@@ -400,3 +405,97 @@ def test_a_head_makes_patches_row_by_row():
         out = coder(torch.randn(1, 8, 2, 3))
     assert out.shape == (1, 3, 16, 24)
     assert torch.equal(out[0, :, 8:, 16:].permute(1, 2, 0).flatten(), torch.arange(192.0))
+
+
+# ---- recipes by their published names
+
+CONFIGURED = {
+    "vqgan-8192": "vqgan/8192_imagenet_ddp",
+    "vqgan-8192-dd2": "vqgan/8192_dd2_aglwg075_imagenet_ddp",
+    "vqgan-8192-stylegan2": "vqgan/8192_stylegan2_imagenet_ddp",
+    "cvqvae-8192-dd2": "cvqvae/8192_dd2_aglwg075_imagenet_ddp",
+    "fsq-64000": "fsq/64000_imagenet_ddp",
+    "llamagen-vqgan-128x16-f8": "llamagen/vqgan_128x16_f8_imagenet_ddp",
+    "llamagen-vqgan-256-f8": "llamagen/vqgan_256_f8_imagenet_ddp",
+    "vqkd-convnext-8192": "vqkd/convnext_8192_imagenet_ddp",
+    "vqkd-openclip_bigG_14-8192": "vqkd/openclip_bigG_14_8192_imagenet_ddp",
+    "vqkd-vit-16384": "vqkd/vit_16384_imagenet_ddp",
+    "cluster-clip-8192": "cluster/clip_8192_imagenet_ddp",
+    "decoder-llamagen-vqkd-clip": "decoder/llamagen",
+    "ar-gpt2-medium-cfg-8192": "ar/c2i_gpt2_medium_cfg_imagenet_ddp"}
+
+
+@pytest.mark.parametrize("manifest, name", CONFIGURED.items())
+def test_a_name_means_the_published_model(manifest, name):
+    spec = json.loads((Path(__file__).parent / "manifests" / f"vqkd-{manifest}.json").read_text())["config"]
+    alone = {k: v for k, v in model_of(spec).items() if k != "discriminator"}
+    with torch.device("meta"): model, _ = published_model(alone, system="vqkd")
+    made, own = vqkd_recipe(name), model.config
+    def bare(config):
+        inner = config.frozen if isinstance(config, PixelDecoderConfig) else config
+        if not hasattr(inner, "quantizer"): return config
+        inner = changed(inner, quantizer=dict(usage=0))
+        return replace(config, frozen=inner) if isinstance(config, PixelDecoderConfig) else inner
+    assert bare(made.model) == bare(own)
+    if "discriminator" in model_of(spec):
+        game = VQGANLossConfig(**{f: getattr(made.loss, f) for f in ("depth", "discriminator", "gan", "adaptive")})
+        assert game.depth == model_of(spec)["discriminator"].get("depth", 3)
+        gain = model_of(spec).get("adaptive_generator_loss_weight_gain", 0.8)
+        assert game.adaptive == (gain is not None) and game.gan == (gain or 0.5)
+
+
+@pytest.mark.parametrize("name, words", [
+    ("vqgan/8192_dd2_aglwg075_imagenet", "must say its strategy"),
+    ("vqkd/dd2_clip_8192_imagenet_ddp", "begins with no word of vqkd"),
+    ("vqgan/_8192_imagenet_ddp", "begins with no word"),
+    ("vqgan/8192imagenet_ddp", "begins with no word"),
+    ("vqgan/8192_imagenet_ddp_", "ends in"),
+    ("vqgan", "must say its codebook"),
+    ("vqgan/0_imagenet_ddp", "codebook=0"),
+    ("fsq/8192_imagenet_ddp", "codes='8192'")])
+def test_a_name_that_says_nothing_is_refused(name, words):
+    with pytest.raises(BadInput, match=words): vqkd_recipe(name)
+
+
+def test_every_word_of_a_name_is_explained_and_options_win_by_name():
+    for name in VQKD_NAMES:
+        said = explain_name(name)
+        assert "_".join(said) == re.sub("[/-]", "_", name) and all(said.values()), name
+    probe = vqkd_recipe("ic/imagenet_ddp", steps=7)
+    assert (probe.steps, probe.batch, probe.optim.name) == (7, 512, "lars")
+    with pytest.raises(BadInput, match="optim.rl|rl="): vqkd_recipe(VQKD_NAMES[0], optim=dict(rl=1))
+    with pytest.raises(BadInput, match="modle="): vqkd_recipe(VQKD_NAMES[0], modle=1)
+    with pytest.raises(BadInput, match="steps=0"): vqkd_recipe(VQKD_NAMES[0], steps=0)
+
+
+# ---- towards a teacher
+
+def test_an_official_file_is_enough_to_train_from(tmp_path, images):
+    "CLIP in small under its official names; a Cluster tokenizer drops the projection that VQ-KD is trained towards."
+    torch.manual_seed(0)
+    body = replace(CLIPTeacherConfig().body, size=32, patch=8, dim=48, depth=1, heads=4, out=24)
+    eye = Teacher(CLIPTeacherConfig(body))
+    save_model(tmp_path / "eye", eye, eye.config)
+    pictures = images[..., :32]
+    wide = feature_loss(FeatureLossConfig(str(tmp_path / "eye")), weights=tmp_path, size=32)
+    student = made(VQKD, VQKD_SMALL)
+    total, parts = wide.loss(wide.phases(0)[0], pictures, student(pictures), {}, Keyed(0), At(torch.arange(3)))
+    assert set(parts) == {"commit", "features"} and total.requires_grad
+
+    bare = changed(eye.config, body=dict(out=None))
+    cluster = made(Cluster, ClusterConfig(replace(CENTRES, codebook=32, dim=48, usage=0), bare))
+    own = FeatureLossConfig(str(tmp_path / "eye"), features=0.0)
+    TokenizerTask(cluster, feature_loss(own, weights=tmp_path, size=32))
+    assert torch.equal(cluster.encoder.body.patches.weight, eye.body.patches.weight)
+    other = made(Cluster, replace(cluster.config, teacher=changed(bare, body=dict(heads=8))))
+    with pytest.raises(Mismatch, match="whose features are clustered"):
+        TokenizerTask(other, feature_loss(own, weights=tmp_path, size=32))
+    with pytest.raises(Mismatch, match="makes pixels"):
+        TokenizerTask(vqgan(L2), feature_loss(FeatureLossConfig(str(tmp_path / "eye")), weights=tmp_path, size=32))
+
+
+def test_a_map_of_other_cells_is_brought_to_the_codes(images):
+    eye = made(Teacher, changed(EYE, body=dict(patch=4)))
+    towards = FeatureLoss(FeatureLossConfig("here"), eye)
+    student = made(VQKD, replace(VQKD_SMALL, features=48))
+    assert towards.wanted(images, student(images).output).shape == (3, 48, 4, 6)

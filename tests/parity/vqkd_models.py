@@ -6,7 +6,7 @@ from tests.parity.llamagen_tokenizer import filled
 from tests.parity.vqkd_teachers import pixels
 from vgnb.draws import At
 from vgnb.families import published_model
-from vgnb.tokenizers.feature_tokenizer import feature_distance
+from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig
 from vgnb.tokenizers.objectives import VQGANLoss, VQGANLossConfig
 from vgnb.tokenizers.teachers import Teacher
 from vgnb.tokenizers.vqkd_files import VQKD_CLUSTER, VQKD_TOKENIZER
@@ -93,10 +93,15 @@ def distilled(case):
     names.load_into(teacher, kept | entries, case.name)
 
     x = pixels(case)
-    made, wanted = model(x), teacher(x)
-    losses = {"r_loss": feature_distance(made.output, wanted), "q_loss": sum(made.quantized.losses.values())}
-    return {f"out.losses.{k}": v for k, v in losses.items()} | {
-        "out.loss": sum(losses.values()),
+    towards = FeatureLoss(FeatureLossConfig(compat="upstream"), teacher)
+    towards.check(model, 1)
+    made = model(x)
+    wanted = towards.wanted(x, made.output)
+    loss, parts = towards.loss(towards.phases(0)[0], x, made, {}, None, At(torch.arange(len(x))))
+    return {
+        "out.losses.r_loss": parts["features"],
+        "out.losses.q_loss": parts["commit"],
+        "out.loss": loss,
         "out.quant": made.quantized.codes.flatten(),
         "out.z": made.quantized.z,
         "out.x": model.encoder(x),

@@ -95,6 +95,7 @@ class ClusterConfig:
         "Pixels a code, along one side."
         return self.teacher.body.factor
 
+# %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #897b4289
 class Cluster(Tokenizer):
     "A teacher's features, quantized as they are (arXiv 2411.04406 §3); only the table is learnt."
     makes = "features"

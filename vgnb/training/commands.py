@@ -116,7 +116,8 @@ _OPTIONS = {"tokenizer": TrainOptions, "generator": GeneratorOptions}
 
 def first_word(word:str, kind:str) -> TrainOptions:
     "The recipe that a command's first word names, and where it would run."
-    if word.endswith((".json", ".yaml", ".yml")):
+    is_file = word.endswith((".json", ".yaml", ".yml"))
+    if is_file:
         found, options = _read_recipe(word)
         check(found.kind == kind, "recipe", word, f"must be of kind {kind}, this one is {found.kind}", Mismatch)
     else:
@@ -124,7 +125,7 @@ def first_word(word:str, kind:str) -> TrainOptions:
         found, options = recipe(check_choice("recipe", word, sorted(list_recipes(kind)))), {}
         precision = settings.precision if found.precision == "bf16" else found.precision
         found = replace(found, seed=settings.seed, precision=precision)
-    out = get_settings().paths.runs / Path(word).stem
+    out = get_settings().paths.runs / (Path(word).stem if is_file else word)
     return _OPTIONS[kind](found, out, run=replace(default_run(), **options))
 
 def parse(
@@ -143,6 +144,7 @@ def parse(
                      prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
                      description=inspect.cleandoc(about))
 
+# %% ../../nbs/training/550_commands.ipynb #7e8c82bb
 def help_text(kind:str, doc:str) -> str:
     "What a training script says when asked for help without a recipe."
     wide, about = shutil.get_terminal_size().columns, {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
