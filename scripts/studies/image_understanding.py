@@ -7,7 +7,7 @@
 
 VQGAN, CVQ-VAE and FSQ learn pixels. VQ-KD and Cluster learn what a teacher of shapes sees, and a decoder learns to
 paint their codes, both together in the time of the others. One proposal network learns the codes of each. Measured on
-2,000 held-out shapes and 1,000 samples: reconstruction, codebook, linear probes, generation. Killed at any point, the
+2,000 held-out shapes and 500 samples: reconstruction, codebook, linear probes, generation. Killed at any point, the
 same command goes on.
 """
 import json
@@ -30,27 +30,27 @@ FILE = ROOT / "nbs" / "studies" / "image_understanding.json"
 TOKENIZERS = ("VQGAN", "CVQ-VAE", "FSQ", "VQ-KD", "Cluster")
 OF_FEATURES = ("VQ-KD", "Cluster")
 SCALES = (1.0, 2.0)     # of guidance
-BATCH = 64              # pictures a step of a tokenizer
+BATCH = 32              # pictures a step of a tokenizer; a network has half as many
 
 
 @dataclass
 class Budget:
     "How long the parts are trained: tokenizers of features share the time of one of pixels."
-    pictures: int = 30_000
+    pictures: int = 16_000
     "to train on"
-    codes: int = 256
-    "of a tokenizer; FSQ has 240"
-    pixels: int = 1600
+    codes: int = 128
+    "of each tokenizer"
+    pixels: int = 650
     "steps of VQGAN, CVQ-VAE, FSQ"
-    vqkd: int = 1000
+    vqkd: int = 350
     "steps of VQ-KD's codes"
-    vqkd_painting: int = 1400
+    vqkd_painting: int = 420
     "steps of the decoder that paints them"
-    cluster: int = 100
+    cluster: int = 30
     "steps of Cluster's table, after k-means"
-    cluster_painting: int = 2400
+    cluster_painting: int = 800
     "steps of the decoder that paints its codes"
-    network: int = 2000
+    network: int = 900
     "steps of a proposal network"
 
     def part(self, share: float) -> "Budget":
@@ -104,11 +104,11 @@ def pixel_recipe(o: Options, name: str, seed: int):
     from vgnb.tokenizers.quantizers import VectorConfig
     budget = o.budget
     table = VectorConfig(budget.codes, 8, l2=False, usage=0)
-    lattice = FSQConfig((8, 6, 5), usage=0)
+    lattice = FSQConfig((8, 4, 4), usage=0)
     quantizer = {"VQGAN": table, "CVQ-VAE": replace(table, updates=(Anchors(),)), "FSQ": lattice}[name]
     found = of_shapes(budget, budget.pixels, seed)
-    free = 0 if name == "FSQ" else min(200, budget.pixels // 2)
-    return replace(found, model=changed(found.model, quantizer=quantizer), free_steps=free)
+    coder = changed(found.model, width=32, groups=8, quantizer=quantizer)
+    return replace(found, model=coder, free_steps=0 if name == "FSQ" else budget.pixels // 6)
 
 
 def feature_recipe(o: Options, name: str, seed: int):
@@ -127,7 +127,7 @@ def feature_recipe(o: Options, name: str, seed: int):
     decoder = replace(encoder, size=8, patch=1, channels=sphere.dim, depth=1)
     model = VQKDConfig(sphere, encoder, decoder, teacher.features)
     loss = FeatureLossConfig(teacher=o.teacher)
-    return of_shapes(budget, budget.vqkd, seed, model=model, loss=loss, kmeans=True)
+    return of_shapes(budget, budget.vqkd, seed, model=model, loss=loss, free_steps=budget.vqkd // 6)
 
 
 def painting_recipe(o: Options, name: str, seed: int):
@@ -135,7 +135,7 @@ def painting_recipe(o: Options, name: str, seed: int):
     from vgnb.saved import load_model
     from vgnb.tokenizers.pixel_decoder import PixelDecoderConfig, SmallDecoderConfig
     budget, codes = o.budget, o.place(name, seed) / "features"
-    coder = of_shapes(budget, 2, seed).model
+    coder = pixel_recipe(o, "VQGAN", seed).model
     decoder = SmallDecoderConfig(coder.width, coder.patch, coder.groups)
     model = PixelDecoderConfig(load_model(codes / "model").config, decoder)
     steps = budget.vqkd_painting if name == "VQ-KD" else budget.cluster_painting
@@ -147,10 +147,11 @@ def network_recipe(o: Options, name: str, seed: int, vocab: int):
     from vgnb.generators.proposal import ProposalConfig
     from vgnb.training.recipes import recipe
     shapes, steps = recipe("shapes-generator"), o.budget.network
-    model = ProposalConfig(layers=4, dim=128, heads=4, vocab=vocab, classes=10, grid=(8, 8), class_dropout=0.1)
+    model = ProposalConfig(layers=3, dim=96, heads=3, vocab=vocab, classes=10, grid=(8, 8), class_dropout=0.1,
+                           class_everywhere=True)
     rate = replace(shapes.rate, warmup=min(100, steps // 2))
-    own = dict(name="", model=model, data=str(o.place(name, seed) / "codes"), steps=steps, seed=seed, rate=rate)
-    return replace(shapes, precision="fp32", **own)
+    own = dict(model=model, data=str(o.place(name, seed) / "codes"), steps=steps, seed=seed, rate=rate)
+    return replace(shapes, name="", batch=BATCH // 2, precision="fp32", **own)
 
 
 # ---- how it is carried out
@@ -243,25 +244,30 @@ def codebook(model, codes: torch.Tensor) -> dict:
     return {"vocab": meter.vocab, "used": meter.usage, "perplexity": round(meter.perplexity, 2)}
 
 
-def read_off(bench, rows: Callable, count: int = 4000) -> float:
-    "Share of the held-out pictures whose class a linear map reads off rows(pictures (b, h, w, 3)) (b, d)."
-    from vgnb.data.shapes import Shapes
+def read_off(known: tuple, held_out: tuple) -> float:
+    "Share of the held-out (rows (n, d), labels) whose class a linear map reads off, learnt from the known ones."
     from vgnb.evaluation.code_probe import ProbeRecipe, train_probe
-    images, labels = Shapes(count, 32, seed=2).batch(np.arange(count))
-    answers = [torch.from_numpy(np.asarray(x)) for x in (labels, bench.real.labels)]
-    with torch.no_grad(): seen = [rows(torch.from_numpy(x)) for x in (images, bench.real.images)]
-    return train_probe(seen[0], answers[0], seen[1], answers[1], 10, ProbeRecipe(steps=600, batch=256)).accuracy
+    return train_probe(*known, *held_out, 10, ProbeRecipe(steps=600, batch=256)).accuracy
+
+
+def for_probes(bench, count: int = 4000) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    "(pictures (n, h, w, 3), labels): to learn from, and those held out."
+    from vgnb.data.shapes import Shapes
+    real = bench.real
+    return [tuple(torch.from_numpy(np.asarray(x)) for x in pair)
+            for pair in (Shapes(count, 32, seed=2).batch(np.arange(count)), (real.images, real.labels))]
 
 
 def probes(bench, model, batch: int = 250) -> dict:
     "What a linear map reads off the mean of a picture's rows, and off how often each code occurs in it."
-    from vgnb.data.transforms import to_tensor
-    from vgnb.evaluation.code_probe import mean_rows
     from vgnb.tokenizers.pictures import codes_of
-    def rows(images): return mean_rows(model, to_tensor(images.numpy()), batch)
-    def counts(images): return torch.stack([code.flatten().bincount(minlength=model.vocab[0]).float()
-                                            for code in codes_of(model, images, batch)])
-    return {"probe_rows": read_off(bench, rows), "probe_counts": read_off(bench, counts)}
+    rows, counts = [], []
+    for images, labels in for_probes(bench):
+        codes = codes_of(model, images, batch)
+        rows.append((torch.cat([model.lookup(model.untoken(c)).mean((2, 3)) for c in codes.split(batch)]), labels))
+        one_hot = torch.nn.functional.one_hot(codes[..., 0], model.vocab[0])
+        counts.append((one_hot.sum(1).float(), labels))
+    return {"probe_rows": read_off(*rows), "probe_counts": read_off(*counts)}
 
 
 def teacher_facts(o: Options, bench, batch: int = 250) -> dict:
@@ -269,9 +275,9 @@ def teacher_facts(o: Options, bench, batch: int = 250) -> dict:
     from vgnb.data.transforms import to_tensor
     from vgnb.tokenizers.feature_objective import find_teacher
     teacher = find_teacher(o.teacher, "")
-    def rows(images): return torch.cat([teacher(x).mean((2, 3)) for x in to_tensor(images.numpy()).split(batch)])
-    parameters = sum(p.numel() for p in teacher.parameters())
-    return {"name": o.teacher, "parameters": parameters, "probe_rows": read_off(bench, rows)}
+    def rows(images): return torch.cat([teacher(to_tensor(x.numpy())).mean((2, 3)) for x in images.split(batch)])
+    found = read_off(*((rows(images), labels) for images, labels in for_probes(bench)))
+    return {"name": o.teacher, "parameters": sum(p.numel() for p in teacher.parameters()), "probe_rows": found}
 
 
 @torch.no_grad()
@@ -359,7 +365,7 @@ def main(o: Options) -> int:
     whole = set(o.tokenizers) == set(TOKENIZERS) and o.share == 1
     check(whole or not o.record, "record", True, "must be left out for some of the tokenizers, or a share of the steps")
     torch.set_num_threads(1)
-    bench, rows = Bench(1000), []
+    bench, rows = Bench(500), []
     for seed in o.seeds:
         for name in o.tokenizers:
             rows.append(studied(o, bench, name, seed))
