@@ -264,7 +264,8 @@ def probes(bench, model, batch: int = 250) -> dict:
     rows, counts = [], []
     for images, labels in for_probes(bench):
         codes = codes_of(model, images, batch)
-        rows.append((torch.cat([model.lookup(model.untoken(c)).mean((2, 3)) for c in codes.split(batch)]), labels))
+        found = torch.cat([model.lookup(model.untoken(some)).mean((2, 3)) for some in codes.split(batch)])
+        rows.append((found.detach(), labels))
         one_hot = torch.nn.functional.one_hot(codes[..., 0], model.vocab[0])
         counts.append((one_hot.sum(1).float(), labels))
     return {"probe_rows": read_off(*rows), "probe_counts": read_off(*counts)}
