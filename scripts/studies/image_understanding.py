@@ -42,9 +42,9 @@ class Budget:
     "of each tokenizer"
     pixels: int = 650
     "steps of VQGAN, CVQ-VAE, FSQ"
-    vqkd: int = 350
+    vqkd: int = 560
     "steps of VQ-KD's codes"
-    vqkd_painting: int = 420
+    vqkd_painting: int = 270
     "steps of the decoder that paints them"
     cluster: int = 30
     "steps of Cluster's table, after k-means"
