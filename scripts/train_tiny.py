@@ -168,7 +168,8 @@ def teacher(o: Options) -> int:
         "seconds": spent,
         "torch": torch.__version__,
         **found,
-        "result": f"shapes known from all features {found['shape_from_all']:.1%}, from one {found['shape_from_one']:.1%}; "
+        "result": f"shapes known from all features {found['shape_from_all']:.1%}, "
+                  f"from one {found['shape_from_one']:.1%}; "
                   f"{found['pixels_from_one']:.1%} of a patch's pixels told by its feature"}
     ship_model(o.ship / o.name, made, **record)
     print(record["result"])

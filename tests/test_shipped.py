@@ -25,7 +25,7 @@ def card(name: str) -> dict:
 def test_all_are_there_and_small():
     assert set(shipped()) == set(LEAST)
     files = list(shipped_root().rglob("*.safetensors"))
-    assert len(files) == 7
+    assert len(files) == 8
     assert max(f.stat().st_size for f in files) <= 2_500_000
 
 
@@ -39,7 +39,8 @@ def test_the_recipe_is_the_one_that_made_it(name):
     assert to_json(wanted)["model"]["grid"] == [8, 8]
 
 
-TOKENIZERS = {"tokenizer": "shapes-8x8-tokenizer", "iar2-tokenizer": "shapes-iar2-tokenizer-second"}
+TOKENIZERS = {"tokenizer": "shapes-8x8-tokenizer", "iar2-tokenizer": "shapes-iar2-tokenizer-second",
+              "vqkd-tokenizer": "shapes-vqkd-pixels"}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -75,7 +75,7 @@ proposal_presets: dict[str, ProposalConfig] = {
     "llama-medium": ProposalConfig(),
     "gpt2-medium": ProposalConfig(block="gpt2", **_GPT2_DROPOUT),
     "tiny": ProposalConfig(
-        4, 96, 3, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, class_everywhere=True)}
+        3, 96, 3, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, class_everywhere=True)}
 
 # %% ../../nbs/generators/322_proposal.ipynb #d1f66837
 class UnturnedAttention(Attention):

@@ -159,6 +159,7 @@ for _config in (CLIPTeacherConfig, EVATeacherConfig, DINOTeacherConfig, ViTTeach
                 ConvNeXtTeacherConfig, TeacherConfig):
     kinds.register(Kind(_config, Teacher), name=f"teacher-{_config.layout}")
 
+# %% ../../nbs/tokenizers/272_teachers.ipynb #4f0d92c3
 TEACHERS = Registry("teacher")   # name -> TeacherConfig
 TEACHERS["clip"] = CLIPTeacherConfig()
 TEACHERS["dino"] = DINOTeacherConfig()
