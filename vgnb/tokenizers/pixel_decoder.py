@@ -77,7 +77,7 @@ register_part("decoder", "vit", ViTDecoderConfig(), lambda c: ViTCoder(c.vit, 3,
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #e6e1b8bf
 @dataclass(frozen=True)
 class SmallDecoderConfig:
-    "The decoder of a small tokenizer; defaults are that of *shapes* with 8x8 cells."
+    "The decoder of a small tokenizer; defaults are that of drawn shapes with 8x8 cells."
     width: int = 48                         # channels at the finer of its two resolutions
     patch: int = 2                          # pixels folded into channels along one side
     groups: int = 16                        # of the group norms
