@@ -95,9 +95,10 @@ _TINY = DARTokenizerConfig(
 
 @recipes.register
 def shapes_dar_tokenizer() -> TokenizerRecipe:
-    """The shipped tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
+    """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
 
-    About half an hour on one CPU core. No perceptual loss, no teacher, no critic; a sketch teaches the encoder.
+    Result: PSNR 25.2 dB, all codes used, the judge right on 98.2% of 2,000 held-out pictures (one seed); 18 minutes on
+    one CPU core. No perceptual loss, no teacher, no critic; a sketch teaches the encoder.
     Command:
 
         python scripts/train_tokenizer.py shapes-dar-tokenizer --out runs/tiny/dar-tokenizer"""
@@ -116,7 +117,9 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
 
 @recipes.register
 def shapes_dar() -> GeneratorRecipe:
-    """The shipped tiny D-AR: a line of 64 tokens, 0.9M parameters, within half an hour on one CPU core.
+    """A tiny D-AR: a line of 64 tokens, 0.9M parameters, within half an hour on one CPU core.
+
+    Result: not measured.
 
     Command:
 
