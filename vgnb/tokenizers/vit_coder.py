@@ -6,7 +6,6 @@
 __all__ = ['unpatched', 'ViTCoder', 'beit_coder_names', 'torchvision_coder_names', 'beit_vit', 'beit_spec']
 
 # %% ../../nbs/tokenizers/270_vit_coder.ipynb #0722a87c
-import math
 from dataclasses import replace
 
 import torch
@@ -55,7 +54,7 @@ class ViTCoder(nn.Module):
             nn.init.trunc_normal_(m.weight, std=0.02)
             if m.bias is not None: nn.init.zeros_(m.bias)
         for n, block in enumerate(self.vit.blocks):
-            for last in (block.out, block.down): last.weight.div_(math.sqrt(2 * (n + 1)))
+            for last in (block.out, block.down): last.weight.mul_((2 * (n + 1)) ** -0.5)
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         _, tokens = self.vit.features(x)                                        # (b, n, d)
