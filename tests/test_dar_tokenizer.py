@@ -225,6 +225,7 @@ class Half:
         self.both = both
 
     def sum(self, x): return self.both
+    def gather(self, x): return torch.cat((x, x))
 
 
 def test_two_processes_train_the_codebook_as_one_does(images):
