@@ -34,7 +34,7 @@ class UsageMeter(nn.Module):
         fill:float=-1.0,  # what the window holds at first; -1 counts as nothing
     ):
         super().__init__()
-        check(size <= 2 ** 24, "usage", window, f"must be 0 with {size:,} codes: the meter counts up to 2^24")
+        check_counted("size", size, size, window)
         self.size = size
         self.register_buffer("recent", torch.full((window,), fill))
 
