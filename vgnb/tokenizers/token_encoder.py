@@ -17,7 +17,7 @@ from torch.quasirandom import SobolEngine
 from torch.utils.checkpoint import checkpoint
 
 from ..core import check, check_int
-from ..layers import Linear, attend, grid_angles, rotary_table, rotate
+from ..layers import Linear, attend, grid_angles, rotary_angles, rotary_table, rotate
 from ..names import Fuse, Rename
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #49dd7e29
@@ -215,9 +215,8 @@ def address(
     base:float,              # of the rotary positions
 ) -> Tensor:                 # (n, channels)
     "What a query holds that looks at a place: ones, turned as a key is turned there."
-    speeds = base ** (-torch.arange(0, channels // 2, 2, device=places.device) / (channels // 2))
-    angles = (places[..., None] * speeds).flatten(1)                            # rows' planes, then columns'
-    return torch.stack((angles.cos(), angles.sin()), -1).flatten(1)
+    angles = [rotary_angles(along, channels // 2, base) for along in places.unbind(1)]      # rows' planes, columns'
+    return rotary_table(torch.cat(angles, 1)).flatten(1)
 
 HERE = torch.zeros(1, 2)     # the first place, and how a key is before it is turned
 
