@@ -20,10 +20,15 @@ ready() {
   # what tests need holds what a quickstart needs
   if ! stamped "$1" "$want" && { [ "$1" = "[dev]" ] || ! stamped "[dev]" "$want"; }; then
     echo "installing vgnb$1 into .venv (once)"
-    .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".$1"
+    # on the Python that constraints.txt pins all of it is known: nothing is looked for, most of pip's time
+    [ "$1" = "[dev]" ] && install --no-deps -r constraints.txt
+    install -c constraints.txt -e ".$1"
     echo "$want" > ".venv/.vgnb$1"
   fi
   . .venv/bin/activate
 }
+
+# bytecode is made of what is imported, not of all there is
+install() { .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile "$@"; }
 
 stamped() { [ "$(cat ".venv/.vgnb$1" 2>/dev/null)" = "$2" ]; }   # EXTRAS WANT: was it installed from the same files?

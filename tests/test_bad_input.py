@@ -117,9 +117,10 @@ def test_unknown_options_are_usage_errors(scripts, untouched, words):
 @pytest.mark.parametrize("words", [
     "sample.py pipe --picks.0.top-k -1 --out out/s.npz",
     "train_tokenizer.py vq-61",
-    "evaluate.py good.npz objects.npz",
-    "extract_codes.py --tokenizer gen --data shapes:// --out out",
-    "train_generator.py shapes-generator --data pictures"])
+    *(pytest.param(words, marks=pytest.mark.full) for words in (
+        "evaluate.py good.npz objects.npz",
+        "extract_codes.py --tokenizer gen --data shapes:// --out out",
+        "train_generator.py shapes-generator --data pictures"))])
 def test_plain_python_says_the_same(work, scripts, untouched, words):
     "What the forked runs of the table stand for: a fresh interpreter gives the same exit code, the same line, no more."
     name, *rest = words.split()

@@ -208,6 +208,7 @@ def changed(page, before: str, n: int = 0) -> str:
     raise AssertionError("the picture did not change")
 
 
+@pytest.mark.full
 def test_sampling_player(chromium, lab, tmp_path):
     with opened(lab, chromium, "player") as page:
         page.get_by_text("step 6 of 6 · 64 of 64 tokens").wait_for(timeout=20_000)              # finished
