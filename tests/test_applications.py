@@ -311,7 +311,10 @@ def larger(steps, compat=None):
     return replace(request(how.sampler(build("random-order")), b=4), codes=None, grid=None)
 
 
-@pytest.mark.parametrize("shape", [(6, 9), (8, 12), (12, 18), (4, 13), (7, 6)],
+THRICE = pytest.param((12, 18), marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (8, 12), THRICE, (4, 13), (7, 6)],
                          ids=["1.5x", "2x", "3x", "wider", "taller"])
 @pytest.mark.parametrize("steps", [None, 7])
 def test_extrapolation_decides_every_cell_once_the_last_group_too(shape, steps):

@@ -5,6 +5,7 @@ Each rule is a function from pages to offences, and is itself tried on a page th
 import ast
 import base64
 import builtins
+import functools
 import io
 import json
 import re
@@ -63,12 +64,22 @@ def exports(cell) -> bool: return any(re.match(r"export|exporti|exports|exec_exp
 def skipped(cell) -> bool: return any(re.fullmatch(r"eval:\s*false", d) for d in directives(cell))
 
 
-def plain(cell) -> str:
-    "The cell's code, magics translated."
-    return TransformerManager().transform_cell(source(cell))
+@functools.cache
+def translated(code: str) -> str:
+    "Code whose magics are Python; many rules ask for it, and IPython is slow."
+    return TransformerManager().transform_cell(code)
 
 
-def tree(cell) -> ast.AST: return ast.parse(plain(cell))
+@functools.cache
+def parsed(code: str) -> ast.AST: return ast.parse(translated(code))
+
+
+def plain(cell) -> str: return translated(source(cell))
+
+
+def tree(cell) -> ast.AST:
+    "To be looked at, not changed: the rules share it."
+    return parsed(source(cell))
 
 
 def hidden(path: Path) -> bool: return any(part.startswith((".", "_")) for part in path.parts)

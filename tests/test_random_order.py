@@ -429,7 +429,10 @@ def enlarged(m, ids, shape, guidance=CFG(2.0, start=1.0), steps=None, spatial=(1
     return what.codes(what.paint(Request(sampler, Cond(ids), ids, Keyed(0))))
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (5, 6), (6, 8), (9, 12), (3, 11), (7, 4)])
+THRICE = pytest.param((9, 12), marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5, 6), (6, 8), THRICE, (3, 11), (7, 4)])
 @pytest.mark.parametrize("steps", [None, 5, 1])
 def test_extrapolation_decides_every_cell(shape, steps):
     "Factors 1, 1.5, 2, 3 and uneven ones; the coarse cells hold the coarse picture; a sample is itself in any batch."
