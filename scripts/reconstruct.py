@@ -18,7 +18,8 @@ The crop decides the number as much as the tokenizer does. rFID protocols take t
 with random crops (--crop random, keyed by --seed and picture) D-AR's tokenizer was measured at 2.2 instead of 1.5.
 --denoise sets the steps of a decoder that begins with noise; --compat upstream gives the published bytes of the crops
 (a quarter of the grey levels one too low) and SSIM (inflated). --strip shows pictures, previews where there are some,
-and reconstructions:
+and reconstructions. --lpips measures how different they look, too (on floats, before they become bytes), by the network
+whose files lie in --weights:
 
     python scripts/reconstruct.py --tokenizer D-AR-tokenizer_v1.pt --data IMAGENET/val --out runs/dar.npz \\
         --originals runs/crops.npz --dtype bfloat16 --strip runs/dar.png
@@ -49,6 +50,8 @@ class Options:
     strip: Path | None = None      # also a PNG of the first pictures: crop, previews, reconstruction
     dtype: Literal["float32", "bfloat16"] = "float32"      # of the tokenizer's passes; published rFIDs: bfloat16
     device: str | None = None      # None = the accelerator, where there is one
+    lpips: bool = False            # also LPIPS; needs its files
+    weights: Path | None = None    # folder with the VGG-16 and LPIPS files; None = <weights>, see settings.ini
     compat: Literal["upstream"] | None = None              # bytes and SSIM with the published faults
     count: int | None = None       # only so many pictures, the first ones
     batch: int = 32                # pictures the tokenizer sees at once
@@ -125,19 +128,30 @@ def rebuilt(o: Options, tokenizer, source, count: int):
         yield crops.cpu(), pixels.cpu(), None if made.codes is None else tokenizer.tokens(made.codes), ids
 
 
-def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]:
+def opened_lpips(o: Options, device):
+    "LPIPS, where it is asked for: pairs (b, 3, h, w) in [-1, 1] -> (b,). Errors: `Missing` names a file."
+    from vgnb.core import get_settings
+    from vgnb.tokenizers.lpips import load_lpips
+    return load_lpips(o.weights or get_settings().paths.weights).to(device).eval() if o.lpips else None
+
+
+def measured(o: Options, tokenizer, source, count: int, lpips=None) -> tuple[dict, Any, Any]:
     "(the numbers, crops or None, reconstructions)."
     import torch
 
+    from vgnb.core import digest
     from vgnb.data.transforms import to_uint8
     from vgnb.evaluation.reconstruction import CodebookMeter, PlaceMeter, ReconstructionMeter
     from vgnb.progress import Progress
+    from vgnb.tokenizers.pictures import device_of
     meter, vocab = ReconstructionMeter(o.compat), tokenizer.vocab or ()
     books, places = [CodebookMeter(v) for v in vocab], [PlaceMeter() for _ in vocab]
     as_published = "truncate" if o.compat else "round"
+    unlike, device = 0.0, device_of(tokenizer)
     crops, again = [], []                              # crops are kept only where they are asked for
     with Progress(count, "picture") as progress:
         for originals, pixels, codes, _ in rebuilt(o, tokenizer, source, count):
+            if lpips is not None: unlike += float(lpips(pixels.to(device), originals.to(device)).sum())
             originals, pictures = to_uint8(originals, as_published), to_uint8(pixels)
             meter.update(pictures, originals)
             for level, (book, place) in enumerate(zip(books, places)):
@@ -147,7 +161,9 @@ def measured(o: Options, tokenizer, source, count: int) -> tuple[dict, Any, Any]
             again.append(pictures)
             progress.update(len(pictures))
     levels = [book.compute() | ({"dead_places": place.dead} if count > 1 else {}) for book, place in zip(books, places)]
-    return meter.compute() | {"levels": levels}, torch.cat(crops) if crops else None, torch.cat(again)
+    found = meter.compute() | {"levels": levels}
+    if lpips is not None: found |= {"lpips": unlike / meter.count, "lpips_network": digest(lpips.state_dict())}
+    return found, torch.cat(crops) if crops else None, torch.cat(again)
 
 
 def strip_of(o: Options, tokenizer, source, count: int):
@@ -191,7 +207,8 @@ def check_options(o: Options):
 
 def tell(numbers: dict):
     "The numbers in words."
-    print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}")
+    lpips = f", LPIPS {numbers['lpips']:.4f}" if "lpips" in numbers else ""
+    print(f"PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f}{lpips}")
     for level, book in enumerate(numbers["levels"]):
         dead = f", {book['dead_places']:.1%} of the places always hold one code" if "dead_places" in book else ""
         print(f"level {level}: {book['usage']:.1%} of {book['protocol']['vocab']:,} codes in use, "
@@ -207,13 +224,14 @@ def main(argv: list[str]) -> int:
     from vgnb.tokenizers.pictures import device_of
     check_options(o)
     tokenizer, source = opened(o)
+    lpips = opened_lpips(o, device_of(tokenizer))
     tokenizer.code_shape(o.size, o.size)               # refuses a side that the factor does not divide
     count = min(o.count or len(source), len(source))
     vocab = " x ".join(f"{v:,}" for v in tokenizer.vocab or ()) or "no"
     print(f"{count:,} pictures of {o.size} px through {vocab} codes -> {o.out}")
     if o.dry_run: return 0
 
-    numbers, crops, pictures = measured(o, tokenizer, source, count)
+    numbers, crops, pictures = measured(o, tokenizer, source, count, lpips)
     save_samples(o.out, pictures)
     if o.originals: save_samples(o.originals, crops)
     if o.strip: strip_of(o, tokenizer, source, min(count, 8)).save(o.strip)

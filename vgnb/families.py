@@ -56,6 +56,7 @@ class Family:
     also: tuple[str, ...] = ()              # other systems that publish this very model
     pickles: tuple[str, ...] = ()           # the authors' classes of settings that their files hold, as `module.Class`
     carried: Callable|None = None           # what a file holds -> the authors' arguments that lie beside its weights
+    grown: Callable|None = None             # (file of another kind, configuration) -> ours begun with it, or None
     published: tuple[Published, ...] = ()
 
     def __str__(self) -> str: return f"{self.system or 'own'} {self.kind}"

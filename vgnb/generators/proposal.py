@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['proposal_presets', 'VQKD_PROPOSAL', 'ProposalConfig', 'UnturnedAttention', 'GPT2Block', 'GELUFeedForward',
-           'ProposalTransformer', 'Transposed', 'Repeated', 'proposal_names', 'read_proposal', 'write_proposal',
-           'recognise_proposal']
+           'ProposalTransformer', 'Transposed', 'Repeated', 'proposal_names', 'grown_gpt2', 'read_proposal',
+           'write_proposal', 'recognise_proposal']
 
 # %% ../../nbs/generators/322_proposal.ipynb #0d626ccb
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ from .generator import Cond, Grid, Loss
 from .raster import DecoderOnly, RasterConfig, RasterTransformer
 from ..layers import Attention, Dropout, Linear, Noise, Past, RMSNorm, SwiGLU, TransformerBlock, ffn_width
 from ..names import Fuse, Ignore, NameTable, Recreate, Rename, Slice
+from ..saved import check_finite
+from ..tensor_files import read_tensors, weight_files
 
 # %% ../../nbs/generators/322_proposal.ipynb #f24de0e0
 @dataclass(frozen=True)
@@ -265,6 +268,36 @@ def proposal_names(c:ProposalConfig) -> NameTable:
     rules = _gpt2_rules(c) if c.block == "gpt2" else _llama_rules(c)
     return NameTable(Ignore("_ir.{rest}"), *rules)
 
+# %% ../../nbs/generators/322_proposal.ipynb #f2ff4920
+_OF_GPT2 = {"wte.weight", "wpe.weight", "ln_f.weight", "h.0.attn.c_attn.weight"}
+
+def _spoken(path:str|Path) -> dict[str, Tensor]|None:
+    "The entries of GPT-2's own file, but for its head, which is the embedding again; None for another file."
+    files = weight_files(path)
+    content = read_tensors(files[0]) if len(files) == 1 else {}
+    theirs = {k.removeprefix("transformer."): v for k, v in content.items() if torch.is_tensor(v)}
+    theirs.pop("lm_head.weight", None)
+    return theirs if _OF_GPT2 <= theirs.keys() else None
+
+def grown_gpt2(
+    path:str|Path,           # GPT-2's own file
+    config:ProposalConfig,
+) -> ProposalTransformer|None:
+    "A proposal network that begins as a GPT-2; None for another block or file. Errors: `Mismatch` for another size."
+    theirs = _spoken(path) if config.block == "gpt2" else None
+    if theirs is None: return None
+    model = ProposalTransformer(config)
+    drawn, words = _words_of(model), theirs["wte.weight"]
+    shape = tuple(words.shape)
+    fits = len(shape) == 2 and shape[1] == config.dim
+    check(fits, "path", Path(path), f"has words of shape {shape}: they must have {config.dim} channels", Mismatch)
+    rows = torch.cat((words[:len(drawn)], drawn[len(words):]))
+    state = {f"{_P}transformer.{k}": v for k, v in (theirs | {"wte.weight": rows}).items()}
+    ours = proposal_names(config).load(state, model, str(path))
+    check_finite(ours, model, "path", path)
+    model.load_state_dict(ours)
+    return model
+
 # %% ../../nbs/generators/322_proposal.ipynb #e9ff573d
 _WORDS = {     # their argument: our field
     "llama": {
@@ -364,7 +397,7 @@ def _described(name:str, codes:int) -> Published:
 VQKD_PROPOSAL = register(Family(
     kind="proposal", config=ProposalConfig, build=ProposalTransformer, role="generator", system="vqkd",
     names=proposal_names, read=read_proposal, write=write_proposal,
-    reads=_reads, recognise=recognise_proposal,
+    reads=_reads, recognise=recognise_proposal, grown=grown_gpt2,
     owns=lambda c: c.kv_heads in (None, c.heads) and not c.class_everywhere,
     classes=("vq.algorithms.ar.transformers.LlamaTransformer", "vq.algorithms.ar.transformers.GPT2Transformer"),
     published=(_described("llama-medium", 8192), _described("llama-medium", 16384), _described("gpt2-medium", 8192))))

@@ -25,7 +25,7 @@ from ..tokenizers.pixel_decoder import PIXEL_DECODERS, PixelDecoderConfig
 from ..tokenizers.quantizers import VectorConfig
 from ..tokenizers.teachers import TEACHERS
 from ..tokenizers.vqgan import VQGANConfig
-from ..training.recipes import GeneratorRecipe, Optim, Rate, Recipe, TokenizerRecipe, recipes, stages
+from ..training.recipes import GeneratorRecipe, Optim, Rate, Recipe, TokenizerRecipe, grammars, recipes, stages
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #c42da966
 _SLOW = Optim("adam", lr=5.4e-5, betas=(0.5, 0.9), clip=0.0)
@@ -165,9 +165,12 @@ def _judged(r:TokenizerRecipe) -> TokenizerRecipe: return changed(r, loss=dict(d
 def _pictures_of(r:TokenizerRecipe, side:str) -> TokenizerRecipe: return changed(r, augment=dict(size=int(side)))
 def _without_middle(r:TokenizerRecipe) -> TokenizerRecipe: return changed(r, model=dict(attention=(), middle=False))
 
+_SPEAKER = "weights/gpt2-medium.safetensors"                         # GPT-2's own file
+
 def _network(r:GeneratorRecipe, name:str) -> GeneratorRecipe:
     kept = dict(vocab=r.model.vocab, class_dropout=r.model.class_dropout)
-    return replace(r, model=replace(proposal_presets[f"{name}-medium"], **kept))
+    r = replace(r, model=replace(proposal_presets[f"{name}-medium"], **kept))
+    return replace(r, start=_SPEAKER) if name == "gpt2" else r
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #7da1ab95
 _PIXELS, _ALL = "vqgan cvqvae fsq decoder", "vqgan cvqvae fsq vqkd cluster ar llamagen exps ic"
@@ -196,7 +199,8 @@ _WORDS = (
     _Word("f8", "factor", "vqgan llamagen", lambda: "four levels: 8 pixels a code along a side, not 16", _finer),
     _Word("c2i", "task", "ar llamagen", lambda: "from a class to a picture",
          lambda r: r if r.kind == "generator" else _llamagen_proposal()),
-    _Word("(llama|gpt2)", "network", "ar", lambda n: f"a {dict(llama='Llama', gpt2='GPT-2')[n]}", _network),
+    _Word("(llama|gpt2)", "network", "ar",
+          lambda n: {"llama": "a Llama", "gpt2": "a GPT-2, which begins with its published weights"}[n], _network),
     _Word("medium", "size", "ar llamagen", lambda: "24 layers of 1,024 channels"),
     _Word("cfg", "guidance", "ar", lambda: "classes are dropped in training, one in ten, for guidance",
          lambda r: changed(r, model=dict(class_dropout=0.1))),
@@ -284,6 +288,8 @@ _NOTES = {
     "cluster": "Needs the teacher's official file.",
     "decoder": "Needs VGG-16 and LPIPS files, and `--start`: the run of the tokenizer whose codes it paints.",
     "ar": "The published one encodes pictures anew each step; extract the codes once, with `--crop bicubic --flip`."}
+_BEGINS = (" Begins with openai-community/gpt2-medium: model.safetensors, under that name or as `--start FILE`; "
+           "with `--start ''` from random weights.")
 _RESULTS = {_CLIP: "FID 4.10 with the proposal network on its codes (abstract)"}
 
 def _document(name:str) -> str:
@@ -291,7 +297,7 @@ def _document(name:str) -> str:
     (_, title), *words = explain_name(name).items()
     folder, made = name.partition("/")[0], vqkd_recipe(name)
     note = _NOTES.get(folder, "" if made.kind == "generator" else "Needs VGG-16 and LPIPS files.")
-    if made.kind == "generator": note = _NOTES["ar"]
+    if made.kind == "generator": note = _NOTES["ar"] + _BEGINS * (made.start == _SPEAKER)
     source = next((w for w in _SETS if f"_{w}" in name), "imagenet").upper()
     where = {"tokenizer": f"{source}/train", "generator": "CODES"}[made.kind]
     start = f" --start {made.start}" * bool(getattr(made, "start", ""))
@@ -311,3 +317,8 @@ def _registered(name:str) -> Callable[[], Recipe]:
 for _name in VQKD_NAMES:
     if not _name.startswith("ic/"): recipes.register(_registered(_name), name=_name)
 for _name in ("decoder/vqgan", "decoder/llamagen"): stages[_name] = _CLIP
+
+def _of_a_probe(name:str):
+    raise BadInput("name", name, "is a linear probe's: scripts/probe_codes.py trains it, on the codes of --tokenizer")
+
+for _folder in _FAMILIES: grammars.register(_of_a_probe if _folder == "ic" else _registered, name=_folder)

@@ -63,9 +63,10 @@ stages["shapes-vqkd-pixels"] = "shapes-vqkd-tokenizer"
 def shapes_vqkd() -> GeneratorRecipe:
     """A tiny proposal network: a Llama of three layers on the tiny VQ-KD's 64 codes a picture, 0.4M parameters.
 
-    Result: not measured. A step takes 0.08 s of one CPU core. Its class is a word in front and, unlike the
-    published ones', added to every code.
+    Result: 95.3% of 1,000 samples as asked with guidance 2 at temperature 0.7, on the shipped tokenizer's codes. A
+    step takes about 0.1 s of one CPU core. Its class is a word in front and, unlike the published ones', added to
+    every code.
     Command:
 
         python scripts/train_generator.py shapes-vqkd --data runs/tiny/vqkd-codes --out runs/tiny/vqkd"""
-    return replace(shapes_generator(), model=proposal_presets["tiny"], steps=4000, batch=16, precision="fp32")
+    return replace(shapes_generator(), model=proposal_presets["tiny"], steps=9000, batch=16, precision="fp32")

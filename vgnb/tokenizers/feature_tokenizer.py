@@ -25,6 +25,7 @@ from .teachers import TEACHERS, Teacher, TeacherConfig
 from .tokenizer import Quantized, Reconstruction, Tokenizer
 from .vit import ViTConfig
 from .vit_coder import ViTCoder
+from .vqkd_quantizers import published_start
 
 # %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #93d30ae3
 SPHERE = VectorConfig(8192, 32, beta=1.0, updates=(Normalise(), Ema()), search="cosine", vq=0.0, unit_losses=True)
@@ -60,9 +61,12 @@ class VQKDConfig:
 class VQKD(ConvTokenizer):
     "Codes that tell a teacher's features (BEiT v2, arXiv 2208.06366 §2.1; as a tokenizer, arXiv 2411.04406 §3)."
     makes = "features"
+    quirks = (("With fewer features in the first batch than codes these are copied over the first rows.",
+               "The other rows stay as they were drawn, and nothing says so."),)
 
     def __init__(self, config:VQKDConfig=VQKDConfig()):
         c = config
+        self.starts_with_few = c.compat is not None
         encoder = ViTCoder(c.encoder, c.quantizer.dim)
         decoder = ViTCoder(c.decoder, c.features) if c.decoder else nn.Identity()
         super().__init__(c, encoder, decoder, build_quantizer(c.quantizer, c.compat))
@@ -73,6 +77,12 @@ class VQKD(ConvTokenizer):
         whole = self.config.decoder is not None
         check(whole, "tokenizer", type(self).__name__, "makes nothing of its codes: it was built with decoder=None")
         return self.decoder(z).float()
+
+    @torch.no_grad()
+    def kmeans_init(self, images:Tensor, draws:Draws, iterations:int=10):
+        "Set the table by k-means on the features of `images`; with compat=\"upstream\" as `published_start` does."
+        if not self.starts_with_few: return super().kmeans_init(images, draws, iterations)
+        published_start(self.quantizer, self.features(self.check_images(images)), draws, iterations)
 
 # %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #59a89d37
 CENTRES = VectorConfig(8192, 768, l2=False, beta=0.0, updates=(Anchors(joined=True),), search="cosine")

@@ -202,6 +202,7 @@ PIXEL_DECODERS["vqgan"] = ConvDecoderConfig()
 PIXEL_DECODERS["vqkd"] = ViTDecoderConfig()
 PIXEL_DECODERS["vqkd_large"] = ViTDecoderConfig(_LARGE)
 PIXEL_DECODERS["llamagen"] = PIXEL_DECODERS["vqgan"]    # the same network, trained on LlamaGen's losses
+for _name in ("vqkd", "vqkd_large"): shelf("decoder")[_name] = PIXEL_DECODERS[_name]      # --model.decoder vqkd_large
 PIXEL_DECODERS["shapes"] = ViTDecoderConfig(            # for the codes of vqkd-shapes
     ViTConfig(8, 1, 64, 3, 2, channels=16, hidden=128, key_bias=False, resize="offset"), 4)
 

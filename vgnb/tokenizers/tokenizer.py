@@ -69,6 +69,7 @@ class Tokenizer(nn.Module, ABC):
     makes: Literal["pixels", "features", "nothing"] = "pixels"
     dims: int = 2                        # axes of the code grid: 2 for (h, w), 1 for a sequence
     factor: int = 1                      # pixels a code, along one side
+    starts_with_few: bool = False        # `kmeans_init` takes fewer features than there are codes, too
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
     config: Any = None                   # the dataclass it was built from
     not_coding: tuple[str, ...] = ("decoder", "from_code") # parts that only render, see `coding`
@@ -104,9 +105,8 @@ class Tokenizer(nn.Module, ABC):
 
     def encode(self, images:Tensor) -> Tensor:
         "(b, 3, h, w) -> codes (b, *code_shape) int64. Errors: `BadInput` if continuous, or for wrong images."
-        name = type(self).__name__
         words = "is continuous and has no codes; use quantize(images).z and render(z)"
-        check(self.vocab is not None, "tokenizer", name, words)
+        check(self.vocab is not None, "tokenizer", type(self).__name__, words)
         with torch.no_grad(): return self.quantize(images).codes
 
     def decode(self,

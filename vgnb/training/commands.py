@@ -39,7 +39,18 @@ from .checkpoints import checkpoints
 from .feed import Data
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
-from .recipes import GeneratorRecipe, Recipe, TokenizerRecipe, recipe, recipes, short_of, stages
+from vgnb.training.recipes import (
+    GeneratorRecipe,
+    Recipe,
+    TokenizerRecipe,
+    grammars,
+    is_composed,
+    recipe,
+    recipe_function,
+    recipes,
+    short_of,
+    stages,
+)
 from .run_folder import Run, RunFolder
 from .start import begin_with, find_start
 from .step import slow_precision
@@ -113,8 +124,21 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
     if found.unused and speaks: print(f"{path}: without effect: {', '.join(found.unused)}", file=sys.stderr)
     return found.recipe, found.options
 
-_OPTIONS = {"tokenizer": TrainOptions, "generator": GeneratorOptions}
+def _named_recipe(name:str, kind:str) -> Recipe:
+    "A recipe of a family by its name; one that is put together from words is in no list. Errors: of another family."
+    if not is_composed(name): return recipe(check_choice("recipe", name, sorted(list_recipes(kind))))
+    found = recipe(name)
+    other = f"must be of kind {kind}; this one is for scripts/train_{found.kind}.py"
+    check(found.kind == kind, "recipe", name, other, Mismatch)
+    return found
 
+def _function_of(recipe:Recipe) -> Callable|None:
+    "What gives the recipe of this name; None where nothing does: it may be a stranger's."
+    try: return recipe_function(recipe.name)
+    except BadInput: return None
+
+# %% ../../nbs/training/550_commands.ipynb #56599df1
+_OPTIONS = {"tokenizer": TrainOptions, "generator": GeneratorOptions}
 def first_word(word:str, kind:str) -> TrainOptions:
     "The recipe that a command's first word names, and where it would run."
     is_file = word.endswith((".json", ".yaml", ".yml"))
@@ -123,7 +147,7 @@ def first_word(word:str, kind:str) -> TrainOptions:
         check(found.kind == kind, "recipe", word, f"must be of kind {kind}, this one is {found.kind}", Mismatch)
     else:
         settings = get_settings().run
-        found, options = recipe(check_choice("recipe", word, sorted(list_recipes(kind)))), {}
+        found, options = _named_recipe(word, kind), {}
         precision = settings.precision if found.precision == "bf16" else found.precision
         found = replace(found, seed=settings.seed, precision=precision)
     out = get_settings().paths.runs / (Path(word).stem if is_file else word)
@@ -139,8 +163,7 @@ def parse(
         print(help_text(kind, doc))
         return None
     default = first_word(argv[0], kind)
-    name = default.recipe.name
-    about = (recipes[name] if name in recipes else type(default.recipe)).__doc__ or ""
+    about = (_function_of(default.recipe) or type(default.recipe)).__doc__ or ""
     return typed_cli(type(default), args=argv[1:], default=default, flat=("recipe", "run"),
                      prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
                      description=inspect.cleandoc(about))
@@ -154,6 +177,9 @@ def help_text(kind:str, doc:str) -> str:
                            subsequent_indent=" " * column) for name, text in about.items() if text]
     last = ("RECIPE --help explains it and lists its options; a .json file with a recipe (or a run.json) "
             "or RandAR's .yaml will do as well.")
+    begins = sorted({name.partition("/")[0] for name in about} & grammars.keys())
+    folders = ", ".join(f"{g}/" for g in begins)
+    if begins: last += f" Names of {folders} may be put together from the words of those above."
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
 # %% ../../nbs/training/550_commands.ipynb #d02a4732
@@ -231,7 +257,8 @@ def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:
     "The recipe with vocabulary, grid and classes of the codes, unless others were asked for: then `Mismatch`."
     model = recipe.model
     _check_levels(recipe, codes)
-    default = recipes[recipe.name]().model if recipe.name in recipes else None
+    function = _function_of(recipe)
+    default = function().model if function else None
     found = {"vocab": codes.vocab[0] if len(codes.vocab) == 1 else codes.vocab, "grid": tuple(codes.grid)}
     if codes.classes and not _is_text(model): found["classes"] = len(codes.classes)
 
@@ -266,7 +293,7 @@ def _count(module:nn.Module) -> str: return f"{sum(p.numel() for p in module.par
 
 def _first_line(recipe:Recipe) -> str:
     "What a registered recipe says of itself."
-    doc = recipes[recipe.name].__doc__ if recipe.name in recipes else ""
+    doc = getattr(_function_of(recipe), "__doc__", None)
     return doc.splitlines()[0] if doc else ""
 
 def _state_of(folder:Path, run:Run) -> str:

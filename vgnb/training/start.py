@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from ..core import BadInput, Mismatch, Missing, check, check_choice
-from ..families import owners
+from ..families import families, owners
 from ..generators.generator import Generator
 from ..kinds import OpenRegistry, kind_of
 from ..names import NameTable
@@ -123,9 +123,18 @@ def _fitted(module:nn.Module, there:dict[str, Tensor], source:str|Path) -> tuple
 # %% ../../nbs/training/526_start.ipynb #ffc21bb9
 start_files = OpenRegistry("start file")    # ending of a file's name -> (path, system) -> model
 
+def _grown(path:Path, model:nn.Module) -> nn.Module|None:
+    "A model like the starting one, begun with a file of another kind of model; None for any other file."
+    config = getattr(model, "config", None)
+    makers = (family.grown for family in families() if family.config is type(config) and family.grown)
+    made = (grow(path, config) for grow in makers)
+    return next((other for other in made if other is not None), None)
+
 def _read_file(path:Path, model:nn.Module) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
+    other = _grown(path, model)
+    if other is not None: return other
     ending = (weight_files(path) or [path])[-1].suffix
     check(ending in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
     try: systems = {family.system for family in owners(model)}

@@ -190,7 +190,7 @@ def check_kmeans(
     "Refuse a batch with too few features to set the codebook from, and k-means where there is no codebook to set."
     tables = [q for q in _trained(tokenizer) if isinstance(q, TableQuantizer)]
     check(tables or not kmeans, "kmeans", kmeans, "must be false: this tokenizer has no codebook that could be set")
-    if not (free_steps or kmeans) or not tables: return
+    if not (free_steps or kmeans) or not tables or tokenizer.starts_with_few: return
     codes = max(q.config.codebook for q in tables)
     places = math.prod(tokenizer.code_shape(size, size)[:tokenizer.dims])
     least = -(-codes // places)
