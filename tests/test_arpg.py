@@ -124,7 +124,7 @@ def test_what_cannot_be_asked_is_refused_by_name():
     with pytest.raises(BadInput, match="positions"): m.predict(state, torch.zeros(3, 0, dtype=torch.long), live=1)
     with pytest.raises(BadInput, match="guidance"):
         sampler(build(replace(SMALL, class_dropout=0))).sample(cond, torch.arange(3), Keyed(0), grid=GRID)
-    wrongs = {"layers": 3, "kv_heads": 2, "drop_path": 0.1, "condition": "text", "rope": "sequence", "zero_prefix": False}
+    wrongs = {"layers": 3, "kv_heads": 2, "drop_path": 0.1, "condition": "text", "rope": "sequence"}
     for name, value in wrongs.items():
         with pytest.raises(BadInput, match=name): replace(SMALL, **{name: value})
 

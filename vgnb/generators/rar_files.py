@@ -16,7 +16,7 @@ from ..families import SAY_SPEC, Family, Published, counted, record_reader, regi
 from .annealed_order import AnnealedOrderConfig, AnnealedOrderTransformer, PowerCosine
 from ..names import NameTable, Rename, Slice
 
-# %% ../../nbs/generators/363_rar_files.ipynb #990cbf67
+# %% ../../nbs/generators/363_rar_files.ipynb #af613d0a
 _SIZES = {     # layers, width, feed-forward width; guidance scale, its power, temperature
     "B": (24, 768, 3072, 16.0, 2.75, 1.0),
     "L": (24, 1024, 4096, 15.5, 2.5, 1.02),
@@ -26,8 +26,8 @@ _SIZES = {     # layers, width, feed-forward width; guidance scale, its power, t
 annealed_order_presets: dict[str, AnnealedOrderConfig] = {
     **{name: AnnealedOrderConfig(*size[:2], hidden=size[2]) for name, size in _SIZES.items()},
     "tiny": AnnealedOrderConfig(
-        3, 128, 4, hidden=384, vocab=512, grid=(8, 8), classes=10, residual_dropout=0, ffn_dropout=0,
-        attention_dropout=0, anneal_start=6_000, anneal_end=9_000, spare=2)}
+        3, 96, 3, hidden=288, vocab=512, grid=(8, 8), classes=10, residual_dropout=0, ffn_dropout=0,
+        attention_dropout=0, anneal_start=3_000, anneal_end=4_500, spare=2)}
 
 rar_ramps: dict[str, PowerCosine] = {name: PowerCosine(*size[3:5]) for name, size in _SIZES.items()}
 
