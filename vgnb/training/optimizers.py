@@ -52,7 +52,7 @@ _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     "Fused Adam or AdamW, or Lars, over one group; decay for tensors with two axes or more, or for all."
     def is_decayed(name, p):
-        return (p.dim() >= 2 or optim.decay_vectors) and name.rpartition(".")[2] not in optim.undecayed
+        return (p.dim() >= 2 or optim.decay_vectors) and set(name.split(".")).isdisjoint(optim.undecayed)
     decayed = [p for name, p in named.items() if is_decayed(name, p)]
     plain = [p for name, p in named.items() if not is_decayed(name, p)]
     with_decay = ((decayed, optim.weight_decay), (plain, 0.0))

@@ -127,7 +127,7 @@ class Optim:
     eps: float = 1e-8                           # added to the root of the square
     weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are not
     decay_vectors: bool = False                 # decay these, too: norms, biases (Halton-MaskGIT, PGM)
-    undecayed: tuple[str, ...] = ()             # last words of names that are never decayed: positions (VQ-KD)
+    undecayed: tuple[str, ...] = ()             # words in names of what is never decayed: positions (VQ-KD)
     clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
     skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
     skip_from: int = 0                          # steps at the start in which no norm is too large
@@ -139,7 +139,7 @@ class Optim:
         numbers = ("lr", "eps", "weight_decay", "clip", "skip_norm", "trust")
         for f in numbers: check_float(f"optim.{f}", getattr(self, f), 0)
         words = isinstance(self.undecayed, (tuple, list)) and all(isinstance(w, str) and w for w in self.undecayed)
-        check(words, "optim.undecayed", self.undecayed, "must be names of parameters: their last words")
+        check(words, "optim.undecayed", self.undecayed, "must be words of parameters' names")
         object.__setattr__(self, "undecayed", tuple(self.undecayed))
         is_pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         check(is_pair, "optim.betas", self.betas, "must be two numbers in [0, 1)")
