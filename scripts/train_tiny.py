@@ -43,6 +43,7 @@ SETTINGS = {                       # how the shipped pipeline samples unless ask
     "randar": dict(order="random", schedule="cosine", steps=22, rows=50),
     "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
+    "lpd": dict(order="locality", schedule="lpd", steps=22, rows=50),
     "iar2": dict(order="raster", schedule="one-by-one", rows=50),
     "dar": dict(order="raster", schedule="one-by-one", rows=50),
     "vqkd": dict(order="raster", schedule="one-by-one", rows=50)}
@@ -54,7 +55,7 @@ PICKS = {                          # how the shipped pipeline draws a code, if n
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "vqkd-teacher; tokenizer, iar2-, dar- or vqkd-tokenizer; or a generator: randar, maskgit, pgm, iar2, dar, vqkd"
+    "vqkd-teacher; tokenizer, iar2-, dar- or vqkd-tokenizer; or a generator: randar, maskgit, pgm, lpd, iar2, dar, vqkd"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"
