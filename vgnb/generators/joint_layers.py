@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int, check_list
@@ -117,6 +118,7 @@ class JointBlock(nn.Module):
         hidden = self.inner(F.gelu(self.up(self.norm2(x))), noise)                           # (b, n, hidden)
         return x + self.drop2(self.down(hidden), noise)
 
+# %% ../../nbs/generators/360_joint_layers.ipynb #07f85bb6
 class JointLayers(Generator):
     "The weights of a transformer with joint queries, and what its training and its sampling share."
     traits = frozenset({"any_order", "cached", "grid2d"})
@@ -165,18 +167,21 @@ class JointLayers(Generator):
         why = "each cell has a learnt position, and there are no others; `resized` makes a model for another grid"
         check(same, "grid", grid.shape, f"must be {self.grid}: {why}")
 
-    def inputs(self,
-        prefix:Tensor,                  # (b, 1, d) the class
-        codes:Tensor, cells:Tensor,     # (b, m) the context in the order of its groups, and where it stands
-        asked:Tensor,                   # (b, k) cells
-    ) -> Tensor:                        # (b, 1 + m + k, d)
-        "What the blocks see: the class, the context, the queries, each at its position."
-        asks = self.query.expand(len(asked), asked.shape[1], -1)
-        places = F.embedding(1 + torch.cat((cells, asked), 1), self.positions[0])
-        x = torch.cat((self.tokens(codes), asks), 1) + places
-        if self.config.class_everywhere: x = x + prefix
-        return self.enter(torch.cat((prefix + self.positions[:, :1], x), 1))
+# %% ../../nbs/generators/360_joint_layers.ipynb #d41a86f2
+@patch
+def inputs(self:JointLayers,
+    prefix:Tensor,                  # (b, 1, d) the class
+    codes:Tensor, cells:Tensor,     # (b, m) the context in the order of its groups, and where it stands
+    asked:Tensor,                   # (b, k) cells
+) -> Tensor:                        # (b, 1 + m + k, d)
+    "What the blocks see: the class, the context, the queries, each at its position."
+    asks = self.query.expand(len(asked), asked.shape[1], -1)
+    places = F.embedding(1 + torch.cat((cells, asked), 1), self.positions[0])
+    x = torch.cat((self.tokens(codes), asks), 1) + places
+    if self.config.class_everywhere: x = x + prefix
+    return self.enter(torch.cat((prefix + self.positions[:, :1], x), 1))
 
-    def read_out(self, x:Tensor) -> Tensor:
-        "Logits (b, n, V) of states (b, n, d), fp32."
-        return self.head(self.norm(x)).float()
+@patch
+def read_out(self:JointLayers, x:Tensor) -> Tensor:
+    "Logits (b, n, V) of states (b, n, d), fp32."
+    return self.head(self.norm(x)).float()
