@@ -45,6 +45,7 @@ SETTINGS = {                       # how the shipped pipeline samples unless ask
     "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "rar": dict(order="raster", schedule="one-by-one", rows=50),
     "arpg": dict(order="random", schedule="arpg-cosine", steps=22, rows=50),
+    "lpd": dict(order="locality", schedule="lpd", steps=22, rows=50),
     "iar2": dict(order="raster", schedule="one-by-one", rows=50),
     "dar": dict(order="raster", schedule="one-by-one", rows=50),
     "vqkd": dict(order="raster", schedule="one-by-one", rows=50)}

@@ -93,6 +93,7 @@ def spoiled(spec) -> str:
     published = spec["upstream_class"]
     if "extrapolation" in published: return "pos_instruct_embeddings"
     if published == "metrics": return "_convs.1.weight"             # a distance of normalised features
+    if "embedding part" in published: return "pos_embed"            # no block is run
 
     names = weights(spec)
     if without_scale(spec["config"]): return f"{names[0]}{EVERY_OTHER}"

@@ -171,7 +171,7 @@ def area_crop(
     return cut_resize(image, _area_box(*image.size, trials, scale, ratio), size)
 
 # %% ../../nbs/data/115_transforms.ipynb #329b29c0
-_RULES = ("round", "truncate", "save-image")
+_RULES = ("round", "truncate", "save-image", "even")
 
 def to_tensor(
     image, # a PIL picture, or uint8 (b, h, w, 3)
@@ -185,12 +185,14 @@ def to_tensor(
 def to_uint8(
     x:Tensor,          # (b, 3, h, w) in [-1, 1], or beyond: clamped
     rule:str="round",  # round: floor(127.5 x + 128) | truncate: floor(127.5 (x + 1)) | save-image: clamped first
+                       # | even: halves to the even byte; (x + 1) / 2 in the precision of x (LPD)
 ) -> Tensor:           # (b, h, w, 3) uint8
     "Pictures as bytes under a named rounding rule."
     check_choice("rule", rule, _RULES)
-    x = x.float()
+    share, x = (x + 1) / 2, x.float()
     if rule == "round": y = 127.5 * x + 128                          # then the floor
     elif rule == "truncate": y = (x + 1) * 127.5
+    elif rule == "even": y = (share.float() * 255).round()
     else: y = ((x.clamp(-1, 1) + 1) / 2) * 255 + 0.5                 # torchvision's save_image
     return y.clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
 
