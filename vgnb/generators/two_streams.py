@@ -25,7 +25,7 @@ from .schedules import SCHEDULES, Schedule
 from ..layers import Blocks, Cache, LabelEmbedder, Linear, Noise, Past, RMSNorm, attend, causal_mask, rotate
 from ..names import Fuse, NameTable, Rename, Slice
 
-# %% ../../nbs/generators/364_two_streams.ipynb #115f985b
+# %% ../../nbs/generators/364_two_streams.ipynb #f085464c
 @dataclass(frozen=True)
 class TwoStreamConfig(RasterConfig):
     "A `RasterConfig` whose first half of the layers are the content's, the others the queries'."
@@ -42,8 +42,8 @@ _SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}    
 two_stream_presets: dict[str, TwoStreamConfig] = {
     **{name: TwoStreamConfig(*shape) for name, shape in _SHAPES.items()},
     "tiny": TwoStreamConfig(
-        6, 96, 3, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10,
-        token_dropout=0, residual_dropout=0, ffn_dropout=0, class_everywhere=True)}
+        6, 96, 4, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, std=0.1, token_dropout=0,
+        residual_dropout=0, ffn_dropout=0, class_everywhere=True)}
 
 # %% ../../nbs/generators/364_two_streams.ipynb #0e5d9625
 class Asking(nn.Module):
