@@ -173,7 +173,7 @@ def opened(lab, chromium, name: str):
     page, errors = chromium.new_page(viewport={"width": 1200, "height": 900}), []
     page.on("pageerror", lambda e: errors.append(str(e)))
     try:
-        page.goto(f"{url}/doc/tree/{name}.ipynb?token={token}&reset")
+        page.goto(f"{url}/doc/tree/{name}.ipynb?token={token}&reset", timeout=60_000)
         page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
         page.wait_for_function("() => window.jupyterapp")
         page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)

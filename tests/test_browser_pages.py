@@ -102,7 +102,7 @@ def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
     page, errors = browser.new_page(viewport={"width": 1200, "height": 900}), []
     page.on("pageerror", lambda e: errors.append(str(e)))
     try:
-        page.goto(f"{url}/lab?token={token}&reset")
+        page.goto(f"{url}/lab?token={token}&reset", timeout=60_000)
         page.wait_for_function(READY, timeout=60_000)
         for first in range(0, len(OPENED), AT_ONCE):
             for path, found in seen(page, OPENED[first:first + AT_ONCE]).items():
@@ -120,7 +120,7 @@ def test_a_notebook_that_names_no_kernel_is_noticed(sleepy, browser, bare):
     url, token = sleepy
     page = browser.new_page(viewport={"width": 1200, "height": 900})
     try:
-        page.goto(f"{url}/lab?token={token}&reset")
+        page.goto(f"{url}/lab?token={token}&reset", timeout=60_000)
         page.wait_for_function(READY, timeout=60_000)
         with pytest.raises(AssertionError, match="Select kernel"): seen(page, ["nameless.ipynb"])
     finally: page.close()
@@ -134,7 +134,7 @@ def outputs(page, mime: str) -> list[str]:
 def run_all(page, address, path: str, seconds: int):
     "Open a notebook, run all of its cells, wait for the last one or for one that fails."
     url, token = address
-    page.goto(f"{url}/doc/tree/{path}?token={token}&reset")
+    page.goto(f"{url}/doc/tree/{path}?token={token}&reset", timeout=60_000)
     page.wait_for_selector(".jp-Notebook-cell", timeout=60_000)
     page.wait_for_function("() => window.jupyterapp")
     page.wait_for_selector('.jp-StatusBar-TextItem:has-text("Idle")', timeout=60_000)
