@@ -75,7 +75,7 @@ SEEN = """async paths => {
     const app = window.jupyterapp, asked = () => [...document.querySelectorAll(".jp-Dialog")].map(d => d.textContent);
     const opened = path => app.commands.execute("docmanager:open", {path, factory: "Notebook"});
     const widgets = await Promise.all(paths.map(opened));
-    const until = Date.now() + 60000, waits = () => widgets.some(w => !w.context.isReady || !w.sessionContext.isReady);
+    const until = Date.now() + 180000, waits = () => widgets.some(w => !w.context.isReady || !w.sessionContext.isReady);
     while (waits() && !asked().length && Date.now() < until) await new Promise(later => setTimeout(later, 20));
 
     const found = widgets.map(w => ({cells: w.content.model?.cells.length, mime: w.content.codeMimetype,
