@@ -60,7 +60,7 @@ def arpg_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/574_arpg_recipes.ipynb #96968582
 @recipes.register
 def shapes_8x8_arpg() -> GeneratorRecipe:
-    """The shipped tiny ARPG: 64 codes a picture in any order, many at once, 0.7M parameters, minutes on a CPU core.
+    """A tiny ARPG: 64 codes a picture in any order, many at once, 0.7M parameters, minutes on a CPU core.
 
     Command:
 

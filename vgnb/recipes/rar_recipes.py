@@ -71,7 +71,7 @@ def rar_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/573_rar_recipes.ipynb #5cfd1de9
 @recipes.register
 def shapes_8x8_rar() -> GeneratorRecipe:
-    """The shipped tiny RAR: 64 codes a picture one after the other, 0.5M parameters, minutes on a CPU core.
+    """A tiny RAR: 64 codes a picture one after the other, 0.5M parameters, minutes on a CPU core.
 
     Command:
 
