@@ -218,8 +218,10 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
 
 
 def test_every_second_stage_knows_its_first():
-    "Its model is what the first level of the second one's is, or what that one keeps frozen: so the weights fit."
-    begun = [name for name in recipes if recipe(name).start]
+    """Its model is what the first level of the second one's is, or what that one keeps frozen: so the weights fit.
+
+    (Who begins with a published file, GPT-2's, has no stage before.)"""
+    begun = [name for name in recipes if recipe(name).start and not recipe(name).start.endswith(".safetensors")]
     assert set(begun) == set(stages) and all(stages[name] in recipes for name in begun)
     for name in begun:
         first, second = recipe(stages[name]).model, recipe(name).model
