@@ -46,13 +46,14 @@ def _logits(self:JointQueryTransformer,
     x = self.inputs(self.condition(cond.labels, noise), codes.gather(1, cells), cells, order)
     return self.read_out(self.blocks(x, None, mask, noise=noise, taps=taps)[:, -order.shape[1]:])
 
-@torch.compiler.disable
 def _drawn_groups(config:JointQueryConfig, draws, step:int, device) -> tuple[tuple[int, ...], Tensor]:
     "The groups of a training step, the same for all samples, and their mask."
     choices = config.groupings()
     u = draws.uniform("groups", At(torch.zeros(1, dtype=torch.long), step=step))
     sizes = choices[int(u * len(choices))]
     return sizes, training_mask(sizes, str(device))
+
+_drawn_groups._torchdynamo_disable = True     # as torch.compiler.disable, which imports the compiler
 
 @patch
 def forward(self:JointQueryTransformer,
