@@ -4,7 +4,7 @@
     python scripts/train_tiny.py randar                # then any generator: codes, training, examination, shipping
     python scripts/train_tiny.py randar --dry-run      # what would be done
     python scripts/train_tiny.py iar2-tokenizer        # the same for two codes a place, in two stages; then: iar2
-    python scripts/train_tiny.py dar-tokenizer         # and for a line of 32 tokens; then: dar
+    python scripts/train_tiny.py dar-tokenizer         # and for a line of 64 tokens; then: dar
     python scripts/train_tiny.py vqkd-teacher          # a network that sees; then for codes of what it sees:
     python scripts/train_tiny.py vqkd-tokenizer        # features in one stage, their pixels in another; then: vqkd
 
@@ -57,7 +57,7 @@ PICKS = {                          # how the shipped pipeline draws a code, if n
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "vqkd-teacher; tokenizer, iar2-, dar- or vqkd-tokenizer; or a generator: a name of SETTINGS (randar, maskgit, ...)"
+    "vqkd-teacher; [iar2-|dar-|vqkd-]tokenizer; randar, maskgit, pgm, rar, arpg, lpd, iar2, dar or vqkd"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"

@@ -189,10 +189,11 @@ def to_uint8(
 ) -> Tensor:           # (b, h, w, 3) uint8
     "Pictures as bytes under a named rounding rule."
     check_choice("rule", rule, _RULES)
-    share, x = (x + 1) / 2, x.float()
+    if rule == "even": x = (x + 1) / 2
+    x = x.float()
     if rule == "round": y = 127.5 * x + 128                          # then the floor
     elif rule == "truncate": y = (x + 1) * 127.5
-    elif rule == "even": y = (share.float() * 255).round()
+    elif rule == "even": y = (x * 255).round()
     else: y = ((x.clamp(-1, 1) + 1) / 2) * 255 + 0.5                 # torchvision's save_image
     return y.clamp(0, 255).to(torch.uint8).movedim(-3, -1).contiguous()
 

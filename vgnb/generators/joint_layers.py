@@ -9,7 +9,7 @@ __all__ = ['joint_query_presets', 'JointQueryConfig', 'group_numbers', 'training
 # %% ../../nbs/generators/366_joint_layers.ipynb #006ebcc6
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -53,10 +53,11 @@ class JointQueryConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         for steps in self.steps: check_int("steps", steps, 1, Grid(self.grid).n)
 
-    def groupings(self) -> list[tuple[int, ...]]:
-        "Into which groups training cuts a picture."
+    @cache
+    def groupings(self) -> tuple[tuple[int, ...], ...]:
+        "Into which groups training cuts a picture; worked out once."
         n, schedule = Grid(self.grid).n, SCHEDULES[self.schedule]
-        return [tuple(check_counts(schedule(n, steps, 0), n, 0)) for steps in self.steps or lpd_steps(n)]
+        return tuple(tuple(check_counts(schedule(n, steps, 0), n, 0)) for steps in self.steps or lpd_steps(n))
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #227d44ba
 _SHAPES = {"l": (24, 1024, 16), "xl": (36, 1280, 20), "xxl": (48, 1536, 24)}     # layers, width, heads
