@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.painted import keeps_what_is_known
 from vgnb.core import BadInput
 from vgnb.draws import At, Keyed
 from vgnb.generators.adaptive_orders import Confidence
@@ -11,7 +12,6 @@ from vgnb.generators.generator import Cond, Grid, Plan
 from vgnb.generators.orders import Random
 from vgnb.generators.schedules import SCHEDULES, check_counts
 from vgnb.generators.two_streams import TwoStreamConfig, TwoStreamTransformer, arpg_config, arpg_spec
-from vgnb.sampling.applications import Inpaint, Morph, Outpaint
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.painting import Request
 from vgnb.sampling.sampler import Sampler
@@ -82,13 +82,7 @@ def test_the_first_group_is_one_distribution():
 def test_painting_keeps_what_is_known(kind):
     m, (codes, cond, _) = build(KINDS[kind]), case()
     request = Request(sampler(m), cond, torch.arange(3), Keyed(1), codes, GRID)
-    mask = torch.zeros(3, 4, dtype=torch.bool)
-    mask[1:, 1:3] = True
-    made = Inpaint(mask).paint(request).sample()
-    assert torch.equal(made[:, ~mask.flatten()], codes[:, ~mask.flatten()])
-    wide = Outpaint((4, 6), at=(1, 1)).paint(request).sample().view(3, 4, 6)
-    assert torch.equal(wide[:, 1:, 1:5], codes.view(3, 3, 4)) and (wide >= 0).all()
-    assert Morph(frames=2).paint(request).frames().shape == (2, 3, N, 1)
+    keeps_what_is_known(request, codes)
 
 
 def test_positions_are_angles_so_any_grid_can_be_asked_for():

@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.painted import keeps_what_is_known
 from vgnb.core import BadInput
 from vgnb.draws import At, Keyed
 from vgnb.generators.annealed_order import AnnealedOrderConfig, AnnealedOrderTransformer, PowerCosine
 from vgnb.generators.generator import Cond, Grid, Plan
 from vgnb.generators.orders import Random
 from vgnb.generators.rar_files import rar_config, rar_spec
-from vgnb.sampling.applications import Inpaint, Morph, Outpaint
 from vgnb.sampling.guidance import CFG, Ramped
 from vgnb.sampling.painting import Request
 from vgnb.sampling.sampler import Sampler
@@ -85,13 +85,7 @@ def test_another_cell_accepted_than_asked_is_fed_anew():
 def test_painting_keeps_what_is_known(start):
     m, (codes, cond, _) = build(anneal_start=start), case()
     request = Request(sampler(m), cond, torch.arange(3), Keyed(1), codes, GRID)
-    mask = torch.zeros(3, 4, dtype=torch.bool)
-    mask[1:, 1:3] = True
-    made = Inpaint(mask).paint(request).sample()
-    assert torch.equal(made[:, ~mask.flatten()], codes[:, ~mask.flatten()])
-    wide = Outpaint((4, 6), at=(1, 1)).paint(request).sample().view(3, 4, 6)
-    assert torch.equal(wide[:, 1:, 1:5], codes.view(3, 3, 4)) and (wide >= 0).all()
-    assert Morph(frames=2).paint(request).frames().shape == (2, 3, N, 1)
+    keeps_what_is_known(request, codes)
 
 
 def test_what_cannot_be_asked_is_refused_by_name():

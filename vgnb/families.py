@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SAY_SPEC', 'Published', 'Family', 'register', 'families', 'record_reader', 'Match', 'owners', 'family_of',
-           'described', 'without_memory', 'recognised', 'meant', 'the_one', 'find', 'published_model', 'counted']
+           'described', 'without_memory', 'recognised', 'meant', 'the_one', 'find', 'published_model', 'counted',
+           'published_size']
 
 # %% ../nbs/007_families.ipynb #9e002add
 import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -276,3 +277,13 @@ def counted(
     "How many layers, levels or blocks there are: different numbers that follow `before` at the beginning of a name."
     found = (re.match(re.escape(before) + r"(\d+)\.", name) for name in state)
     return len({m.group(1) for m in found if m})
+
+def published_size(
+    sizes:Iterable,          # configurations
+    layers:int, dim:int,     # of a file: its depth and width
+):
+    "The configuration of this depth and width. Errors: `Mismatch` for a size that nobody published."
+    size = next((c for c in sizes if (c.layers, c.dim) == (layers, dim)), None)
+    found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
+    check(size is not None, "checkpoint", found, why, Mismatch)
+    return size

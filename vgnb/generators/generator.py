@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_codes, check_levels_of
+from ..core import check, check_codes, check_int, check_levels_of
 from ..draws import At
 from ..kinds import called
 
@@ -119,11 +119,13 @@ class State:
         self.done = 0
         self.positions = torch.zeros(b, grid.n, dtype=torch.long, device=device)         # in the order of acceptance
         self.tokens = torch.zeros(b, grid.n, levels, dtype=torch.long, device=device)
+        self.fed = [0] * branches        # places of each branch whose keys and values stand in a cache
 
     def restart(self, cond:Sequence[Cond]) -> "State":
         "Forget the tokens, keep the memory; remember the new branches' conditions."
         self.cond = tuple(cond)
         self.done = 0
+        self.fed = [0] * self.branches
         return self
 
     def record(self, positions:Tensor, tokens:Tensor):
@@ -132,6 +134,24 @@ class State:
         self.positions[:, self.done:end] = positions
         self.tokens[:, self.done:end] = tokens
         self.done = end
+
+    def check_cells(self, positions:Tensor, live:int):
+        "Raise `BadInput` unless `positions` (b, k) are at most the missing cells, and there are `live` branches."
+        left = self.grid.n - self.done
+        fits = positions.dim() == 2 and 0 < positions.shape[1] <= left
+        words = f"must be (b, k) with 1 to {left} cells that are not yet known"
+        check(fits, "positions", tuple(positions.shape), words)
+        check_int("live", live, 1, self.branches)
+
+    def runs(self, live:int) -> list[tuple[int, int]]:
+        "Neighbouring branches among the first `live` that are equally far, as (first, last + 1)."
+        changes = [i for i in range(1, live) if self.fed[i] != self.fed[i - 1]]
+        edges = [0, *changes, live]
+        return list(zip(edges, edges[1:]))
+
+    def rows(self, first:int, last:int) -> slice:
+        "Rows of branches first..last-1."
+        return slice(first * self.b, last * self.b)
 
 # %% ../../nbs/generators/300_generator.ipynb #c266a891
 class Generator(nn.Module):

@@ -20,7 +20,7 @@ from ..core import check, check_choice, check_float, check_int, check_list
 from ..draws import keyed_generator
 from .generator import Cond, Generator, Grid, check_classes
 from .locality import lpd_steps
-from .schedules import SCHEDULES, check_counts
+from .schedules import SCHEDULES, Schedule, check_counts
 from ..layers import Attention, Blocks, Dropout, LabelEmbedder, Linear, Noise, Past, dropped, null_class
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #b5f5d7d9
@@ -53,11 +53,14 @@ class JointQueryConfig:
         check_choice("schedule", self.schedule, SCHEDULES)
         for steps in self.steps: check_int("steps", steps, 1, Grid(self.grid).n)
 
-    @cache
     def groupings(self) -> tuple[tuple[int, ...], ...]:
-        "Into which groups training cuts a picture; worked out once."
-        n, schedule = Grid(self.grid).n, SCHEDULES[self.schedule]
-        return tuple(tuple(check_counts(schedule(n, steps, 0), n, 0)) for steps in self.steps or lpd_steps(n))
+        "Into which groups training cuts a picture."
+        return _groupings(SCHEDULES[self.schedule], Grid(self.grid).n, self.steps)
+
+@cache
+def _groupings(schedule:Schedule, n:int, steps:tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    "Worked out once: a training asks in each step."
+    return tuple(tuple(check_counts(schedule(n, k, 0), n, 0)) for k in steps or lpd_steps(n))
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #227d44ba
 _SHAPES = {"l": (24, 1024, 16), "xl": (36, 1280, 20), "xxl": (48, 1536, 24)}     # layers, width, heads

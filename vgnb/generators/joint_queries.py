@@ -6,7 +6,6 @@
 __all__ = ['lpd_names', 'LPD', 'JointQueryTransformer', 'JointQueryState', 'resized', 'lpd_config', 'lpd_spec']
 
 # %% ../../nbs/generators/368_joint_queries.ipynb #2e635cef
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,9 +14,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_choice, check_int
+from ..core import check, check_choice, check_int
 from ..draws import At
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, State, check_canvas, cross_entropy
 from vgnb.generators.joint_layers import (
     JointLayers,
@@ -105,7 +104,6 @@ class JointQueryState(State):
     def restart(self, cond:Sequence[Cond]) -> "JointQueryState":
         "Forget tokens and groups."
         self.groups:tuple[int, ...] = (1,)     # of the context, the class first
-        self.fed = [0] * self.branches         # places of the context whose keys and values stand in the cache
         return super().restart(cond)
 
     def record(self, positions:Tensor, tokens:Tensor):
@@ -125,11 +123,12 @@ def prepare(self:JointQueryTransformer, state:JointQueryState):
     state.prefix.copy_(torch.cat([self.condition(c.labels) for c in state.cond]))
 
 @patch
-def _feed(self:JointQueryTransformer, state:JointQueryState, start:int, rows:slice, asked:Tensor) -> Tensor:
-    "Run the context from place `start` on, and the queries of cells (rows, k): the queries' states."
+def _feed(self:JointQueryTransformer, state:JointQueryState, first:int, last:int, asked:Tensor) -> Tensor:
+    "Run what branches first..last-1 (equally far) have not seen, and the queries of cells (b, k): the queries' states."
+    rows, start = state.rows(first, last), state.fed[first]
     new = slice(max(start - 1, 0), state.done)
-    times = len(asked) // state.b
-    codes, cells = (t[:, new].repeat(times, 1) for t in (state.tokens[..., 0], state.positions))
+    context = state.tokens[:, new, 0], state.positions[:, new]
+    codes, cells, asked = (t.repeat(last - first, 1) for t in (*context, asked))
     x = self.inputs(state.prefix[rows], codes, cells, asked)[:, min(start, 1):]
     mask = sampling_mask((*state.groups, asked.shape[1]), start, str(x.device))
     return self.blocks(x, None, mask, state.cache.past(start, x.shape[1], rows))[:, -asked.shape[1]:]
@@ -139,15 +138,9 @@ def _feed(self:JointQueryTransformer, state:JointQueryState, start:int, rows:sli
 def predict(self:JointQueryTransformer, state:JointQueryState, positions:Tensor, given:Tensor|None=None, *, live:int,
             independent:bool=False) -> Prediction:
     "Logits (live, b, k, V) of cells (b, k), none of which is known, each asked for together with the others."
-    left = state.grid.n - state.done
-    fits = positions.dim() == 2 and 0 < positions.shape[1] <= left
-    check(fits, "positions", tuple(positions.shape), f"must be (b, k) with 1 to {left} cells that are not yet known")
+    state.check_cells(positions, live)
     check(not independent, "independent", independent, "must be False: what is asked together is answered together")
-    check_int("live", live, 1, state.branches)
-    out, first = [], 0
-    for start, alike in itertools.groupby(state.fed[:live]):                                  # equally far
-        rows = slice(first * state.b, (first := first + len(list(alike))) * state.b)
-        out.append(self._feed(state, start, rows, positions.repeat((rows.stop - rows.start) // state.b, 1)))
+    out = [self._feed(state, first, last, positions) for first, last in state.runs(live)]
     state.fed[:live] = [1 + state.done] * live
     return Prediction(self.read_out(torch.cat(out)).unflatten(0, (live, state.b)))
 
@@ -207,9 +200,7 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
     if not {"fake_latent", "pos_embed", "z_proj_ln.weight", "class_emb.weight"} <= state.keys(): return None
     layers, dim = counted(state, "blocks."), state["fake_latent"].shape[1]
-    size = next((c for c in joint_query_presets.values() if (c.layers, c.dim) == (layers, dim)), None)
-    found = f"{layers} layers of width {dim}"
-    check(size is not None, "checkpoint", found, f"is no published size; {SAY_SPEC}", Mismatch)
+    size = published_size(joint_query_presets.values(), layers, dim)
     classes, vocab = (len(state[f"{table}_emb.weight"]) for table in ("class", "token"))
     side = math.isqrt(state["pos_embed"].shape[1] - 1)
     return lpd_spec(replace(size, vocab=vocab, classes=classes, grid=(side, side), steps=()))

@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..core import Mismatch, check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import Family, Published, counted, published_size, register
 from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes
 from .masks import draw_mask
 from .schedules import CURVES
@@ -578,11 +578,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     if not {"tok_emb.weight", "pos_emb.weight", "cls_emb.weight"} <= state.keys(): return None
     vocab, dim = state["tok_emb.weight"].shape
     depth = counted(state, "transformer.layers.")
-    size = next((c for c in masked_presets.values() if (c.layers, c.dim) == (depth, dim)), None)
     one_to_one = "in_proj.weight" not in state            # no patches of cells, no captions
-    is_published = size is not None and one_to_one
-    found, why = f"{depth} layers of width {dim}", f"is no published size; {SAY_SPEC}"
-    check(is_published, "checkpoint", found, why, Mismatch)
+    size = published_size(masked_presets.values() if one_to_one else (), depth, dim)
 
     side = math.isqrt(len(state["pos_emb.weight"]))
     return halton_spec(replace(

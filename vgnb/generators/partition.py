@@ -505,10 +505,7 @@ def _memory(self:PartitionTransformer, state:PartitionState, live:int, independe
 def predict(self:PartitionTransformer, state:PartitionState, positions:Tensor, given:Tensor|None=None, *, live:int,
             independent:bool=False) -> Prediction:
     "Logits (live, b, k, V) of the cells asked for (b, k), none of which is known."
-    left = state.grid.n - state.done
-    fits = positions.dim() == 2 and 0 < positions.shape[1] <= left
-    check(fits, "positions", tuple(positions.shape), f"must be (b, k) with 1 to {left} cells that are not yet known")
-    check_int("live", live, 1, state.branches)
+    state.check_cells(positions, live)
     rows = range(live * state.b)
     modulations = self.modulations(state.modulations[:len(rows)])
     noise = self.rules.sampling_dropout(self.training, independent, rows, state.done, positions.device)

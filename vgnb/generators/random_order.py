@@ -372,10 +372,7 @@ def predict(self:RandomOrderTransformer,
     independent:bool=False,     # True: queries don't see each other
 ) -> Prediction:
     "Logits (live, b, m, V) of the cells asked for."
-    left = state.grid.n - state.done
-    fits = positions.dim() == 2 and 0 < positions.shape[1] <= left
-    check(fits, "positions", tuple(positions.shape), f"must be (b, m) with 1 to {left} cells that are not yet known")
-    check_int("live", live, 1, state.branches)
+    state.check_cells(positions, live)
 
     runs = [self._feed(state, first, last, positions, independent) for first, last in state.runs(live)]
     logits = self.head(self.norm(torch.cat(runs))).float()                               # (live * b, m, V)

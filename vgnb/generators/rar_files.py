@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..core import Mismatch, check
-from ..families import SAY_SPEC, Family, Published, counted, record_reader, register
+from ..core import check
+from ..families import Family, Published, counted, published_size, record_reader, register
 from .annealed_order import AnnealedOrderConfig, AnnealedOrderTransformer, PowerCosine
 from ..names import NameTable, Rename, Slice
 
@@ -88,9 +88,7 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     if "target_aware_pos_embed" not in state: return None
     rows, dim = state["target_aware_pos_embed"].shape[1:]
     layers, codes = counted(state, "blocks."), len(state["lm_head.weight"])
-    size = next((c for c in annealed_order_presets.values() if (c.layers, c.dim) == (layers, dim)), None)
-    found = f"{layers} layers of width {dim}"
-    check(size is not None, "checkpoint", found, f"is no published size; {SAY_SPEC}", Mismatch)
+    size = published_size(annealed_order_presets.values(), layers, dim)
     classes = len(state["embeddings.weight"]) - codes - 2
     return rar_spec(replace(size, vocab=codes, classes=classes, grid=_square(rows - 1024)))
 

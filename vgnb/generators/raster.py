@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import Mismatch, check, check_choice, check_float, check_int, check_list
+from ..core import check, check_choice, check_float, check_int, check_list
 from ..draws import At, seeded_generator
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import Family, Published, counted, published_size, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -393,12 +393,10 @@ class DecoderState(State):
         self.visible = torch.ones(rows, model.places(grid), dtype=torch.bool, device=device)
         self.padded = False                       # whether some places, the padding of captions, are not visible
         self.blind:Tensor|None = None             # (rows, n) codes that a branch must not know
-        self.fed = [0] * branches                 # places whose keys and values stand in the cache
 
     def restart(self, cond:Sequence[Cond]) -> "DecoderState":
         "Forget tokens and caches (their memory stays); remember the branches' masks."
         super().restart(cond)
-        self.fed = [0] * self.branches
         self.padded = any(c.mask is not None for c in cond)
         p = self.prefix.shape[1]
         for c, visible in zip(cond, self.visible.unflatten(0, (self.branches, self.b))):
@@ -409,16 +407,6 @@ class DecoderState(State):
             none = torch.zeros(self.b, self.grid.n, dtype=torch.bool, device=self.visible.device)
             self.blind = torch.cat([none if c.blind is None else c.blind for c in cond])
         return self
-
-    def runs(self, live:int) -> list[tuple[int, int]]:
-        "Neighbouring branches among the first `live` that are equally far, as (first, last + 1)."
-        changes = [i for i in range(1, live) if self.fed[i] != self.fed[i - 1]]
-        edges = [0, *changes, live]
-        return list(zip(edges, edges[1:]))
-
-    def rows(self, first:int, last:int) -> slice:
-        "Rows of branches first..last-1."
-        return slice(first * self.b, last * self.b)
 
     def visible_to(self, rows:slice, end:int) -> Tensor|None:
         "Which of the places before `end` may be looked at, (rows, end); None = all."
@@ -588,9 +576,7 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
     if not (conditions and {"tok_embeddings.weight", "output.weight"} <= state.keys()): return None
     vocab, dim = state["tok_embeddings.weight"].shape
     layers = counted(state, "layers.")
-    size = next((c for c in _sizes().values() if (c.layers, c.dim) == (layers, dim)), None)
-    found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
-    check(size is not None, "checkpoint", found, why, Mismatch)
+    size = published_size(_sizes().values(), layers, dim)
 
     spec = {"n_layer": layers, "dim": dim, "n_head": size.heads, "vocab_size": vocab}
     if "cls_embedding.uncond_embedding" not in state:

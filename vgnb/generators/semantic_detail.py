@@ -15,9 +15,9 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import Mismatch, check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int
 from ..draws import At
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Prediction, cross_entropy
 from vgnb.generators.raster import (
     DecoderState,
@@ -402,13 +402,11 @@ def recognise_iar2(state:dict[str, Tensor]) -> dict|None:
     if not {*tables, "cls_embedding.embedding_table.weight", "mlp1.0.weight"} <= state.keys(): return None
     (semantic, dim), (detail, _) = (state[name].shape for name in tables)
     layers = counted(state, "layers.")
-    heads = {(c.layers, c.dim): c.heads for name, c in semantic_detail_presets.items() if name != "tiny"}
-    found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
-    check((layers, dim) in heads, "checkpoint", found, why, Mismatch)
+    size = published_size((c for name, c in semantic_detail_presets.items() if name != "tiny"), layers, dim)
     return {
         "n_layer": layers,
         "dim": dim,
-        "n_head": heads[layers, dim],
+        "n_head": size.heads,
         "cluster_num": semantic,
         "sub_vocab_size": detail,
         "factorized_n_layer": counted(state, "factorized_blocks."),

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from ..generators.two_streams import two_stream_presets
 from .shapes_recipes import shapes_generator
-from ..training.recipes import GeneratorRecipe, Optim, Rate, recipes
+from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, recipes
 
 # %% ../../nbs/recipes/574_arpg_recipes.ipynb #37b20e02
-_EPOCH = 1_281_167 // 1024      # steps
+_EPOCH = IMAGENET // 1024      # steps
 
 def _arpg(size:str) -> GeneratorRecipe:
     "What all sizes share."

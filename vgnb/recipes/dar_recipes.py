@@ -15,11 +15,9 @@ from ..tokenizers.dar_tokenizer import DARTokenizerConfig
 from ..tokenizers.flow_decoder import FlowConfig
 from ..tokenizers.flow_objective import FlowLossConfig
 from ..tokenizers.quantizers import Revive, VectorConfig
-from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes
+from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes
 
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #334e4493
-_IMAGENET = 1_281_167      # training pictures
-
 @recipes.register
 def dar_tokenizer() -> TokenizerRecipe:
     """D-AR's tokenizer: 256 tokens of 16,384 in 8 groups for a 256 px picture (arXiv 2505.23660, README).
@@ -34,7 +32,7 @@ def dar_tokenizer() -> TokenizerRecipe:
         model=DARTokenizerConfig(),
         loss=FlowLossConfig(),
         augment=Augment("random-crop", 256, flip=True),
-        steps=1000 * (_IMAGENET // 512),
+        steps=1000 * (IMAGENET // 512),
         batch=512,
         optim=Optim("adamw", lr=2e-4, betas=(0.9, 0.95), clip=1.0),
         rate=Rate("constant_with_warmup", warmup=500),

@@ -16,10 +16,9 @@ from .shapes_recipes import shapes_8x8_tokenizer, shapes_generator
 from ..tokenizers.iar2_tokenizer import IAR2_TOKENIZERS
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.semantic_detail_objective import SemanticDetailLossConfig
-from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes, stages
+from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes, stages
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #8c0312ba
-_IMAGENET = 1_281_167      # training pictures
 _ADAM = Optim("adam", lr=1e-4, betas=(0.9, 0.95), clip=1.0)
 
 @recipes.register
@@ -34,7 +33,7 @@ def iar2_tokenizer_first() -> TokenizerRecipe:
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-first"],
         loss=VQGANLossConfig(l2=0.0),
-        steps=40 * (_IMAGENET // 128),
+        steps=40 * (IMAGENET // 128),
         batch=128,
         optim=_ADAM)
 
@@ -97,7 +96,7 @@ def _replicas(size:str) -> GeneratorRecipe:
     "The authors' training with a replica on each device; positions at the full rate."
     return GeneratorRecipe(
         model=replace(semantic_detail_presets[size], rope_rate="full"),
-        steps=300 * (_IMAGENET // 256),
+        steps=300 * (IMAGENET // 256),
         batch=256,
         optim=Optim("adamw", lr=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0),
         rate=Rate("cosine", floor=1 / 3))
@@ -108,7 +107,7 @@ def _sharded(size:str) -> GeneratorRecipe:
     return replace(
         base,
         model=replace(base.model, semantic_weight=2.0),
-        steps=320 * (_IMAGENET // 256),
+        steps=320 * (IMAGENET // 256),
         optim=replace(base.optim, lr=3e-4))
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #a440c323

@@ -11,17 +11,15 @@ from dataclasses import replace
 from ..generators.raster import raster_presets
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.vqgan import VQGANS
-from ..training.recipes import GeneratorRecipe, Optim, TokenizerRecipe, recipes
+from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, TokenizerRecipe, recipes
 
 # %% ../../nbs/recipes/560_llamagen_recipes.ipynb #674bf96e
-_IMAGENET = 1_281_167      # training pictures
-
 def _tokenizer(name:str) -> TokenizerRecipe:
     "What both tokenizers share."
     return TokenizerRecipe(
         model=VQGANS[name],
         loss=VQGANLossConfig(),
-        steps=40 * (_IMAGENET // 128),
+        steps=40 * (IMAGENET // 128),
         batch=128,
         optim=Optim("adam", lr=1e-4, betas=(0.9, 0.95), clip=1.0))
 
@@ -53,7 +51,7 @@ def _generator(size:str, side:int) -> GeneratorRecipe:
     "What all class-conditional sizes share, on side x side codes."
     return GeneratorRecipe(
         model=replace(raster_presets[f"c2i-{size}"], grid=(side, side)),
-        steps=300 * (_IMAGENET // 256),
+        steps=300 * (IMAGENET // 256),
         batch=256,
         optim=_ADAMW)
 

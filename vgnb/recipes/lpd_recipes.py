@@ -10,14 +10,12 @@ from dataclasses import replace
 
 from ..generators.joint_queries import joint_query_presets
 from .shapes_recipes import shapes_generator
-from ..training.recipes import GeneratorRecipe, Optim, Rate, recipes
+from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, recipes
 
 # %% ../../nbs/recipes/572_lpd_recipes.ipynb #c2bdd88f
-_IMAGES = 1_281_167     # of ImageNet
-
 def _lpd(name:str, batch:int, epochs:int, warmup:int, hold:int=0) -> GeneratorRecipe:
     "What all sizes share; `epochs`, `warmup` and `hold` count epochs."
-    epoch, lr = _IMAGES // batch, 1e-4 * batch / 256
+    epoch, lr = IMAGENET // batch, 1e-4 * batch / 256
     return GeneratorRecipe(
         model=joint_query_presets[name],
         steps=epochs * epoch,
