@@ -449,6 +449,7 @@ CONFIGURED = {
     "vqgan-8192-stylegan2": "vqgan/8192_stylegan2_imagenet_ddp",
     "cvqvae-8192-dd2": "cvqvae/8192_dd2_aglwg075_imagenet_ddp",
     "fsq-64000": "fsq/64000_imagenet_ddp",
+    "llamagen-vqgan-16384": "llamagen/vqgan_imagenet_ddp",
     "llamagen-vqgan-128x16-f8": "llamagen/vqgan_128x16_f8_imagenet_ddp",
     "llamagen-vqgan-256-f8": "llamagen/vqgan_256_f8_imagenet_ddp",
     "vqkd-convnext-8192": "vqkd/convnext_8192_imagenet_ddp",
@@ -486,9 +487,34 @@ def test_a_name_means_the_published_model(manifest, name):
     ("vqgan/8192_imagenet_ddp_", "ends in"),
     ("vqgan", "must say its codebook"),
     ("vqgan/0_imagenet_ddp", "codebook=0"),
+    (None, "must begin with one of vqgan/"),
+    ("llamagen/vqgan_imagenet_384_128_ddp", "says its codebook after its data set"),
+    ("llamagen/c2i_8192_medium_imagenet_ddp", "says 8192 in vain"),
+    ("llamagen/f8_c2i_medium_imagenet_ddp", "says f8 in vain"),
+    ("vqgan/8192_dd2_stylegan2_imagenet_ddp", "says dd2 in vain"),
+    ("decoder/aglwg075_llamagen", "says aglwg075 in vain"),
     ("fsq/8192_imagenet_ddp", "codes='8192'")])
 def test_a_name_that_says_nothing_is_refused(name, words):
     with pytest.raises(BadInput, match=words): vqkd_recipe(name)
+
+
+@pytest.mark.parametrize("name, codes, side", [
+    ("llamagen/vqgan_imagenet_ddp", 16384, 256),
+    ("llamagen/vqgan_imagenet_384_ddp", 16384, 384),
+    ("llamagen/vqgan_128_imagenet_384_ddp", 128, 384),
+    ("llamagen/vqgan_256_f8_imagenet_ddp", 256, 256)])
+def test_a_number_means_codes_before_the_data_set_and_pixels_after_it(name, codes, side):
+    made = vqkd_recipe(name)
+    assert (made.model.quantizer.codebook, made.augment.size) == (codes, side)
+
+
+@pytest.mark.parametrize("one, other", [
+    ("cluster/4096_dino_imagenet_ddp", "cluster/dino_4096_imagenet_ddp"),
+    ("vqkd/4096_mae_imagenet_ddp", "vqkd/mae_4096_imagenet_ddp"),
+    ("decoder/dd2_llamagen", "decoder/llamagen_dd2"),
+    ("ar/cfg_medium_gpt2_c2i_imagenet_ddp", "ar/c2i_gpt2_medium_cfg_imagenet_ddp")])
+def test_words_mean_the_same_in_any_order(one, other):
+    assert replace(vqkd_recipe(one), name=other) == vqkd_recipe(other)
 
 
 def test_every_word_of_a_name_is_explained_and_options_win_by_name():

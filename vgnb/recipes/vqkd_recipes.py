@@ -134,6 +134,8 @@ class _Word:
     families: str                    # where it has a meaning
     meaning: Callable[..., str]      # of the pattern's groups
     change: Callable[..., Recipe]=lambda r, *groups: r   # recipe and groups -> recipe
+    idle: Callable[[Any], str]=lambda r: ""              # recipe -> why it would change nothing there
+    place: str=""                    # "before" or "after" the data set, where that matters
 
 def _gain(digits:str) -> float:
     "0.75 of `075`."
@@ -158,6 +160,7 @@ def _codes(r:TokenizerRecipe, count:str, dim:str|None=None) -> TokenizerRecipe:
         return changed(r, model=dict(quantizer=dict(levels=_LEVELS[int(count)])))
     return changed(r, model=dict(quantizer=dict(codebook=int(count)) | ({"dim": int(dim)} if dim else {})))
 
+# %% ../../nbs/recipes/570_vqkd_recipes.ipynb #811be507
 def _finer(r:TokenizerRecipe) -> TokenizerRecipe:
     return changed(r, model=dict(mults=(1, 1, 2, 4), attention=(3,)))
 
@@ -171,6 +174,15 @@ def _network(r:GeneratorRecipe, name:str) -> GeneratorRecipe:
     kept = dict(vocab=r.model.vocab, class_dropout=r.model.class_dropout)
     r = replace(r, model=replace(proposal_presets[f"{name}-medium"], **kept))
     return replace(r, start=_SPEAKER) if name == "gpt2" else r
+
+def _no_patches(r:TokenizerRecipe) -> str:
+    return "" if r.loss.discriminator == "patchgan" else "StyleGAN2's discriminator has a depth of its own"
+
+def _not_adaptive(r:TokenizerRecipe) -> str:
+    return "" if r.loss.adaptive else "the weight of LlamaGen's game is fixed"
+
+def _no_tokenizer(r:Recipe) -> str:
+    return "" if r.kind == "tokenizer" else "a proposal network is trained on codes that are there"
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #7da1ab95
 _PIXELS, _ALL = "vqgan cvqvae fsq decoder", "vqgan cvqvae fsq vqkd cluster ar llamagen exps ic"
@@ -186,17 +198,20 @@ _WORDS = (
            lambda *_, what=what: f"the teacher is {what}", lambda r, *_, w=w: _taught(r, w))
       for w, what in _KNOWN_TEACHERS.items()),
     *(_Word(w, "data set", _ALL, lambda *_, what=what: f"trained on {what}") for w, what in _SETS.items()),
-    _Word(r"(\d+)x(\d+)", "codebook", "llamagen", lambda k, d: f"{int(k):,} codes of {d} channels", _codes),
-    _Word(r"(\d+)", "codebook", "vqgan cvqvae fsq vqkd cluster llamagen", lambda k: f"{int(k):,} codes", _codes),
-    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of),
+    _Word(r"(\d+)x(\d+)", "codebook", "llamagen", lambda k, d: f"{int(k):,} codes of {d} channels", _codes,
+          _no_tokenizer, "before"),
+    _Word(r"(\d+)", "codebook", "vqgan cvqvae fsq vqkd cluster", lambda k: f"{int(k):,} codes", _codes),
+    _Word(r"(\d+)", "codebook", "llamagen", lambda k: f"{int(k):,} codes", _codes, _no_tokenizer, "before"),
+    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of, _no_tokenizer, "after"),
     _Word(r"dd(\d)", "depth", _PIXELS, lambda n: f"a patch discriminator of {n} strided layers, not 3",
-         lambda r, n: changed(r, loss=dict(depth=int(n)))),
+         lambda r, n: changed(r, loss=dict(depth=int(n))), _no_patches),
     _Word(r"aglwg(\d\d+)", "gain", _PIXELS,
          lambda n: f"the adaptive weight of the game has the gain {_gain(n):g}, not 0.8",
-         lambda r, n: changed(r, loss=dict(gan=_gain(n)))),
+         lambda r, n: changed(r, loss=dict(gan=_gain(n))), _not_adaptive),
     _Word("stylegan2", "discriminator", "vqgan llamagen exps",
-         lambda: "StyleGAN2's discriminator sees whole pictures", _judged),
-    _Word("f8", "factor", "vqgan llamagen", lambda: "four levels: 8 pixels a code along a side, not 16", _finer),
+         lambda: "StyleGAN2's discriminator sees whole pictures", _judged, _no_tokenizer),
+    _Word("f8", "factor", "vqgan llamagen", lambda: "four levels: 8 pixels a code along a side, not 16", _finer,
+          _no_tokenizer),
     _Word("c2i", "task", "ar llamagen", lambda: "from a class to a picture",
          lambda r: r if r.kind == "generator" else _llamagen_proposal()),
     _Word("(llama|gpt2)", "network", "ar",
@@ -213,9 +228,11 @@ _WORDS = (
     _Word("ddp", "strategy", _ALL, lambda: "a copy of the model in each process; how many is up to the launcher"))
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #4cf4481e
+_WHOLE = ("task", "objective", "teacher", "network", "discriminator")   # what changes all that others change a part of
+
 def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
     "(family, [(text, word, groups)]) of a name."
-    folder, _, rest = name.partition("/")
+    folder, _, rest = str(name).partition("/")
     family = _FAMILIES.get(folder)
     check(family, "name", name, f"must begin with one of {', '.join(f'{k}/' for k in _FAMILIES)}")
     words = [w for w in _WORDS if folder in w.families.split()]
@@ -226,7 +243,10 @@ def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
         check(fits, "name", name, at_a_loss)
         new = [fit for fit in fits if fit[1].about not in said]
         check(new, "name", name, f"says its {fits[0][1].about} twice")
-        one = max(new, key=lambda fit: len(fit[0]))
+        there = "after" if "data set" in said else "before"
+        placed = [fit for fit in new if fit[1].place in ("", there)]
+        check(placed, "name", name, f"says its {new[0][1].about} {there} its data set, where it has no meaning")
+        one = max(placed, key=lambda fit: len(fit[0]))
         found.append(one)
         said.add(one[1].about)
         tail = rest[len(one[0]):]
@@ -248,7 +268,10 @@ def vqkd_recipe(
     "The training that a name of the framework's stands for, published or put together from its words."
     family, words = _read_name(name)
     made = family.begin()
-    for _, word, groups in words: made = word.change(made, *groups)
+    for text, word, groups in sorted(words, key=lambda read: read[1].about not in _WHOLE):
+        why = word.idle(made)
+        check(not why, "name", name, f"says {text} in vain: {why}")
+        made = word.change(made, *groups)
     named = {"name": name} if isinstance(made, Recipe) else {}
     try: return changed(made, **named | changes)
     except TypeError: raise _unknown_field(made, changes) from None
