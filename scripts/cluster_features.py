@@ -32,7 +32,7 @@ class Options:
     out: Path                      # the folder: clusters.safetensors on the way, model/ in the end
     teacher: str = ""              # an official teacher's name, or the folder of a saved one; else --tokenizer
     tokenizer: Path | None = None  # folder of a run, of a saved model, of a pipeline; a shipped name; a published file
-    codes: int = 8192              # centres; those of --tokenizer are as many as its table has rows
+    codes: int | None = None       # centres; None = 8192, or as many as the table of --tokenizer has rows
     iterations: int = 10           # passes after the first one, which chooses where centres begin
     seed: int = 0                  # of that choice
     size: int | None = None        # side of the pictures; None = the tokenizer's in training, else 256
@@ -60,11 +60,12 @@ def subject(o: Options):
     from vgnb.tokenizers.quantizers import TableQuantizer
     one = bool(o.teacher) != bool(o.tokenizer)
     check(one, "teacher", o.teacher, "must be given, or else --tokenizer: whose features are to be clustered")
-    check_int("codes", o.codes, 1)
+    codes = check_int("codes", 8192 if o.codes is None else o.codes, 1)
+    for name, least in (("iterations", 0), ("every", 0), ("seed", 0)): check_int(name, getattr(o, name), least)
     if o.teacher:
         teacher = find_teacher(o.teacher, o.weights or get_settings().paths.weights)
         plain = replace(teacher.config, view=None, grid=None)
-        made = Cluster(ClusterConfig(replace(CENTRES, codebook=o.codes, dim=plain.features), plain))
+        made = Cluster(ClusterConfig(replace(CENTRES, codebook=codes, dim=plain.features), plain))
         made.encoder.load_state_dict(teacher.state_dict())
         return made.eval()
 
@@ -72,6 +73,8 @@ def subject(o: Options):
     has_table = isinstance(getattr(tokenizer, "quantizer", None), TableQuantizer)
     message = "has no table of rows of its own that clusters could be: its codes are a lattice, of levels, or frozen"
     check(has_table, "tokenizer", type(tokenizer).__name__, message)
+    rows = tokenizer.quantizer.config.codebook
+    check(o.codes in (None, rows), "codes", o.codes, f"must be left out: the table of --tokenizer has {rows} rows")
     return tokenizer
 
 

@@ -107,6 +107,8 @@ def test_a_name_of_known_words_is_a_recipe_wherever_names_are_taken(name):
     ("ar/c2i_llama_medium_satin_ddp", "tokenizer", "this one is for scripts/train_generator.py"),
     ("vqgan/4096_satin_ddp", "generator", "this one is for scripts/train_tokenizer.py"),
     ("ic/satin_ddp", "tokenizer", "scripts/probe_codes.py"),
+    ("ar/c2i_llama_medium_imagenet_ddp", "tokenizer", "this one is for scripts/train_generator.py"),
+    ("vqgan/8192_imagenet_ddp", "generator", "this one is for scripts/train_tokenizer.py"),
     ("vqgan", "tokenizer", "must be one of"),
     ("dalle/8192_imagenet_ddp", "tokenizer", "must be one of")])
 def test_a_name_that_breaks_the_grammar_is_refused_with_what_is_allowed(name, kind, words):

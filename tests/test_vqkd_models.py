@@ -22,8 +22,16 @@ from vgnb.shipped import open_part
 from vgnb.tokenizers.codebook_updates import Anchors, Ema
 from vgnb.tokenizers.convnext import ConvNeXtConfig
 from vgnb.tokenizers.discriminators import PatchGANConfig
-from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss
-from vgnb.tokenizers.feature_tokenizer import CENTRES, SPHERE, VQKD, Cluster, ClusterConfig, VQKDConfig
+from vgnb.tokenizers.feature_objective import FeatureLoss, FeatureLossConfig, feature_loss, find_teacher
+from vgnb.tokenizers.feature_tokenizer import (
+    CENTRES,
+    SPHERE,
+    VQKD,
+    Cluster,
+    ClusterConfig,
+    VQKDConfig,
+    feature_tokenizer,
+)
 from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.loss_weights import InTurn, Steps
 from vgnb.tokenizers.maskgit_vqgan import MaskGITVQGAN, MaskGITVQGANConfig
@@ -139,6 +147,18 @@ def test_teachers_take_what_their_cells_fill(name):
 
 
 # ---- teachers
+
+@pytest.mark.parametrize("wrong", [255.0, 1.5, float("nan")])
+def test_a_teacher_refuses_pictures_that_are_not_on_its_scale(images, wrong):
+    with pytest.raises(BadInput, match=r"values in \[-1, 1\]"): made(Teacher, EYE)(images * 0 + wrong)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: load_teacher("shapes", foo=1), lambda: find_teacher("shapes", "", foo=1),
+    lambda: feature_tokenizer("vqkd-shapes", foo=1), lambda: vqkd_recipe(VQKD_NAMES[0], foo=1)])
+def test_a_field_that_is_not_there_is_named(call):
+    with pytest.raises(BadInput, match="foo=1: is no field of a "): call()
+
 
 def test_a_teacher_never_moves(images):
     teacher = made(Teacher, EYE).train()
@@ -372,6 +392,10 @@ def test_what_was_frozen_must_be_given(images, tmp_path):
     again = load_cluster(table, cluster.encoder)
     assert torch.equal(again.encode(images), cluster.encode(images))
     with pytest.raises(BadInput): load_cluster(table, made(Teacher, changed(EYE, body=dict(dim=64))))
+    other = made(Teacher, replace(EYE, mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(Mismatch, match=r"teacher='mean \(0.5.*0.485"): load_cluster(table, other)
+    with pytest.raises(BadInput, match="teacher='clip': must be a Teacher"): load_cluster(table, "clip")
+    with pytest.raises(BadInput, match="tokenizer='str': must be a Tokenizer"): load_pixel_decoder(paint, "tiny-vqkd")
     with pytest.raises(BadInput): load_pixel_decoder(paint, cluster)
 
 

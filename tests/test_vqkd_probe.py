@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.run_scripts import Scripts
+from tests.run_scripts import Scripts, main_of
 from tests.test_tokenizers import Together, in_threads
 from vgnb.core import BadInput, BadItem, Mismatch, load_json
 from vgnb.data.annotated import read_classes
@@ -79,6 +79,11 @@ def test_a_run_is_a_function_of_its_recipe(points):
     once = losses(0)
     torch.manual_seed(2)
     assert torch.equal(once, losses(0)) and not torch.equal(once, losses(1))
+
+
+@pytest.mark.parametrize("field", ["optim", "rate", "seed"])
+def test_a_recipe_of_something_else_is_refused(field):
+    with pytest.raises(BadInput, match=f"{field}='x'"): ProbeRecipe(**{field: "x"})
 
 
 def test_no_batch_is_of_one_row(points):
@@ -201,12 +206,22 @@ def test_a_part_of_a_set_has_the_labels_of_the_whole(annotated):
 
 @pytest.mark.parametrize("content, words", [
     ("", "must list different classes"), ("a\nb\na\n", "must list different classes"), ('["a", 3]', "must list"),
-    ('{"0": "a", "x": "b"}', "must list"), ('{"0": "a", "1": "a"}', "must list"), ("[", "valid JSON"),
+    ('{"0": "a", "x": "b"}', "must list"),
+    ('{"\u00b2": "a"}', "must list"), ('{"0": "a", "1": "a"}', "must list"), ("[", "valid JSON"),
     (None, "no such file")])
 def test_a_list_of_classes_that_is_none_is_named(tmp_path, content, words):
     file = tmp_path / ("classes.json" if content and content[0] in "[{" else "classes.txt")
     if content is not None: file.write_text(content)
     with pytest.raises(BadInput, match=words): read_classes(file)
+
+
+@pytest.mark.parametrize("content, names", [
+    ("n01440764 tench, Tinca tinca\nn01443537 goldfish\n", ["n01440764", "n01443537"]),
+    ("white shark\n\nwhite wolf \n", ["white shark", "white wolf"]),
+    ("n01440764\nhot dog\n", ["n01440764", "hot dog"])])
+def test_a_name_of_several_words_stays_whole(tmp_path, content, names):
+    (tmp_path / "classes.txt").write_text(content)
+    assert read_classes(tmp_path / "classes.txt") == names
 
 
 @pytest.mark.parametrize("uri, words", [
@@ -310,6 +325,7 @@ def scripts(place): return Scripts(place)
 
 
 PICTURES = ["--data", "shapes://?n=60&size=16", "--size", 16]
+PROBE = ["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", PICTURES[1]]
 
 
 @pytest.mark.full
@@ -340,6 +356,11 @@ def test_a_teacher_becomes_a_cluster_tokenizer_and_is_probed(place, scripts):
     (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye"], "codes=8192: must be at most 240"),
     (["cluster_features.py", *PICTURES, "--out", "x", "--tokenizer", "tiny-iar2"], "has no table of rows"),
     (["cluster_features.py", *PICTURES, "--out", "x", "--teacher", "eye", "--codes", 4, "--size", 20], "multiple of 8"),
+    (["cluster_features.py", *PICTURES, "--out", "x", "--tokenizer", "tiny-randar", "--codes", 9], "has 256 rows"),
+    ([*PROBE, "--rows", 1], "rows=1: must be"),
+    ([*PROBE, "--lr", -1], "lr=-1.0: must be"),
+    ([*PROBE, "--momentum", 1], "momentum=1.0"),
+    ([*PROBE, "--seed", -1], "seed=-1"),
     (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "nowhere"], "nowhere"),
     (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", PICTURES[1], "--steps", 0], "steps=0"),
     (["probe_codes.py", *PICTURES, "--tokenizer", "tiny-randar", "--val", "pictures"], "classes of the training set")])
@@ -349,6 +370,18 @@ def test_commands_over_a_data_set_name_what_is_wrong(place, scripts, words, says
         Shapes(1, 16)[0].image.save(place / "pictures" / name / "one.png")
     done = scripts(*words)
     assert done.code == 2 and says in done.err and len(done.err.strip().splitlines()) == 1, done
+
+
+@pytest.mark.parametrize("word", ["iterations", "every", "seed"])
+def test_what_lies_there_outlives_a_word_that_is_refused(tmp_path, word):
+    "With --fresh, too: nothing is removed before all is known to be right."
+    kept = tmp_path / "out" / "clusters.safetensors"
+    kept.parent.mkdir()
+    kept.write_text("of yesterday")
+    words = [*map(str, PICTURES), "--out", str(kept.parent), "--teacher", "shapes", "--codes", "4", "--fresh"]
+    words += [f"--{word}", "-1"]
+    with pytest.raises(BadInput, match=f"{word}=-1"): main_of("cluster_features.py")(words)
+    assert kept.read_text() == "of yesterday" and len(list(kept.parent.iterdir())) == 1
 
 
 # ---- what a code looks like

@@ -21,12 +21,13 @@ from vgnb.saved import fill, load_tensors
 from vgnb.tokenizers import codebook_updates
 from vgnb.tokenizers.codebook_updates import Anchors, Ema, Normalise
 from vgnb.tokenizers.fsq import FSQ, FSQConfig
+from vgnb.tokenizers.losses import discriminator_loss, generator_loss
 from vgnb.tokenizers.nearest import distances, exact, kmeans, members, nearest
 from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.quantizers import Revive, VectorConfig, VectorQuantizer, build_quantizer
 from vgnb.tokenizers.streamed_kmeans import Clusters, clusters_of, set_codebook, stream_kmeans
 from vgnb.tokenizers.stylegan2 import StyleGAN2Critic, with_deviation
-from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig
+from vgnb.tokenizers.vqgan import VQGAN, VQGANConfig, vqgan
 from vgnb.tokenizers.vqkd_quantizers import read_quantizer, write_quantizer
 from vgnb.training.checkpoints import fill_optimizer, optimizer_tensors
 from vgnb.training.optimizers import make_optimizer
@@ -292,6 +293,16 @@ def test_every_digit_survives_the_round_trip(levels, share):
 
 # The framework's words -------------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_lattice_is_the_same_whatever_the_model_was_cast_to(dtype):
+    config = FSQConfig((8, 8, 5, 5, 5), usage=0)
+    z = 3 * torch.randn(2, 5, 64, 64, generator=torch.Generator().manual_seed(0))
+    here, there = build_quantizer(config).eval(), build_quantizer(config).eval().to(dtype)
+    one, other = here(z), there(z)
+    assert torch.equal(one.codes, other.codes) and torch.equal(one.z, other.z) and other.z.dtype == torch.float32
+    assert torch.equal(here.lookup(one.codes), there.lookup(one.codes))
+
+
 @pytest.mark.parametrize("config", [c for c in CASES.values() if isinstance(c, FSQConfig | VectorConfig)], ids=str)
 def test_what_can_be_written_in_the_frameworks_words_is_read_again(config):
     try: spec = write_quantizer(config)
@@ -343,6 +354,18 @@ def test_lars_memory_is_saved_and_a_refused_step_leaves_it():
 
 
 CACHED = VectorConfig(4, 2, updates=(Anchors("cached"),))
+
+
+def recorded(**parts):
+    "A quantizer's record in the framework's words."
+    embedding = {"num_embeddings": 8, "embedding_dim": 4}
+    return read_quantizer({"embedding": embedding, "distance": {"type": "L2Distance"}} | parts)
+
+
+def lost(*losses): return recorded(losses={str(n): loss for n, loss in enumerate(losses)})
+
+
+UNIT = {"type": "CommitmentLoss", "mse": {"norm": True}}
 REFUSED = [
     ("decay", lambda: Ema(2.0), "<= 1"),
     ("decay", lambda: Anchors(decay=1), "below 1"),
@@ -362,6 +385,24 @@ REFUSED = [
     ("updates", lambda: write_quantizer(VectorConfig(l2=False, updates=(Revive(),))), "unknown to the VQ-KD"),
     ("schedules.0.of", lambda: VQGANLossConfig(schedules=(from_json({"kind": "weight.warm-up", "of": "l3"}),)), "l2"),
     ("optim.name", lambda: Optim("lasr"), "lars"),
+    ("by", lambda: nearest(torch.zeros(2, 3), torch.zeros(2, 3), by="angle"), "cosine"),
+    ("by", lambda: distances(torch.zeros(2, 3), torch.zeros(2, 3), "angle"), "cosine"),
+    ("iterations", lambda: VectorQuantizer(VectorConfig(2, 2)).kmeans_init(torch.zeros(8, 2), Keyed(0), -1), ">= 0"),
+    ("size", lambda: kmeans(torch.zeros(4, 2), 0, Keyed(0)), ">= 1"),
+    ("features", lambda: kmeans(torch.full((4, 2), torch.nan), 2, Keyed(0)), "finite"),
+    ("losses", lambda: lost({"type": "VQGANLoss"}, {"type": "CommitmentLoss"}), "beta only once"),
+    ("losses", lambda: lost({"type": "CodebookLoss"}, UNIT), "all have mse.norm, or none"),
+    ("losses.VQGANLoss", lambda: lost({"type": "VQGANLoss", "reduction": "sum"}), "weight and beta"),
+    ("losses.weight", lambda: lost({"type": "VQGANLoss", "weight": {"type": "warmup"}}), "finite number"),
+    ("losses.beta", lambda: lost({"type": "VQGANLoss", "beta": "0.25"}), "finite number"),
+    ("callbacks.anchor.sync", lambda: recorded(callbacks=[
+        {"type": "CVQVAECallback", "anchor": {"type": "NearestAnchor", "sync": "False"}}]), "True"),
+    ("schedules", lambda: VQGANLossConfig(schedules=3), "list"),
+    ("schedules.0", lambda: VQGANLossConfig(schedules=(3,)), "warm-up"),
+    ("depth", lambda: vqgan_loss(VQGANLossConfig(lpips=0, depth=4), weights="", size=32), "pictures of 32 pixels"),
+    ("compat", lambda: discriminator_loss("hinge", torch.zeros(1), torch.zeros(1), "published"), "upstream"),
+    ("compat", lambda: generator_loss("hinge", torch.zeros(1), "published"), "upstream"),
+    ("codebok", lambda: vqgan("VQ-16", quantizer=dict(codebok=3)), "no field of a VectorConfig: codebook"),
 ]
 
 

@@ -321,7 +321,12 @@ def changed(
     config,      # a dataclass
     **changes,   # fields; a dictionary changes fields of the dataclass that is there
 ):
-    "A configuration with some fields changed, inner ones too."
+    "A configuration with some fields changed, inner ones too. Errors: `BadInput` names a field that is not there."
+    is_one = is_dataclass(config) and not isinstance(config, type)
+    check(is_one, "config", config, "must be a configuration, to change its fields")
+    known = [f.name for f in fields(config) if f.init]
+    for name, value in changes.items():
+        check(name in known, name, value, f"is no field of a {type(config).__name__}: {', '.join(known)}")
     inner = {k: changed(getattr(config, k), **v) for k, v in changes.items()
              if isinstance(v, dict) and is_dataclass(getattr(config, k, None))}
     return replace(config, **changes | inner)

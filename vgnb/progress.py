@@ -90,7 +90,8 @@ def line(self:Progress, numbers:dict=()) -> str:
     share = f" of {self.total:,} ({self.done / max(1, self.total):.0%})" if self.total is not None else ""
     parts = [f"{self.what + ': ' if self.what else ''}{self.unit} {self.done:,}{share}"]
     parts += [f"{k} {_number(v)}" for k, v in dict(numbers).items()]
-    parts.append(f"{rate:.3g} {self.unit}s/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
+    many = self.unit + ("es" if self.unit.endswith(("ch", "sh", "s", "x")) else "s")
+    parts.append(f"{rate:.3g} {many}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
     if self.total is not None and rate: parts.append(f"{duration((self.total - self.done) / rate)} left")
     return ", ".join(parts)
 

@@ -15,7 +15,7 @@ from .stored import FolderImages, StoredImages
 # %% ../../nbs/data/106_annotated.ipynb #720a96b0
 def _numbered(content:dict) -> dict[int, str]:
     "{number: WordNet id} of a JSON object that numbers classes; empty where it does not."
-    if not all(isinstance(k, str) and k.isdigit() for k in content): return {}
+    if not all(isinstance(k, str) and k.isascii() and k.isdigit() for k in content): return {}
     found = {}
     for number, entry in content.items():
         if isinstance(entry, dict): entry = entry.get("WNID")
@@ -32,11 +32,18 @@ def read_classes(file:str|Path) -> list[str]: # names in the order of the labels
         numbered = _numbered(content) if isinstance(content, dict) else {}
         names = [numbered[k] for k in sorted(numbered)] if numbered else content
     else:
-        names = [line.split()[0] for line in _lines(file) if line.strip()]
+        names = _first_words([line.strip() for line in _lines(file) if line.strip()])
     listed = isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)
     what = "must list different classes: one a line, as a JSON list, or numbered"
     check(listed and len(set(names)) == len(names), "classes", file, what, Mismatch)
     return check_names(names)
+
+def _first_words(lines:list[str]) -> list[str]:
+    "The WordNet id that each line begins with; where one begins with something else, whole lines."
+    ids = [line.split()[0] for line in lines]
+    return ids if all(map(_is_wnid, ids)) else lines
+
+def _is_wnid(word:str) -> bool: return len(word) == 9 and word[0] == "n" and word[1:].isdigit()
 
 def _lines(file:Path) -> list[str]:
     try: return file.read_text(encoding="utf-8").splitlines()
@@ -100,4 +107,4 @@ def _check_annotations(found:list[tuple[str, str]], entries:list, names:list[str
 def _of_another(name:str, wnid:str) -> bool:
     "Whether a file's name begins with a WordNet id that is not its class's."
     own = name.partition("_")[0]
-    return len(own) == 9 and own[0] == "n" and own[1:].isdigit() and own != wnid
+    return _is_wnid(own) and own != wnid

@@ -69,6 +69,9 @@ class ProbeRecipe:
     def __post_init__(self):
         check_int("steps", self.steps, 1)
         check_int("batch", self.batch, 2)
+        check_int("seed", self.seed, 0)
+        check(isinstance(self.optim, Optim), "optim", self.optim, "must be an Optim")
+        check(isinstance(self.rate, Rate), "rate", self.rate, "must be a Rate")
 
 class CodeProbe(NamedTuple):
     "A trained head and what it read."

@@ -160,7 +160,7 @@ def _codes(r:TokenizerRecipe, count:str, dim:str|None=None) -> TokenizerRecipe:
         return changed(r, model=dict(quantizer=dict(levels=_LEVELS[int(count)])))
     return changed(r, model=dict(quantizer=dict(codebook=int(count)) | ({"dim": int(dim)} if dim else {})))
 
-# %% ../../nbs/recipes/570_vqkd_recipes.ipynb #811be507
+# %% ../../nbs/recipes/570_vqkd_recipes.ipynb #8cf68655
 def _finer(r:TokenizerRecipe) -> TokenizerRecipe:
     return changed(r, model=dict(mults=(1, 1, 2, 4), attention=(3,)))
 
@@ -273,15 +273,7 @@ def vqkd_recipe(
         check(not why, "name", name, f"says {text} in vain: {why}")
         made = word.change(made, *groups)
     named = {"name": name} if isinstance(made, Recipe) else {}
-    try: return changed(made, **named | changes)
-    except TypeError: raise _unknown_field(made, changes) from None
-
-def _unknown_field(made, changes:dict) -> BadInput:
-    "The first field that is asked for and is not there."
-    for field, value in changes.items():
-        if not hasattr(made, field): return BadInput(field, value, f"is no field of a {type(made).__name__}")
-        if isinstance(value, dict): return _unknown_field(getattr(made, field), value)
-    return BadInput("changes", changes, f"are no fields of a {type(made).__name__}")
+    return changed(made, **named | changes)
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #4f90a57b
 VQKD_NAMES = (

@@ -54,6 +54,12 @@ class PatchGAN(nn.Module):
                 m.weight.normal_(1.0, 0.02)
                 m.bias.zero_()
 
+    def verdicts(self, size:int) -> int:
+        "Logits along one side of pictures of this size; below 1 where they are too small for it."
+        for m in self.layers:
+            if isinstance(m, nn.Conv2d): size = (size + 2 * m.padding[0] - m.kernel_size[0]) // m.stride[0] + 1
+        return size
+
     def forward(self, x:Tensor) -> Tensor:
         return self.layers(x)                    # (b, 3, h, w) -> logits (b, 1, ~h/8, ~w/8)
 
@@ -190,9 +196,14 @@ STYLEGAN = register(Family(
 CRITICS = ("patchgan", "stylegan", "stylegan2")
 
 def discriminator(name:str, size:int=256, **kw) -> nn.Module:
-    "A critic by name: `patchgan`; `stylegan` or `stylegan2` for pictures of `size`."
+    "A critic by name for pictures of `size`, one of CRITICS. Errors: one that finds nothing to judge in them."
     check_choice("discriminator", name, CRITICS)
-    if name == "patchgan": return PatchGAN(**kw)
+    if name == "patchgan":
+        critic = PatchGAN(**kw)
+        sees = critic.verdicts(size) > 0
+        allowed = f"is too much for pictures of {size} pixels: no patch is left to judge"
+        check(sees, "depth", kw.get("depth", 3), allowed)
+        return critic
     return (StyleGANCritic if name == "stylegan" else StyleGAN2Critic)(size, **kw)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #da5f7f7d

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import Mismatch, Missing, check, check_choice, check_float, check_int
 from ..data.transforms import resize_bicubic
-from ..kinds import register_part
+from ..kinds import changed, register_part
 from ..saved import load_model
 from .feature_tokenizer import Cluster, feature_distance
 from .loss_weights import check_weights, moved_by
@@ -56,7 +56,7 @@ def find_teacher(
     check(Path(name).is_dir(), "teacher", name, known, Missing)
     saved = load_model(name)
     check(isinstance(saved, Teacher), "teacher", name, f"holds a {type(saved).__name__}, which is no teacher", Mismatch)
-    teacher = Teacher(replace(saved.config, **changes))
+    teacher = Teacher(changed(saved.config, **changes))
     teacher.load_state_dict(saved.state_dict())
     return teacher
 

@@ -48,13 +48,24 @@ class FSQ(Quantizer):
     def __init__(self, config:FSQConfig=FSQConfig()):
         c = self.config = config
         super().__init__(c.vocab, c.dim, UsageMeter(c.vocab[0], c.usage) if c.usage else None)
-        levels = torch.tensor(c.levels)
-        reach = (levels - 1) * (1 - c.eps) / 2              # of the bounded feature, to either side
-        offset = (1 - levels % 2) / 2                       # even numbers have no middle: half a step
         place = [prod(c.levels[:i]) for i in range(c.dim)]  # what a digit is worth
-        constants = dict(levels=levels, reach=reach, offset=offset, place=torch.tensor(place))
-        constants["shift"] = (offset / reach).atanh()       # sends 0 to 0
-        for name, value in constants.items(): self.register_buffer(name, value, persistent=False)
+        self.register_buffer("levels", torch.tensor(c.levels), persistent=False)
+        self.register_buffer("place", torch.tensor(place), persistent=False)
+
+    @property
+    def reach(self) -> Tensor:
+        "How far a bounded feature goes to either side (d,) fp32."
+        return (self.levels - 1).float() * (1 - self.config.eps) / 2
+
+    @property
+    def offset(self) -> Tensor:
+        "Even numbers have no middle: half a step (d,) fp32."
+        return (1 - self.levels % 2).float() / 2
+
+    @property
+    def shift(self) -> Tensor:
+        "What sends 0 to 0 (d,) fp32."
+        return (self.offset / self.reach).atanh()
 
     def bounded(self, z:Tensor) -> Tensor:
         "Features (b, d, *grid) -> (b, *grid, d) fp32, each channel within its integers."

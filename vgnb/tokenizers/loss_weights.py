@@ -106,11 +106,11 @@ class HalfWave(Weight):
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
 # %% ../../nbs/tokenizers/236a_loss_weights.ipynb #cb924209
-def _weights(parts:Sequence) -> tuple:
+def _weights(parts:Sequence, argument:str="parts") -> tuple:
     "Parts of the shelf \"weight\", or `BadInput`."
-    for i, part in enumerate(check_list("parts", parts)):
+    for i, part in enumerate(check_list(argument, parts)):
         if shelf_of(part) == "weight": continue
-        raise BadInput(f"parts.{i}", part, f"must be one of: {', '.join(shelf('weight'))}")
+        raise BadInput(f"{argument}.{i}", part, f"must be one of: {', '.join(shelf('weight'))}")
     return tuple(parts)
 
 @dataclass(frozen=True)
@@ -159,5 +159,5 @@ def check_weights(
     terms:Sequence[str],  # of the objective
 ) -> tuple[Weight, ...]:
     "Schedules for these terms. Errors: something else, or a schedule for another term."
-    for i, w in enumerate(_weights(weights)): check_choice(f"schedules.{i}.of", w.of, tuple(terms))
+    for i, w in enumerate(_weights(weights, "schedules")): check_choice(f"schedules.{i}.of", w.of, tuple(terms))
     return tuple(weights)

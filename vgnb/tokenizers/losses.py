@@ -31,6 +31,7 @@ def discriminator_loss(
 ) -> Tensor:
     "What the discriminator minimises."
     check_choice("disc_loss", name, DISC_LOSSES)
+    check_choice("compat", compat, (None, "upstream"))
     if name == "hinge": return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     if name == "non-saturating" and compat: return 0.5 * (_SOFTPLUS_1 - real.mean() + _SOFTPLUS_0)
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
@@ -42,6 +43,7 @@ def generator_loss(
 ) -> Tensor:
     "What the tokenizer minimises against the discriminator."
     check_choice("gen_loss", name, GEN_LOSSES)
+    check_choice("compat", compat, (None, "upstream"))
     if name == "hinge": return -fake.mean()
     return _SOFTPLUS_1 - fake.mean() if compat else F.softplus(-fake).mean()
 

@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..core import check, check_choice
+from ..core import check, check_choice, check_int
 from ..draws import At, Draws
 from ..progress import walk
 
 # %% ../../nbs/tokenizers/209_nearest.ipynb #d1b45318
 _BOUND = 1 << 24   # entries of the largest distance matrix: 64 MB
+_SEARCHES = ("l2", "cosine")
 
 def l2_normalize(x:Tensor) -> Tensor:
     "Rows of length 1 (L2, eps 1e-12)."
@@ -33,6 +34,7 @@ def nearest(
     by:Literal["l2", "cosine"]="l2", # distance, or angle whatever the lengths
 ) -> Tensor:           # (n,) int64
     "Index of the nearest row for each feature; the first one on ties."
+    check_choice("by", by, _SEARCHES)
     sizes = table.square().sum(1)                                               # (k,)
     if by == "cosine":
         z, table = l2_normalize(z), l2_normalize(table)
@@ -47,6 +49,7 @@ def distances(
     by:Literal["l2", "cosine"]="l2",
 ) -> Tensor:           # (n, k)
     "All of them: Euclidean, or 1 - cosine."
+    check_choice("by", by, _SEARCHES)
     if by == "l2": return torch.cdist(z, table)
     return 1 - l2_normalize(z) @ l2_normalize(table).t()
 
@@ -183,7 +186,10 @@ def kmeans(
     by:Literal["l2", "cosine"]="l2", # what a feature is nearest by; the means are plain means either way
 ) -> Tensor:            # (size, d)
     "Lloyd's iterations from distinct features."
+    check_int("size", size, 1)
+    check_int("iterations", iterations, 0)
     check(len(z) >= size, "features", len(z), f"k-means needs at least as many features as codes ({size})")
+    check(bool(z.isfinite().all()), "features", "not finite", "must be finite numbers")
     z = l2_normalize(z.float()) if spherical else z.float()
     one_draw = At(torch.zeros(1, dtype=torch.int64, device=z.device))
     table = z[draws.permutation("kmeans", one_draw, len(z))[0, :size]]

@@ -188,6 +188,8 @@ def on(cls:PixelDecoder,
     decoder=ConvDecoderConfig(), # a part of the shelf "decoder"
 ) -> PixelDecoder:
     "A new decoder on a tokenizer that is there; its weights are copied."
+    is_tokenizer = isinstance(tokenizer, Tokenizer)
+    check(is_tokenizer, "tokenizer", type(tokenizer).__name__, "must be a Tokenizer: whose codes are painted")
     made = cls(PixelDecoderConfig(tokenizer.config, decoder))
     state = tokenizer.state_dict()
     made.frozen.load_state_dict({name: state[name] for name in made.frozen.state_dict()})

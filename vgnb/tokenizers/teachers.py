@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import BadInput, Missing, Registry, check, check_choice, check_float, check_int, check_list
 from ..data.transforms import resize_bicubic
-from ..kinds import Kind, kind_of, kinds, shelf, shelf_of
+from ..kinds import Kind, changed, kind_of, kinds, shelf, shelf_of
 from ..names import Bare, Fuse, Ignore, NameTable, Rename
 from ..saved import fill, load_model
 from ..scripted_files import is_scripted, read_scripted
@@ -104,7 +104,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images:Tensor) -> Tensor:
-        x = self.seen(check_images(images, channels=self.config.body.channels, look=False))
+        is_free = not torch.is_tensor(images) or images.device.type == "cpu"     # elsewhere the host would wait
+        x = self.seen(check_images(images, channels=self.config.body.channels, look=is_free))
         dtype = next(self.body.parameters()).dtype
         features = self.map(x.to(dtype)).float()
         return features if self.config.grid is None else resize_bicubic(features, self.config.grid)
@@ -255,7 +256,7 @@ def load_teacher(
     **changes,             # fields of its configuration: view, grid, compat, body, ...
 ) -> Teacher:
     "A teacher with its weights. Errors: `Missing` names the file that is not there and where to put it."
-    config = replace(TEACHERS[check_choice("teacher", name, tuple(TEACHERS))], **changes)
+    config = changed(TEACHERS[check_choice("teacher", name, tuple(TEACHERS))], **changes)
     if name == "shapes": return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
     folder, (names, origin) = Path(folder), _FILES[name]
     path = next((folder / n for n in names if (folder / n).is_file()), None)

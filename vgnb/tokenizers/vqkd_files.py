@@ -8,6 +8,7 @@ __all__ = ['VQKD_VQGAN', 'VQKD_TOKENIZER', 'VQKD_CLUSTER', 'VQKD_DECODER', 'beit
 # %% ../../nbs/tokenizers/278_vqkd_files.ipynb #8684e381
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..core import BadInput, Mismatch, check
@@ -205,11 +206,25 @@ VQKD_DECODER = register(Family(
     unpublished=_COUNTED))
 
 # %% ../../nbs/tokenizers/278_vqkd_files.ipynb #282672de
+def _check_colours(state:dict[str, Tensor], made:nn.Module):
+    "Refuse a teacher whose colours' mean or deviation is not that of the file."
+    config = next((m.config for m in made.modules() if isinstance(m, Teacher)), None)
+    for name in ("mean", "std"):
+        there = state.get(f"_encoder._teacher._{name}")
+        if config is None or there is None: continue
+        theirs = there.flatten().float() / 255
+        own = torch.tensor(getattr(config, name))
+        same = theirs.shape == own.shape and torch.allclose(theirs, own, atol=1e-4)
+        says = f"must be another one: {name} of its colours is {[round(float(x), 4) for x in theirs]} in the file"
+        check(same, "teacher", f"{name} {getattr(config, name)}", says, Mismatch)
+
 def _laid(made:nn.Module, table:NameTable, path:str|Path, there:str) -> nn.Module:
     "Fill all of a model from a file, but for what is `there` already."
     file, state = weights_in(path), made.state_dict()
+    theirs = read_state(file)
+    _check_colours(theirs, made)
     kept = {name: value for name, value in state.items() if name.startswith(there)}
-    ours = {name: value for name, value in table.to_ours(read_state(file)).items() if name not in kept}
+    ours = {name: value for name, value in table.to_ours(theirs).items() if name not in kept}
     whole = NameTable().load(kept | ours, made, str(file))
     check_finite(ours, made, "path", file)
     made.load_state_dict(whole)
@@ -220,6 +235,8 @@ def load_cluster(
     teacher:Teacher,   # whose features are clustered: load_teacher(...)
 ) -> Cluster:
     "A published Cluster tokenizer. Errors: `Mismatch` where table and teacher do not belong together."
+    is_teacher = isinstance(teacher, Teacher)
+    check(is_teacher, "teacher", teacher, "must be a Teacher: load_teacher(name, folder) reads one")
     quantizer = _quantizer_of(read_state(weights_in(path)), True)
     check(quantizer, "path", path, "must hold `_quantizer._embedding.weight`", Mismatch)
     made = Cluster(ClusterConfig(read_quantizer(quantizer), teacher.config))

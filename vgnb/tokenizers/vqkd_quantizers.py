@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import check, check_choice
+from ..core import check, check_choice, check_float
 from ..draws import Draws
 from ..families import record_reader
 from ..names import Ignore, Recreate, Rename
@@ -22,7 +22,7 @@ from .quantizers import TableQuantizer, VectorConfig
 
 # %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #f38eaf19
 _CALLBACKS = ("NormalizeCallback", "VQKDCallback", "CVQVAECallback")
-_LOSSES = ("VQGANLoss", "CodebookLoss", "CommitmentLoss", "EntropyLoss")
+_LOSSES = {"VQGANLoss": "beta", "CodebookLoss": "mse", "CommitmentLoss": "mse", "EntropyLoss": "temperature"} # its word
 _ANCHORS = {"NearestAnchor": "nearest", "MultinomialAnchor": "multinomial", "CachedAnchor": "cached"}
 
 def _updates_of(spec:dict) -> tuple:
@@ -34,17 +34,36 @@ def _updates_of(spec:dict) -> tuple:
     anchor = spec.get("anchor", {})
     choose = _ANCHORS[check_choice("callbacks.anchor", anchor.get("type"), tuple(_ANCHORS))]
     more = {"eps": spec["eps"]} if "eps" in spec else {}
-    return (Anchors(choose, joined=bool(anchor.get("sync", False)), **ema, **more),)
+    joined = check_choice("callbacks.anchor.sync", anchor.get("sync", False), (False, True))
+    return (Anchors(choose, joined=joined, **ema, **more),)
 
 def _loss(spec:dict) -> dict[str, Any]:
     "The fields that a loss stands for."
-    kind = check_choice("losses", spec.get("type"), _LOSSES)
-    weight = float(spec.get("weight", 1.0))
-    if kind == "VQGANLoss": return {"vq": weight, "beta": weight * spec.get("beta", 0.25)}
+    kind = check_choice("losses", spec.get("type"), tuple(_LOSSES))
+    strange = sorted(spec.keys() - {"type", "weight", _LOSSES[kind]})
+    known = f"has no words here: of a {kind} weight and {_LOSSES[kind]} are known"
+    check(not strange, f"losses.{kind}", strange, known)
+    weight = check_float("losses.weight", spec.get("weight", 1.0), 0)
+    if kind == "VQGANLoss":
+        return {"vq": weight, "beta": weight * check_float("losses.beta", spec.get("beta", 0.25), 0),
+                "unit_losses": False}
     if kind == "EntropyLoss": return {"entropy": weight, "temperature": spec.get("temperature", 1.0)}
-    unit = {"unit_losses": True} if (spec.get("mse") or {}).get("norm") else {}
-    return {"vq" if kind == "CodebookLoss" else "beta": weight} | unit
+    unit = bool((spec.get("mse") or {}).get("norm"))
+    return {"vq" if kind == "CodebookLoss" else "beta": weight, "unit_losses": unit}
 
+def _losses(specs:dict) -> dict[str, Any]:
+    "The fields that all losses stand for. Errors: two that say the same field, or only one of two with unit rows."
+    found, kinds = [_loss(spec) for spec in specs.values()], [spec["type"] for spec in specs.values()]
+    units = {fields["unit_losses"] for fields in found if "unit_losses" in fields}
+    check(len(units) < 2, "losses", kinds, "must all have mse.norm, or none of them")
+    own = {}
+    for fields in found:
+        twice = sorted(own.keys() & fields.keys() - {"unit_losses"})
+        check(not twice, "losses", kinds, f"must say {', '.join(twice)} only once")
+        own |= fields
+    return own
+
+# %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #06a0d16c
 @record_reader
 def read_quantizer(
     spec:dict,        # with `embedding`, `distance`, `losses`, `callbacks`; or with `num_scalars_per_channel`
@@ -66,7 +85,7 @@ def read_quantizer(
         search="cosine" if distance == "CosineDistance" else "l2",
         updates=updates,
         vq=0.0, beta=0.0, usage=0)
-    for loss in (spec.get("losses") or {}).values(): own |= _loss(loss)
+    own |= _losses(spec.get("losses") or {})
     return VectorConfig(**(own | changes))
 
 # %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #456f9c02

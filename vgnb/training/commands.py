@@ -126,7 +126,8 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
 
 def _named_recipe(name:str, kind:str) -> Recipe:
     "A recipe of a family by its name; one that is put together from words is in no list. Errors: of another family."
-    if not is_composed(name): return recipe(check_choice("recipe", name, sorted(list_recipes(kind))))
+    is_known = name in recipes or is_composed(name)
+    if not is_known: check_choice("recipe", name, sorted(list_recipes(kind)))
     found = recipe(name)
     other = f"must be of kind {kind}; this one is for scripts/train_{found.kind}.py"
     check(found.kind == kind, "recipe", name, other, Mismatch)
