@@ -31,6 +31,7 @@ CASES = {
     "multinomial anchors": table(Anchors("multinomial"), l2=False),
     "cached anchors": table(Anchors("cached"), l2=False),
     "cached anchors of small batches": table(Anchors("cached"), l2=False, size=100),
+    "cached anchors, each process its own": table(Anchors("cached", joined=False), l2=False, size=100),
     "anchors on the sphere": table(Normalise(), Anchors()),
     "anchors and revival": table(Anchors(), Ema(), Revive(2), l2=False),
     "semantic and detail": SemanticDetailConfig(8, 16, 4, usage=0, updates=(Ema(0.9), Anchors("cached"))),

@@ -77,7 +77,7 @@ class Anchors:
     choose: Literal["nearest", "multinomial", "cached"] = "nearest" # which feature
     decay: float = 0.99    # memory of how often a row is used
     eps: float = 1e-3      # what a row that is never used keeps of itself
-    joined: bool = True    # anchors from all processes; False: each chooses its own, and these are averaged
+    joined: bool = True    # anchors from all processes (cached: always); False: each chooses its own, then the mean
 
     def __post_init__(self):
         check_choice("choose", self.choose, ("nearest", "multinomial", "cached"))
@@ -117,7 +117,8 @@ class Anchoring(Update):
         known = not drawn or (draws is not None and at is not None)
         check(known, "draws", draws, f"{self.config.choose} anchors need draws and at: which features is drawn")
         choose = getattr(self, f"_{self.config.choose}")
-        if self.config.joined: return choose(quantizer.rows(), quantizer.sync.gather(z), draws, at)
+        together = self.config.joined or self.config.choose == "cached"     # a cache of each would be in no checkpoint
+        if together: return choose(quantizer.rows(), quantizer.sync.gather(z), draws, at)
         own, known = choose(quantizer.rows(), z, draws, at)
         return quantizer.sync.sum(own) / quantizer.sync.sum(own.new_ones(())), known
 
