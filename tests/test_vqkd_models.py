@@ -578,6 +578,14 @@ def test_an_official_file_is_enough_to_train_from(tmp_path, images):
         TokenizerTask(vqgan(L2), feature_loss(FeatureLossConfig(str(tmp_path / "eye")), weights=tmp_path, size=32))
 
 
+def test_a_cluster_that_nothing_moves_is_refused():
+    objective = FeatureLoss(FeatureLossConfig("shapes", features=0.0), made(Teacher, EYE))
+    objective.check(made(Cluster, CLUSTER), 1)
+    still = made(Cluster, changed(CLUSTER, quantizer=dict(vq=0.0, updates=(Ema(),))))
+    with pytest.raises(BadInput, match="model.quantizer='VectorConfig': must have weights above 0"):
+        objective.check(still, 1)
+
+
 def test_a_map_of_other_cells_is_brought_to_the_codes(images):
     eye = made(Teacher, changed(EYE, body=dict(patch=4)))
     towards = FeatureLoss(FeatureLossConfig("here"), eye)

@@ -95,6 +95,9 @@ class FeatureLoss(Objective):
             check(_inside(tokenizer.config.teacher, own), "loss.teacher", self.config.teacher, whose, Mismatch)
             nothing = "must be 0: a Cluster tokenizer's features are its rows, and no decoder tells others"
             check(not self.config.features, "loss.features", self.config.features, nothing)
+            learns = any(p.requires_grad for p in tokenizer.parameters())
+            still = "must have weights above 0: a Cluster tokenizer learns by its table's losses alone"
+            check(learns, "model.quantizer", type(tokenizer.config.quantizer).__name__, still)
             return
         check(self.config.features, "loss.features", self.config.features, "must be above 0 for a decoder of features")
         told = tokenizer.config.features
