@@ -368,6 +368,17 @@ def test_a_vqkd_file_bare_wrapped_and_in_a_folder(images, tmp_path):
         assert torch.equal(again.encode(images), model.encode(images))
 
 
+def test_a_folder_of_checkpoints_means_the_last_one(images, tmp_path):
+    first, last = made(VQKD, VQKD_WIDE), made(VQKD, VQKD_WIDE)
+    last.quantizer.table.data.neg_()
+    for name, model in (("iter_900", first), ("iter_1000", last), ("iter_x", first)):
+        framework_file(tmp_path / name, model)
+    assert torch.equal(load_published(tmp_path).quantizer.table, last.quantizer.table)
+    assert torch.equal(load_published(tmp_path / "iter_900").quantizer.table, first.quantizer.table)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Missing, match="a folder without model.pth or iter_"): load_published(tmp_path / "empty")
+
+
 def test_beitv2_files_are_theirs_and_go_over(images, tmp_path):
     "Read by BEiT v2's names, written by the framework's, read again."
     model = made(VQKD, VQKD_WIDE)

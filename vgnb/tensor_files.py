@@ -171,9 +171,12 @@ def _is_safetensors(path:Path) -> bool:
     return len(head) == 9 and head[8:] == b"{"
 
 def weights_in(path:str|Path) -> Path:
-    "The file of weights that a path means: `model.pth` of a checkpoint's folder (`iter_<n>`), else the path itself."
+    "The file of weights that a path means: itself; in a folder `model.pth`, or that of the last `iter_<n>`."
     inner = Path(path) / "model.pth"
-    return inner if inner.is_file() else Path(path)
+    if inner.is_file(): return inner
+    several = [(int(file.parent.name[5:]), file) for file in Path(path).glob("iter_*/model.pth")
+               if file.parent.name[5:].isdecimal()]
+    return max(several)[1] if several else Path(path)
 
 def weight_files(path:str|Path) -> list[Path]:
     "The files of weights that a path means: one, or several with commas between (later ones win); none if one lacks."
@@ -185,7 +188,8 @@ def weight_files(path:str|Path) -> list[Path]:
 def _there(path:str|Path, argument:str, wanted:str="") -> Path:
     "The path of a file that may hold tensors."
     path = Path(path)
-    check(path.is_file(), argument, path, "no such file", Missing)
+    absent = "is a folder without model.pth or iter_<n>/model.pth" if path.is_dir() else "no such file"
+    check(path.is_file(), argument, path, absent, Missing)
     why = no_weights(path)
     check(why is None, argument, path, f"{wanted}{why}", Mismatch)
     return path

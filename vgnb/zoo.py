@@ -44,7 +44,8 @@ def _allowed() -> list:
 def read_published(path:str|Path) -> dict:
     "What a published file holds: .safetensors, or a pickle (.pt, .pth, .bin, .ckpt); of several their tensors as one."
     files = weight_files(path)
-    missing = "no such file; `vgnb.zoo.published()` says where published files live"
+    there = "a folder without model.pth or iter_<n>/model.pth" if Path(path).is_dir() else "no such file"
+    missing = f"{there}; `vgnb.zoo.published()` says where published files live"
     check(files, "path", Path(path), missing, Missing)
     if len(files) > 1: return _joined([unwrap(read_published(file)) for file in files])
     if files[0].suffix == ".safetensors": return load_tensors(files[0])
