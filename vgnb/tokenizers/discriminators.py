@@ -193,7 +193,7 @@ STYLEGAN = register(Family(
     reads=lambda spec: "image_size" in spec and "model" not in spec,
     classes=("tokenizer.tokenizer_image.discriminator_stylegan.Discriminator",)))
 
-# %% ../../nbs/tokenizers/230_discriminators.ipynb #df0ad57a
+# %% ../../nbs/tokenizers/230_discriminators.ipynb #b7f92563
 CRITICS = ("patchgan", "stylegan", "stylegan2")
 
 def discriminator(name:str, size:int=256, **kw) -> nn.Module:
