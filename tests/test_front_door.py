@@ -342,8 +342,11 @@ def test_play_shows_what_sample_makes(pipes, raster):
 def test_play_offers_what_the_generator_can_do(pipe, raster):
     free, bound = pipe.play(), raster.play()
     assert {"halton", "confidence", "raster"} <= {name for name, _ in free.order.options}
-    assert [name for name, _ in bound.order.options] == ["raster"]
-    assert bound.order.disabled and bound.schedule.disabled and bound.steps.disabled
+    assert {name for name, _ in bound.order.options} == {"raster", "zipar", "anti-diagonals"}
+    assert bound.schedule.disabled and bound.steps.disabled
+    bound.order.value = dict(bound.order.options)["anti-diagonals"]
+    bound.settle()
+    assert len(bound.frames.seen) == 7 and "order='anti-diagonals'" in bound.frames.wish.call(raster.classes)
     assert all(control.description for control in (*free.all, free.shown, free.by))
     assert ("no class", None) in free.label.options
     free.label.value = None

@@ -13,6 +13,9 @@ import pytest
 from tests.toy_training import RECIPE, Pair, Points, result, train
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import Mismatch, Missing
+from vgnb.generators.annealed_order import AnnealedOrderConfig
+from vgnb.generators.joint_layers import JointQueryConfig
+from vgnb.generators.two_streams import TwoStreamConfig
 from vgnb.training.checkpoints import checkpoints, newest
 from vgnb.training.commands import build_generator, build_tokenizer
 from vgnb.training.recipes import Optim
@@ -101,16 +104,30 @@ def real_tokenizer(folder):
     return r, *build_tokenizer(r, folder)
 
 
-def real_generator(folder):
+def with_model(folder, model=None, **changes):
+    "A generator's training on made-up codes, of which everything random is drawn."
     if not (folder / "codes").exists(): write_codes(folder / "codes")
     r = generator_recipe(folder / "codes")
-    model = replace(r.model, token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1, drop_path=0.1)
-    return build_generator(replace(r, model=model))
+    return build_generator(replace(r, model=replace(model or r.model, **changes)))
 
 
-@pytest.mark.parametrize("build", [real_tokenizer, real_generator])
+RATES = dict(token_dropout=0.1, residual_dropout=0.1, ffn_dropout=0.1)
+SMALL = dict(dim=32, heads=2, vocab=48, grid=(4, 4), classes=10)
+RAR = AnnealedOrderConfig(2, **SMALL, hidden=48, spare=2, attention_dropout=0.1, anneal_start=3, anneal_end=12)
+ARPG = TwoStreamConfig(4, **SMALL, ffn_multiple=16, **RATES)
+LPD = JointQueryConfig(2, **SMALL, dropout=0.1, steps=(16, 8, 4))
+
+
+def real_generator(folder): return with_model(folder, **RATES, drop_path=0.1)
+def real_rar(folder): return with_model(folder, RAR)
+def real_arpg(folder): return with_model(folder, ARPG)
+def real_lpd(folder): return with_model(folder, LPD)
+
+
+@pytest.mark.parametrize("build", [real_tokenizer, real_generator, real_rar, real_arpg, real_lpd])
 def test_real_tasks_in_parts(tmp_path, build):
-    "A tokenizer through warm-up, k-means, revival and discriminator, and a generator: stopped twice, the same bits."
+    """A tokenizer through warm-up, k-means, revival and discriminator, and generators, whose orders fade (RAR), are
+    drawn (ARPG) and cut into drawn groups (LPD): stopped twice, the same bits."""
     def trainer(folder):
         r, task, data = build(tmp_path)
         return Trainer(task, data, r, folder, Run(progress=False))

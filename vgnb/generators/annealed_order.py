@@ -104,6 +104,16 @@ class SteeredNorm(nn.Module):
         scale, shift = self.modulation(c)                 # the other way round than in the blocks
         return modulate(F.layer_norm(x, x.shape[-1:], eps=self.eps), shift, scale)
 
+@patch
+def column_work(self:AnnealedOrderConfig) -> int:
+    "Multiply-adds of one block's linear layers for a column: each has modulations of its own."
+    return 10 * self.dim ** 2 + 2 * self.dim * self.hidden
+
+@patch
+def stream_work(self:AnnealedOrderConfig, new:int, keys:int, asked:int) -> int:
+    "Multiply-adds of all blocks, the steered norm and the head."
+    return RasterConfig.stream_work(self, new, keys, asked) + 2 * new * self.dim ** 2
+
 # %% ../../nbs/generators/362_annealed_order.ipynb #dafd34cc
 class AnnealedOrderTransformer(RasterTransformer):
     "Predicts the code of the cell that it is asked for, after those it has seen. RAR, arXiv 2411.00776."

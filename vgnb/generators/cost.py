@@ -21,12 +21,15 @@ def step_work(
     n:int,        # cells of the grid
     known:int,    # that are there already
     asked:int,    # that are wanted
+    fed:int|None=None, # of the known ones, in earlier forwards; None = this is the first
 ) -> int:         # multiply-adds
     "One forward for one sample and branch. Errors: `BadInput`."
     check_counted(config)
     possible = 0 <= known and 0 < asked <= n
     check(possible, "asked", asked, f"must be from 1 to {n}, the cells of the grid")
-    return config.step_work(n, known, asked)
+    earlier = fed is None or 0 <= fed <= known
+    check(earlier, "fed", fed, f"must be None, or from 0 to {known}, the cells that are known")
+    return config.step_work(n, known, asked, fed)
 
 def run_work(
     config,                           # of a generator, with methods `step_work` and `condition_work`
@@ -42,9 +45,10 @@ def run_work(
     one_each = len(branches) == len(counts)
     check(one_each, "live", len(branches), f"must be a number, or one for each of {len(counts)} steps")
 
-    total, known = max(branches, default=0) * config.condition_work(), start
+    total, known, fed = 0, start, [None] * max(branches, default=0)
     for count, running in zip(counts, branches):
         asked = n - known if adaptive else count
-        total += running * step_work(config, n, known, asked)
+        total += sum(step_work(config, n, known, asked, before) for before in fed[:running])
+        fed[:running] = [known] * running                          # a branch that rests catches up later
         known += count
-    return total
+    return total + len(fed) * config.condition_work()

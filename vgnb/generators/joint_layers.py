@@ -122,6 +122,16 @@ class JointBlock(nn.Module):
         hidden = self.inner(F.gelu(self.up(self.norm2(x))), noise)                           # (b, n, hidden)
         return x + self.drop2(self.down(hidden), noise)
 
+@patch
+def step_work(self:JointQueryConfig, n:int, known:int, asked:int, fed:int|None=None) -> int:
+    "Multiply-adds of one forward, see `RasterConfig.step_work`: codes that are new, and queries, in one sequence."
+    d, new = self.dim, asked + (known + 1 if fed is None else known - fed)
+    column = 4 * d ** 2 + 2 * d * int(d * self.mlp_ratio)
+    return self.layers * new * (column + 2 * d * (1 + known + asked)) + asked * d * self.vocab
+
+@patch
+def condition_work(self:JointQueryConfig) -> int: return 0
+
 # %% ../../nbs/generators/366_joint_layers.ipynb #07f85bb6
 class JointLayers(Generator):
     "The weights of a transformer with joint queries, and what its training and its sampling share."

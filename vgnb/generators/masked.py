@@ -486,6 +486,7 @@ def step_work(self:MaskedConfig,
     n:int,        # cells of the grid
     known:int,    # that are there already: they make no difference
     asked:int,    # that are wanted
+    fed:int|None=None,     # that were there in earlier forwards: as little
 ) -> int:
     "Multiply-adds of one forward for one sample and branch, without faults of `compat`."
     inner = self.dim // self.heads * self.heads

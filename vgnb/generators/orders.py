@@ -90,6 +90,10 @@ class Order:
         "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
         return self
 
+    def asks(self, generator:Generator) -> Generator:
+        "Who is asked for the cells: the generator itself, or what answers for it in this order."
+        return generator
+
 register_part("order", "order", Order)
 
 # %% ../../nbs/generators/310_orders.ipynb #6b87b69b

@@ -525,6 +525,7 @@ def step_work(self:PartitionConfig,
     n:int,        # cells of the grid
     known:int,    # that are there already
     asked:int,    # that are wanted
+    fed:int|None=None,     # that were there in earlier forwards: nothing is kept of them
 ) -> int:
     "Multiply-adds of one forward for one sample and branch, without faults of `compat`."
     d, hidden = self.dim, int(self.mlp_ratio * self.dim)

@@ -388,6 +388,18 @@ def accept(self:RandomOrderTransformer, state:RandomOrderState, positions:Tensor
     state.forget_queries()
     state.record(positions, tokens)
 
+# %% ../../nbs/generators/330_random_order.ipynb #0922b9d5
+@patch
+def step_work(self:RandomOrderConfig,
+    n:int,              # cells of the grid
+    known:int,          # that are there already
+    asked:int,          # that are wanted
+    fed:int|None=None,  # of the known ones, in earlier forwards; None = there was none
+) -> int:
+    "Multiply-adds of one forward for one sample and branch: the pairs that are new, and the queries."
+    pairs = self.prefix_places + 2 * known if fed is None else max(2 * (known - fed) - 1, 0)
+    return self.stream_work(pairs + asked, self.prefix_places + 2 * known + asked, asked)
+
 # %% ../../nbs/generators/330_random_order.ipynb #4aff4eb1
 @patch
 @torch.no_grad()

@@ -495,6 +495,40 @@ def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:
     self._check_next(state, positions)
     state.record(positions, tokens)
 
+# %% ../../nbs/generators/320_raster.ipynb #e44d5c2e
+@patch
+def column_work(self:RasterConfig) -> int:
+    "Multiply-adds of one block's linear layers for a column of the sequence."
+    shared = (self.kv_heads or self.heads) / self.heads
+    attention = round(2 * (1 + shared) * self.dim ** 2)
+    return attention + 3 * self.dim * ffn_width(self.dim, self.ffn_multiple, self.ffn_multiplier)
+
+@patch
+def stream_work(self:RasterConfig,
+    new:int,      # columns that are fed
+    keys:int,     # columns that each looks at
+    asked:int,    # that are read out
+) -> int:
+    "Multiply-adds of all blocks and of the head."
+    return self.layers * (new * self.column_work() + 2 * new * keys * self.dim) + asked * self.dim * self.vocab
+
+@patch
+def step_work(self:RasterConfig,
+    n:int,              # cells of the grid
+    known:int,          # that are there already
+    asked:int,          # that are wanted
+    fed:int|None=None,  # of the known ones, in earlier forwards; None = there was none
+) -> int:
+    "Multiply-adds of one forward for one sample and branch."
+    new = known + self.prefix_places if fed is None else known - fed
+    return self.stream_work(new, self.prefix_places + known, asked)
+
+@patch
+def condition_work(self:RasterConfig) -> int:
+    "Multiply-adds of what a caption is made into, once a run and branch; a class is looked up."
+    if self.condition == "class": return 0
+    return self.text_tokens * self.dim * (self.text_dim + self.dim)
+
 # %% ../../nbs/generators/320_raster.ipynb #e9d3520c
 llamagen_gpt_names = NameTable(
     Ignore("freqs_cis"), Ignore("causal_mask"), Ignore("layers.{i}.attention.kv_cache.{name}"),

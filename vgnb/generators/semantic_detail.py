@@ -358,6 +358,27 @@ def predict(self:SemanticDetailTransformer,
     extras = {"class_attention": state.cache.weight[:state.b].clone()} if watched else {}
     return Prediction(logits.unflatten(0, (live, state.b)), extras)
 
+# %% ../../nbs/generators/345_semantic_detail.ipynb #b01745a2
+@patch
+def step_work(self:SemanticDetailConfig,
+    n:int,              # cells of the grid
+    known:int,          # that are there already
+    asked:int,          # that are wanted: one
+    fed:int|None=None,  # of the known ones, in earlier forwards; None = there was none
+) -> int:
+    "Multiply-adds of a cell's codes for one sample and branch."
+    d, column = self.dim, self.column_work()
+    states = known + 1 if fed is None else known - fed                            # that predict cells
+    new, keys = states + (self.prefix_places - 1 if fed is None else 0), self.prefix_places + known
+    backbone = self.layers * (new * column + 2 * new * keys * d) + 12 * d ** 2 * (known - (fed or 0))
+    watched = keys * d if self.condition == "class" else 0
+
+    squeezed = states * (d // 4) * (d + d // _NEAR)
+    context = 2 * d * (_NEAR * (d // _NEAR) + d)
+    head = self.head_layers * (3 * column + 2 * (2 * 2 + 3) * d)
+    outputs = sum(2 * d * (d + size) for size in self.vocab)
+    return backbone + watched + squeezed + context + head + outputs
+
 # %% ../../nbs/generators/345_semantic_detail.ipynb #e74133a4
 def _of_head(rule:Rename) -> Rename:
     "The rule of a backbone's block, for a block of the head."

@@ -71,6 +71,14 @@ class SharedMemory(nn.Module):
         k, v = rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)
         return (k, v) if past is None else past.extend(k, v)
 
+@patch
+def step_work(self:TwoStreamConfig, n:int, known:int, asked:int, fed:int|None=None) -> int:
+    "Multiply-adds of one forward, see `RasterConfig.step_work`: new codes through one half, queries through the other."
+    d, new, keys = self.dim, known + 1 if fed is None else known - fed, 1 + known
+    content = new * self.column_work() + 2 * new * keys * d
+    queries = asked * (self.column_work() - 2 * d ** 2) + 2 * asked * keys * d
+    return self.layers // 2 * (content + queries) + 2 * new * d ** 2 + asked * d * self.vocab
+
 # %% ../../nbs/generators/364_two_streams.ipynb #fa075e59
 class TwoStreamTransformer(DecoderOnly):
     "Answers any cells at once, each by itself, from the codes that are known. ARPG, arXiv 2503.10568."

@@ -100,7 +100,7 @@ class Sampler:
         if self.min_rows is not None: check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
 
-        g = self.generator
+        g = self.generator = self.order.asks(self.generator)
         for name in ("order", "guidance"): require_traits(g, getattr(self, name).needs, name, getattr(self, name))
         alone = g.columns == "separate" or "independent" in g.traits
         who = type(g).__name__
