@@ -50,6 +50,7 @@ SETTINGS = {                       # how the shipped pipeline samples unless ask
     "dar": dict(order="raster", schedule="one-by-one", rows=50),
     "vqkd": dict(order="raster", schedule="one-by-one", rows=50)}
 PICKS = {                          # how the shipped pipeline draws a code, if not as likely as it is
+    "dar": dict(temperature=0.5),
     "vqkd": dict(temperature=0.7)}
 
 

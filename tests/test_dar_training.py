@@ -207,6 +207,42 @@ def test_towards_the_clean_picture_all_times_weigh_alike():
     assert asked.parts["flow"].item() == pytest.approx(F.mse_loss(made.output, pictures()).item(), rel=1e-5)
 
 
+def test_a_share_of_the_pictures_is_what_the_sampler_has_made():
+    "Where each step has brought them, without gradients; the others lie under noise as ever, bit for bit."
+    torch.manual_seed(0)
+    model, x, draws, at = DARTokenizer(small().model).train(), pictures(32), Keyed(0), At(torch.arange(32), step=5)
+    plain, mixed = model(x, draws, at).extras, model(x, draws, at, own=0.5).extras
+    own = draws.uniform("own", at) < 0.5
+    assert 8 < own.sum() < 24
+    for name in ("noisy", "time", "target"): assert torch.equal(plain[name][~own], mixed[name][~own])
+
+    moved = (plain["noisy"] != mixed["noisy"]).flatten(1).any(1)
+    started = mixed["time"] > 0
+    assert torch.equal(moved & started, own & started)
+    assert not mixed["noisy"].requires_grad
+    times = torch.tensor(model.plan().times[:-1])
+    assert torch.isin(mixed["time"][own], times).all() and not torch.isin(mixed["time"][~own], times).any()
+
+
+def test_own_steps_belong_to_the_sample_and_the_step():
+    "Alone or in a batch, whoever else makes fewer or more steps."
+    torch.manual_seed(0)
+    model, x, draws = DARTokenizer(small().model).train(), pictures(8), Keyed(0)
+    whole = model(x, draws, At(torch.arange(8), step=5), own=1.0).extras
+    for i in range(8):
+        alone = model(x[i:i + 1], draws, At(torch.tensor([i]), step=5), own=1.0).extras
+        torch.testing.assert_close(whole["noisy"][i:i + 1], alone["noisy"], atol=1e-5, rtol=1e-4)
+
+
+def test_training_on_own_steps_goes_on_bit_for_bit(tmp_path):
+    r = small(loss=replace(small().loss, own=0.5), steps=6)
+    trainers = [Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / name, QUIET) for name in ("whole", "parts")]
+    trainers[0].fit()
+    trainers[1].fit(3)
+    Trainer(*build_tokenizer(r, tmp_path), r, tmp_path / "parts", QUIET).fit()
+    assert result(tmp_path / "whole") == result(tmp_path / "parts")
+
+
 # ---- beginning with parts of another model
 
 @pytest.fixture(scope="module")
@@ -321,6 +357,7 @@ def test_a_published_file_is_a_start_in_a_process_that_read_none_before(tmp_path
     (lambda r: build_tokenizer(replace(r, loss=replace(r.loss, lpips=0.5)), "nowhere"), "no VGG-16 weights"),
     (lambda r: replace(r.loss, critic_width=0), "critic_width=0"),
     (lambda r: replace(r.loss, weighting="odd"), "weighting='odd'"),
+    (lambda r: replace(r.loss, own=1.5), "own=1.5"),
     (lambda r: FlowLoss(replace(r.loss, gan=0.5)), "discriminator=None"),
     (lambda r: changed(r.model, flow=dict(adaptive_head=True, shared_time=False)), "adaptive_head=True"),
     (lambda r: TimedPatchGAN(width=10), "multiple of 16")])

@@ -78,7 +78,7 @@ def test_whatever_is_offered_is_there():
     for name in OFFERED:
         if name == "board" and not (ROOT / "vgnb/views/board.py").exists(): continue
         assert callable(getattr(vgnb, name)) or name == "zoo", name
-    assert {*SHIPPED, "tiny-iar2", "tiny-vqkd"} <= set(vgnb.shipped())
+    assert {*SHIPPED, "tiny-dar", "tiny-iar2", "tiny-vqkd"} <= set(vgnb.shipped())
     assert vgnb.shipped.shipped_folder("tiny-pgm").is_dir()
     assert vgnb.zoo.load_published and vgnb.Pipeline is Pipeline
     with pytest.raises(AttributeError, match="no attribute 'pipelin'"): print(vgnb.pipelin)

@@ -83,7 +83,7 @@ def dar_xl() -> GeneratorRecipe:
     return _generator("XL")
 
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #5bfcb6c6
-_FLOW = FlowConfig(96, 3, 4, 96, head=16, data_std=1.0, shift=20.0, shared_time=True, adaptive_head=True,
+_FLOW = FlowConfig(96, 3, 4, 96, head=16, data_std=1.0, shift=1.0, shared_time=True, adaptive_head=True,
                    teacher_layer=None, base=20.0, recompute=False, predicts="clean")
 _TINY = DARTokenizerConfig(
     quantizer=VectorConfig(512, 8, usage=4096, updates=(Revive(20),)), flow=_FLOW,
@@ -95,8 +95,9 @@ _TINY = DARTokenizerConfig(
 def shapes_dar_tokenizer() -> TokenizerRecipe:
     """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
 
-    Result: PSNR 25.2 dB, all codes used, the judge right on 98.2% of 2,000 held-out pictures (one seed); 18 minutes on
-    one CPU core. No perceptual loss, no teacher, no critic; a sketch teaches the encoder.
+    Result: PSNR 24.5 dB, all codes used, the judge right on 89.3% of 2,000 held-out pictures (one seed), previews
+    nearer to the picture with every step; 16 minutes of one CPU core. No perceptual loss, no teacher, no critic; a
+    sketch teaches the encoder, and from step 1,500 on three of four pictures are begun by the decoder itself.
     Command:
 
         python scripts/train_tokenizer.py shapes-dar-tokenizer --out runs/tiny/dar-tokenizer"""
@@ -104,7 +105,7 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
         model=_TINY,
         data="shapes://?n=120000&size=32&seed=0",
         augment=Augment("center", 32),
-        loss=FlowLossConfig(lpips=0.0, repa=0.0, target="clean", sketch=1.0),
+        loss=FlowLossConfig(lpips=0.0, repa=0.0, target="clean", own=0.75, own_start=1500, sketch=1.0),
         steps=4_500,
         batch=16,
         optim=Optim("adamw", lr=2e-3),
@@ -117,7 +118,7 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
 def shapes_dar() -> GeneratorRecipe:
     """A tiny D-AR: a line of 64 tokens, 0.9M parameters, within half an hour on one CPU core.
 
-    Result: not measured.
+    Result: 87.2% of 1,000 samples as asked, guidance 2, temperature 0.5 (one seed); stars and squares fail.
 
     Command:
 
@@ -125,7 +126,7 @@ def shapes_dar() -> GeneratorRecipe:
     line = RasterConfig(
         4, 128, 2, ffn_multiple=32, vocab=512, grid=(64,), classes=10, rope="sequence", zero_prefix=False,
         token_dropout=0, residual_dropout=0, ffn_dropout=0)
-    return replace(shapes_generator(), model=line, steps=4000)
+    return replace(shapes_generator(), model=line, steps=12_000)
 
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #1c0a91fd
 @recipes.register

@@ -168,15 +168,15 @@ class DARTokenizer(Tokenizer):
         return self.seen(state)
 
     def forward(self,
-        images:Tensor,
-        draws:Draws|None=None, at:At|None=None, # times and noise; training needs them
+        images:Tensor, draws:Draws|None=None, at:At|None=None, # times and noise: training needs them
         quantize:bool=True,                # False: features pass unquantized
         teacher:bool=True,                 # in training: also what a teacher is compared with, where there is a head
+        own:float=0.0,                     # in training: the share of pictures that its own steps have begun
     ) -> Reconstruction:
         "In training `look`, else the reconstruction. Values of `images` are looked at only where that is free."
         self.check_images(images, look=images.device.type == "cpu")
         features = self.features(images)
-        if self.training: return self.look(images, features, draws, at, quantize, teacher)
+        if self.training: return self.look(images, features, draws, at, quantize, teacher, own)
         q = self.quantized(features) if quantize else self.unquantized(features)
         sides = tuple(images.shape[-2:])
         return Reconstruction(self.render(q.z, draws=draws, at=at, size=sides, resolution=sides), q, {})
@@ -237,6 +237,7 @@ def _weighs(quantizer:Quantizer) -> bool:
 def open_up(tokenizer:nn.Module):
     "A beginning for short trainings: open gates, queries with a place each, codes as large as what they are added to."
     encoder, decoder, flow, c = tokenizer.encoder, tokenizer.decoder, tokenizer.flow, tokenizer.config
+    if encoder.patchify.weight.is_meta: return         # shapes alone: numbers come with a file
     look_around(encoder, c.resolution // c.patch)
     decoder.places.weight.mul_(0.1)
     seen = spots(c.queries) * (c.resolution // c.flow.patch)
@@ -273,40 +274,55 @@ def first_tokens(self:DARTokenizer, t:Tensor) -> Tensor:
     return window_start(t, c.groups, c.queries, c.window_size, c.compat)
 
 @patch
+def step_of(self:DARTokenizer, t:Tensor) -> Tensor:
+    "The sampler's step that is nearest to a time, before it is shifted."
+    steps = self.config.steps
+    return torch.floor(t * steps + 0.5).long().clamp(max=steps - 1)
+
+@patch
 def denoise(self:DARTokenizer,
     images:Tensor,          # (b, 3, h, w) in [-1, 1]
     z:Tensor,               # (b, dim, queries), quantized or not
     t:Tensor,               # (b,) times in [0, 1], before they are shifted
     noise:Tensor,           # (b, 3, h, w)
     features:bool=True,     # the teacher's head, too, where there is one
+    own:Tensor|None=None,   # (b,) which pictures are what the sampler has made by then, at the times of its steps
 ) -> Denoised:
     "The network's velocity at some times, each picture told the window of its own time."
     c = self.config
+    conditions = self.conditions(z)
     time = shifted(t, c.flow.shift)
     first = self.first_tokens(t)
     places = first[:, None] + torch.arange(c.window_size, device=t.device)
-    window = gather_rows(self.conditions(z), places)                            # (b, window, cond)
+    window = gather_rows(conditions, places)                                    # (b, window, cond)
 
     data, s = images * c.flow.data_std, time[:, None, None, None]
-    noisy = s * data + (1 - s) * noise
+    noisy, target = s * data + (1 - s) * noise, data - noise
+    if own is not None:
+        made = self.cleared(conditions, torch.where(own, self.step_of(t), 0), noise)
+        own = own[:, None, None, None]
+        noisy = torch.where(own, made, noisy)
+        target = torch.where(own, (data - noisy) / (1 - s).clamp(min=1e-3), target)
     velocity, found = self.flow(noisy, time, window, features)
     clean = (noisy + (1 - s) * velocity) / c.flow.data_std
-    return Denoised(velocity, data - noise, clean, noisy, time, first, found)
+    return Denoised(velocity, target, clean, noisy, time, first, found)
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #85608f71
 @patch
 def look(self:DARTokenizer,
     images:Tensor, features:Tensor, # (b, 3, h, w) and what the encoder made of them (b, dim, queries)
     draws:Draws|None, at:At|None,   # of the draws `time` and `noise`
-    quantize:bool=True, teacher:bool=True, # as in `forward`
+    quantize:bool=True, teacher:bool=True, own:float=0.0, # as in `forward`
 ) -> Reconstruction:                # output: the clean picture; extras: the fields of `Denoised`
     "One look at a noisy picture, which is what training does."
     known = draws is not None and at is not None
     check(known, "draws", draws, "training needs draws and at: times and noise belong to samples and steps")
     t = draws.uniform("time", at)                                               # (b,)
+    begun = draws.uniform("own", at) < own if own > 0 else None
+    if begun is not None: t = torch.where(begun, self.step_of(t) / self.config.steps, t)
     noise = draws.normal("noise", at, *images.shape[1:])
     q = self.quantized(features, t, draws, at) if quantize else self.unquantized(features)
-    made = self.denoise(images, q.z, t, noise, teacher)
+    made = self.denoise(images, q.z, t, noise, teacher, begun)
     return Reconstruction(made.clean, q, made._asdict())
 
 @patch
@@ -391,6 +407,26 @@ def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
     output = self.config.output
     if state.size is not None: return resize_bicubic(x, as_sides(state.size))
     return x if output is None or max(x.shape[-2:]) <= output else resize_bicubic(x, output)
+
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #0f815697
+@patch
+@torch.no_grad()
+def cleared(self:DARTokenizer,
+    conditions:Tensor,      # (b, queries, cond)
+    steps:Tensor,           # (b,) how many each picture has made, fewer than the plan has
+    noise:Tensor,           # (b, 3, h, w)
+) -> Tensor:                # (b, 3, h, w), scaled by data_std
+    "Pictures on their way, each after as many steps of the sampler as it is said to have made."
+    state, rows = DecodeState(FlowState(noise), self.plan(), None), torch.arange(len(noise), device=noise.device)
+    out = noise.clone()
+    for step in range(int(steps.max())):
+        going = (steps[rows] > step).nonzero()[:, 0]
+        rows, flow = rows[going], state.flow
+        flow.x = flow.x[going]
+        if flow.velocity is not None: flow.velocity = flow.velocity[going]
+        self.advance(state, conditions[rows])
+        out[rows] = flow.x
+    return out
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #015d1d59
 @patch

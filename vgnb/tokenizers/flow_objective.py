@@ -37,6 +37,8 @@ class FlowLossConfig:
     teacher: Literal["vits14", "vitb14", "vitl14"] = "vitb14" # which DINOv2
     quantizer: float = 1.0     # scales the quantizer's own losses
     target: Literal["velocity", "clean"] = "velocity" # what the flow's loss compares
+    own: float = 0.0           # share of pictures that the decoder's own steps have begun, as in sampling ...
+    own_start: int = 0         # ... from this step on (counted from 1)
     sketch: float = 0.0        # of a rough picture that two layers must see in the first tokens; 0: there is none
     gan: float = 0.0           # against a critic that is told the time; 0: there is none. The authors planned 0.5
     start: int = 20000         # first step (counted from 1) with the critic
@@ -46,10 +48,12 @@ class FlowLossConfig:
 
     def __post_init__(self):
         for k in ("lpips", "repa", "quantizer", "sketch", "gan"): check_float(k, getattr(self, k), 0)
+        check_float("own", self.own, 0, 1)
         check_choice("target", self.target, ("velocity", "clean"))
         check_choice("weighting", self.weighting, ("even", "time"))
         check_choice("teacher", self.teacher, tuple(DINOV2S))
         check_int("start", self.start, 0)
+        check_int("own_start", self.own_start, 0)
         check_int("critic_width", self.critic_width, 1)
         check_int("critic_depth", self.critic_depth, 1)
         check_choice("compat", self.compat, (None, "upstream"))
@@ -190,7 +194,8 @@ def make(self:FlowLoss,
     quantize:bool=True,
 ) -> Reconstruction:
     "The forward pass, with the scale of the data."
-    made = tokenizer(images, draws, at, quantize, teacher=self.config.repa > 0)
+    own = self.config.own if at.step + 1 >= self.config.own_start else 0.0
+    made = tokenizer(images, draws, at, quantize, teacher=self.config.repa > 0, own=own)
     c = tokenizer.config
     more = {"data_std": c.flow.data_std, "ends": made.extras["first"] + c.window_size}
     return made._replace(extras=made.extras | more)
