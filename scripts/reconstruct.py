@@ -16,10 +16,10 @@ reconstructions to another side first (bicubic), as the systems do that encode 3
 
 The crop decides the number as much as the tokenizer does. rFID protocols take the centre (--crop adm, as most papers);
 with random crops (--crop random, keyed by --seed and picture) D-AR's tokenizer was measured at 2.2 instead of 1.5.
---denoise sets the steps of a decoder that begins with noise; --compat upstream gives the published bytes of the crops
-(a quarter of the grey levels one too low) and SSIM (inflated). --strip shows pictures, previews where there are some,
-and reconstructions. --lpips measures how different they look, too (on floats, before they become bytes), by the network
-whose files lie in --weights:
+A decoder that begins with noise draws at --size, however large; --denoise sets its steps. --compat upstream gives the
+published bytes of the crops (a quarter of the grey levels one too low) and SSIM (inflated). --strip shows pictures,
+previews where there are some, and reconstructions. --lpips measures how different they look, too (on floats, before
+they become bytes), by the network whose files lie in --weights:
 
     python scripts/reconstruct.py --tokenizer D-AR-tokenizer_v1.pt --data IMAGENET/val --out runs/dar.npz \\
         --originals runs/crops.npz --dtype bfloat16 --strip runs/dar.png
@@ -113,9 +113,9 @@ def rebuilt(o: Options, tokenizer, source, count: int):
 
     from vgnb.data.transforms import load_batch, resize_bicubic
     from vgnb.draws import At, Keyed
-    from vgnb.tokenizers.pictures import denoising, device_of
+    from vgnb.tokenizers.pictures import denoising, device_of, drawing
     augment, draws, device = augment_of(o), Keyed(o.seed), device_of(tokenizer)
-    side, options = o.compare or o.size, denoising(tokenizer, o.denoise)
+    side, options = o.compare or o.size, denoising(tokenizer, o.denoise) | drawing(tokenizer, o.size)
     for first in range(0, count, o.batch):
         ids = np.arange(first, min(first + o.batch, count))
         images, _, ids = load_batch(source, ids, augment, draws)
@@ -177,14 +177,15 @@ def strip_of(o: Options, tokenizer, source, count: int):
     crops, pixels = to_uint8(crops), to_uint8(pixels)
     if not (is_progressive(tokenizer) and codes is not None):
         rows = [list(row) for row in zip(crops, pixels)]
-        return tile_sheet(rows, [["picture", "reconstruction"]] * count)
+        return tile_sheet(rows, [["picture", "reconstruction"]] * count, whole=True)
 
-    how = dict(ids=ids, draws=Keyed(o.seed), rows=len(ids), size=o.compare or o.size, denoise=o.denoise)
+    how = dict(ids=ids, draws=Keyed(o.seed), rows=len(ids), size=o.compare or o.size, denoise=o.denoise,
+               resolution=o.size)
     with passes(o, device_of(tokenizer)): previews = preview_pictures(tokenizer, codes, **how)
     plan = tokenizer.plan(o.denoise)
     captions = ["picture", *(f"{plan.needs(k)} tokens" for k in range(1, plan.steps)), "reconstruction"]
     rows = [[crop, *shown[:-1], made] for crop, shown, made in zip(crops, previews, pixels)]
-    return tile_sheet(rows, [captions] * count)
+    return tile_sheet(rows, [captions] * count, whole=True)
 
 
 def check_options(o: Options):
@@ -218,14 +219,14 @@ def tell(numbers: dict):
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
-    from vgnb.core import run_manifest, save_card
+    from vgnb.core import named_as, run_manifest, save_card
     from vgnb.evaluation.samples import save_samples
     from vgnb.kinds import to_json
     from vgnb.tokenizers.pictures import device_of
     check_options(o)
     tokenizer, source = opened(o)
     lpips = opened_lpips(o, device_of(tokenizer))
-    tokenizer.code_shape(o.size, o.size)               # refuses a side that the factor does not divide
+    with named_as(h="size"): tokenizer.code_shape(o.size, o.size)       # refuses a side that the factor doesn't divide
     count = min(o.count or len(source), len(source))
     vocab = " x ".join(f"{v:,}" for v in tokenizer.vocab or ()) or "no"
     print(f"{count:,} pictures of {o.size} px through {vocab} codes -> {o.out}")

@@ -282,7 +282,7 @@ def check_options(source: Source, output: Output):
 
 def main(argv: list[str]) -> int:
     from vgnb.cli import first_look, typed_cli
-    from vgnb.core import check
+    from vgnb.core import check, named_as
     from vgnb.generators.schedules import SCHEDULES
     from vgnb.jobs import SampleJob, asked_for
     from vgnb.pipeline import named_pipeline, saved_levels, saved_sampling
@@ -300,11 +300,12 @@ def main(argv: list[str]) -> int:
     pipe = open_pipeline(source, o.sampling, processes.device)
     what, images, names = asked_for(**o.painting.given(), **asdict(o.larger))
     asked = asked_of_each(source, pipe, images, names)
-    job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
-                    what=what, images=images, overwrite=output.overwrite, **asked,
-                    preview=output.preview, denoise=output.denoise,
-                    **o.choosing.parts(processes.device))
-    if output.strip: check_strip(job)
+    with named_as(reject="reject_by"):
+        job = SampleJob(pipe, out=output.out, seed=source.seed, size=output.size, part=output.part,
+                        what=what, images=images, overwrite=output.overwrite, **asked,
+                        preview=output.preview, denoise=output.denoise,
+                        **o.choosing.parts(processes.device))
+    if output.strip: check_strip(job, output.strip)
     if processes.main: print(in_words(job, processes))
     if output.dry_run: return 0
 
@@ -328,13 +329,11 @@ def check_free(job, output: Output, name: str, path: Path):
     check_vacant(path, output.overwrite or (job.is_finished() and is_ours()), name)
 
 
-def check_strip(job):
+def check_strip(job, path: Path):
     "Previews there can be, of samples from nothing."
-    from vgnb.core import check
     from vgnb.sampling.streaming import need_progressive
+    job.check_plain("strip", path)
     need_progressive(job.pipe.tokenizer, "a strip of previews")
-    alone = job.what is None and not job.reject
-    check(alone, "strip", "a strip", "can't be combined with pictures to start from, or with a second try")
 
 
 def in_words(job, processes) -> str:
@@ -366,15 +365,17 @@ def write_sheet(job, output: Output):
 
 
 def write_strip(job, output: Output):
-    "The previews of the first samples, one sample a row."
+    "The previews of the first samples as they arrive, one sample a row."
     from vgnb.figures import tile_sheet
     count = min(job.count, 8)
     how = dict(seed=job.seed, size=job.size, denoise=job.denoise, min_rows=job.sampling.min_rows)
-    strip = job.pipe.previews(job.cond(slice(0, count)), **how)
-    plan = job.pipe.tokenizer.plan(job.denoise)
-    captions = [f"{plan.needs(k)} tokens" for k in range(1, plan.steps + 1)]
-    write_picture(job, output.strip, tile_sheet(list(strip), [captions] * count))
-    print(f"strip of {count} images after 1 ... {plan.steps} denoising steps: {output.strip}")
+    rows, captions = [[] for _ in range(count)], [[] for _ in range(count)]
+    for preview in job.pipe.stream_previews(job.cond(slice(0, count)), **how):
+        for i, image in zip(preview.ids.tolist(), preview.images, strict=True):
+            rows[i].append(image)
+            captions[i].append(f"{preview.tokens} tokens")
+    write_picture(job, output.strip, tile_sheet(rows, captions, whole=True))
+    print(f"strip of {count} images after 1 ... {len(rows[0])} denoising steps: {output.strip}")
 
 
 if __name__ == "__main__":

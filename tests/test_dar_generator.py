@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from scripts.extract_codes import main as extract
 from scripts.reconstruct import main as reconstruct, named
@@ -13,13 +14,22 @@ from vgnb.core import BadInput, Mismatch, check
 from vgnb.data.codes import CodeStore
 from vgnb.data.layouts import export_codes
 from vgnb.data.shapes import Shapes
-from vgnb.draws import Keyed
+from vgnb.data.transforms import resize_bicubic, to_tensor, to_uint8
+from vgnb.draws import At, Keyed
 from vgnb.families import published_model, recognised, the_one
-from vgnb.generators.generator import Cond, Grid
+from vgnb.figures import house_font, tile_sheet
+from vgnb.generators.annealed_order import AnnealedOrderConfig
+from vgnb.generators.generator import LINES, Cond, Grid
+from vgnb.generators.joint_layers import JointQueryConfig
+from vgnb.generators.joint_queries import JointQueryTransformer
 from vgnb.generators.masked import MaskedTransformer, masked_presets
+from vgnb.generators.masked_text import MaskedTextConfig
 from vgnb.generators.partition import PartitionTransformer, partition_presets
+from vgnb.generators.proposal import ProposalConfig, ProposalTransformer
 from vgnb.generators.random_order import RandomOrderConfig, RandomOrderTransformer
-from vgnb.generators.raster import RasterConfig, RasterTransformer
+from vgnb.generators.raster import RasterConfig, RasterTransformer, dar_config, llamagen_spec
+from vgnb.generators.semantic_detail import SemanticDetailConfig
+from vgnb.generators.two_streams import TwoStreamConfig
 from vgnb.jobs import SampleJob
 from vgnb.moments import moments, preview
 from vgnb.pipeline import Pipeline
@@ -226,13 +236,14 @@ def newest(previews, done):
     return np.stack([found[i] for i in sorted(found)])
 
 
-@pytest.mark.parametrize("denoise", [None, 1, 3, 8])
+@pytest.mark.parametrize("denoise", [None, 1, 2, 8])
 def test_the_last_preview_is_the_picture(pipe, denoise):
     steps = denoise or 4
     seen = list(pipe.stream_previews(LABELS, seed=5, denoise=denoise))
     assert (newest(seen, steps) == pipe.sample(LABELS, seed=5, denoise=denoise)).all()
     strip = pipe.previews(LABELS, seed=5, denoise=denoise)
     for p in seen: assert (strip[p.ids.numpy(), p.done - 1] == p.images).all()
+    assert sorted(p.done for p in seen) == sorted([*range(1, steps + 1)] * 2), "each of them, of two micro-batches"
     for k in {1, -(-steps // 2), steps}:
         assert (pipe.preview(LABELS, k, seed=5, denoise=denoise) == strip[:, k - 1]).all()
 
@@ -323,6 +334,23 @@ def test_a_tokenizer_that_needs_all_tokens_says_so():
     with pytest.raises(BadInput, match="denoise=4"): plane.sample([0], denoise=4)
 
 
+def test_errors_speak_of_what_the_caller_wrote(pipe):
+    codes, how = pipe.codes([0]), dict(ids=torch.arange(1), draws=Keyed(0), rows=1)
+    for work, words in (
+            (lambda: pipe.preview([0], 5), "k=5: must be an integer >= 1 and <= 4"),
+            (lambda: pipe.preview([0], 1, denoise=0), "denoise=0"),
+            (lambda: pipe.previews([0], denoise=3), "denoise=3: must be one of 1, 2, or at least 4"),
+            (lambda: pipe.stream_previews([0], denoise=0), "denoise=0"),
+            (lambda: pipe.sample([0], denoise=3), "denoise=3: must be one of 1, 2, or at least 4"),
+            (lambda: pipe.arriving(denoise=2.5), "denoise=2.5"),
+            (lambda: arrivals([], pipe.tokenizer, denoise=0), "denoise=0"),
+            (lambda: preview_pictures(pipe.tokenizer, codes, 5, **how), "k=5"),
+            (lambda: preview_pictures(pipe.tokenizer, codes, 1, denoise=3, **how), "denoise=3"),
+            (lambda: preview_pictures(pipe.tokenizer, codes[:, :7], 1, **how), "must have at least 8 tokens for k=1")):
+        with pytest.raises(BadInput) as e: work()
+        assert words in str(e.value)
+
+
 def test_players_show_previews(pipe):
     player = SamplingPlayer(pipe.stream([1, 2], seed=3), pipe.arriving(3), pipe.grid.shape, side=64)
     for step in (1, 8, 20, 32): player.step.value = step
@@ -378,6 +406,46 @@ def test_the_sampling_command(pipe, saved, tmp_path, capsys):
     assert not (tmp_path / "e.npz").exists()
 
 
+@pytest.fixture(scope="module")
+def of_ten(pipe, tmp_path_factory):
+    "A pipeline of as many classes as the judge of shapes knows."
+    ten = Pipeline(pipe.tokenizer, generator(replace(LINE, classes=10)))
+    return ten.save_pretrained(tmp_path_factory.mktemp("ten") / "dar")
+
+
+@pytest.mark.parametrize("words, match", [
+    (["--prefix", "8", "--preview", "1"], "preview=1: can't be combined with prefix"),
+    (["--prefix", "8", "--denoise", "2"], "denoise=2: can't be combined with prefix"),
+    (["--prefix", "8", "--strip", "e.png"], "strip=e.png: can't be combined with prefix"),
+    (["--prefix", "8", "--like", "like.png", "--preview", "1"], "preview=1: can't be combined with prefix"),
+    (["--prefix", "8", "--reject-by", "shapes-judge"], "reject_by=.*: can't be combined with prefix"),
+    (["--reject-by", "shapes-judge", "--preview", "1"], "preview=1: can't be combined with reject_by"),
+    (["--reject-by", "shapes-judge", "--strip", "e.png"], "strip=e.png: can't be combined with reject_by"),
+    (["--preview", "2", "--denoise", "3"], "denoise=3: must be one of 1, 2, or at least 4"),
+    (["--guidance", "1.2,8.0"], "guidance='1.2,8.0': .*--guidance cfg --guidance.start 1.2 --guidance.scale 8 "),
+    (["--guidance", "1.2 8"], "--guidance.start 1.2 --guidance.scale 8 --guidance.by cell"),
+    (["--guidance", "1.2,8.0,3"], "guidance='1.2,8.0,3': must be one of")])
+def test_what_does_not_go_together_is_said_in_the_words_of_the_command(of_ten, tmp_path, monkeypatch, words, match):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save("like.png")
+    with pytest.raises(BadInput, match=match): sample([str(of_ten), "--count", "2", "--out", "e.npz", *words])
+    assert not (tmp_path / "e.npz").exists()
+
+
+def test_two_scales_in_python_are_told_how_they_are_said(pipe):
+    for words in ("1.2,8.0", "1.2:8", "1.2, 8"):
+        with pytest.raises(BadInput, match=r'CFG\(8, start=1.2, by="cell"\)'): pipe.codes([0], guidance=words)
+
+
+def test_the_strip_is_the_stream_of_previews(pipe, saved, tmp_path):
+    "Each preview, as finished codes give them; also where a group of tokens allows two steps."
+    words = [str(saved), "--count", "3", "--denoise", "8", "--out", str(tmp_path / "a.npz")]
+    assert sample([*words, "--strip", str(tmp_path / "a.png")]) == 0
+    strip, tokens = pipe.previews(LABELS[:3], denoise=8, min_rows=8), (8, 16, 16, 24, 24, 32, 32, 32)
+    sheet = tile_sheet(list(strip), [[f"{n} tokens" for n in tokens]] * 3, whole=True)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), np.asarray(sheet))
+
+
 def test_codes_in_a_line_are_extracted_exported_and_learnt_from(saved, tmp_path):
     model = load_model(saved / "tokenizer")
     words = ["--tokenizer", str(saved / "tokenizer"), "--size", "32", "--data", "shapes://?n=12", "--ten-crop"]
@@ -420,7 +488,113 @@ def test_reconstruction_by_the_protocols(tmp_path):
     assert run("f", "--dtype", "bfloat16")[0].shape == made.shape
 
 
+def test_a_size_above_the_tokenizers_own_is_drawn_at_that_size(tmp_path, monkeypatch):
+    "Reconstructions and the previews beside them."
+    model = tokenizer()
+    save_model(tmp_path / "model", model, model.config)
+    sheets = []
+    monkeypatch.setattr("vgnb.figures.tile_sheet", lambda *a, **k: sheets.append((a, k)) or tile_sheet(*a, **k))
+    words = ["--tokenizer", str(tmp_path / "model"), "--data", "shapes://?n=3&size=64", "--size", "64"]
+    assert reconstruct([*words, "--out", str(tmp_path / "a.npz"), "--strip", str(tmp_path / "a.png")]) == 0
+    made = np.load(tmp_path / "a.npz")["arr_0"]
+    images = to_tensor(Shapes(3, 64).batch(range(3))[0])
+    with torch.no_grad():
+        whole = model(images, Keyed(0), At(torch.arange(3)))
+        first = model.preview(whole.quantized.codes, 1, draws=Keyed(0), at=At(torch.arange(3)), resolution=64)
+        enlarged = model.render(whole.quantized.z, size=64)
+    assert np.array_equal(made, to_uint8(whole.output).numpy())
+    assert abs(made.astype(int) - to_uint8(enlarged).numpy()).max() > 16
+    (rows, captions), how = sheets[0]
+    assert captions[0] == ["picture", "8 tokens", "16 tokens", "24 tokens", "reconstruction"] and how["whole"]
+    assert all(np.array_equal(row[1], shown) for row, shown in zip(rows, to_uint8(first).numpy()))
+    assert all(np.array_equal(row[-1], one) for row, one in zip(rows, made))
+
+    assert reconstruct([*words, "--compare", "32", "--out", str(tmp_path / "b.npz")]) == 0
+    smaller = resize_bicubic(whole.output, 32)
+    assert np.array_equal(np.load(tmp_path / "b.npz")["arr_0"], to_uint8(smaller).numpy())
+    for bad, match in ((["--size", "30"], "size=30: must be a multiple of 16"), (["--denoise", "3"], "denoise=3")):
+        with pytest.raises(BadInput, match=match): reconstruct([*words, "--out", str(tmp_path / "c.npz"), *bad])
+
+
+def test_captions_of_a_strip_are_whole():
+    "Their column is as wide as they are, whatever the tile."
+    for side in (32, 65, 100):
+        picture = np.zeros((side, side, 3), np.uint8)
+        sheet = np.asarray(tile_sheet([[picture]], [["reconstruction"]], whole=True))
+        ink = np.nonzero((sheet[-20:] < 128).any((0, 2)))[0]                        # columns with letters in them
+        width = house_font(11).getlength("reconstruction")
+        assert sheet.shape[1] >= width + 6 and ink[-1] - ink[0] > width - 4 and ink[-1] < sheet.shape[1] - 2
+
+
+# ---- codes in a line
+
+@pytest.mark.parametrize("make", [
+    lambda: RandomOrderConfig(grid=(64,)),
+    lambda: replace(masked_presets["tiny-shapes"], grid=(64,)),
+    lambda: MaskedTextConfig(grid=(64,)),
+    lambda: RasterConfig(grid=(64,)),
+    lambda: SemanticDetailConfig(grid=(64,)),
+    lambda: TwoStreamConfig(grid=(64,)),
+    lambda: AnnealedOrderConfig(grid=(64,))])
+def test_a_model_of_planes_says_who_takes_a_line(make):
+    with pytest.raises(BadInput, match=r'grid=\(64,\): must be \(h, w\).*RasterConfig with rope="sequence"'): make()
+
+
+def test_who_is_said_to_take_a_line_takes_one():
+    small = dict(dim=32, heads=2, vocab=16, classes=5, grid=(16,))
+    lines = (RasterTransformer(RasterConfig(1, ffn_multiple=16, rope="sequence", **small)),
+             ProposalTransformer(ProposalConfig(1, ffn_multiple=16, **small)),
+             PartitionTransformer(replace(partition_presets["tiny"], encoder=1, decoder=1, **small)),
+             JointQueryTransformer(JointQueryConfig(1, **small)))
+    for m in lines:
+        assert type(m.config).__name__ in LINES
+        codes = Sampler(m.eval()).sample(Cond(torch.arange(2)), torch.arange(2), Keyed(0), grid=Grid((16,)))
+        assert codes.shape == (2, 16, 1)
+
+
+def test_a_grid_that_is_none_is_refused_by_name(pipe):
+    for make in (lambda grid: replace(masked_presets["tiny-shapes"], grid=grid),
+                 lambda grid: replace(partition_presets["tiny"], grid=grid), lambda grid: replace(LINE, grid=grid)):
+        for grid in (64, "ab", (4, 4, 4), (0, 4), ()):
+            with pytest.raises(BadInput, match="^grid="): make(grid)
+    plane = RasterTransformer(replace(LINE, rope="grid", grid=(4, 8)))
+    with pytest.raises(Mismatch, match="stand in a line; a line of codes"): Pipeline(pipe.tokenizer, plane)
+
+
+@pytest.mark.parametrize("count", [3, 0, -1, 8, "2", 2.0])
+def test_key_value_heads_divide_the_heads(count):
+    with pytest.raises(BadInput, match="^kv_heads="): replace(LINE, kv_heads=count)
+    assert replace(LINE, kv_heads=1).kv_heads == 1
+
+
 # ---- published files
+
+@pytest.mark.parametrize("words, match", [
+    ({"block_sise": 64}, "'block_sise': must be one of .*did you mean block_size"),
+    ({"block_size": "256"}, "^block_size='256'"),
+    ({"cls_token_num": 4}, "^cls_token_num=4: must be 1"),
+    ({"cls_token_num": "1"}, "^cls_token_num='1'"),
+    ({"n_layer": [1]}, "^n_layer=.1."),
+    ({"n_kv_head": 5}, "^n_kv_head=5: must divide heads=12"),
+    ({"token_dropout_p": "0.1"}, "^token_dropout_p='0.1'"),
+    ({"token_dropout_p": 1.0}, "^token_dropout_p=1.0"),
+    ({"model": "GPT-M"}, "^model='GPT-M'"),
+    ({"model_type": "x2i"}, "^model_type='x2i'"),
+    ({"attn_dropout_p": 0.1}, "^attn_dropout_p=0.1: must be 0")])
+def test_the_authors_arguments_are_read_word_by_word(words, match):
+    with pytest.raises(BadInput, match=match): dar_config({"model": "GPT-B"} | words)
+
+
+def test_the_authors_arguments_of_all_kinds():
+    for spec in (None, [1], "GPT-B"):
+        with pytest.raises(BadInput, match="^spec=.*: must be a mapping"): dar_config(spec)
+    buffers = {"max_batch_size": 32, "max_seq_len": 2048, "n_kv_head": None, "ffn_dim_multiplier": None}
+    assert dar_config({"model": "GPT-B"} | buffers) == dar_config({"model": "B"})
+    assert dar_config(llamagen_spec(LINE)) == LINE and dar_config({"model": "GPT-B"}, layers=2).layers == 2
+    with pytest.raises(BadInput, match="^layers=0"): dar_config({"n_layer": 3}, layers=0)
+    with pytest.raises(BadInput, match="did you mean block_size"):
+        published_model({"model": "GPT-B", "block_sise": 64}, system="dar")
+
 
 def entries(name, system):
     "A published model's state dict without memory."

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vgnb.core import BadInput, Mismatch
-from vgnb.data.transforms import resize_bicubic
+from vgnb.data.transforms import resize_bicubic, to_uint8
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed, from_json, to_json
 from vgnb.saved import load_model, save_model
@@ -22,6 +22,7 @@ from vgnb.tokenizers.flow_decoder import FlowConfig, FlowNet, flow_plan, window_
 from vgnb.tokenizers.fsq import FSQConfig
 from vgnb.tokenizers.pictures import codes_of, pictures
 from vgnb.tokenizers.quantizers import VectorConfig, VectorQuantizer, usage_of
+from vgnb.views.desk import reconstruct
 from vgnb.zoo import export_published, load_published
 
 FLOW = FlowConfig(32, 2, 4, 32, 16, teacher_layer=1, teacher_hidden=8, teacher_width=8)
@@ -108,7 +109,7 @@ def test_noise_belongs_to_seed_and_sample(model, codes):
     {"solver": "euler"},
     {"steps": 7},
     {"window": 6},
-    {"groups": 8, "window": 5, "steps": 3},
+    {"groups": 8, "window": 6, "steps": 3},
     {"decoder_layers": 0, "rank": None},
     {"output": 24},
     {"flow": {"shared_time": True, "adaptive_head": True}},
@@ -317,7 +318,8 @@ def test_the_teachers_head_runs_only_when_asked(images):
 
 @pytest.mark.parametrize("steps,groups,queries,window", [
     (8, 8, 256, 32),
-    (3, 7, 23, 5),
+    (3, 7, 23, 12),
+    (7, 7, 23, 4),
     (50, 8, 256, 32),
     (1, 1, 1, 1),
 ])
@@ -329,6 +331,121 @@ def test_windows_lie_on_the_line_and_move_on(steps, groups, queries, window):
     assert plan.times[0] == 0 and plan.times[-1] == 1 and list(plan.times) == sorted(plan.times)
     exact = window_start(torch.arange(groups) / groups, groups, queries, 1)
     assert exact.tolist() == [g * queries // groups for g in range(groups)]
+
+
+def read_by(*numbers) -> set[int]:
+    "The tokens that some step is told."
+    return {token for first, end in flow_plan(*numbers).windows for token in range(first, end)}
+
+
+@pytest.mark.parametrize("steps,groups,queries,window", [
+    (5, 5, 64, 13), (8, 8, 256, 64), (50, 8, 256, 32), (9, 8, 256, 32), (3, 8, 256, 96), (6, 4, 24, 10), (1, 3, 4, 4)])
+def test_a_plan_reads_every_token(steps, groups, queries, window):
+    assert read_by(steps, groups, queries, window) == set(range(queries))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_fewer_steps_skip_all_groups_alike(steps):
+    assert read_by(steps, 8, 256, 32) == {n for n in range(256) if n // 32 % (8 // steps) == 0}
+
+
+@pytest.mark.parametrize("steps,groups,queries,window,words", [
+    (5, 5, 64, 12, "window=12: must be at least 13"),
+    (8, 8, 256, 10, "window=10: must be at least 32"),
+    (8, 7, 256, 36, "window=36: must be at least 37"),
+    (3, 8, 256, 32, "steps=3: must be one of 1, 2, 4, or at least 8"),
+    (7, 8, 256, 32, "steps=7: must be one of 1, 2, 4, or at least 8"),
+    (3, 5, 50, 10, "steps=3: must be one of 1, or at least 5"),
+    (2, 3, 30, 14, "steps=2: must be one of 1, or at least 3")])
+def test_a_plan_that_leaves_tokens_unread_is_refused_but_for_the_published_one(steps, groups, queries, window, words):
+    with pytest.raises(BadInput) as e: flow_plan(steps, groups, queries, window)
+    assert words in str(e.value)
+    published = flow_plan(steps, groups, queries, window, compat="upstream")
+    assert len({n for first, end in published.windows for n in range(first, end)}) < queries
+
+
+@pytest.mark.parametrize("changes,words", [
+    (dict(groups=5), "groups=5: must divide queries=16, or window must be at least 4"),
+    (dict(groups=5, window=3), "window=3: must be at least 4"),
+    (dict(window=3), "window=3: must be at least 4"),
+    (dict(steps=3), "steps=3: must be one of 1, 2, or at least 4")])
+def test_a_configuration_that_leaves_tokens_unread_is_refused_but_for_the_published_one(changes, words):
+    with pytest.raises(BadInput) as e: changed(CONFIG, **changes)
+    assert words in str(e.value)
+    assert changed(CONFIG, **changes, compat="upstream").groups == changes.get("groups", 4)
+    said = dar_tokenizer_spec(changed(CONFIG, **THEIR_SIZES)) | {
+        {"groups": "num_query_groups", "window": "queries_per_step", "steps": "num_denoising_steps"}[name]: value
+        for name, value in changes.items()}
+    if "window" not in changes and "groups" in changes: del said["queries_per_step"]
+    with pytest.raises(BadInput, match="num_query_groups=|queries_per_step=|num_denoising_steps="):
+        dar_tokenizer_config(said)
+    assert dar_tokenizer_config(said, compat="upstream").compat == "upstream"
+
+
+@torch.no_grad()
+def test_every_preview_comes_one_after_the_other(model, codes):
+    "Also where a group of tokens allows several steps, or all tokens come at once."
+    for steps in (None, 8):
+        together = model.previews(codes, steps=steps, **noise(0, 1, 2, 3, 4))
+        for pieces in ((16,), (4, 4, 4, 4), (1, 9, 6)):
+            state, shown = model.open(At(torch.arange(5)), Keyed(7), steps=steps), []
+            for part in codes.split(pieces, 1): shown += model.refine(state, part)
+            assert torch.equal(torch.stack(shown, 1), together)
+
+
+@torch.no_grad()
+def test_rows_of_another_shape_are_refused_and_so_is_what_is_no_number(model, codes):
+    z = model.lookup(codes)
+    assert torch.equal(model.render(z), model.decode(codes))
+    for wrong, words in ((z[..., :15], "z=(5, 4, 15)"), (torch.cat((z, z[..., :1]), -1), "z=(5, 4, 17)"),
+                         (z[:, :3], "z=(5, 3, 16)"), (z[0], "z=(4, 16)"), (z[:0], "z=(0, 4, 16)"), (codes, "z=(5, 16)"),
+                         (z.tolist(), "z='list'"), (z * float("nan"), "z=nan"), (z / 0, "z=")):
+        with pytest.raises(BadInput) as e: model.render(wrong)
+        assert str(e.value).startswith(words) and ("(b, 4, 16)" in str(e.value) or "finite" in str(e.value))
+    assert model.conditions(z[..., :3]).shape == (5, 3, 32)
+    for wrong in (torch.cat((z, z), -1), z[..., :0], z[:, :3]):
+        with pytest.raises(BadInput, match="z=.*of all tokens, or of the first ones"): model.conditions(wrong)
+
+
+@torch.no_grad()
+def test_a_state_is_asked_only_what_it_can_say(model, codes):
+    state, conditions = model.open(At(torch.arange(5))), model.conditions(model.lookup(codes))
+    with pytest.raises(BadInput, match="state=0: has taken no step"): model.seen(state)
+    with pytest.raises(BadInput, match=r"conditions=\(5, 3, 32\): must have at least 4 tokens for step 1"):
+        model.advance(state, conditions[:, :3])
+    for _ in range(4): model.advance(state, conditions)
+    with pytest.raises(BadInput, match="state=4: has taken all 4 steps"): model.advance(state, conditions)
+    assert torch.equal(model.seen(state), model.decode(codes))
+
+
+@torch.no_grad()
+def test_an_image_to_begin_with_is_not_stretched(model, codes):
+    wide = torch.rand(5, 3, 40, 64) * 2 - 1
+    drawn = model.redraw(codes, wide, 1)
+    assert drawn.shape == wide.shape and torch.equal(drawn, model.redraw(codes, wide, 1, resolution=(40, 64)))
+    for images, kw, words in (
+            (torch.zeros(5, 3, 32, 32), dict(resolution=40), "images=(5, 3, 32, 32): must be (5, 3, 40, 40)"),
+            (torch.zeros(5, 3, 16, 48), {}, "images=(5, 3, 16, 48): must be (5, 3, 32, 48)"),
+            (torch.zeros(5, 3, 34, 34), {}, "images=(34, 34): must be multiples of the decoder's patch"),
+            (torch.zeros(5, 3, 32, 32), dict(resolution=34), "resolution=34"),
+            (torch.zeros(4, 3, 32, 32), {}, "codes=(5, 16): must have a row for each of the 4 images")):
+        with pytest.raises(BadInput) as e: model.redraw(codes, images, 1, **kw)
+        assert str(e.value).startswith(words)
+    for wrong in (codes[0], codes[:, :15]):
+        with pytest.raises(BadInput, match="^codes="): model.redraw(wrong, torch.zeros(5, 3, 32, 32), 1)
+
+
+@torch.no_grad()
+def test_the_desk_rebuilds_pictures_of_any_side(images):
+    "Large ones as large, and small ones, which are drawn larger, small."
+    for model in (small(), small(continuous=True)):
+        for sides in ((32, 32), (48, 64), (16, 16)):
+            picture = np.zeros((1, *sides, 3), np.uint8)
+            assert reconstruct(model, picture).shape == picture.shape
+    model, large = small(), (torch.rand(1, 3, 64, 64) * 255).byte()
+    made = model(large / 127.5 - 1).output
+    assert np.array_equal(reconstruct(model, large.movedim(1, -1).numpy()), to_uint8(made).numpy())
+    with pytest.raises(BadInput, match="images=30"): reconstruct(model, np.zeros((1, 30, 32, 3), np.uint8))
 
 
 def test_saved_loaded_and_recognised(tmp_path, model, images):
@@ -379,6 +496,74 @@ def test_settings_that_cannot_be_are_refused_by_name(tmp_path):
         with pytest.raises(BadInput, match=words): load_published(tmp_path / "t.pt")
 
 
+SAID = dar_tokenizer_spec(changed(CONFIG, **THEIR_SIZES))
+
+
+def of_decoder(**words) -> dict: return SAID | {"diff_decoder": SAID["diff_decoder"] | words}
+
+
+def without(*words) -> dict: return {k: v for k, v in SAID.items() if k not in words}
+
+
+@pytest.mark.parametrize("spec,words", [
+    ([1], "spec=[1]: must be a mapping"),
+    (None, "spec=None: must be a mapping"),
+    ("v1", "spec='v1': must be a mapping"),
+    ({"model": [1]}, "model=[1]: must be a mapping"),
+    (SAID | {"enoder_dim": 64}, "'enoder_dim': must be one of .*did you mean encoder_dim"),
+    (of_decoder(dat_std=0.6), "diff_decoder word='dat_std': must be one of .*did you mean data_std"),
+    (without("vq_dim", "encoder_dim"), "must say encoder_dim, vq_dim"),
+    (SAID | {"diff_decoder": {}}, "diff_decoder=.*must say dim, cond_dim, depth, patch_size"),
+    (SAID | {"diff_decoder": 3}, "diff_decoder=3: must be a mapping"),
+    (SAID | {"vq_enable": "false"}, "vq_enable='false': must be true or false"),
+    (SAID | {"query_low_rank": 0}, "query_low_rank=0: must be true or false"),
+    (of_decoder(mlp_head="false"), "diff_decoder.mlp_head='false': must be true or false"),
+    (of_decoder(grad_checkpointing="no"), "diff_decoder.grad_checkpointing='no': must be true or false"),
+    (SAID | {"encoder_dim": [1]}, "^encoder_dim=.1.: must be an integer"),
+    (SAID | {"encoder_dim": 100}, "^encoder_dim=100: must be a multiple of the head's 64"),
+    (SAID | {"num_encoder_layers": 2.5}, "^num_encoder_layers=2.5"),
+    (SAID | {"vq_dim": "8"}, "^vq_dim='8'"),
+    (SAID | {"vq_codebook_size": 0}, "^vq_codebook_size=0"),
+    (SAID | {"sampling_resolution": 30}, "^sampling_resolution=30: must be a multiple of the decoder's patch"),
+    (SAID | {"output_resolution": -1}, "^output_resolution=-1"),
+    (SAID | {"rope_base_len": "1e4"}, "^rope_base_len='1e4'"),
+    (SAID | {"decoder_dim": 128}, "^decoder_dim=128: must be as diff_decoder.cond_dim, 64"),
+    (of_decoder(in_dim=4), "diff_decoder.in_dim=4: must be 3"),
+    (of_decoder(out_dim=6), "diff_decoder.out_dim=6: must be 3"),
+    (of_decoder(dim=100), "diff_decoder.dim=100: must be a multiple of the head's 64"),
+    (of_decoder(depth=[2]), "diff_decoder.depth=.2.: must be an integer"),
+    (of_decoder(time_shift=0), "diff_decoder.time_shift=0"),
+    (of_decoder(mlp_head=True), "diff_decoder.mlp_head=True: needs share_time_encoding")])
+def test_the_authors_arguments_are_read_word_by_word(spec, words):
+    with pytest.raises(BadInput, match=words.replace("[1]", r"\[1\]")): dar_tokenizer_config(spec)
+
+
+def test_the_authors_other_arguments_are_known():
+    "What they read and never use, what they leave out, and what is off."
+    few = without("decoder_dim", "queries_per_step", "sampling_resolution", "rope_base_len", "query_low_rank",
+                  "vq_enable", "output_resolution")
+    needed = ("dim", "cond_dim", "depth", "patch_size")
+    few["diff_decoder"] = {k: SAID["diff_decoder"][k] for k in needed} | {"cfg": 1.5}
+    found = dar_tokenizer_config(few)
+    assert found.window is None and found.window_size == 4 and found.resolution == 256 and found.flow.data_std == 1.0
+    assert dar_tokenizer_config(SAID, steps=2, flow={}).steps == 2
+    for wrong, words in ((dict(widht=3), "field='widht'.*did you mean width"), (dict(flow=dict(dept=1)), "'dept'")):
+        with pytest.raises(BadInput, match=words): dar_tokenizer_config(SAID, **wrong)
+    for wrong in (dict(flow={}), dict(flow=None), dict(continuous="false"), dict(continuous=1)):
+        with pytest.raises(BadInput, match=f"{next(iter(wrong))}="): DARTokenizerConfig(**wrong)
+    for name in ("shared_time", "adaptive_head", "recompute"):
+        with pytest.raises(BadInput, match=f"{name}='false': must be true or false"): FlowConfig(**{name: "false"})
+
+
+def test_a_misspelt_word_of_a_published_file_is_named(tmp_path):
+    torch.manual_seed(0)
+    torch.save(export_published(DARTokenizer(changed(CONFIG, **THEIR_SIZES))), tmp_path / "t.pt")
+    assert load_published(tmp_path / "t.pt", SAID).config.groups == 4
+    for spec in (SAID | {"num_querygroups": 4}, {"model": SAID | {"num_querygroups": 4}}):
+        with pytest.raises(BadInput, match="did you mean num_query_groups"): load_published(tmp_path / "t.pt", spec)
+    with pytest.raises(BadInput, match="spec=.1.: must be a mapping"): load_published(tmp_path / "t.pt", [1])
+
+
 @pytest.mark.parametrize("changes", [
     dict(head=32), dict(rows=512), dict(solver="euler"), dict(quantizer=dict(usage=256)), dict(flow=dict(head=32)),
     dict(flow=dict(teacher_hidden=8)), dict(flow=dict(teacher_width=8)), dict(flow=dict(teacher_grid=8)),
@@ -391,7 +576,7 @@ def test_what_the_authors_arguments_cannot_say_is_not_exported(changes):
 
 
 def test_the_authors_arguments_there_and_back():
-    for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=6)):
+    for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=16)):
         assert dar_tokenizer_config(dar_tokenizer_spec(config)) == replace(config, window=config.window_size)
     with torch.device("meta"): v1, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec)
     state = table.export(v1.state_dict(), v1)
@@ -407,8 +592,8 @@ def test_the_authors_arguments_there_and_back():
     (lambda m, c: m.decode(c, steps=0), "steps=0"),
     (lambda m, c: m.preview(c, 0), "k=0"),
     (lambda m, c: m.preview(c, 5), "k=5"),
-    (lambda m, c: m.preview(c[:, :7], 2), "8 tokens for 2 steps"),
-    (lambda m, c: m.previews(c[:, :3]), "4 tokens for the first preview"),
+    (lambda m, c: m.preview(c[:, :7], 2), "at least 8 tokens for k=2"),
+    (lambda m, c: m.previews(c[:, :3]), "at least 4 tokens for the first preview"),
     (lambda m, c: m.decode(c, resolution=30), "resolution=30: must be multiples of the decoder's patch, 4"),
     (lambda m, c: m.open(At(torch.arange(2)), resolution=0), "resolution=0"),
     (lambda m, c: m.decode(c, size=0), "size=0"),

@@ -24,7 +24,7 @@ from vgnb.tokenizers.flow_decoder import FlowConfig
 from vgnb.tokenizers.flow_objective import FlowLoss, FlowLossConfig, flow_loss
 from vgnb.tokenizers.lpips import LPIPS
 from vgnb.tokenizers.quantizers import VectorConfig
-from vgnb.tokenizers.timed_discriminator import TimedPatchGAN
+from vgnb.tokenizers.timed_discriminator import TimedPatchGAN, read_timed_patchgan
 from vgnb.training.commands import TrainOptions, build_tokenizer, train
 from vgnb.training.recipes import recipe, recipes
 from vgnb.training.run_folder import Run
@@ -268,13 +268,19 @@ def test_what_fits_is_taken_over_and_the_rest_is_named(trained, tmp_path, capfd)
     assert "quantizer.usage.recent" not in skipped
     assert account["discriminator"]["skipped"] == {}
     assert set(account["tokenizer"]["names"]) | set(skipped) == {k for k in model if "usage" not in k}
-    assert "start: tokenizer: " in capfd.readouterr().err
+    line = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("start: tokenizer: "))
+    assert len(skipped) > 3 and f"{len(skipped)} skipped: " in line and line.count(" is ") + line.count("(is ") < 8
+    assert line.endswith(f"; the whole list is in {tmp_path / 'run' / 'start.json'}")
 
 
 def test_a_dry_run_says_it_too(trained, tmp_path, capsys):
     r = judged(start=str(trained), start_fit="parts")
     train(TrainOptions(r, tmp_path / "run", run=QUIET, dry_run=True))
-    assert "start    tokenizer: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "start    tokenizer: " in said and "whole list" not in said, "nothing is left out"
+    r = replace(r, model=changed(r.model, quantizer=dict(codebook=32)))
+    train(TrainOptions(r, tmp_path / "run", run=QUIET, dry_run=True))
+    assert f"a run writes the whole list into {tmp_path / 'run' / 'start.json'}" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
@@ -356,6 +362,11 @@ def test_a_published_file_is_a_start_in_a_process_that_read_none_before(tmp_path
     (lambda r: build_tokenizer(replace(r, loss=replace(r.loss, repa=0.5)), "nowhere"), "no DINOv2 weights"),
     (lambda r: build_tokenizer(replace(r, loss=replace(r.loss, lpips=0.5)), "nowhere"), "no VGG-16 weights"),
     (lambda r: replace(r.loss, critic_width=0), "critic_width=0"),
+    (lambda r: replace(r.loss, critic_width=20), "critic_width=20: must be a multiple of 8"),
+    (lambda r: TimedPatchGAN(channels=0), "channels=0"),
+    (lambda r: read_timed_patchgan({"ndf": 20}), "ndf=20: must be a multiple of 8"),
+    (lambda r: read_timed_patchgan({"nlayers": 3}), "did you mean n_layers"),
+    (lambda r: read_timed_patchgan([3]), "spec=[3]: must be a mapping"),
     (lambda r: replace(r.loss, weighting="odd"), "weighting='odd'"),
     (lambda r: replace(r.loss, own=1.5), "own=1.5"),
     (lambda r: FlowLoss(replace(r.loss, gan=0.5)), "discriminator=None"),

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_ints', 'check_float',
-           'check_list', 'check_choice', 'check_codes', 'check_levels_of', 'check_place', 'as_tensor', 'as_mask',
-           'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest', 'digest_file', 'reason_of',
-           'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned', 'sweep_aside', 'save_json',
-           'as_json', 'load_json', 'load_settings', 'save_card', 'load_card', 'run_manifest', 'write_run']
+           'check_bool', 'check_list', 'check_choice', 'check_codes', 'check_levels_of', 'check_place', 'named_as',
+           'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest',
+           'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned',
+           'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card', 'load_card',
+           'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -103,6 +104,11 @@ def check_float(argument:str, value, low:float|None=None, high:float|None=None) 
     check(fits, argument, value, f"must be a finite number{_bounds(low, high)}")
     return float(value)
 
+def check_bool(argument:str, value) -> bool:
+    "`value` must be True or False, and no word or number that could mean either; returns it."
+    check(isinstance(value, (bool, np.bool_)), argument, value, "must be true or false")
+    return bool(value)
+
 def check_list(argument:str, value) -> tuple:
     "`value` must be a list or a tuple; returns it as a tuple."
     check(isinstance(value, (list, tuple)), argument, value, "must be a list")
@@ -156,6 +162,17 @@ def check_place(argument:str, folder) -> Path:
     check(there.is_dir(), argument, folder, allowed)
     check(os.access(there, os.W_OK), argument, folder, f"must be a place one may write to; {there} is not")
     return folder
+
+# %% ../nbs/000_core.ipynb #90f67f1e
+@contextlib.contextmanager
+def named_as(
+    **names:str,   # of an argument in here: the caller's
+):
+    "Inside, an error about an argument bears the name that the caller gave it."
+    try: yield
+    except BadInput as e:
+        if e.argument not in names: raise
+        raise type(e)(names[e.argument], e.value, e.allowed) from None
 
 # %% ../nbs/000_core.ipynb #45240f04
 def as_tensor(argument:str, value, allowed:str) -> torch.Tensor:

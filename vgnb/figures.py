@@ -232,6 +232,7 @@ def tile_sheet(
     *, title:str="",
     side:int=64,   # longer side of a tile in pixels, about
     gap:int=6,
+    whole:bool=False, # captions are not shortened: columns are as wide as the longest one
 ) -> Image.Image:
     "Rows of tiles on the house's paper."
     def made(row): return [None if picture is None else tile(picture, side) for picture in row]
@@ -242,6 +243,7 @@ def tile_sheet(
     h = max(t.height for t in tiles)
 
     small = house_font(11)
+    if whole and captions: w = max(w, math.ceil(max(small.getlength(plain_text(t)) for row in captions for t in row)))
     foot = 16 if captions else 0                                      # room for a caption
     top = 24 if title else gap
     left = gap

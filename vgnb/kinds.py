@@ -85,12 +85,19 @@ class OpenRegistry(Registry):
 class Shelf(OpenRegistry):
     "Ready-made values of parts that stand in for each other, by name."
     number: Callable|None = None       # float -> a part, where a plain number stands for one
+    advice: Callable|None = None       # a word that is no name -> how that which it means is said; "" = nothing known
 
     def read(self, word:str):
         "What a word of a command line stands for."
         try: number = float(word)
         except ValueError: number = None
+        self.check_word(self.kind, word)
         return self[word] if number is None or self.number is None else self.number(number)
+
+    def check_word(self, argument:str, word:str):
+        "Refuse a word that means something known, and is no name of it; say how that is said."
+        said = self.advice(word) if self.advice and not dict.__contains__(self, word) else ""
+        check(not said, argument, word, said)
 
 kinds = OpenRegistry("kind")
 shelves: dict[str, Shelf] = {}         # by name
@@ -321,12 +328,11 @@ def changed(
     config,      # a dataclass
     **changes,   # fields; a dictionary changes fields of the dataclass that is there
 ):
-    "A configuration with some fields changed, inner ones too. Errors: `BadInput` names a field that is not there."
+    "A configuration with some fields changed, inner ones too. Errors: a field that it doesn't have, with the nearest."
     is_one = is_dataclass(config) and not isinstance(config, type)
     check(is_one, "config", config, "must be a configuration, to change its fields")
     known = [f.name for f in fields(config) if f.init]
-    for name, value in changes.items():
-        check(name in known, name, value, f"is no field of a {type(config).__name__}: {', '.join(known)}")
+    for k in changes: check_choice(f"{type(config).__name__} field", k, known)
     inner = {k: changed(getattr(config, k), **v) for k, v in changes.items()
              if isinstance(v, dict) and is_dataclass(getattr(config, k, None))}
     return replace(config, **changes | inner)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'Linear', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath',
            'rotary_angles', 'rotary_table', 'rotary_1d', 'grid_angles', 'rotary_2d', 'zero_prefix', 'rotate',
-           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'Attention', 'TransformerBlock', 'Blocks', 'dropped',
-           'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock', 'init_normal']
+           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'check_kv_heads', 'Attention', 'TransformerBlock',
+           'Blocks', 'dropped', 'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock',
+           'init_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import math
@@ -275,6 +276,13 @@ def attend(
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **kw).to(q.dtype)
 
 # %% ../nbs/200_layers.ipynb #c71c8176
+def check_kv_heads(kv_heads:int|None, heads:int) -> int:
+    "How many key-value heads there are: as many as heads (None), or a divisor of them. Errors: any other number."
+    if kv_heads is None: return heads
+    check_int("kv_heads", kv_heads, 1, heads)
+    check(heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={heads}")
+    return kv_heads
+
 class Attention(nn.Module):
     "Multi-head attention with rotary positions, grouped queries and an optional cache."
     def __init__(self,
@@ -285,11 +293,9 @@ class Attention(nn.Module):
         bias:bool=False,          # of both layers
     ):
         super().__init__()
-        kv_heads = heads if kv_heads is None else kv_heads
         check_int("heads", heads, 1)
-        check_int("kv_heads", kv_heads, 1, heads)
+        kv_heads = check_kv_heads(kv_heads, heads)
         check(channels is not None or dim % heads == 0, "dim", dim, f"must be divisible by heads={heads}")
-        check(heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={heads}")
 
         self.heads = heads
         self.kv_heads = kv_heads

@@ -39,7 +39,7 @@ from vgnb.core import (
 )
 from .data.sources import check_names, find_class
 from .draws import Keyed
-from .generators.generator import Cond, Generator, Grid
+from .generators.generator import LINES, Cond, Generator, Grid
 from .generators.orders import ORDERS
 from .kinds import from_json, to_json
 from .places import locked_file
@@ -50,7 +50,15 @@ from .sampling.painting import Application, Painting, Request
 from .sampling.prefix import Continue, Prefix
 from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
 from .sampling.settings import Sampling, short_form, spelled
-from .sampling.streaming import Arriving, Preview, arrivals, first_codes, need_progressive, preview_pictures
+from vgnb.sampling.streaming import (
+    Arriving,
+    Preview,
+    arrivals,
+    first_codes,
+    need_progressive,
+    plan_of,
+    preview_pictures,
+)
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
 from .shipped import FORMAT, check_role, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures
@@ -108,7 +116,8 @@ def check_line(tokenizer:Tokenizer, grid:Grid) -> Grid:
         check(len(shape) == 2, "grid", shape, f"must be (h, w): the codes of {who} lie on a plane", Mismatch)
         return grid
     line = tokenizer.code_shape(tokenizer.factor, tokenizer.factor)[:1]
-    check(shape == line, "grid", shape, f"must be {line}: the codes of {who} stand in a line", Mismatch)
+    who_can = f"; {LINES}" if len(shape) == 2 else ""
+    check(shape == line, "grid", shape, f"must be {line}: the codes of {who} stand in a line{who_can}", Mismatch)
     return grid
 
 # %% ../nbs/710_pipeline.ipynb #464a59bc
@@ -433,9 +442,9 @@ def stream_previews(self:Pipeline,
     denoise:int|None=None,      # steps of the decoder; None = its own
     **kwargs,
 ) -> Iterator[Preview]:
-    "Previews of each micro-batch, as soon as its tokens allow. Errors: a tokenizer that needs all tokens at once."
+    "Each preview of each micro-batch, as soon as its tokens allow. Errors: a tokenizer that needs all tokens at once."
     _check_names(Pipeline.stream_previews, kwargs)
-    plan = need_progressive(self.tokenizer, "previews").plan(denoise)
+    plan = plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     cond, given = self.condition(labels, text, mask), self._given(given)
     ids, how = self._ids(ids, cond.b), dict(draws=Keyed(seed).fork("decode"), size=size, denoise=denoise)
     steps = self.stream(cond, seed=seed, ids=ids, given=given, **kwargs)
@@ -464,8 +473,8 @@ def preview(self:Pipeline,
 ) -> np.ndarray:                # (b, h, w, 3) uint8
     "Images after k denoising steps; tokens that these don't need are not sampled. Arguments as `stream_previews`."
     _check_names(Pipeline.preview, kwargs)
-    plan = need_progressive(self.tokenizer, "previews").plan(denoise)
-    check_int("preview", k, 1, plan.steps)
+    plan = plan_of(need_progressive(self.tokenizer, "previews"), denoise)
+    check_int("k", k, 1, plan.steps)
     check_size(size, tokenizer=self.tokenizer)
     cond, given, s = self.condition(labels, text, mask), self._given(given), self.settings(**kwargs)
     ids, draws = self._ids(ids, cond.b), Keyed(seed)
@@ -500,7 +509,7 @@ def _shown(self:Pipeline, codes:Tensor, k:int|None, ids:Tensor, rows:int, min_ro
 def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=None, denoise:int|None=None,
              **kwargs) -> np.ndarray:
     "Every preview of each sample, (b, steps, h, w, 3) uint8; arguments as `codes` and `stream_previews`."
-    need_progressive(self.tokenizer, "previews").plan(denoise)
+    plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     check_size(size, tokenizer=self.tokenizer)
     codes, s = self.codes(labels, seed=seed, ids=ids, **kwargs), self.sampling
     ids, draws = self._ids(ids, len(codes)), Keyed(seed).fork("decode")

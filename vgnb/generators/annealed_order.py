@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
-from .generator import Clock, Cond, Grid, Loss, Plan, Prediction, cross_entropy, on_host
+from .generator import Clock, Cond, Grid, Loss, Plan, Prediction, cross_entropy, on_host, training_grid
 from .proposal import GELUFeedForward, UnturnedAttention
 from .random_order import RandomOrderState, RandomOrderTransformer
 from .raster import DecoderOnly, DecoderState, RasterConfig, RasterTransformer
@@ -46,7 +46,7 @@ class AnnealedOrderConfig(RasterConfig):
         super().__post_init__()
         for name in ("kv_heads", "token_dropout", "drop_path", "class_everywhere"):
             check(not getattr(self, name), name, getattr(self, name), "is no setting of this model: leave it out")
-        check(len(self.grid) == 2, "grid", self.grid, "must be (h, w)")
+        training_grid(self.grid, lines=False)
         check_choice("condition", self.condition, ("class",))
         check_float("attention_dropout", self.attention_dropout, 0, 0.999)
         for name, least in (("hidden", 1), ("spare", 2), ("anneal_end", 1)): check_int(name, getattr(self, name), least)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int, check_list
 from ..draws import keyed_generator
-from .generator import Cond, Generator, Grid, check_classes
+from .generator import Cond, Generator, Grid, check_classes, training_grid
 from .locality import lpd_steps
 from .schedules import SCHEDULES, Schedule, check_counts
 from ..layers import Attention, Blocks, Dropout, LabelEmbedder, Linear, Noise, Past, dropped, null_class
@@ -44,8 +44,8 @@ class JointQueryConfig:
     std: float = 0.02                    # of the initial vectors
 
     def __post_init__(self):
-        for name in ("grid", "steps"): object.__setattr__(self, name, check_list(name, getattr(self, name)))
-        for side in self.grid: check_int("grid", side, 1)
+        object.__setattr__(self, "grid", training_grid(self.grid))
+        object.__setattr__(self, "steps", check_list("steps", self.steps))
         for name in ("layers", "dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("class_dropout", "dropout"): check_float(name, getattr(self, name), 0, 0.999)
         check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")

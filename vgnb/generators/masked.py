@@ -22,7 +22,17 @@ from torch.utils.checkpoint import checkpoint
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
 from ..families import Family, Published, counted, published_size, register
-from .generator import Cond, Generator, Grid, Loss, Prediction, State, check_canvas, check_classes
+from vgnb.generators.generator import (
+    Cond,
+    Generator,
+    Grid,
+    Loss,
+    Prediction,
+    State,
+    check_canvas,
+    check_classes,
+    training_grid,
+)
 from .masks import draw_mask
 from .schedules import CURVES
 from vgnb.layers import (
@@ -49,8 +59,7 @@ def check_masking(config):
     check_choice("mask_rate", config.mask_rate, CURVES)
     check_choice("loss_cells", config.loss_cells, ("all", "hidden"))
     check_choice("compat", config.compat, (None, "upstream"))
-    whole = all(isinstance(side, int) and side > 0 and side % config.patch == 0 for side in config.grid)
-    fits = len(config.grid) == 2 and whole
+    fits = all(side % config.patch == 0 for side in config.grid)
     check(fits, "grid", config.grid, f"must be (h, w), multiples of patch={config.patch}")
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class MaskedConfig:
     condition: ClassVar[str] = "class"    # what an image is generated from
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", training_grid(self.grid, lines=False))
         check_int("layers", self.layers, 1, 4096)
         for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("class_dropout", "dropout", "attention_dropout"): check_float(name, getattr(self, name), 0, 0.999)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
-from .generator import Cond
+from .generator import Cond, training_grid
 from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
 from ..layers import Dropout, Noise, attend, dropped, init_normal
 from ..names import NameTable, Rename
@@ -49,7 +49,7 @@ class MaskedTextConfig:
     condition: Literal["text"] = "text"   # what an image is generated from
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", training_grid(self.grid, lines=False))
         sizes = "layers", "dim", "heads", "ffn", "code_dim", "vocab", "text_dim", "text_tokens"
         for name in sizes: check_int(name, getattr(self, name), 1)
         check_int("layers", self.layers, 1, 4096)

@@ -30,6 +30,7 @@ from vgnb.generators.generator import (
     check_canvas,
     check_classes,
     cross_entropy,
+    training_grid,
 )
 from vgnb.generators.group_swap import (
     NETWORKS,
@@ -73,7 +74,7 @@ class PartitionConfig:
     compat: Literal["upstream"]|None = None  # "upstream" = the original's faults: see `PartitionTransformer.quirks`
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", tuple(self.grid))
+        object.__setattr__(self, "grid", training_grid(self.grid))
         for name in ("encoder", "decoder"): check_int(name, getattr(self, name), 1, 4096)
         for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("dropout", "class_dropout"): check_float(name, getattr(self, name), 0, 0.999)

@@ -10,6 +10,7 @@ __all__ = ['raster_presets', 'llamagen_gpt_names', 'LLAMAGEN_GPT', 'DAR_GPT', 'R
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,9 +18,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_choice, check_float, check_int, check_list
+from ..core import check, check_bool, check_choice, check_float, check_int, named_as
 from ..draws import At, seeded_generator
-from ..families import Family, Published, counted, published_size, register
+from ..families import Family, Published, check_words, counted, or_none, published_size, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -31,6 +32,7 @@ from vgnb.generators.generator import (
     check_classes,
     cross_entropy,
     on_host,
+    training_grid,
 )
 from vgnb.layers import (
     Attention,
@@ -45,6 +47,7 @@ from vgnb.layers import (
     SwiGLU,
     TransformerBlock,
     causal_mask,
+    check_kv_heads,
     drop_path_rates,
     ffn_width,
     init_normal,
@@ -90,9 +93,10 @@ class RasterConfig:
     compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `RasterTransformer.quirks`
 
     def __post_init__(self):
-        object.__setattr__(self, "grid", check_list("grid", self.grid))
-        for side in self.grid: check_int("grid", side, 1)
+        object.__setattr__(self, "grid", training_grid(self.grid, lines=self.rope == "sequence"))
         for k in _COUNTS: check_int(k, getattr(self, k), 1)
+        for k in ("zero_prefix", "class_everywhere"): check_bool(k, getattr(self, k))
+        check_kv_heads(self.kv_heads, self.heads)
         check_int("ffn_multiple", self.ffn_multiple, 1)
         if self.ffn_multiplier is not None: check_float("ffn_multiplier", self.ffn_multiplier, 0)
         for size in self.levels: check_int("vocab", size, 1)
@@ -107,8 +111,6 @@ class RasterConfig:
         multiple = 4 if self.rope == "grid" else 2
         check(channels % multiple == 0, "dim / heads", channels,
               f"must be divisible by {multiple}: rotary positions on a {self.rope} turn pairs of channels")
-        has_positions = len(self.grid) == 2 or self.rope == "sequence"
-        check(has_positions, "grid", self.grid, 'must be (h, w); only rope="sequence" has grids of one number')
         has_class = not self.class_everywhere or self.condition == "class"
         check(has_class, "class_everywhere", True, 'needs condition="class"')
 
@@ -587,14 +589,34 @@ def llamagen_config(
     fields |= {"grid": changes.get("grid") or _square(spec.get("block_size", 256))}
     fields |= {"condition": "class" if condition == "c2i" else "text"}
     if condition == "t2i" and "cls_token_num" in spec: fields["text_tokens"] = spec["cls_token_num"]
-    return RasterConfig(**(fields | changes))
+    theirs = {ours: word for word, ours in _SPEC.items() if word in spec and ours not in changes}
+    with named_as(**theirs): return RasterConfig(**(fields | changes))
 
 # %% ../../nbs/generators/320_raster.ipynb #7b93dd08
+_count, _rate = partial(check_int, low=1), partial(check_float, low=0.0)
+_KNOWN = {       # their argument: what it can be
+    "model": partial(check_choice, choices=(*(f"GPT-{size}" for size in _SHAPES), *_SHAPES)),
+    "model_type": partial(check_choice, choices=("c2i", "t2i")),
+    "block_size": _count,
+    "cls_token_num": _count,
+    "attn_dropout_p": _rate,
+    "max_batch_size": _count,     # of buffers that they make beforehand
+    "max_seq_len": _count,
+    **dict.fromkeys(("n_layer", "dim", "n_head", "multiple_of", "vocab_size", "num_classes", "caption_dim"), _count),
+    **dict.fromkeys(("class_dropout_prob", "token_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate",
+                     "rope_base", "norm_eps", "initializer_range"), _rate),
+    "n_kv_head": or_none(_count),
+    "ffn_dim_multiplier": or_none(_rate)}
+
 def dar_config(
-    spec:dict,    # published arguments, as LlamaGen's
+    spec:dict,    # published arguments, as LlamaGen's, all of them known
     **changes,    # fields of ours to set on top
 ) -> RasterConfig:
     "Our configuration from D-AR's: positions along the sequence, whose first is the class."
+    check_words(spec, _KNOWN)
+    places = spec.get("cls_token_num", 1)
+    is_one = places == 1 or spec.get("model_type") == "t2i"
+    check(is_one, "cls_token_num", places, "must be 1: a class is one place; captions (model_type t2i) have several")
     line = {"rope": "sequence", "zero_prefix": False, "grid": (spec.get("block_size", 256),)}
     return llamagen_config(spec, **(line | changes))
 

@@ -7,6 +7,7 @@ __all__ = ['Ramp', 'PROGRESS', 'GUIDANCES', 'Constant', 'Linear', 'Sharpened', '
            'per_column', 'Guided', 'straight', 'CFG', 'Ramped', 'dar_guidance', 'blinded', 'SpatialGuidance']
 
 # %% ../../nbs/sampling/400_guidance.ipynb #da79e127
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -229,15 +230,15 @@ GUIDANCES.number = CFG
 
 # %% ../../nbs/sampling/400_guidance.ipynb #9c8d9bc4
 def dar_guidance(
-    words:str|float,                           # "a", or "a,b": from a at the first token to b at the last
+    cfg_scale:str|float,                       # "a", or "a,b": from a at the first token to b at the last
     interval:int=-1,                           # the authors' cfg_interval, see `CFG`
     compat:Literal["upstream"]|None=None,      # a start of 1 below the end becomes 1.001; one up to 1 is no guidance
 ) -> CFG:
     "Classifier-free guidance in the words of D-AR's scripts. arXiv 2505.23660."
-    parts = str(words).split(",")
+    parts = str(cfg_scale).split(",")
     try: scales = [float(part) for part in parts]
     except ValueError: scales = []
-    check(len(scales) in (1, 2), "cfg_scale", words, 'must be one scale, "4.0", or the first and last, "1.2,8.0"')
+    check(len(scales) in (1, 2), "cfg_scale", cfg_scale, 'must be one scale, "4.0", or the first and last, "1.2,8.0"')
     check_choice("compat", compat, (None, "upstream"))
 
     if len(scales) == 1: return CFG(1.0 if compat and scales[0] <= 1 else scales[0], interval=interval)
@@ -245,6 +246,17 @@ def dar_guidance(
     if compat and start == 1 and end > 1: start = 1.001
     if compat and start <= 1: return CFG(1.0, interval=interval)         # whether there is guidance, the start decides
     return CFG(end, start, "cell", interval)
+
+# %% ../../nbs/sampling/400_guidance.ipynb #eafe1fc0
+def _ramp_in_words(word:str) -> str:
+    "How two scales in one word, as D-AR's scripts take them, are said here; empty for any other word."
+    try: start, end = map(float, re.split(r"[,:;\s]+", word.strip()))
+    except ValueError: return ""
+    return f"must be one scale, or a name; a ramp from {start:g} at the first code to {end:g} at the last is " \
+           f"--guidance cfg --guidance.start {start:g} --guidance.scale {end:g} --guidance.by cell; " \
+           f'in Python CFG({end:g}, start={start:g}, by="cell")'
+
+GUIDANCES.advice = _ramp_in_words
 
 # %% ../../nbs/sampling/400_guidance.ipynb #476d2a9e
 def blinded(

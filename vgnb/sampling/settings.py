@@ -33,7 +33,9 @@ def _guidance(value):
 def _part(name:str, value, shelf_name:str):
     "A part of this shelf, by name or as a value, else one `BadInput`."
     ready = shelf(shelf_name)
-    if isinstance(value, str): return ready[check_choice(name, value, ready)]
+    if isinstance(value, str):
+        ready.check_word(name, value)
+        return ready[check_choice(name, value, ready)]
     allowed = f"must be one of {', '.join(ready)}, or a registered {shelf_name} (vgnb.kinds.register_part)"
     check(shelf_of(value) == shelf_name, name, value, allowed)
     return value

@@ -8,7 +8,9 @@ __all__ = ['dar_tokenizer_names', 'DAR_TOKENIZER', 'DARTokenizerConfig', 'DARTok
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a243a49e
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt, lcm
 from typing import Any, Literal, NamedTuple
 
@@ -17,10 +19,10 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import Mismatch, check, check_choice, check_float, check_int
+from ..core import Mismatch, check, check_bool, check_choice, check_float, check_int, named_as
 from ..data.transforms import resize_bicubic
 from ..draws import At, Draws, Keyed
-from ..families import SAY_SPEC, Family, Published, counted, register
+from ..families import SAY_SPEC, Family, Published, check_words, counted, register
 from ..kinds import changed
 from ..names import Fuse, NameTable, Rename
 from ..rows import gather_rows
@@ -31,7 +33,6 @@ from vgnb.tokenizers.flow_decoder import (
     FlowPlan,
     FlowState,
     arrived,
-    check_groups,
     flow_config,
     flow_names,
     flow_plan,
@@ -82,6 +83,8 @@ class DARTokenizerConfig:
 
     def __post_init__(self):
         c = self
+        check_bool("continuous", c.continuous)
+        check(isinstance(c.flow, FlowConfig), "flow", c.flow, "must be a FlowConfig")
         check_choice("init", c.init, ("closed", "open"))
         words = "must be None for init='open': queries begin with the address of a place, which needs their full width"
         check(c.init == "closed" or c.rank is None, "rank", c.rank, words)
@@ -91,34 +94,47 @@ class DARTokenizerConfig:
         for k in ("width", "patch", "head", "rows", "steps", "resolution"): check_int(k, getattr(c, k), 1)
         for k in ("layers", "decoder_layers"): check_int(k, getattr(c, k), 0)
         check_heads(c.width, c.head)
-        check_heads(c.flow.cond, c.head)
+        check_heads(c.flow.cond, c.head, "flow.cond")
         check_int("queries", c.queries, 1, c.rows)
-        check_int("groups", c.groups, 1, c.queries)
         if c.rank is not None: check_int("rank", c.rank, 1)
-        check_groups(c.groups, c.queries, c.window_size)
+        self.check_reading()
         check_float("base", c.base, 1e-6)
         check_choice("solver", c.solver, SOLVERS)
-        check_choice("compat", c.compat, (None, "upstream"))
         words = f"must be a multiple of the decoder's patch, {c.flow.patch}"
         check(c.resolution % c.flow.patch == 0, "resolution", c.resolution, words)
         if c.output is not None: check_int("output", c.output, 1)
-
-    @property
-    def window_size(self) -> int:
-        "Tokens that a step looks at."
-        return self.queries // self.groups if self.window is None else self.window
 
     @property
     def factor(self) -> int:
         "Both sides of a picture are multiples of it."
         return lcm(self.patch, self.flow.patch)
 
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #bc213261
+@patch(as_prop=True)
+def window_size(self:DARTokenizerConfig) -> int:
+    "Tokens that a step looks at."
+    return self.queries // self.groups if self.window is None else self.window
+
+@patch
+def check_reading(self:DARTokenizerConfig):
+    "Refuse groups, windows and steps that leave tokens unread."
+    c = self
+    check_choice("compat", c.compat, (None, "upstream"))
+    check_int("groups", c.groups, 1, c.queries)
+    longest = -(-c.queries // c.groups)
+    divides = c.window is not None or c.queries % c.groups == 0
+    words = f"must divide queries={c.queries}, or window must be at least {longest}: else some tokens are never read"
+    check(divides or c.compat, "groups", c.groups, words)
+    flow_plan(c.steps, c.groups, c.queries, c.window_size, compat=c.compat)
+
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #b4bcd01f
 _QUIRKS = (
     ("An image to begin with is cut to its step twice.",
      "Beginning at step s, denoising really begins at step 2s, with the tokens of that step."),
     ("The first token of a group is a product in floating point, cut off.",
-     "With numbers of groups that are no power of two a window may begin one token early."))
+     "With numbers of groups that are no power of two a window may begin one token early."),
+    ("Numbers of groups, windows and steps are taken as they are.",
+     "Some tokens may be learnt, stored and sampled, and never be read."))
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #586068f5
 class DARTokenizer(Tokenizer):
@@ -160,12 +176,11 @@ class DARTokenizer(Tokenizer):
         steps:int|None=None,                       # of the sampler, if they shall differ
         resolution:int|tuple[int, int]|None=None,  # sides that are drawn, multiples of the decoder's patch
     ) -> Tensor:                           # (b, 3, h, w) fp32, not cut to [-1, 1]
-        "Rows -> pixels, from noise that belongs to the sample."
-        plan = self.plan(steps)
-        state = self.begin(len(z), plan, draws, at, size, resolution)
-        conditions = self.conditions(z)
-        for _ in range(plan.steps): self.advance(state, conditions)
-        return self.seen(state)
+        "Rows -> pixels, from noise that belongs to the sample. Errors: rows of another shape, or not finite."
+        self.check_rows(z, self.config.queries)
+        odd = _odd_number(z)
+        check(odd is None, "z", odd, "must hold finite numbers only")
+        return self.drawn_from(z, draws=draws, at=at, size=size, steps=steps, resolution=resolution)
 
     def forward(self,
         images:Tensor, draws:Draws|None=None, at:At|None=None, # times and noise: training needs them
@@ -179,7 +194,7 @@ class DARTokenizer(Tokenizer):
         if self.training: return self.look(images, features, draws, at, quantize, teacher, own)
         q = self.quantized(features) if quantize else self.unquantized(features)
         sides = tuple(images.shape[-2:])
-        return Reconstruction(self.render(q.z, draws=draws, at=at, size=sides, resolution=sides), q, {})
+        return Reconstruction(self.drawn_from(q.z, draws=draws, at=at, size=sides, resolution=sides), q, {})
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #662341d8
 @patch
@@ -206,8 +221,30 @@ def conditions(self:DARTokenizer,
     z:Tensor,         # (b, dim, n): all tokens, or the first ones
 ) -> Tensor:          # (b, n, cond)
     "What the flow decoder is told. A beginning is filled up, so that its numbers are those of the whole line."
-    n = z.shape[-1]
+    n = self.check_rows(z)
     return self.decoder(F.pad(z, (0, self.config.queries - n)))[:, :n]
+
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #b0ee0912
+@patch
+def check_rows(self:DARTokenizer,
+    z:Tensor,               # (b, dim, n)
+    tokens:int|None=None,   # n must be; None: from 1 to all of them
+) -> int:                   # n
+    "Refuse rows that are no line of tokens of this quantizer."
+    c = self.config
+    dim, n = c.quantizer.dim, c.queries if tokens is None else tokens
+    shape = tuple(z.shape) if torch.is_tensor(z) else ()
+    is_line = len(shape) == 3 and shape[0] > 0 and shape[1] == dim and z.is_floating_point()
+    fits = is_line and (shape[2] == n if tokens else 0 < shape[2] <= n)
+    whose = "" if tokens else " of all tokens, or of the first ones"
+    check(fits, "z", shape or type(z).__name__, f"must be a floating point tensor (b, {dim}, {n}){whose}")
+    return shape[2]
+
+def _odd_number(z:Tensor) -> float|None:
+    "The first number that is not finite, where numbers can be looked at."
+    if z.is_meta or torch.compiler.is_compiling(): return None
+    odd = z[~z.isfinite()]
+    return odd[0].item() if len(odd) else None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #50517ca1
 @patch
@@ -383,8 +420,9 @@ def begin(self:DARTokenizer,
     check(len(at.ids) == count, "at", len(at.ids), f"must hold the ids of {count} samples")
     noise = draws.normal("noise", at, 3, h, w).to(device)
     if image is None: return DecodeState(FlowState(noise), plan, size)
-    data = c.flow.data_std * resize_bicubic(image.to(noise), (h, w))
-    t = plan.times[0]
+    fits = image.shape == noise.shape
+    check(fits, "image", tuple(image.shape), f"must be {tuple(noise.shape)}, which is drawn: resize it before")
+    data, t = c.flow.data_std * image.to(noise), plan.times[0]
     return DecodeState(FlowState((1 - t) * noise + t * data), plan, size)
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #9cab84e2
@@ -395,7 +433,10 @@ def advance(self:DARTokenizer,
 ):
     "One step of the sampler, in place."
     flow, plan = state.flow, state.plan
+    check(flow.done < plan.steps, "state", flow.done, f"has taken all {plan.steps} steps of its plan")
     first, end = plan.windows[flow.done]
+    is_told = conditions.shape[1] >= end
+    check(is_told, "conditions", tuple(conditions.shape), f"must have at least {end} tokens for step {flow.done + 1}")
     t = torch.full((1,), plan.times[flow.done], dtype=flow.x.dtype, device=flow.x.device)     # no copy to wait for
     velocity, _ = self.flow(flow.x, t, conditions[:, first:end])
     flow_step(flow, velocity, plan.times, self.config.solver)
@@ -407,6 +448,15 @@ def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
     output = self.config.output
     if state.size is not None: return resize_bicubic(x, as_sides(state.size))
     return x if output is None or max(x.shape[-2:]) <= output else resize_bicubic(x, output)
+
+@patch
+def drawn_from(self:DARTokenizer, z:Tensor, *, draws=None, at=None, size=None, steps=None, resolution=None) -> Tensor:
+    "Rows (b, dim, queries) -> pixels, as `render`, which looks at them before."
+    plan = self.plan(steps)
+    state = self.begin(len(z), plan, draws, at, size, resolution)
+    conditions = self.conditions(z)
+    for _ in range(plan.steps): self.advance(state, conditions)
+    return self.seen(state)
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #0f815697
 @patch
@@ -438,7 +488,7 @@ def decode(self:DARTokenizer,
     resolution:int|tuple[int, int]|None=None, # sides that are drawn, multiples of the decoder's patch
 ) -> Tensor:                               # (b, 3, h, w)
     "Codes -> pixels."
-    return self.render(self.lookup(codes), draws=draws, at=at, size=size, steps=steps, resolution=resolution)
+    return self.drawn_from(self.lookup(codes), draws=draws, at=at, size=size, steps=steps, resolution=resolution)
 
 @patch
 def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
@@ -448,6 +498,7 @@ def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
     check(codes.shape[1] <= n, "codes", tuple(codes.shape), f"must have at most {n} tokens a picture")
     return codes
 
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5bc74b74
 @patch
 @torch.no_grad()
 def preview(self:DARTokenizer,
@@ -459,7 +510,7 @@ def preview(self:DARTokenizer,
     plan = self.plan(steps)
     check_int("k", k, 1, plan.steps)
     codes, needed = self._beginning(codes), plan.needs(k)
-    check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have {needed} tokens for {k} steps")
+    check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have at least {needed} tokens for k={k}")
     state = self.begin(len(codes), plan, draws, at, size, resolution)
     conditions = self.conditions(self.quantizer.lookup(codes[:, :needed]))
     for _ in range(k): self.advance(state, conditions)
@@ -474,11 +525,13 @@ def previews(self:DARTokenizer,
     "Every preview that the tokens allow, from one pass. Errors: not even tokens for one step."
     plan, codes = self.plan(steps), self._beginning(codes)
     needed = plan.needs(1)
-    check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have {needed} tokens for the first preview")
+    words = f"must have at least {needed} tokens for the first preview"
+    check(codes.shape[1] >= needed, "codes", tuple(codes.shape), words)
     state = self.begin(len(codes), plan, draws, at, size, resolution)
     return torch.stack(list(self._arriving(state, codes)), 1)
 
 @patch
+@torch.no_grad()
 def _arriving(self:DARTokenizer, state:DecodeState, codes:Tensor):
     "Take all steps that these tokens allow, and show the picture after each."
     plan, done = state.plan, state.flow.done
@@ -504,19 +557,26 @@ def open(self:DARTokenizer,
     return state
 
 @patch
-@torch.no_grad()
-def push(self:DARTokenizer,
+def refine(self:DARTokenizer,
     state:DecodeState,
     codes:Tensor,           # (b, n): the next tokens
-) -> Tensor|None:           # (b, 3, h, w): the newest preview, if these tokens allow another step
-    "Take all steps that have their tokens now. Once all tokens are there it gives the picture itself."
+) -> Iterator[Tensor]:      # (b, 3, h, w) each
+    "A preview after each step that has its tokens now; once all tokens are there the last one is the picture itself."
     codes = self.shaped(codes)
     rows = len(state.codes)
     check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
     n, come = self.config.queries, torch.cat((state.codes, codes.to(state.codes)), 1)
     check(come.shape[1] <= n, "codes", tuple(come.shape), f"must have at most {n} tokens a picture")
     state.codes = come
-    shown = list(self._arriving(state, state.codes))
+    return self._arriving(state, come)
+
+@patch
+def push(self:DARTokenizer,
+    state:DecodeState,
+    codes:Tensor,           # (b, n): the next tokens
+) -> Tensor|None:           # (b, 3, h, w): the newest preview, if these tokens allow another step
+    "Take all steps that have their tokens now; the last one of `refine`."
+    shown = list(self.refine(state, codes))
     return shown[-1] if shown else None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5896befe
@@ -524,7 +584,7 @@ def push(self:DARTokenizer,
 @torch.no_grad()
 def redraw(self:DARTokenizer,
     codes:Tensor,           # (b, queries)
-    images:Tensor,          # (b, 3, h, w) in [-1, 1] to begin with
+    images:Tensor,          # (b, 3, h, w) in [-1, 1] to begin with, of the sides that are drawn
     start:int,              # steps that are left out: 0 keeps nothing of the images
     *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
 ) -> Tensor:                # (b, 3, h, w)
@@ -532,11 +592,15 @@ def redraw(self:DARTokenizer,
     plan = self.plan(steps)
     cuts = 2 if self.config.compat else 1
     check_int("start", start, 0, (plan.steps - 1) // cuts)
+    z = self.lookup(codes)
     check_images(images)
-    check(len(images) == len(codes), "images", tuple(images.shape), f"must be {len(codes)}, one for each row of codes")
+    check(len(z) == len(images), "codes", tuple(codes.shape), f"must have a row for each of the {len(images)} images")
     plan = plan.cut(cuts * start)
-    state = self.begin(len(codes), plan, draws, at, size, resolution, images)
-    conditions = self.conditions(self.lookup(codes))
+    sides = tuple(images.shape[-2:]) if resolution is None else resolution
+    whose = "images" if resolution is None else "resolution"
+    with named_as(image="images", resolution=whose):
+        state = self.begin(len(z), plan, draws, at, size, sides, images)
+    conditions = self.conditions(z)
     for _ in range(plan.steps): self.advance(state, conditions)
     return self.seen(state)
 
@@ -581,25 +645,44 @@ _WORDS = {             # the authors' argument: our field
 }
 _NEEDED = ("encoder_patch_size", "num_encoder_layers", "num_decoder_layers", "encoder_dim", "vq_dim",
            "vq_codebook_size", "num_denoising_steps", "num_query_groups", "num_all_queries", "diff_decoder")
+_size = partial(check_int, low=1)
+_KNOWN = dict.fromkeys((*_NEEDED, *_WORDS), _size) | {      # the authors' argument: what it can be
+    "num_encoder_layers": partial(check_int, low=0),
+    "num_decoder_layers": partial(check_int, low=0),
+    "decoder_dim": _size,
+    "rope_base_len": partial(check_float, low=1e-6),
+    "query_low_rank": check_bool,
+    "vq_enable": check_bool,
+    "output_resolution": partial(check_int, low=0),         # 0: as it is drawn
+    "diff_decoder": lambda name, value: flow_config(value, name),
+}
 
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a1b29ebc
 def _model_part(spec:dict) -> dict:
     "The authors' arguments of the model, out of their YAML."
-    return spec["model"] if isinstance(spec.get("model"), dict) else spec
+    return spec["model"] if isinstance(spec, dict) and "model" in spec else spec
 
-def dar_tokenizer_config(spec:dict, **changes) -> DARTokenizerConfig:
-    "Our configuration for the authors' arguments: their YAML, or its part `model`. Errors: what is missing."
-    spec = _model_part(spec)
-    missing = [word for word in _NEEDED if word not in spec]
-    check(not missing, "spec", sorted(spec), f"must say {', '.join(missing)}")
-    decoder = spec["diff_decoder"]
-    check(isinstance(decoder, dict), "diff_decoder", decoder, "must be a mapping: the arguments of the flow decoder")
-    own = DARTokenizerConfig(
-        VectorConfig(spec["vq_codebook_size"], spec["vq_dim"]),
-        continuous=not spec.get("vq_enable", True),
-        flow=flow_config(decoder),
-        rank=8 if spec.get("query_low_rank", True) else None,
-        output=spec.get("output_resolution") or None,
-        **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
+def dar_tokenizer_config(
+    spec:dict,        # the authors' arguments: their YAML, or its part `model`
+    **changes,        # fields of ours to set on top
+) -> DARTokenizerConfig:
+    "Our configuration. Errors: arguments that are unknown, missing or of another kind, by their names there."
+    part = _model_part(spec)
+    with named_as(spec="spec" if part is spec else "model"): spec = check_words(part, _KNOWN, _NEEDED)
+    flow, names = spec["diff_decoder"], {ours: theirs for theirs, ours in _WORDS.items()}
+    width = spec.get("decoder_dim", flow.cond)
+    check(width == flow.cond, "decoder_dim", width, f"must be as diff_decoder.cond_dim, {flow.cond}")
+    with named_as(codebook="vq_codebook_size", dim="vq_dim"):
+        quantizer = VectorConfig(spec["vq_codebook_size"], spec["vq_dim"])
+    with named_as(**names, **{"flow.cond": "diff_decoder.cond_dim"}):
+        own = DARTokenizerConfig(
+            quantizer,
+            continuous=not spec.get("vq_enable", True),
+            flow=flow,
+            rank=8 if spec.get("query_low_rank", True) else None,
+            output=spec.get("output_resolution") or None,
+            compat=changes.get("compat"),
+            **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
     return changed(own, **changes)
 
 def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
@@ -665,10 +748,15 @@ def _owns(c:DARTokenizerConfig) -> bool:
     return has_table and fixed and fixed_flow and c.rank in (8, None) and c.flow.teacher_layer is not None
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #6cc39e99
+def _reads(spec:dict) -> bool:
+    "Whether arguments are this tokenizer's."
+    part = _model_part(spec)
+    return isinstance(part, dict) and "diff_decoder" in part
+
 DAR_TOKENIZER = register(Family(
     kind="dar-tokenizer", config=DARTokenizerConfig, build=DARTokenizer, role="tokenizer", system="dar",
     names=dar_tokenizer_names, read=dar_tokenizer_config, write=dar_tokenizer_spec,
-    reads=lambda spec: "diff_decoder" in _model_part(spec),
+    reads=_reads,
     recognise=_recognise, owns=_owns,
     unpublished=("quantizer.updates.",),
     classes=("tokenizer.tokenizer_image.vq_model.VQModel",),

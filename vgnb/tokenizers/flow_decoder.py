@@ -9,6 +9,7 @@ __all__ = ['SOLVERS', 'shifted', 'window_start', 'check_groups', 'FlowPlan', 'sh
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #ce071543
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_choice, check_float, check_int
+from ..core import check, check_bool, check_choice, check_float, check_int, named_as
+from ..families import check_words, only, or_none
 from ..layers import Linear, Modulation, attend, modulate, rotate
 from ..names import Fuse, Rename
 from .timed_discriminator import time_sinusoid
@@ -53,11 +55,14 @@ def window_start(
     return first.clamp(0, queries - window)
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #9b55460c
-def check_groups(groups:int, queries:int, window:int):
-    "Refuse a number of groups or a window that a line of tokens can't have."
+def check_groups(groups:int, queries:int, window:int, compat:str|None=None):
+    "Refuse a number of groups or a window that a line of tokens can't have, or that leaves tokens between windows."
     check_int("queries", queries, 1)
     check_int("groups", groups, 1, queries)
     check_int("window", window, 1, queries)
+    longest = -(-queries // groups)
+    words = f"must be at least {longest}: so far apart {groups} groups of {queries} tokens begin, and none is left out"
+    check(compat or window >= longest, "window", window, words)
 
 class FlowPlan(NamedTuple):
     "The steps from noise to a picture."
@@ -88,14 +93,24 @@ def flow_plan(
     groups:int,               # fewer steps skip groups, more read some twice
     queries:int, window:int,
     shift:float=1.0,          # see `shifted`
-    compat:str|None=None,
+    compat:str|None=None,     # "upstream": also numbers that leave tokens unread
 ) -> FlowPlan:
-    "Equal steps before shifting, each with its window. Errors: `BadInput` for numbers that can't be."
+    "Equal steps before shifting, each with its window. Errors: numbers that can't be, or leave tokens unread."
     check_int("steps", steps, 1)
-    check_groups(groups, queries, window)
+    check_groups(groups, queries, window, compat)
     t = torch.arange(steps, device="cpu").double() / steps
     first = window_start(t, groups, queries, window, compat).tolist()
-    return FlowPlan(shifted_times(t.tolist(), shift), tuple((f, f + window) for f in first))
+    windows = tuple((f, f + window) for f in first)
+    if compat is None: _check_steps(steps, groups, queries, windows)
+    return FlowPlan(shifted_times(t.tolist(), shift), windows)
+
+def _check_steps(steps:int, groups:int, queries:int, windows:tuple[tuple[int, int], ...]):
+    "Refuse fewer steps than groups that pass some tokens by, unless they skip all groups alike."
+    meet = all(first <= end for (_, end), (first, _) in zip(windows, windows[1:]))
+    reads_all = meet and windows[-1][1] == queries
+    alike = ", ".join(str(n) for n in range(1, groups) if groups % n == 0)
+    words = f"must be one of {alike}, or at least {groups}: else some of {groups} groups are skipped, and not others"
+    check(reads_all or groups % steps == 0, "steps", steps, words)
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #4c8713bd
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ class FlowConfig:
             check_int(k, getattr(self, k), 1)
         check_heads(self.width, self.head)
         for k in ("data_std", "shift", "base"): check_float(k, getattr(self, k), 1e-6)
+        for k in ("shared_time", "adaptive_head", "recompute"): check_bool(k, getattr(self, k))
         if self.teacher_layer is not None: check_int("teacher_layer", self.teacher_layer, 0)
         possible = self.shared_time or not self.adaptive_head
         check(possible, "adaptive_head", self.adaptive_head, "needs shared_time=True: it is told the shared embedding")
@@ -291,6 +307,8 @@ def flow_step(
     solver:str="adams2",             # or euler
 ):
     "One step, in place: Euler's, or Adams-Bashforth's of two (its fixed weights, though steps differ in length)."
+    last = len(times) - 1
+    check(state.done < last, "state", state.done, f"has taken all {last} steps of its plan")
     t, end = times[state.done:state.done + 2]
     first = state.velocity is None or solver == "euler"
     direction = velocity if first else 1.5 * velocity - 0.5 * state.velocity
@@ -301,6 +319,8 @@ def flow_step(
 
 def arrived(state:FlowState, data_std:float) -> Tensor:
     "The picture that the last step would reach if it went on to the end; after the last of all it is the result."
+    has_moved = state.jump is not None
+    check(has_moved, "state", state.done, "has taken no step: until the first one there is only noise to be seen")
     x, direction, left = state.jump
     return (x + left * direction) / data_std
 
@@ -351,13 +371,39 @@ _WORDS = {             # the authors' argument: our field
     "rope_base_len": "base",
     "grad_checkpointing": "recompute",
 }
+_size, _number = partial(check_int, low=1), partial(check_float, low=1e-6)
+_COLOURS = only(3, "pictures have three colours")
+_KNOWN = {             # the authors' argument: what it can be
+    "in_dim": _COLOURS,
+    "out_dim": _COLOURS,
+    "dim": _size,
+    "cond_dim": _size,
+    "depth": _size,
+    "patch_size": _size,
+    "data_std": _number,
+    "time_shift": _number,
+    "mlp_head": check_bool,
+    "share_time_encoding": check_bool,
+    "repa_layer": or_none(partial(check_int, low=0)),
+    "rope_base_len": _number,
+    "grad_checkpointing": check_bool,
+    "cfg": check_float,      # which they read and never use
+}
+_NEEDED = ("dim", "cond_dim", "depth", "patch_size")
 
-def flow_config(spec:dict, **changes) -> FlowConfig:
-    "Our configuration for the authors' arguments, which leave data and times as they are where nothing is said."
+def flow_config(
+    spec:dict,        # the authors' arguments, which leave data and times as they are where nothing is said
+    where:str="",     # what they are called in a larger mapping, for errors
+    **changes,        # fields of ours to set on top
+) -> FlowConfig:
+    "Our configuration. Errors: arguments that are unknown, missing or of another kind, by their names there."
+    spec = check_words(spec, _KNOWN, _NEEDED, where)
+    theirs = {ours: f"{where}.{word}" if where else word for word, ours in _WORDS.items()}
+    fits = spec.get("share_time_encoding") or not spec.get("mlp_head")
+    check(fits, theirs["adaptive_head"], True, "needs share_time_encoding: true, for it is told that time")
     said = {"data_std": 1.0, "time_shift": 1.0} | {k: v for k, v in spec.items() if k in _WORDS}
-    numbers = ("data_std", "time_shift", "rope_base_len")
-    fields = {_WORDS[k]: check_float(k, v) if k in numbers else v for k, v in said.items()}
-    return replace(FlowConfig(**fields), **changes)
+    with named_as(**theirs): own = FlowConfig(**{_WORDS[k]: v for k, v in said.items()})
+    return replace(own, **changes)
 
 def flow_spec(c:FlowConfig) -> dict:
     "The authors' arguments."

@@ -24,7 +24,7 @@ from .losses import frozen
 from .lpips import LPIPS, load_lpips
 from .objectives import Objective, Phase
 from .pictures import need_pixels
-from .timed_discriminator import TimedPatchGAN
+from .timed_discriminator import TimedPatchGAN, check_critic_width
 from .tokenizer import Reconstruction, Tokenizer
 
 # %% ../../nbs/tokenizers/268_flow_objective.ipynb #62bd8354
@@ -54,7 +54,7 @@ class FlowLossConfig:
         check_choice("teacher", self.teacher, tuple(DINOV2S))
         check_int("start", self.start, 0)
         check_int("own_start", self.own_start, 0)
-        check_int("critic_width", self.critic_width, 1)
+        check_critic_width("critic_width", self.critic_width)
         check_int("critic_depth", self.critic_depth, 1)
         check_choice("compat", self.compat, (None, "upstream"))
 

@@ -67,10 +67,10 @@ def unit(x:Tensor) -> Tensor:
     "Mean 0 and variance 1 over the channels; nothing is learnt."
     return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
-def check_heads(width:int, head:int):
+def check_heads(width:int, head:int, argument:str="width"):
     "Refuse a width that its heads don't fill, or a head that can't be turned on a grid."
     check(head % 4 == 0, "head", head, "must be divisible by 4: half of its planes are for rows, half for columns")
-    check(width % head == 0, "width", width, f"must be a multiple of the head's {head} channels")
+    check(width % head == 0, argument, width, f"must be a multiple of the head's {head} channels")
 
 class MLP(nn.Module):
     "`down(silu(up x))`, four times as wide inside."

@@ -7,6 +7,7 @@ __all__ = ['Quantized', 'Reconstruction', 'check_images', 'Tokenizer', 'check_le
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #02db2f0f
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from math import prod
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -254,6 +255,9 @@ class Progressive(Protocol):
         codes:Tensor,           # (b, n): the next tokens
     ) -> Tensor|None:           # (b, 3, h, w)
         "The newest preview, where these tokens allow one; with the last tokens the picture itself."
+
+    def refine(self, state:Any, codes:Tensor) -> Iterator[Tensor]:
+        "Every preview that these tokens allow, one after the other; `push` gives the last one."
 
     def preview(self,
         codes:Tensor,           # (b, n), at least as many as k steps need

@@ -304,6 +304,11 @@ def _state_of(folder:Path, run:Run) -> str:
     if run.resume == "fresh": return "would be emptied"
     return f"has checkpoints up to {found[0].name}; the run would go on if the recipe is the same"
 
+def _started(task:Task, folder:Path) -> list[str]:
+    "What each module would have of where the task starts."
+    told = f"; a run writes the whole list into {folder / 'start.json'}"
+    return [f"{name}: {taken}{told if taken.skipped else ''}" for name, taken in task.started.items()]
+
 def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processes:Processes) -> str:
     "What a run would do, in lines; checks what the trainer would check."
     check_run(task, recipe, folder, run, processes)
@@ -318,7 +323,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     return "\n".join([
         f"recipe   {recipe.name or 'from a file'}. {_first_line(recipe)}",
         *(f"{'' if i else 'model':9}{line}" for i, line in enumerate(models)),
-        *(f"{'' if i else 'start':9}{name}: {taken}" for i, (name, taken) in enumerate(task.started.items())),
+        *(f"{'' if i else 'start':9}{line}" for i, line in enumerate(_started(task, folder))),
         f"data     {recipe.data}: {examples}",
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
         f"         {processes.world} process{plural} x {run.accumulate} x {rows} rows, {recipe.precision} on "
@@ -374,10 +379,11 @@ def train(
 def tell_start(task:Task, out:Path):
     "Say what was left out of where a task started, and write the whole account to `<out>/start.json`."
     if not task.started: return
-    for name, taken in task.started.items():
-        if taken.skipped: print(f"start: {name}: {taken}", file=sys.stderr)
     out.mkdir(parents=True, exist_ok=True)
-    save_json(out / "start.json", {name: taken._asdict() for name, taken in task.started.items()})
+    whole = out / "start.json"
+    save_json(whole, {name: taken._asdict() for name, taken in task.started.items()})
+    for name, taken in task.started.items():
+        if taken.skipped: print(f"start: {name}: {taken}; the whole list is in {whole}", file=sys.stderr)
 
 def finish(trainer:Trainer, folder:Path) -> str:
     "Write the trained model with its card."

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import check, check_choice, check_float, check_int
+from ..core import check, check_choice, check_float, check_int, named_as
 from ..data.shapes import Shapes
 from ..draws import At, Keyed
 from ..evaluation.reconstruction import psnr
 from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
 from ..pipeline import from_pretrained
-from ..tokenizers.pictures import codes_of, device_of, need_pixels, pictures
+from ..tokenizers.pictures import codes_of, device_of, drawing, need_pixels, pictures
 from .live import Live
 from .player import with_tooltips
 
@@ -31,17 +31,20 @@ def _through(tokenizer, x:torch.Tensor):
     training = tokenizer.training
     try:
         tokenizer.eval()
-        if tokenizer.vocab is None: return _without_codes(tokenizer, x.to(device_of(tokenizer)))
-        shape = tokenizer.code_shape(*x.shape[-2:])[:tokenizer.dims]
-        return pictures(tokenizer, codes_of(tokenizer, x, rows=1), rows=1, shape=shape)
+        sides = tuple(x.shape[-2:])
+        with named_as(h="images", w="images"): shape = tokenizer.code_shape(*sides)[:tokenizer.dims]
+        how = drawing(tokenizer, sides)
+        if how: how["size"] = sides                       # what is drawn may have larger sides, never smaller ones
+        if tokenizer.vocab is None: return _without_codes(tokenizer, x.to(device_of(tokenizer)), how)
+        return pictures(tokenizer, codes_of(tokenizer, x, rows=1), rows=1, shape=shape, **how)
     finally: tokenizer.train(training)
 
 @torch.no_grad()
-def _without_codes(tokenizer, x:torch.Tensor) -> torch.Tensor:
+def _without_codes(tokenizer, x:torch.Tensor, how:dict) -> torch.Tensor:
     "The same for a continuous tokenizer, in [-1, 1]."
     z = tokenizer.quantize(tokenizer.enter(x)).z
     at = At(torch.arange(len(x), device=x.device))
-    return tokenizer.leave(tokenizer.render(z, draws=Keyed(0), at=at))
+    return tokenizer.leave(tokenizer.render(z, draws=Keyed(0), at=at, **how))
 
 def reconstruct(
     model,  # a Tokenizer that makes pixels, or a function (b, 3, h, w) in [-1, 1] -> the same
