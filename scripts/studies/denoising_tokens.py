@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FILE = ROOT / "nbs" / "studies" / "denoising_tokens.json"
 ROWS = 50
+EARLY = (4, 8)             # tokens shared, less than a group
 
 
 @dataclass
@@ -109,10 +110,10 @@ def groups(b: Bench) -> list[dict]:
 
 
 def beginnings(b: Bench) -> list[dict]:
-    "Samples of all classes that share their first groups: how far apart they are, and whether they are as asked."
+    "Samples of all classes that share their first tokens: how far apart they are, and whether they are as asked."
     classes, rows = len(b.pipe.classes), []
     labels = torch.arange(max(len(b.codes) // 5, classes)) % classes
-    for edge in b.edges[:-1]:
+    for edge in sorted({*EARLY, *b.edges[:-1]}):
         how = dict(seed=0, min_rows=b.pipe.sampling.rows)
         images = b.pipe.prefix(labels, edge, **how) if edge else b.pipe.sample(labels, **how)
         apart = np.sqrt(((images[1:].astype(float) - images[0]) ** 2).mean((1, 2, 3))).mean()
