@@ -32,7 +32,7 @@ class Options:
     out: Path                      # the folder: clusters.safetensors on the way, model/ in the end
     teacher: str = ""              # an official teacher's name, or the folder of a saved one; else --tokenizer
     tokenizer: Path | None = None  # folder of a run, of a saved model, of a pipeline; a shipped name; a published file
-    codes: int | None = None       # centres; None = 8192, or as many as the table of --tokenizer has rows
+    codes: int | None = None       # centres; None = those of the table there is, or 8192
     iterations: int = 10           # passes after the first one, which chooses where centres begin
     seed: int = 0                  # of that choice
     size: int | None = None        # side of the pictures; None = the tokenizer's in training, else 256
