@@ -109,11 +109,21 @@ def test_a_name_of_known_words_is_a_recipe_wherever_names_are_taken(name):
     ("ic/satin_ddp", "tokenizer", "scripts/probe_codes.py"),
     ("ar/c2i_llama_medium_imagenet_ddp", "tokenizer", "this one is for scripts/train_generator.py"),
     ("vqgan/8192_imagenet_ddp", "generator", "this one is for scripts/train_tokenizer.py"),
+    ("vqgan/8192_dd2_agwlg075_imagenet_ddp", "tokenizer", "8192, dd2, aglwg075, stylegan2"),
+    ("vqgan/8192_dd2_agwlg05_imagenet_ddp", "tokenizer", "; did you mean aglwg05?"),
+    ("vqgan/8192_dd_imagenet_ddp", "tokenizer", "; did you mean dd2?"),
+    ("vqgan/8192_imagnet_ddp", "tokenizer", "; did you mean imagenet?"),
+    ("vqkd/openclip_l_14_8192_imagenet_ddp", "tokenizer", "; did you mean openclip_L_14?"),
+    ("vqgn/8192_imagenet_ddp", "tokenizer", "; did you mean vqgan/8192_imagenet_ddp?"),
+    ("vqkd/clip_8192_imagenet", "tokenizer", "must say its strategy, too: ddp"),
+    ("vqkd/clip_imagenet", "tokenizer", "must say its codebook, its strategy, too: such as 8192; ddp"),
+    ("fsq/satin_ddp", "tokenizer", "must say its codebook, too: such as 8000, 64000"),
+    ("ar/c2i_llama_large_imagenet_ddp", "generator", "; its size can be medium"),
     ("vqgan", "tokenizer", "must be one of"),
     ("dalle/8192_imagenet_ddp", "tokenizer", "must be one of")])
 def test_a_name_that_breaks_the_grammar_is_refused_with_what_is_allowed(name, kind, words):
     with pytest.raises(BadInput) as e: first_word(name, kind)
-    assert words in str(e.value) and "\n" not in str(e.value)
+    assert words in str(e.value) and "\n" not in str(e.value) and "\\d" not in str(e.value)
 
 
 @pytest.mark.full
@@ -199,7 +209,10 @@ def test_a_gpt2_that_does_not_fit_is_named(place, tmp_path):
     entries, _, _ = spoken()
     file, r = tmp_path / "model.safetensors", vqkd_recipe("ar/c2i_gpt2_medium_imagenet_ddp", data=str(place / "codes"))
     assert r.start == "weights/gpt2-medium.safetensors", "as published"
-    with pytest.raises(Missing, match="start=.*gpt2-medium.safetensors"): build_generator(r, device="meta")
+    lacks = "start=.*gpt2-medium.safetensors: no such file: put GPT-2 medium's own model.safetensors .*--start ''"
+    with pytest.raises(Missing, match=lacks): build_generator(r, device="meta")
+    with pytest.raises(Missing, match="mine.pth: no such file$"): build_generator(replace(r, start="mine.pth"))
+    assert build_generator(replace(r, start=""), device="meta")[1].started == {}
     save_file(entries, file)
     own = replace(GPT2, class_dropout=0)
     for wrong, words in ((dict(positions=31), "positions.weight"), (dict(dim=64), "64 channels"),

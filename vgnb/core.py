@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_ints', 'check_float',
-           'check_bool', 'check_list', 'check_choice', 'check_codes', 'check_levels_of', 'check_place', 'named_as',
-           'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest',
+           'check_bool', 'check_list', 'hint_at', 'check_choice', 'check_codes', 'check_levels_of', 'check_place',
+           'named_as', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest',
            'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned',
            'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card', 'load_card',
            'run_manifest', 'write_run']
@@ -114,14 +114,17 @@ def check_list(argument:str, value) -> tuple:
     check(isinstance(value, (list, tuple)), argument, value, "must be a list")
     return tuple(value)
 
+def hint_at(value, choices) -> str:
+    "`; did you mean X?` with the one of `choices` that is nearest to `value`; empty where none is near."
+    near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
 def check_choice(argument:str, value, choices):
     "`value` must be one of `choices`; a near miss is suggested. Returns it."
     with contextlib.suppress(TypeError, ValueError, RuntimeError):     # a list or an array is none of them
         if value in choices: return value
     names = [str(c) for c in choices]       # only now: an open registry asks all rooms for them
-    near = difflib.get_close_matches(str(value), names, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise BadInput(argument, value, f"must be one of {', '.join(names)}{hint}")
+    raise BadInput(argument, value, f"must be one of {', '.join(names)}{hint_at(value, names)}")
 
 # %% ../nbs/000_core.ipynb #99fc6a27
 def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes", level:str="") -> torch.Tensor:

@@ -8,7 +8,6 @@ __all__ = ['FORMAT', 'shipped_root', 'shipped', 'shipped_folder', 'part_folder',
 
 # %% ../nbs/705_shipped.ipynb #26330c73
 import copy
-import difflib
 import sys
 import types
 from importlib import resources
@@ -17,7 +16,7 @@ from typing import Literal
 
 from torch import nn
 
-from .core import Mismatch, Missing, check, check_choice, load_card, save_card
+from .core import Mismatch, Missing, check, check_choice, hint_at, load_card, save_card
 from .generators.generator import Generator
 from .kinds import kind_of, to_json
 from .saved import learnt_from, load_model, read_config, save_model
@@ -57,10 +56,9 @@ def part_folder(
     "The folder of a tokenizer or a generator. Errors: `Missing` says what `where` can be."
     argument, folder = argument or role, Path(where)
     if not folder.exists() and str(where) in shipped(): folder = shipped_folder(str(where))
-    near = difflib.get_close_matches(str(where), shipped(), 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
     allowed = "must be the folder of a saved model, of a run or of a pipeline, a published file, or one of the shipped "
-    check(folder.exists(), argument, folder, allowed + ", ".join(shipped()) + hint, Missing)
+    names = ", ".join(shipped()) + hint_at(where, shipped())
+    check(folder.exists(), argument, folder, allowed + names, Missing)
 
     if (folder / "config.json").is_file(): return folder
     if (folder / "model" / "config.json").is_file(): return folder / "model"

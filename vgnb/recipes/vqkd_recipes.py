@@ -6,13 +6,14 @@
 __all__ = ['VQKD_NAMES', 'explain_name', 'vqkd_recipe']
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #f40bd88e
+import difflib
 import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..core import BadInput, check
+from ..core import BadInput, check, hint_at
 from ..data.transforms import Augment
 from ..generators.proposal import proposal_presets
 from ..kinds import changed
@@ -25,7 +26,17 @@ from ..tokenizers.pixel_decoder import PIXEL_DECODERS, PixelDecoderConfig
 from ..tokenizers.quantizers import VectorConfig
 from ..tokenizers.teachers import TEACHERS
 from ..tokenizers.vqgan import VQGANConfig
-from ..training.recipes import GeneratorRecipe, Optim, Rate, Recipe, TokenizerRecipe, grammars, recipes, stages
+from vgnb.training.recipes import (
+    GeneratorRecipe,
+    Optim,
+    Rate,
+    Recipe,
+    TokenizerRecipe,
+    grammars,
+    origins,
+    recipes,
+    stages,
+)
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #c42da966
 _SLOW = Optim("adam", lr=5.4e-5, betas=(0.5, 0.9), clip=0.0)
@@ -136,6 +147,13 @@ class _Word:
     change: Callable[..., Recipe]=lambda r, *groups: r   # recipe and groups -> recipe
     idle: Callable[[Any], str]=lambda r: ""              # recipe -> why it would change nothing there
     place: str=""                    # "before" or "after" the data set, where that matters
+    shown: str=""                    # examples of the word, where the pattern is none
+
+    @property
+    def examples(self) -> list[str]: return (self.shown or self.pattern).split()
+
+    @property
+    def counts(self) -> bool: return r"\d" in self.pattern
 
 def _gain(digits:str) -> float:
     "0.75 of `075`."
@@ -199,15 +217,18 @@ _WORDS = (
       for w, what in _KNOWN_TEACHERS.items()),
     *(_Word(w, "data set", _ALL, lambda *_, what=what: f"trained on {what}") for w, what in _SETS.items()),
     _Word(r"(\d+)x(\d+)", "codebook", "llamagen", lambda k, d: f"{int(k):,} codes of {d} channels", _codes,
-          _no_tokenizer, "before"),
-    _Word(r"(\d+)", "codebook", "vqgan cvqvae fsq vqkd cluster", lambda k: f"{int(k):,} codes", _codes),
-    _Word(r"(\d+)", "codebook", "llamagen", lambda k: f"{int(k):,} codes", _codes, _no_tokenizer, "before"),
-    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of, _no_tokenizer, "after"),
+          _no_tokenizer, "before", shown="128x16"),
+    *(_Word(r"(\d+)", "codebook", families, lambda k: f"{int(k):,} codes", _codes, shown=shown)
+      for families, shown in (("vqgan cvqvae vqkd cluster", "8192"), ("fsq", "8000 64000"))),
+    _Word(r"(\d+)", "codebook", "llamagen", lambda k: f"{int(k):,} codes", _codes, _no_tokenizer, "before",
+          shown="256"),
+    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of, _no_tokenizer, "after",
+          shown="384"),
     _Word(r"dd(\d)", "depth", _PIXELS, lambda n: f"a patch discriminator of {n} strided layers, not 3",
-         lambda r, n: changed(r, loss=dict(depth=int(n))), _no_patches),
+         lambda r, n: changed(r, loss=dict(depth=int(n))), _no_patches, shown="dd2"),
     _Word(r"aglwg(\d\d+)", "gain", _PIXELS,
          lambda n: f"the adaptive weight of the game has the gain {_gain(n):g}, not 0.8",
-         lambda r, n: changed(r, loss=dict(gan=_gain(n))), _not_adaptive),
+         lambda r, n: changed(r, loss=dict(gan=_gain(n))), _not_adaptive, shown="aglwg075"),
     _Word("stylegan2", "discriminator", "vqgan llamagen exps",
          lambda: "StyleGAN2's discriminator sees whole pictures", _judged, _no_tokenizer),
     _Word("f8", "factor", "vqgan llamagen", lambda: "four levels: 8 pixels a code along a side, not 16", _finer,
@@ -215,7 +236,8 @@ _WORDS = (
     _Word("c2i", "task", "ar llamagen", lambda: "from a class to a picture",
          lambda r: r if r.kind == "generator" else _llamagen_proposal()),
     _Word("(llama|gpt2)", "network", "ar",
-          lambda n: {"llama": "a Llama", "gpt2": "a GPT-2, which begins with its published weights"}[n], _network),
+          lambda n: {"llama": "a Llama", "gpt2": "a GPT-2, which begins with its published weights"}[n], _network,
+          shown="llama gpt2"),
     _Word("medium", "size", "ar llamagen", lambda: "24 layers of 1,024 channels"),
     _Word("cfg", "guidance", "ar", lambda: "classes are dropped in training, one in ten, for guidance",
          lambda r: changed(r, model=dict(class_dropout=0.1))),
@@ -227,6 +249,41 @@ _WORDS = (
          _without_middle),
     _Word("ddp", "strategy", _ALL, lambda: "a copy of the model in each process; how many is up to the launcher"))
 
+# %% ../../nbs/recipes/570_vqkd_recipes.ipynb #00055b3f
+def _begins(rest:str, word:_Word) -> re.Match|None: return re.match(rf"{word.pattern}(?=[_-]|$)", rest)
+
+def _known(about:str, words:list[_Word]) -> str:
+    "What a name can say about a question."
+    fits = [w for w in words if w.about == about]
+    examples = ", ".join(e for w in fits for e in w.examples)
+    return f"{'such as ' * any(w.counts for w in fits)}{examples}"
+
+def _meant(rest:str, words:list[_Word]) -> str:
+    "The word that `rest` nearly begins with, with the digits typed there; empty where none is near."
+    parts = re.split("[_-]", rest)
+    near, likeness = "", 0.6
+    for word in words:
+        for example in word.examples:
+            typed = "_".join(parts[:example.count("_") + 1])
+            found = difflib.SequenceMatcher(None, typed.lower(), example.lower()).ratio()
+            if found < likeness: continue
+            digits = re.search(r"(?<=[a-z])\d+$", typed)
+            own = re.sub(r"(?<=[a-z])\d+$", digits[0], example) if digits else example
+            near, likeness = own if re.fullmatch(word.pattern, own) else example, found
+    return near
+
+def _at_a_loss(folder:str, rest:str, words:list[_Word], said:set[str]) -> str:
+    "What is wrong with a name whose `rest` begins with no word: the words there are, and which one may be meant."
+    others = " (or other numbers)" * any(w.counts for w in words)
+    known = ", ".join(dict.fromkeys(e for w in words for e in w.examples))
+    later = [rest[m.end():] for m in re.finditer("[_-]", rest)]
+    answered = said | {w.about for w in words for tail in later if _begins(tail, w)}
+    near = _meant(rest, [w for w in words if w.about not in answered])
+    hint = f"; did you mean {near}?" if near else ""
+    open_still = [about for about in _FAMILIES[folder].needs if about not in answered]
+    if open_still and not near: hint = f"; its {open_still[0]} can be {_known(open_still[0], words)}"
+    return f"{rest!r} begins with no word of {folder}: {known}{others}{hint}"
+
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #4cf4481e
 _WHOLE = ("task", "objective", "teacher", "network", "discriminator")   # what changes all that others change a part of
 
@@ -234,13 +291,13 @@ def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
     "(family, [(text, word, groups)]) of a name."
     folder, _, rest = str(name).partition("/")
     family = _FAMILIES.get(folder)
-    check(family, "name", name, f"must begin with one of {', '.join(f'{k}/' for k in _FAMILIES)}")
+    begins = [f"{k}/" for k in _FAMILIES]
+    check(family, "name", name, f"must begin with one of {', '.join(begins)}{hint_at(f'{folder}/', begins)}")
     words = [w for w in _WORDS if folder in w.families.split()]
     found, said = [], set()
     while rest:
-        fits = [(m[0], w, m.groups()) for w in words if (m := re.match(rf"{w.pattern}(?=[_-]|$)", rest))]
-        at_a_loss = f"{rest!r} begins with no word of {folder}: {', '.join(dict.fromkeys(w.pattern for w in words))}"
-        check(fits, "name", name, at_a_loss)
+        fits = [(m[0], w, m.groups()) for w in words if (m := _begins(rest, w))]
+        if not fits: raise BadInput("name", name, _at_a_loss(folder, rest, words, said))
         new = [fit for fit in fits if fit[1].about not in said]
         check(new, "name", name, f"says its {fits[0][1].about} twice")
         there = "after" if "data set" in said else "before"
@@ -253,7 +310,8 @@ def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
         check(len(tail) != 1, "name", name, f"ends in {tail!r}, after which a word is missing")
         rest = tail[1:]
     lacks = [about for about in family.needs if about not in said]
-    check(not lacks, "name", name, f"must say its {', its '.join(lacks)}, too")
+    known = "; ".join(_known(about, words) for about in lacks)
+    check(not lacks, "name", name, f"must say its {', its '.join(lacks)}, too: {known}")
     return family, found
 
 def explain_name(name:str) -> dict[str, str]: # {word: what it says}
@@ -332,6 +390,7 @@ def _registered(name:str) -> Callable[[], Recipe]:
 for _name in VQKD_NAMES:
     if not _name.startswith("ic/"): recipes.register(_registered(_name), name=_name)
 for _name in ("decoder/vqgan", "decoder/llamagen"): stages[_name] = _CLIP
+origins[_SPEAKER] = "GPT-2 medium's own model.safetensors (openai-community/gpt2-medium)"
 
 def _of_a_probe(name:str):
     raise BadInput("name", name, "is a linear probe's: scripts/probe_codes.py trains it, on the codes of --tokenizer")

@@ -26,7 +26,17 @@ import tyro
 from torch import nn
 
 from ..cli import folded, typed_cli
-from ..core import BadInput, Mismatch, check, check_choice, check_int, get_settings, load_settings, save_json
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    check,
+    check_choice,
+    check_int,
+    get_settings,
+    hint_at,
+    load_settings,
+    save_json,
+)
 from ..data.codes import Codes, CodeStore
 from ..data.images import open_images
 from ..data.layouts import layouts, store_from
@@ -45,6 +55,7 @@ from vgnb.training.recipes import (
     TokenizerRecipe,
     grammars,
     is_composed,
+    origins,
     recipe,
     recipe_function,
     recipes,
@@ -127,6 +138,10 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
 def _named_recipe(name:str, kind:str) -> Recipe:
     "A recipe of a family by its name; one that is put together from words is in no list. Errors: of another family."
     is_known = name in recipes or is_composed(name)
+    folder, slash, rest = name.partition("/")
+    near = hint_at(folder, grammars) if slash and not is_known else ""
+    begins = ", ".join(f"{g}/" for g in sorted(grammars))
+    check(not near, "recipe", name, f"must begin with one of {begins}{near.removesuffix('?')}/{rest}?")
     if not is_known: check_choice("recipe", name, sorted(list_recipes(kind)))
     found = recipe(name)
     other = f"must be of kind {kind}; this one is for scripts/train_{found.kind}.py"
@@ -216,7 +231,8 @@ def build_tokenizer(
 def _check_start(recipe:Recipe):
     "What a recipe starts from is there. Errors: `Missing` names the recipe of the stage that makes it."
     first = stages[recipe.name] if recipe.name in stages else ""
-    if recipe.start: find_start(recipe.start, recipe.kind, first)
+    origin = origins[recipe.start] if recipe.start in origins else ""
+    if recipe.start: find_start(recipe.start, recipe.kind, first, origin)
 
 def open_codes(uri:str) -> Codes:
     "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&grid=256` says what files don't."

@@ -150,12 +150,16 @@ def find_start(
     start:str|Path,
     role:str="",       # which part of a pipeline is meant: tokenizer or generator; empty: a model's own folder only
     first:str="",      # the recipe of the stage before: its run is what should lie there
+    origin:str="",     # the published file that should lie there
 ) -> Path:             # a published file, or the folder of a model
     "Where a training begins. Errors: `Missing` says what can be there, or which recipe makes it."
     path = Path(start)
     if weight_files(path): return path
     above = importlib.import_module("vgnb.shipped")      # stands above this room, as the zoo does
     there = path.exists() or str(start) in above.shipped()
+    is_file = bool(origin) or path.suffix in start_files
+    put = f"no such file: put {origin} there, or name it with --start FILE; --start '' begins without it"
+    check(there or not is_file, "start", path, put if origin else "no such file", Missing)
     advice = f"no such run: train {first}, then give the folder of that run here, --start RUN"
     check(there or not first, "start", path, advice, Missing)
     folder = above.part_folder(start, role, "start")
