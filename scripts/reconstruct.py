@@ -132,7 +132,9 @@ def opened_lpips(o: Options, device):
     "LPIPS, where it is asked for: pairs (b, 3, h, w) in [-1, 1] -> (b,). Errors: `Missing` names a file."
     from vgnb.core import get_settings
     from vgnb.tokenizers.lpips import load_lpips
-    return load_lpips(o.weights or get_settings().paths.weights).to(device).eval() if o.lpips else None
+    if not o.lpips: return None
+    instead = "name the folder that has it with --weights, or leave out --lpips"
+    return load_lpips(o.weights or get_settings().paths.weights, instead=instead).to(device).eval()
 
 
 def measured(o: Options, tokenizer, source, count: int, lpips=None) -> tuple[dict, Any, Any]:

@@ -323,8 +323,9 @@ def test_reconstructions_are_measured_by_lpips_too(tmp_path, monkeypatch, capsys
     "On floats, before they become bytes; a network that is not there is named before anything is done."
     look, run = LPIPS().eval(), main_of("reconstruct.py")
     words = ["--tokenizer", "tiny-vqkd", "--data", "shapes://?n=5&size=32", "--batch", "2", "--lpips", "--out"]
-    with pytest.raises(Missing, match="VGG-16"): run([*words, str(tmp_path / "a.npz"), "--weights", str(tmp_path)])
-    monkeypatch.setattr("vgnb.tokenizers.lpips.load_lpips", lambda folder: look)
+    lacks = "VGG-16.*, or name the folder that has it with --weights, or leave out --lpips$"
+    with pytest.raises(Missing, match=lacks): run([*words, str(tmp_path / "a.npz"), "--weights", str(tmp_path)])
+    monkeypatch.setattr("vgnb.tokenizers.lpips.load_lpips", lambda folder, **how: look)
     assert run([*words, str(tmp_path / "a.npz")]) == 0
     numbers = json.loads((tmp_path / "a.json").read_text())
     images = to_tensor(Shapes(5, 32).batch(range(5))[0])

@@ -99,13 +99,14 @@ _FILES = (  # what, the names it may have, where it comes from
 def load_lpips(
     folder:str|Path,  # holds the two files
     compat:Literal["upstream"]|None=None,
+    instead:str="train with lpips=0", # what whoever has no files can do
 ) -> LPIPS:
     "LPIPS with its weights. Errors: `Missing` names the file that is not there and where to put it."
     folder = Path(folder)
     state = {}
     for what, names, origin in _FILES:
         path = next((folder / n for n in names if (folder / n).is_file()), None)
-        remedy = f"put {' or '.join(names)} into {folder} ({origin}), or train with lpips=0"
+        remedy = f"put {' or '.join(names)} into {folder} ({origin}), or {instead}"
         check(path, "weights", folder / names[1], f"no {what}: {remedy}", Missing)
         state |= read_state(path, "weights")
     return vgg_names().load_into(LPIPS(compat), state, str(folder)).eval()
