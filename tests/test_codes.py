@@ -214,6 +214,25 @@ def test_another_run_cannot_continue_a_store(whole, tmp_path):
     with pytest.raises(Missing, match="holds no store of codes"): CodeStore(tmp_path)
 
 
+def test_a_plan_without_shards_gives_way(tmp_path, capsys):
+    "An attempt that wrote nothing does not keep the next one, on other data, from the folder; any other file does."
+    CodeWriter(tmp_path, PLAN)
+    for change in (dict(tokenizer="u" * 64), dict(tokenizer="u" * 64, times="later")):
+        other = CodePlan(**{**PLAN.__dict__, **change})
+        CodeWriter(tmp_path, other)
+        assert "replaced, no shard was written by it" in capsys.readouterr().err
+    CodeWriter(tmp_path, other)
+    assert json.loads((tmp_path / "plan.json").read_text())["tokenizer"] == "u" * 64 and not capsys.readouterr().err
+    before = (tmp_path / "plan.json").read_text()
+    for foreign in (before.replace("vgnb.codes/", "vgnb.features/"), before.replace("vgnb.codes/", "mine/")):
+        (tmp_path / "plan.json").write_text(foreign)
+        with pytest.raises(Mismatch, match="holds another store"): CodeWriter(tmp_path, PLAN)
+        assert (tmp_path / "plan.json").read_text() == foreign
+    (tmp_path / "plan.json").write_text(before)
+    (tmp_path / "00000.codes").write_bytes(b"x")
+    with pytest.raises(Mismatch, match="holds another store"): CodeWriter(tmp_path, PLAN)
+
+
 ZEROS = torch.zeros(1, 2, 2, 3, 2).long()
 
 

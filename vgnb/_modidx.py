@@ -404,6 +404,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vgnb.data.shards._ascend_within': ('data/shards.html#_ascend_within', 'vgnb/data/shards.py'),
                                   'vgnb.data.shards._check_times': ('data/shards.html#_check_times', 'vgnb/data/shards.py'),
                                   'vgnb.data.shards._differences': ('data/shards.html#_differences', 'vgnb/data/shards.py'),
+                                  'vgnb.data.shards._holds_only_a_plan': ('data/shards.html#_holds_only_a_plan', 'vgnb/data/shards.py'),
                                   'vgnb.data.shards._join_plan': ('data/shards.html#_join_plan', 'vgnb/data/shards.py'),
                                   'vgnb.data.shards._knows': ('data/shards.html#_knows', 'vgnb/data/shards.py'),
                                   'vgnb.data.shards._lasting': ('data/shards.html#_lasting', 'vgnb/data/shards.py'),

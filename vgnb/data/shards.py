@@ -107,6 +107,10 @@ def _check_times(folder:Path, theirs:dict, mine:dict):
           "without their times (cp -p and rsync -a keep them); choose a new folder, or remove this one", Mismatch)
 
 # %% ../../nbs/data/119_shards.ipynb #499b18cf
+def _holds_only_a_plan(folder:Path) -> bool:
+    "Whether a store was begun, and nothing written into it."
+    return [p.name for p in folder.iterdir() if p.name[0] != "."] == ["plan.json"]
+
 def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
     "Begin a store with this plan, or go on with the same one (its format may be older). Errors: `Mismatch`."
     check(not folder.exists() or folder.is_dir(), "path", folder, "must be a folder")
@@ -116,10 +120,17 @@ def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
         save_json(folder / "plan.json", mine)
         return mine
 
+    is_bare = _holds_only_a_plan(folder)                # before the plan is read: it may be a better one by then
     theirs = _stored_plan(folder)
     is_old = theirs is not None and theirs["format"] == mine["format"].replace(f"/{_FORMAT}", f"/{_OLD_SEALS}")
     if is_old: mine = mine | {"format": theirs["format"]}
     differs = _differences(theirs, mine)
+    is_ours = theirs is not None and theirs["format"].startswith(f"vgnb.{kind}/")
+    if is_bare and is_ours and digest(theirs) != digest(mine):      # of an attempt that came to nothing
+        why = differs or "the times of its files"
+        print(f"{folder / 'plan.json'}: replaced, no shard was written by it ({why})", file=sys.stderr)
+        save_json(folder / "plan.json", mine)
+        return mine
     if not differs:
         _check_times(folder, theirs, mine)
         return mine
