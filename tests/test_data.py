@@ -419,6 +419,13 @@ def test_columns_are_guessed_only_when_there_is_one_candidate(photos, tmp_path):
 @pytest.mark.parametrize("uri, words", [
     ("nowhere", "no such folder"),
     ("nowhere.tar", "no such tar"),
+    ("x.parquet", r"is a parquet file: read .* datasets://.*\?split=train, .*datasets://.*x.parquet$"),
+    ("x.JSON", "is a json file: .*datasets://.*name their folder"),
+    ("folder://{}/x.csv", "is a csv file: .*datasets://"),
+    ("x.zip", "is a zip file: unpack it .*as a .tar"),
+    ("x.npz", "is a file of arrays"),
+    ("mixed/x.png", "is a single picture: name its folder, .*mixed$"),
+    ("a.txt", "is a file, where a folder of pictures or a .tar is meant"),
     ("void", "must hold pictures"),
     ("mixed", "not both"),
     ("wds://{}/void", "at least one .tar"),
@@ -435,7 +442,7 @@ def test_columns_are_guessed_only_when_there_is_one_candidate(photos, tmp_path):
 ])
 def test_a_bad_address_is_one_sentence(tmp_path, uri, words):
     (tmp_path / "void").mkdir()
-    (tmp_path / "a.txt").write_text("x")
+    for name in ("a.txt", "x.parquet", "x.JSON", "x.csv", "x.zip", "x.npz"): (tmp_path / name).write_text("x")
     dot = encode(Image.new("RGB", (2, 2)), "PNG")
     write_folder(tmp_path, [("mixed/x.png", dot), ("mixed/c/y.png", dot)])
     with pytest.raises(BadInput, match=words):

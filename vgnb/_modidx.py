@@ -225,6 +225,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vgnb.data.images.WrappedImages._mark': ('data/images.html#wrappedimages._mark', 'vgnb/data/images.py'),
                                   'vgnb.data.images._as_it_is': ('data/images.html#_as_it_is', 'vgnb/data/images.py'),
                                   'vgnb.data.images._as_picture': ('data/images.html#_as_picture', 'vgnb/data/images.py'),
+                                  'vgnb.data.images._check_is_a_place': ('data/images.html#_check_is_a_place', 'vgnb/data/images.py'),
                                   'vgnb.data.images._classes_of_dataset': ('data/images.html#_classes_of_dataset', 'vgnb/data/images.py'),
                                   'vgnb.data.images._note_on_lost': ('data/images.html#_note_on_lost', 'vgnb/data/images.py'),
                                   'vgnb.data.images._number': ('data/images.html#_number', 'vgnb/data/images.py'),

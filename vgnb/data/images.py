@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, digest
 from .annotated import AnnotatedImages, read_classes
+from .listing import SUFFIXES
 from .shapes import Shapes
 from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
 from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
@@ -138,11 +139,32 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     source.notes = beside_shards(where)
     return source
 
+# %% ../../nbs/data/110_images.ipynb #5ae81d49
+_TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
+_PACKED = (".zip", ".rar", ".7z", ".gz", ".bz2", ".xz", ".zst")
+
+def _check_is_a_place(path:Path):
+    "A file that is no tar is not opened as pictures. Errors: `BadInput` says what it is, and how such a file is read."
+    ending = path.suffix.lower()
+    where = path.parent.as_posix()
+    what = f"is a file, where a folder of pictures or a .tar is meant: name {where}, or another address"
+    if ending in _TABLES:
+        what = f"is a {ending[1:]} file: read the tables of its folder as datasets://{where}?split=train, " \
+               f"or this one alone as datasets://{path.as_posix()}"
+    if ending in (".json", ".jsonl", ".csv"):
+        what += "; one that lists or labels pictures that lie elsewhere is no set: name their folder"
+    if ending in _PACKED: what = f"is a {ending[1:]} file: unpack it and name the folder, or pack it anew as a .tar"
+    if ending in (".npz", ".npy"):
+        what = "is a file of arrays: pictures are read from a folder, a .tar or tables; save them as files, one each"
+    if ending in SUFFIXES: what = f"is a single picture: name its folder, {where}"
+    check(not path.is_file(), "uri", path, what)
+
 # %% ../../nbs/data/110_images.ipynb #f5c9be6a
 def _open_path(path:Path, classes, **kw) -> StoredImages:
     "A tar, the root of Kaggle's layout, or a folder of pictures."
     packed = re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", path.name.lower())
     if packed and not path.is_dir(): return TarImages(path, classes=classes, **kw)
+    _check_is_a_place(path)
     if not is_kaggle(path): return FolderImages(path, classes=classes, **kw)
     check(classes is None, "classes", classes, "can't be chosen here: Kaggle's layout names them itself")
     return KaggleImages(path, **kw)
