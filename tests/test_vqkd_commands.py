@@ -43,6 +43,7 @@ from vgnb.training.commands import (
 from vgnb.training.recipes import recipe, recipe_function
 from vgnb.training.run_folder import Run
 from vgnb.training.trackers import read_log
+from vgnb.training.trainer import Trainer
 from vgnb.views.desk import reconstruct
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,6 +150,21 @@ def test_a_composed_name_trains_and_goes_on(tmp_path):
     assert load_model(tmp_path / "model").config.quantizer.levels == (8, 8, 5, 5, 5)
     assert len(read_log(tmp_path / "log.jsonl")) == 1, "the second time there was nothing left to do"
     with pytest.raises(Mismatch, match="recipe.*fsq/8000_dd1_satin_ddp"): train(options("fsq/8000_dd2_satin_ddp"))
+
+
+def test_a_run_says_whether_it_goes_on_or_was_finished(place, tmp_path, capsys):
+    small = replace(GPT2, block="llama", layers=1, class_dropout=0)
+    r = vqkd_recipe("ar/c2i_llama_medium_imagenet_ddp", model=small, data=str(place / "codes"), batch=2, steps=2)
+    whole, task, data = build_generator(r)
+    began = []
+    Trainer(task, data, whole, tmp_path, QUIET).fit(until=1, opened=began.append)
+    assert began == [0] and capsys.readouterr().out == ""
+    said = []
+    for _ in range(2):
+        assert train(GeneratorOptions(r, tmp_path, run=QUIET)).finished
+        said.append(capsys.readouterr().out.splitlines())
+    where = f"2 steps: the model is in {tmp_path / 'model'}"
+    assert said == [["going on from step 1 of 2", f"finished, {where}"], [f"finished already, {where}"]]
 
 
 def test_a_strangers_recipe_may_have_a_name_that_is_none(place):

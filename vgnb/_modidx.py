@@ -5095,6 +5095,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vgnb.training.commands.parse': ('training/commands.html#parse', 'vgnb/training/commands.py'),
                                         'vgnb.training.commands.tell_start': ( 'training/commands.html#tell_start',
                                                                                'vgnb/training/commands.py'),
+                                        'vgnb.training.commands.tell_step': ( 'training/commands.html#tell_step',
+                                                                              'vgnb/training/commands.py'),
                                         'vgnb.training.commands.train': ('training/commands.html#train', 'vgnb/training/commands.py')},
             'vgnb.training.extract': { 'vgnb.training.extract.CaptionImages': ( 'training/extract.html#captionimages',
                                                                                 'vgnb/training/extract.py'),

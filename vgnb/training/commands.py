@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['default_run', 'TrainOptions', 'GeneratorOptions', 'list_recipes', 'first_word', 'parse', 'help_text',
            'build_tokenizer', 'open_codes', 'follow_codes', 'build_generator', 'describe', 'build', 'train',
-           'tell_start', 'finish']
+           'tell_step', 'tell_start', 'finish']
 
 # %% ../../nbs/training/550_commands.ipynb #8cceda40
 import importlib
@@ -381,17 +381,26 @@ def train(
     slow = slow_precision(trainer.processes.device, recipe.precision)
     if slow and trainer.processes.main: print(slow, file=sys.stderr)
     begin = partial(tell_start, task, out) if trainer.processes.main else None
-    done = trainer.fit(begin=begin)
+    begun = []                                    # the step that it goes on from
+    def opened(step:int):
+        begun.append(step)
+        if trainer.processes.main: tell_step(step, recipe.steps)
+    done = trainer.fit(begin=begin, opened=opened)
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
     if done.finished:
         trainer.processes.together(lambda: finish(trainer, out / "model"))
-        if trainer.processes.main: print(f"finished, {done.step:,} steps: the model is in {out / 'model'}")
+        already = " already" * (begun == [done.step])
+        if trainer.processes.main: print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
         print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; "
               "run the same command again to go on", file=sys.stderr)
     return done
 
 # %% ../../nbs/training/550_commands.ipynb #1b4c5fb4
+def tell_step(step:int, steps:int):
+    "Say that a run goes on, where it does."
+    if 0 < step < steps: print(f"going on from step {step:,} of {steps:,}")
+
 def tell_start(task:Task, out:Path):
     "Say what was left out of where a task started, and write the whole account to `<out>/start.json`."
     if not task.started: return

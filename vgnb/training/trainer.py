@@ -225,6 +225,7 @@ class Trainer(Session):
     def fit(self,
         until:int|None=None,
         begin:Callable|None=None,    # begin(): done first, once the folder is ours
+        opened:Callable|None=None,   # opened(step): done before the first step; where the run goes on, 0 for a new one
     ) -> Outcome:
         "Train to the end of the recipe, to step `until` or to a signal; either way the last step is published."
         stop = min(until or self.recipe.steps, self.recipe.steps)
@@ -236,6 +237,7 @@ class Trainer(Session):
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
             self.open()
+            if opened: opened(self.step)
             _tell_rate(self)
             self.stepper.owed = None                         # of the checkpoint's steps, not of ours
             show = self.run.progress if self.processes.main else False
