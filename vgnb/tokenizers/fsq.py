@@ -48,29 +48,19 @@ class FSQ(Quantizer):
     def __init__(self, config:FSQConfig=FSQConfig()):
         c = self.config = config
         super().__init__(c.vocab, c.dim, UsageMeter(c.vocab[0], c.usage) if c.usage else None)
-        place = [prod(c.levels[:i]) for i in range(c.dim)]  # what a digit is worth
         self.register_buffer("levels", torch.tensor(c.levels), persistent=False)
-        self.register_buffer("place", torch.tensor(place), persistent=False)
+        self.register_buffer("place", torch.tensor([prod(c.levels[:i]) for i in range(c.dim)]), persistent=False)
 
-    @property
-    def reach(self) -> Tensor:
-        "How far a bounded feature goes to either side (d,) fp32."
-        return (self.levels - 1).float() * (1 - self.config.eps) / 2
-
-    @property
-    def offset(self) -> Tensor:
-        "Even numbers have no middle: half a step (d,) fp32."
-        return (1 - self.levels % 2).float() / 2
-
-    @property
-    def shift(self) -> Tensor:
-        "What sends 0 to 0 (d,) fp32."
-        return (self.offset / self.reach).atanh()
+    def curve(self) -> tuple[Tensor, Tensor, Tensor]:
+        "Reach to either side, half a step for even numbers (they have no middle), what sends 0 to 0: (d,) fp32 each."
+        reach, half = (self.levels - 1).float() * (1 - self.config.eps) / 2, (1 - self.levels % 2).float() / 2
+        return reach, half, (half / reach).atanh()
 
     def bounded(self, z:Tensor) -> Tensor:
         "Features (b, d, *grid) -> (b, *grid, d) fp32, each channel within its integers."
         z = self.channels_last(z).contiguous()              # laid out as looked-up rows are: same bits later
-        return (z + self.shift).tanh() * self.reach - self.offset
+        reach, half, shift = self.curve()
+        return (z + shift).tanh() * reach - half
 
     def scaled(self, y:Tensor) -> Tensor:
         "Integers (b, *grid, d) -> rows (b, d, *grid), about [-1, 1]."
