@@ -96,7 +96,7 @@ def test_dry_runs_touch_nothing(tmp_path):
 
 WRONG = [   # script and arguments, words of the one line on stderr
     ("train_tokenizer vq-61", "recipe='vq-61': must be one of"),
-    ("train_tokenizer gpt-b", "recipe='gpt-b': must be one of"),
+    ("train_tokenizer gpt-b", "recipe='gpt-b': must be of kind tokenizer"),
     ("train_tokenizer vq-16 --data shapes:// --weights {tmp}", "no VGG-16 weights: put vgg16"),
     ("train_tokenizer shapes-tokenizer --data {tmp}/none", "no such folder"),
     ("train_tokenizer shapes-tokenizer --batch 0", "batch=0: must be an integer >= 1"),

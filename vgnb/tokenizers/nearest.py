@@ -189,7 +189,6 @@ def kmeans(
     check_int("size", size, 1)
     check_int("iterations", iterations, 0)
     check(len(z) >= size, "features", len(z), f"k-means needs at least as many features as codes ({size})")
-    check(bool(z.isfinite().all()), "features", "not finite", "must be finite numbers")
     z = l2_normalize(z.float()) if spherical else z.float()
     one_draw = At(torch.zeros(1, dtype=torch.int64, device=z.device))
     table = z[draws.permutation("kmeans", one_draw, len(z))[0, :size]]
