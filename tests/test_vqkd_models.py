@@ -559,7 +559,7 @@ def test_every_word_of_a_name_is_explained_and_options_win_by_name():
     probe = vqkd_recipe("ic/imagenet_ddp", steps=7)
     assert (probe.steps, probe.batch, probe.optim.name) == (7, 512, "lars")
     with pytest.raises(BadInput, match="Optim field='rl'"): vqkd_recipe(VQKD_NAMES[0], optim=dict(rl=1))
-    with pytest.raises(BadInput, match="modle="): vqkd_recipe(VQKD_NAMES[0], modle=1)
+    with pytest.raises(BadInput, match="field='modle'"): vqkd_recipe(VQKD_NAMES[0], modle=1)
     with pytest.raises(BadInput, match="steps=0"): vqkd_recipe(VQKD_NAMES[0], steps=0)
 
 
