@@ -518,6 +518,7 @@ def test_the_parts_of_another_crop_are_not_taken(torn, tmp_path):
                 shard_size=1024)
     (tmp_path / "q.npz.parts").mkdir()
     (tmp_path / "q.npz.parts" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "q.npz.parts" / "00000.npz").write_bytes(b"a part")
     with pytest.raises(Mismatch, match="images is"):
         extract_reference(open_samples(torn, 24, max_bad=2), tmp_path / "q.npz", Mean(), progress=False)
 
