@@ -51,14 +51,12 @@ class Options:
 
 def recipe_of(o: Options):
     "How the head is trained."
-    from vgnb.core import check, check_float, check_int
+    from vgnb.core import check, named_as
     from vgnb.recipes.vqkd_recipes import vqkd_recipe
-    check_int("rows", o.rows, 2)
-    check_int("seed", o.seed, 0)
-    check_float("lr", o.lr, 0)
     check(0 <= o.momentum < 1, "momentum", o.momentum, "must be a number >= 0 and below 1")
     optim = dict(lr=o.lr, betas=(o.momentum, 0.0))
-    return vqkd_recipe("ic/imagenet_ddp", steps=o.steps, batch=o.rows, seed=o.seed, optim=optim)
+    with named_as(batch="rows", **{"optim.lr": "lr"}):
+        return vqkd_recipe("ic/imagenet_ddp", steps=o.steps, batch=o.rows, seed=o.seed, optim=optim)
 
 
 def views_of(o: Options):

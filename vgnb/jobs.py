@@ -57,8 +57,8 @@ from .sampling.extrapolation import Extrapolate
 from .sampling.painting import Application
 from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
-from .sampling.streaming import need_progressive, plan_of
-from .tokenizers.pictures import check_size, denoising
+from .sampling.streaming import need_progressive
+from .tokenizers.pictures import check_size, denoising, plan_of
 from .upright import ORIENTATIONS
 
 # %% ../nbs/720_jobs.ipynb #e9a84076

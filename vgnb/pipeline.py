@@ -50,18 +50,10 @@ from .sampling.painting import Application, Painting, Request
 from .sampling.prefix import Continue, Prefix
 from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
 from .sampling.settings import Sampling, short_form, spelled
-from vgnb.sampling.streaming import (
-    Arriving,
-    Preview,
-    arrivals,
-    first_codes,
-    need_progressive,
-    plan_of,
-    preview_pictures,
-)
+from .sampling.streaming import Arriving, Preview, arrivals, first_codes, need_progressive, preview_pictures
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
 from .shipped import FORMAT, check_role, shipped, shipped_folder
-from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures
+from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures, plan_of
 from .tokenizers.tokenizer import Tokenizer
 from .upright import ORIENTATIONS, as_rgb
 

@@ -205,11 +205,10 @@ def forward(self:ProposalTransformer,
     return self.loss((self.words(x),), codes + self.config.class_words, valid)
 
 @patch
-def column_work(self:ProposalConfig) -> int:
-    "Multiply-adds of one block's linear layers for a column of the sequence."
-    shared = (self.kv_heads or self.heads) / self.heads
+def ffn_work(self:ProposalConfig) -> int:
+    "Multiply-adds of one block's feed-forward layers for a column of the sequence."
     layers = 2 if self.block == "gpt2" else 3
-    return round(2 * (1 + shared) * self.dim ** 2) + layers * self.dim * self.width
+    return layers * self.dim * self.width
 
 # %% ../../nbs/generators/322_proposal.ipynb #0967b5a8
 _P = "_transformer._transformer."

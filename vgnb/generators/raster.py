@@ -502,8 +502,12 @@ def accept(self:RasterTransformer, state:DecoderState, positions:Tensor, tokens:
 def column_work(self:RasterConfig) -> int:
     "Multiply-adds of one block's linear layers for a column of the sequence."
     shared = (self.kv_heads or self.heads) / self.heads
-    attention = round(2 * (1 + shared) * self.dim ** 2)
-    return attention + 3 * self.dim * ffn_width(self.dim, self.ffn_multiple, self.ffn_multiplier)
+    return round(2 * (1 + shared) * self.dim ** 2) + self.ffn_work()
+
+@patch
+def ffn_work(self:RasterConfig) -> int:
+    "Those of its feed-forward layers alone."
+    return 3 * self.dim * ffn_width(self.dim, self.ffn_multiple, self.ffn_multiplier)
 
 @patch
 def stream_work(self:RasterConfig,

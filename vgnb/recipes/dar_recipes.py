@@ -96,8 +96,8 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
     """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
 
     Result: PSNR 24.5 dB, all codes used, the judge right on 89.3% of 2,000 held-out pictures (one seed), previews
-    nearer to the picture with every step; 16 minutes of one CPU core. No perceptual loss, no teacher, no critic; a
-    sketch teaches the encoder, and from step 1,500 on three of four pictures are begun by the decoder itself.
+    nearer to the picture with every step; about 18 minutes of one CPU core. No perceptual loss, no teacher, no critic;
+    a sketch teaches the encoder, and from step 1,500 on three of four pictures are begun by the decoder itself.
     Command:
 
         python scripts/train_tokenizer.py shapes-dar-tokenizer --out runs/tiny/dar-tokenizer"""

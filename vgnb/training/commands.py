@@ -381,15 +381,12 @@ def train(
     slow = slow_precision(trainer.processes.device, recipe.precision)
     if slow and trainer.processes.main: print(slow, file=sys.stderr)
     begin = partial(tell_start, task, out) if trainer.processes.main else None
-    begun = []                                    # the step that it goes on from
-    def opened(step:int):
-        begun.append(step)
-        if trainer.processes.main: tell_step(step, recipe.steps)
+    opened = partial(tell_step, steps=recipe.steps) if trainer.processes.main else None
     done = trainer.fit(begin=begin, opened=opened)
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
     if done.finished:
         trainer.processes.together(lambda: finish(trainer, out / "model"))
-        already = " already" * (begun == [done.step])
+        already = " already" * (trainer.began == done.step)
         if trainer.processes.main: print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
         print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; "

@@ -237,7 +237,8 @@ class Trainer(Session):
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
             self.open()
-            if opened: opened(self.step)
+            self.began = self.step                               # 0, or where it goes on
+            if opened: opened(self.began)
             _tell_rate(self)
             self.stepper.owed = None                         # of the checkpoint's steps, not of ours
             show = self.run.progress if self.processes.main else False
