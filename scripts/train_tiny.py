@@ -301,13 +301,16 @@ def generator(o: Options) -> int:
 
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
-    from vgnb.core import check_choice
+    from vgnb.core import Missing, check, check_choice
     from vgnb.places import check_vacant, locked_file
     o = typed_cli(Options, args=argv, description=__doc__)
     check_choice("name", o.name, (TEACHER, *TOKENIZERS, *SETTINGS))
     work = teacher if o.name == TEACHER else tokenizer if o.name in TOKENIZERS else generator
     if o.dry_run: return work(o)
     check_vacant(o.ship / o.name, o.overwrite, "ship")
+    reads = READS.get(o.name, "tokenizer") if o.name in SETTINGS else None
+    allowed = f"must hold {reads}, whose codes {o.name} learns: make that first, with the same --ship"
+    check(reads is None or (o.ship / reads).is_dir(), "ship", o.ship, allowed, Missing)
     with locked_file(o.out / o.name): return work(o)
 
 

@@ -895,7 +895,7 @@ ROWS = [
     Bad("no-vgg", "weights", "weights/vgg16-397923af.pth", "no VGG-16 weights: put vgg16.safetensors or",
         lambda w: vqgan_loss(VQGANLossConfig(lpips=1), weights="weights", size=32),
         TOKENIZER + "--loss.lpips 1 --weights weights"),
-    Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of jsonl, none, tensorboard, wandb",
+    Bad("unknown-tracker", "tracker", "'papyrus'", "must be one of aim, clearml, comet_ml, dvclive, jsonl, mlflow",
         lambda w: Run(tracker="papyrus"),
         TOKENIZER + "--tracker papyrus"),
     Bad("tracker-not-installed", "tracker", "'tensorboard'", "is not installed: pip install tensorboard",

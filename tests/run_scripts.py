@@ -24,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
          "sklearn")
 COLD = ("torch", "tyro")        # paid for once
-WARM = (*COLD, "torch._dynamo", "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure",
+PAGES = ("nbdev.test", "execnb.shell", "IPython.core.interactiveshell", "matplotlib.pyplot",
+         "matplotlib.backends.backend_agg")
+WARM = (*COLD, *PAGES, "torch._dynamo", "accelerate", "datasets", "vgnb.evaluation.judge", "vgnb.evaluation.measure",
         "vgnb.jobs", "vgnb.training.commands", "vgnb.training.extract", "vgnb.zoo")
 HELPFUL = (["sample.py"], ["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"])   # whose options are many
 

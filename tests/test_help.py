@@ -13,8 +13,8 @@ WIDE = 80     # columns of the window that Scripts pretends
 
 
 @pytest.fixture(scope="module")
-def cold(tmp_path_factory):
-    return Scripts(tmp_path_factory.mktemp("help"), warm=False)
+def helped(tmp_path_factory):
+    return Scripts(tmp_path_factory.mktemp("help"))
 
 
 def entries(text: str) -> list[str]:
@@ -29,8 +29,8 @@ def paragraphs(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("words", [[name] for name in ALL + STUDIES] + OF_A_RECIPE, ids=" ".join)
-def test_help_fits_the_window_and_says_each_default_once(cold, words):
-    ran = cold(*words, "--help")
+def test_help_fits_the_window_and_says_each_default_once(helped, words):
+    ran = helped(*words, "--help")
     assert ran.code == 0 and "╭" in ran.out or "recipes:" in ran.out, ran
     assert [line for line in paragraphs(ran.out) if len(line) > WIDE] == []
     assert "\n\n\n" not in ran.out
@@ -43,8 +43,8 @@ def boxes(text: str) -> dict[str, str]:
     return dict(found)
 
 
-def test_sampling_options_stand_in_groups(cold):
-    found = boxes(cold("sample.py", "--help").out)
+def test_sampling_options_stand_in_groups(helped):
+    found = boxes(helped("sample.py", "--help").out)
     one_each = {"how tokens are drawn": "--steps", "source options": "--classes", "painting options": "--inpaint",
                 "larger options": "--extrapolate", "output options": "--sheet", "guidance options": "--guidance.scale"}
     for title, option in one_each.items():
@@ -58,11 +58,11 @@ def names(text: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("script, words", [("sample.py", []), ("search_guidance.py", ["tiny-randar", "REF"])])
-def test_help_names_the_parts_and_every_name_is_taken(cold, script, words):
+def test_help_names_the_parts_and_every_name_is_taken(helped, script, words):
     from vgnb.cli import typed_cli
     from vgnb.generators.schedules import SCHEDULES
     from vgnb.sampling.settings import Sampling
-    found = names(cold(script, *words, "--help").out)
+    found = names(helped(script, *words, "--help").out)
     assert set(found) == {"--order", "--guidance", "--schedule", "--picks.0", "--picks.0.temperature", "--picks.1"}
     assert {"confidence", "halton", "raster"} <= set(found["--order"]) and found["--schedule"] == list(SCHEDULES)
     assert {"spatial", "cfg"} <= set(found["--guidance"])
@@ -70,16 +70,16 @@ def test_help_names_the_parts_and_every_name_is_taken(cold, script, words):
         for name in taken: assert isinstance(typed_cli(Sampling, [option, name], Sampling()), Sampling)
 
 
-def test_a_tokenizers_help_names_its_quantizers(cold):
-    found = names(cold("train_tokenizer.py", "vq-16", "--help").out)
+def test_a_tokenizers_help_names_its_quantizers(helped):
+    found = names(helped("train_tokenizer.py", "vq-16", "--help").out)
     assert any("fsq" in taken for taken in found.values()), found
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
-def test_recipes_stand_in_a_column_of_their_own(cold, kind):
+def test_recipes_stand_in_a_column_of_their_own(helped, kind):
     "No name runs into what is said of it."
     from vgnb.training.commands import list_recipes
-    listed = cold(f"train_{kind}.py", "--help").out.split("recipes:\n")[1].splitlines()
+    listed = helped(f"train_{kind}.py", "--help").out.split("recipes:\n")[1].splitlines()
     found = [match for line in listed if (match := re.match(r"  (\S+) +(?=\S)", line))]
     assert {match[1] for match in found} == set(list_recipes(kind))
     assert len({match.end() for match in found}) == 1
@@ -98,27 +98,27 @@ def test_a_recipes_command_can_be_copied(kind):
         assert broken == [] or "Command:" not in "".join(lines), name
 
 
-def test_each_training_lists_its_own_options_only(cold):
+def test_each_training_lists_its_own_options_only(helped):
     of_pictures, of_codes = {"--max-bad", "--weights"}, {"--preview-every", "--preview-tokenizer", "--preview-count"}
     for words, own, others in ((OF_A_RECIPE[0], of_pictures, of_codes), (OF_A_RECIPE[1], of_codes, of_pictures)):
-        listed = set(re.findall(r"--[a-z-]+", cold(*words, "--help").out))
+        listed = set(re.findall(r"--[a-z-]+", helped(*words, "--help").out))
         assert own <= listed and not others & listed, words
 
 
-def test_a_chosen_parts_fields_are_options(cold):
-    assert "--order.noise" in cold("sample.py", "--order", "confidence", "--help").out
-    wrong = cold("sample.py", "--order", "confidense", "--help")
+def test_a_chosen_parts_fields_are_options(helped):
+    assert "--order.noise" in helped("sample.py", "--order", "confidence", "--help").out
+    wrong = helped("sample.py", "--order", "confidense", "--help")
     assert wrong.code == 2 and "did you mean confidence" in wrong.err
 
 
 @pytest.mark.parametrize("script, name", [
     ("check_parity.py", "llamagen/case"), ("check_manifests.py", "llamagen-model")])
-def test_a_dry_run_of_a_check_names_what_it_would_compare(cold, tmp_path, script, name):
+def test_a_dry_run_of_a_check_names_what_it_would_compare(helped, tmp_path, script, name):
     asked = tmp_path / f"{name}.json"
     asked.parent.mkdir(exist_ok=True)
     asked.write_text("not JSON: nobody opens it")
-    ran = cold(script, tmp_path, "--dry-run")
+    ran = helped(script, tmp_path, "--dry-run")
     first, last = ran.out.splitlines()
     assert ran.code == 0 and first == name and last.startswith("1 "), ran
-    none = cold(script, tmp_path, "--system", "other", "--dry-run")
+    none = helped(script, tmp_path, "--system", "other", "--dry-run")
     assert none.code == 1 and none.out.startswith("0 "), none

@@ -32,7 +32,7 @@ from vgnb.training.randar_yaml import published_rate, published_recipe
 from vgnb.training.recipes import Optim, Rate, rate_at
 from vgnb.training.run_folder import Run, mirrored
 from vgnb.training.tasks import Phase, Task
-from vgnb.training.trackers import read_log, trackers
+from vgnb.training.trackers import PROGRAMS, read_log, trackers
 from vgnb.training.trainer import Trainer
 
 # Rates
@@ -340,6 +340,10 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.__spec__ = ModuleSpec("wandb", None)
         self.calls = []
+        self.config = self
+        self.settings = {}
+
+    def update(self, settings, allow_val_change): self.settings = settings
 
     def init(self, **kw):
         self.calls.append(kw)
@@ -357,7 +361,67 @@ def test_wandb(tmp_path, monkeypatch, name, mode):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     Trainer(Pair(), Points(), RECIPE, tmp_path / name, Run(progress=False, tracker=name, log_every=5)).fit(10)
     first, *rest = fake.calls
-    assert (first["mode"], first["name"], first["resume"]) == (mode, name, "allow") and rest == [5, 10, "done"]
+    assert (first.get("mode"), first["name"], first["resume"]) == (mode, name, "allow") and rest == [5, 10, "done"]
+    assert first["project"] == "vgnb" and len(first["id"]) == 16
+    assert fake.settings["optim.lr"] == RECIPE.optim.lr and fake.settings["steps"] == RECIPE.steps
+
+
+class FakeWriter:
+    "Stands for TensorBoard's."
+    made = []
+
+    def __init__(self, folder, **kw):
+        self.folder, self.kw, self.lines = folder, kw, []
+        self.made.append(self)
+
+    def add_scalar(self, name, value, global_step, **kw): self.lines.append((name, value, global_step))
+    def flush(self): pass
+    def close(self): self.lines.append("closed")
+
+
+def test_tensorboard_goes_on_where_the_checkpoint_is(tmp_path, monkeypatch):
+    "Event files lie in the run folder; what was logged after the checkpoint is dropped; NaN is left out."
+    package, writer = types.ModuleType("tensorboard"), types.ModuleType("torch.utils.tensorboard")
+    package.__spec__, writer.SummaryWriter, FakeWriter.made = ModuleSpec("tensorboard", None), FakeWriter, []
+    monkeypatch.setitem(sys.modules, "tensorboard", package)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", writer)
+    monkeypatch.setattr(torch.utils, "tensorboard", writer, raising=False)
+    run = Run(progress=False, tracker="tensorboard", log_every=5)
+    for until in (10, 15): Trainer(Pair(), Points(), RECIPE, tmp_path / "run", run).fit(until)
+    first, second = FakeWriter.made
+    assert Path(first.folder) == tmp_path / "run" and (first.kw, second.kw) == ({"purge_step": 0}, {"purge_step": 10})
+    logged = {(name, step) for name, _, step in first.lines[:-1]}
+    assert {("net.loss", 5), ("net.loss", 10), ("lr", 10)} <= logged and first.lines[-1] == "closed"
+    tracker = trackers["tensorboard"](tmp_path / "other", 0, RECIPE)
+    tracker.log(3, {"loss": None, "lr": 0.5})
+    assert FakeWriter.made[-1].lines == [("lr", 0.5, 3)]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_is_accelerates_and_is_missed_by_name(name, monkeypatch):
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    assert name in LOGGER_TYPE_TO_CLASS and trackers[name].package == name
+    monkeypatch.setattr("importlib.util.find_spec", lambda *a: None)
+    with pytest.raises(BadInput, match=f"is not installed: pip install {name}"): Run(tracker=name)
+
+
+def test_settings_of_a_run_are_flat(tmp_path, monkeypatch):
+    "Programs take scalars."
+    told, settings = {}, {}
+    class Plain:
+        def __init__(self, run_name, **kw): told["name"] = run_name
+        def store_init_configuration(self, values): settings.update(values)
+        def log(self, values, step): told[step] = values
+        def finish(self): told["finished"] = True
+
+    import accelerate.tracking
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "trackio", Plain)
+    tracker = trackers["trackio"](tmp_path / "my-run", 0, RECIPE)
+    tracker.log(4, {"loss": 1.0, "bad": None})
+    tracker.close()
+    assert told["name"] == "my-run" and told[4] == {"loss": 1.0} and told["finished"]
+    assert all(v is None or isinstance(v, (bool, int, float, str)) for v in settings.values())
+    assert settings["optim.weight_decay"] == RECIPE.optim.weight_decay and settings["rate.warmup"] == 10
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")

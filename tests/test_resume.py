@@ -45,6 +45,7 @@ def names(folder) -> list[str]: return [p.name for p in checkpoints(Path(folder)
 def manifest(folder) -> dict: return json.loads((folder / "run.json").read_text())
 
 
+@pytest.mark.full
 def test_kills_at_random_moments(tmp_path):
     """Ten SIGKILLs; weights, averages, optimizer memory and counters end bit-identical, no published checkpoint is ever
     lost."""
@@ -216,7 +217,7 @@ Trainer(Filling(), Points(), RECIPE, sys.argv[1], how).fit(20)
 """
 
 
-@pytest.mark.parametrize("how,code", [("stop", 1), ("warn", 0)])
+@pytest.mark.parametrize("how,code", [("stop", 1), pytest.param("warn", 0, marks=pytest.mark.full)])
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, how, code):
     done = run("-c", FULL_DISK, tmp_path, how)
     assert done.returncode == code and "could not be written" in done.stderr, done.stderr

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from vgnb.core import BadInput
+from tests.run_scripts import main_of
+from vgnb.core import BadInput, Missing
 from vgnb.evaluation.judge import judge_input, load_judge
 from vgnb.kinds import from_json, to_json
 from vgnb.pipeline import Pipeline
@@ -84,3 +85,10 @@ print(*(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stdout + done.stderr
+
+
+def test_a_generator_is_made_beside_its_tokenizer(tmp_path):
+    "Refused before anything is extracted or trained."
+    with pytest.raises(Missing, match="ship=.* must hold iar2-tokenizer, whose codes iar2 learns"):
+        main_of("train_tiny.py")(["iar2", "--ship", str(tmp_path / "ship"), "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())

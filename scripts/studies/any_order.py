@@ -3,11 +3,14 @@
     python scripts/studies/any_order.py tiny-randar                    # measure, print
     python scripts/studies/any_order.py tiny-randar --record           # and write nbs/studies/any_order.json
     python scripts/studies/any_order.py tiny-maskgit tiny-pgm --parts cost --record
+    python scripts/studies/any_order.py tiny-randar tiny-lpd --parts seeds --record     # families beside each other
 
 Quality: COUNT samples of balanced classes, judged by shapes-judge (share that is what was asked for, and Fréchet
 distance of its features to 2,000 held-out shapes). Cost: wall time of the same request by all named models, interleaved
-in one process, fp32, medians; and multiply-adds counted while one micro-batch is sampled. Recorded parts are replaced
-model by model; the others stay. Some minutes a model on one CPU core.
+in one process, fp32, medians; and multiply-adds counted while one micro-batch is sampled. Seeds: quality as each model
+is shipped (its own order, schedule, guidance), with several sampling seeds and an operation count beside it; a model
+that draws one token after the other has one row. Recorded parts are replaced model by model; the others stay. Some
+minutes a model on one CPU core.
 """
 import json
 import os
@@ -17,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -29,6 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FILE = ROOT / "nbs" / "studies" / "any_order.json"
+Part = Literal["steps", "orders", "schedules", "cost", "seeds"]
+PARTS = get_args(Part)
 FEW = ("halton", "random", "confidence", "raster")      # for models that run over the whole grid in every step
 ADAPTIVE = ("confidence", "uncertainty")                # look at all open cells in every step, so not one cell a step
 FIXED = ("raster", "random", "halton", "subsample", "checkerboard", "hilbert", "spiral-in", "spiral-out")
@@ -40,7 +45,7 @@ class Options:
     "Which models, and what of them."
     models: tyro.conf.Positional[tuple[str, ...]]
     "shipped pipelines, or folders"
-    parts: tuple[Literal["steps", "orders", "schedules", "cost"], ...] = ("steps", "orders", "schedules", "cost")
+    parts: tuple[Part, ...] = PARTS[:-1]
     "what to measure"
     count: int = 1000
     "samples of a point"
@@ -48,6 +53,8 @@ class Options:
     "numbers of steps"
     scales: tuple[float, ...] = (1.0, 2.0, 3.0)
     "guidance scales"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    "sampling seeds of the part seeds"
     repeats: int = 7
     "interleaved timings of a request; the median counts"
     record: bool = False
@@ -66,14 +73,14 @@ class Bench:
         self.real = Samples(*Shapes(2000, 32, seed=1).batch(np.arange(2000)), id="2000 held-out shapes (seed 1)")
         self.base = look_at(self.judge, self.real)
 
-    def point(self, pipe, **settings) -> dict:
+    def point(self, pipe, seed: int = 0, **settings) -> dict:
         "Accuracy and FID of the samples at some settings."
         from vgnb.evaluation.measure import measure
         from vgnb.evaluation.samples import Samples
         from vgnb.kinds import to_json
         labels = np.arange(self.count) % len(pipe.classes)
         start = time.perf_counter()
-        images = pipe.sample(labels.tolist(), seed=0, **settings)
+        images = pipe.sample(labels.tolist(), seed=seed, **settings)
         spent = time.perf_counter() - start
         made = Samples(images, labels, id=f"{self.count} samples")
         values = measure(made, self.real, self.judge, metrics=("fid", "accuracy"), uint8_rule="round", seed=0,
@@ -135,12 +142,27 @@ def by_schedule(bench: Bench, pipe) -> list[dict]:
             for schedule in CURVES for steps in (third, pipe.grid.n // 8)]
 
 
+def by_seed(bench: Bench, pipe, o: Options) -> list[dict]:
+    "As the model is shipped: quality at numbers of steps and sampling seeds, and the operations of one sample."
+    cells = pipe.grid.n
+    every = [cells] if pipe.generator.most == 1 else [s for s in o.steps if s <= cells]
+    rows = []
+    for steps in every:
+        settings = {} if len(every) == 1 else {"steps": steps}
+        mflop = round(flops(pipe, **settings) / 1e6, 2)
+        for seed in o.seeds:
+            print(f"   seed {seed}", end="")
+            rows.append({"steps": steps, "seed": seed, "mflop": mflop, **bench.point(pipe, seed, **settings)})
+    return rows
+
+
 def command(o: Options) -> str:
     "What repeats this measurement."
     words = ["python scripts/studies/any_order.py", *o.models, "--record"]
     if o.count != Options.count: words += ["--count", o.count]
     if o.steps != Options.steps: words += ["--steps", *o.steps]
     if o.parts != Options.parts: words += ["--parts", *o.parts]
+    if "seeds" in o.parts and o.seeds != Options.seeds: words += ["--seeds", *o.seeds]
     return " ".join(map(str, words))
 
 
@@ -151,7 +173,8 @@ def record(o: Options, found: dict, extractor: str):
     study["device"] = f"{platform.processor() or platform.machine()}, one thread"
     study["torch"] = torch.__version__
     study["extractor"] = extractor
-    study.setdefault("commands", {}).update({name: command(o) for name in o.models})
+    key = "seed_commands" if o.parts == ("seeds",) else "commands"
+    study.setdefault(key, {}).update({name: command(o) for name in o.models})
     FILE.write_text(json.dumps(study, indent=1) + "\n")
 
 
@@ -167,6 +190,7 @@ def main(o: Options) -> int:
             parts["steps"] = [bench.point(pipe, steps=s, guidance=scale) for scale in o.scales for s in o.steps]
         if "orders" in o.parts: parts["orders"] = by_order(bench, pipe)
         if "schedules" in o.parts: parts["schedules"] = by_schedule(bench, pipe)
+        if "seeds" in o.parts: parts["seeds"] = by_seed(bench, pipe, o)
     if "cost" in o.parts:
         for name, rows in cost(pipes, o).items(): found[name]["cost"] = {"with": list(pipes), "rows": rows}
     if o.record: record(o, found, bench.judge.id)

@@ -15,6 +15,7 @@ from ..core import Mismatch, Missing, check, check_choice
 from ..families import Family, families
 from ..kinds import changed, kind_of
 from .recipes import GeneratorRecipe, Optim, Rate, Recipe, recipe
+from .trackers import PROGRAMS
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #f655fa95
 def targets() -> dict[str, Family]:
@@ -159,7 +160,7 @@ def _generator(content:dict) -> Configuration:
 
     options = {"accumulate": _number(accelerator, "gradient_accumulation_steps", 1, "accelerator", int)}
     tracker = accelerator.get("log_with")
-    known = tracker in ("wandb", "tensorboard")
+    known = tracker in PROGRAMS
     if known and importlib.util.find_spec(tracker): options["tracker"] = tracker
     elif known: unused.append(f"accelerator.log_with ({tracker} is not installed)")
     elif tracker: unused.append("accelerator.log_with")

@@ -47,7 +47,7 @@ class Run:
     save_every: int = 500         # steps between checkpoints
     keep: int = 2                 # checkpoints kept
     max_skips: int = 20           # stop after so many skipped steps in a row
-    tracker: str = "jsonl"        # none, jsonl, tensorboard, wandb or wandb-offline
+    tracker: str = "jsonl"        # jsonl, none, or a program that accelerate logs to: tensorboard, wandb ...
     compile: bool = False         # torch.compile the modules
     progress: bool|None = None    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written

@@ -7,6 +7,7 @@ __all__ = ['Micro', 'micro_batches', 'seed_torch', 'autocast', 'slow_precision',
            'Stepper']
 
 # %% ../../nbs/training/528_step.ipynb #8c55c224
+import gc
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from ..core import Mismatch, check
 from ..draws import At, Draws, Keyed
-from ..processes import Processes, average
+from ..processes import Processes
 from ..saved import fill, not_finite
 from .checkpoints import fill_optimizer, optimizer_tensors
+from .data_parallel import PhaseLoss, data_parallel, no_sync
 from .feed import Share
 from .optimizers import Average, Guard, Undo, clipped_sum, gradient_norm, guarded_step, make_optimizer
 from .recipes import Optim, Recipe, rate_at
@@ -150,11 +152,14 @@ class Stepper:
         self.undo = Undo(self.task.modules, self.task.written())
         self.waiting:dict[str, list[Tensor|None]] = {}   # gradients of the groups that will move, by group
         self.owed:bool|None = None                       # what is prepared once was lost; None: not known yet
+        self.losses:PhaseLoss|None = None                # made by the first step
+        self.engine:nn.Module|None = None                # the losses as they are called, averaging gradients
 
     def __call__(self, step:int, micros:list[Micro]):
         "The step after `step` finished ones."
         rate = rate_at(self.recipe.rate, step, self.recipe.steps)
         guard, task = self.state.guard, self.task
+        self._open()
         self.undo.keep()
         task.again = self._owes(step)
         task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
@@ -166,7 +171,8 @@ class Stepper:
             for g in phase.zero: drop_gradients(params[g])
             self._take_along(phase, params)
             bad = self._backward(phase, step, micros, carries)
-            self._join(params, bad)
+            bad = self.processes.sum(bad)                # a bad loss anywhere is known everywhere
+            self._unscale(params)
             self._judge(phase, step, params, bad)
 
         ok = guard.fine()
@@ -174,6 +180,16 @@ class Stepper:
         self._move(ok, rate)
         if task.again or task.once(step): self.owed = not ok
         guard.close()
+
+    def _open(self):
+        if self.engine is not None: return
+        self.losses = PhaseLoss(self.task)
+        self.engine = data_parallel(self.losses, self.processes)
+
+    def close(self):
+        "Let the engine go: an interpreter that ends while one is alive may abort in a communication thread."
+        self.engine = self.losses = None
+        if self.processes.world > 1: gc.collect()
 
     def _owes(self, step:int) -> bool:
         "Whether the steps in which `prepare` did something once were all skipped."
@@ -191,27 +207,27 @@ def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:l
     share = 1 / len(micros)
     for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
         seed_torch(self.draws, step, self.share.chunk(k))
-        with autocast(self.processes.device, self.recipe.precision):
-            loss = self.task.loss(phase, batch, carry, self.draws, at)
-        scaled = loss.total * self.state.guard.scale / len(micros)
-        if scaled.requires_grad: scaled.backward()
-        bad += ~loss.total.detach().isfinite()
-        self.meter.add({name: loss.total, **loss.parts}, share)
+        with no_sync(self.engine, last=k + 1 == len(micros)):
+            with autocast(self.processes.device, self.recipe.precision):
+                total = self.engine(phase, batch, carry, self.draws, at)
+            scaled = total * self.state.guard.scale / len(micros)
+            if scaled.requires_grad: scaled.backward()
+        bad += ~total.detach().isfinite()
+        self.meter.add({name: total, **self.losses.parts}, share)
     bad += self.undo.broken()
     return bad
 
 @patch
 def _take_along(self:Stepper, phase:Phase, params:dict[str, list[nn.Parameter]]):
-    "Gradients of an earlier phase that this one adds to: the loss scale, which `_join` will take out, comes back."
+    "Gradients of an earlier phase that this one adds to: the loss scale, which `_unscale` will take out, comes back."
     if not self.state.guard.fp16: return
     kept = [p.grad for g in params if g not in phase.zero for p in params[g] if p.grad is not None]
     if kept: torch._foreach_mul_(kept, self.state.guard.scale)
 
 @patch
-def _join(self:Stepper, params:dict[str, list[nn.Parameter]], bad:Tensor):
-    "Average over processes, in place; a bad loss anywhere is then known everywhere."
+def _unscale(self:Stepper, params:dict[str, list[nn.Parameter]]):
+    "Gradients without the loss scale, in place."
     grads = [p.grad for group in params.values() for p in group if p.grad is not None]
-    average([*grads, bad], self.processes)
     guard = self.state.guard
     if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
 

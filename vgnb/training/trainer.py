@@ -23,6 +23,7 @@ from ..places import changed_since, locked
 from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
 from ..progress import Progress
 from .checkpoints import best, is_healthy
+from .data_parallel import check_launcher
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at, short_of
 from .run_folder import Run, RunFolder, read_same
@@ -47,6 +48,7 @@ def check_run(task:Task, recipe:Recipe, folder:str|Path, run:Run, processes:Proc
     "Refuse what can be refused before anything is built or written."
     runs_here = recipe.precision != "fp16" or processes.device.type != "cpu"
     check(runs_here, "precision", "fp16", "needs an accelerator; use bf16 or fp32 here")
+    check_launcher(recipe.precision)
     Share(processes.rank, processes.world, run.accumulate).check(recipe.batch)
     task.check(run.accumulate)
     RunFolder(folder, run).check()
@@ -236,6 +238,7 @@ class Trainer(Session):
             signals = stack.enter_context(catch_signals())
             stack.enter_context(torch.random.fork_rng())
             stack.callback(self.close)
+            stack.callback(self.stepper.close)
             self.open()
             self.began = self.step                               # 0, or where it goes on
             if opened: opened(self.began)
