@@ -590,6 +590,9 @@ def test_the_authors_arguments_there_and_back():
 
 @pytest.mark.parametrize("call,words", [
     (lambda m, c: m.decode(c, steps=0), "steps=0"),
+    (lambda m, c: m.decode(c, steps=10 ** 9), "steps=1000000000: must be at most 10,000"),
+    (lambda m, c: small(steps=10 ** 9), "steps=1000000000: must be at most 10,000"),
+    (lambda m, c: dar_tokenizer_config(SAID | {"num_denoising_steps": 10 ** 9}), "num_denoising_steps=1000000000"),
     (lambda m, c: m.preview(c, 0), "k=0"),
     (lambda m, c: m.preview(c, 5), "k=5"),
     (lambda m, c: m.preview(c[:, :7], 2), "at least 8 tokens for k=2"),
