@@ -3389,6 +3389,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vgnb/sampling/streaming.py'),
                                          'vgnb.sampling.streaming._beginning': ( 'sampling/streaming.html#_beginning',
                                                                                  'vgnb/sampling/streaming.py'),
+                                         'vgnb.sampling.streaming._of_one': ( 'sampling/streaming.html#_of_one',
+                                                                              'vgnb/sampling/streaming.py'),
                                          'vgnb.sampling.streaming.arrivals': ( 'sampling/streaming.html#arrivals',
                                                                                'vgnb/sampling/streaming.py'),
                                          'vgnb.sampling.streaming.first_codes': ( 'sampling/streaming.html#first_codes',
