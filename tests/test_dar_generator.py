@@ -263,6 +263,12 @@ def test_previews_at_any_batch_size_and_with_known_tokens(pipe):
         assert (pipe.preview(LABELS, 3, **how) == pipe.previews(LABELS, **how)[:, 2]).all()
 
 
+def test_a_setting_of_none_stays_as_it_is(pipe):
+    how = dict(seed=3, rows=None, min_rows=None, guidance=None)
+    assert (pipe.previews([1, 2], **how) == pipe.previews([1, 2], seed=3)).all()
+    assert (pipe.preview([1, 2], 2, **how) == pipe.preview([1, 2], 2, seed=3)).all()
+
+
 def test_samples_that_know_differently_many_tokens(pipe):
     "Any order, on a line: nothing, a few or all of the tokens are known, each sample's own."
     config = replace(partition_presets["tiny"], encoder=1, decoder=1, dim=32, heads=2, vocab=32, grid=(32,), classes=5)
