@@ -24,6 +24,8 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+MADE = ("preview", "denoise", "work", "first", "rejection")  # in a sampling's plan where pictures are no plain samples
+
 
 @dataclass
 class Options:
@@ -70,6 +72,13 @@ class Options:
     "open everything, say what would be compared, stop"
 
 
+def made_as(run: dict) -> dict:
+    "What a sampling's record says beyond its sampler: other steps of the decoder, a work of its own, rejection."
+    config = run.get("config")
+    if not isinstance(config, dict): return {}
+    return {name: config[name] for name in MADE if config.get(name) is not None}
+
+
 def recorded(o: Options, samples) -> dict:
     "Seed, sampler settings and uint8 rule from NAME.run.json beside the samples, if it describes this very file."
     from vgnb.core import BadInput, load_card
@@ -89,7 +98,7 @@ def recorded(o: Options, samples) -> dict:
         print(f"{path}: does not describe this {name}; its seed and sampler are not taken", file=sys.stderr)
         return {}
     return {"seed": run.get("seed"),
-            "sampler": sampler,
+            "sampler": sampler and sampler | made_as(run),
             "uint8_rule": run.get("uint8_rule", "unknown")}
 
 
@@ -197,7 +206,9 @@ def publish(o: Options, report, extractor, processes, times: dict):
     from vgnb.kinds import to_json
     print(report)
     p = report.protocol
-    if p.seed is not None: print(f"samples: seed {p.seed}, guidance {(p.sampler or {}).get('guidance')}")
+    told = p.sampler or {}
+    made = "".join(f", {name} {told[name]}" for name in MADE if name in told)
+    if p.seed is not None: print(f"samples: seed {p.seed}, guidance {told.get('guidance')}{made}")
     if o.json is None: return
     report.save(o.json)
     run = run_manifest(to_json(o), seed=p.seed or 0, data=p.samples, device=extractor.device, world=processes.world,

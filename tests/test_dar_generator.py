@@ -1,5 +1,6 @@
 "D-AR's generator side: ramps across 1, shared beginnings, previews while tokens arrive, codes that stand in a line."
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -262,6 +263,12 @@ def test_previews_at_any_batch_size_and_with_known_tokens(pipe):
         assert (pipe.preview(LABELS, 3, **how) == pipe.previews(LABELS, **how)[:, 2]).all()
 
 
+def test_a_setting_of_none_stays_as_it_is(pipe):
+    how = dict(seed=3, rows=None, min_rows=None, guidance=None)
+    assert (pipe.previews([1, 2], **how) == pipe.previews([1, 2], seed=3)).all()
+    assert (pipe.preview([1, 2], 2, **how) == pipe.preview([1, 2], 2, seed=3)).all()
+
+
 def test_samples_that_know_differently_many_tokens(pipe):
     "Any order, on a line: nothing, a few or all of the tokens are known, each sample's own."
     config = replace(partition_presets["tiny"], encoder=1, decoder=1, dim=32, heads=2, vocab=32, grid=(32,), classes=5)
@@ -366,6 +373,16 @@ def test_players_show_previews(pipe):
     assert isinstance(live.frames.decode, Arriving)
     last = live.frames.seen[-1]
     assert (np.asarray(preview(last, 0, live.frames.decode, (32,), side=32)) == pipe.sample([1], seed=3)[0]).all()
+
+
+def test_a_player_shows_one_sample_and_no_other_codes(pipe):
+    decode, codes = pipe.arriving(3), pipe.codes([1, 2], seed=3)
+    assert (decode(codes[:1]) == pipe.sample([1], seed=3)).all()
+    for wrong, found in ((codes, "(2, 32, 1)"), (codes[:0], "(0, 32, 1)"), (codes[:1].float(), "'Tensor'"),
+                         (codes[:1].numpy(), "'ndarray'"), (None, "'NoneType'")):
+        words = re.escape(f"codes={found}: must be whole numbers of one sample")
+        with pytest.raises(BadInput, match=words): decode(wrong)
+        with pytest.raises(BadInput, match=words): decode.arriving(wrong, torch.tensor([0]))
 
 
 @pytest.mark.parametrize("ramp, scale, wanted", [

@@ -456,6 +456,18 @@ def test_evaluate_script_end_to_end(root, tmp_path):
     assert p["reference"].startswith("ref.npz@") and "shapes-judge@" in done.out
 
 
+def test_evaluate_script_says_what_is_no_plain_sample(root, tmp_path):
+    samples.save_samples(tmp_path / "early.npz", *pictures(20))
+    facts = {"seed": 0, "sampler": {"guidance": 3.0}, "config": {"preview": 2, "denoise": None, "count": 20},
+             "outputs": {"early.npz": digest_file(tmp_path / "early.npz")}}
+    (tmp_path / "early.run.json").write_text(json.dumps(facts))
+    done = evaluate(root, tmp_path / "early.npz", tmp_path / "early.npz", "--extractor", "shapes-judge",
+                    "--metrics", "fid", "--json", tmp_path / "out.json")
+    assert done.code == 0 and "samples: seed 0, guidance 3.0, preview 2\n" in done.out, done.err
+    known = json.loads((tmp_path / "out.json").read_text())["protocol"]["sampler"]
+    assert known == {"guidance": 3.0, "preview": 2}
+
+
 def test_evaluate_script_names_wrong_input_in_one_line(root, tmp_path):
     np.savez(tmp_path / "a.npz", arr_0=pictures(5)[0])
     same = tmp_path / "a.npz", tmp_path / "a.npz"

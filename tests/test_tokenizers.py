@@ -4,6 +4,7 @@ import pickle
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ import torch.nn.functional as F
 from vgnb.core import BadInput, Mismatch
 from vgnb.draws import At, Keyed
 from vgnb.kinds import changed, from_json, to_json
+from vgnb.pipeline import from_pretrained
 from vgnb.saved import load_model, save_model
+from vgnb.shipped import shipped
 from vgnb.tokenizers import quantizers
 from vgnb.tokenizers.coders import Decoder, Encoder
 from vgnb.tokenizers.discriminators import PatchGAN, StyleGANCritic, discriminator
@@ -581,3 +584,14 @@ def test_a_quantizer_without_a_meter_reports_nothing():
 def test_looking_at_values_can_be_left_out():
     wild = torch.full((1, 3, 8, 8), 9.0)
     assert check_images(wild, look=False) is wild
+    with pytest.raises(BadInput, match="9.0"): check_images(wild, look=None)
+    assert check_images(wild.to("meta"), look=None).is_meta, "where it is not free it is not done"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_is_no_tensor_is_refused_in_training_too(name):
+    tokenizer = from_pretrained(name).tokenizer
+    for each in (tokenizer, getattr(tokenizer, "frozen", tokenizer)):
+        for wrong in (None, "photo.png", np.zeros((1, 3, 32, 32), np.float32)):
+            words = f"images='{type(wrong).__name__}': must be a floating point tensor"
+            with pytest.raises(BadInput, match=words): each(wrong)

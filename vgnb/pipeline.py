@@ -505,7 +505,7 @@ def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=
     check_size(size, tokenizer=self.tokenizer)
     codes, s = self.codes(labels, seed=seed, ids=ids, **kwargs), self.sampling
     ids, draws = self._ids(ids, len(codes)), Keyed(seed).fork("decode")
-    rows, min_rows = kwargs.get("rows", s.rows), kwargs.get("min_rows", s.min_rows)
+    rows, min_rows = kwargs.get("rows") or s.rows, kwargs.get("min_rows") or s.min_rows
     return self._shown(codes, None, ids, rows, min_rows, draws=draws, size=size, denoise=denoise)
 
 @patch

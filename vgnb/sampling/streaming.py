@@ -184,6 +184,13 @@ def preview_pictures(
     with evaluating(tokenizer): return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
 
 # %% ../../nbs/sampling/450_streaming.ipynb #db594a6a
+def _of_one(codes:Tensor) -> Tensor:
+    "Codes of one sample. Errors: of none, of several, or no tensor of whole numbers."
+    are_codes = torch.is_tensor(codes) and not codes.is_floating_point()
+    found = tuple(codes.shape) if are_codes else type(codes).__name__
+    check(are_codes and codes.dim() > 1 and len(codes) == 1, "codes", found, "must be whole numbers of one sample")
+    return codes
+
 class Arriving:
     "Decodes codes of which the last ones may be missing; for players, `decode` of their arguments."
     def __init__(self,
@@ -200,10 +207,12 @@ class Arriving:
 
     def __call__(self, codes:Tensor) -> np.ndarray:
         "All codes (1, n) -> the picture (1, h, w, 3) uint8, of sample 0."
+        codes = _of_one(codes)
         return self.arriving(codes.reshape(1, -1, self.tokenizer.levels), torch.zeros(1, dtype=torch.long))
 
     def arriving(self, codes:Tensor, ids:Tensor) -> np.ndarray|None:
         "Codes (1, n, L), -1 = missing -> the newest preview (1, h, w, 3) uint8; None: too few for one."
+        _of_one(codes)
         there = int((codes >= 0).all(-1).long().cumprod(1).sum())
         done = [k for k in range(1, self.plan.steps + 1) if self.plan.needs(k) <= there]
         if not done: return None

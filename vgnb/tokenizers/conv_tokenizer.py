@@ -65,7 +65,7 @@ class ConvTokenizer(Tokenizer):
         quantize:bool=True,                # False: features pass unquantized
     ) -> Reconstruction:
         "Training entry. Values of `images` are looked at only where that is free."
-        self.check_images(images, look=images.device.type == "cpu")
+        self.check_images(images, look=None)
         noise = self.noise(draws, at)
         features = self.features(images, noise)
         if quantize: q = self.quantizer(features, draws, at)

@@ -164,7 +164,7 @@ class DARTokenizer(Tokenizer):
 
     def lookup(self, codes:Tensor) -> Tensor:
         "Codes (b, queries) -> z (b, dim, queries)."
-        codes = self.shaped(codes)
+        codes = self._pictures(codes)
         words = f"must have {self.config.queries} tokens a picture; `preview` takes the first ones alone"
         check(codes.shape[1] == self.config.queries, "codes", tuple(codes.shape), words)
         return self.quantizer.lookup(codes)
@@ -189,7 +189,7 @@ class DARTokenizer(Tokenizer):
         own:float=0.0,                     # in training: the share of pictures that its own steps have begun
     ) -> Reconstruction:
         "In training `look`, else the reconstruction. Values of `images` are looked at only where that is free."
-        self.check_images(images, look=images.device.type == "cpu")
+        self.check_images(images, look=None)
         features = self.features(images)
         if self.training: return self.look(images, features, draws, at, quantize, teacher, own)
         q = self.quantized(features) if quantize else self.unquantized(features)
@@ -204,6 +204,13 @@ def code_shape(self:DARTokenizer, h:int, w:int) -> tuple[int, ...]:
         divides = check_int(name, side, 1) % self.factor == 0
         check(divides, name, side, f"must be a multiple of {self.factor}")
     return (self.config.queries,)
+
+@patch
+def _pictures(self:DARTokenizer, codes:Tensor) -> Tensor:
+    "Codes (b, n) of one picture or more."
+    codes = self.shaped(codes)
+    check(len(codes) > 0, "codes", tuple(codes.shape), "must be of one picture at least")
+    return codes
 
 @patch
 def features(self:DARTokenizer, images:Tensor) -> Tensor:
@@ -403,6 +410,17 @@ def drawn(self:DARTokenizer,
     h, w = as_sides(resolution)
     return max(c.resolution, h), max(c.resolution, w)
 
+# %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #whose264
+def _whose(draws:Draws|None, at:At) -> tuple[Draws, At]:
+    "Whose noise it is; no draws: seed 0. Errors: bare ids, a seed or a generator instead."
+    draws = Keyed(0) if draws is None else draws
+    check(hasattr(draws, "fork"), "draws", type(draws).__name__, "must be draws, such as Keyed(seed)")
+    ids = at.ids if isinstance(at, At) else None
+    are_ids = torch.is_tensor(ids) and ids.dim() == 1 and not ids.is_floating_point()
+    words = "must be an At of the samples' ids, a whole number each: At(torch.arange(4))"
+    check(are_ids, "at", type(at).__name__, words)
+    return draws, at
+
 @patch
 def begin(self:DARTokenizer,
     count:int,              # pictures
@@ -415,8 +433,7 @@ def begin(self:DARTokenizer,
     c, size = self.config, check_size(size)
     h, w = self.drawn(resolution)
     device = self.to_code.weight.device
-    draws = Keyed(0) if draws is None else draws
-    at = At(torch.arange(count, device=device)) if at is None else at
+    draws, at = _whose(draws, At(torch.arange(count, device=device)) if at is None else at)
     check(len(at.ids) == count, "at", len(at.ids), f"must hold the ids of {count} samples")
     noise = draws.normal("noise", at, 3, h, w).to(device)
     if image is None: return DecodeState(FlowState(noise), plan, size)
@@ -488,7 +505,7 @@ def decode(self:DARTokenizer,
 @patch
 def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
     "Codes (b, n) of the first tokens."
-    codes = self.shaped(codes)
+    codes = self._pictures(codes)
     n = self.config.queries
     check(codes.shape[1] <= n, "codes", tuple(codes.shape), f"must have at most {n} tokens a picture")
     return codes
@@ -547,6 +564,7 @@ def open(self:DARTokenizer,
 ) -> DecodeState:
     "Begin to decode pictures whose tokens are still to come."
     check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
+    draws, at = _whose(draws, at)
     state = self.begin(len(at.ids), self.plan(steps), draws, at, size, resolution)
     state.codes = torch.zeros(len(at.ids), 0, dtype=torch.int64, device=state.flow.x.device)
     return state

@@ -88,6 +88,8 @@ def shifted_times(times, shift:float) -> tuple[float, ...]:
     t = torch.tensor([*times, 1.0], dtype=torch.float32, device="cpu")
     return tuple(shifted(t, shift).tolist())
 
+_MOST_STEPS = 10_000     # a plan writes each one down
+
 def flow_plan(
     steps:int,                # of the sampler
     groups:int,               # fewer steps skip groups, more read some twice
@@ -96,7 +98,8 @@ def flow_plan(
     compat:str|None=None,     # "upstream": also numbers that leave tokens unread
 ) -> FlowPlan:
     "Equal steps before shifting, each with its window. Errors: numbers that can't be, or leave tokens unread."
-    check_int("steps", steps, 1)
+    few = check_int("steps", steps, 1) <= _MOST_STEPS
+    check(few, "steps", steps, f"must be at most {_MOST_STEPS:,}: more say nothing new")
     check_groups(groups, queries, window, compat)
     t = torch.arange(steps, device="cpu").double() / steps
     first = window_start(t, groups, queries, window, compat).tolist()
