@@ -65,37 +65,28 @@ def lpd_steps(n:int) -> tuple[int, ...]:
     return tuple(n >> k for k in range(n.bit_length()) if not k or n >> k >= 8)
 
 # %% ../../nbs/generators/314_locality.ipynb #2c62572e
-def _support(
-    known:np.ndarray,          # (b, n) bool
-    shape:tuple[int, int],
-) -> np.ndarray:               # (b, n)
-    "What the known cells around each amount to: 1 at a side, 0.71 at a corner."
+def _support(known:np.ndarray, shape:tuple[int, int]) -> np.ndarray:
+    "What the known cells (b, n) around each amount to, (b, n): 1 at a side, 0.71 at a corner."
     k = np.pad(known.reshape(-1, *shape), ((0, 0), (1, 1), (1, 1))).view(np.int8)
     sides = k[:, :-2, 1:-1] + k[:, 2:, 1:-1] + k[:, 1:-1, :-2] + k[:, 1:-1, 2:]
     corners = k[:, :-2, :-2] + k[:, :-2, 2:] + k[:, 2:, :-2] + k[:, 2:, 2:]
     return (sides + 0.5 ** 0.5 * corners).reshape(known.shape)
 
-def _boxes(shape:tuple[int, int], reach:int) -> np.ndarray:
-    "The cells (n, k) within `reach` rows and columns of each; n = outside."
-    cells = np.pad(np.arange(math.prod(shape)).reshape(shape), reach, constant_values=math.prod(shape))
-    return np.lib.stride_tricks.sliding_window_view(cells, (2 * reach + 1,) * 2).reshape(math.prod(shape), -1)
-
 def _taken(
     count:int,
-    lead:np.ndarray,           # (b, n + 1): of free cells, 0 of others
-    pool:np.ndarray,           # (b, n): the rank of open cells, -inf of others
-    chance:np.ndarray|int,     # (b, n): what decides besides the lead, as long as nothing is taken
-    box:np.ndarray,            # see `_boxes`
-    away:np.ndarray,           # (n, n): squared distances, times 1024
-) -> np.ndarray:               # (b, count)
+    lead:np.ndarray,     # (b, n): of free cells, 0 of others
+    pool:np.ndarray,     # (b, n): the rank of open cells, -inf of others
+    apart:np.ndarray,    # (b, n): what decides besides the lead, as long as nothing is taken
+    away:np.ndarray,     # (n, n): squared distances, times 1024
+    outside:np.ndarray,  # (n, n): of the box around a cell
+) -> np.ndarray:         # (b, count)
     "The cells of a step."
-    cells, apart = np.empty((len(pool), count), np.int64), chance
-    rows = np.arange(len(pool))
+    cells = np.empty((len(pool), count), np.int64)
     for j in range(count):
-        cells[:, j] = best = (pool + apart + lead[:, :-1]).argmax(1)
+        cells[:, j] = best = (pool + apart + lead).argmax(1)
         apart = np.minimum(apart, away[best]) if j else away[best]
-        pool[rows, best] = -np.inf
-        lead.reshape(-1)[rows[:, None] * lead.shape[1] + box[best]] = 0
+        np.put_along_axis(pool, best[:, None], -np.inf, 1)
+        lead *= outside[best]
     return cells
 
 # %% ../../nbs/generators/314_locality.ipynb #03703043
@@ -113,37 +104,26 @@ class LocalityAware(Order):
         return plain._replace(perm=self.arranged(grid, plain, draws, at))
 
     def fixed(self, grid, draws, at):
-        "One cell a step."
-        raster = torch.arange(grid.n).expand(len(at.ids), -1)
-        return self.arranged(grid, Plan(raster, [1] * grid.n), draws, at)
+        return self.arranged(grid, Plan(torch.arange(grid.n).expand(len(at.ids), -1), [1] * grid.n), draws, at)
 
     def arranged(self, grid:Grid, plan:Plan, draws, at:At) -> Tensor:
         "The cells (b, n) of a plan anew, but for the known ones; keyed by sample and step."
-        parts = zip(plan.perm.cpu().split(512), at.ids.cpu().split(512))  # what fits into a processor's cache
-        rows = [self._arranged(grid, perm.numpy(), plan, draws, At(ids)) for perm, ids in parts]
-        return torch.from_numpy(np.concatenate(rows)).to(plan.perm.device)
-
-    def _arranged(self, grid:Grid, perm:np.ndarray, plan:Plan, draws, at:At) -> np.ndarray:
         n, shape = grid.n, grid.shape if len(grid.shape) == 2 else (1, grid.n)
-        y, x = np.indices(shape, np.float32).reshape(2, n, 1)
-        away = 1024 * ((y - y.T) ** 2 + (x - x.T) ** 2)
-        box = _boxes(shape, min(int(self.repulsion), max(shape)))
-        out, known = perm.copy(), np.zeros(perm.shape, bool)
-        np.put_along_axis(known, perm[:, :plan.known], True, 1)
+        y, x = (abs(line - line.T) for line in np.indices(shape, np.float32).reshape(2, n, 1))
+        away, outside = 1024 * (y * y + x * x), np.maximum(y, x) > self.repulsion
+        cells, known = plan.perm.cpu().numpy().copy(), np.zeros(plan.perm.shape, bool)
+        np.put_along_axis(known, cells[:, :plan.known], True, 1)
         for step, columns in enumerate(plan.groups()):
-            def drawn(name, at=at._replace(step=step)): return draws.uniform(f"order.{name}", at, n).numpy()
+            def drawn(name, at=at._replace(step=step)): return draws.uniform(f"order.{name}", at, n).cpu().numpy()
             support = _support(known, shape)
             near = (support >= self.proximity) & ~known
             rank = 16 * support + drawn("ties")
-            lead = np.pad(near * rank * 2.0 ** 52, ((0, 0), (0, 1)))
-            pool = np.where(known, -np.inf, rank + 512 * ~near)
-
-            last, nowhere = columns.stop == n, ~near.any(1, keepdims=True)
-            chance = nowhere * drawn("first") * 2.0 ** 40 if nowhere.any() and not last else 0
-            cells = _taken(columns.stop - columns.start, lead, pool, chance, box, away * (not last))
-            out[:, columns] = cells
-            np.put_along_axis(known, cells, True, 1)
-        return out
+            lead, pool = near * rank * 2.0 ** 52, np.where(known, -np.inf, rank + 512 * ~near)
+            choice = columns.stop < n                                     # else all that is left is taken
+            first = choice * ~near.any(1, keepdims=True) * drawn("first") * 2.0 ** 40
+            cells[:, columns] = _taken(columns.stop - columns.start, lead, pool, first, away * choice, outside)
+            np.put_along_axis(known, cells[:, columns], True, 1)
+        return torch.from_numpy(cells).to(plan.perm.device)
 
 register_part("order", "locality", LocalityAware())
 
