@@ -3731,6 +3731,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer._carried': ( 'tokenizers/dar_tokenizer.html#_carried',
                                                                                            'vgnb/tokenizers/dar_tokenizer.py'),
+                                               'vgnb.tokenizers.dar_tokenizer._checked': ( 'tokenizers/dar_tokenizer.html#_checked',
+                                                                                           'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer._model_part': ( 'tokenizers/dar_tokenizer.html#_model_part',
                                                                                               'vgnb/tokenizers/dar_tokenizer.py'),
                                                'vgnb.tokenizers.dar_tokenizer._odd_number': ( 'tokenizers/dar_tokenizer.html#_odd_number',

@@ -385,6 +385,11 @@ class DecodeState:
     size: int|tuple[int, int]|None   # sides asked for
     codes: Tensor|None = None        # (b, n) that have come so far
 
+def _checked(state:DecodeState) -> DecodeState:
+    "A state, or `BadInput`."
+    check(isinstance(state, DecodeState), "state", type(state).__name__, "must be what `open` or `begin` gave")
+    return state
+
 @patch
 def plan(self:DARTokenizer,
     steps:int|None=None,    # of the sampler; None: the configuration's
@@ -449,7 +454,7 @@ def advance(self:DARTokenizer,
     conditions:Tensor,      # (b, n, cond), at least as far as this step looks
 ):
     "One step of the sampler, in place."
-    flow, plan = state.flow, state.plan
+    flow, plan = _checked(state).flow, state.plan
     check(flow.done < plan.steps, "state", flow.done, f"has taken all {plan.steps} steps of its plan")
     first, end = plan.windows[flow.done]
     is_told = conditions.shape[1] >= end
@@ -461,7 +466,7 @@ def advance(self:DARTokenizer,
 @patch
 def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
     "The picture as it is after the last step: a preview, or the result."
-    x = arrived(state.flow, self.config.flow.data_std)
+    x = arrived(_checked(state).flow, self.config.flow.data_std)
     output = self.config.output
     if state.size is not None: return resize_bicubic(x, as_sides(state.size))
     return x if output is None or max(x.shape[-2:]) <= output else resize_bicubic(x, output)
@@ -576,7 +581,7 @@ def refine(self:DARTokenizer,
 ) -> Iterator[Tensor]:      # (b, 3, h, w) each
     "A preview after each step that has its tokens now; once all tokens are there the last one is the picture itself."
     codes = self.shaped(codes)
-    rows = len(state.codes)
+    rows = len(_checked(state).codes)
     check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
     n, come = self.config.queries, torch.cat((state.codes, codes.to(state.codes)), 1)
     check(come.shape[1] <= n, "codes", tuple(come.shape), f"must have at most {n} tokens a picture")
