@@ -8,12 +8,16 @@ __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shu
 # %% ../nbs/001_draws.ipynb #b04c45a7
 import hashlib
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .core import check, check_int
@@ -61,6 +65,116 @@ class Draws(Protocol):
     def permutation(self, name:str, at:At, n:int) -> Tensor: ...
     def categorical(self, name:str, at:At, logits:Tensor) -> Tensor: ...
 
+# %% ../nbs/001_draws.ipynb #09c115a5
+_HALVES = (0, 1) if sys.byteorder == "little" else (1, 0)      # where the low and the high half of an int64 lie
+_HOST = tuple(torch.tensor(n, device="cpu") for n in (_M0, _M1, 32, _LOW))    # a tensor isn't made one by each use
+
+@lru_cache(maxsize=4096)
+def _host_keys(key:tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+    "The key words of the ten rounds, as tensors of no dimension."
+    words = [((key[0] + r * _W0) & _LOW, (key[1] + r * _W1) & _LOW) for r in range(10)]
+    return [(torch.tensor(k0, device="cpu"), torch.tensor(k1, device="cpu")) for k0, k1 in words]
+
+def _host_round(counter:tuple, key:tuple, out:tuple=(None, None)) -> tuple:
+    "A round of `philox` on a host; the key goes to the words that are fewer where they broadcast."
+    c0, c1, c2, c3 = counter
+    m0, m1, half, low = _HOST
+    p0, p1 = m0 * c0, m1 * c2
+    h0, h1 = (p0 >> half) & low, (p1 >> half) & low
+    c0 = torch.bitwise_xor(h1, c1 ^ key[0], out=out[0])
+    c2 = torch.bitwise_xor(h0, c3 ^ key[1], out=out[1])
+    return c0, p1 & low, c2, p0 & low
+
+def _at_once(blocks:int, device:torch.device) -> int:
+    "Blocks of a piece: half a draw is 6 bytes a word at work; more wouldn't fit a cache, less isn't worth a call."
+    least, most = (2 ** 14, 2 ** 15) if device.type == "cpu" else (2 ** 16, 2 ** 20)
+    return min(max(blocks // 2, least), most)
+
+def _boxes(shape:tuple[int, ...], most:int):
+    "Slices of boxes that cover a shape, of at most `most` entries, whole along the last dimensions."
+    sides = []
+    for n in reversed(shape):
+        side = max(1, min(n, most))
+        sides.append([slice(i, min(i + side, n)) for i in range(0, n, side)])
+        most //= side
+    return product(*reversed(sides))
+
+# %% ../nbs/001_draws.ipynb #b7d31c9e
+class _Product(NamedTuple):
+    "Products of a round, m1 * c2 and m0 * c0, and the 32-bit halves of both, (2, ...)."
+    m1c2: Tensor
+    m0c0: Tensor
+    low: Tensor
+    high: Tensor
+
+class _Lanes:
+    "Memory for the words of a box of blocks: c0 and c2, the products of this round, those of the last one."
+    def __init__(self, shape:tuple[int, ...], device:torch.device):
+        self.shape = shape
+        lanes = torch.zeros(6, *shape, dtype=torch.int64, device=device)
+        low, high = (lanes.view(torch.int32)[..., half::2].split(2) for half in _HALVES)
+        self.c0, self.c2, *products = lanes.unbind()
+        self.words = low[0]                                                     # of c0 and c2; the high halves stay 0
+        self.now = _Product(*products[:2], low[1], high[1])
+        self.last = _Product(*products[2:], low[2], high[2])
+
+    def first_rounds(self, counter:tuple, keys:list):
+        "Two rounds of numbers that broadcast to the shape; only their results are that large."
+        counter = _host_round(counter, keys[0])
+        _, c1, _, c3 = _host_round(counter, keys[1], out=(self.c0, self.c2))
+        self.now.m1c2.copy_(c1)
+        self.now.m0c0.copy_(c3)
+
+    def round(self, key:tuple):
+        "One round in place; c1 and c3 are the low halves of its products."
+        self.now, self.last = self.last, self.now
+        torch.mul(self.c2, _HOST[1], out=self.now.m1c2)
+        torch.mul(self.c0, _HOST[0], out=self.now.m0c0)
+        torch.bitwise_xor(self.now.high, self.last.low, out=self.words)
+        self.c0.bitwise_xor_(key[0])
+        self.c2.bitwise_xor_(key[1])
+
+# %% ../nbs/001_draws.ipynb #d80214b9
+def _cut(t:Tensor, box:tuple[slice, ...]) -> Tensor:
+    "A box of a tensor; what broadcasts is whole in every box."
+    return t[tuple(side if n > 1 else slice(None) for side, n in zip(box, t.shape, strict=True))]
+
+def _fill(
+    out:Tensor,       # (b, k, n) int32: receives the words, entry 4i + j word j of block i
+    counter:tuple,    # block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1), when (1, 1, 1) or (b, 1, 1), int64
+    key:tuple[int, int],
+    finish:Callable,  # what becomes of the words, in place, while they are in the cache
+):
+    "Philox in place, box by box: the words of `philox`, whatever the boxes."
+    n, keys, lanes = out.shape[-1], _host_keys(key), None
+    blocks = (*out.shape[:2], counter[0].shape[-1])
+    for box in _boxes(blocks, _at_once(math.prod(blocks), out.device)):
+        shape = tuple(side.stop - side.start for side in box)
+        part, entries = counter, out
+        if shape != blocks:
+            part = [_cut(t, box) for t in counter]
+            entries = out[box[0], box[1], 4 * box[2].start:4 * box[2].stop]
+        if lanes is None or lanes.shape != shape: lanes = _Lanes(shape, out.device)
+
+        lanes.first_rounds(part, keys)
+        for words in keys[2:]: lanes.round(words)
+        (c0, c2), (c1, c3) = lanes.words, lanes.now.low
+        for j, words in enumerate((c0, c1, c2, c3)[:n]):
+            own = entries[..., j::4]
+            own.copy_(words[..., :own.shape[-1]])
+        finish(entries)
+
+def _as_they_are(words:Tensor): pass
+
+def _to_uniform(words:Tensor) -> Tensor:
+    "In place, (23 bits + 1/2) / 2^23: 23 bits behind the exponent of 1 are 1 + bits / 2^23."
+    words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
+    return words.view(torch.float32).sub_(1 - 2.0 ** -24)
+
+def _to_gumbel(words:Tensor) -> Tensor:
+    "In place, -log(-log u)."
+    return _to_uniform(words).log_().neg_().log_().neg_()
+
 # %% ../nbs/001_draws.ipynb #f92c9b55
 @lru_cache(maxsize=4096)
 def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
@@ -87,40 +201,69 @@ class Keyed:
         "The two 32-bit key words of a named stream."
         return _key(self.seed, self.path, name)
 
+    def _counter(self, at:At, n:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        "Block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
+        ids = at.ids.to(torch.int64)[:, None, None]
+        whole = at.positions is None                                            # one draw a sample, not one a cell
+        cell = torch.zeros_like(ids) if whole else at.positions.to(torch.int64)[..., None]
+        when = ids.new_zeros(1, 1, 1) + (at.step * 256 + at.level)
+        if when.numel() > 1: cell = torch.broadcast_tensors(cell, when)[0]
+        block = torch.arange((n + 3) // 4, device=ids.device)[None, None]       # four words a call
+        return block, ids.expand(len(cell), 1, 1), cell, when
+
+    def _draw(self, name:str, at:At, shape:tuple[int, ...], finish:Callable, dtype:torch.dtype) -> Tensor:
+        "Words that were finished in place, seen as `dtype`: (b, *shape) or (b, k, *shape)."
+        n = math.prod(shape)
+        counter, key = self._counter(at, n), self.key(name)
+        if torch.compiler.is_compiling():                                       # a compiler makes one loop of it all
+            words = torch.stack(torch.broadcast_tensors(*philox(counter, key)), -1)
+            out = words.flatten(-2)[..., :n].to(torch.int32)                    # (b, k, n)
+            finish(out)
+        else:
+            out = torch.empty(*counter[2].shape[:2], n, dtype=torch.int32, device=at.ids.device)
+            _fill(out, counter, key, finish)
+        out = out.view(dtype)
+        if at.positions is None: out = out[:, 0]                                # (b, n)
+        return out.unflatten(-1, shape) if shape else out[..., 0]
+
     def bits(self, name:str, at:At, *shape:int) -> Tensor:
         "32-bit words as int64, (b, *shape) or (b, k, *shape)."
-        ids, n = at.ids.to(torch.int64), math.prod(shape)
-        whole = at.positions is None                                            # one draw a sample, not one a cell
-        cell = torch.zeros_like(ids)[:, None] if whole else at.positions.to(torch.int64)   # (b, 1) | (b, k)
-        who = ids[:, None].expand(cell.shape)[..., None]                        # (b, k, 1)
-        when = torch.zeros_like(cell)[..., None] + (at.step * 256 + at.level)   # (b, k, 1)
-        block = torch.arange((n + 3) // 4, device=ids.device)                   # four words a call
-        words = philox((block.expand(*cell.shape, -1), who, cell[..., None], when), self.key(name))
-
-        out = torch.stack(torch.broadcast_tensors(*words), -1).flatten(-2)[..., :n]        # (b, k, n)
-        if whole: out = out[:, 0]                                               # (b, n)
-        return out.unflatten(-1, shape) if shape else out[..., 0]
+        return self._draw(name, at, shape, _as_they_are, torch.int32).to(torch.int64).bitwise_and_(_LOW)
 
     def uniform(self, name:str, at:At, *shape:int) -> Tensor:
         "fp32 in (0, 1)."
-        return ((self.bits(name, at, *shape) >> 9).to(torch.float32) + 0.5) * 2.0 ** -23
+        return self._draw(name, at, shape, _to_uniform, torch.float32)
 
     def normal(self, name:str, at:At, *shape:int) -> Tensor:
         "Standard normal fp32 (Box-Muller on two uniforms an entry)."
         u = self.uniform(name, at, *shape, 2)
-        return torch.sqrt(-2 * torch.log(u[..., 0])) * torch.cos(2 * math.pi * u[..., 1])
+        return torch.log(u[..., 0]).mul_(-2).sqrt_().mul_((2 * math.pi * u[..., 1]).cos_())
 
     def gumbel(self, name:str, at:At, *shape:int) -> Tensor:
         "Standard Gumbel fp32: -log(-log u)."
-        return -torch.log(-torch.log(self.uniform(name, at, *shape)))
+        return self._draw(name, at, shape, _to_gumbel, torch.float32)
 
-    def permutation(self, name:str, at:At, n:int) -> Tensor:
-        "(b, n): one uniform permutation of range(n) a sample; equal keys are ordered by index."
-        return self.bits(name, At(at.ids, None, at.index, at.step, at.level), n).argsort(dim=-1, stable=True)
+# %% ../nbs/001_draws.ipynb #80315489
+@patch
+def permutation(self:Keyed, name:str, at:At, n:int) -> Tensor:
+    "(b, n): one uniform permutation of range(n) a sample; equal keys are ordered by index."
+    words = self._draw(name, at._replace(positions=None), (n,), _as_they_are, torch.int32)
+    return words.bitwise_xor_(-2 ** 31).argsort(dim=-1, stable=True)       # a word without a sign sorts like this
 
-    def categorical(self, name:str, at:At, logits:Tensor) -> Tensor:
-        "One category a row, (b, k, V) -> (b, k); -inf never wins."
-        return (logits.float() + self.gumbel(name, at, logits.shape[-1])).argmax(-1)
+@patch
+def categorical(self:Keyed, name:str, at:At, logits:Tensor) -> Tensor:
+    "One category a row, (b, k, V) -> (b, k); -inf never wins."
+    V, most = logits.shape[-1], 2 ** 18 if logits.device.type == "cpu" else 2 ** 22
+    by_row = at.positions is not None and (len(at.ids), *at.positions.shape[1:]) == logits.shape[:-1]
+    one_step = not torch.is_tensor(at.step) or at.step.dim() == 0
+    if logits.numel() <= most or not (by_row and one_step) or torch.compiler.is_compiling():
+        return (logits.float() + self.gumbel(name, at, V)).argmax(-1)
+
+    tokens = torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    for rows, cells in _boxes(tokens.shape, max(1, most // V)):            # noise for a part of the rows at a time
+        noise = self.gumbel(name, at._replace(ids=at.ids[rows], positions=at.positions[rows, cells]), V)
+        tokens[rows, cells] = noise.add_(logits[rows, cells].float()).argmax(-1)
+    return tokens
 
 # %% ../nbs/001_draws.ipynb #914fbe4a
 @dataclass

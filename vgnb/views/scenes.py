@@ -92,9 +92,9 @@ class Course:
 class _Watched(Keyed):
     "Keyed draws that remember whether they were asked."
     asked = False
-    def bits(self, name, at, *shape):
+    def key(self, name):
         self.asked = True
-        return super().bits(name, at, *shape)
+        return super().key(name)
 
 def _own(cells:str, n:int) -> Given:
     "The order that a text field spells."
