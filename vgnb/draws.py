@@ -175,13 +175,14 @@ def _to_gumbel(words:Tensor) -> Tensor:
     "In place, -log(-log u)."
     return _to_uniform(words).log_().neg_().log_().neg_()
 
-# %% ../nbs/001_draws.ipynb #f92c9b55
+# %% ../nbs/001_draws.ipynb #c4e02f7d
 @lru_cache(maxsize=4096)
 def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
     "Two 32-bit key words of a named stream."
     h = hashlib.sha256("\x1f".join(("vgnb", str(seed), *path, name)).encode()).digest()
     return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
 
+# %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
     "Draws as a pure function of (seed, name, address). `fork` gives an uncorrelated family of the same kind."
     def __init__(self,
@@ -234,16 +235,17 @@ class Keyed:
         "fp32 in (0, 1)."
         return self._draw(name, at, shape, _to_uniform, torch.float32)
 
-    def normal(self, name:str, at:At, *shape:int) -> Tensor:
-        "Standard normal fp32 (Box-Muller on two uniforms an entry)."
-        u = self.uniform(name, at, *shape, 2)
-        return torch.log(u[..., 0]).mul_(-2).sqrt_().mul_((2 * math.pi * u[..., 1]).cos_())
-
     def gumbel(self, name:str, at:At, *shape:int) -> Tensor:
         "Standard Gumbel fp32: -log(-log u)."
         return self._draw(name, at, shape, _to_gumbel, torch.float32)
 
 # %% ../nbs/001_draws.ipynb #80315489
+@patch
+def normal(self:Keyed, name:str, at:At, *shape:int) -> Tensor:
+    "Standard normal fp32 (Box-Muller on two uniforms an entry)."
+    u = self.uniform(name, at, *shape, 2)
+    return torch.log(u[..., 0]).mul_(-2).sqrt_().mul_((2 * math.pi * u[..., 1]).cos_())
+
 @patch
 def permutation(self:Keyed, name:str, at:At, n:int) -> Tensor:
     "(b, n): one uniform permutation of range(n) a sample; equal keys are ordered by index."

