@@ -103,7 +103,7 @@ WRONG = [   # script and arguments, words of the one line on stderr
     ("train_tokenizer shapes-tokenizer --optim.lr -1", "optim.lr=-1.0: must be a finite number >= 0"),
     ("train_tokenizer shapes-tokenizer --augment.size 30", "augment.size=30: must be a multiple of 8"),
     ("train_tokenizer shapes-tokenizer --accumulate 2", "accumulate=2: must be 1 while dead codes are revived"),
-    ("train_tokenizer shapes-tokenizer --tracker jsonlines", "tracker='jsonlines': must be one of jsonl, none"),
+    ("train_tokenizer shapes-tokenizer --tracker jsonlines", "tracker='jsonlines': must be one of aim, clearml"),
     ("train_tokenizer shapes-tokenizer --fresh --resume", "fresh=True: can't be combined with --resume"),
     ("train_tokenizer shapes-tokenizer --resume", "has no checkpoint to resume from"),
     ("train_tokenizer {tmp}/none.json", "no such file"),

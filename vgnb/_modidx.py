@@ -5286,6 +5286,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vgnb/training/randar_yaml.py'),
                                            'vgnb.training.randar_yaml._generator': ( 'training/randar_yaml.html#_generator',
                                                                                      'vgnb/training/randar_yaml.py'),
+                                           'vgnb.training.randar_yaml._is_program': ( 'training/randar_yaml.html#_is_program',
+                                                                                      'vgnb/training/randar_yaml.py'),
                                            'vgnb.training.randar_yaml._number': ( 'training/randar_yaml.html#_number',
                                                                                   'vgnb/training/randar_yaml.py'),
                                            'vgnb.training.randar_yaml._optim': ( 'training/randar_yaml.html#_optim',

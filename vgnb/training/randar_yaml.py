@@ -15,7 +15,6 @@ from ..core import Mismatch, Missing, check, check_choice
 from ..families import Family, families
 from ..kinds import changed, kind_of
 from .recipes import GeneratorRecipe, Optim, Rate, Recipe, recipe
-from .trackers import PROGRAMS
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #f655fa95
 def targets() -> dict[str, Family]:
@@ -119,6 +118,11 @@ def _optim(section:dict) -> Optim:
     return Optim("adamw", betas=betas, skip_from=number("skip_grad_iter", 0, int), **given)
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #3d4a6c12
+def _is_program(name:str) -> bool:
+    "Whether accelerate can log to it."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    return isinstance(name, str) and name in LOGGER_TYPE_TO_CLASS
+
 _TRAINED_LIKE = {   # (kind, pixels a code): recipe
     ("vqgan", 8): "vq-8",
     ("vqgan", 16): "vq-16",
@@ -160,7 +164,7 @@ def _generator(content:dict) -> Configuration:
 
     options = {"accumulate": _number(accelerator, "gradient_accumulation_steps", 1, "accelerator", int)}
     tracker = accelerator.get("log_with")
-    known = tracker in PROGRAMS
+    known = tracker and _is_program(tracker)
     if known and importlib.util.find_spec(tracker): options["tracker"] = tracker
     elif known: unused.append(f"accelerator.log_with ({tracker} is not installed)")
     elif tracker: unused.append("accelerator.log_with")

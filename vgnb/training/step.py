@@ -159,7 +159,6 @@ class Stepper:
         "The step after `step` finished ones."
         rate = rate_at(self.recipe.rate, step, self.recipe.steps)
         guard, task = self.state.guard, self.task
-        self._open()
         self.undo.keep()
         task.again = self._owes(step)
         task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
@@ -182,6 +181,7 @@ class Stepper:
         guard.close()
 
     def _open(self):
+        "Make the engine, where there is none."
         if self.engine is not None: return
         self.losses = PhaseLoss(self.task)
         self.engine = data_parallel(self.losses, self.processes)
@@ -202,6 +202,7 @@ class Stepper:
 @patch
 def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
     "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
+    self._open()
     bad = torch.zeros(1, device=self.processes.device)
     name = "loss" if phase.name == "train" else f"{phase.name}.loss"
     share = 1 / len(micros)
