@@ -96,8 +96,9 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
     """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
 
     Result: PSNR 26.6 dB, all codes used, the judge right on 99.0% of 2,000 held-out pictures (one seed), previews
-    nearer to the picture with every step; about 45 minutes of one CPU core. No perceptual loss, no teacher, no critic;
-    a sketch teaches the encoder, and from step 2,500 on three of five pictures are begun by the decoder itself.
+    nearer to the picture with every step; about 45 minutes of one CPU core, 40 of two. No perceptual loss, no teacher,
+    no critic; a sketch teaches the encoder, and from step 2,500 on three of five pictures are begun by the decoder
+    itself.
     Command:
 
         python scripts/train_tokenizer.py shapes-dar-tokenizer --out runs/tiny/dar-tokenizer"""
@@ -116,7 +117,7 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
 
 @recipes.register
 def shapes_dar() -> GeneratorRecipe:
-    """A tiny D-AR: a line of 64 tokens, 0.9M parameters, within half an hour on one CPU core.
+    """A tiny D-AR: a line of 64 tokens, 0.9M parameters, half an hour on two CPU cores.
 
     Result: 92.7% of 1,000 samples as asked, guidance 2, temperature 0.5 (one seed).
     Command:
