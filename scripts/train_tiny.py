@@ -209,9 +209,14 @@ def tokenizer(o: Options) -> int:
     return 0
 
 
+def tokenizer_of(generator: str) -> str:
+    "Whose codes a generator learns."
+    return READS.get(generator, "tokenizer")
+
+
 def train_generator(o: Options, recipe: str, run: Path):
     "Codes, then training."
-    reads = READS.get(o.name, "tokenizer")
+    reads = tokenizer_of(o.name)
     codes = o.out / reads.replace("tokenizer", "codes")
     call(o, "scripts/extract_codes.py", "--tokenizer", o.ship / reads, "--data", PICTURES, "--size", 32,
          "--batch", 250, "--shard-size", 8000, "--out", codes)
@@ -271,7 +276,7 @@ def generator(o: Options) -> int:
     from vgnb.sampling.settings import short_form
     from vgnb.saved import load_model
     from vgnb.shipped import ship_pipeline
-    reads = READS.get(o.name, "tokenizer")
+    reads = tokenizer_of(o.name)
     model, sampling = load_model(run / "model"), sampling_of(o.name)
     classes, grid = model.card["classes"], model.grid
     cells = math.prod(grid)
@@ -308,9 +313,10 @@ def main(argv: list[str]) -> int:
     work = teacher if o.name == TEACHER else tokenizer if o.name in TOKENIZERS else generator
     if o.dry_run: return work(o)
     check_vacant(o.ship / o.name, o.overwrite, "ship")
-    reads = READS.get(o.name, "tokenizer") if o.name in SETTINGS else None
-    allowed = f"must hold {reads}, whose codes {o.name} learns: make that first, with the same --ship"
-    check(reads is None or (o.ship / reads).is_dir(), "ship", o.ship, allowed, Missing)
+    if work is generator:
+        reads = tokenizer_of(o.name)
+        allowed = f"must hold {reads}, whose codes {o.name} learns: make that first, with the same --ship"
+        check((o.ship / reads).is_dir(), "ship", o.ship, allowed, Missing)
     with locked_file(o.out / o.name): return work(o)
 
 

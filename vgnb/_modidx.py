@@ -5438,7 +5438,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'vgnb/training/step.py'),
                                     'vgnb.training.step.Stepper._judge': ('training/step.html#stepper._judge', 'vgnb/training/step.py'),
                                     'vgnb.training.step.Stepper._move': ('training/step.html#stepper._move', 'vgnb/training/step.py'),
-                                    'vgnb.training.step.Stepper._open': ('training/step.html#stepper._open', 'vgnb/training/step.py'),
                                     'vgnb.training.step.Stepper._owes': ('training/step.html#stepper._owes', 'vgnb/training/step.py'),
                                     'vgnb.training.step.Stepper._take_along': ( 'training/step.html#stepper._take_along',
                                                                                 'vgnb/training/step.py'),

@@ -145,10 +145,11 @@ def by_schedule(bench: Bench, pipe) -> list[dict]:
 def by_seed(bench: Bench, pipe, o: Options) -> list[dict]:
     "As the model is shipped: quality at numbers of steps and sampling seeds, and the operations of one sample."
     cells = pipe.grid.n
-    every = [cells] if pipe.generator.most == 1 else [s for s in o.steps if s <= cells]
+    singly = pipe.generator.most == 1
+    every = [cells] if singly else [s for s in o.steps if s <= cells]
     rows = []
     for steps in every:
-        settings = {} if len(every) == 1 else {"steps": steps}
+        settings = {} if singly else {"steps": steps}
         mflop = round(flops(pipe, **settings) / 1e6, 2)
         for seed in o.seeds:
             print(f"   seed {seed}", end="")

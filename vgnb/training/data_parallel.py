@@ -51,7 +51,6 @@ def no_sync(engine:nn.Module, last:bool):
     "The context of a micro-batch: only the last one's backward pass joins gradients, of all of them."
     return contextlib.nullcontext() if last or isinstance(engine, PhaseLoss) else engine.no_sync()
 
-
 # %% ../../nbs/training/527a_data_parallel.ipynb #047dced6
 def check_launcher(precision:str):
     "Refuse a recipe's precision that is not the one the launcher was asked for."

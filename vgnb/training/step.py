@@ -152,7 +152,7 @@ class Stepper:
         self.undo = Undo(self.task.modules, self.task.written())
         self.waiting:dict[str, list[Tensor|None]] = {}   # gradients of the groups that will move, by group
         self.owed:bool|None = None                       # what is prepared once was lost; None: not known yet
-        self.losses:PhaseLoss|None = None                # made by the first step
+        self.losses = PhaseLoss(self.task)
         self.engine:nn.Module|None = None                # the losses as they are called, averaging gradients
 
     def __call__(self, step:int, micros:list[Micro]):
@@ -180,15 +180,9 @@ class Stepper:
         if task.again or task.once(step): self.owed = not ok
         guard.close()
 
-    def _open(self):
-        "Make the engine, where there is none."
-        if self.engine is not None: return
-        self.losses = PhaseLoss(self.task)
-        self.engine = data_parallel(self.losses, self.processes)
-
     def close(self):
         "Let the engine go: an interpreter that ends while one is alive may abort in a communication thread."
-        self.engine = self.losses = None
+        self.engine = None
         if self.processes.world > 1: gc.collect()
 
     def _owes(self, step:int) -> bool:
@@ -202,7 +196,7 @@ class Stepper:
 @patch
 def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
     "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
-    self._open()
+    self.engine = self.engine or data_parallel(self.losses, self.processes)
     bad = torch.zeros(1, device=self.processes.device)
     name = "loss" if phase.name == "train" else f"{phase.name}.loss"
     share = 1 / len(micros)

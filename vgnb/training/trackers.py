@@ -173,8 +173,7 @@ class Accelerated(Tracker):
     def close(self): self.run.finish()
 
 PROGRAMS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-for program in PROGRAMS:
-    trackers.register(type(Accelerated)(program, (Accelerated,), {"package": program}), name=program)
+for name in PROGRAMS: trackers.register(type(name, (Accelerated,), {"package": name}), name=name)
 
 @trackers.register(name="wandb-offline")
 class WandbOffline(Accelerated):
