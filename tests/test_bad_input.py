@@ -116,8 +116,8 @@ def test_unknown_options_are_usage_errors(scripts, untouched, words):
 
 @pytest.mark.parametrize("words", [
     "sample.py pipe --picks.0.top-k -1 --out out/s.npz",
-    "train_tokenizer.py vq-61",
     *(pytest.param(words, marks=pytest.mark.full) for words in (
+        "train_tokenizer.py vq-61",
         "evaluate.py good.npz objects.npz",
         "extract_codes.py --tokenizer gen --data shapes:// --out out",
         "train_generator.py shapes-generator --data pictures"))])

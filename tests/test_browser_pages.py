@@ -97,6 +97,7 @@ def seen(page, paths) -> dict[str, dict]:
     return by_path
 
 
+@pytest.mark.full
 def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
     url, token = sleepy
     page, errors = browser.new_page(viewport={"width": 1200, "height": 900}), []
@@ -114,6 +115,7 @@ def test_every_notebook_opens_without_a_question_and_in_colour(sleepy, browser):
     finally: page.close()
 
 
+@pytest.mark.full
 def test_a_notebook_that_names_no_kernel_is_noticed(sleepy, browser, bare):
     nameless = json.loads((bare / PAGES[0]).read_text()) | {"metadata": {}}
     (bare / "nameless.ipynb").write_text(json.dumps(nameless))

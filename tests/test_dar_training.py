@@ -337,6 +337,7 @@ def test_a_published_file_is_a_start_as_well(tmp_path):
     with pytest.raises(BadInput, match="must end in one of"): begin_with(same, tmp_path / "theirs.txt")
 
 
+@pytest.mark.full
 def test_a_published_file_is_a_start_in_a_process_that_read_none_before(tmp_path):
     "As the training scripts import it: nobody has asked for the published models yet."
     wide = dict(width=64, cond=64, head=64, depth=1, patch=4, teacher_layer=0, shared_time=False, adaptive_head=False)

@@ -75,6 +75,7 @@ def modules():
     return map(importlib.import_module, found)
 
 
+@pytest.mark.full
 def test_every_exported_name_can_be_shown_with_its_arguments():
     from nbdev.showdoc import show_doc
     failed = []

@@ -170,6 +170,13 @@ CASES = {
     "extraction": extraction,
     "sampling": sampling,
     "reference": reference}
+SLOW = {"SIGINT", "SIGHUP", "reference"}      # with --full: their relatives say the same
+RUN = [name for name in CASES if os.environ.get("VGNB_TEST_FULL") or name not in SLOW]
+
+
+def quick(*names) -> list:
+    "The cases as parameters of a test."
+    return [pytest.param(name, marks=pytest.mark.full) if name in SLOW else name for name in names]
 
 
 def main(root: Path, *names: str):
@@ -187,7 +194,7 @@ def main(root: Path, *names: str):
 def found(tmp_path_factory) -> dict:
     "How every case ended."
     root = tmp_path_factory.mktemp("ends")
-    command = [sys.executable, "-m", "tests.test_ends", str(root), *CASES]
+    command = [sys.executable, "-m", "tests.test_ends", str(root), *RUN]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return {"root": root, **dict(map(json.loads, done.stdout.splitlines()))}
@@ -196,7 +203,7 @@ def found(tmp_path_factory) -> dict:
 def last_step(folder: Path) -> int: return int(checkpoints(saves(folder))[0].name[-9:])
 
 
-@pytest.mark.parametrize("case", ["SIGTERM", "SIGINT", "SIGHUP", "twice"])
+@pytest.mark.parametrize("case", quick("SIGTERM", "SIGINT", "SIGHUP", "twice"))
 def test_training_with_readers_saves_and_leaves(found, case):
     end = found[case]
     name = "SIGINT" if case == "twice" else case
@@ -221,7 +228,7 @@ def said(end: dict) -> list[str]:
     return [line for line in end["err"].splitlines() if not line.startswith("sampling: part ")]
 
 
-@pytest.mark.parametrize("case", ["extraction", "sampling", "reference"])
+@pytest.mark.parametrize("case", quick("extraction", "sampling", "reference"))
 def test_work_in_parts_leaves_with_a_line_and_goes_on(found, case):
     end = found[case]
     assert (end["code"], end["left"]) == (75, []), end["err"]

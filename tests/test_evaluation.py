@@ -394,6 +394,7 @@ def test_torchvision_is_helped_only_where_it_cannot_load(tmp_path, root):
     assert "something else" in run_python(ask, path).stderr
 
 
+@pytest.mark.full
 def test_torch_fidelity_imports_in_a_fresh_process(root):
     done = run_python("from vgnb.evaluation.features import fidelity; print(fidelity().__version__)", root)
     assert done.returncode == 0 and done.stdout.startswith("0."), done.stderr

@@ -105,6 +105,7 @@ def test_the_picture_at_the_top_is_made_by_its_command(home, scripts):
     assert (apart > 8).mean() < 0.01                                   # a font may differ
 
 
+@pytest.mark.full
 def test_the_module_of_one_s_own_is_known_to_the_scripts(home):
     "As it stands there: a copy of an example beside the codes, named in the environment."
     copy, train = [words for words in lines(README) if "my_model" in " ".join(words)]

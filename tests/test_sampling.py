@@ -83,6 +83,7 @@ p.wait()
 """
 
 
+@pytest.mark.full
 def test_two_processes_draw_what_one_draws(root, tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(root)))

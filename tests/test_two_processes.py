@@ -29,9 +29,8 @@ def run(command, **kw):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")
-    one = [sys.executable]
-    for launch, *words in ((TWO, root / "two"), (one, root / "one"), (one, root / "halves", 2)):
-        done = run([*launch, "-m", "tests.train_on_two", *words])
+    for launch, name in ((TWO, "two"), ([sys.executable], "one")):
+        done = run([*launch, "-m", "tests.train_on_two", root / name])
         assert done.returncode == 0, done.stderr[-3000:]
     return root
 
@@ -52,7 +51,8 @@ def test_there_were_two(runs):
 def test_same_weights(runs, name, other, weights):
     """The tokenizer's run has unquantized steps, k-means over both processes, and revivals; `halves` is one process
     with two micro-batches."""
-    a, b = (load_tensors(runs / r / name / "model" / f"{weights}.safetensors") for r in ("one", other))
+    folders = runs / "one" / name, runs / "one" / other if other == "halves" else runs / other / name
+    a, b = (load_tensors(folder / "model" / f"{weights}.safetensors") for folder in folders)
     assert a.keys() == b.keys()
     for k in a:
         if k == "quantizer.usage.recent":                                 # the codes that all processes have seen

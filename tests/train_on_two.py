@@ -1,6 +1,8 @@
 """Train a small tokenizer, extract its codes, train a small generator on them; run by the tests on one process and two.
 
-    python -m tests.train_on_two FOLDER [accumulate]
+    python -m tests.train_on_two FOLDER
+
+One process trains the generator once more, with two micro-batches a step (`halves`).
 """
 import json
 import sys
@@ -48,13 +50,16 @@ def write_codes(path):
     writer.finish()
 
 
-def main(out: Path, accumulate: int = 1):
+def main(out: Path):
     torch.set_num_threads(1)
     processes = Processes()
     quiet = Run(progress=False, log_every=1)
     train(TrainOptions(tokenizer_recipe(), out / "tokenizer", run=quiet))
     processes.together(lambda: write_codes(out / "codes"))
-    train(TrainOptions(generator_recipe(out / "codes"), out / "generator", run=replace(quiet, accumulate=accumulate)))
+    train(TrainOptions(generator_recipe(out / "codes"), out / "generator", run=quiet))
+    if processes.world == 1:
+        halves = replace(quiet, accumulate=2)
+        train(TrainOptions(generator_recipe(out / "codes"), out / "halves", run=halves))
 
     torch.manual_seed(0)
     tokenizer = vqgan("tiny-shapes", **SMALL, quantizer=dict(codebook=48))
@@ -63,4 +68,4 @@ def main(out: Path, accumulate: int = 1):
     if processes.main: (out / "world.json").write_text(json.dumps(processes.world))
 
 
-if __name__ == "__main__": main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+if __name__ == "__main__": main(Path(sys.argv[1]))
