@@ -2,6 +2,8 @@
 # Nothing outside the checkout is touched.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# where it is set (containers do that), each of some hundred processes would compile torch anew, for ten seconds
+unset PYTHONDONTWRITEBYTECODE
 
 fail() { echo "$1" >&2; exit 1; }
 
