@@ -36,9 +36,9 @@ class Processes:
     "The processes of this run, through accelerate: device, rank, and sums and joins over all of them."
     def __init__(self):
         from accelerate import PartialState
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
             asked = os.environ.get(name, "false")
-            allowed = "sharded launches are not supported; launch with plain data parallelism"
+            allowed = "must be false: launch with one of scripts/configs/: ddp.yaml, fsdp2.yaml, hsdp.yaml"
             check(asked.lower() != "true", name, asked, allowed)
 
         launched = os.environ.get("WORLD_SIZE", "1")
