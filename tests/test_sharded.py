@@ -1,4 +1,5 @@
 "Weights shared out: the same as data parallelism and as one process, files that fit all of them, what is refused."
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from tests.families_on_two import FAMILIES
 from tests.players_on_many import Players
 from tests.sharded_on_many import GRID, HALF, LINE, POISONED, RUNS, STEPS, half_of
 from tests.toy_training import RECIPE, Points, result
@@ -124,6 +126,17 @@ def test_a_resumed_grid_is_uninterrupted_bit_for_bit(all_runs):
     assert result(all_runs / "grid") == result(all_runs / "grid-twice")
 
 
+@pytest.mark.full
+def test_every_family_can_be_shared_out(tmp_path):
+    "Gradients are those of the halves, averaged, to fp32."
+    done = subprocess.run([sys.executable, "-m", "tests.families_on_two", str(tmp_path)], cwd=ROOT, env=ENV,
+                          capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    assert found.keys() == FAMILIES.keys()
+    for name, differences in found.items(): assert max(differences.values()) < 1e-5, name
+
+
 def launched(monkeypatch, **settings):
     for name in [n for n in os.environ if n.startswith(("FSDP_", "PARALLELISM_CONFIG_"))]: monkeypatch.delenv(name)
     for name, value in settings.items(): monkeypatch.setenv(name, value)
@@ -225,7 +238,7 @@ def test_launch_files_are_all_there():
 def command(codes: Path, out: Path) -> list[str]:
     "A short training by the script."
     return ["scripts/train_generator.py", "shapes-generator", "--data", str(codes), "--out", str(out), "--steps", "4",
-            "--batch", "16", "--precision", "fp32", "--model.layers", "2", "--model.dim", "32", "--no-progress"]
+            "--batch", "16", "--precision", "fp32", "--model.layers", "2", "--model.dim", "32", "--progress", "False"]
 
 
 @pytest.mark.full
