@@ -9,6 +9,7 @@ __all__ = ['INTERRUPTED', 'STOPS', 'leave', 'Processes', 'catch_signals', 'Stopp
 # %% ../nbs/009_processes.ipynb #f772cb60
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import re
@@ -29,16 +30,18 @@ from .core import VgnbError, check, reason_of
 # %% ../nbs/009_processes.ipynb #3c94447e
 def leave():
     "End the process group in good order; without it the interpreter's exit may abort in a communication thread."
-    if dist.is_available() and dist.is_initialized(): dist.destroy_process_group()
+    if not (dist.is_available() and dist.is_initialized()): return
+    gc.collect()                     # models that are shared out hold the group, and are held in circles themselves
+    dist.destroy_process_group()
 
 # %% ../nbs/009_processes.ipynb #80b628fc
 class Processes:
     "The processes of this run, through accelerate: device, rank, and sums and joins over all of them."
     def __init__(self):
         from accelerate import PartialState
-        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
             asked = os.environ.get(name, "false")
-            allowed = "sharded launches are not supported; launch with plain data parallelism"
+            allowed = "must be false: launch with one of scripts/configs/: ddp.yaml, fsdp2.yaml, hsdp.yaml"
             check(asked.lower() != "true", name, asked, allowed)
 
         launched = os.environ.get("WORLD_SIZE", "1")

@@ -187,7 +187,8 @@ def save_model(
     folder:str|Path,
     model:nn.Module,
     config,                              # a registered configuration (`vgnb.kinds.kinds`)
-    *, ema:dict[str, Tensor]|None=None,  # averaged weights
+    *, weights:dict[str, Tensor]|None=None,  # those of the model, where it does not hold them itself
+    ema:dict[str, Tensor]|None=None,     # averaged weights
     **extra,                             # also written into config.json: data, classes, preprocessing, ...
 ) -> Path:
     "Write a model folder; an older one of the same name is replaced once the new one is complete."
@@ -195,13 +196,14 @@ def save_model(
     check(word, "config", type(config).__name__, f"must be of a registered kind: {', '.join(sorted(kinds))}")
 
     folder = Path(folder)
-    for weights in (model.state_dict(), ema or {}): check_finite(weights, model, "model", folder)
+    weights = model.state_dict() if weights is None else weights
+    for tensors in (weights, ema or {}): check_finite(tensors, model, "model", folder)
     with locked_file(folder, "folder"):
         _restore(folder)
         sweep_aside(folder.parent, folder.name)
         aside = aside_dir(folder.parent, folder.name)
         try:
-            save_tensors(aside / "model.safetensors", model.state_dict(), kind=word)
+            save_tensors(aside / "model.safetensors", weights, kind=word)
             if ema: save_tensors(aside / "ema.safetensors", ema, kind=word)
             hashes = {p.name: digest_file(p) for p in sorted(aside.glob("*.safetensors"))}
             save_card(aside / "config.json",

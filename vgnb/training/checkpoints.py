@@ -30,6 +30,7 @@ from vgnb.core import (
     save_json,
 )
 from ..saved import load_tensors, save_tensors
+from .pieces import piece_like
 
 # %% ../../nbs/training/520_checkpoints.ipynb #1ee2cd83
 def optimizer_tensors(
@@ -59,7 +60,7 @@ def fill_optimizer(
         fits = t.dim() == 0 or t.shape == p.shape
         message = f"holds {key} {tuple(t.shape)} instead of {tuple(p.shape)}"
         check(fits, "checkpoint", str(source), message, Mismatch)
-        memory.setdefault(p, {})[entry] = t.to(p.device).clone()
+        memory.setdefault(p, {})[entry] = piece_like(t, p).clone()
 
     all_alike = len({frozenset(entries) for entries in memory.values()}) <= 1
     check(all_alike, "checkpoint", str(source), "holds half of an optimizer's memory", Mismatch)

@@ -16,7 +16,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -63,6 +62,7 @@ from vgnb.training.recipes import (
     stages,
 )
 from .run_folder import Run, RunFolder
+from .sharded import asked_sharding
 from .start import begin_with, find_start
 from .step import slow_precision
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
@@ -335,6 +335,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     rows = recipe.batch // (processes.world * run.accumulate)
     plural = "es" * (processes.world > 1)
     models = [f"{name}: {type(m).__name__}, {_count(m)}" for name, m in task.modules.items()]
+    sharding = asked_sharding(processes.world)
     warnings = short_of(recipe.rate, recipe.steps), slow_precision(processes.device, recipe.precision)
     return "\n".join([
         f"recipe   {recipe.name or 'from a file'}. {_first_line(recipe)}",
@@ -344,6 +345,7 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
         f"         {processes.world} process{plural} x {run.accumulate} x {rows} rows, {recipe.precision} on "
         f"{processes.device.type}, seed {recipe.seed}",
+        *([f"         weights shared out: {sharding.replicas} x {sharding.pieces} pieces"] if sharding else []),
         *(f"         warning: {words}" for words in warnings if words),
         f"folder   {folder} {_state_of(folder, run)}"])
 
@@ -370,9 +372,12 @@ def train(
     recipe, task, data = build(options, "meta" if options.dry_run else "cpu", begin=not goes_on)
     previews = options.previews()
     for _, preview in previews: preview.check(data.store, task.modules["generator"])
+    processes = Processes()
+    sharding = asked_sharding(processes.world)
+    every = next((n for n, _ in previews), 0)
+    check(not (every and sharding), "preview_every", every, "must be 0 where weights are shared out: one process draws")
 
     if options.dry_run:
-        processes = Processes()
         text = describe(recipe, task, data, run, out, processes)
         if processes.main: print(text)
         return Outcome(0, True, "dry run")
@@ -380,12 +385,12 @@ def train(
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=previews)
     slow = slow_precision(trainer.processes.device, recipe.precision)
     if slow and trainer.processes.main: print(slow, file=sys.stderr)
-    begin = partial(tell_start, task, out) if trainer.processes.main else None
-    opened = partial(tell_step, steps=recipe.steps) if trainer.processes.main else None
+    begin = (lambda: tell_start(task, out)) if trainer.processes.main else None
+    opened = (lambda step: tell_step(step, recipe.steps)) if trainer.processes.main else None
     done = trainer.fit(begin=begin, opened=opened)
     for error in data.bad: print(f"left out: {error}", file=sys.stderr)
     if done.finished:
-        trainer.processes.together(lambda: finish(trainer, out / "model"))
+        finish(trainer, out / "model")
         already = " already" * (trainer.began == done.step)
         if trainer.processes.main: print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
@@ -408,13 +413,14 @@ def tell_start(task:Task, out:Path):
         if taken.skipped: print(f"start: {name}: {taken}; the whole list is in {whole}", file=sys.stderr)
 
 def finish(trainer:Trainer, folder:Path) -> str:
-    "Write the trained model with its card."
+    "Write the trained model with its card; all processes call it, and one writes."
     name, model = next(iter(trainer.task.modules.items()))
-    average = trainer.state.averages.get(name)
-    return str(save_model(
+    files = trainer.state.files(optimizers=False)
+    return trainer.processes.together(lambda: str(save_model(
         folder, model, trainer.recipe.model,
-        ema=average.state() if average else None,
+        weights=files[f"model.{name}"],
+        ema=files.get(f"ema.{name}"),
         recipe=to_json(trainer.recipe),
         step=trainer.step,
         data=trainer.data.fingerprint,
-        **trainer.data.facts()))
+        **trainer.data.facts())))

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .pieces import assembled, held, piece_like
 from .recipes import Optim
 
 # %% ../../nbs/training/527_optimizers.ipynb #80dc2c38
@@ -62,15 +63,15 @@ def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Op
 
 @torch.no_grad()
 def gradient_norm(params) -> Tensor:
-    "L2 norm of all gradients together (0-d)."
+    "L2 norm of all gradients together (0-d), of those that are held in pieces, too: every process must ask."
     grads = [p.grad for p in params if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+    return assembled(torch.nn.utils.get_total_norm(grads)) if grads else torch.zeros(())
 
 @torch.no_grad()
 def clipped_sum(params, norm:Tensor, clip:float) -> Tensor:
     "What RandAR's script calls the gradient norm (0-d): every tensor's own L2 norm after clipping, summed."
     grads = [p.grad for p in params if p.grad is not None]
-    total = torch.stack(torch._foreach_norm(grads)).sum() if grads else torch.zeros(())
+    total = assembled(torch.stack(torch._foreach_norm(grads)).sum()) if grads else torch.zeros(())
     return total * (clip / (norm + 1e-6)).clamp(max=1) if clip else total
 
 @torch.no_grad()
@@ -113,11 +114,13 @@ class Average:
         if ok.device.type == "cpu" and not ok: return
         live = self._state()
         share = (1 - self.decay) * ok.float()
-        for k in self.shadow.keys() - set(self.smooth): self.shadow[k].copy_(torch.where(ok, live[k], self.shadow[k]))
-        gap = torch._foreach_sub([live[k].detach() for k in self.smooth], [self.shadow[k] for k in self.smooth])
+        live = {k: held(t.detach()) for k, t in live.items()}          # each process averages what it holds
+        shadow = {k: held(t) for k, t in self.shadow.items()}
+        for k in shadow.keys() - set(self.smooth): shadow[k].copy_(torch.where(ok, live[k], shadow[k]))
+        gap = torch._foreach_sub([live[k] for k in self.smooth], [shadow[k] for k in self.smooth])
         torch._foreach_mul_(gap, share)
-        torch._foreach_add_([self.shadow[k] for k in self.smooth], gap)
-        for k in _averaged_twice(self.module): self.shadow[k].lerp_(live[k].detach(), share)
+        torch._foreach_add_([shadow[k] for k in self.smooth], gap)
+        for k in _averaged_twice(self.module): shadow[k].lerp_(live[k], share)
 
     def state(self) -> dict[str, Tensor]:
         "A full state dict, ties included."
@@ -125,7 +128,7 @@ class Average:
 
     def load(self, state:dict[str, Tensor]):
         "Take the averages of a state dict over."
-        for k, t in self.shadow.items(): t.copy_(state[k])
+        for k, t in self.shadow.items(): held(t).copy_(held(piece_like(state[k], t)))
 
 # %% ../../nbs/training/527_optimizers.ipynb #7b6381ba
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -148,7 +151,7 @@ class Undo:
         self.saved:list[Tensor] = []
         self.watched:list[int]|None = None       # places of those that were finite at first: masks may hold -inf
 
-    def _live(self) -> list[Tensor]: return [place[k].detach() for place, k in self.places]
+    def _live(self) -> list[Tensor]: return [held(place[k].detach()) for place, k in self.places]
 
     def _sizes(self, live:list[Tensor]) -> Tensor|None:
         "The largest magnitudes of what is watched."
@@ -179,7 +182,7 @@ class Undo:
         "Where `ok` (0-d bool) is false, make everything what it was, to the bit."
         if ok.device.type == "cpu" and ok: return
         for (place, k), old in zip(self.places, self.saved):
-            live = place[k].detach()
+            live = held(place[k].detach())
             if live.shape == old.shape: live.copy_(torch.where(ok, live, old))
 
 # %% ../../nbs/training/527_optimizers.ipynb #ca17929b

@@ -23,7 +23,9 @@ from .checkpoints import fill_optimizer, optimizer_tensors
 from .data_parallel import PhaseLoss, data_parallel, no_sync
 from .feed import Share
 from .optimizers import Average, Guard, Undo, clipped_sum, gradient_norm, guarded_step, make_optimizer
+from .pieces import consolidated, piece_like
 from .recipes import Optim, Recipe, rate_at
+from .sharded import Sharded, Sharding, shard
 from .tasks import Phase, Task, parameter_groups
 from .trackers import Meter
 
@@ -49,10 +51,14 @@ def seed_torch(draws:Draws, step:int, chunk:int):
     high, low = draws.fork("torch").key(f"{step}/{chunk}")
     torch.manual_seed((high << 31) ^ low)
 
-def autocast(device:torch.device, precision:str):
+def autocast(
+    device:torch.device,
+    precision:str,
+    remember:bool=True,   # keep a weight's cast until the forward pass is over, for those that are used twice
+):
     "The forward passes of a recipe's precision; weights stay fp32."
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32", cache_enabled=remember)
 
 def slow_precision(device:torch.device, precision:str) -> str:
     "Why a precision costs time on this device instead of saving it; empty if it doesn't, or if nobody knows."
@@ -83,9 +89,11 @@ class TrainState:
         recipe:Recipe,
         processes:Processes,
         optims:dict[str, Optim]|None=None, # settings of groups that differ from the recipe's
+        sharding:Sharding|None=None,       # how weights are shared out; None: every process holds them all
     ):
         place(task, processes)
-        self.task, self.recipe, self.processes = task, recipe, processes
+        if sharding: shard(task, sharding, processes)         # before anything is built on the parameters
+        self.task, self.recipe, self.processes, self.sharding = task, recipe, processes, sharding
         self.groups = parameter_groups(task)
         beside = list(task.modules)[1:]
         self.optims = {g: (optims or {}).get(g) or recipe.optim_of(g in beside) for g in self.groups}
@@ -93,42 +101,56 @@ class TrainState:
         self.averages = {m: Average(task.modules[m], recipe.ema) for m in task.averaged() if recipe.ema}
         self.guard = Guard(processes.device, recipe.precision == "fp16")
 
-    def files(self) -> dict[str, dict[str, Tensor]]:
-        "The tensors, as the files of a checkpoint."
-        models = {f"model.{m}": module.state_dict() for m, module in self.task.modules.items()}
-        averages = {f"ema.{m}": ema.state() for m, ema in self.averages.items()}
-        optims = {f"optim.{g}": optimizer_tensors(self.optimizers[g], named) for g, named in self.groups.items()}
-        return models | averages | optims
+    def engine(self, losses:PhaseLoss) -> nn.Module:
+        "The losses as they are called: after a backward pass, gradients are means over the processes."
+        return Sharded(losses) if self.sharding else data_parallel(losses, self.processes)
 
-    def load(self,
-        files:dict[str, dict[str, Tensor]],
-        counters:dict,       # of the guard
-        source:str|Path,     # named in errors
-    ):
-        "Take a checkpoint over. Errors: `Mismatch` if it is not of this task."
-        wanted = self.files().keys()
-        message = f"must hold {', '.join(sorted(wanted))}; it holds {', '.join(sorted(files))}"
-        check(files.keys() == wanted, "checkpoint", source, message, Mismatch)
-        for m, module in self.task.modules.items(): fill(module, files[f"model.{m}"], source)
-        for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
-        for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])
-        self.guard.load(counters)
+    def files(self, optimizers:bool=True) -> dict[str, dict[str, Tensor]]:
+        "The tensors, as the files of a checkpoint. All processes ask; what is shared out comes to the main one only."
+        found = {f"model.{m}": module.state_dict(keep_vars=True) for m, module in self.task.modules.items()}
+        found |= {f"ema.{m}": ema.state() for m, ema in self.averages.items()}
+        groups = self.groups if optimizers else {}
+        found |= {f"optim.{g}": optimizer_tensors(self.optimizers[g], named) for g, named in groups.items()}
+        return consolidated(found, self.processes.main)
 
-    def not_finite(self) -> str|None:
-        "The first number of a checkpoint that is NaN or infinite, by its file and tensor."
+    def not_finite(self, files:dict[str, dict[str, Tensor]]|None=None) -> str|None:
+        "The first number of a checkpoint's `files` that is NaN or infinite, by its file and tensor."
         def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
-        for file, tensors in self.files().items():
+        for file, tensors in (self.files() if files is None else files).items():
             kind, _, name = file.partition(".")
             masks = set() if kind == "optim" else tensors.keys() - learnt(self.task.modules[name])
             if found := not_finite(tensors, masks): return f"{found} of {file}"
         return None
 
-    def broadcast(self):
-        "Give all processes the first one's weights."
-        if self.processes.world == 1: return
-        for module in self.task.modules.values():
-            for tensor in module.state_dict().values(): dist.broadcast(tensor, 0)
-        for m, ema in self.averages.items(): ema.load(self.task.modules[m].state_dict())
+# %% ../../nbs/training/528_step.ipynb #17a5a48a
+def _as_held(state:dict[str, Tensor], module:nn.Module) -> dict[str, Tensor]:
+    "A file's tensors, those of a module that is shared out cut as its own are; strange ones as they are."
+    own = module.state_dict()
+    return {k: piece_like(t, own[k]) if k in own else t for k, t in state.items()}
+
+@patch
+def load(self:TrainState,
+    files:dict[str, dict[str, Tensor]],
+    counters:dict,       # of the guard
+    source:str|Path,     # named in errors
+):
+    "Take a checkpoint over. Errors: `Mismatch` if it is not of this task."
+    kinds = {"model": self.task.modules, "ema": self.averages, "optim": self.groups}
+    wanted = {f"{kind}.{name}" for kind, names in kinds.items() for name in names}
+    message = f"must hold {', '.join(sorted(wanted))}; it holds {', '.join(sorted(files))}"
+    check(files.keys() == wanted, "checkpoint", source, message, Mismatch)
+    for m, module in self.task.modules.items(): fill(module, _as_held(files[f"model.{m}"], module), source)
+    for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
+    for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])
+    self.guard.load(counters)
+
+@patch
+def broadcast(self:TrainState):
+    "Give all processes the first one's weights."
+    if self.processes.world == 1 or self.sharding: return      # `shard` has done so
+    for module in self.task.modules.values():
+        for tensor in module.state_dict().values(): dist.broadcast(tensor, 0)
+    for m, ema in self.averages.items(): ema.load(self.task.modules[m].state_dict())
 
 # %% ../../nbs/training/528_step.ipynb #0ef5fa6a
 def _published_norms(
@@ -196,14 +218,14 @@ class Stepper:
 @patch
 def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
     "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
-    self.engine = self.engine or data_parallel(self.losses, self.processes)
+    self.engine = self.engine or self.state.engine(self.losses)
     bad = torch.zeros(1, device=self.processes.device)
     name = "loss" if phase.name == "train" else f"{phase.name}.loss"
     share = 1 / len(micros)
     for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
         seed_torch(self.draws, step, self.share.chunk(k))
         with no_sync(self.engine, last=k + 1 == len(micros)):
-            with autocast(self.processes.device, self.recipe.precision):
+            with autocast(self.processes.device, self.recipe.precision, remember=not self.state.sharding):
                 total = self.engine(phase, batch, carry, self.draws, at)
             scaled = total * self.state.guard.scale / len(micros)
             if scaled.requires_grad: scaled.backward()

@@ -31,6 +31,7 @@ class Task:
     "What a trainer runs."
     modules: dict[str, nn.Module]             # what is trained and saved, by name
     helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
+    may_shard: bool = False                   # losses call whole modules and nothing else of them: see `check_sharded`
     again: bool = False                       # the step in which `prepare` did something `once` was skipped
     started: dict = {}                        # what modules have of where they started, by name: see `begin_with`
 
@@ -164,6 +165,7 @@ class CodeData(Data):
 # %% ../../nbs/training/517_tasks.ipynb #3cdd965e
 class GeneratorTask(Task):
     "Any token generator on stored codes."
+    may_shard = True
     def __init__(self, generator:Generator): self.modules = {"generator": generator}
 
     def phases(self, step:int) -> tuple[Phase, ...]: return (Phase.of("train", "generator"),)

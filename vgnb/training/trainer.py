@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 from fastcore.basics import patch
+from torch import Tensor
 
 from ..core import VgnbError, check, reason_of, write_run
 from ..kinds import to_json
@@ -28,6 +29,7 @@ from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at, short_of
 from .run_folder import Run, RunFolder, read_same
 from .run_page import write_run_page
+from .sharded import asked_sharding, check_sharded
 from .step import Micro, Stepper, TrainState, micro_batches
 from .tasks import Task
 from .trackers import Tracker, trackers
@@ -49,6 +51,7 @@ def check_run(task:Task, recipe:Recipe, folder:str|Path, run:Run, processes:Proc
     runs_here = recipe.precision != "fp16" or processes.device.type != "cpu"
     check(runs_here, "precision", "fp16", "needs an accelerator; use bf16 or fp32 here")
     check_launcher(recipe.precision)
+    check_sharded(asked_sharding(processes.world), task, run)
     Share(processes.rank, processes.world, run.accumulate).check(recipe.batch)
     task.check(run.accumulate)
     RunFolder(folder, run).check()
@@ -96,25 +99,27 @@ class Session:
         "Steps in a row that were skipped, the last one included."
         return int(self.state.guard.streak)
 
-    def save(self, last:bool=False) -> bool: # whether there was nothing in the way
-        "Publish a checkpoint of this moment (all processes call it); amid skipped steps only the `last` of a session."
-        if self.saved == self.step: return True
-        if self.streak and not last: return False
-        self.processes.together(self._check_numbers)
-        state = dict(
-            samples_seen=self.step * self.recipe.batch,
-            recipe=to_json(self.recipe),
-            data=self.data.fingerprint,
-            times=self.data.times,
-            guard=self.state.guard.numbers(),
-            world=self.processes.world,
-            versions=self.versions)
-        written = self.processes.together(lambda: self.folder.write(self.step, self.state.files(), state))
-        if written: self.saved = self.step
-        if self.processes.main: self._write_page()
-        return True
-
 # %% ../../nbs/training/530_trainer.ipynb #0644fe1d
+@patch
+def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
+    "Publish a checkpoint of this moment (all processes call it); amid skipped steps only the `last` of a session."
+    if self.saved == self.step: return True
+    if self.streak and not last: return False
+    files = self.state.files()                # all processes: what is shared out comes together here
+    self.processes.together(lambda: self._check_numbers(files))
+    state = dict(
+        samples_seen=self.step * self.recipe.batch,
+        recipe=to_json(self.recipe),
+        data=self.data.fingerprint,
+        times=self.data.times,
+        guard=self.state.guard.numbers(),
+        world=self.processes.world,
+        versions=self.versions)
+    written = self.processes.together(lambda: self.folder.write(self.step, files, state))
+    if written: self.saved = self.step
+    if self.processes.main: self._write_page()
+    return True
+
 @patch
 def close(self:Session):
     "Wait for the copy under way, close the log."
@@ -123,9 +128,9 @@ def close(self:Session):
 
 # %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
 @patch
-def _check_numbers(self:Session):
+def _check_numbers(self:Session, files:dict[str, dict[str, Tensor]]):
     "No checkpoint holds a number that is none."
-    found = self.state.not_finite()
+    found = self.state.not_finite(files)
     if found: raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
 
 @patch
@@ -220,7 +225,8 @@ class Trainer(Session):
         check_run(task, recipe, folder, run, processes)
         share = Share(processes.rank, processes.world, run.accumulate)
         self.feed = Feed(data, recipe.batch, recipe.seed, share)
-        super().__init__(TrainState(task, recipe, processes, optims), data, RunFolder(folder, run))
+        state = TrainState(task, recipe, processes, optims, asked_sharding(processes.world))
+        super().__init__(state, data, RunFolder(folder, run))
         self.stepper = Stepper(self.state, share)
         self.task, self.run, self.on_log, self.every = task, run, on_log, every
 
