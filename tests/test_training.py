@@ -4,10 +4,7 @@ import importlib.util
 import io
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -340,39 +337,3 @@ def test_generators_without_an_order_are_teacher_forced_by_halves(config):
     changed[:, 5] = (codes[:, 5] + 1) % 48
     again = teacher_forced(model, changed, cond, Keyed(0))
     assert torch.equal(likely[:, 5], again[:, 5]) and not torch.equal(likely, again)
-
-
-SRUN = """#!/bin/bash
-echo "$@" > {tmp}/words
-trap 'echo came > {tmp}/signal; exit 1' TERM
-for i in $(seq {tenths}); do sleep 0.1; done
-exit 7
-"""
-SCONTROL = """#!/bin/bash
-[ $1 = show ] && echo node1 || echo "$@" > {tmp}/queued
-"""
-
-
-@pytest.mark.parametrize("signalled", [False, True])
-def test_slurm_template(tmp_path, signalled):
-    """With stand-ins for the cluster's commands: the launcher gets the words, SIGTERM is passed on and the job queues
-    itself again; otherwise the exit code is the program's."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (tmp_path / name).write_text(text.format(tmp=tmp_path, tenths=100 if signalled else 1))
-        (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_GPUS_ON_NODE": "4",
-           "SLURM_SUBMIT_DIR": str(tmp_path)}
-    command = ["bash", str(ROOT / "scripts" / "slurm" / "run.sbatch"), "scripts/train_generator.py", "gpt-b"]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
-    if signalled:
-        for _ in range(100):
-            if (tmp_path / "words").exists(): break
-            time.sleep(0.05)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-
-    assert process.wait(20) == (0 if signalled else 7)
-    words = (tmp_path / "words").read_text().strip()
-    assert "--nproc_per_node 4" in words and "node1:20012" in words
-    assert words.endswith("scripts/train_generator.py gpt-b")
-    assert (tmp_path / "queued").exists() == (tmp_path / "signal").exists() == signalled
