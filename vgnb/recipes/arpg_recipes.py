@@ -65,4 +65,4 @@ def shapes_8x8_arpg() -> GeneratorRecipe:
     Command:
 
         python scripts/train_generator.py shapes-8x8-arpg --data runs/tiny/codes --out runs/tiny/arpg"""
-    return replace(shapes_generator(), model=replace(two_stream_presets["tiny"], vocab=256), steps=5_000)
+    return replace(shapes_generator(), model=replace(two_stream_presets["tiny"], vocab=256), steps=10_000)
