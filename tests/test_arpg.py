@@ -15,9 +15,10 @@ from vgnb.generators.two_streams import TwoStreamConfig, TwoStreamTransformer, a
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.painting import Request
 from vgnb.sampling.sampler import Sampler
+from vgnb.zoo import export_published
 
 SMALL = TwoStreamConfig(4, 48, 4, ffn_multiple=16, vocab=32, grid=(3, 4), classes=5, std=0.2)
-KINDS = {"plain": SMALL, "everywhere": replace(SMALL, class_everywhere=True),
+KINDS = {"plain": SMALL, "everywhere": replace(SMALL, class_everywhere=True, zero_prefix=False, turned_queries=True),
          "published": replace(SMALL, compat="upstream")}
 GRID = Grid((3, 4))
 N = GRID.n
@@ -76,6 +77,19 @@ def test_the_first_group_is_one_distribution():
     m, (_, cond, order) = build(), case()
     logits = m.predict(m.begin((cond,), GRID), order, live=1).logits[0]
     torch.testing.assert_close(logits, logits[:, :1].expand_as(logits))
+
+
+def test_a_turned_query_knows_where_it_is_before_anything_is_known():
+    m, (_, cond, order) = build(replace(SMALL, turned_queries=True)), case()
+    logits = m.predict(m.begin((cond,), GRID), order, live=1).logits[0]
+    for row in logits:
+        apart = (row[:, None] - row).abs().amax(-1) + torch.eye(N)
+        assert apart.min() > 1e-3
+
+
+@pytest.mark.parametrize("change", [{"zero_prefix": False}, {"turned_queries": True}, {"class_everywhere": True}])
+def test_published_names_have_no_room_for_what_is_not_published(change):
+    with pytest.raises(BadInput, match="no published form"): export_published(build(replace(SMALL, **change)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,5 +1,6 @@
 "What people did on their first evening that nobody had thought of."
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -11,7 +12,9 @@ from vgnb.core import BadInput
 from vgnb.data.export import plan_export
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes
+from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import open_masks
+from vgnb.saved import save_model
 
 def photos(folder):
     for item in (Shapes(n=6, size=16)[i] for i in range(6)):
@@ -68,3 +71,12 @@ def test_a_mask_on_a_transparent_layer_is_refused(tmp_path):
 def test_options_of_sample_that_would_be_ignored_or_fail_late(words, message, tmp_path, monkeypatch):
     sample = script("sample", monkeypatch)
     with pytest.raises(BadInput, match=message): sample.main([*words, "--out", str(tmp_path / "a.npz"), "--dry-run"])
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_saved_model_is_as_readable_as_other_files(tmp_path, mask):
+    config = RasterConfig(1, 32, 1, vocab=8, grid=(2, 2), classes=2)
+    before = os.umask(mask)
+    try: save_model(tmp_path / "model", RasterTransformer(config), config)
+    finally: os.umask(before)
+    assert {f.stat().st_mode & 0o777 for f in (tmp_path / "model").iterdir()} == {0o666 & ~mask}

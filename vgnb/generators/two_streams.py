@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from ..core import check, check_choice, check_int
+from ..core import check, check_bool, check_choice, check_int
 from ..draws import At, keyed_generator
 from ..families import Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
@@ -29,21 +29,23 @@ from ..names import Fuse, NameTable, Rename, Slice
 @dataclass(frozen=True)
 class TwoStreamConfig(RasterConfig):
     "A `RasterConfig` whose first half of the layers are the content's, the others the queries'."
+    turned_queries: bool = False          # a query begins turned by the angle of its cell; as published all are alike
+
     def __post_init__(self):
         super().__post_init__()
+        check_bool("turned_queries", self.turned_queries)
         check(self.layers % 2 == 0, "layers", self.layers, "must be even: half of them for content, half for queries")
         for name in ("kv_heads", "drop_path"):
             check(not getattr(self, name), name, getattr(self, name), "is no setting of this model: leave it out")
         for name, value in (("condition", "class"), ("rope", "grid")): check_choice(name, getattr(self, name), (value,))
-        check(self.zero_prefix, "zero_prefix", self.zero_prefix, "must be True: the class stands nowhere on the grid")
 
 _SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}     # layers, width, heads
 
 two_stream_presets: dict[str, TwoStreamConfig] = {
     **{name: TwoStreamConfig(*shape) for name, shape in _SHAPES.items()},
     "tiny": TwoStreamConfig(
-        6, 96, 4, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, std=0.1, token_dropout=0,
-        residual_dropout=0, ffn_dropout=0, class_everywhere=True)}
+        8, 96, 6, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, rope_base=10, zero_prefix=False, std=0.1,
+        token_dropout=0, residual_dropout=0, ffn_dropout=0, class_everywhere=True, turned_queries=True)}
 
 # %% ../../nbs/generators/364_two_streams.ipynb #0e5d9625
 class Asking(nn.Module):
@@ -121,9 +123,10 @@ class TwoStreamTransformer(DecoderOnly):
 
     def ask(self, cells:Tensor, label:Tensor, shared, rotary:Tensor, mask=None, noise:Noise|None=None) -> Tensor:
         "Logits (b, k, V) of cells (b, k), from keys and values (b, h, m, c)."
-        x = self.query.expand(*cells.shape, -1)
+        places, x = rotary[1 + cells], self.query.expand(*cells.shape, -1)
+        if self.config.turned_queries: x = rotate(x.unflatten(-1, (self.config.heads, -1)), places).flatten(-2)
         if self.config.class_everywhere: x = x + label
-        x = self.asking(x, rotary[1 + cells], mask, [shared] * len(self.asking), noise)
+        x = self.asking(x, places, mask, [shared] * len(self.asking), noise)
         return self.head(self.norm(x)).float()
 
 # %% ../../nbs/generators/364_two_streams.ipynb #6dc26794
@@ -267,6 +270,7 @@ _FILES = {"L": "arpg_300m.pt", "XL": "arpg_700m.pt", "XXL": "arpg_1b.pt"}
 ARPG = register(Family(
     kind="two-streams", config=TwoStreamConfig, build=TwoStreamTransformer, role="generator", system="arpg",
     names=arpg_names, read=arpg_config, write=arpg_spec, recognise=_recognise,
-    reads=lambda spec: str(spec.get("gpt_model", "")).startswith("ARPG"), owns=lambda c: not c.class_everywhere,
+    reads=lambda spec: str(spec.get("gpt_model", "")).startswith("ARPG"),
+    owns=lambda c: c.zero_prefix and not c.class_everywhere and not c.turned_queries,
     classes=("models.arpg.Transformer",), published=tuple(
         Published(f"ARPG-{n}", arpg_spec(two_stream_presets[n]), (f"hp-l33/ARPG: {_FILES[n]}",)) for n in _SHAPES)))

@@ -87,7 +87,7 @@ def lpd_xl_512() -> GeneratorRecipe:
 # %% ../../nbs/recipes/572_lpd_recipes.ipynb #fb7430e4
 @recipes.register
 def shapes_8x8_lpd() -> GeneratorRecipe:
-    """A tiny LPD: 64 codes a picture, groups in any order, 0.74M parameters, a quarter of an hour on a CPU core.
+    """The shipped tiny LPD: 64 codes a picture, groups in any order, 0.74M parameters, 20 minutes on a CPU core.
 
     Result: 91.1% of 1,000 samples as asked in 22 of 64 steps, 94.8% in 8 (one seed), with the order `locality`, the
     schedule `lpd` and guidance scale 5.
