@@ -5271,6 +5271,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vgnb.training.pieces.consolidated': ('training/pieces.html#consolidated', 'vgnb/training/pieces.py'),
                                       'vgnb.training.pieces.cut': ('training/pieces.html#cut', 'vgnb/training/pieces.py'),
                                       'vgnb.training.pieces.held': ('training/pieces.html#held', 'vgnb/training/pieces.py'),
+                                      'vgnb.training.pieces.is_piece': ('training/pieces.html#is_piece', 'vgnb/training/pieces.py'),
                                       'vgnb.training.pieces.piece_like': ('training/pieces.html#piece_like', 'vgnb/training/pieces.py')},
             'vgnb.training.previews': { 'vgnb.training.previews.Preview': ('training/previews.html#preview', 'vgnb/training/previews.py'),
                                         'vgnb.training.previews.Preview.__call__': ( 'training/previews.html#preview.__call__',

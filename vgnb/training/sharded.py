@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..core import check
 from ..layers import Blocks
@@ -37,8 +35,9 @@ class Sharding:
     replicas: int = 1       # copies
     reshard: bool = True    # let a block's weights go after its forward pass; False: keep them for the backward pass
 
-    def mesh(self, device:str) -> DeviceMesh:
+    def mesh(self, device:str):     # torch's `DeviceMesh`
         "The processes as a line, or as a grid: a row of `pieces` for each copy."
+        from torch.distributed.device_mesh import init_device_mesh
         if self.replicas == 1: return init_device_mesh(device, (self.pieces,), mesh_dim_names=("pieces",))
         return init_device_mesh(device, (self.replicas, self.pieces), mesh_dim_names=("replicas", "pieces"))
 
@@ -97,6 +96,7 @@ def check_sharded(sharding:Sharding|None, task:Task, run:Run):
 # %% ../../nbs/training/527b_sharded.ipynb #fdb9d9fb
 def shard(task:Task, sharding:Sharding, processes:Processes):
     "Share a task's modules out in place: each block a portion, the rest another. The first process's weights count."
+    from torch.distributed.fsdp import fully_shard  # takes seconds to import: who shares nothing out does without
     mesh = sharding.mesh(processes.device.type)
     for module in task.modules.values():
         if processes.world > 1:
@@ -115,7 +115,7 @@ class Sharded(nn.Module):
     @contextlib.contextmanager
     def no_sync(self):
         "Inside, backward passes leave gradients whole and where they are; the next one outside joins the sums."
-        roots = [m for m in self.losses.trained if isinstance(m, FSDPModule)]
+        roots = [m for m in self.losses.trained if hasattr(m, "set_requires_gradient_sync")]
         for root in roots: root.set_requires_gradient_sync(False)
         try: yield
         finally:
