@@ -5,6 +5,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from tests.sharded_on_many import LINE, world
 from vgnb.draws import At, Keyed
 from vgnb.generators.joint_layers import joint_query_presets
 from vgnb.generators.masked import masked_presets
+from vgnb.generators.masked_text import MaskedTextConfig
 from vgnb.generators.partition import partition_presets
 from vgnb.generators.proposal import proposal_presets
 from vgnb.generators.random_order import random_order_presets
@@ -39,9 +41,10 @@ FAMILIES = {
     "joint-queries": joint_query_presets["tiny"],
     "proposal": proposal_presets["tiny"],
     "masked": masked_presets["tiny-shapes"],
+    "masked-text": MaskedTextConfig(2, 32, 4, vocab=16, grid=(4, 4), code_dim=32, text_dim=24, text_tokens=5),
     "partition": partition_presets["tiny"],
+    "partition-across": replace(partition_presets["tiny"], mode="interleave"),
 }
-WHOLE = ("masked", "partition")      # they declare no blocks: one portion
 
 
 def built(config) -> GeneratorTask:
@@ -53,13 +56,21 @@ def built(config) -> GeneratorTask:
     return GeneratorTask(model.train())
 
 
+def condition(model, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    "Labels, or made-up captions."
+    if model.conditioned_on == "class": return {"labels": rows % model.classes}
+    shape = 4, model.config.text_tokens, model.config.text_dim
+    text = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    return {"text": text[rows], "mask": torch.ones(2, shape[1], dtype=torch.bool)}
+
+
 def gradients(task, engine, half: int) -> dict[str, torch.Tensor]:
     "Of two of four made-up rows."
     model, g = task.modules["generator"], torch.Generator().manual_seed(1)
     n = torch.Size(model.grid).numel()
     codes = torch.stack([torch.randint(size, (4, n), generator=g) for size in model.vocab], -1)      # (4, n, L)
     rows = torch.arange(4).chunk(2)[half]
-    batch = {"codes": codes[rows], "labels": rows % model.classes}
+    batch = {"codes": codes[rows]} | condition(model, rows)
     engine(task.phases(0)[0], batch, {}, Keyed(0), At(rows, step=1)).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
@@ -73,7 +84,7 @@ def compare(name: str, folder: Path):
         plain = copy.deepcopy(task)
         halves.append(gradients(plain, PhaseLoss(plain), half))
     shard(task, Sharding(pieces=2), processes)
-    assert bool(blocks_of(task.modules["generator"])) == (name not in WHOLE)
+    assert blocks_of(task.modules["generator"])
     found = gradients(task, Sharded(PhaseLoss(task)), processes.rank)
     assert {k for k, g in found.items() if g is None} == {k for k, g in halves[0].items() if g is None}
     mean = {k: (g + halves[1][k]) / 2 for k, g in halves[0].items() if g is not None}

@@ -132,6 +132,7 @@ def test_every_family_can_be_shared_out(tmp_path):
     done = subprocess.run([sys.executable, "-m", "tests.families_on_two", str(tmp_path)], cwd=ROOT, env=ENV,
                           capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Warning" not in done.stderr, done.stderr
     found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert found.keys() == FAMILIES.keys()
     for name, differences in found.items(): assert max(differences.values()) < 1e-5, name

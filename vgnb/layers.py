@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'Linear', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath',
            'rotary_angles', 'rotary_table', 'rotary_1d', 'grid_angles', 'rotary_2d', 'zero_prefix', 'rotate',
-           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'check_kv_heads', 'Attention', 'TransformerBlock',
-           'Blocks', 'dropped', 'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock',
-           'init_normal']
+           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'check_kv_heads', 'Attention', 'Portions',
+           'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate',
+           'Modulation', 'AdaBlock', 'init_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import math
@@ -324,6 +324,17 @@ class Attention(nn.Module):
             past.asked(q, k)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
+# %% ../nbs/200_layers.ipynb #14fc6b4b
+class Portions(nn.ModuleList):
+    "Blocks that are computed one at a time, so that only one of them has to be on a device as a whole."
+    def __init__(self,
+        blocks=(),                     # modules, the first one first
+        apart:tuple[str, ...]=(),      # parts of a block that are called by themselves, outside of it
+        methods:tuple[str, ...]=(),    # what is called besides forward, of a block or of these parts
+    ):
+        super().__init__(blocks)
+        self.apart, self.methods = apart, methods
+
 # %% ../nbs/200_layers.ipynb #b6ab4c1a
 class TransformerBlock(nn.Module):
     "Pre-norm block: x + attention(norm1 x), then x + ffn(norm2 x)."
@@ -355,12 +366,9 @@ class TransformerBlock(nn.Module):
         y = self.ffn(self.norm2(x))
         return x + self.path2(self.drop2(y, noise), noise)
 
-class Blocks(nn.ModuleList):
+class Blocks(Portions):
     "Blocks one after the other."
     recompute = False    # True: training keeps only what stands between blocks and runs each again in the backward pass
-
-    def __init__(self, blocks=()):                      # modules, the first one first
-        super().__init__(blocks)
 
     def forward(self,
         x:Tensor,                                       # (b, n, d)

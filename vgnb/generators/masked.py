@@ -41,6 +41,7 @@ from vgnb.layers import (
     LabelEmbedder,
     Modulation,
     Noise,
+    Portions,
     RMSNorm,
     SwiGLU,
     attend,
@@ -428,7 +429,7 @@ class MaskedTransformer(MaskedGenerator):
         if c.patch > 1:
             self.shrink = nn.Conv2d(c.dim, c.dim, c.patch, c.patch, bias=False)
             self.grow = nn.Conv2d(c.dim, c.dim * c.patch ** 2, 1, bias=False)
-        self.blocks = nn.ModuleList(MaskedBlock(c, f"drop.{i}") for i in range(c.layers))
+        self.blocks = Portions((MaskedBlock(c, f"drop.{i}") for i in range(c.layers)), apart=("modulation",))
         self.norm = AdaNorm(c.dim, c.eps)
         self.bias = nn.Parameter(torch.zeros(c.vocab + 1))
         self.init_weights(seed)

@@ -21,7 +21,7 @@ from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from .generator import Cond, training_grid
 from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
-from ..layers import Dropout, Noise, attend, dropped, init_normal
+from ..layers import Dropout, Noise, Portions, attend, dropped, init_normal
 from ..names import NameTable, Rename
 from ..rows import gather_rows
 
@@ -142,7 +142,7 @@ class MaskedTextTransformer(MaskedGenerator):
         self.bias = nn.Parameter(torch.zeros(1, 1, c.vocab + 1))
         self.shrink = nn.Conv2d(c.code_dim, c.dim, c.patch, c.patch, bias=False)
         self.grow = nn.Conv2d(c.dim, c.code_dim * c.patch ** 2, 1, bias=False)
-        self.blocks = nn.ModuleList(TextBlock(c, f"drop.{i}") for i in range(c.layers))
+        self.blocks = Portions((TextBlock(c, f"drop.{i}") for i in range(c.layers)), methods=("keys_values",))
         self.init_weights(seed)
 
     def init_weights(self, seed:int=0) -> "MaskedTextTransformer":

@@ -44,7 +44,17 @@ from vgnb.generators.group_swap import (
 )
 from .masks import draw_mask
 from .schedules import CURVES
-from ..layers import LabelEmbedder, Modulation, Noise, additive, modulate, null_class, rotary_1d, rotary_angles
+from vgnb.layers import (
+    LabelEmbedder,
+    Modulation,
+    Noise,
+    Portions,
+    additive,
+    modulate,
+    null_class,
+    rotary_1d,
+    rotary_angles,
+)
 from ..names import NameTable, Recreate, Rename
 from ..rows import gather_rows
 
@@ -133,11 +143,11 @@ class PartitionLayers(Generator):
         self.tokens = nn.Embedding(c.vocab + 2, c.dim)
         self.registers = nn.Parameter(torch.empty(c.registers, c.dim)) if c.registers else None
 
-        def block(name, cross):
-            return partition_block(c.dim, c.heads, c.mlp_ratio, cross, c.dropout, c.eps, f"drop.{name}")
-        self.encoder = nn.ModuleList(block(f"encoder.{i}", False) for i in range(c.encoder))
+        def block(name, cross): return partition_block(c.dim, c.heads, c.mlp_ratio, cross, c.dropout, c.eps, name)
+        self.encoder = Portions((block(f"drop.encoder.{i}", False) for i in range(c.encoder)), apart=("modulation",))
         self.swap = GroupSwap(c.dim, c.heads, c.query, c.network)
-        self.decoder = nn.ModuleList(block(f"decoder.{i}", cross) for i, cross in enumerate(self.crosses))
+        decoder = (block(f"drop.decoder.{i}", cross) for i, cross in enumerate(self.crosses))
+        self.decoder = Portions(decoder, apart=("modulation", "attention"), methods=("keys_values",))
         self.norm = LayerNorm(c.dim, c.eps)
         self.modulation = Modulation(c.dim, 2)
         self.head = nn.Linear(c.dim, c.vocab + 2)

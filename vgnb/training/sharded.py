@@ -8,13 +8,14 @@ __all__ = ['blocks_of', 'Sharding', 'asked_sharding', 'check_sharded', 'shard', 
 # %% ../../nbs/training/527b_sharded.ipynb #67e8936a
 import contextlib
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import nn
 
 from ..core import check
-from ..layers import Blocks
+from ..layers import Portions
 from ..processes import Processes
 from .data_parallel import PhaseLoss
 from .run_folder import Run
@@ -25,7 +26,10 @@ def blocks_of(
     model:nn.Module,
 ) -> list[nn.Module]:   # in the order of the model
     "The parts of a model that are gathered one at a time, as the model declares them."
-    return [block for part in model.modules() if isinstance(part, Blocks) for block in part]
+    return [block for portions in _portions(model) for block in portions]
+
+def _portions(model:nn.Module) -> list[Portions]:
+    return [part for part in model.modules() if isinstance(part, Portions)]
 
 # %% ../../nbs/training/527b_sharded.ipynb #4cb8a278
 @dataclass(frozen=True)
@@ -96,13 +100,26 @@ def check_sharded(sharding:Sharding|None, task:Task, run:Run):
 # %% ../../nbs/training/527b_sharded.ipynb #fdb9d9fb
 def shard(task:Task, sharding:Sharding, processes:Processes):
     "Share a task's modules out in place: each block a portion, the rest another. The first process's weights count."
-    from torch.distributed.fsdp import fully_shard  # takes seconds to import: who shares nothing out does without
+    # takes seconds to import: who shares nothing out does without
+    from torch.distributed.fsdp import fully_shard
+    # Of the chunks that a part returns: nothing of ours writes into them, and tests hold gradients against plain ones.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = sharding.mesh(processes.device.type)
     for module in task.modules.values():
         if processes.world > 1:
             for t in module.state_dict().values(): dist.broadcast(t, 0)
-        for block in blocks_of(module): fully_shard(block, mesh=mesh, reshard_after_forward=sharding.reshard)
+        for portions in _portions(module):
+            for block in portions: _shard_block(block, portions, mesh, sharding.reshard)
         fully_shard(module, mesh=mesh)
+
+def _shard_block(block:nn.Module, portions:Portions, mesh, reshard:bool):
+    "A block as one portion; parts of it that are called by themselves are portions of their own."
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    parts = [getattr(block, name) for name in portions.apart]
+    for part in (*parts, block):
+        fully_shard(part, mesh=mesh, reshard_after_forward=reshard)
+        for name in portions.methods:
+            if hasattr(part, name): register_fsdp_forward_method(part, name)
 
 class Sharded(nn.Module):
     "The losses of a task that is shared out, as they are called: its gradients are means, each process has its piece."
