@@ -82,7 +82,7 @@ def test_the_help_reader_sees_options_without_help():
     assert options(BOX) == {"--a INT": "how many  of them", "--b, --no-b": ""}
 
 
-OF_A_RECIPE = [["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"]]
+OF_A_RECIPE = [["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"], ["plan.py", "gpt-b"]]
 
 
 @pytest.mark.parametrize("words", [[name] for name in ALL] + OF_A_RECIPE, ids=" ".join)

@@ -75,7 +75,7 @@ joint_query_presets: dict[str, JointQueryConfig] = {
 # %% ../../nbs/generators/366_joint_layers.ipynb #68c022b2
 def group_numbers(sizes:Sequence[int], first:int=0) -> Tensor:
     "The group of each place, first, first + 1, ...: (sum of sizes,)."
-    return torch.arange(first, first + len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return torch.arange(first, first + len(sizes)).repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
 
 @lru_cache(maxsize=64)
 def training_mask(sizes:tuple[int, ...], device:str="cpu") -> Tensor:

@@ -77,12 +77,13 @@ def dinov2_names() -> NameTable:
         Rename("blocks.{i}.ls2.gamma", "blocks.{i}.scale2"))
 
 def load_dinov2(
-    folder:str|Path,        # holds the file
+    folder:str|Path|None,   # holds the file; None: a network as it begins, whose shapes alone matter
     name:str="vitb14",      # one of DINOV2S
     view:int=224,           # sides of what is looked at
 ) -> DinoV2:
     "DINOv2 with its weights. Errors: `Missing` names the file that is not there and where to put it."
     config = DINOV2S[check_choice("teacher", name, tuple(DINOV2S))]
+    if folder is None: return DinoV2(config, view).eval()
     folder = Path(folder)
     names = (f"dinov2_{name}.safetensors", f"dinov2_{name}_pretrain.pth")
     path = next((folder / n for n in names if (folder / n).is_file()), None)

@@ -47,7 +47,7 @@ class FeatureLossConfig:
 # %% ../../nbs/tokenizers/275a_feature_objective.ipynb #64cf1ce5
 def find_teacher(
     name:str,           # one of TEACHERS, or the folder of a saved teacher
-    weights:str|Path,   # folder that holds the official files
+    weights:str|Path|None, # folder that holds the official files; None: a network as it begins
     **changes,          # fields of its configuration: view, compat, ...
 ) -> Teacher:
     "A teacher with its weights. Errors: `Missing` says which file lacks; `Mismatch` for the folder of something else."
@@ -122,12 +122,12 @@ class FeatureLoss(Objective):
 # %% ../../nbs/tokenizers/275a_feature_objective.ipynb #d975e776
 def feature_loss(
     config:FeatureLossConfig,
-    *, weights:str|Path,  # folder with the teacher's official file
+    *, weights:str|Path|None, # folder with the teacher's official file; None: shapes alone
     size:int,             # side of the pictures
 ) -> FeatureLoss:
     "The objective with its teacher. Errors: `Missing` names the file that is not there; a size that it can't see."
     view = {"view": (config.view, config.view)} if config.view else {}
-    with torch.device("cpu"):     # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
         teacher = find_teacher(config.teacher, weights, compat=config.compat, **view)
     factor, view = teacher.config.body.factor, teacher.config.view
     fits = view is not None or size % factor == 0

@@ -249,13 +249,13 @@ def for_critic(self:FlowLoss, images:Tensor, carry:dict) -> tuple[Tensor, dict]:
 # %% ../../nbs/tokenizers/268_flow_objective.ipynb #c9d41e08
 def flow_loss(
     config:FlowLossConfig,
-    *, weights:str|Path,  # folder with the VGG-16, LPIPS and DINOv2 files, each read if it has a weight
+    *, weights:str|Path|None, # folder with the VGG-16, LPIPS and DINOv2 files, each read if it has a weight
     size:int,             # side of the pictures
 ) -> FlowLoss:
     "The objective with all it needs. Errors: `Missing` names the file that is not there."
     c = config
     critic = TimedPatchGAN(3, c.critic_width, c.critic_depth) if c.gan else None
-    with torch.device("cpu"):     # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
         lpips = load_lpips(weights, c.compat) if c.lpips else None
         teacher = load_dinov2(weights, c.teacher) if c.repa else None
     return FlowLoss(c, lpips, teacher, critic, size)

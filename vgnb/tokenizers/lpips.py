@@ -97,11 +97,12 @@ _FILES = (  # what, the names it may have, where it comes from
 )
 
 def load_lpips(
-    folder:str|Path,  # holds the two files
+    folder:str|Path|None, # holds the two files; None: a network as it begins, whose shapes alone matter
     compat:Literal["upstream"]|None=None,
     instead:str="train with lpips=0", # what whoever has no files can do
 ) -> LPIPS:
     "LPIPS with its weights. Errors: `Missing` names the file that is not there and where to put it."
+    if folder is None: return LPIPS(compat).eval()
     folder = Path(folder)
     state = {}
     for what, names, origin in _FILES:

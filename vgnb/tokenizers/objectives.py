@@ -245,13 +245,13 @@ def for_discriminator(self:VQGANLoss, images:Tensor, carry:dict, step:int) -> tu
 # %% ../../nbs/tokenizers/237_objectives.ipynb #28d2fe7e
 def vqgan_loss(
     config:VQGANLossConfig,
-    *, weights:str|Path,  # folder with the VGG-16 and LPIPS files, read if LPIPS has a weight
+    *, weights:str|Path|None, # folder with the VGG-16 and LPIPS files, read if LPIPS has a weight; None: shapes alone
     size:int,             # side of the pictures, for a discriminator that sees them whole
 ) -> VQGANLoss:
     "The objective with all it needs. Errors: `Missing` names the file that is not there."
     depth = {"depth": config.depth} if config.discriminator == "patchgan" else {}
     critic = discriminator(config.discriminator, size, **depth) if config.gan else None
-    with torch.device("cpu"):     # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
         lpips = load_lpips(weights, config.compat) if config.lpips else None
     return VQGANLoss(config, lpips, critic)
 

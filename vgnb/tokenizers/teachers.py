@@ -251,11 +251,12 @@ def shipped_teacher() -> Path:
 
 def load_teacher(
     name:str,              # one of TEACHERS
-    folder:str|Path="",    # holds its official file; not looked at for `shapes`
+    folder:str|Path|None="", # holds its official file; not looked at for `shapes`; None: a network as it begins
     **changes,             # fields of its configuration: view, grid, compat, body, ...
 ) -> Teacher:
     "A teacher with its weights. Errors: `Missing` names the file that is not there and where to put it."
     config = changed(TEACHERS[check_choice("teacher", name, tuple(TEACHERS))], **changes)
+    if folder is None: return Teacher(config)
     if name == "shapes": return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
     folder, (names, origin) = Path(folder), _FILES[name]
     path = next((folder / n for n in names if (folder / n).is_file()), None)

@@ -30,6 +30,7 @@ def cached_table(make):
     @wraps(make)
     def table(*args, **kw): return made(*args, **kw)
     table._dynamo_marked_constant = True    # as torch.compiler.assume_constant_result, which imports the compiler
+    table.cache_info, table.cache_clear = made.cache_info, made.cache_clear
     return table
 
 @cached_table

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['default_run', 'TrainOptions', 'GeneratorOptions', 'list_recipes', 'first_word', 'parse', 'help_text',
-           'build_tokenizer', 'open_codes', 'follow_codes', 'build_generator', 'describe', 'build', 'train',
-           'tell_step', 'tell_start', 'finish']
+           'build_tokenizer', 'open_codes', 'follow_codes', 'build_generator', 'describe', 'PlanOptions', 'parse_plan',
+           'plan_for', 'show_plan', 'build', 'train', 'tell_step', 'tell_start', 'finish']
 
 # %% ../../nbs/training/550_commands.ipynb #8cceda40
 import importlib
 import inspect
+import json
 import os
 import shutil
 import sys
@@ -46,6 +47,7 @@ from ..sampling.settings import Sampling
 from ..saved import save_model
 from .checkpoints import checkpoints
 from .feed import Data
+from .plan import Cluster, plan_run, plan_text
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from vgnb.training.recipes import (
@@ -79,6 +81,7 @@ class TrainOptions:
     recipe: Annotated[Any, tyro.conf.arg(name="")] = None # the recipe's fields
     out: Path|None = None         # the run's folder; None = <runs>/<recipe>, see settings.ini
     dry_run: bool = False         # say what would happen, and stop
+    world: int = 0                # with `--dry-run`: a plan for so many processes, as scripts/plan.py makes; 0 = none
     fresh: bool = False           # delete the checkpoints in the folder and start over
     resume: bool = False          # there must be a checkpoint to go on from
     max_bad: int = 0              # unreadable pictures to leave out before one stops the run
@@ -88,6 +91,9 @@ class TrainOptions:
     def how(self) -> Run:
         "`run`, with what `fresh` and `resume` say."
         check(not (self.fresh and self.resume), "fresh", True, "can't be combined with --resume")
+        check_int("world", self.world, 0)
+        alone = "plans a run: add --dry-run; to train, start this many processes"
+        check(self.dry_run or not self.world, "world", self.world, alone)
         if self.fresh: return replace(self.run, resume="fresh")
         return replace(self.run, resume="resume") if self.resume else self.run
 
@@ -116,10 +122,10 @@ class GeneratorOptions(TrainOptions):
         return ((self.preview_every, preview),)
 
 # %% ../../nbs/training/550_commands.ipynb #2eca67d5
-def list_recipes(kind:str) -> dict[str, Recipe]:
-    "The registered recipes of a family."
+def list_recipes(kind:str|None) -> dict[str, Recipe]:
+    "The registered recipes of a family; None: of all."
     built = {name: recipe(name) for name in recipes}
-    return {name: r for name, r in built.items() if r.kind == kind}
+    return {name: r for name, r in built.items() if kind in (r.kind, None)}
 
 def _read_recipe(path:str) -> tuple[Recipe, dict]:
     "(the recipe in a file, how the file wants it to be run)."
@@ -185,8 +191,8 @@ def parse(
                      description=inspect.cleandoc(about))
 
 # %% ../../nbs/training/550_commands.ipynb #7e8c82bb
-def help_text(kind:str, doc:str) -> str:
-    "What a training script says when asked for help without a recipe."
+def help_text(kind:str|None, doc:str) -> str:
+    "What a script for recipes of a kind, or of all, says when asked for help without one."
     wide, about = shutil.get_terminal_size().columns, {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
     column = max(map(len, about)) + 4
     lines = [textwrap.fill(text.splitlines()[0], wide, initial_indent=f"  {name}".ljust(column),
@@ -349,6 +355,61 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
         *(f"         warning: {words}" for words in warnings if words),
         f"folder   {folder} {_state_of(folder, run)}"])
 
+# %% ../../nbs/training/550_commands.ipynb #22feca77
+@dataclass
+class PlanOptions:
+    "A recipe, and what to plan it for."
+    recipe: Annotated[Any, tyro.conf.arg(name="")] = None # the recipe's fields
+    cluster: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
+    accumulate: int = 1       # micro-batches a process works through in a step, to save memory
+    keep: int = 2             # checkpoints kept
+    json: bool = False        # the numbers, as JSON
+
+def parse_plan(argv:list[str], doc:str) -> PlanOptions|None: # None: only help was asked for
+    "Read a plan's command; its first word is a recipe of any kind."
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text(None, doc))
+        return None
+    word = argv[0]
+    is_name = not word.endswith((".json", ".yaml", ".yml"))
+    if is_name and not is_composed(word): check_choice("recipe", word, sorted(recipes))
+    kind = (recipe(word) if is_name else _read_recipe(word)[0]).kind
+    first = first_word(word, kind)
+    about = (_function_of(first.recipe) or type(first.recipe)).__doc__ or ""
+    default = PlanOptions(first.recipe, accumulate=first.run.accumulate)
+    return typed_cli(PlanOptions, args=argv[1:], default=default, flat=("recipe", "cluster"),
+                     prog=f"{Path(sys.argv[0]).name} {word}", config=(tyro.conf.AvoidSubcommands,),
+                     description=inspect.cleandoc(about))
+
+def _with_data(asked:Recipe, cluster:Cluster) -> tuple[Recipe, Cluster]:
+    "The recipe as its data completes it, and how much of that there is."
+    if asked.kind == "generator":
+        codes = open_codes(asked.data)
+        known = replace(cluster, examples=cluster.examples or len(codes), views=len(codes.augs))
+        return follow_codes(asked, codes), known
+    source = open_images(asked.data, orientation=asked.orientation)
+    known = None if source.streaming else len(source)
+    return asked, replace(cluster, examples=cluster.examples or known)
+
+def plan_for(
+    asked:Recipe,
+    cluster:Cluster,
+    accumulate:int=1, # micro-batches of a step
+    keep:int=2,       # checkpoints that are kept
+) -> dict:
+    "`plan_run`, with what the recipe's data says. Errors: data that was asked for and can't be opened."
+    function = _function_of(asked)
+    own = bool(function) and function().data == asked.data
+    try: asked, cluster = _with_data(asked, cluster) if asked.data else (asked, cluster)
+    except (BadInput, OSError):
+        if not own: raise
+    return plan_run(asked, cluster, accumulate, keep)
+
+def show_plan(options:PlanOptions):
+    "Print a plan."
+    found = plan_for(options.recipe, options.cluster, options.accumulate, options.keep)
+    print(json.dumps(found) if options.json else plan_text(found))
+
 # %% ../../nbs/training/550_commands.ipynb #ed9d88c8
 def build(
     options:TrainOptions,
@@ -366,6 +427,10 @@ def train(
 ) -> Outcome:
     "Carry out a training command; a finished run writes `<out>/model`."
     out, run = Path(options.out), options.how()
+    if options.world:
+        found = plan_for(options.recipe, Cluster(world=options.world), run.accumulate, run.keep)
+        if Processes().main: print(plan_text(found))
+        return Outcome(0, True, "plan")
     folder = RunFolder(out, run)
     folder.check_recipe(options.recipe)
     goes_on = folder.goes_on()                    # then nobody needs the folder that it once started from
