@@ -2,6 +2,7 @@
 # Everything the project promises, checked: makes .venv, installs, runs all tests. Ends with pytest's summary.
 #   bash scripts/test.sh            the tests CI runs
 #   bash scripts/test.sh --full     also notebook cells flagged slow, and tests marked full
+#   bash scripts/test.sh -m "fault and not full"    those that break something on purpose: kills, full disks, damage
 #   bash scripts/test.sh -k name    further words go to pytest; `-n 0` is one process instead of two, for --pdb
 . "$(dirname "$0")/env.sh"
 ready "[dev]"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy_training import RECIPE, Pair, Points, result, train
+from tests.toy_training import RECIPE, Pair, Points, killed_again_and_again, killed_inside_the_save, result, train
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import Mismatch, Missing
 from vgnb.generators.annealed_order import AnnealedOrderConfig
@@ -35,35 +35,36 @@ def run(*words, **kw):
 def start(*words, **kw): return subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, env=ENV, **kw)
 
 
-def toy(*words) -> dict:
-    done = run("-m", "tests.toy_training", *words)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 def names(folder) -> list[str]: return [p.name for p in checkpoints(Path(folder) / "checkpoints")]
 def manifest(folder) -> dict: return json.loads((folder / "run.json").read_text())
 
 
-@pytest.mark.full
-def test_kills_at_random_moments(tmp_path):
-    """Ten SIGKILLs; weights, averages, optimizer memory and counters end bit-identical, no published checkpoint is ever
-    lost."""
-    found = toy("kills", tmp_path, 10, 0)
-    assert (found["deaths"], found["code"], found["lost"]) == (10, 0, [])
-    assert found["result"] == found["whole"]
-    steps = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
-    assert steps == sorted(set(steps)) and steps[-1] == RECIPE.steps
+@pytest.mark.fault
+@pytest.mark.parametrize("kills, steps", [(3, 60), pytest.param(50, 400, marks=pytest.mark.full)])
+def test_kills_at_random_moments(tmp_path, kills, steps):
+    """SIGKILLs; weights, averages, optimizer memory and counters end bit-identical, no published checkpoint is ever
+    lost, and none costs more steps than lie between two saves, the one that was being written included."""
+    recipe = replace(RECIPE, steps=steps)
+    train(tmp_path / "whole", recipe=recipe)
+    found = killed_again_and_again(tmp_path / "killed", kills, 0, recipe)
+    assert (found["deaths"], found["code"], found["lost"]) == (kills, 0, [])
+    assert max(found["rework"]) <= 20, found["rework"]
+    assert found["result"] == result(tmp_path / "whole")
+    logged = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert logged == sorted(set(logged)) and logged[-1] == steps
 
 
+@pytest.mark.fault
 def test_kills_inside_the_save(tmp_path):
     "Death at every call that touches the disk: the old checkpoint or the new one, never a third thing."
-    found = toy("saves", tmp_path)
-    assert found["calls"] >= 20 and found["result"] == found["whole"]
+    train(tmp_path / "whole", until=20)
+    found = killed_inside_the_save(tmp_path / "killed")
+    assert found["calls"] >= 20 and found["result"] == result(tmp_path / "whole")
     assert set(found["left"]) == {"step-000000010", "step-000000020"}
     assert found["left"][0] == "step-000000010" and found["left"][-1] == "step-000000020"
 
 
+@pytest.mark.fault
 def test_every_sample_once_an_epoch_over_four_resumes(tmp_path):
     "Stopped at 7, 31, 44 and 59 of 60 steps, two epochs of 240: what the steps used is one permutation each."
     log = tmp_path / "seen.txt"
@@ -87,10 +88,11 @@ def stop(process, folder, number) -> int:
     return process.wait(120)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_signals_publish_and_exit_75(tmp_path, number):
     folder = tmp_path / "run"
-    process = start("-m", "tests.toy_training", "signal", folder)
+    process = start("-m", "tests.toy_training", folder)
     assert stop(process, folder, number) == 75
     step = int(newest(folder / "checkpoints").name[-9:])
     assert 0 < step < RECIPE.steps
@@ -138,6 +140,7 @@ def test_real_tasks_in_parts(tmp_path, build):
     assert result(tmp_path / "whole") == result(tmp_path / "parts")
 
 
+@pytest.mark.fault
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
     train(tmp_path / "whole", until=40)
     train(tmp_path / "run", until=30)
@@ -191,8 +194,9 @@ def test_fresh_starts_over(tmp_path):
     assert names(tmp_path / "run") == ["step-000000010", "step-000000005"]
 
 
+@pytest.mark.fault
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
-    process = start("-m", "tests.toy_training", "signal", tmp_path / "run")
+    process = start("-m", "tests.toy_training", tmp_path / "run")
     try:
         wait_for_a_checkpoint(tmp_path / "run")
         with pytest.raises(Mismatch, match=f"is in use by process {process.pid}"): train(tmp_path / "run")
@@ -217,6 +221,7 @@ Trainer(Filling(), Points(), RECIPE, sys.argv[1], how).fit(20)
 """
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("how,code", [("stop", 1), pytest.param("warn", 0, marks=pytest.mark.full)])
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, how, code):
     done = run("-c", FULL_DISK, tmp_path, how)

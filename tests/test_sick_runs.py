@@ -6,8 +6,6 @@ import io
 import json
 import math
 import os
-import pickle
-import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import nn
 import vgnb.core
 import vgnb.progress
 import vgnb.saved
+from tests.forked import on_two
 from tests.toy_training import RECIPE, Pair, Points, saves
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.cli import run_main
@@ -241,40 +240,6 @@ def test_a_real_tokenizer_due_for_revival(tmp_path):
     assert stepper.state.guard.numbers() == {"skipped": 2, "streak": 0, "good": 1, "scale": 1}
 
 
-# Two processes, forked: what `torch.distributed.run` would give, without its start
-
-def on_two(work) -> list:
-    "`work(rank)` in two processes of one run; what both return."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    pipes = [os.pipe() for _ in range(2)]
-    pids = []
-    for rank in range(2):
-        pid = os.fork()
-        if pid: pids.append(pid)
-        else: _as_rank(rank, port, work, pipes[rank][1])
-    out = []
-    for read, write in pipes:
-        os.close(write)
-        with os.fdopen(read, "rb") as f: out.append(pickle.loads(f.read()))
-    for pid in pids: os.waitpid(pid, 0)
-    return out
-
-
-def _as_rank(rank: int, port: int, work, pipe: int):
-    "The rest of a forked process."
-    from accelerate import PartialState
-    try:
-        os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                           MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
-        PartialState._reset_state()
-        try: found = work(rank)
-        except Exception as e: found = repr(e)
-        with os.fdopen(pipe, "wb") as f: f.write(pickle.dumps(found))
-    finally: os._exit(0)
-
-
 def test_one_process_of_two_is_enough():
     "The poison is on the second process only, in each player's part; both agree, and keep what they had."
     cases = [("forward", "net"), ("gradient", "critic"), ("buffer", "net")]
@@ -329,7 +294,7 @@ def test_good_checkpoints_outlive_a_streak(tmp_path):
 
 
 def test_a_checkpoint_that_fell_due_amid_skips_comes_after_them(tmp_path):
-    sick_trainer(tmp_path, (9, 10), save_every=10, steps=18, keep=3).fit()
+    sick_trainer(tmp_path, (9, 10), save_every=10, steps=18, keep_last=3).fit()
     assert steps_in(tmp_path) == [18, 12]
 
 

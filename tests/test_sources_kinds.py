@@ -28,6 +28,7 @@ from vgnb.data.tars import FileBytes, tar_members
 from vgnb.data.text import Captions
 from vgnb.training.checkpoints import newest
 from vgnb.training.extract import CaptionImages
+from vgnb.training.feed import Feed, Share, stream
 from vgnb.training.run_folder import Run
 from vgnb.training.trainer import Trainer
 
@@ -693,18 +694,36 @@ class Streamed(Points):
     def collate(self, items, epochs, draws): return self.fetch([i.id for i in items], epochs, draws)
 
 
-@pytest.mark.parametrize("data, refused", [(Streamed, True), (Points, False)])
-def test_a_stream_does_not_go_on_with_another_number_of_processes(data, refused, tmp_path):
-    def trainer(): return Trainer(Pair(), data(), RECIPE, tmp_path, Run(progress=False))
+class Bare(Streamed):
+    def collate(self, items, epochs, draws): return {}
+
+
+@pytest.mark.parametrize("begun", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 13])
+def test_a_stream_goes_on_with_any_number_of_processes(begun, start):
+    "Each step has the examples that it has on the processes that the run began with; an epoch is ten steps."
+    def steps(world, accumulate=1):
+        found = {}
+        for rank in range(world):
+            feed = Feed(Bare(), 24, 0, Share(rank, world, accumulate))
+            feed.lanes = begun
+            for k, (index, epochs, _) in enumerate(stream(feed, start, 22)):
+                found.setdefault(start + k // accumulate, []).extend(zip(epochs.tolist(), index.tolist()))
+        return {step: sorted(rows) for step, rows in found.items()}
+
+    whole = steps(begun)
+    assert all(len(set(rows)) == 24 for rows in whole.values()) and list(whole) == list(range(start, 22))
+    for world, accumulate in ((1, 1), (2, 1), (3, 2), (4, 3), (6, 1), (24, 1)): assert steps(world, accumulate) == whole
+
+
+def test_a_run_remembers_the_lanes_that_its_stream_began_with(tmp_path):
+    def trainer(): return Trainer(Pair(), Streamed(), RECIPE, tmp_path, Run(progress=False))
     trainer().fit(2)
     assert trainer().fit(4).step == 4
     again = trainer()
-    again.processes = SimpleNamespace(world=2)
-    if refused:
-        with pytest.raises(BadInput, match="processes=2: must be 1"): again._restore(newest(saves(tmp_path)))
-    else:
-        again._restore(newest(saves(tmp_path)))
-        assert again.step == 4
+    again.lanes = 2
+    again._restore(newest(saves(tmp_path)))
+    assert (again.step, again.lanes) == (4, 1)
 
 
 # ---- what is known before the work begins

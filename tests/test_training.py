@@ -259,7 +259,7 @@ def test_a_run_begins_with_a_given_checkpoint_of_another(tmp_path):
     r = replace(tokenizer_recipe(), free_steps=1, steps=6)
     def run(name, until=None, **how):
         task, data = build_tokenizer(r, tmp_path)
-        return Trainer(task, data, r, tmp_path / name, Run(progress=False, save_every=2, keep=9, **how)).fit(until)
+        return Trainer(task, data, r, tmp_path / name, Run(progress=False, save_every=2, keep_last=9, **how)).fit(until)
     run("old")
     saves = tmp_path / "old" / "checkpoints"
     earlier, before = sorted(saves.iterdir())[0], sorted(p.name for p in saves.iterdir())

@@ -1,5 +1,5 @@
-"A tiny training run for the tests of interruptions and of several processes; as a program it is killed and restarted."
-import json
+"A tiny run for the tests of interruptions and of several processes; as a program it trains until it is told to stop."
+import mmap
 import os
 import random
 import shutil
@@ -13,7 +13,7 @@ from torch import nn
 
 from vgnb.core import digest
 from vgnb.generators.generator import Loss
-from vgnb.training.checkpoints import newest, read_checkpoint
+from vgnb.training.checkpoints import newest, read_checkpoint, step_of
 from vgnb.training.feed import Data, visit
 from vgnb.training.recipes import Optim, Rate, Recipe
 from vgnb.training.run_folder import Run
@@ -60,9 +60,10 @@ RECIPE = Recipe(steps=300, batch=8, optim=Optim(lr=1e-2, weight_decay=0.1), rate
 def saves(folder) -> Path: return Path(folder) / "checkpoints"
 
 
-def train(folder, slow=0.0, log=None, until=None):
+def train(folder, slow=0.0, log=None, until=None, recipe=RECIPE, every=()):
     torch.set_num_threads(1)
-    trainer = Trainer(Pair(slow), Points(log), RECIPE, folder, Run(save_every=10, log_every=20, progress=False))
+    run = Run(save_every=10, log_every=20, progress=False)
+    trainer = Trainer(Pair(slow), Points(log), recipe, folder, run, every=every)
     return trainer.fit(until), trainer
 
 
@@ -116,12 +117,15 @@ def die_at(n: int):
     vgnb.saved.save_file = last(vgnb.saved.save_file)
 
 
-def killed_again_and_again(folder, kills: int, seed: int) -> dict:
+def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe) -> dict:
     "Start, SIGKILL at a random moment, start again ... until the run ends; reports what happened."
-    rng, deaths, lost = random.Random(seed), 0, []
+    rng, deaths, lost, rework = random.Random(seed), 0, [], []
+    reached = mmap.mmap(-1, 8)                       # the step of the child, which it shares with us
+    def note(trainer): reached[:] = trainer.step.to_bytes(8, "little")
     while True:
         before = newest(saves(folder))
-        pid = child(lambda: train(folder, slow=0.01)[0].code)
+        reached[:] = bytes(8)
+        pid = child(lambda: train(folder, slow=0.01, recipe=recipe, every=((1, note),))[0].code)
         if deaths < kills:
             time.sleep(rng.uniform(0.02, 0.28))
             os.kill(pid, signal.SIGKILL)
@@ -129,16 +133,10 @@ def killed_again_and_again(folder, kills: int, seed: int) -> dict:
         after = newest(saves(folder))
         if before and (after is None or after.name < before.name): lost.append(before.name)
         if not os.WIFSIGNALED(status):
-            return {"deaths": deaths, "lost": lost, "code": os.WEXITSTATUS(status), "result": result(folder)}
+            found = {"deaths": deaths, "lost": lost, "rework": rework}
+            return found | {"code": os.WEXITSTATUS(status), "result": result(folder)}
+        rework.append(max(0, int.from_bytes(reached[:], "little") - (step_of(after) if after else 0)))
         deaths += 1
 
 
-def main(what: str, root: Path, *numbers: int):
-    if what == "signal": sys.exit(train(root, slow=0.02)[0].code)
-    train(root / "whole", until=None if what == "kills" else 20)
-    whole = {"whole": result(root / "whole")}
-    if what == "kills": print(json.dumps(whole | killed_again_and_again(root / "killed", *numbers)))
-    else: print(json.dumps(whole | killed_inside_the_save(root / "killed")))
-
-
-if __name__ == "__main__": main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:]))
+if __name__ == "__main__": sys.exit(train(sys.argv[1], slow=0.02)[0].code)

@@ -102,6 +102,7 @@ class Feed(torch.utils.data.Dataset):
         check(data.streaming or len(data) > 0, "data", data.fingerprint, "holds no examples")
         self.data, self.batch, self.seed, self.share = data, batch, seed, share
         self.draws = Keyed(seed).fork("data")
+        self.lanes = share.world                 # of a stream: processes that the run began with
 
     def __getitem__(self, k:int):
         step, micro = divmod(k, self.share.accumulate)
@@ -111,24 +112,35 @@ class Feed(torch.utils.data.Dataset):
         except VgnbError as e: return e
 
 # %% ../../nbs/training/515_feed.ipynb #d0208f14
-def _read_on(feed:Feed, seen:int):
-    "(item, epoch) of this process's share of a stream, epoch after epoch, without the first `seen` ones."
+def _read_on(feed:Feed, lane:int, seen:int):
+    "(item, epoch) of a lane of a stream, epoch after epoch, without the first `seen` ones."
     data, epoch = feed.data, 0
     while True:
         empty = True
-        for item in data.items(epoch, feed.seed, feed.share.rank, feed.share.world):
+        for item in data.items(epoch, feed.seed, lane, feed.lanes):
             empty = False
             if seen: seen -= 1
             else: yield item, epoch
         check(not empty, "data", data.fingerprint, "holds no examples for this process")
         epoch += 1
 
+def _own(feed:Feed, start:int):
+    "(item, epoch) of this process's rows, from step `start` on; a batch has its lanes one after the other."
+    rows, own = feed.batch // feed.lanes, feed.batch // feed.share.world      # of a lane, of a process
+    mine = range(feed.share.rank * own, (feed.share.rank + 1) * own)
+    lanes = range(mine[0] // rows, mine[-1] // rows + 1)
+    pairs = {lane: _read_on(feed, lane, start * rows) for lane in lanes}
+    while True:
+        for lane in lanes:
+            for place in range(lane * rows, (lane + 1) * rows):
+                pair = next(pairs[lane])
+                if place in mine: yield pair
+
 def _walk(feed:Feed, first:int, last:int):
     "Micro-batches [first, last) of a stream."
-    size = feed.share.size(feed.batch)
-    pairs = _read_on(feed, first * size)
+    pairs = _own(feed, first // feed.share.accumulate)
     for _ in range(first, last):
-        items, epochs = zip(*(next(pairs) for _ in range(size)))
+        items, epochs = zip(*(next(pairs) for _ in range(feed.share.size(feed.batch))))
         index, epochs = np.array([item.id for item in items]), np.array(epochs)
         yield index, epochs, feed.data.collate(list(items), epochs, feed.draws)
 

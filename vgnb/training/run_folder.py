@@ -8,7 +8,7 @@ __all__ = ['Run', 'mirrored', 'Mirror', 'whose', 'RunFolder', 'read_same']
 # %% ../../nbs/training/525_run_folder.ipynb #3ad9b241
 import importlib.util
 import sys
-import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +30,16 @@ from vgnb.core import (
     remove_dir,
     sweep_aside,
 )
-from .checkpoints import best, checkpoints, mirror_checkpoint, read_checkpoint, verify, write_checkpoint
+from vgnb.training.checkpoints import (
+    Background,
+    HostCopies,
+    best,
+    checkpoints,
+    mirror_checkpoint,
+    read_checkpoint,
+    verify,
+    write_checkpoint,
+)
 from .recipes import Recipe, check_name, check_same
 from .trackers import trackers
 
@@ -45,7 +54,8 @@ class Run:
     workers: int = 0              # processes that read data ahead
     log_every: int = 50           # steps
     save_every: int = 500         # steps between checkpoints
-    keep: int = 2                 # checkpoints kept
+    keep_last: int = 2            # checkpoints kept
+    keep_every: int = 0           # the first one at or after every so many steps stays for ever; 0 = none does
     max_skips: int = 20           # stop after so many skipped steps in a row
     tracker: str = "jsonl"        # jsonl, none, or a program that accelerate logs to: tensorboard, wandb ...
     compile: bool = False         # torch.compile the modules
@@ -57,7 +67,8 @@ class Run:
     def __post_init__(self):
         for name in ("accumulate", "log_every", "save_every", "max_skips"): check_int(name, getattr(self, name), 1)
         check_int("workers", self.workers, 0)
-        check_int("keep", self.keep, 2)
+        check_int("keep_last", self.keep_last, 2)
+        check_int("keep_every", self.keep_every, 0)
         check_choice("resume", self.resume, ("auto", "resume", "fresh"))
         check_choice("on_save_error", self.on_save_error, ("stop", "warn"))
 
@@ -76,36 +87,31 @@ class Mirror:
     def __init__(self, folder:Path, run:Run):
         self.root = run.mirror
         self.saves = mirrored(folder, run)
-        self.keep = run.keep
-        self._thread:threading.Thread|None = None    # the copy under way
+        self.keep, self.keep_every = run.keep_last, run.keep_every
 
-    def start(self, path:Path):
-        "Copy a checkpoint while training goes on."
-        self._thread = threading.Thread(target=self._copy, args=(path,))
-        self._thread.start()
-
-    def _copy(self, path:Path):
-        try: mirror_checkpoint(path, self.saves, self.keep)
+    def copy(self, path:Path):
+        "Copy a published checkpoint; if that fails, it is a warning."
+        try: mirror_checkpoint(path, self.saves, self.keep, self.keep_every)
         except (OSError, VgnbError) as e:
             print(f"warning: {path.name} was not mirrored to {self.root}: {e}", file=sys.stderr)
 
-    def wait(self):
-        "Until the copy under way is there, if there is one."
-        if self._thread: self._thread.join()
-        self._thread = None
-
-    def fetch(self, saves:Path, recipe:Recipe):
-        "Copy the newest checkpoint back if it is ahead of those in `saves`. Errors: `Mismatch` for another recipe's."
+    def fetch(self,
+        found:Path|None,  # what a run would go on from without the mirror
+        saves:Path,       # where its checkpoints are
+        recipe:Recipe,
+    ) -> Path|None:
+        "The newest copy, brought to `saves`, if it is ahead of `found`; else that. Errors: `Mismatch`."
         sweep_aside(self.saves)
-        here, copies = checkpoints(saves), checkpoints(self.saves)
-        is_behind = copies and (not here or here[0].name < copies[0].name)
-        if not is_behind: return
+        copies = checkpoints(self.saves)
+        if not copies or (found and found.name >= copies[0].name): return found
 
-        path = best(self.saves)
+        copy = best(self.saves)
         message = "has checkpoints, but none is intact; remove them, or choose another mirror"
-        check(path, "mirror", self.saves, message, Mismatch)
-        check_same(load_json(path / "state.json")["recipe"], recipe, path)
-        if not here or here[0].name < path.name: mirror_checkpoint(path, saves)
+        check(copy or found, "mirror", self.saves, message, Mismatch)
+        if copy is None or (found and found.name >= copy.name): return found
+        check_same(load_json(copy / "state.json")["recipe"], recipe, copy)
+        print(f"{copy.name} comes from the mirror {self.root}", file=sys.stderr)
+        return mirror_checkpoint(copy, saves)
 
 # %% ../../nbs/training/525_run_folder.ipynb #99a333b3
 _OTHERS = {       # a file that only they have -> what such a folder is
@@ -133,6 +139,8 @@ class RunFolder:
         self.run = run
         self.saves = self.path / "checkpoints"
         self.mirror = Mirror(self.path, run) if run.mirror else None
+        self.copies, self.background = HostCopies(), Background()
+        self.published:int|None = None     # step of the last checkpoint that was written since `choose`
 
     def check(self):
         "Refuse, before anything is written, a place that cannot be used or checkpoints that `resume` does not allow."
@@ -164,21 +172,23 @@ class RunFolder:
 
     def choose(self, recipe:Recipe) -> Path|None:
         "The checkpoint to go on from, or None for a new run; what `fresh` gives up is removed."
+        self.published = None
         for place in (self.path, self.saves, self.path / "previews"): sweep_aside(place)
-        if self.mirror: self.mirror.fetch(self.saves, recipe)
         if self.run.resume == "fresh":
             for path in checkpoints(self.saves): remove_dir(path)
             (self.path / "log.jsonl").unlink(missing_ok=True)
         else: self._check_record(recipe)
 
         damaged = []
-        found = best(self.saves, damaged.append)
+        found = own = best(self.saves, damaged.append)
+        if self.mirror and self.run.resume != "fresh": found = self.mirror.fetch(own, self.saves, recipe)
         if not found and not damaged: found = self.given()
         check(found or self.run.resume != "resume", "folder", self.path, "has no checkpoint to resume from", Missing)
         message = f"has checkpoints, but none is intact; use --fresh to start over ({'; '.join(damaged)})"
         check(found or not damaged, "folder", self.path, message, Mismatch)
+        to = "the one before" if found == own else "the mirror"
         for reason in damaged:
-            if str(found) not in reason: print(f"{reason}; falling back to the one before", file=sys.stderr)
+            if found != own or str(found) not in reason: print(f"{reason}; falling back to {to}", file=sys.stderr)
         return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #ac1802c7
@@ -216,21 +226,45 @@ def _check_record(self:RunFolder, recipe:Recipe):
 
 # %% ../../nbs/training/525_run_folder.ipynb #e7bf5085
 @patch
-def write(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict) -> bool: # whether it is there now
-    "Publish a checkpoint (see `write_checkpoint`) and have it mirrored."
-    self.wait()                                    # nothing is removed from under a copy
-    try: path = write_checkpoint(self.saves, step, files, state, keep=self.run.keep)
-    except BadInput as e:
-        if self.run.on_save_error == "stop": raise
-        print(f"warning: {e}", file=sys.stderr)
-        return False
-    if self.mirror: self.mirror.start(path)
-    return True
+def write(self:RunFolder,
+    step:int,
+    files:dict[str, dict[str, Tensor]],
+    state:dict,
+    then:Callable[[], None]=lambda: None,   # called in the thread, once it is published
+):
+    "Have a checkpoint of the tensors as they are now written while training goes on. Errors: those of the one before."
+    self.wait()
+    taken = self.copies.take(files)
+    self.background.start(f"the checkpoint of step {step}", lambda: self._publish(step, taken, state, then))
 
 @patch
-def wait(self:RunFolder):
-    "Until the copy under way is there."
-    if self.mirror: self.mirror.wait()
+def _publish(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict, then:Callable[[], None]):
+    run = self.run
+    try: path = write_checkpoint(self.saves, step, files, state, keep=run.keep_last, keep_every=run.keep_every)
+    except BadInput as e:
+        if run.on_save_error == "stop": raise
+        print(f"warning: {e}", file=sys.stderr)
+        return
+    self.published = step
+    then()
+    if self.mirror: self.mirror.copy(path)
+
+@patch
+def wait(self:RunFolder) -> int|None: # step of the last checkpoint that was written
+    "Until nothing is being written. Errors: `BadInput` for a checkpoint that could not be."
+    self.background.wait()
+    return self.published
+
+@patch
+def has_failed(self:RunFolder) -> bool:
+    "Whether `wait` would raise what went wrong with a checkpoint, as far as is known."
+    return self.background.error is not None
+
+@patch
+def close(self:RunFolder):
+    "Until nothing is being written; what nobody has heard of went wrong is a warning."
+    try: self.wait()
+    except (OSError, VgnbError) as e: print(f"warning: {e}", file=sys.stderr)
 
 # %% ../../nbs/training/525_run_folder.ipynb #824641d5
 def read_same(

@@ -63,7 +63,8 @@ class Session:
         self.state, self.data, self.folder = state, data, folder
         self.recipe, self.processes = state.recipe, state.processes
         self.step = 0
-        self.saved:int|None = None        # step of the last published checkpoint
+        self.lanes = self.processes.world # in which a stream is read, see `feed`
+        self.saved:int|None = None        # step of the last checkpoint that is known to be published
         self.tracker:Tracker|None = None  # on the main process, while it is open
 
     def open(self):
@@ -79,9 +80,7 @@ class Session:
         files, state = read_same(path, self.recipe, self.data.fingerprint)
         odd = changed_since(state, self.data.times)
         if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
-        world, was = self.processes.world, state.get("world", self.processes.world)
-        message = f"must be {was}, as in {path}: on another number a stream shows some examples twice and others never"
-        check(was == world or not self.data.streaming, "processes", world, message)
+        self.lanes = state.get("lanes", state.get("world", self.processes.world))
         self.state.load(files, state["guard"], path)
         self.step = self.saved = state["step"]
 
@@ -102,9 +101,10 @@ class Session:
 # %% ../../nbs/training/530_trainer.ipynb #0644fe1d
 @patch
 def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
-    "Publish a checkpoint of this moment (all processes call it); amid skipped steps only the `last` of a session."
-    if self.saved == self.step: return True
+    "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
     if self.streak and not last: return False
+    self._settle()
+    if self.saved == self.step: return True
     files = self.state.files()                # all processes: what is shared out comes together here
     self.processes.together(lambda: self._check_numbers(files))
     state = dict(
@@ -114,17 +114,23 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
         times=self.data.times,
         guard=self.state.guard.numbers(),
         world=self.processes.world,
+        lanes=self.lanes,
         versions=self.versions)
-    written = self.processes.together(lambda: self.folder.write(self.step, files, state))
-    if written: self.saved = self.step
-    if self.processes.main: self._write_page()
+    self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
+    if last: self._settle()
     return True
 
 @patch
+def _settle(self:Session):
+    "Wait for the checkpoint that is being written; its error is everybody's."
+    written = self.processes.together(self.folder.wait)
+    if written is not None: self.saved = written
+
+@patch
 def close(self:Session):
-    "Wait for the copy under way, close the log."
+    "Wait for the checkpoint under way, close the log."
     if self.tracker: self.tracker.close()
-    self.folder.wait()
+    self.folder.close()
 
 # %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
 @patch
@@ -136,6 +142,7 @@ def _check_numbers(self:Session, files:dict[str, dict[str, Tensor]]):
 @patch
 def _advice(self:Session) -> str:
     "Where a run that went wrong can go on from."
+    self.folder.close()
     path = best(self.folder.saves, warn=lambda reason: None)
     if path is None or not is_healthy(path): return f"no healthy checkpoint is in {self.folder.saves}"
     return f"the last healthy checkpoint is {path}"
@@ -250,6 +257,7 @@ class Trainer(Session):
             if opened: opened(self.began)
             _tell_rate(self)
             self.stepper.owed = None                         # of the checkpoint's steps, not of ours
+            self.feed.lanes = self.lanes
             show = self.run.progress if self.processes.main else False
             progress = stack.enter_context(Progress(self.recipe.steps, done=self.step, show=show))
             feed = stream(self.feed, self.step, stop, self.run.workers, self.processes.device.type == "cuda")
@@ -267,7 +275,8 @@ def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) ->
     speed, waited, due = Speed(self.step), 0, False
     while self.step < stop:
         micros, error = self._fetch(feed)
-        reason, failed = _news(self, signals, error is not None)
+        broken = error is not None or (_all_hear(self) and self.folder.has_failed())
+        reason, failed = _news(self, signals, broken)
         if failed: self._give_up(error)
         if reason and (waited >= _PATIENCE or not self.streak): return reason
         waited += bool(reason)
@@ -292,7 +301,7 @@ def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
 
 @patch
 def _give_up(self:Trainer, error:VgnbError|None):
-    "Publish what was learnt so far, then end with the error of whoever can't read on."
+    "Publish what was learnt so far, then end with the error of whoever can't read on; or with that of the last save."
     if self.step and _all_hear(self): self.save(last=True)
     raise error or VgnbError("stopped: another process of this run can't read on")
 
