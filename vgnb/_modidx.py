@@ -5355,6 +5355,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vgnb.training.plan._variants': ('training/plan.html#_variants', 'vgnb/training/plan.py'),
                                     'vgnb.training.plan.data_order': ('training/plan.html#data_order', 'vgnb/training/plan.py'),
                                     'vgnb.training.plan.memory': ('training/plan.html#memory', 'vgnb/training/plan.py'),
+                                    'vgnb.training.plan.plan_json': ('training/plan.html#plan_json', 'vgnb/training/plan.py'),
                                     'vgnb.training.plan.plan_run': ('training/plan.html#plan_run', 'vgnb/training/plan.py'),
                                     'vgnb.training.plan.plan_text': ('training/plan.html#plan_text', 'vgnb/training/plan.py'),
                                     'vgnb.training.plan.recomputing': ('training/plan.html#recomputing', 'vgnb/training/plan.py'),

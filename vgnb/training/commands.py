@@ -10,7 +10,6 @@ __all__ = ['default_run', 'TrainOptions', 'GeneratorOptions', 'list_recipes', 'f
 # %% ../../nbs/training/550_commands.ipynb #8cceda40
 import importlib
 import inspect
-import json
 import os
 import shutil
 import sys
@@ -23,7 +22,6 @@ from urllib.parse import parse_qsl
 
 import torch
 import tyro
-from torch import nn
 
 from ..cli import folded, typed_cli
 from vgnb.core import (
@@ -47,7 +45,7 @@ from ..sampling.settings import Sampling
 from ..saved import save_model
 from .checkpoints import checkpoints
 from .feed import Data
-from .plan import Cluster, plan_run, plan_text
+from .plan import Cluster, plan_json, plan_run, plan_text
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from vgnb.training.recipes import (
@@ -312,7 +310,7 @@ def build_generator(
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf
-def _count(module:nn.Module) -> str: return f"{sum(p.numel() for p in module.parameters()):,} parameters"
+def _count(module:torch.nn.Module) -> str: return f"{sum(p.numel() for p in module.parameters()):,} parameters"
 
 def _first_line(recipe:Recipe) -> str:
     "What a registered recipe says of itself."
@@ -408,7 +406,7 @@ def plan_for(
 def show_plan(options:PlanOptions):
     "Print a plan."
     found = plan_for(options.recipe, options.cluster, options.accumulate, options.keep)
-    print(json.dumps(found) if options.json else plan_text(found))
+    print(plan_json(found) if options.json else plan_text(found))
 
 # %% ../../nbs/training/550_commands.ipynb #ed9d88c8
 def build(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PEAKS', 'KINDS', 'PARTS', 'GPUS', 'Cluster', 'Ledger', 'shapes_of', 'vocab_of', 'Trace', 'trace', 'recomputing',
-           'Sizes', 'sizes_of', 'memory', 'rows_that_fit', 'data_order', 'plan_run', 'plan_text']
+           'Sizes', 'sizes_of', 'memory', 'rows_that_fit', 'data_order', 'plan_run', 'plan_text', 'plan_json']
 
-# %% ../../nbs/training/548_plan.ipynb #7c5ddfcf
+# %% ../../nbs/training/548_plan.ipynb #be4c7b7e
 import contextlib
+import json
 import math
 import sys
 import weakref
@@ -26,10 +27,10 @@ from ..data.codes import CodePlan
 from ..draws import At, Keyed
 from ..families import without_memory
 from ..kinds import changed, kind_of, kinds
-from ..layers import Blocks
 from .feed import Share, global_batch
 from .optimizers import Undo
 from .recipes import IMAGENET, Recipe
+from .sharded import blocks_of
 from .step import autocast
 from .tasks import GeneratorTask, Task, TokenizerTask, parameter_groups
 
@@ -80,7 +81,7 @@ class Cluster:
         pieces = self.shard or math.gcd(self.world, self.per_node)
         return found | ({"HSDP": pieces} if 1 < pieces < self.world else {})
 
-# %% ../../nbs/training/548_plan.ipynb #4c1d3cf0
+# %% ../../nbs/training/548_plan.ipynb #3c26b86b
 KINDS = ("weights", "frozen", "gradients", "casts", "logits", "activations")
 _aten = torch.ops.aten
 
@@ -94,6 +95,11 @@ _FLOPS = {
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back}
 
+def _answer(t:Tensor):
+    "For a tensor that has no entries."
+    return True if t.dtype == torch.bool else 0.5 if t.is_floating_point() else 0
+
+# %% ../../nbs/training/548_plan.ipynb #c3c9a4d4
 class Ledger(TorchDispatchMode):
     "Bytes that are held, by kind, at the fullest moments of what runs inside; and its operations."
     def __init__(self,
@@ -152,10 +158,6 @@ class Ledger(TorchDispatchMode):
         self.now[kind] -= size
         self.total -= size
 
-def _answer(t:Tensor):
-    "For a tensor that has no entries."
-    return True if t.dtype == torch.bool else 0.5 if t.is_floating_point() else 0
-
 # %% ../../nbs/training/548_plan.ipynb #1b90cb76
 def shapes_of(recipe:Recipe) -> Task:
     "A recipe's task on the meta device: all modules, also those that only help, without entries."
@@ -208,7 +210,7 @@ class _Blank(Keyed):
     def bits(self, name, at, *shape): return self.uniform(name, at, *shape).long()
     def permutation(self, name, at, n): return torch.empty(*at.ids.shape, n, dtype=torch.long)
 
-# %% ../../nbs/training/548_plan.ipynb #c2761477
+# %% ../../nbs/training/548_plan.ipynb #b9957b8d
 def _batch(recipe:Recipe, rows:int) -> dict[str, Tensor]:
     "A micro-batch as the recipe's data would give it."
     model, labels = recipe.model, torch.zeros(rows, dtype=torch.long)
@@ -232,6 +234,7 @@ def _logit_widths(recipe:Recipe, task:Task) -> frozenset[int]:
     vocabs, more = vocab_of(recipe.model), getattr(recipe.model, "classes", 0) + 8     # classes, masks, a null
     return frozenset({n for n, _ in matrices if any(v <= n <= v + more for v in vocabs)} - inner)
 
+# %% ../../nbs/training/548_plan.ipynb #a26353b0
 class Trace(NamedTuple):
     "What the passes of one micro-batch hold at most, by kind, and compute."
     fullest: dict[str, int]   # bytes at the fullest moment
@@ -282,7 +285,7 @@ def recomputing(model, on:bool):
     inner = [name for name, part in parts.items() if is_dataclass(part) and hasattr(part, "recompute")]
     return changed(model, **{inner[0]: {"recompute": on}}) if inner else None
 
-# %% ../../nbs/training/548_plan.ipynb #131daa3a
+# %% ../../nbs/training/548_plan.ipynb #41f9e7d8
 class Sizes(NamedTuple):
     "Bytes of a task that don't depend on the batch."
     weights: int     # what is trained
@@ -312,8 +315,7 @@ def sizes_of(recipe:Recipe, task:Task) -> Sizes:
         memories += per_weight * _bytes(named.values())
     averaged = [task.modules[name] for name in task.averaged()] if recipe.ema else []
     averages = [t for module in averaged for t in module.state_dict(keep_vars=True).values()]
-    lists = [part for module in modules for part in module.modules() if isinstance(part, Blocks)]
-    blocks = [_bytes(block.parameters()) for part in lists for block in part]
+    blocks = [_bytes(block.parameters()) for module in modules for block in blocks_of(module)]
     saved = _bytes(t for module in modules for t in module.state_dict(keep_vars=True).values())
     return Sizes(_bytes(trained), _bytes([*others, *helpers]) + _bytes(kept), memories, _bytes(averages),
                  _bytes(p for p in averages if isinstance(p, nn.Parameter)), max(blocks, default=0),
@@ -483,13 +485,13 @@ def _memory_lines(plan:dict) -> list[str]:
 
 def _told(head:str, *lines:str) -> list[str]: return [f"{'' if i else head:12}{line}" for i, line in enumerate(lines)]
 
-# %% ../../nbs/training/548_plan.ipynb #0079992e
+# %% ../../nbs/training/548_plan.ipynb #4262e2a4
 def plan_text(plan:dict) -> str:
     "A plan for readers."
     run, compute, data, saved = (plan[k] for k in ("run", "compute", "data", "checkpoint"))
     total = sum(n for part, n in plan["parameters"].items() if "frozen" not in part)
     parts = ", ".join(f"{part} {_count(n)}" for part, n in plan["parameters"].items())
-    flops = compute["flops_a_step"]
+    flops, micros = compute["flops_a_step"], "micro-batch" + "es" * (run["accumulate"] > 1)
     plural = "s" * (run["nodes"] > 1)
     first = plan["order"]["first_ids"]
     shown = [0, 1, len(first) - 1] if len(first) > 2 else range(len(first))
@@ -506,7 +508,7 @@ def plan_text(plan:dict) -> str:
         *_told("parameters", f"{_count(total)}: {parts}"),
         *_told("run", f"{run['steps']:,} steps x {run['batch']} = {run['samples']:,} examples = {run['epochs']:,.1f} "
                       f"epochs of {data['examples']:,}",
-               f"{run['world']} processes on {run['nodes']} node{plural} x {run['accumulate']} micro-batches x "
+               f"{run['world']} processes on {run['nodes']} node{plural} x {run['accumulate']} {micros} x "
                f"{run['rows']} rows, {run['precision']}; activations {plan['activations']}"),
         *_told("a GPU holds", *_memory_lines(plan)),
         *_told("compute", f"{flops:.3g} operations a step, {flops * run['steps']:.2g} in all",
@@ -517,3 +519,7 @@ def plan_text(plan:dict) -> str:
                         "and one more while it is written",
                f"the model in the end: {_size(saved['model_bytes'])}"),
         *_told("data order", f"{plan['order']['digest']}, the same on any number of processes", *taken)])
+
+def plan_json(plan:dict) -> str:
+    "A plan for programs, in one line."
+    return json.dumps(plan)
