@@ -43,6 +43,8 @@ from ..kinds import from_json, kind_of, kinds, to_json
 from ..processes import Processes
 from ..sampling.settings import Sampling
 from ..saved import save_model
+
+# %% ../../nbs/training/550_commands.ipynb #8f71cd39
 from .checkpoints import checkpoints
 from .feed import Data
 from .plan import Cluster, plan_json, plan_run, plan_text
