@@ -95,30 +95,33 @@ class Session:
         "Steps in a row that were skipped, the last one included."
         return int(self.state.guard.streak)
 
-    def save(self, last:bool=False) -> bool: # whether there was nothing in the way
-        "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
-        if self.streak and not last: return False
-        self._settle()
-        if self.saved == self.step: return True
-        files = self.state.files()                    # on all processes, for theirs may be parts of it
-        self.processes.together(self._check_numbers)
-        state = dict(
-            samples_seen=self.step * self.recipe.batch,
-            recipe=to_json(self.recipe),
-            data=self.data.fingerprint,
-            times=self.data.times,
-            guard=self.state.guard.numbers(),
-            world=self.processes.world,
-            lanes=self.lanes,
-            versions=self.versions)
-        self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
-        if last: self._settle()
-        return True
+# %% ../../nbs/training/530_trainer.ipynb #eaa3b948
+@patch
+def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
+    "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
+    if self.streak and not last: return False
+    self._settle()
+    if self.saved == self.step: return True
+    files = self.state.files()                    # on all processes, for theirs may be parts of it
+    self.processes.together(self._check_numbers)
+    state = dict(
+        samples_seen=self.step * self.recipe.batch,
+        recipe=to_json(self.recipe),
+        data=self.data.fingerprint,
+        times=self.data.times,
+        guard=self.state.guard.numbers(),
+        world=self.processes.world,
+        lanes=self.lanes,
+        versions=self.versions)
+    self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
+    if last: self._settle()
+    return True
 
-    def _settle(self):
-        "Wait for the checkpoint that is being written; its error is everybody's."
-        written = self.processes.together(self.folder.wait)
-        if written is not None: self.saved = written
+@patch
+def _settle(self:Session):
+    "Wait for the checkpoint that is being written; its error is everybody's."
+    written = self.processes.together(self.folder.wait)
+    if written is not None: self.saved = written
 
 # %% ../../nbs/training/530_trainer.ipynb #0644fe1d
 @patch
