@@ -98,7 +98,7 @@ class Session:
         "Steps in a row that were skipped, the last one included."
         return int(self.state.guard.streak)
 
-# %% ../../nbs/training/530_trainer.ipynb #0644fe1d
+# %% ../../nbs/training/530_trainer.ipynb #eaa3b948
 @patch
 def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
     "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
@@ -126,6 +126,7 @@ def _settle(self:Session):
     written = self.processes.together(self.folder.wait)
     if written is not None: self.saved = written
 
+# %% ../../nbs/training/530_trainer.ipynb #0644fe1d
 @patch
 def close(self:Session):
     "Wait for the checkpoint under way, close the log."
