@@ -10,6 +10,7 @@ happened. This one ends as the script did: 0 done, 2 something named on stderr, 
 process fails, the others on its machine end within seconds, whatever they wait for.
 """
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,9 @@ def words_for_torch(o: Options) -> list[str]:
     alone = ["--standalone"]
     meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", o.rdzv_endpoint, "--rdzv_id", o.rdzv_id]
     place = meeting if o.rdzv_endpoint else alone
-    return [*place, "--nnodes", str(o.nnodes), "--nproc_per_node", str(o.nproc_per_node)]
+    time_to_save = os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")      # torch: 30 s from SIGTERM to SIGKILL
+    size = ["--nnodes", str(o.nnodes), "--nproc_per_node", str(o.nproc_per_node)]
+    return [*place, "--shutdown-timeout", time_to_save, *size]
 
 
 def ended_with(failures: dict) -> int:
@@ -56,8 +59,8 @@ PATIENCE = 5    # seconds that the others have after one failed; torch: 30
 
 
 def end_soon():
-    """Processes whose fellow failed wait for it where no signal reaches them: end them soon. (torch gives a time of its
-    own where a signal came from outside: a run that is told to stop keeps all the time it needs.)"""
+    """Processes whose fellow failed wait for it where no signal reaches them: end them soon. (Where a signal came from
+    outside it is another time: see `words_for_torch`.)"""
     from torch.distributed.elastic.multiprocessing.api import PContext
     close = PContext.close
     def close_soon(self, death_sig=None, timeout=PATIENCE): return close(self, death_sig, timeout)

@@ -86,7 +86,10 @@ class Processes:
     def wait(self): self.state.wait_for_everyone()
 
 # %% ../nbs/009_processes.ipynb #7caafe4a
-def _words(error:Exception) -> str: return str(error) if isinstance(error, VgnbError) else reason_of(error)
+def _words(error:Exception) -> str:
+    "An error as one line."
+    if isinstance(error, VgnbError): return str(error)
+    return reason_of(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 @patch
 def together(self:Processes, work:Callable):
@@ -95,7 +98,7 @@ def together(self:Processes, work:Callable):
     if self.main:
         try:
             result = work()
-        except (VgnbError, OSError) as e:
+        except Exception as e:              # of any kind: the others wait to hear of it
             error = e
     failed = self.share(_words(error) if error else None)
     if error: raise error

@@ -64,6 +64,9 @@ def save_tensors(path:str|Path, state:dict[str, Tensor], **meta:str):
     header = json.dumps({"aliases": aliases, **meta}, sort_keys=True)    # one key: several have no fixed order
     save_safetensors(path, plain, {"vgnb": header})
 
+_MASK = os.umask(0o022)      # can only be read by setting it, which is every thread's: once
+os.umask(_MASK)
+
 def save_safetensors(
     path:str|Path,
     tensors:dict[str, Tensor],         # contiguous, none of them another's memory
@@ -72,9 +75,7 @@ def save_safetensors(
     "Write tensors as safetensors. Errors: `OSError`, as for every other file, where it cannot be written."
     try: save_file(tensors, path, metadata=header)
     except SafetensorError as e: raise _as_os_error(e, path) from None
-    mask = os.umask(0o022)      # can only be read by setting it
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)    # safetensors makes files for their owner alone; a group shares its models
+    os.chmod(path, 0o666 & ~_MASK)    # safetensors makes files for their owner alone; a group shares its models
 
 def _as_os_error(e:SafetensorError, path:str|Path) -> OSError:
     "What safetensors says of a file that could not be written, as the error that Python would raise."

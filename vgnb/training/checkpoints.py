@@ -264,6 +264,11 @@ class Background:
 
     def is_busy(self) -> bool: return self._thread is not None and self._thread.is_alive()
 
+    def is_busy_after(self, seconds:float) -> bool:
+        "Whether the work is not done after so long a wait."
+        if self._thread: self._thread.join(seconds)
+        return self.is_busy()
+
     def _do(self, work:Callable[[], None]):
         try: work()
         except BaseException as e: self.error = e

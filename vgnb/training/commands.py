@@ -362,7 +362,7 @@ class PlanOptions:
     recipe: Annotated[Any, tyro.conf.arg(name="")] = None # the recipe's fields
     cluster: Annotated[Cluster, tyro.conf.arg(name="")] = field(default_factory=Cluster)
     accumulate: int = 1       # micro-batches a process works through in a step, to save memory
-    keep: int = 2             # checkpoints kept
+    keep_last: int = 2        # checkpoints kept
     json: bool = False        # the numbers, as JSON
 
 def parse_plan(argv:list[str], doc:str) -> PlanOptions|None: # None: only help was asked for
@@ -407,7 +407,7 @@ def plan_for(
 
 def show_plan(options:PlanOptions):
     "Print a plan."
-    found = plan_for(options.recipe, options.cluster, options.accumulate, options.keep)
+    found = plan_for(options.recipe, options.cluster, options.accumulate, options.keep_last)
     print(plan_json(found) if options.json else plan_text(found))
 
 # %% ../../nbs/training/550_commands.ipynb #ed9d88c8
@@ -428,7 +428,7 @@ def train(
     "Carry out a training command; a finished run writes `<out>/model`."
     out, run = Path(options.out), options.how()
     if options.world:
-        found = plan_for(options.recipe, Cluster(world=options.world), run.accumulate, run.keep)
+        found = plan_for(options.recipe, Cluster(world=options.world), run.accumulate, run.keep_last)
         if Processes().main: print(plan_text(found))
         return Outcome(0, True, "plan")
     folder = RunFolder(out, run)

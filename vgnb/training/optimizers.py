@@ -71,7 +71,7 @@ def gradient_norm(params) -> Tensor:
 def clipped_sum(params, norm:Tensor, clip:float) -> Tensor:
     "What RandAR's script calls the gradient norm (0-d): every tensor's own L2 norm after clipping, summed."
     grads = [p.grad for p in params if p.grad is not None]
-    total = assembled(torch.stack(torch._foreach_norm(grads)).sum()) if grads else torch.zeros(())
+    total = assembled(torch.stack(torch._foreach_norm(grads))).sum() if grads else torch.zeros(())
     return total * (clip / (norm + 1e-6)).clamp(max=1) if clip else total
 
 @torch.no_grad()

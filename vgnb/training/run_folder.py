@@ -88,8 +88,28 @@ class Mirror:
         self.root = run.mirror
         self.saves = mirrored(folder, run)
         self.keep, self.keep_every = run.keep_last, run.keep_every
+        self.background = Background()
+        self.newest:Path|None = None     # checkpoint that was published last
+        self.seen:Path|None = None       # the last one that was copied, or could not be
 
-    def copy(self, path:Path):
+    def follow(self, path:Path):
+        "Have a published checkpoint copied in a thread of its own; while an older one is under way it has to wait."
+        self.newest = path
+        if not self.background.is_busy(): self.background.start("the mirror", self.catch_up)
+
+    def catch_up(self):
+        "Copy the newest checkpoint, until there is no newer one."
+        while self.newest != self.seen:
+            path = self.newest
+            self._copy(path)
+            self.seen = path
+
+    def close(self):
+        "Until the newest checkpoint was copied."
+        self.background.wait()
+        self.catch_up()
+
+    def _copy(self, path:Path):
         "Copy a published checkpoint; if that fails, it is a warning."
         try: mirror_checkpoint(path, self.saves, self.keep, self.keep_every)
         except (OSError, VgnbError) as e:
@@ -241,13 +261,13 @@ def write(self:RunFolder,
 def _publish(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict, then:Callable[[], None]):
     run = self.run
     try: path = write_checkpoint(self.saves, step, files, state, keep=run.keep_last, keep_every=run.keep_every)
-    except BadInput as e:
+    except (BadInput, OSError) as e:
         if run.on_save_error == "stop": raise
         print(f"warning: {e}", file=sys.stderr)
         return
     self.published = step
     then()
-    if self.mirror: self.mirror.copy(path)
+    if self.mirror: self.mirror.follow(path)
 
 @patch
 def wait(self:RunFolder) -> int|None: # step of the last checkpoint that was written
@@ -256,15 +276,21 @@ def wait(self:RunFolder) -> int|None: # step of the last checkpoint that was wri
     return self.published
 
 @patch
+def is_writing(self:RunFolder, seconds:float) -> bool:
+    "Whether a checkpoint is still being written after so long a wait."
+    return self.background.is_busy_after(seconds)
+
+@patch
 def has_failed(self:RunFolder) -> bool:
     "Whether `wait` would raise what went wrong with a checkpoint, as far as is known."
     return self.background.error is not None
 
 @patch
 def close(self:RunFolder):
-    "Until nothing is being written; what nobody has heard of went wrong is a warning."
+    "Until nothing is being written or mirrored; what nobody has heard of went wrong is a warning."
     try: self.wait()
-    except (OSError, VgnbError) as e: print(f"warning: {e}", file=sys.stderr)
+    except Exception as e: print(f"warning: {e}", file=sys.stderr)
+    if self.mirror: self.mirror.close()
 
 # %% ../../nbs/training/525_run_folder.ipynb #824641d5
 def read_same(

@@ -11,8 +11,9 @@ import os
 import warnings
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ..core import check
 from ..layers import Portions
@@ -107,10 +108,17 @@ def shard(task:Task, sharding:Sharding, processes:Processes):
     mesh = sharding.mesh(processes.device.type)
     for module in task.modules.values():
         if processes.world > 1:
-            for t in module.state_dict().values(): dist.broadcast(t, 0)
+            for t in module.state_dict().values(): _give_all(t, processes.device)
         for portions in _portions(module):
             for block in portions: _shard_block(block, portions, mesh, sharding.reshard)
         fully_shard(module, mesh=mesh)
+        module.to(processes.device)             # buffers; weights came a portion at a time
+
+def _give_all(t:Tensor, device:torch.device):
+    "The first process's tensor, on every process."
+    there = t.to(device)
+    dist.broadcast(there, 0)
+    t.copy_(there)
 
 def _shard_block(block:nn.Module, portions:Portions, mesh, reshard:bool):
     "A block as one portion; parts of it that are called by themselves are portions of their own."

@@ -68,12 +68,13 @@ def slow_precision(device:torch.device, precision:str) -> str:
     return "bf16: this processor has no units for it, and may take ten times as long as with precision fp32"
 
 # %% ../../nbs/training/528_step.ipynb #74c52dd9
-def place(task:Task, processes:Processes):
-    "Move a task to this process's device; batch norms look at all processes' rows."
+def place(task:Task, processes:Processes, whole:bool=True):
+    "Move a task to this process's device, what it trains only if `whole`; batch norms look at all processes' rows."
     device = processes.device
     many_gpus = device.type == "cuda" and processes.world > 1
     for name, module in task.modules.items():
-        module.to(device).train()
+        if whole: module.to(device)
+        module.train()
         if many_gpus: task.modules[name] = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for module in task.helpers: module.to(device)
 
@@ -91,7 +92,7 @@ class TrainState:
         optims:dict[str, Optim]|None=None, # settings of groups that differ from the recipe's
         sharding:Sharding|None=None,       # how weights are shared out; None: every process holds them all
     ):
-        place(task, processes)
+        place(task, processes, whole=not sharding)
         if sharding: shard(task, sharding, processes)         # before anything is built on the parameters
         self.task, self.recipe, self.processes, self.sharding = task, recipe, processes, sharding
         self.groups = parameter_groups(task)

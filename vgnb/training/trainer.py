@@ -99,6 +99,8 @@ class Session:
         return int(self.state.guard.streak)
 
 # %% ../../nbs/training/530_trainer.ipynb #eaa3b948
+_PATIENCE = 30.0     # seconds
+
 @patch
 def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
     "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
@@ -123,6 +125,7 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
 @patch
 def _settle(self:Session):
     "Wait for the checkpoint that is being written; its error is everybody's."
+    while self.processes.share(self.folder.is_writing(_PATIENCE)): pass      # joins of processes have a limit
     written = self.processes.together(self.folder.wait)
     if written is not None: self.saved = written
 
@@ -130,8 +133,9 @@ def _settle(self:Session):
 @patch
 def close(self:Session):
     "Wait for the checkpoint under way, close the log."
-    if self.tracker: self.tracker.close()
-    self.folder.close()
+    try:
+        if self.tracker: self.tracker.close()
+    finally: self.folder.close()
 
 # %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
 @patch
@@ -303,7 +307,9 @@ def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
 @patch
 def _give_up(self:Trainer, error:VgnbError|None):
     "Publish what was learnt so far, then end with the error of whoever can't read on; or with that of the last save."
-    if self.step and _all_hear(self): self.save(last=True)
+    try:
+        if self.step and _all_hear(self): self.save(last=True)
+    except VgnbError as e: raise (error or e) from e
     raise error or VgnbError("stopped: another process of this run can't read on")
 
 @patch
