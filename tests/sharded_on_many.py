@@ -22,9 +22,11 @@ from torch import nn
 
 from tests.toy_training import child
 from tests.train_on_two import generator_recipe, write_codes
+from vgnb.core import save_json
 from vgnb.generators.generator import Loss
 from vgnb.processes import Processes
 from vgnb.training.commands import build_generator, finish
+from vgnb.training.optimizers import clipped_sum
 from vgnb.training.recipes import Optim
 from vgnb.training.run_folder import Run
 from vgnb.training.sharded import blocks_of
@@ -91,6 +93,11 @@ def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | 
     assert bool(trainer.state.sharding) == ("ACCELERATE_USE_FSDP" in os.environ)
     assert len(blocks_of(model)) == 2
     if trainer.fit(until).finished: finish(trainer, out / "model")
+
+    params = list(model.parameters())
+    for p in params: p.grad = torch.sign(p.detach())
+    total = clipped_sum(params, torch.ones(()), 0.0)
+    if trainer.processes.main: save_json(out / "clipped.json", float(total))
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from tests.players_on_many import Players
 from tests.sharded_on_many import GRID, HALF, LINE, POISONED, RUNS, STEPS, half_of
 from tests.toy_training import RECIPE, Points, result
 from tests.train_on_two import generator_recipe, write_codes
-from vgnb.core import BadInput
+from vgnb.core import BadInput, load_json
 from vgnb.processes import Processes
 from vgnb.saved import load_model, load_tensors
 from vgnb.training.checkpoints import newest, read_checkpoint
@@ -93,6 +93,12 @@ def test_loss_norm_and_guard_are_the_same_numbers(runs, name):
         if one["step"] == POISONED + 1: continue                     # no numbers there
         for k in ("loss", "norm.generator"): assert many[k] == pytest.approx(one[k], rel=1e-4), (k, many["step"])
     assert HALF > POISONED and min(line["norm.generator"] for line in a if line["step"] != POISONED + 1) > 0.1
+
+
+def test_a_sum_of_norms_is_that_of_whole_tensors(runs):
+    "RandAR's own measure, by which its recipes skip steps: of pieces it would be too small."
+    one, line = (load_json(runs / name / "clipped.json") for name in ("one", "line"))
+    assert line == pytest.approx(one, rel=1e-5) and one > 100
 
 
 def test_what_is_left_is_the_same_plain_model(runs):
