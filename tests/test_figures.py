@@ -139,9 +139,9 @@ def test_drawing_needs_no_pyplot_and_no_screen():
                       "print('matplotlib.pyplot' in sys.modules)") == "False"
 
 
-def test_figures_import_only_core_among_our_modules():
+def test_figures_import_only_the_rooms_below_them():
     seen = printed_by("import sys, vgnb.charts", "print(*sorted(m for m in sys.modules if m.startswith('vgnb.')))")
-    assert seen == "vgnb.charts vgnb.core vgnb.figures"
+    assert seen == "vgnb.charts vgnb.core vgnb.figures vgnb.pngs vgnb.upright"
 
 
 def test_plain_text_is_one_short_visible_line():
