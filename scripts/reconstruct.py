@@ -168,18 +168,32 @@ def measured(o: Options, tokenizer, source, count: int, lpips=None) -> tuple[dic
     return found, torch.cat(crops) if crops else None, torch.cat(again)
 
 
+def strip_origin(o: Options, tokenizer, source, ids):
+    "How a strip came to be: what its PNG carries."
+    from vgnb.sampling.origins import Origin, running_on, weights_hash
+    from vgnb.tokenizers.pictures import device_of
+    data = {"data": source.fingerprint, "crop": o.crop, "side": o.size, "levels": o.levels, "compat": o.compat}
+    more = {name: value for name, value in data.items() if value is not None}
+    return Origin("reconstruction", parts=(str(o.tokenizer),), tokenizer=weights_hash(tokenizer), seed=o.seed,
+                  ids=tuple(ids.tolist()), size=o.compare or o.size, denoise=o.denoise, more=more, dtype=o.dtype,
+                  **running_on(device_of(tokenizer)))
+
+
 def strip_of(o: Options, tokenizer, source, count: int):
-    "The first pictures, a row each: crop, every preview, reconstruction."
+    "The first pictures, a row each: crop, every preview, reconstruction; and how they came to be."
     from vgnb.data.transforms import to_uint8
     from vgnb.draws import Keyed
     from vgnb.figures import tile_sheet
+    from vgnb.sampling.origins import with_samples
     from vgnb.sampling.streaming import is_progressive, preview_pictures
     from vgnb.tokenizers.pictures import device_of
     crops, pixels, codes, ids = next(rebuilt(o, tokenizer, source, count))
     crops, pixels = to_uint8(crops), to_uint8(pixels)
+    origin = strip_origin(o, tokenizer, source, ids)
     if not (is_progressive(tokenizer) and codes is not None):
         rows = [list(row) for row in zip(crops, pixels)]
-        return tile_sheet(rows, [["picture", "reconstruction"]] * count, whole=True)
+        sheet = tile_sheet(rows, [["picture", "reconstruction"]] * count, whole=True)
+        return with_samples(origin, pixels.numpy(), sheet, skip=1)
 
     how = dict(ids=ids, draws=Keyed(o.seed), rows=len(ids), size=o.compare or o.size, denoise=o.denoise,
                resolution=o.size)
@@ -187,7 +201,8 @@ def strip_of(o: Options, tokenizer, source, count: int):
     plan = tokenizer.plan(o.denoise)
     captions = ["picture", *(f"{plan.needs(k)} tokens" for k in range(1, plan.steps)), "reconstruction"]
     rows = [[crop, *shown[:-1], made] for crop, shown, made in zip(crops, previews, pixels)]
-    return tile_sheet(rows, [captions] * count, whole=True)
+    sheet = tile_sheet(rows, [captions] * count, whole=True)
+    return with_samples(origin, pixels.numpy(), sheet, skip=len(captions) - 1)
 
 
 def check_options(o: Options):
@@ -224,6 +239,7 @@ def main(argv: list[str]) -> int:
     from vgnb.core import named_as, run_manifest, save_card
     from vgnb.evaluation.samples import save_samples
     from vgnb.kinds import to_json
+    from vgnb.pngs import save_png
     from vgnb.tokenizers.pictures import device_of
     check_options(o)
     tokenizer, source = opened(o)
@@ -237,7 +253,9 @@ def main(argv: list[str]) -> int:
     numbers, crops, pictures = measured(o, tokenizer, source, count, lpips)
     save_samples(o.out, pictures)
     if o.originals: save_samples(o.originals, crops)
-    if o.strip: strip_of(o, tokenizer, source, min(count, 8)).save(o.strip)
+    if o.strip:
+        sheet, origin = strip_of(o, tokenizer, source, min(count, 8))
+        save_png(o.strip, sheet, origin.note())
     device = str(device_of(tokenizer))
     run = run_manifest(to_json(o), seed=o.seed, data=source.fingerprint, device=device, world=1,
                        tokenizer=named(tokenizer))

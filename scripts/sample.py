@@ -43,7 +43,7 @@ codes; --picks.1 plain adds one for the second level, whose options are then --p
 with one line and exit code 2, before anything is sampled.
 """
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -223,19 +223,26 @@ def open_pipeline(source: Source, sampling: Sampling, device):
         if not source.mixed: check_coding(*parts, (source.tokenizer, source.generator), "--mixed")
     classes = pipe.classes or getattr(pipe.generator, "card", {}).get("classes")
     shape = source.grid or pipe.grid.shape
-    return Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True).to(dtype=source.dtype)
+    opened = Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True).to(dtype=source.dtype)
+    opened.where = pipe.where or (source.tokenizer, source.generator)
+    return opened
 
 
-def encode_prompts(source: Source, count: int):
-    "Left-padded features (b, t, d) and mask (b, t) of the prompts."
+def read_prompts(source: Source, count: int) -> list[str]:
+    "The first lines of text."
     from vgnb.core import Missing, check
-    from vgnb.data.text import TextEncoder, left_pad
     is_readable = source.prompts.exists() and not source.prompts.is_dir()
     check(is_readable, "prompts", source.prompts, "no such file", Missing)
     lines = [line.strip() for line in source.prompts.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line][:count]
     check(lines, "prompts", source.prompts, "must hold at least one line of text")
-    features, mask = TextEncoder(source.text_encoder)(lines)
+    return lines
+
+
+def encode_prompts(source: Source, count: int):
+    "Left-padded features (b, t, d) and mask (b, t) of the prompts."
+    from vgnb.data.text import TextEncoder, left_pad
+    features, mask = TextEncoder(source.text_encoder)(read_prompts(source, count))
     return left_pad(features, mask)
 
 
@@ -313,7 +320,7 @@ def main(argv: list[str]) -> int:
     job.run(processes)
     if processes.main:
         print(f"finished already: {output.out}" if job.was_finished else f"written to {output.out}")
-        if output.sheet: write_sheet(job, output)
+        if output.sheet: write_sheet(job, output, source)
         if output.strip: write_strip(job, output)
     return 0
 
@@ -345,22 +352,29 @@ def in_words(job, processes) -> str:
     return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling}{chosen} {where}"
 
 
-def write_picture(job, path: Path, sheet):
+def write_picture(job, path: Path, sheet, origin):
     "A PNG whose hash goes into the record first: a kill in between leaves a free name."
     from vgnb.core import digest_file, load_card, save_card, write_aside
+    from vgnb.pngs import encode_png
     with write_aside(path) as aside:
-        sheet.save(aside)
+        aside.write_bytes(encode_png(sheet, origin.note()))
         record = load_card(job.record_file)
         record["outputs"][path.name] = digest_file(aside)
         save_card(job.record_file, record)
 
 
-def write_sheet(job, output: Output):
-    "The first images as one PNG."
+def write_sheet(job, output: Output, source: Source):
+    "The first images as one PNG, which `vgnb.reopen` can render again."
+    import numpy as np
+
     from vgnb.evaluation.samples import read_npz
     from vgnb.figures import tile_sheet
-    images = read_npz(output.out, "arr_0")[:64]
-    write_picture(job, output.sheet, tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)]))
+    from vgnb.sampling.origins import with_samples
+    count = min(max(64 // job.each, 1), job.count)                     # samples, each with all of its pictures
+    images = np.asarray(read_npz(output.out, "arr_0")[:count * job.each])
+    prompts = read_prompts(source, count) if source.prompts else ()
+    sheet = tile_sheet([images[i:i + 8] for i in range(0, len(images), 8)])
+    write_picture(job, output.sheet, *with_samples(job.origin(count, prompts), images, sheet))
     print(f"sheet of {len(images)} images: {output.sheet}")
 
 
@@ -374,7 +388,7 @@ def write_strip(job, output: Output):
         for i, image in zip(preview.ids.tolist(), preview.images, strict=True):
             rows[i].append(image)
             captions[i].append(f"{preview.tokens} tokens")
-    write_picture(job, output.strip, tile_sheet(rows, captions, whole=True))
+    write_picture(job, output.strip, tile_sheet(rows, captions, whole=True), replace(job.origin(count), work="strip"))
     print(f"strip of {count} images after 1 ... {len(rows[0])} denoising steps: {output.strip}")
 
 

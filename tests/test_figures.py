@@ -131,14 +131,14 @@ def printed_by(*lines):
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=120).stdout.strip()
 
 
-def test_drawing_needs_no_pyplot_no_screen_and_only_core_among_our_modules():
+def test_drawing_needs_no_pyplot_no_screen_and_only_the_rooms_below():
     seen = printed_by("import sys, numpy, vgnb.charts",
                       "print(*sorted(m for m in sys.modules if m.startswith('vgnb.')))",
                       "from vgnb.charts import codebook_figure",
                       "from vgnb.figures import png_bytes",
                       "png_bytes(codebook_figure(numpy.arange(9)))",
                       "print('matplotlib.pyplot' in sys.modules)")
-    assert seen.splitlines() == ["vgnb.charts vgnb.core vgnb.figures", "False"]
+    assert seen.splitlines() == ["vgnb.charts vgnb.core vgnb.figures vgnb.pngs vgnb.upright", "False"]
 
 
 def test_plain_text_is_one_short_visible_line():

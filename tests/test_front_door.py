@@ -33,7 +33,7 @@ from vgnb.views.play import LiveSampler, Wish, _Latest
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("tiny-randar", "tiny-maskgit", "tiny-pgm")
-OFFERED = {"Pipeline", "from_pretrained", "zoo", "shipped", "open_images",
+OFFERED = {"Pipeline", "from_pretrained", "zoo", "shipped", "open_images", "reopen",
            "OrderExplorer", "SamplingPlayer", "desk", "play", "board"}
 
 
@@ -92,9 +92,10 @@ def test_help_is_a_short_tour():
     assert len(text.splitlines()) < 120
 
 
-def test_the_code_in_the_tour_runs():
+def test_the_code_in_the_tour_runs(monkeypatch, tmp_path):
     import vgnb
 
+    monkeypatch.chdir(tmp_path)
     example = re.search(r"first:\n\n((?:    .*\n)+)", vgnb.__doc__)[1].replace("pipe.play()", "live = pipe.play()")
     seen = {}
     exec(inspect.cleandoc(example), seen)

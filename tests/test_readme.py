@@ -78,6 +78,7 @@ EXPECTED = {
     "pipe.edit(": "assert (edited[:, :, :16] == hearts[:, :, :16]).all() and (edited != hearts).any()\n"
                   "assert (wide[:, :, 16:48] == hearts).all() and large.shape == (1, 48, 48, 3)",
     "pipe.prefix(": "assert same.shape == (3, 32, 32, 3) and begun.shape == (4, 32, 32, 3)",
+    "vgnb.reopen(": "assert opened.again().same and opened.labels == ['heart'] * 4",
     "guidance=CFG(": "assert pipe",
     "runs/quickstart": "assert images.shape == (3, 32, 32, 3) and images.dtype == 'uint8'"}
 

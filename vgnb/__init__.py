@@ -8,11 +8,14 @@ What to type first:
     pipe                                         # in a notebook: what it is, and four samples
     pipe("heart")                                # one image; pipe.sample(["heart", 3], seed=1) two
     pipe.play()                                  # class, seed, order, steps, guidance ... by hand
+    pipe.save("hearts.png", ["heart"] * 4)       # a PNG that knows how it was made
+    vgnb.reopen("hearts.png").again()            # its sampler, and the same samples, or what differs
 
 What there is:
 
     from_pretrained, Pipeline   a model in a folder: sample, stream, edit, outpaint, morph, extrapolate
     shipped                     the models that come along, by name
+    reopen                      what made a PNG of ours: model, settings, samples; renders it again
     zoo                         published files: vgnb.zoo.load_published(...)
     open_images                 pictures from folders, tars, shards, data sets
     play                        a pipeline's controls, and the picture that follows them
@@ -33,6 +36,7 @@ _HOME = {
     "Pipeline": "vgnb.pipeline",
     "from_pretrained": "vgnb.pipeline",
     "shipped": "vgnb.shipped",
+    "reopen": "vgnb.reopened",
     "zoo": "vgnb.zoo",
     "open_images": "vgnb.data.images",
     "play": "vgnb.views.play",

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .core import BadInput, check, check_int, get_settings
+from .pngs import encode_png
 
 # %% ../nbs/002_figures.ipynb #cf458d47
 def _upright(image:Image.Image) -> Image.Image:
@@ -47,20 +48,20 @@ def _resized(image:Image.Image, scale:float) -> Image.Image:
 def png_bytes(
     picture,                # matplotlib Figure or PIL image
     limit:int|None=200_000, # bytes; None = every pixel
+    note:dict|None=None,    # carried inside, see `encode_png`; only together with every pixel
 ) -> bytes:
     "As PNG in full colour of at most `limit` bytes: what does not fit gets fewer pixels."
     image = to_image(picture)
     check(limit is None or check_int("limit", limit, 500), "limit", limit, "must be None or bytes")
 
     for scale in (1, .85, .7, .5, .35, .25, .12, .06):
-        with io.BytesIO() as f:
-            _resized(image, scale).save(f, "PNG", optimize=True)
-            if limit is None or f.tell() <= limit: return f.getvalue()
+        made = encode_png(_resized(image, scale), note if scale == 1 else None, optimize=True)
+        if limit is None or len(made) <= limit: return made
     raise BadInput("limit", limit, f"is too few bytes for a picture of {image.width}x{image.height}")
 
-def png_uri(picture, limit:int|None=200_000) -> str:
-    "The picture as a `data:` address, for pages that need no other file."
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture, limit)).decode()
+def png_uri(picture, limit:int|None=200_000, note:dict|None=None) -> str:
+    "The picture as a `data:` address, for pages that need no other file; arguments as `png_bytes`."
+    return "data:image/png;base64," + base64.b64encode(png_bytes(picture, limit, note)).decode()
 
 # %% ../nbs/002_figures.ipynb #2f0cae75
 # blue, vermilion, green, pink, sky, amber, ink
@@ -254,12 +255,16 @@ def tile_sheet(
     draw = ImageDraw.Draw(sheet)
     bold = house_font(12, True)
     draw.text((gap, 5), _fitted(title, bold, sheet.width - 2 * gap), TONES["ink"], bold)
+    sheet.info["tiles"] = []                                          # (x, y, width, height) of each, in reading order
     for r, row in enumerate(rows):
         y = top + r * (h + foot + gap)
         if names: draw.text((left - gap, y + h / 2), plain_text(names[r]), TONES["muted"], small, "rm")
         for c, t in enumerate(row):
             x = left + c * (w + gap)
-            if t is not None: sheet.paste(t, (x + (w - t.width) // 2, y + (h - t.height) // 2))
+            if t is not None:
+                corner = x + (w - t.width) // 2, y + (h - t.height) // 2
+                sheet.paste(t, corner)
+                sheet.info["tiles"].append((*corner, *t.size))
             if not captions: continue
             text = _fitted(captions[r][c], small, w + gap - 2)
             draw.text((x + w / 2, y + h + 3), text, TONES["ink"], small, "ma")

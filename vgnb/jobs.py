@@ -10,7 +10,7 @@ __all__ = ['planned_labels', 'open_pictures', 'open_masks', 'picture_of', 'asked
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +54,7 @@ from .progress import walk
 from .rejection import Rejection, Selected, check_classifier
 from .sampling.applications import Inpaint, Morph, Outpaint, check_mask
 from .sampling.extrapolation import Extrapolate
+from .sampling.origins import Origin
 from .sampling.painting import Application
 from .sampling.prefix import Continue, Prefix
 from .sampling.settings import Sampling
@@ -524,3 +525,20 @@ def join(self:SampleJob, world:int=1):
 
     save_samples(self.out, batches, labels, count, before=record)
     self._clean()
+
+# %% ../nbs/720_jobs.ipynb #9d1a3157
+@patch
+def origin(self:SampleJob,
+    count:int|None=None,       # of the first samples; None = all
+    prompts:tuple[str, ...]=(), # the captions' words
+) -> Origin:
+    "How its first samples come to be: what a picture of them carries."
+    ids = torch.arange(min(self.count, count or self.count))
+    cond, what, images = self.cond(slice(0, len(ids))), self.what, None
+    if what is not None: what = what.of(ids)
+    if what is not None and what.takes_pictures: images = picture_of(self.images, ids)
+    told = self.pipe.origin(cond, seed=self.seed, ids=ids, size=self.size, denoise=self.denoise, preview=self.preview,
+                            what=what, images=images, prompts=prompts, min_rows=self.sampling.min_rows)
+    if self.images is not None: told = replace(told, more={"pictures": self.images.id})
+    if not self.reject: return told
+    return replace(told, work="rejection", more=to_json(self.reject) | {"classifier": self.classifier.id})

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .core import BadInput, Registry, VgnbError, check, check_choice, get_settings
+from .glance import first_line, glance
 
 # %% ../nbs/006_kinds.ipynb #e6ba723b
 class Kind(NamedTuple):
@@ -76,6 +77,10 @@ class OpenRegistry(Registry):
     def __len__(self) -> int:
         discover()
         return super().__len__()
+
+    def _repr_html_(self):
+        things = {name: first_line(thing) if callable(thing) else repr(thing) for name, thing in dict.items(self)}
+        return glance(f"{self.kind}: {len(things)} words", dict(list(things.items())[:40]))
 
     def keys(self): return KeysView(self)
     def items(self): return ItemsView(self)

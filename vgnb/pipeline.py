@@ -33,6 +33,7 @@ from vgnb.core import (
     check,
     check_choice,
     check_int,
+    digest,
     load_card,
     save_card,
     sweep_aside,
@@ -41,11 +42,13 @@ from .data.sources import check_names, find_class
 from .draws import Keyed
 from .generators.generator import LINES, Cond, Generator, Grid
 from .generators.orders import ORDERS
+from .glance import glance
 from .kinds import from_json, to_json
 from .places import locked_file
 from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
+from .sampling.origins import Origin, given_note, running_on, save_samples_png, weights_hash, with_samples
 from .sampling.painting import Application, Painting, Request
 from .sampling.prefix import Continue, Prefix
 from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
@@ -81,6 +84,8 @@ class _Named:
     morph:Callable
     extrapolate:Callable
     prefix:Callable
+    origin:Callable
+    save:Callable
     play:Callable
     to:Callable
     save_pretrained:Callable
@@ -135,6 +140,7 @@ class Pipeline(_Named):
         self.classes = check_names(classes or None) or []
         self.grid = check_line(tokenizer, Grid(tuple(grid or generator.grid)))
         self.dtype = torch.float32            # of the generator's forward passes
+        self.where:str|tuple[str, str] = ""   # by which word it was opened, or its two parts were
         self._samplers: dict[Sampling, Sampler] = {}
         self._page: tuple = ()                # what it looks like in a notebook, and of what
 
@@ -636,6 +642,81 @@ def prefix(self:Pipeline, labels,
     what = Prefix(count) if images is None else Continue(count)
     return self.apply(what, labels, images, **kwargs)
 
+# %% ../nbs/710_pipeline.ipynb #eedf5ead
+@patch
+def _caption(self:Pipeline, cond:Cond, prompts) -> dict:
+    "What is known of captions: a hash of their features, and their words if they are told."
+    said = {"sha256": digest({"text": cond.text, "mask": cond.mask if cond.mask is not None else 0})}
+    return said | {"prompts": list(prompts)} if prompts else said
+
+@patch
+def _asked(self:Pipeline, cond:Cond, prompts=()) -> dict:
+    "What was asked for, as fields of an `Origin`."
+    if cond.labels is None: return {"text": self._caption(cond, prompts)}
+    labels = cond.labels.tolist()
+    null = self._null_class()
+    names = [*self.classes, *(str(k) for k in range(len(self.classes), self.generator.classes))]
+    def name(label): return "no class" if label == null else names[label]
+    return {"labels": tuple(labels), "names": tuple(name(label) for label in sorted(set(labels)))}
+
+@patch
+@delegates(spelled)
+def origin(self:Pipeline,
+    labels=None,                # as `sample` takes them
+    *, text=None, mask=None, seed:int=0, ids=None, given=None, size:int|None=None, denoise:int|None=None,
+    preview:int|None=None,      # denoising steps, as `preview` takes them
+    what:Application|None=None, images=None,  # as `apply` takes them
+    orientation:str="upright",
+    prompts:Sequence[str]=(),   # the captions' words
+    **kwargs,
+) -> Origin:
+    "How pictures of such a call come to be; what `Pipeline.save` writes into them."
+    _check_names(Pipeline.origin, kwargs)
+    cond, tokens = self.condition(labels, text, mask), self._given(given)
+    if tokens is not None: tokens = given_note(tokens[0].cpu().numpy(), tokens[1].cpu().numpy(), self.grid.shape)
+    if what is not None:
+        images = None if images is None else _pixels(images, orientation)
+        one_for_all = images is not None and cond.b == 1
+        if one_for_all: cond = cond.rows(torch.zeros(len(images), dtype=torch.long, device=self.device))
+        tokens = self._codes_there(what, cond, images, seed, ids, kwargs) if what.takes_pictures else None
+    is_named = isinstance(self.where, str)
+    plain = Origin(
+        "sample" if preview is None else "preview", self.where if is_named else "", () if is_named else self.where,
+        weights_hash(self.tokenizer), weights_hash(self.generator), self.settings(**kwargs), tuple(self.grid.shape),
+        check_int("seed", seed, 0), tuple(self._ids(ids, cond.b).tolist()), **self._asked(cond, prompts),
+        size=size, denoise=denoise, preview=preview, given=tokens,
+        dtype=str(self.dtype).removeprefix("torch."), **running_on(self.device))
+    return plain.pictures_of(what)
+
+@patch
+def _codes_there(self:Pipeline, what:Application, cond:Cond, images, seed:int, ids, changes:dict) -> dict:
+    "The codes of the pictures that an application starts from, as far as it knows them."
+    s, request = self.settings(**changes), self._request(what, cond, images, seed, ids, changes)
+    codes = self.encode(images, rows=s.rows, min_rows=s.min_rows)
+    known = what.paint(replace(request, codes=codes)).known
+    stays = known.shape[1] == codes.shape[1]                # the rest nobody needs; a canvas knows all of its picture
+    if stays: codes = torch.where(known[..., None], codes, 0)
+    return given_note(codes.cpu().numpy(), None, request.grid.shape)
+
+# %% ../nbs/710_pipeline.ipynb #d7c9b955
+@patch
+@delegates(Pipeline.origin)
+def save(self:Pipeline,
+    file:str|Path,      # NAME.png
+    labels=None,        # as `origin` takes them
+    **kwargs,
+) -> np.ndarray:        # (n, h, w, 3) uint8: the samples
+    "Sample, and write the picture, or a sheet of several, as a PNG that `vgnb.reopen` can render again."
+    check(Path(file).suffix.lower() == ".png", "file", str(file), "must end in .png: only a PNG carries its recipe")
+    told = self.origin(labels, **kwargs)
+    of_origin = ("what", "images", "preview", "prompts", "orientation")
+    what, images, k, _, orientation = (kwargs.pop(name, None) for name in of_origin)
+    if what is None: made = self.sample(labels, **kwargs) if k is None else self.preview(labels, k, **kwargs)
+    else: made = self.apply(what, labels, images, orientation=orientation or "upright", **kwargs)
+    if made.ndim == 5: made = made.swapaxes(0, 1).reshape(-1, *made.shape[2:])    # a sample's pictures in a row
+    save_samples_png(file, told, made)
+    return made
+
 # %% ../nbs/710_pipeline.ipynb #4881f46a
 def _count(module) -> int:
     "Its parameters."
@@ -686,10 +767,12 @@ def _four(self:Pipeline) -> str:
     every = self.generator.classes
     asked = [k * every // 4 for k in range(4)]
     names = [self.classes[k] if self.classes else f"class {k}" for k in asked]
-    try: sheet = figures.image_grid(self.sample(asked, seed=0), names, columns=4, side=96)
+    try: images = self.sample(asked, seed=0)
     except Exception as e: return html.escape(f"no samples: {type(e).__name__}: {e}")
+    sheet = figures.image_grid(images, names, columns=4, side=96)
+    sheet, told = with_samples(self.origin(asked, seed=0), images, sheet)
     words = html.escape(f"samples of seed 0: {', '.join(names)}", quote=True)
-    return f'<img alt="{words}" src="{figures.png_uri(sheet, None)}">'
+    return f'<img alt="{words}" src="{figures.png_uri(sheet, None, told.note())}">'
 
 @patch
 def _repr_html_(self:Pipeline):
@@ -698,9 +781,7 @@ def _repr_html_(self:Pipeline):
     now = self.sampling, *facts.values(), versions
     if not self._page or self._page[0] != now: self._page = now, self._four()
 
-    left = 'style="text-align: left"'
-    rows = [f"<tr><th {left}>{name}</th><td {left}>{html.escape(v)}</td></tr>" for name, v in facts.items()]
-    return f"<b>Pipeline</b><table>{''.join(rows)}</table>{self._page[1]}"
+    return glance("Pipeline", facts, self._page[1])
 
 @patch
 def play(self:Pipeline,
@@ -813,6 +894,7 @@ def from_pretrained(
 
     parts, mixed = (part("tokenizer"), part("generator")), mixed or card.get("mixed", False)
     pipe = Pipeline(*parts, card["sampling"], card["classes"], tuple(card["grid"]), mixed=mixed)
+    pipe.where = next((name for name, home in shipped().items() if home.samefile(folder)), str(where))
     return pipe.to(dtype=dtype)
 
 # %% ../nbs/710_pipeline.ipynb #cff9889a

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import Mismatch, check, check_int, check_levels_of, digest
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
+from ..glance import glance, some_of
 
 # %% ../../nbs/data/120_codes.ipynb #196bb4ac
 def tokenizer_fingerprint(
@@ -124,6 +126,7 @@ class Codes:
     coding: str = ""                # `Tokenizer.coding` of what made them, where it is known
 
     def __len__(self) -> int: return len(self.ids)
+
     def _row(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a source of codes says how a row is read")
     def __iter__(self): return (self[i] for i in range(len(self)))
 
@@ -167,6 +170,15 @@ class Codes:
             for level, c in enumerate(counts):
                 c += np.bincount(block[..., level].reshape(-1), minlength=len(c))
         return tuple(torch.from_numpy(c) for c in counts)
+
+# %% ../../nbs/data/120_codes.ipynb #7020f8a2
+@patch
+def _repr_html_(self:Codes):
+    grid, levels = "x".join(map(str, self.grid)), " + ".join(f"{v:,}" for v in self.vocab)
+    facts = {"images": f"{len(self):,}", "codes of an image": f"{grid}, of {levels}",
+             "augmentations": some_of(self.augs), "classes": some_of(self.classes),
+             "coding": self.coding[:16], "fingerprint": self.fingerprint[:16], "folder": getattr(self, "path", "")}
+    return glance(type(self).__name__, facts)
 
 # %% ../../nbs/data/120_codes.ipynb #c980e571
 class ArrayCodes(Codes):

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 
 from ..core import BadItem, check, check_choice, check_int
 from ..draws import shuffled
+from ..glance import first_line, glance, some_of
 
 # %% ../../nbs/data/100_sources.ipynb #4d89bb19
 class Item(NamedTuple):
@@ -74,6 +76,14 @@ class ImageSource:
             for i in order:
                 item = self.get(int(i))
                 if item is not None: yield item
+
+# %% ../../nbs/data/100_sources.ipynb #7821df1e
+@patch
+def _repr_html_(self:ImageSource):
+    side = f"{self.size}x{self.size} px" if self.size else ""
+    facts = {"what": first_line(self), "pictures": "a stream" if self.streaming else f"{len(self):,}", "side": side,
+             "classes": some_of(self.classes), "left out": len(self.bad) or "", "notes": some_of(self.notes, 2)}
+    return glance(type(self).__name__, facts)
 
 # %% ../../nbs/data/100_sources.ipynb #9a47444f
 MOST_CLASSES = 2 ** 20

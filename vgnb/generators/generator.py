@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_codes, check_int, check_levels_of, check_list
 from ..draws import At
+from ..glance import glance, tree_html
 from ..kinds import called
 
 # %% ../../nbs/generators/300_generator.ipynb #2c3806ac
@@ -198,6 +199,13 @@ class Generator(nn.Module):
     def classes(self) -> int:
         "How many classes labels name; 0 where captions are asked for."
         return self.config.classes if self.conditioned_on == "class" else 0
+
+    def _repr_html_(self):
+        follows = f"{self.classes:,} classes" if self.conditioned_on == "class" else "captions"
+        grid, levels = "x".join(map(str, self.grid)), " + ".join(f"{v:,}" for v in self.vocab)
+        facts = {"makes": f"{grid} codes of {levels}", "from": follows, "traits": ", ".join(sorted(self.traits)),
+                 "columns": self.columns}
+        return glance(type(self).__name__, facts, tree_html(self.state_dict()))
 
     def forward(self, codes:Tensor, cond:Cond, draws, at:At, valid:Tensor|None=None) -> Loss:
         "Training loss of codes (b, n, L) given the condition; `valid` (b,) weights the samples."

@@ -20,7 +20,8 @@ from ..core import check, check_choice
 from ..draws import At
 from .generator import Clock, Generator, Grid, Plan
 from .schedules import Schedule
-from ..kinds import OpenRegistry, register_part, shelf
+from ..glance import first_line, glance, own_fields
+from ..kinds import OpenRegistry, called, register_part, shelf
 
 # %% ../../nbs/generators/310_orders.ipynb #0e1008ec
 def known_first(perm:Tensor, known:Tensor|None) -> Tensor:
@@ -52,6 +53,11 @@ class Order:
     def fixed(self, grid:Grid, draws, at:At) -> Tensor:
         "The order itself, (n,) or (b, n), before known cells are moved to the front."
         return torch.arange(grid.n)
+
+    def _repr_html_(self):
+        looks = "at the model's predictions" if self.adaptive else "at nothing: it is fixed"
+        facts = {"what": first_line(self), "looks": looks, "needs": ", ".join(sorted(self.needs))}
+        return glance(f"Order {called(self)}", facts | own_fields(self))
 
     def counts(self,
         grid:Grid,

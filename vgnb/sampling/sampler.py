@@ -19,6 +19,7 @@ from ..draws import At, Keyed
 from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
 from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
+from ..glance import first_line, glance, own_fields
 from ..kinds import called
 from ..progress import Progress
 from ..rows import gather_rows, padded
@@ -112,6 +113,11 @@ class Sampler:
         for name, part in (("order", self.order), ("guidance", self.guidance), *(("picks", p) for p in self.picks)):
             self._check_ramps(name, part)
         self._state: State|None = None
+
+    def _repr_html_(self):
+        word = next((name for name, f in dict.items(SCHEDULES) if f is self.schedule), first_line(self.schedule))
+        whose = f"{type(self.generator).__name__}, grid {'x'.join(map(str, self.generator.grid))}"
+        return glance("Sampler", own_fields(self) | {"generator": whose, "schedule": word})
 
     def _check_ramps(self, argument:str, part):
         "A value for each cell of a step needs an order that asks for those cells and no others."

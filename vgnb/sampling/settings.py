@@ -15,6 +15,7 @@ from ..core import check, check_choice, check_int
 from ..generators.generator import Generator
 from ..generators.orders import Raster
 from ..generators.schedules import SCHEDULES
+from ..glance import glance, own_fields
 from ..kinds import shelf, shelf_of
 from .guidance import CFG
 from .pick import Pick
@@ -62,6 +63,8 @@ class Sampling:
         check_int("rows", self.rows, 1, 2 ** 16)
         check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
+
+    def _repr_html_(self): return glance("Sampling", own_fields(self))
 
     def sampler(self, generator:Generator) -> Sampler:
         "The parts around a generator."

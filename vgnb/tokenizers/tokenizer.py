@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_codes, check_int, check_levels_of, digest
 from ..draws import At, Draws
+from ..glance import glance, tree_html
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #b67ff56e
 class Quantized(NamedTuple):
@@ -118,6 +119,14 @@ class Tokenizer(nn.Module, ABC):
     ) -> Tensor:
         "Codes -> pixels or features: `render` after `lookup`."
         return self.render(self.lookup(codes), draws=draws, at=at, size=size)
+
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #80b70ce6
+@patch
+def _repr_html_(self:Tokenizer):
+    levels = "continuous" if self.vocab is None else " + ".join(f"{v:,}" for v in self.vocab)
+    lies = "on a grid (h, w)" if self.dims == 2 else "in a line"
+    facts = {"codes": f"{levels}, {lies}", "a code's side": f"{self.factor} px", "makes": self.makes}
+    return glance(type(self).__name__, facts, tree_html(self.state_dict()))
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #43ba1e5e
 @patch(as_prop=True)

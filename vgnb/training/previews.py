@@ -15,11 +15,13 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from ..core import Mismatch, check, check_int, write_aside
+from ..core import Mismatch, check, check_int
 from ..data.codes import Codes
 from ..draws import At, Draws, Keyed
 from ..figures import tile_sheet
 from ..generators.generator import Cond, Generator, Grid, Plan
+from ..pngs import save_png
+from ..sampling.origins import Origin, running_on, weights_hash
 from ..sampling.settings import Sampling
 from ..tokenizers.pictures import need_pixels, pictures
 from ..tokenizers.tokenizer import Tokenizer
@@ -113,6 +115,22 @@ def draw(self:Preview,
     captions = [blank, blank, class_names(batch, names) or blank]
     return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
 
+# %% ../../nbs/training/545_previews.ipynb #f0dc7a6b
+@patch
+def origin(self:Preview,
+    generator:Generator, batch:dict[str, Tensor],
+    ids:np.ndarray,           # rows of the code store
+    names:tuple[str, ...],    # of the classes
+    step:int,
+) -> Origin:
+    "What a sheet's PNG says of itself: settings and step. Its weights only the run has, and only for a while."
+    asked = batch["labels"].tolist() if "labels" in batch else []
+    called = dict(zip(asked, class_names(batch, names)))
+    return Origin("training", tokenizer=weights_hash(self.tokenizer), sampling=self.sampling,
+                  grid=tuple(generator.grid), seed=self.seed, ids=tuple(map(int, ids)), labels=tuple(asked),
+                  names=tuple(called[label] for label in sorted(called)), more={"step": step},
+                  **running_on(next(generator.parameters()).device))
+
 # %% ../../nbs/training/545_previews.ipynb #7afbc209
 @patch
 def __call__(self:Preview, trainer):
@@ -126,5 +144,5 @@ def __call__(self:Preview, trainer):
     sheet = self.draw(generator, batch, tuple(data.store.classes), f"step {trainer.step:,}")
     path = trainer.folder.path / "previews" / f"step-{trainer.step:09d}.png"
     try:
-        with write_aside(path) as aside: sheet.save(aside, "PNG")
+        save_png(path, sheet, self.origin(generator, batch, index, tuple(data.store.classes), trainer.step).note())
     except OSError as e: print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)

@@ -9,7 +9,6 @@ __all__ = ['OrderExplorer']
 import dataclasses
 import functools
 import html
-import io
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -20,6 +19,7 @@ from ..core import BadInput, check, check_choice, check_int
 from ..figures import TONES, plain_text
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
+from ..pngs import encode_png
 from .live import Live
 from .player import with_tooltips
 from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
@@ -61,9 +61,7 @@ class _Offer:
         "What goes to the browser: fast rather than small."
         made = course.picture(at, ahead=heat, side=self.side, dense=self.dense, titled=False)
         if faded: made = Image.blend(made, Image.new("RGB", made.size, TONES["paper"]), .8)
-        with io.BytesIO() as f:
-            made.save(f, "PNG", compress_level=1)
-            return f.getvalue()
+        return encode_png(made, compress_level=1)
 
 # %% ../../nbs/views/820_explorer.ipynb #f8f0dffd
 def _size(width:float, description:float) -> dict:

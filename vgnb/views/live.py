@@ -26,9 +26,10 @@ def formats(
     still:Image.Image,  # what it looks like now
     words:str,          # for a terminal
     live:bool,          # with the widgets?
+    note:dict|None=None, # carried by the picture, see `encode_png`
 ) -> dict: # MIME type -> data
     "What a cell answers with."
-    picture = base64.b64encode(png_bytes(still)).decode()
+    picture = base64.b64encode(png_bytes(still, note=note)).decode()
     view = {VIEW: box._repr_mimebundle_()[VIEW]} if live else {}
     return {"text/plain": words, "image/png": picture, **view}
 
@@ -40,5 +41,10 @@ class Live:
         "What it shows now, as a picture."
         raise NotImplementedError
 
+    def carried(self) -> dict|None:
+        "What that picture says of itself, see `encode_png`."
+        return None
+
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return formats(self.box, self.snapshot(), f"<{type(self).__name__}>", has_kernel())
+        still = self.snapshot()
+        return formats(self.box, still, f"<{type(self).__name__}>", has_kernel(), self.carried())

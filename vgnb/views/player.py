@@ -60,6 +60,7 @@ def draw_moment(
 
     out = Image.new("RGB", (max(sheet.width, 320), sheet.height + 22), TONES["paper"])
     out.paste(sheet)
+    out.info["tiles"] = sheet.info["tiles"]                # of the tokens, and of the picture
     out.paste(colour_key(by, out.width - 12), (6, sheet.height + 1))
     return out
 
