@@ -12,6 +12,7 @@ from vgnb.generators.generator import Cond, Grid, Plan
 from vgnb.generators.orders import Random
 from vgnb.generators.schedules import SCHEDULES, check_counts
 from vgnb.generators.two_streams import TwoStreamConfig, TwoStreamTransformer, arpg_config, arpg_spec
+from vgnb.sampling.extrapolation import Extrapolate
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.painting import Request
 from vgnb.sampling.sampler import Sampler
@@ -140,3 +141,12 @@ def test_what_cannot_be_asked_is_refused_by_name():
 def test_the_authors_words_come_back():
     c = replace(SMALL, grid=(4, 4))
     assert arpg_config(arpg_spec(c)) == c and arpg_spec(c)["gpt_model"] == "ARPG-of another size"
+
+
+def test_what_enlarging_needs_is_asked_for_by_its_own_name():
+    m, cond = build(), Cond(torch.arange(2))
+    request = Request(sampler(m), cond, torch.arange(2), Keyed(0), grid=GRID)
+    for how, words in (({}, "spatial=.*must be .1, 1.*blind"), ({"spatial": (1, 1)}, "^ntk_boundary=2: must be 0")):
+        with pytest.raises(BadInput, match=words): Extrapolate((6, 8), **how).paint(request)
+    painting = Extrapolate((6, 8), spatial=(1, 1), ntk_boundary=0).paint(request)
+    assert (painting.sample() >= 0).all()

@@ -44,6 +44,7 @@ def larger_grid(
     grid = Grid(shape, base, ntk_boundary)
     try: generator.check_grid(grid)
     except BadInput as e:
+        if e.argument == "grid.ntk_boundary": raise BadInput("ntk_boundary", e.value, f"{e.allowed} ({who})") from e
         if e.argument != "grid": raise
         allowed = f"can't be had: {who} makes no pictures larger than its training grid {base}"
         raise BadInput(argument, shape, allowed) from e
@@ -71,6 +72,8 @@ class Extrapolate(Application):
     def paint(self, request):
         g, device = request.generator, request.ids.device
         require_traits(g, {"any_order"})
+        may_guide = "blind" in g.traits or self.spatial == (1.0, 1.0)
+        check(may_guide, "spatial", self.spatial, f"must be (1, 1): {type(g).__name__} can't be blind to its context")
         small, grid = Grid(g.grid), larger_grid(g, self.shape, self.ntk_boundary)
         coarse = coarse_cells(grid).to(device)
 
