@@ -242,7 +242,8 @@ def read_prompts(source: Source, count: int) -> list[str]:
 def encode_prompts(source: Source, count: int):
     "Left-padded features (b, t, d) and mask (b, t) of the prompts."
     from vgnb.data.text import TextEncoder, left_pad
-    features, mask = TextEncoder(source.text_encoder)(read_prompts(source, count))
+    prompts = read_prompts(source, count)      # before the encoder, which takes long to load
+    features, mask = TextEncoder(source.text_encoder)(prompts)
     return left_pad(features, mask)
 
 

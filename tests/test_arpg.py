@@ -146,7 +146,7 @@ def test_the_authors_words_come_back():
 def test_what_enlarging_needs_is_asked_for_by_its_own_name():
     m, cond = build(), Cond(torch.arange(2))
     request = Request(sampler(m), cond, torch.arange(2), Keyed(0), grid=GRID)
-    for how, words in (({}, "spatial=.*must be .1, 1.*blind"), ({"spatial": (1, 1)}, "^ntk_boundary=2: must be 0")):
+    for how, words in (({}, "^ntk_boundary=2: must be 0"), ({"ntk_boundary": 0}, "spatial=.*must be .1, 1.*blind")):
         with pytest.raises(BadInput, match=words): Extrapolate((6, 8), **how).paint(request)
     painting = Extrapolate((6, 8), spatial=(1, 1), ntk_boundary=0).paint(request)
     assert (painting.sample() >= 0).all()

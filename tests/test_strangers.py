@@ -74,7 +74,8 @@ def test_options_of_sample_that_would_be_ignored_or_fail_late(words, message, tm
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
-def test_a_saved_model_is_as_readable_as_other_files(tmp_path, mask):
+def test_a_saved_model_is_as_readable_as_other_files(tmp_path, monkeypatch, mask):
+    monkeypatch.setattr("vgnb.saved._MASK", mask)      # read at import, once for all threads
     config = RasterConfig(1, 32, 1, vocab=8, grid=(2, 2), classes=2)
     before = os.umask(mask)
     try: save_model(tmp_path / "model", RasterTransformer(config), config)

@@ -72,9 +72,9 @@ class Extrapolate(Application):
     def paint(self, request):
         g, device = request.generator, request.ids.device
         require_traits(g, {"any_order"})
+        small, grid = Grid(g.grid), larger_grid(g, self.shape, self.ntk_boundary)
         may_guide = "blind" in g.traits or self.spatial == (1.0, 1.0)
         check(may_guide, "spatial", self.spatial, f"must be (1, 1): {type(g).__name__} can't be blind to its context")
-        small, grid = Grid(g.grid), larger_grid(g, self.shape, self.ntk_boundary)
         coarse = coarse_cells(grid).to(device)
 
         fine_guidance = request.sampler.guidance.with_context(self.spatial, self.ratio)

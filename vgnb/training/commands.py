@@ -459,8 +459,9 @@ def train(
         already = " already" * (trainer.began == done.step)
         if trainer.processes.main: print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
-        print(f"{done.reason or 'stopped'}: checkpoint of step {done.step} published in {out}; "
-              "run the same command again to go on", file=sys.stderr)
+        reason, is_saved = done.reason or "stopped", trainer.saved == done.step
+        what = f"checkpoint of step {done.step} published in {out}" if is_saved else f"step {done.step} was not saved"
+        print(f"{reason}: {what}; run the same command again to go on", file=sys.stderr)
     return done
 
 # %% ../../nbs/training/550_commands.ipynb #1b4c5fb4
