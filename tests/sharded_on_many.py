@@ -7,9 +7,7 @@ of every world, gradients are clipped, weights averaged, and each process works 
 """
 import math
 import os
-import socket
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,7 +18,7 @@ import torch._dynamo  # noqa: F401  (each process would import it with the first
 import torch.distributed.nn  # noqa: F401  (its defaults keep a group alive that exists when it is imported)
 from torch import nn
 
-from tests.toy_training import child
+from tests.forked import on_many
 from tests.train_on_two import generator_recipe, write_codes
 from vgnb.core import save_json
 from vgnb.generators.generator import Loss
@@ -79,7 +77,7 @@ def poisoned(task, processes: Processes):
     task.loss = spoilt
 
 
-def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | None):
+def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | None) -> str:
     "One process's part of one sitting."
     torch.set_num_threads(1)
     recipe, recompute = a_recipe(codes, changes)
@@ -98,33 +96,17 @@ def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | 
     for p in params: p.grad = torch.sign(p.detach())
     total = clipped_sum(params, torch.ones(()), 0.0)
     if trainer.processes.main: save_json(out / "clipped.json", float(total))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return "well"
 
 
 def world(processes: int, settings: dict, work: Callable):
-    "Fork the processes of a world, as a launcher would start them; all must end well."
-    port = free_port()
+    "A world of processes that the launcher told these settings; all must end well."
     def begin(rank):
-        many = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update(settings | {k: str(v) for k, v in many.items() if processes > 1})
-        try: work()
-        except Exception: traceback.print_exc()
-        else: return 0
-        return 1
+        os.environ.update(settings)
+        return work()
 
-    pids = [child(lambda rank=rank: begin(rank)) for rank in range(processes)]
-    left = set(pids)
-    while left:
-        pid, status = os.waitpid(-1, 0)
-        left.discard(pid)
-        if status: [os.kill(other, 9) for other in left]
-        assert status == 0, f"a process of {processes} ended with {status}"
+    ended = on_many(processes, begin)
+    assert ended == ["well"] * processes, ended
 
 
 def half_of(run: Path) -> Path:

@@ -168,7 +168,7 @@ def test_a_skipped_step_changes_nothing(where, player, value, micro):
     moved = everything(stepper.state)
     assert all(moved[k] != before[k] for k in ("net.norm.running_mean", "net.moving.rows", "net.enter.weight",
                                                "critic.1.running_var", "ema.critic.0.weight", "net.table.usage.recent"))
-    assert stepper.state.not_finite() is None
+    assert stepper.state.not_finite(stepper.state.files()) is None
 
 
 def test_what_is_prepared_once_is_prepared_again_after_a_skip():

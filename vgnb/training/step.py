@@ -114,10 +114,10 @@ class TrainState:
         found |= {f"optim.{g}": optimizer_tensors(self.optimizers[g], named) for g, named in groups.items()}
         return consolidated(found, self.processes.main)
 
-    def not_finite(self, files:dict[str, dict[str, Tensor]]|None=None) -> str|None:
+    def not_finite(self, files:dict[str, dict[str, Tensor]]) -> str|None:
         "The first number of a checkpoint's `files` that is NaN or infinite, by its file and tensor."
         def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
-        for file, tensors in (self.files() if files is None else files).items():
+        for file, tensors in files.items():
             kind, _, name = file.partition(".")
             masks = set() if kind == "optim" else tensors.keys() - learnt(self.task.modules[name])
             if found := not_finite(tensors, masks): return f"{found} of {file}"
