@@ -77,7 +77,7 @@ def poisoned(task, processes: Processes):
     task.loss = spoilt
 
 
-def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | None) -> str:
+def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | None):
     "One process's part of one sitting."
     torch.set_num_threads(1)
     recipe, recompute = a_recipe(codes, changes)
@@ -96,14 +96,14 @@ def fit(codes: Path, out: Path, changes: dict, until: int | None, begin: Path | 
     for p in params: p.grad = torch.sign(p.detach())
     total = clipped_sum(params, torch.ones(()), 0.0)
     if trainer.processes.main: save_json(out / "clipped.json", float(total))
-    return "well"
 
 
 def world(processes: int, settings: dict, work: Callable):
     "A world of processes that the launcher told these settings; all must end well."
     def begin(rank):
         os.environ.update(settings)
-        return work()
+        work()
+        return "well"
 
     ended = on_many(processes, begin)
     assert ended == ["well"] * processes, ended
