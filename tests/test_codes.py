@@ -100,6 +100,7 @@ def die_after(calls, monkeypatch, work):
     return status == 9
 
 
+@pytest.mark.full
 def test_killed_at_every_system_call(whole, tmp_path, monkeypatch):
     "A run that dies at its k-th fsync or rename, for every k, is completed by the next one to the same bytes."
     for calls in range(99):

@@ -496,6 +496,7 @@ def live() -> int:
     return sum({s.data_ptr(): s.nbytes() for s in held}.values())
 
 
+@pytest.mark.full
 def test_new_settings_do_not_stay_in_memory(pipes):
     pipe = pipes[0]
     given = torch.zeros(1, 16, 1, dtype=torch.long), torch.arange(16)[None] < 15          # one cell is left to sample

@@ -249,6 +249,7 @@ def test_the_last_preview_is_the_picture(pipe, denoise):
         assert (pipe.preview(LABELS, k, seed=5, denoise=denoise) == strip[:, k - 1]).all()
 
 
+@pytest.mark.full
 def test_previews_at_any_batch_size_and_with_known_tokens(pipe):
     whole = pipe.sample(LABELS, seed=1)
     for i in (0, 7):

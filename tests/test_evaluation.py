@@ -341,6 +341,7 @@ def inception_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 def test_inception_is_torch_fidelitys_with_the_weights_of_the_file(inception_file, tmp_path):
     engine = features.fidelity("feature_extractor_inceptionv3")
     plain = engine.FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"],
@@ -375,6 +376,7 @@ def run_python(code, path):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
 
 
+@pytest.mark.full
 def test_torchvision_is_helped_only_where_it_cannot_load(tmp_path, root):
     "With a torchvision that fails as CUDA builds do on a CPU torch; with a healthy one; with one that fails otherwise."
     package = tmp_path / "torchvision"

@@ -160,6 +160,7 @@ def test_signatures_spell_the_settings(verb):
     assert not [p for p in found.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 
+@pytest.mark.full
 def test_completion_shows_the_settings(pipe):
     from IPython.core.completer import provisionalcompleter
     from IPython.core.interactiveshell import InteractiveShell

@@ -360,6 +360,7 @@ def test_a_model_that_is_replaced_is_one_or_the_other(pipe, tmp_path):
         assert left(folder) == ["m", "m/config.json", "m/model.safetensors"], n
 
 
+@pytest.mark.full
 def test_a_pipeline_that_is_replaced_is_never_half_of_each(pipe, tmp_path):
     torch.manual_seed(1)
     tokenizer = vqgan("tiny-shapes", width=16, z=8, groups=8, quantizer=dict(codebook=32, usage=0))

@@ -75,6 +75,7 @@ def test_enter_and_leave_are_inverse_and_free_where_spans_agree(model):
     assert vq.enter(x) is x and vq.leave(x) is x
 
 
+@pytest.mark.full
 def test_training_learns_on_its_span(tmp_path):
     "Through the recipe family, with k-means and revival: the loss falls, the model comes back from its folder."
     r = recipe("shapes-tokenizer")
@@ -90,6 +91,7 @@ def test_training_learns_on_its_span(tmp_path):
     assert not any(k.startswith("quantizer.") for k in exported)
 
 
+@pytest.mark.full
 def test_training_through_the_discriminator_is_resumed_to_the_bit(tmp_path):
     r = recipe("maskgit-vqgan")
     model = changed(TINY, quantizer=dict(usage=256, updates=(Revive(4),)))

@@ -50,7 +50,7 @@ def with_cost(page: str):
     return pytest.param(page, marks=pytest.mark.full) if page.startswith("tutorials/") else page
 
 
-@pytest.mark.parametrize("page", map(with_cost, PAGES))
+@pytest.mark.parametrize("page", [with_cost(page) for page in PAGES])
 def test_page_runs(page, scripts):
     "In a process of its own: a page defines its room anew, and what it registers must not meet the next page."
     flags = ["--flags", "slow"] if os.environ.get("VGNB_TEST_FULL") else []

@@ -14,7 +14,8 @@ from tests.parity.harness import EVERY_OTHER, holds, load_adapters, load_case, r
 
 GOLDENS = Path(__file__).parent / "goldens"
 CASES = sorted(GOLDENS.glob("*/*.json"))
-LONG = {"vq_train_second_steps"}    # a minute beside another test, for it computes on two threads: --full runs it
+# whole trainings on two threads: --full runs them, as does check_parity.py
+LONG = {"vq_train_steps", "vq_train_second_steps", "tok_train_steps"}
 load_adapters()
 
 
@@ -23,7 +24,7 @@ def case(path: Path):
     return pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=marks)
 
 
-@pytest.mark.parametrize("path", map(case, CASES))
+@pytest.mark.parametrize("path", [case(path) for path in CASES])
 def test_fixture(path):
     verdict, line = run_case(path)
     assert verdict == "PASS", line

@@ -185,6 +185,7 @@ def straight(tmp_path_factory):
     return result(folder)
 
 
+@pytest.mark.full
 def test_a_run_that_loses_its_disk_twice_ends_the_same(tmp_path, straight):
     for n, until in enumerate((90, 200, None)):
         folder = tmp_path / f"node{n}" / "run"

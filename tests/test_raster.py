@@ -196,6 +196,7 @@ def test_half_precision():
         torch.testing.assert_close(found, exact, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.full
 def test_compiled_equals_eager():
     "The loss with every dropout on, and its gradients."
     m, (codes, cond) = build(replace(NOISY, layers=1)).train(), case(NOISY)

@@ -3,6 +3,7 @@
 And the whole walk under plain python, under accelerate's launcher and on two processes.
 """
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -51,6 +52,12 @@ def cold(tmp_path_factory):
     return Scripts(tmp_path_factory.mktemp("cold"), warm=False)
 
 
+@pytest.fixture(scope="module")
+def helped(cold):
+    "What a script's `--help` says, asked for once."
+    return functools.cache(lambda *words: cold(*words, "--help"))
+
+
 # ---- help
 
 def options(text: str) -> dict[str, str]:
@@ -86,9 +93,9 @@ OF_A_RECIPE = [["train_tokenizer.py", "vq-16"], ["train_generator.py", "gpt-b"],
 
 
 @pytest.mark.parametrize("words", [[name] for name in ALL] + OF_A_RECIPE, ids=" ".join)
-def test_help(cold, words):
+def test_help(helped, words):
     "It explains every option, and needs no heavy library."
-    ran = cold(*words, "--help")
+    ran = helped(*words)
     assert ran.code == 0, ran
     assert not ran.err, ran
     assert not ran.loaded, ran
@@ -99,8 +106,8 @@ def test_help(cold, words):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_help_begins_with_what_the_script_is_for(cold, name):
-    ran = cold(name, "--help")
+def test_help_begins_with_what_the_script_is_for(helped, name):
+    ran = helped(name)
     about = ast.get_docstring(ast.parse((ROOT / "scripts" / name).read_text())).splitlines()[0]
     assert about.split(":")[0] in re.sub(r"\s+", " ", ran.out)
     assert f"scripts/{Path(name).stem}" in ran.out
