@@ -1,5 +1,7 @@
 """Plans: memory held against what real steps allocate, every published recipe, the scripts' words."""
+import inspect
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ from vgnb.core import BadInput
 from vgnb.draws import At, Keyed
 from vgnb.generators.joint_layers import training_mask
 from vgnb.training.plan import Cluster, data_order, plan_run, plan_text
-from vgnb.training.recipes import recipe, recipes
+from vgnb.training.recipes import recipe, recipe_function, recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["shapes-generator", "--model.layers", 1, "--model.dim", 32, "--model.heads", 2, "--precision", "fp32"]
@@ -51,6 +53,10 @@ def test_every_recipe_has_a_plan(name):
     assert found["compute"]["flops_a_step"] > 0
     assert all(parts["activations"] > 0 for parts in found["memory"]["one GPU"].values())
     assert time.process_time() - began < 30
+    stated = re.search(r"about ([\d.e+]+)\s+operations", inspect.getdoc(recipe_function(name)))
+    assert stated or name.startswith(("shapes-", "cifar-")), "a published recipe states its cost"
+    operations = found["compute"]["flops_a_step"] * asked.steps
+    assert not stated or 2 / 3 < float(stated[1]) / operations < 3 / 2
 
 
 def test_the_scripts_give_the_same_plan(run):

@@ -25,6 +25,7 @@ def dar_tokenizer() -> TokenizerRecipe:
     Result: rFID 1.52 on ImageNet val at 256 px (README). 307M parameters, batch 512; the length is that of the
     authors' demo script, the published file's is not said. Needs VGG-16, LPIPS and DINOv2 files (the error says where
     to put them); `--loss.lpips 0 --loss.repa 0` does without.
+    Cost: about 2e+21 operations.
     Command:
 
         python scripts/train_tokenizer.py dar-tokenizer --data IMAGENET/train --out runs/dar-tokenizer"""

@@ -27,6 +27,7 @@ def iar2_tokenizer_first() -> TokenizerRecipe:
 
     No loss on pixels: LPIPS, a discriminator from step 20,000 and the quantizer's own. 72M parameters, batch 128; the
     length is LlamaGen's 40 epochs, our choice. No result of this stage is published. Needs VGG-16 and LPIPS files.
+    Cost: about 7e+19 operations.
     Command:
 
         python scripts/train_tokenizer.py iar2-tokenizer-first --data IMAGENET/train --out runs/iar2-first"""
@@ -44,6 +45,7 @@ def iar2_tokenizer_second() -> TokenizerRecipe:
     Result: rFID 1.05 on ImageNet val at 256 px (README). 72M parameters, batch 128, 485,000 steps as the published
     file is named. Three Adams: semantic table (in one iteration of three), detail table, the rest; an iteration of
     three has one short pass more. Needs VGG-16 and LPIPS files, and `--start`: the first stage's run.
+    Cost: about 8e+19 operations.
     Command:
 
         python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \\
@@ -138,7 +140,7 @@ def iar2_xl() -> GeneratorRecipe:
     """IAR2-XL, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
     Result: FID 2.10 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
-    rate). 884M parameters, 300 epochs at batch 256: about 1e+21 operations.
+    rate). 884M parameters, 300 epochs at batch 256: about 2e+21 operations.
     Command:
 
         python scripts/train_generator.py iar2-xl --data CODES --out runs/iar2-xl"""

@@ -29,6 +29,7 @@ def vq_16() -> TokenizerRecipe:
 
     Result: rFID 2.19 on ImageNet val at 256 px (0.94 for 384 px pictures evaluated at 256). 72M parameters, 40
     epochs at batch 128. Needs VGG-16 and LPIPS files (the error says where to put them).
+    Cost: about 7e+19 operations.
     Command:
 
         python scripts/train_tokenizer.py vq-16 --data IMAGENET/train --out runs/vq-16"""
@@ -39,6 +40,7 @@ def vq_8() -> TokenizerRecipe:
     """LlamaGen's VQ-8: 32x32 codes of 16,384 for a 256 px picture (arXiv 2406.06525, table 1 and README).
 
     Result: rFID 0.59 on ImageNet val at 256 px. 70M parameters, 40 epochs at batch 128.
+    Cost: about 1e+20 operations.
     Command:
 
         python scripts/train_tokenizer.py vq-8 --data IMAGENET/train --out runs/vq-8"""
@@ -151,6 +153,7 @@ def gpt_xl_t2i() -> GeneratorRecipe:
 
     Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the length is our
     choice. Stage 2 goes on at 512 px with `--model.grid 32 32`.
+    Cost: about 2e+20 operations.
     Command:
 
         python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""

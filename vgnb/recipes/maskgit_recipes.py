@@ -20,6 +20,7 @@ def maskgit_vqgan() -> TokenizerRecipe:
     Result, as later papers report for the published weights: rFID 2.28 on ImageNet val at 256 px. 54.5M parameters.
     No training code is published: the objective is taming's with an early discriminator, and length, batch and
     dead-code revival are our choice. `--model.shortcut input` trains the ordinary residual block.
+    Cost: about 1e+20 operations.
     Command:
 
         python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train --out runs/maskgit-vqgan"""

@@ -76,7 +76,7 @@ def randar_xl_maskgit() -> GeneratorRecipe:
     """RandAR-XL, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
 
     Result: no result is published (50,000 samples, 256 px, 88 steps). 735.4M parameters, 288 epochs at batch 1024:
-    about 8e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where memory allows). The
+    about 1e+21 operations, a third more with recomputed blocks (`--model.no-recompute` where memory allows). The
     codes are of centre crops and their mirror images.
     Command:
 

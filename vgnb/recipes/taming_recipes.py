@@ -27,6 +27,7 @@ def taming_f16_1024() -> TokenizerRecipe:
 
     Result, as its authors report: rFID about 8 on ImageNet val. The paper gives the objective and the rule lr =
     4.5e-6 x batch; length and batch are our choice.
+    Cost: about 7e+19 operations.
     Command:
 
         python scripts/train_tokenizer.py taming-f16-1024 --data IMAGENET/train --out runs/taming-f16-1024"""
@@ -37,6 +38,7 @@ def taming_f16_16384() -> TokenizerRecipe:
     """Taming VQGAN, 16x16 codes of 16,384 (arXiv 2012.09841).
 
     Result, as its authors report: rFID about 5 on ImageNet val. Length and batch are our choice.
+    Cost: about 7e+19 operations.
     Command:
 
         python scripts/train_tokenizer.py taming-f16-16384 --data IMAGENET/train --out runs/taming-f16-16384"""
@@ -47,6 +49,7 @@ def taming_f8_256() -> TokenizerRecipe:
     """Taming VQGAN on OpenImages, 32x32 codes of 256 (arXiv 2012.09841, 2112.10752).
 
     Result, as its authors report: rFID about 1.5. Length and batch are our choice.
+    Cost: about 1e+20 operations.
     Command:
 
         python scripts/train_tokenizer.py taming-f8-256 --data OPENIMAGES --out runs/taming-f8-256"""
@@ -57,6 +60,7 @@ def taming_f8_16384() -> TokenizerRecipe:
     """Taming VQGAN on OpenImages, 32x32 codes of 16,384 (arXiv 2012.09841, 2112.10752).
 
     Result, as its authors report: rFID about 1.1. Length and batch are our choice.
+    Cost: about 1e+20 operations.
     Command:
 
         python scripts/train_tokenizer.py taming-f8-16384 --data OPENIMAGES --out runs/taming-f8-16384"""

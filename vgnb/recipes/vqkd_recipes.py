@@ -363,6 +363,10 @@ _NOTES = {
     "ar": "The published one encodes pictures anew each step; extract the codes once, with `--crop bicubic --flip`."}
 _BEGINS = (" Begins with openai-community/gpt2-medium: model.safetensors, under that name or as `--start FILE`; "
            "with `--start ''` from random weights.")
+_OPERATIONS = {                      # part of a name -> how many a training takes: the first that fits counts
+    "openclip_bigG": "1e+20", "openclip_L": "4e+19", "vqkd/": "2e+19", "cluster/": "1e+18", "decoder/llamagen": "5e+19",
+    "llamagen/c2i": "3e+19", "llamagen/vqgan_stylegan2": "1e+20", "_384": "2e+20", "_f8": "8e+19", "llamagen": "7e+19",
+    "stylegan2": "5e+19", "ar/": "1e+19", "": "3e+19"}
 _RESULTS = {_CLIP: "FID 4.10 with the proposal network on its codes (abstract)"}
 
 def _document(name:str) -> str:
@@ -375,9 +379,11 @@ def _document(name:str) -> str:
     where = {"tokenizer": f"{source}/train", "generator": "CODES"}[made.kind]
     start = f" --start {made.start}" * bool(getattr(made, "start", ""))
     result = _RESULTS.get(name, "none is published for this configuration alone")
+    cost = next(said for part, said in _OPERATIONS.items() if part in name)
     return f"""{title}: {'; '.join(says for _, says in words)} ({_OF_ALL}).
 
     Result: {result}. {made.steps:,} steps, batch {made.batch}. {note}
+    Cost: about {cost} operations.
     Command:
 
         python scripts/train_{made.kind}.py {name} --data {where}{start} --out runs/{name}"""
