@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Gradients', 'Node', 'grown', 'TreeSum', 'add_gradients', 'join_gradients']
 
-# %% ../../nbs/training/527c_tree_sums.ipynb #a8d39cec
+# %% ../../nbs/training/527c_tree_sums.ipynb #e337cf51
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..processes import Processes
 from .feed import Share
 
-# %% ../../nbs/training/527c_tree_sums.ipynb #ad76b981
+# %% ../../nbs/training/527c_tree_sums.ipynb #1e8b8a46
 class Node(NamedTuple):
     "The sum of the leaves [first, last) of a tree."
     first: int
@@ -43,7 +43,7 @@ def grown(
         nodes[-2:] = [Node(a.first, b.last, add(a.value, b.value))]
     return nodes
 
-# %% ../../nbs/training/527c_tree_sums.ipynb #7eee6fb0
+# %% ../../nbs/training/527c_tree_sums.ipynb #d12280a2
 class TreeSum:
     "Sums over all chunks of a step, each of which one process has: the same bits on any number of processes."
     def __init__(self,
@@ -90,7 +90,7 @@ class TreeSum:
         dist.all_gather(list(total.view(world, piece)), found[0].value)
         return total[:n].view(nodes[0].shape)
 
-# %% ../../nbs/training/527c_tree_sums.ipynb #d5d450ae
+# %% ../../nbs/training/527c_tree_sums.ipynb #9f570df6
 Gradients = list[Tensor|None]
 
 def _plus(a:Tensor|None, b:Tensor|None) -> Tensor|None:
