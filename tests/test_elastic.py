@@ -15,14 +15,16 @@ from tests.players_on_many import RECIPE, Players
 from tests.toy_training import Points
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import BadInput, Mismatch, digest
-from vgnb.kinds import changed
+from vgnb.kinds import changed, to_json
 from vgnb.processes import Processes
 from vgnb.tokenizers.codebook_updates import Anchors, Ema
 from vgnb.training.checkpoints import newest, read_checkpoint
 from vgnb.training.commands import TrainOptions, build
+from vgnb.training.exact import check_exact
 from vgnb.training.feed import Feed, Share, stream
-from vgnb.training.recipes import Recipe
+from vgnb.training.recipes import Recipe, check_same
 from vgnb.training.run_folder import Run
+from vgnb.training.sharded import Sharding
 from vgnb.training.trackers import read_log
 from vgnb.training.trainer import Trainer
 
@@ -115,7 +117,7 @@ def test_two_processes_are_one_where_they_are_exact(tmp_path):
     "A generator, four micro-batches, on one process and on two: weights, memories, averages and log, to the bit."
     write_codes(tmp_path / "codes")
     recipe = generator_recipe(tmp_path / "codes", exact=4)
-    recipe = replace(recipe, steps=3, model=replace(recipe.model, layers=1), optim=replace(recipe.optim, clip=0.1))
+    recipe = replace(recipe, steps=2, model=replace(recipe.model, layers=1), optim=replace(recipe.optim, clip=0.1))
     one, two = (exact_sittings(recipe, tmp_path / str(world), (world,)) for world in (1, 2))
     assert one == two and {"model.generator", "optim.generator", "ema.generator"} < one.keys()
     assert one["log"][-1]["norm.generator"] > 0.1                                        # clipping was at work
@@ -188,7 +190,7 @@ def begun(folder: Path, **options) -> Trainer:
     return Trainer(Players(Processes()), Points(), recipe, folder, Run(progress=False, **options))
 
 
-def test_what_can_not_be_exact_is_refused_by_its_name(tmp_path, monkeypatch):
+def test_what_can_not_be_exact_is_refused_by_its_name(tmp_path):
     cases = {
         "exact=-1: must be": dict(exact=-1),
         "batch=24: must be a multiple of exact=5": dict(exact=5),
@@ -198,14 +200,15 @@ def test_what_can_not_be_exact_is_refused_by_its_name(tmp_path, monkeypatch):
         with pytest.raises(BadInput, match=message): begun(tmp_path, **options)
     with pytest.raises(BadInput, match="exact=2: must be at least 3, one for each process"):
         Share(0, 3, exact=2).check(24)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(BadInput, match="exact=8: must be 0 where weights are shared out"): begun(tmp_path, exact=8)
+    with pytest.raises(BadInput, match="exact=8: must be 0 where weights are shared out"):
+        check_exact(replace(RECIPE, exact=8), Run(), Sharding(2))
 
 
 def test_a_run_keeps_its_number_of_micro_batches(tmp_path):
     "Another one, none, and one where there was none."
-    begun(tmp_path / "eight", exact=8).fit(1)
-    begun(tmp_path / "plain").fit(1)
-    for folder, exact, was in (("eight", 4, 8), ("eight", 0, 8), ("plain", 8, 0)):
-        with pytest.raises(Mismatch, match=f"exact={exact}: the run in .* was started with {was}"):
-            begun(tmp_path / folder, exact=exact).fit(2)
+    begun(tmp_path, exact=8).fit(1)
+    for exact in (4, 0):
+        with pytest.raises(Mismatch, match=f"exact={exact}: the run in .* was started with 8"):
+            begun(tmp_path, exact=exact).fit(2)
+    with pytest.raises(Mismatch, match="exact=8: the run in checkpoint was started with 0"):
+        check_same(to_json(RECIPE), replace(RECIPE, exact=8))

@@ -9,8 +9,8 @@ training asks for: shuffled batches of codes and labels, their augmentation rows
 of its own ("anonymous"), more than it held before it opened the store; pages of the files, which the system takes back
 when it needs them, are told apart. `tables` is what a list of all ids and one of all labels would hold.
 
-The pictures are 640x480, of more than 100 kB; ours is the training set's fetch with a random crop and a flip, plain a loop
-of Pillow's decoder and the same arithmetic on one picture after the other, decoding alone its first part. Median
+The pictures are 640x480, of more than 100 kB; ours is the training set's fetch with a random crop and a flip, plain a
+loop of Pillow's decoder and the same arithmetic on one picture after the other, decoding alone its first part. Median
 milliseconds of the processor a picture, on one core. Ten minutes, most of it writing.
 """
 import json
