@@ -56,6 +56,7 @@ from vgnb.tokenizers.objectives import VQGANLossConfig, vqgan_loss
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import verify
 from vgnb.training.commands import TrainOptions, open_codes, train
+from vgnb.training.exact import check_exact
 from vgnb.training.extract import code_plan, extract_codes
 from vgnb.training.feed import Share
 from vgnb.training.recipes import Optim, Rate, recipe
@@ -887,6 +888,15 @@ ROWS = [
     Bad("batch-of-parts", "batch", "8", "must be a multiple of processes x accumulate = 1 x 3",
         lambda w: Share(0, 1, 3).check(8),
         GENERATOR + "codes --accumulate 3"),
+    Bad("exact-of-parts", "batch", "8", "must be a multiple of exact=3",
+        lambda w: Share(0, 1, exact=3).check(8),
+        GENERATOR + "codes --exact 3"),
+    Bad("exact-cut-twice", "accumulate", "2", "must be 1 with exact=4, which says how a batch is cut",
+        lambda w: Share(0, 1, 2, exact=4).check(8),
+        GENERATOR + "codes --exact 4 --accumulate 2"),
+    Bad("exact-compiled", "compile", "True", "must be False with exact=4",
+        lambda w: check_exact(recipe("shapes-generator", exact=4), Run(compile=True), None),
+        GENERATOR + "codes --exact 4 --compile"),
     Bad("revival-of-parts", "accumulate", "2", "must be 1 while dead codes are revived",
         command=TOKENIZER + "--accumulate 2"),
     Bad("half-precision-on-a-cpu", "precision", "'fp16'", "needs an accelerator; use bf16 or fp32 here",

@@ -35,9 +35,10 @@ class Players(Task):
     "A net that learns a sine and pleases a critic, who learns to tell."
     def __init__(self, processes):
         torch.manual_seed(0)
-        self.processes = processes
+        self.processes = processes            # that sums are taken over, see `prepare`
         self.modules = {"net": Net(), "critic": nn.Sequential(nn.Linear(2, 16), nn.GELU(), nn.Linear(16, 1))}
 
+    def prepare(self, step, batches, draws, sync): self.processes = sync
     def phases(self, step): return (Phase.of("net", "net"), Phase.of("critic", "critic"))
 
     def loss(self, phase, batch, carry, draws, at):

@@ -5,6 +5,9 @@ import os
 import pickle
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from vgnb.core import BadInput, BadItem, Mismatch, Missing, VgnbError, digest, l
 from vgnb.data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, augmentation
 from vgnb.data.layouts import convert, export_codes, layouts, store_from
 
+SCALE = Path(__file__).parents[1] / "scripts" / "studies" / "data_scale.py"
 PLAN = CodePlan(vocab=(16, 300), grid=(2, 3), total=103, tokenizer="t" * 64, augs=("center", "flip"),
                 classes=("a", "b", "c"), shard_size=10)
 BAD = (7, *range(40, 50))      # one bad image, and a whole shard of them
@@ -69,6 +73,46 @@ def test_rows_come_back_as_they_were_written(whole):
     assert y.tolist() == (store.ids[rows] % 3).tolist()
     assert all(torch.equal(a, store[int(r)][0][k]) for a, r, k in zip(x, rows, aug))
     assert sum(int(u.sum()) for u in store.usage()) == len(store) * 2 * 6 * 2
+
+
+def test_ids_and_rows_find_each_other_without_a_table(whole):
+    "An image is missing, and a whole shard; few shards stay mapped, and none is before it is asked for."
+    store = CodeStore(whole, verify=False)
+    assert not store.views.kept and store.absent.tolist() == sorted(BAD)
+    ids = np.array([i for i in range(103) if i not in BAD])
+    order = np.random.default_rng(0).permutation(len(ids))
+    assert store.ids_at(order).tolist() == ids[order].tolist() and int(store.ids_at(5)) == ids[5]
+    assert store.find(ids[order]).tolist() == order.tolist()
+    assert store.find([*BAD, -1, 103, 10 ** 9]).tolist() == [-1] * (len(BAD) + 3)
+    assert store.ids.tolist() == ids.tolist() and store.labels.tolist() == (ids % 3).tolist()
+
+    codes, labels = store.batch(order)
+    store.views.most, store.views.kept = 2, type(store.views.kept)()
+    for k in range(0, len(order), 7):
+        again, those = store.batch(order[k:k + 7])
+        assert torch.equal(again, codes[k:k + 7]) and torch.equal(those, labels[k:k + 7])
+        assert len(store.views.kept) == 2
+
+
+@pytest.mark.full
+def test_ten_million_rows_are_opened_and_read_without_being_held(tmp_path):
+    "As `scripts/studies/data_scale.py` measures it, in a process of its own."
+    plan = CodePlan((16384,), (2, 2), 10_000_000, "made up", shard_size=16384)
+    writer = CodeWriter(tmp_path / "store", plan)
+    for k in writer.todo():
+        ids = np.arange(writer.span(k).start, writer.span(k).stop)
+        writer.write(k, (ids[:, None] + np.arange(4)) % 16384, ids % 10, ids)
+    writer.finish()
+    told = json.dumps({"folder": str(tmp_path / "store"), "verify": False, "batches": 100})
+    done = subprocess.run([sys.executable, SCALE, "--work", told],
+                          check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["tables_mb"] > 150 and found["own_mb"] < 4 and found["own_after_mb"] < 16, found
+    store = CodeStore(tmp_path / "store", verify=False)
+    rows = np.random.default_rng(0).integers(0, len(store), 300)
+    codes, labels = store.batch(rows)
+    assert (codes[..., 0].numpy() == (rows[:, None] + np.arange(4)) % 16384).all()
+    assert (labels.numpy() == rows % 10).all() and (store.find(rows) == rows).all()
 
 
 def test_a_large_codebook_takes_32_bits(tmp_path):

@@ -1,6 +1,10 @@
-"A run goes on with another number of processes: the same examples in every step, the same state but for rounding."
+"""A run goes on with another number of processes: the same examples in every step, the same state but for rounding.
+
+With `exact` it is the same state, to the bit.
+"""
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +13,21 @@ import torch
 from tests.forked import on_many
 from tests.players_on_many import RECIPE, Players
 from tests.toy_training import Points
+from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
+from vgnb.core import BadInput, Mismatch, digest
+from vgnb.kinds import changed, to_json
 from vgnb.processes import Processes
+from vgnb.tokenizers.codebook_updates import Anchors, Ema
 from vgnb.training.checkpoints import newest, read_checkpoint
+from vgnb.training.commands import TrainOptions, build
+from vgnb.training.exact import check_exact
+from vgnb.training.feed import Feed, Share, stream
+from vgnb.training.recipes import Recipe, check_same
 from vgnb.training.run_folder import Run
+from vgnb.training.sharded import Sharding
 from vgnb.training.trackers import read_log
 from vgnb.training.trainer import Trainer
 
-pytestmark = pytest.mark.fault
 A_STEP = 1e-6      # relative error of a step in fp32; only the order of its sums differs
 
 
@@ -65,6 +77,7 @@ def one_step_apart(begun: Path, room: Path, worlds: tuple[int, ...]) -> dict[int
     return {world: distance(room / f"step-on-{world}", room / "step-on-1") for world in worlds}
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("worlds", [(2, 1), pytest.param((2, 1, 4, 3), marks=pytest.mark.full)], ids=str)
 def test_another_number_of_processes_goes_on(tmp_path, worlds):
     "Sixteen steps on one process, and in sittings of other worlds; two players, micro-batches, an unused table."
@@ -83,3 +96,119 @@ def test_another_number_of_processes_goes_on(tmp_path, worlds):
     assert logs[0].keys() == logs[1].keys() == set(range(1, RECIPE.steps + 1))
     for step, loss in logs[0].items(): assert loss == pytest.approx(logs[1][step], rel=step * A_STEP), step
     assert distance(tmp_path / "begun", tmp_path / "whole") > 1000 * A_STEP                       # it would be seen
+
+
+def exact_sittings(recipe: Recipe, folder: Path, worlds: tuple[int, ...]) -> dict:
+    "Train a recipe in equal sittings on `worlds` processes; {what a checkpoint and the log hold: sha256}."
+    for k, world in enumerate(worlds, 1):
+        until = recipe.steps * k // len(worlds)
+        def work(rank, until=until):
+            torch.set_num_threads(1)
+            _, task, data = build(TrainOptions(recipe, folder))
+            return Trainer(task, data, recipe, folder, Run(progress=False, log_every=1)).fit(until).step
+        assert on_many(world, work) == [until] * world
+    files, state = read_checkpoint(newest(folder / "checkpoints"))
+    told = [{k: v for k, v in line.items() if k != "per_second"} for line in read_log(folder / "log.jsonl")]
+    assert len(told) == recipe.steps and all(line["skipped"] == 0 for line in told)
+    return {file: digest(tensors) for file, tensors in files.items()} | {"guard": state["guard"], "log": told}
+
+
+def test_two_processes_are_one_where_they_are_exact(tmp_path):
+    "A generator, four micro-batches, on one process and on two: weights, memories, averages and log, to the bit."
+    write_codes(tmp_path / "codes")
+    recipe = generator_recipe(tmp_path / "codes", exact=4)
+    recipe = replace(recipe, steps=2, model=replace(recipe.model, layers=1), optim=replace(recipe.optim, clip=0.1))
+    one, two = (exact_sittings(recipe, tmp_path / str(world), (world,)) for world in (1, 2))
+    assert one == two and {"model.generator", "optim.generator", "ema.generator"} < one.keys()
+    assert one["log"][-1]["norm.generator"] > 0.1                                        # clipping was at work
+
+
+def moved_by_means(recipe):
+    "The tokenizer's table by means and anchors instead of gradients, which one of them draws."
+    updates = (Ema(0.9), Anchors("multinomial"))
+    return replace(recipe, model=changed(recipe.model, quantizer=dict(updates=updates, vq=0.0)))
+
+
+def with_critic(recipe, **loss):
+    "A discriminator with batch norms from the third step on, balanced by its gradient."
+    return replace(recipe, batch=24, steps=8, free_steps=1,
+                   loss=replace(recipe.loss, gan=0.5, start=3, depth=1, adaptive=True, **loss))
+
+
+def the_generator(folder: Path, precision: str) -> Recipe:
+    write_codes(folder)
+    return replace(generator_recipe(folder, exact=8), steps=8, precision=precision)
+
+
+EXACT = {
+    "generator": lambda folder: the_generator(folder, "fp32"),
+    "generator in bf16": lambda folder: the_generator(folder, "bf16"),
+    "tokenizer, revived": lambda folder: with_critic(tokenizer_recipe(exact=8)),
+    "tokenizer, by means": lambda folder: moved_by_means(with_critic(tokenizer_recipe(exact=8), r1=0.1)),
+}
+
+
+@pytest.mark.full
+@pytest.mark.fault
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_runs_end_with_the_same_bits_on_any_number_of_processes(tmp_path, name):
+    "On one, and two steps each on two, one, four, three; all that a checkpoint holds, and the log."
+    recipe = EXACT[name](tmp_path / "codes")
+    whole = exact_sittings(recipe, tmp_path / "whole", (1,))
+    assert exact_sittings(recipe, tmp_path / "elastic", (2, 1, 4, 3)) == whole
+    other = exact_sittings(replace(recipe, exact=4), tmp_path / "other", (1,))
+    assert all(other[file] != whole[file] for file in whole if file.startswith("model."))     # it would be seen
+
+
+class Streamed(Points):
+    "The points, front to back."
+    streaming = True
+    def items(self, epoch, seed, rank, world):
+        return (type("Item", (), {"id": i}) for i in range(rank, 240, world))
+    def collate(self, items, epochs, draws): return self.fetch([i.id for i in items], epochs, draws)
+
+
+@pytest.mark.parametrize("kind", [Points, Streamed])
+def test_exact_micro_batches_hold_the_same_examples_whoever_reads_them(kind):
+    "Eight micro-batches of three, by one to eight processes; every process has neighbours."
+    def read(world):
+        found = {}
+        for rank in range(world):
+            share = Share(rank, world, exact=8)
+            for k, (index, epochs, _) in enumerate(stream(Feed(kind(), 24, 0, share), 9, 12)):
+                step, micro = divmod(k, len(share.own))
+                found[step, share.chunk(micro)] = (index.tolist(), epochs.tolist())
+        return found
+
+    whole = read(1)
+    assert len(whole) == 3 * 8 and len({i for index, _ in whole.values() for i in index}) > 24
+    for world in range(2, 9): assert read(world) == whole, world
+
+
+def begun(folder: Path, **options) -> Trainer:
+    recipe = replace(RECIPE, **{k: options.pop(k) for k in ("exact", "batch") if k in options})
+    return Trainer(Players(Processes()), Points(), recipe, folder, Run(progress=False, **options))
+
+
+def test_what_can_not_be_exact_is_refused_by_its_name(tmp_path):
+    cases = {
+        "exact=-1: must be": dict(exact=-1),
+        "batch=24: must be a multiple of exact=5": dict(exact=5),
+        "accumulate=2: must be 1 with exact=8": dict(exact=8, accumulate=2),
+        "compile=True: must be False with exact=8": dict(exact=8, compile=True)}
+    for message, options in cases.items():
+        with pytest.raises(BadInput, match=message): begun(tmp_path, **options)
+    with pytest.raises(BadInput, match="exact=2: must be at least 3, one for each process"):
+        Share(0, 3, exact=2).check(24)
+    with pytest.raises(BadInput, match="exact=8: must be 0 where weights are shared out"):
+        check_exact(replace(RECIPE, exact=8), Run(), Sharding(2))
+
+
+def test_a_run_keeps_its_number_of_micro_batches(tmp_path):
+    "Another one, none, and one where there was none."
+    begun(tmp_path, exact=8).fit(1)
+    for exact in (4, 0):
+        with pytest.raises(Mismatch, match=f"exact={exact}: the run in .* was started with 8"):
+            begun(tmp_path, exact=exact).fit(2)
+    with pytest.raises(Mismatch, match="exact=8: the run in checkpoint was started with 0"):
+        check_same(to_json(RECIPE), replace(RECIPE, exact=8))

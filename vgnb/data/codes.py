@@ -127,6 +127,8 @@ class Codes:
 
     def __len__(self) -> int: return len(self.ids)
 
+    def ids_at(self, rows) -> np.ndarray: return self.ids[np.asarray(rows)]
+
     def _row(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a source of codes says how a row is read")
     def __iter__(self): return (self[i] for i in range(len(self)))
 
@@ -134,11 +136,11 @@ class Codes:
         "Codes (augs, n, L) int64, label and id of row `i`."
         i = check_int("index", i, -len(self), len(self) - 1) % len(self)
         codes, label = self._row(i)
-        return torch.from_numpy(codes.astype(np.int64)), int(label), int(self.ids[i])
+        return torch.from_numpy(codes.astype(np.int64)), int(label), int(self.ids_at(i))
 
     def pick(self, indices, seed:int, epoch:int) -> Tensor:
         "(b,) augmentation rows for `batch`, by (seed, epoch, id)."
-        return augmentation(seed, epoch, self.ids[np.asarray(indices)], len(self.augs))
+        return augmentation(seed, epoch, self.ids_at(indices), len(self.augs))
 
     def _check_batch(self, indices, aug) -> tuple[np.ndarray, np.ndarray]:
         "Rows and augmentation rows as checked int64 arrays (b,)."
@@ -225,7 +227,11 @@ class CodeStore(ShardStore, Codes):
               "extract them again with this one", Mismatch)
         self.coding = self.index.get("coding", "")
         self._map_shards(verify)
-        self.labels = np.concatenate([labels for _, labels, _ in self.views])
+
+    @property
+    def labels(self) -> np.ndarray:
+        "All labels (N,): read from every shard, each time."
+        return np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in self.views)])
 
     def _check_views(self, file, views):
         _, _, codes = views
@@ -236,7 +242,11 @@ class CodeStore(ShardStore, Codes):
     @property
     def absent(self) -> np.ndarray:
         "Ids of images that could not be read."
-        return np.setdiff1d(np.arange(self.plan.total), self.ids)
+        size, total = self.plan.shard_size, self.plan.total
+        spans = [range(first, min(first + size, total)) for first in range(0, total, size)]
+        gaps = [np.setdiff1d(span, self.views[s][0]) for s, span in enumerate(spans)
+                if len(span) > self.starts[s + 1] - self.starts[s]]
+        return np.concatenate([np.zeros(0, np.int64), *gaps])
 
     def _blocks(self): return (codes for _, _, codes in self.views)
 
@@ -248,9 +258,9 @@ class CodeStore(ShardStore, Codes):
     def batch(self, indices, aug=0):
         "Codes (b, n, L) and labels (b,), int64; see `Codes.batch`."
         rows, augs = self._check_batch(indices, aug)
-        shard = np.searchsorted(self.starts, rows, "right") - 1
-        out = np.empty((len(rows), *self.plan.row[1:]), np.int64)
-        for s in np.unique(shard):                                               # one look-up a shard
-            here = shard == s
-            out[here] = self.views[s][2][rows[here] - self.starts[s], augs[here]]
-        return torch.from_numpy(out), torch.from_numpy(self.labels[rows])
+        out, found = np.empty((len(rows), *self.plan.row[1:]), np.int64), np.empty(len(rows), np.int64)
+        for s, where in self._by_shard(self._shard_of(rows)):                    # one look-up a shard
+            _, labels, codes = self.views[s]
+            own = rows[where] - self.starts[s]
+            out[where], found[where] = codes[own, augs[where]], labels[own]
+        return torch.from_numpy(out), torch.from_numpy(found)

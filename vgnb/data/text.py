@@ -380,12 +380,20 @@ class CaptionFeatures:
 
     def __len__(self) -> int: return len(self.ids)
     def __iter__(self): return (self[i] for i in range(len(self)))
+    def ids_at(self, rows) -> np.ndarray: return self.ids[np.asarray(rows)]
     def _row(self, i:int) -> np.ndarray: raise TypeError("a source of features says how a row is read")
+
+    def find(self, ids) -> np.ndarray:
+        "The rows (n,) of ids; -1 where there is none."
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        rows = np.searchsorted(self.ids, ids)
+        nearby = self.ids[np.minimum(rows, len(self.ids) - 1)]
+        return np.where(nearby == ids, rows, -1)
 
     def __getitem__(self, i:int) -> tuple[Tensor, int]:
         "Features (l, width) fp32 and the id of row `i`."
         check_int("index", i, 0, len(self) - 1)
-        return torch.from_numpy(self._row(i).astype(np.float32)), int(self.ids[i])
+        return torch.from_numpy(self._row(i).astype(np.float32)), int(self.ids_at(i))
 
     def batch(self, indices) -> tuple[Tensor, Tensor]: # features (b, tokens, width) fp32, mask (b, tokens) bool
         "Left-padded features of several rows."

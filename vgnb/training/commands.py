@@ -338,7 +338,8 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     seen = recipe.steps * recipe.batch
     examples = "a stream" if n is None else f"{n:,} examples"
     epochs = f" = {seen / n:.1f} epochs" if n else ""
-    rows = recipe.batch // (processes.world * run.accumulate)
+    rows = recipe.batch // (recipe.exact or processes.world * run.accumulate)
+    micros = f"{recipe.exact} exact" if recipe.exact else run.accumulate
     plural = "es" * (processes.world > 1)
     models = [f"{name}: {type(m).__name__}, {_count(m)}" for name, m in task.modules.items()]
     sharding = asked_sharding(processes.world)
@@ -349,8 +350,8 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
         *(f"{'' if i else 'start':9}{line}" for i, line in enumerate(_started(task, folder))),
         f"data     {recipe.data}: {examples}",
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
-        f"         {processes.world} process{plural} x {run.accumulate} x {rows} rows, {recipe.precision} on "
-        f"{processes.device.type}, seed {recipe.seed}",
+        f"         {processes.world} process{plural}{',' if recipe.exact else ' x'} {micros} x {rows} rows, "
+        f"{recipe.precision} on {processes.device.type}, seed {recipe.seed}",
         *([f"         weights shared out: {sharding.replicas} x {sharding.pieces} pieces"] if sharding else []),
         *(f"         warning: {words}" for words in warnings if words),
         f"folder   {folder} {_state_of(folder, run)}"])

@@ -38,21 +38,46 @@ class Share(NamedTuple):
     rank: int = 0
     world: int = 1
     accumulate: int = 1 # chunks a process works through in a step
+    exact: int = 0      # chunks of a step whoever works through them, see `Recipe.exact`; 0: as many as there are
 
     def check(self, batch:int):
         "The batch must be divisible, or means of means would not be the mean."
         check_int("accumulate", self.accumulate, 1)
-        is_whole = batch % (self.world * self.accumulate) == 0
+        if self.exact: return self._check_exact(batch)
+        is_whole = batch % self.chunks == 0
         message = f"must be a multiple of processes x accumulate = {self.world} x {self.accumulate}"
         check(is_whole, "batch", batch, message)
 
+    def _check_exact(self, batch:int):
+        check(self.exact >= self.world, "exact", self.exact, f"must be at least {self.world}, one for each process")
+        cut = f"must be 1 with exact={self.exact}, which says how a batch is cut"
+        check(self.accumulate == 1, "accumulate", self.accumulate, cut)
+        check(batch % self.exact == 0, "batch", batch, f"must be a multiple of exact={self.exact}")
+
+    @property
+    def chunks(self) -> int:
+        "Of a step, over all processes."
+        return self.exact or self.world * self.accumulate
+
+    @property
+    def own(self) -> range:
+        "This process's chunks: every so-manieth; of an exact run's neighbours, and one more or less than others have."
+        if not self.exact: return range(self.rank, self.chunks, self.world)
+        return range(self.exact * self.rank // self.world, self.exact * (self.rank + 1) // self.world)
+
     def size(self, batch:int) -> int:
         "Rows of a micro-batch."
-        return batch // (self.world * self.accumulate)
+        return batch // self.chunks
 
     def chunk(self, micro:int) -> int:
         "The place of this process's micro-batch `micro` among all chunks of a step."
-        return micro * self.world + self.rank
+        return self.own[micro]
+
+    def stretch(self, batch:int) -> range:
+        "Rows of the global batch that this process reads of a stream, one after the other."
+        n = len(self.own) * self.size(batch)
+        first = self.own[0] * self.size(batch) if self.exact else self.rank * n
+        return range(first, first + n)
 
     def rows(self, batch:int, micro:int) -> slice:
         "Rows of the global batch in this process's micro-batch `micro`."
@@ -102,10 +127,10 @@ class Feed(torch.utils.data.Dataset):
         check(data.streaming or len(data) > 0, "data", data.fingerprint, "holds no examples")
         self.data, self.batch, self.seed, self.share = data, batch, seed, share
         self.draws = Keyed(seed).fork("data")
-        self.lanes = share.world                 # of a stream: processes that the run began with
+        self.lanes = share.exact or share.world  # of a stream: processes that the run began with
 
     def __getitem__(self, k:int):
-        step, micro = divmod(k, self.share.accumulate)
+        step, micro = divmod(k, len(self.share.own))
         rows = self.share.rows(self.batch, micro)
         index, epochs = (x[rows] for x in global_batch(step, self.batch, len(self.data), self.seed))
         try: return (index, epochs, self.data.fetch(index, epochs, self.draws)), list(self.data.bad)
@@ -126,8 +151,7 @@ def _read_on(feed:Feed, lane:int, seen:int):
 
 def _own(feed:Feed, start:int):
     "(item, epoch) of this process's rows, from step `start` on; a batch has its lanes one after the other."
-    rows, own = feed.batch // feed.lanes, feed.batch // feed.share.world      # of a lane, of a process
-    mine = range(feed.share.rank * own, (feed.share.rank + 1) * own)
+    rows, mine = feed.batch // feed.lanes, feed.share.stretch(feed.batch)     # of a lane; of this process
     lanes = range(mine[0] // rows, mine[-1] // rows + 1)
     pairs = {lane: _read_on(feed, lane, start * rows) for lane in lanes}
     while True:
@@ -138,7 +162,7 @@ def _own(feed:Feed, start:int):
 
 def _walk(feed:Feed, first:int, last:int):
     "Micro-batches [first, last) of a stream."
-    pairs = _own(feed, first // feed.share.accumulate)
+    pairs = _own(feed, first // len(feed.share.own))
     for _ in range(first, last):
         items, epochs = zip(*(next(pairs) for _ in range(feed.share.size(feed.batch))))
         index, epochs = np.array([item.id for item in items]), np.array(epochs)
@@ -164,7 +188,7 @@ def stream(
 ):
     "Micro-batches of steps [start, stop) in order: (index, epochs, tensors)."
     check_int("workers", workers, 0)
-    first, last = start * feed.share.accumulate, stop * feed.share.accumulate
+    first, last = (step * len(feed.share.own) for step in (start, stop))
     if feed.data.streaming:
         check(workers == 0, "workers", workers, "must be 0 for a source that streams")
         yield from _walk(feed, first, last)

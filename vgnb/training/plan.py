@@ -330,6 +330,7 @@ def memory(
     way:str,           # how weights lie, see `Cluster.ways`
     pieces:int,        # processes that share a copy
     accumulate:int=1,  # micro-batches of a step
+    sums:int=0,        # of gradients that are held beside those being made, see `grown`
 ) -> dict[str, int]:
     "Bytes of a GPU by part, at its fullest moment."
     def piece(size): return -(-size // pieces)
@@ -340,6 +341,7 @@ def memory(
     if pieces > 1:
         gradients = sizes.weights if accumulate > 1 else piece(sizes.weights)
         exchange = 3 * sizes.block + 2 * sizes.rest
+    gradients += sums * sizes.weights
     during = {k: passes[k] for k in ("casts", "activations", "logits")} | {"gradients": gradients, "exchange": exchange}
     after = {"gradients": piece(sizes.weights), "exchange": sizes.weights * (way == "data parallel"),
              "activations": piece(sizes.gap)}
@@ -363,7 +365,7 @@ def rows_that_fit(
 # %% ../../nbs/training/548_plan.ipynb #4c8f0b4f
 def data_order(
     batch:int, examples:int, seed:int,
-    world:int=1, accumulate:int=1,
+    world:int=1, accumulate:int=1, exact:int=0,
     steps:int=3,      # that are looked at
 ) -> tuple[str, list[list[int]]]:   # (digest, the first ids of step 0 of each process)
     "The beginning of a run's data order, taken by its processes; of a set that is read by index."
@@ -373,8 +375,8 @@ def data_order(
         index, epochs = global_batch(step, batch, examples, seed)
         taken = {}
         for rank in range(world):
-            share = Share(rank, world, accumulate)
-            for micro in range(accumulate):
+            share = Share(rank, world, accumulate, exact)
+            for micro in range(len(share.own)):
                 rows = share.rows(batch, micro)
                 taken |= {place: (int(index[place]), int(epochs[place])) for place in range(rows.start, rows.stop)}
                 if step == 0 and micro == 0: first[rank] = index[rows][:4].tolist()
@@ -421,28 +423,30 @@ def plan_run(
     keep:int=2,        # checkpoints that are kept
 ) -> dict:
     "What a run needs, as numbers that JSON can hold. Errors: a batch that can't be divided."
-    share = Share(0, cluster.world, accumulate)
+    share = Share(0, cluster.world, accumulate, recipe.exact)
     share.check(recipe.batch)
+    micros = -(-share.chunks // cluster.world)                              # of who has most
+    sums = micros.bit_length() - 1 if recipe.exact else 0
     rows, examples = share.size(recipe.batch), cluster.examples or IMAGENET
     task = shapes_of(recipe)
     sizes = sizes_of(recipe, task)
     variants = _variants(recipe)
-    traces = {name: trace(r, rows, accumulate > 1) for name, r in variants.items()}
+    traces = {name: trace(r, rows, micros > 1) for name, r in variants.items()}
     own = next(name for name, r in variants.items() if r.model == recipe.model)
-    needs = {way: {name: memory(sizes, found, way, pieces, accumulate) for name, found in traces.items()}
+    needs = {way: {name: memory(sizes, found, way, pieces, micros, sums) for name, found in traces.items()}
              for way, pieces in cluster.ways(recipe.kind).items()}
     fits = {way: {name: {str(gib): rows_that_fit(parts, rows, gib) for gib in GPUS} for name, parts in found.items()}
             for way, found in needs.items()}
 
-    flops = traces[own].flops * accumulate * cluster.world
+    flops = traces[own].flops * share.chunks
     peak = cluster.peak_of(recipe.precision)
-    seconds = flops / (cluster.world * peak * 1e12 * cluster.mfu)
+    seconds = traces[own].flops * micros / (peak * 1e12 * cluster.mfu)
     checkpoint = sizes.saved + sizes.average + sizes.optimizer
-    name, first = data_order(recipe.batch, examples, recipe.seed, cluster.world, accumulate)
+    name, first = data_order(recipe.batch, examples, recipe.seed, cluster.world, accumulate, recipe.exact)
     return {
         "recipe": recipe.name, "kind": recipe.kind, "model": kind_of(recipe.model), "parameters": _parameters(task),
         "run": {"steps": recipe.steps, "batch": recipe.batch, "world": cluster.world, "nodes": cluster.nodes,
-                "accumulate": accumulate, "rows": rows, "precision": recipe.precision, "seed": recipe.seed,
+                "accumulate": micros, "rows": rows, "precision": recipe.precision, "seed": recipe.seed,
                 "samples": recipe.steps * recipe.batch, "epochs": recipe.steps * recipe.batch / examples},
         "activations": own, "pieces": cluster.ways(recipe.kind), "memory": needs, "rows_that_fit": fits,
         "compute": {"flops_a_step": flops, "peak_tflops": peak, "gpu": cluster.peak, "mfu": cluster.mfu,

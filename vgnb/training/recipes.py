@@ -158,6 +158,7 @@ class Recipe:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward passes; weights and optimizer stay fp32
     ema: float = 0.0                            # decay of the averaged weights; 0 = none
     seed: int = 0                               # weights, data order and every draw count from it
+    exact: int = 0                              # micro-batches of a step, added in one order by any processes; 0: off
     start: str = ""                             # where weights begin: a run's or model's folder, a shipped name, a file
     start_fit: Literal["whole", "parts"] = "whole" # parts: what fits by name and shape; the rest stays random
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
@@ -167,6 +168,7 @@ class Recipe:
         check_int("steps", self.steps, 1)
         check_int("batch", self.batch, 1)
         check_int("seed", self.seed, 0)
+        check_int("exact", self.exact, 0)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
         check_choice("start_fit", self.start_fit, ("whole", "parts"))
         check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")

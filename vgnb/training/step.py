@@ -68,10 +68,15 @@ def slow_precision(device:torch.device, precision:str) -> str:
     return "bf16: this processor has no units for it, and may take ten times as long as with precision fp32"
 
 # %% ../../nbs/training/528_step.ipynb #74c52dd9
-def place(task:Task, processes:Processes, whole:bool=True):
-    "Move a task to this process's device, what it trains only if `whole`; batch norms look at all processes' rows."
+def place(
+    task:Task,
+    processes:Processes,
+    whole:bool=True,        # move what it trains, too
+    join_norms:bool=True,   # on many GPUs: batch norms look at all processes' rows
+):
+    "Move a task to this process's device."
     device = processes.device
-    many_gpus = device.type == "cuda" and processes.world > 1
+    many_gpus = join_norms and device.type == "cuda" and processes.world > 1
     for name, module in task.modules.items():
         if whole: module.to(device)
         module.train()
@@ -92,7 +97,7 @@ class TrainState:
         optims:dict[str, Optim]|None=None, # settings of groups that differ from the recipe's
         sharding:Sharding|None=None,       # how weights are shared out; None: every process holds them all
     ):
-        place(task, processes, whole=not sharding)
+        place(task, processes, whole=not sharding, join_norms=not recipe.exact)
         if sharding: shard(task, sharding, processes)         # before anything is built on the parameters
         self.task, self.recipe, self.processes, self.sharding = task, recipe, processes, sharding
         self.groups = parameter_groups(task)
@@ -184,7 +189,7 @@ class Stepper:
         guard, task = self.state.guard, self.task
         self.undo.keep()
         task.again = self._owes(step)
-        task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
+        self._prepare(step, micros)
         carries = [{} for _ in micros]
         for phase in task.phases(step):
             named = dict.fromkeys((*phase.zero, *phase.clip, *phase.step))
@@ -202,6 +207,10 @@ class Stepper:
         self._move(ok, rate)
         if task.again or task.once(step): self.owed = not ok
         guard.close()
+
+    def _prepare(self, step:int, micros:list[Micro]):
+        "What a task does before its phases."
+        self.task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
 
     def close(self):
         "Let the engine go: an interpreter that ends while one is alive may abort in a communication thread."

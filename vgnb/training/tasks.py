@@ -56,7 +56,7 @@ class Task:
         "Refuse, before any work, what this task can't do."
 
     def prepare(self, step:int, batches:list[dict[str, Tensor]], draws:Keyed, sync:Sync):
-        "Before the iteration, once for all its micro-batches: codebook start, counters, ..."
+        "Before the iteration, once for all its micro-batches (an exact run: for each): codebook start, counters, ..."
 
     def once(self, step:int) -> bool:
         "Whether `prepare` does something in this step that never comes back; with `again` it must do it once more."
@@ -123,6 +123,8 @@ class ImageData(Data):
         raise BadItem(self.source.fingerprint, "holds no readable picture")
 
 # %% ../../nbs/training/517_tasks.ipynb #e7090864
+_AT_ONCE = 1 << 20     # ids that are compared at once
+
 class CodeData(Data):
     "Stored codes as training batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
     def __init__(self,
@@ -134,14 +136,15 @@ class CodeData(Data):
         if features is not None: self._join(features)
 
     def _join(self, features:CaptionFeatures):
-        "Find the row of features that belongs to each row of codes."
+        "Refuse features that leave rows of codes without any."
         self.fingerprint = digest(self.store.fingerprint, features.fingerprint)
-        self.rows = np.searchsorted(features.ids, self.store.ids)
-        nearby = features.ids[np.minimum(self.rows, len(features.ids) - 1)]
-        found = (self.rows < len(features.ids)) & (nearby == self.store.ids)
-        missing = int((~found).sum())
-        message = f"must cover every image of the codes; image {int(self.store.ids[np.argmin(found)])} has none"
-        check(missing == 0, "features", missing, message, Mismatch)
+        lost = []
+        for first in range(0, len(self), _AT_ONCE):
+            ids = self.store.ids_at(np.arange(first, min(first + _AT_ONCE, len(self))))
+            lost.append(ids[features.find(ids) < 0])
+        missing = np.concatenate(lost)
+        message = f"must cover every image of the codes; image {int(missing[:1].sum())} has none"
+        check(len(missing) == 0, "features", len(missing), message, Mismatch)
 
     def __len__(self) -> int: return len(self.store)
 
@@ -159,7 +162,7 @@ class CodeData(Data):
             rows[same] = self.store.pick(index[same], draws.seed, int(e)).numpy()
         codes, labels = self.store.batch(index, rows)                                # (b, n, L), (b,)
         if self.features is None: return {"codes": codes, "labels": labels}
-        text, mask = self.features.batch(self.rows[index])
+        text, mask = self.features.batch(self.features.find(self.store.ids_at(index)))
         return {"codes": codes, "text": text, "mask": mask}
 
 # %% ../../nbs/training/517_tasks.ipynb #3cdd965e

@@ -44,14 +44,18 @@ class Meter:
         "This process's means so far; counting goes on."
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
+    def take(self, device:torch.device) -> tuple[list[str], Tensor]:
+        "(names, this process's means (n,)); counting begins anew."
+        names = sorted(self.sums)
+        means = [self.sums[name].to(device) / self.counts[name] for name in names]
+        self._reset()
+        return names, torch.stack(means) if means else torch.zeros(0, device=device)
+
     def read(self, processes:Processes) -> dict[str, float]:
         "The means over steps and processes; counting begins anew."
-        names = sorted(self.sums)
+        names, own = self.take(processes.device)
         if not names: return {}
-        own = torch.stack([self.sums[name].to(processes.device) / self.counts[name] for name in names])
-        means = processes.sum(own) / processes.world
-        self._reset()
-        return dict(zip(names, means.tolist()))
+        return dict(zip(names, (processes.sum(own) / processes.world).tolist()))
 
 # %% ../../nbs/training/522_trackers.ipynb #4b1b9805
 trackers = OpenRegistry("tracker")

@@ -25,6 +25,7 @@ from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
 from ..progress import Progress
 from .checkpoints import best, is_healthy
 from .data_parallel import check_launcher
+from .exact import ExactStepper, arithmetic, check_exact, other_arithmetic
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at, short_of
 from .run_folder import Run, RunFolder, read_same
@@ -46,13 +47,17 @@ class Outcome(NamedTuple):
         "A script's exit code: 0 done, 75 run again."
         return 0 if self.finished else INTERRUPTED
 
+def _share(recipe:Recipe, run:Run, processes:Processes) -> Share:
+    return Share(processes.rank, processes.world, run.accumulate, recipe.exact)
+
 def check_run(task:Task, recipe:Recipe, folder:str|Path, run:Run, processes:Processes):
     "Refuse what can be refused before anything is built or written."
     runs_here = recipe.precision != "fp16" or processes.device.type != "cpu"
     check(runs_here, "precision", "fp16", "needs an accelerator; use bf16 or fp32 here")
     check_launcher(recipe.precision)
     check_sharded(asked_sharding(processes.world), task, run)
-    Share(processes.rank, processes.world, run.accumulate).check(recipe.batch)
+    check_exact(recipe, run, asked_sharding(processes.world))
+    _share(recipe, run, processes).check(recipe.batch)
     task.check(run.accumulate)
     RunFolder(folder, run).check()
 
@@ -63,7 +68,7 @@ class Session:
         self.state, self.data, self.folder = state, data, folder
         self.recipe, self.processes = state.recipe, state.processes
         self.step = 0
-        self.lanes = self.processes.world # in which a stream is read, see `feed`
+        self.lanes = self.recipe.exact or self.processes.world   # in which a stream is read, see `feed`
         self.saved:int|None = None        # step of the last checkpoint that is known to be published
         self.tracker:Tracker|None = None  # on the main process, while it is open
 
@@ -80,6 +85,8 @@ class Session:
         files, state = read_same(path, self.recipe, self.data.fingerprint)
         odd = changed_since(state, self.data.times)
         if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
+        odd = other_arithmetic(state.get("arithmetic", {}), arithmetic(self.processes.device))
+        if odd and self.processes.main: print(f"warning: {odd}", file=sys.stderr)
         self.lanes = state.get("lanes", state.get("world", self.processes.world))
         self.state.load(files, state["guard"], path)
         self.step = self.saved = state["step"]
@@ -117,6 +124,7 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
         guard=self.state.guard.numbers(),
         world=self.processes.world,
         lanes=self.lanes,
+        arithmetic=arithmetic(self.processes.device) if self.recipe.exact else {},
         versions=self.versions)
     self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
     if last: self._settle()
@@ -235,11 +243,11 @@ class Trainer(Session):
     ):
         processes = Processes()
         check_run(task, recipe, folder, run, processes)
-        share = Share(processes.rank, processes.world, run.accumulate)
+        share = _share(recipe, run, processes)
         self.feed = Feed(data, recipe.batch, recipe.seed, share)
         state = TrainState(task, recipe, processes, optims, asked_sharding(processes.world))
         super().__init__(state, data, RunFolder(folder, run))
-        self.stepper = Stepper(self.state, share)
+        self.stepper = (ExactStepper if recipe.exact else Stepper)(self.state, share)
         self.task, self.run, self.on_log, self.every = task, run, on_log, every
 
     def fit(self,
@@ -301,7 +309,7 @@ def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) ->
 @patch
 def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
     "This process's micro-batches of the next step, or why there are none."
-    try: return micro_batches(feed, self.run.accumulate, self.step, self.processes.device), None
+    try: return micro_batches(feed, len(self.feed.share.own), self.step, self.processes.device), None
     except VgnbError as e: return [], e
 
 @patch
