@@ -172,7 +172,7 @@ def test_a_store_of_one_precision_is_not_completed_in_another(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_convolutions_see_the_channels_last(pipes, name):
-    "The layout that half precision is fast in: pictures arrive in it, codes are looked up in it, and no layer leaves it."
+    "The layout that half precision is fast in: pictures and codes arrive in it, and on a CPU no layer leaves it."
     tokenizer, seen = pipes[name].tokenizer, []
     def look(layer, args, out): seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
     hooks = [m.register_forward_hook(look) for m in tokenizer.modules() if isinstance(m, torch.nn.Conv2d)]
