@@ -294,19 +294,18 @@ def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tu
 @patch
 def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
     "Decide one group after the other."
-    vocab = run.canvas.new_tensor(self.generator.vocab)
     total = run.grid.n
     done = total - sum(run.counts)
+    chooses = type(self.order).choose is not Order.choose
     for step, count in enumerate(run.counts):
         clock = Clock(step, len(run.counts), done, total, count=count)
         cells = self.order.candidates(run.perm, done, count)
+        by_chance = chooses and self._by_chance(run, clock)
+        if by_chance: cells = cells.gather(1, self._choose(run, cells, None, clock))
         tokens, confidence, kept = self._decide(run, cells, clock)
 
-        at = At(run.ids, cells, done, step)
-        columns = self.order.choose(confidence, run.decided(cells, vocab), done, count, clock, run.draws, at)
+        columns = self._choose(run, cells, confidence, clock) if chooses and not by_chance else None
         if columns is not None:
-            if step == 0: self._check_chosen(columns, len(cells), count)
-            run.perm = _promoted(run.perm, cells.gather(1, columns), done)
             cells, confidence = cells.gather(1, columns), confidence.gather(1, columns)
             tokens = gather_rows(tokens, columns)
 
@@ -315,6 +314,24 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
         yield Step(clock, cells, tokens, confidence, run.ids, run.canvas, run.when, kept, run.rows)
         done += count
 
+@patch
+def _by_chance(self:Sampler, run:_Run, clock:Clock) -> bool:
+    "Whether the cells are known before their tokens; then no others are asked for."
+    as_published = self.order.redraw or self.compat is not None
+    return not as_published and getattr(run.draws, "addressed", False) and self.order.by_chance(clock)
+
+@patch
+def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None, clock:Clock) -> Tensor|None:
+    "The columns that an order keeps, which come next in the permutation; None = all."
+    known = run.decided(cells, run.canvas.new_tensor(self.generator.vocab))
+    done, count, at = clock.done, clock.count, At(run.ids, cells, clock.done, clock.step)
+    columns = self.order.choose(confidence, known, done, count, clock, run.draws, at)
+    if columns is None: return None
+    if clock.step == 0: self._check_chosen(columns, len(cells), count)
+    run.perm = _promoted(run.perm, cells.gather(1, columns), done)
+    return columns
+
+# %% ../../nbs/sampling/420_sampler.ipynb #2b714a97
 @patch
 def _computed(self:Sampler, run:_Run) -> Iterator[Step]:
     "The steps in the sampler's precision; whoever looks at them is not."
