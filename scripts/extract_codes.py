@@ -46,6 +46,7 @@ class Options:
     workers: int = 0               # processes that read pictures ahead
     compile: bool = False          # compile the encoding; a compiled network may round the last bit differently
     backend: str = "inductor"      # of --compile; aot_eager only traces
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"   # of the tokenizer's passes; part of what codes are
     orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights; None = where there are some
@@ -91,7 +92,7 @@ def extracted(o: Options, tokenizer, source, plan, processes) -> tuple[int, list
     from vgnb.kinds import to_json
     from vgnb.training.extract import extract_codes, extract_published, is_recorded
     how = dict(batch=o.batch, shard_size=o.shard_size, workers=o.workers, compile=o.backend if o.compile else None,
-               progress=o.progress, processes=processes)
+               precision=o.precision, progress=o.progress, processes=processes)
     run = dict(config=to_json(o), seed=0, data=source.fingerprint, device=processes.device, world=processes.world)
     if written_to(o.out):
         record = extract_published(tokenizer, source, o.out, chosen_views(o), record=run_manifest(**run), **how)
@@ -116,6 +117,7 @@ def main(argv: list[str]) -> int:
     o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check_place
     from vgnb.data.layouts import written_to
+    from vgnb.precision import check_precision, slow_precision
     from vgnb.processes import Processes
     from vgnb.saved import side_of
     from vgnb.training.extract import check_published, code_plan
@@ -123,7 +125,8 @@ def main(argv: list[str]) -> int:
     tokenizer, source = opened(o)
     o.size, whose = side_of(tokenizer, o.size)
     views = chosen_views(o)
-    plan, processes = code_plan(tokenizer, source, views, o.shard_size), Processes()
+    plan, processes = code_plan(tokenizer, source, views, o.shard_size, o.precision), Processes()
+    check_precision(o.precision, processes.device)
     published = written_to(o.out)
     was_there = bool(published) and check_published(plan, o.out)
     if not published: check_place("out", o.out)
@@ -131,6 +134,7 @@ def main(argv: list[str]) -> int:
         if whose: print(f"size: {o.size} px, {whose}")
         print(f"{plan.total:,} pictures of {len(plan.classes) or 'no'} classes x {len(plan.augs)} views -> "
               f"{plan.grid} codes of {plan.vocab} in {o.out}, on {processes.world} process(es)")
+        if slow := slow_precision(processes.device, o.precision): print(f"warning: {slow}", file=sys.stderr)
     if o.dry_run: return 0
 
     count, left_out, used, recorded = extracted(o, tokenizer, source, plan, processes)

@@ -22,7 +22,7 @@ previews where there are some, and reconstructions. --lpips measures how differe
 they become bytes), by the network whose files lie in --weights:
 
     python scripts/reconstruct.py --tokenizer D-AR-tokenizer_v1.pt --data IMAGENET/val --out runs/dar.npz \\
-        --originals runs/crops.npz --dtype bfloat16 --strip runs/dar.png
+        --originals runs/crops.npz --precision bf16 --strip runs/dar.png
 
 Exit codes: 0 done, 2 something named on stderr.
 """
@@ -48,7 +48,7 @@ class Options:
     seed: int = 0                  # of random crops, and of a decoder's noise
     denoise: int | None = None     # steps of a decoder that begins with noise, as D-AR's; None = its own
     strip: Path | None = None      # also a PNG of the first pictures: crop, previews, reconstruction
-    dtype: Literal["float32", "bfloat16"] = "float32"      # of the tokenizer's passes; published rFIDs: bfloat16
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"    # of the tokenizer's passes; published rFIDs: bf16
     device: str | None = None      # None = the accelerator, where there is one
     lpips: bool = False            # also LPIPS; needs its files
     weights: Path | None = None    # folder with the VGG-16 and LPIPS files; None = <weights>, see settings.ini
@@ -67,10 +67,11 @@ def opened(o: Options):
     "The tokenizer, of so many levels of codes as asked for, and the pictures; the side of the crops is set."
     from vgnb.core import check
     from vgnb.data.images import open_images
+    from vgnb.precision import check_precision
     from vgnb.processes import Processes
     from vgnb.saved import side_of
     from vgnb.shipped import open_part
-    from vgnb.tokenizers.pictures import denoising, need_pixels
+    from vgnb.tokenizers.pictures import denoising, device_of, need_pixels
     tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
     o.size, whose = side_of(tokenizer, o.size)
     if whose: print(f"size: {o.size} px, {whose}")
@@ -78,6 +79,7 @@ def opened(o: Options):
     denoising(tokenizer, o.denoise)
     if o.levels is not None: tokenizer = tokenizer.first(o.levels)
     tokenizer = tokenizer.to(o.device or Processes().device).eval()
+    check_precision(o.precision, device_of(tokenizer))
 
     source = open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     check(not source.streaming, "data", o.data, "must have a length; leave streaming=1 out")
@@ -100,12 +102,6 @@ def named(tokenizer) -> dict:
     return found if tokenizer.vocab is None else found | {"coding": tokenizer.coding()}
 
 
-def passes(o: Options, device):
-    "The numbers that the tokenizer's passes are computed in."
-    import torch
-    return torch.autocast(device.type, torch.bfloat16, enabled=o.dtype == "bfloat16")
-
-
 def rebuilt(o: Options, tokenizer, source, count: int):
     "Batches of crops and reconstructions (b, 3, side, side) in [-1, 1], codes (b, n, levels) or None, and ids (b,)."
     import numpy as np
@@ -113,6 +109,7 @@ def rebuilt(o: Options, tokenizer, source, count: int):
 
     from vgnb.data.transforms import load_batch, resize_bicubic
     from vgnb.draws import At, Keyed
+    from vgnb.precision import arithmetic
     from vgnb.tokenizers.pictures import denoising, device_of, drawing
     augment, draws, device = augment_of(o), Keyed(o.seed), device_of(tokenizer)
     side, options = o.compare or o.size, denoising(tokenizer, o.denoise) | drawing(tokenizer, o.size)
@@ -120,7 +117,7 @@ def rebuilt(o: Options, tokenizer, source, count: int):
         ids = np.arange(first, min(first + o.batch, count))
         images, _, ids = load_batch(source, ids, augment, draws)
         images = images.to(device)
-        with torch.no_grad(), passes(o, device):
+        with torch.no_grad(), arithmetic(device, o.precision):
             made = tokenizer.quantize(tokenizer.enter(images))
             pixels = tokenizer.render(made.z, draws=draws, at=At(ids.to(device)), size=side, **options)
         pixels = tokenizer.leave(pixels.float())
@@ -172,10 +169,11 @@ def strip_origin(o: Options, tokenizer, source, ids):
     "How a strip came to be: what its PNG carries."
     from vgnb.sampling.origins import Origin, running_on, weights_hash
     from vgnb.tokenizers.pictures import device_of
-    data = {"data": source.fingerprint, "crop": o.crop, "side": o.size, "levels": o.levels, "compat": o.compat}
+    data = {"data": source.fingerprint, "crop": o.crop, "side": o.size, "levels": o.levels, "compat": o.compat,
+            "precision": o.precision}
     more = {name: value for name, value in data.items() if value is not None}
     return Origin("reconstruction", parts=(str(o.tokenizer),), tokenizer=weights_hash(tokenizer), seed=o.seed,
-                  ids=tuple(ids.tolist()), size=o.compare or o.size, denoise=o.denoise, more=more, dtype=o.dtype,
+                  ids=tuple(ids.tolist()), size=o.compare or o.size, denoise=o.denoise, more=more,
                   **running_on(device_of(tokenizer)))
 
 
@@ -186,7 +184,6 @@ def strip_of(o: Options, tokenizer, source, count: int):
     from vgnb.figures import tile_sheet
     from vgnb.sampling.origins import with_samples
     from vgnb.sampling.streaming import is_progressive, preview_pictures
-    from vgnb.tokenizers.pictures import device_of
     crops, pixels, codes, ids = next(rebuilt(o, tokenizer, source, count))
     crops, pixels = to_uint8(crops), to_uint8(pixels)
     origin = strip_origin(o, tokenizer, source, ids)
@@ -196,8 +193,8 @@ def strip_of(o: Options, tokenizer, source, count: int):
         return with_samples(origin, pixels.numpy(), sheet, skip=1)
 
     how = dict(ids=ids, draws=Keyed(o.seed), rows=len(ids), size=o.compare or o.size, denoise=o.denoise,
-               resolution=o.size)
-    with passes(o, device_of(tokenizer)): previews = preview_pictures(tokenizer, codes, **how)
+               resolution=o.size, precision=o.precision)
+    previews = preview_pictures(tokenizer, codes, **how)
     plan = tokenizer.plan(o.denoise)
     captions = ["picture", *(f"{plan.needs(k)} tokens" for k in range(1, plan.steps)), "reconstruction"]
     rows = [[crop, *shown[:-1], made] for crop, shown, made in zip(crops, previews, pixels)]

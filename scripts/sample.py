@@ -6,7 +6,7 @@
     # IAR2's four scales: at the first cell and at the last, of the semantic and of the detail codes
     python scripts/sample.py tiny-iar2 --guidance.start 1.75 1.5 --guidance.end 3 2.5 --guidance.attention 0.05
     # scales of 1 are none: only the semantic codes are guided
-    python scripts/sample.py tiny-iar2 --guidance.start 1.75 1 --guidance.end 3 1 --dtype bfloat16
+    python scripts/sample.py tiny-iar2 --guidance.start 1.75 1 --guidance.end 3 1 --precision bf16
     # all GPUs; killed, it goes on
     accelerate launch scripts/sample.py runs/quickstart --count 50000 --out runs/fid.npz
     python scripts/sample.py --tokenizer vq_ds16_c2i.pt --generator c2i_L_384.pt --size 256  # published files
@@ -69,8 +69,6 @@ class Source:
     "the generator was trained on another tokenizer's codes, and that is meant"
     ema: bool | None = None
     "averaged weights: True = required, False = refused, None = where there are some"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    "of the generator's forward passes; its weights stay float32"
     count: int | None = None
     "how many samples; ids are 0 ... count-1; None = one for each picture to start from, else 64"
     labels: Literal["balanced", "random"] = "balanced"
@@ -223,7 +221,7 @@ def open_pipeline(source: Source, sampling: Sampling, device):
         if not source.mixed: check_coding(*parts, (source.tokenizer, source.generator), "--mixed")
     classes = pipe.classes or getattr(pipe.generator, "card", {}).get("classes")
     shape = source.grid or pipe.grid.shape
-    opened = Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True).to(dtype=source.dtype)
+    opened = Pipeline(pipe.tokenizer, pipe.generator, sampling, classes, shape, mixed=True)
     opened.where = pipe.where or (source.tokenizer, source.generator)
     return opened
 
@@ -294,6 +292,7 @@ def main(argv: list[str]) -> int:
     from vgnb.generators.schedules import SCHEDULES
     from vgnb.jobs import SampleJob, asked_for
     from vgnb.pipeline import named_pipeline, saved_levels, saved_sampling
+    from vgnb.precision import slow_precision
     from vgnb.processes import Processes
     groups = ("source", "sampling", "painting", "larger", "choosing", "output")
     named = named_pipeline(argv, first_look(Options, argv, Options(), groups).source.pipeline)
@@ -314,7 +313,9 @@ def main(argv: list[str]) -> int:
                         preview=output.preview, denoise=output.denoise,
                         **o.choosing.parts(processes.device))
     if output.strip: check_strip(job, output.strip)
-    if processes.main: print(in_words(job, processes))
+    if processes.main:
+        print(in_words(job, processes))
+        if slow := slow_precision(pipe.device, o.sampling.precision): print(f"warning: {slow}", file=sys.stderr)
     if output.dry_run: return 0
 
     processes.together(lambda: [check_free(job, output, *picture) for picture in output.pictures()])

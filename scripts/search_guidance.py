@@ -67,8 +67,6 @@ class Options:
     "how tokens are drawn; what is not given is as the pipeline was saved"
     ema: bool | None = None
     "averaged weights: True = required, False = refused, None = where there are some"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    "of the generator's forward passes; its weights stay float32"
     keep_samples: bool = False
     "keep the images of every scale"
     dry_run: bool = False
@@ -94,7 +92,6 @@ def main(argv: list[str]) -> int:
     scales, processes = scale_grid(*o.scales, o.interval), Processes()
     pipe = Pipeline.from_pretrained(o.pipeline, processes.device, ema=o.ema)
     pipe = Pipeline(pipe.tokenizer, pipe.generator, o.sampling, pipe.classes, pipe.grid.shape, mixed=pipe.mixed)
-    pipe.to(dtype=o.dtype)
     reference = open_samples(o.reference, o.reference_size, orientation=o.orientation)
     search = GuidanceSearch(
         pipe, reference, load_extractor(o.extractor, o.weights, processes.device), o.out, scales, count=o.count,

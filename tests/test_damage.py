@@ -401,16 +401,15 @@ def test_a_copy_that_lost_its_averages_is_not_the_plain_model(tmp_path, pipes):
 
 
 def half(pipe):
-    "The same pipeline, whose forward passes are in bfloat16."
-    return Pipeline(pipe.tokenizer, pipe.generator, pipe.sampling, pipe.classes).to(dtype=torch.bfloat16)
+    "The same pipeline, whose forward passes are in bf16."
+    return Pipeline(pipe.tokenizer, pipe.generator, pipe.settings(precision="bf16"), pipe.classes)
 
 
 @pytest.mark.parametrize("first, second", [(half, lambda pipe: pipe), (lambda pipe: pipe, half)])
-def test_a_plan_that_says_more_or_less_is_another_plan(tmp_path, pipes, first, second):
-    "`dtype` stands in a plan only where it is not fp32."
+def test_a_plan_of_another_precision_is_another_plan(tmp_path, pipes, first, second):
     begun(first(pipes[0]), tmp_path, 0)
     before = {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()}
-    with pytest.raises(VgnbError, match="dtype=.*another job began"): job(second(pipes[0]), tmp_path).begin()
+    with pytest.raises(VgnbError, match="sampling.precision=.*another job"): job(second(pipes[0]), tmp_path).begin()
     assert {p.name: p.read_bytes() for p in (tmp_path / ".s.npz.parts").iterdir()} == before
 
 

@@ -503,7 +503,7 @@ def test_reconstruction_by_the_protocols(tmp_path):
     lower = centre.astype(int) - np.load(tmp_path / "low.npz")["arr_0"]
     assert set(np.unique(lower)) <= {0, 1} and upstream["protocol"]["ssim_data_range"] == 2.0
     assert upstream["ssim"] > numbers["ssim"]
-    assert run("f", "--dtype", "bfloat16")[0].shape == made.shape
+    assert run("f", "--precision", "bf16")[0].shape == made.shape
 
 
 def test_a_size_above_the_tokenizers_own_is_drawn_at_that_size(tmp_path, monkeypatch):

@@ -234,19 +234,22 @@ def test_outpaint_keeps_the_known_pixels(pipe):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_pipeline_moves(name):
-    "To a device, to the dtype of its forward passes, or both; and back."
+    "To a device, and its passes to another precision and back, whatever surrounds them."
     pipe, how = from_pretrained(name), dict(labels="heart", steps=5, schedule="even")
     def logits(): return next(pipe.stream(**how, keep=("logits",))).kept["logits"][0]
     before, exact = pipe.codes(**how), logits()
-    assert pipe.to("cpu", torch.bfloat16) is pipe and "bfloat16" in repr(pipe)
+    assert pipe.to("cpu") is pipe and "cpu fp32" in repr(pipe)
+    pipe.sampling = pipe.settings(precision="bf16")
+    assert "cpu bf16" in repr(pipe)
     half = pipe.codes(**how)
-    with torch.autocast("cpu", torch.bfloat16): assert torch.equal(half, from_pretrained(name).codes(**how))
     steps = list(pipe.stream(**how))
     assert torch.equal(steps[-1].codes(), half) and not torch.is_autocast_enabled("cpu")
     assert not torch.equal(logits(), exact)
-    assert torch.equal(pipe.to(torch.float32).codes(**how), before) and torch.equal(logits(), exact)
-    for wrong in ("moon", "cuda:99", torch.int64):
-        with pytest.raises(VgnbError, match="^d(evice|type)="): pipe.to(wrong)
+    pipe.sampling = pipe.settings(precision="fp32")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(pipe.codes(**how), before) and torch.equal(logits(), exact)
+    for wrong in ("moon", "cuda:99", torch.bfloat16):
+        with pytest.raises(VgnbError, match="^device="): pipe.to(wrong)
 
 
 def test_few_samplers_are_kept(raster):
@@ -291,23 +294,23 @@ def test_a_large_model_is_described_without_sampling(raster, monkeypatch):
 
 # ---- one picture costs one picture, and is the same picture
 
-IN_BF16 = [pytest.param(name, torch.bfloat16, marks=pytest.mark.full) for name in SHIPPED]
-EACH = [(name, torch.float32) for name in SHIPPED] + IN_BF16
+HALVES = [pytest.param(name, word, marks=pytest.mark.full) for name in SHIPPED for word in ("bf16", "fp16")]
+EACH = [(name, "fp32") for name in SHIPPED] + HALVES
 
 
-@pytest.mark.parametrize("name,dtype", EACH, ids=str)
-def test_a_sample_is_the_same_at_any_batch_size(pipes, name, dtype):
+@pytest.mark.parametrize("name,precision", EACH)
+def test_a_sample_is_the_same_at_any_batch_size(pipes, name, precision):
     "The README's sentence, on a CPU: tokens and pixels are equal in micro-batches of 4, 8, 16, 32 and 50 rows."
-    pipe, how = pipes[name].to(dtype), dict(seed=5, steps=8)
+    pipe, how = pipes[name], dict(seed=5, steps=8, precision=precision)
     ids = list(range(50))
     labels = [(7 * i + 3) % 10 for i in ids]
     codes = pipe.codes(labels, ids=ids, **how)
-    images = pipe.decode(codes, ids=ids, seed=5)
+    images = pipe.decode(codes, ids=ids, seed=5, precision=precision)
     for first, count in ((49, 1), (11, 5), (20, 9), (30, 17)):
         part = slice(first, first + count)
         assert torch.equal(pipe.codes(labels[part], ids=ids[part], **how), codes[part]), count
-        assert (pipe.decode(codes[part], ids=ids[part], seed=5) == images[part]).all(), count
-    pipe.to(torch.float32)
+        again = pipe.decode(codes[part], ids=ids[part], seed=5, precision=precision)
+        assert (again == images[part]).all(), count
 
 
 def test_the_strict_form_runs_one_shape(pipe):

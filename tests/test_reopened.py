@@ -126,10 +126,10 @@ def test_tokens_that_were_given_come_along(pipe, tmp_path):
 
 @pytest.mark.full
 def test_previews_and_other_numbers(tmp_path):
-    made_by = from_pretrained("tiny-dar", dtype="bfloat16")
+    made_by = from_pretrained("tiny-dar", precision="bf16")
     made_by.save(tmp_path / "a.png", ["heart"], preview=2, denoise=4)
     opened = reopen(tmp_path / "a.png")
-    assert opened.pipe.dtype == torch.bfloat16 and opened.again().same
+    assert opened.settings.precision == "bf16" and opened.again().same
 
 
 # ---- what differs is said

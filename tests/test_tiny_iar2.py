@@ -151,14 +151,14 @@ def test_a_training_takes_its_parts_by_name(scripts, extracted, room):
 def test_parts_by_name_sample(scripts, room):
     pair = ["sample.py", "--tokenizer", "tiny-iar2", "--generator", "tiny-iar2", "--count", 2, "--out"]
     assert scripts(*pair, "s.npz").code == 0
-    assert scripts(*pair, "b.npz", "--dtype", "bfloat16").code == 0
+    assert scripts(*pair, "b.npz", "--precision", "bf16").code == 0
     images = [np.load(room / name)["arr_0"] for name in ("s.npz", "b.npz")]
     assert images[0].shape == images[1].shape == (2, 32, 32, 3)
     record = json.loads((room / "b.run.json").read_text())
-    assert "torch.bfloat16" in json.dumps(record)
-    other = scripts(*pair, "s.npz", "--dtype", "bfloat16")
+    assert record["sampler"]["precision"] == record["config"]["sampling"]["precision"] == "bf16"
+    other = scripts(*pair, "s.npz", "--precision", "bf16")
     assert other.code == 2, other                                                   # what lies there is of another job
-    assert "Invalid choice" in scripts(*pair, "c.npz", "--dtype", "bf16").err
+    assert "Invalid choice" in scripts(*pair, "c.npz", "--precision", "bfloat16").err
 
 
 def test_what_help_shows_of_it_works(scripts):
@@ -169,10 +169,9 @@ def test_what_help_shows_of_it_works(scripts):
         assert ran.code == 0, ran
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
-def test_a_pipeline_is_loaded_in_a_dtype(dtype):
-    loaded = Pipeline.from_pretrained("tiny-iar2", dtype=dtype)
-    assert loaded.dtype == torch.bfloat16 and from_pretrained("tiny-iar2").dtype == torch.float32
+def test_a_pipeline_is_loaded_in_a_precision():
+    loaded = Pipeline.from_pretrained("tiny-iar2", precision="bf16")
+    assert loaded.sampling.precision == "bf16" and from_pretrained("tiny-iar2").sampling.precision == "fp32"
     assert isinstance(loaded.generator, SemanticDetailTransformer)
     assert {p.dtype for p in loaded.generator.parameters()} == {torch.float32}
     pipes = loaded, from_pretrained("tiny-iar2")

@@ -185,6 +185,7 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
 # %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
     "Draws as a pure function of (seed, name, address). `fork` gives an uncorrelated family of the same kind."
+    addressed = True     # what a cell draws doesn't depend on which others are asked
     def __init__(self,
         seed:int,                # any integer >= 0
         path:tuple[str, ...]=(), # forks taken so far

@@ -345,7 +345,6 @@ def plan(self:SampleJob) -> dict:
                 seed=self.seed, size=self.size, part=self.part,
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
-    if self.pipe.dtype != torch.float32: plan["dtype"] = str(self.pipe.dtype)
     plan |= {name: getattr(self, name) for name in ("preview", "denoise") if getattr(self, name) is not None}
     if self.reject: plan["rejection"] = to_json(self.reject) | {"classifier": self.classifier.id}
     if self.what is not None: plan |= to_json(self.what.record())

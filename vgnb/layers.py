@@ -378,6 +378,8 @@ class Blocks(Portions):
         taps:dict[int, Tensor|None]|None=None,          # filled with the output of each block whose index it holds
     ) -> Tensor:
         recompute = self.recompute and past is None and torch.is_grad_enabled()
+        shared = past is not None and torch.is_tensor(mask) and mask.dtype == torch.bool
+        if shared: mask = additive(mask)                           # once, where each layer would do it for itself
         for i, block in enumerate(self):
             args = (x, rotary, mask, None if past is None else past[i], noise)
             x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if recompute else block(*args)

@@ -7,7 +7,6 @@ __all__ = ['check_coding', 'check_line', 'Pipeline', 'class_ids', 'read_card', '
            'named_pipeline', 'saved_sampling', 'saved_levels']
 
 # %% ../nbs/710_pipeline.ipynb #119eca5a
-import contextlib
 import html
 import importlib
 import inspect
@@ -45,6 +44,7 @@ from .generators.orders import ORDERS
 from .glance import glance
 from .kinds import from_json, to_json
 from .places import locked_file
+from .precision import check_precision
 from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.extrapolation import Extrapolate
@@ -139,7 +139,6 @@ class Pipeline(_Named):
         self.sampling = sampling
         self.classes = check_names(classes or None) or []
         self.grid = check_line(tokenizer, Grid(tuple(grid or generator.grid)))
-        self.dtype = torch.float32            # of the generator's forward passes
         self.where:str|tuple[str, str] = ""   # by which word it was opened, or its two parts were
         self._samplers: dict[Sampling, Sampler] = {}
         self._page: tuple = ()                # what it looks like in a notebook, and of what
@@ -185,15 +184,11 @@ def sampler(self:Pipeline, **kwargs) -> Sampler:
     return found
 
 # %% ../nbs/710_pipeline.ipynb #18b094a1
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-def _as_dtype(dtype) -> torch.dtype:
-    "One that forward passes can have, also by name. Errors: `BadInput` lists them."
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    return _DTYPES[check_choice("dtype", name, tuple(_DTYPES))]
-
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
+    is_dtype = isinstance(device, torch.dtype)
+    words = "is no device; in which numbers passes are computed is a setting: pipe.settings(precision=\"bf16\")"
+    check(not is_dtype, "device", str(device), words)
     try: torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as e:
         reason = str(e).splitlines()[0]
@@ -201,32 +196,13 @@ def _check_device(device):
 
 @patch
 def to(self:Pipeline,
-    device=None,                    # "cuda", "cpu", ...; a dtype will do as well
-    dtype:torch.dtype|str|None=None, # of the generator's forward passes: float32, bfloat16, float16
+    device,       # "cuda", "cpu", ...
 ) -> "Pipeline":
     "The same pipeline, moved; returns itself. Errors: a device that is not there."
-    if isinstance(device, torch.dtype): device, dtype = None, device
-    if dtype is not None: dtype = _as_dtype(dtype)
-    if device is not None: _check_device(device)
-
-    self.dtype = dtype or self.dtype
+    _check_device(device)
     for part in (self.tokenizer, self.generator): part.to(device)
     self._samplers.clear()                                   # their caches lie where the weights were
     return self
-
-@patch
-def _autocast(self:Pipeline):
-    "The generator's forward passes in the pipeline's dtype; as in training, its weights stay what they are."
-    if self.dtype == torch.float32: return contextlib.nullcontext()       # as whoever calls has it
-    return torch.autocast(self.device.type, dtype=self.dtype)
-
-@patch
-def _cast(self:Pipeline, steps:Iterator[Step]) -> Iterator[Step]:
-    "Each step computed in the pipeline's dtype; whoever looks at it is not."
-    while True:
-        with self._autocast(): step = next(steps, None)
-        if step is None: return
-        yield step
 
 # %% ../nbs/710_pipeline.ipynb #7a3e4cbd
 def class_ids(
@@ -333,7 +309,7 @@ def codes(self:Pipeline,
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
     how = dict(given=self._given(given), grid=self.grid, progress=progress, watch=watch)
-    with self._autocast(): return self.sampler(**kwargs).sample(cond, ids, Keyed(seed), **how)
+    return self.sampler(**kwargs).sample(cond, ids, Keyed(seed), **how)
 
 @patch
 @delegates(spelled)
@@ -346,8 +322,8 @@ def stream(self:Pipeline,
     _check_names(Pipeline.stream, kwargs)
     cond = self.condition(labels, text, mask)
     ids = self._ids(ids, cond.b)
-    steps = self.sampler(**kwargs).stream(cond, ids, Keyed(seed), given=self._given(given), grid=self.grid, keep=keep)
-    return self._cast(steps)
+    how = dict(given=self._given(given), grid=self.grid, keep=keep)
+    return self.sampler(**kwargs).stream(cond, ids, Keyed(seed), **how)
 
 @patch
 @delegates(spelled)
@@ -368,12 +344,15 @@ def sample(self:Pipeline,
     settings = self.settings(**kwargs)
     codes = self.codes(labels, text=text, mask=mask, seed=seed, ids=ids, given=given, progress=progress, watch=watch,
                        **kwargs)
-    rows = dict(rows=settings.rows, min_rows=settings.min_rows)
-    return self.decode(codes, ids=ids, seed=seed, size=size, denoise=denoise, **rows)
+    return self.decode(codes, ids=ids, seed=seed, size=size, denoise=denoise, **_of_passes(settings))
 
 Pipeline.__call__ = Pipeline.sample
 
 # %% ../nbs/710_pipeline.ipynb #e10a8bf5
+def _of_passes(settings:Sampling) -> dict:
+    "How the tokenizer's passes run, as options of `decode` and `encode`."
+    return {name: getattr(settings, name) for name in ("rows", "min_rows", "precision")}
+
 def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
@@ -389,6 +368,7 @@ def decode(self:Pipeline,
     min_rows:int|None=None,              # of the smallest; None = that of the settings
     shape:tuple[int, ...]|None=None,     # grid of the codes; None = the pipeline's
     denoise:int|None=None,               # steps of a decoder that begins with noise; None = its own
+    precision:str|None=None,             # of the passes, see `vgnb.precision`; None = that of the settings
 ) -> np.ndarray:                         # (b, h, w, 3) uint8
     "Codes -> images."
     check_size(size)
@@ -396,20 +376,22 @@ def decode(self:Pipeline,
     codes = as_tensor("codes", codes, allowed)
     check(codes.dim() == 3 and len(codes), "codes", tuple(codes.shape), allowed)
     ids, s = self._ids(ids, len(codes)), self.sampling
-    how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape, denoise=denoise)
+    how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape, denoise=denoise,
+               precision=precision or s.precision)
     parts = _micro_batches(len(codes), rows or s.rows, min_rows or s.min_rows)
     return np.concatenate([pictures(self.tokenizer, codes[part], ids=ids[part], rows=n, **how) for part, n in parts])
 
 @patch
 def encode(self:Pipeline,
     images:np.ndarray|Tensor,                         # (b, h, w, 3) uint8
-    *, rows:int|None=None, min_rows:int|None=None,    # as `decode`
+    *, rows:int|None=None, min_rows:int|None=None, precision:str|None=None,    # as `decode`
     orientation:str="upright",                        # of PIL pictures: as their EXIF says, or as they are "stored"
 ) -> Tensor:                                          # (b, n, L)
     "Images -> codes."
     images, s = _pixels(images, orientation, one=False), self.sampling
     parts = _micro_batches(len(images), rows or s.rows, min_rows or s.min_rows)
-    return torch.cat([codes_of(self.tokenizer, images[part], n) for part, n in parts]).to(self.device)
+    how = dict(precision=precision or s.precision)
+    return torch.cat([codes_of(self.tokenizer, images[part], n, **how) for part, n in parts]).to(self.device)
 
 # %% ../nbs/710_pipeline.ipynb #1471244c
 def _turned(images, orientation:str):
@@ -444,11 +426,12 @@ def stream_previews(self:Pipeline,
     _check_names(Pipeline.stream_previews, kwargs)
     plan = plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     cond, given = self.condition(labels, text, mask), self._given(given)
-    ids, how = self._ids(ids, cond.b), dict(draws=Keyed(seed).fork("decode"), size=size, denoise=denoise)
+    ids, s = self._ids(ids, cond.b), self.settings(**kwargs)
+    how = dict(draws=Keyed(seed).fork("decode"), size=size, denoise=denoise, precision=s.precision)
     steps = self.stream(cond, seed=seed, ids=ids, given=given, **kwargs)
     arriving = arrivals(steps, self.tokenizer, **how)
     if given is None or self.sampler(**kwargs).order.redraw: return arriving
-    return itertools.chain(self._whole(plan, ids, given, self.settings(**kwargs), how), arriving)
+    return itertools.chain(self._whole(plan, ids, given, s, how), arriving)
 
 @patch
 def _whole(self:Pipeline, plan, ids:Tensor, given, settings:Sampling, how:dict) -> Iterator[Preview]:
@@ -477,7 +460,7 @@ def preview(self:Pipeline,
     cond, given, s = self.condition(labels, text, mask), self._given(given), self.settings(**kwargs)
     ids, draws = self._ids(ids, cond.b), Keyed(seed)
     codes = self._first_codes(self.sampler(**kwargs), cond, ids, draws, given, plan.needs(k))
-    return self._shown(codes, k, ids, s.rows, s.min_rows, draws=draws.fork("decode"), size=size, denoise=denoise)
+    return self._shown(codes, k, ids, s, draws=draws.fork("decode"), size=size, denoise=denoise)
 
 @patch
 def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, given, count:int) -> Tensor:
@@ -490,14 +473,14 @@ def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, g
         if known[rows[0]] == self.grid.n and not sampler.order.redraw: continue       # as given
         index = torch.tensor(rows, device=self.device)
         part = None if given is None else tuple(t[index] for t in given)
-        steps = self._cast(sampler.stream(cond.rows(index), ids[index], draws, given=part, grid=self.grid))
+        steps = sampler.stream(cond.rows(index), ids[index], draws, given=part, grid=self.grid)
         out[index] = first_codes(steps, count)
     return out
 
 @patch
-def _shown(self:Pipeline, codes:Tensor, k:int|None, ids:Tensor, rows:int, min_rows:int, **how) -> np.ndarray:
+def _shown(self:Pipeline, codes:Tensor, k:int|None, ids:Tensor, s:Sampling, **how) -> np.ndarray:
     "Previews of codes, in the micro-batches of `decode`; arguments as `preview_pictures`."
-    parts = _micro_batches(len(codes), rows, min_rows)
+    parts, how = _micro_batches(len(codes), s.rows, s.min_rows), how | {"precision": s.precision}
     return np.concatenate([preview_pictures(self.tokenizer, codes[part], k, ids=ids[part], rows=n, **how)
                            for part, n in parts])
 
@@ -509,16 +492,17 @@ def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=
     "Every preview of each sample, (b, steps, h, w, 3) uint8; arguments as `codes` and `stream_previews`."
     plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     check_size(size, tokenizer=self.tokenizer)
-    codes, s = self.codes(labels, seed=seed, ids=ids, **kwargs), self.sampling
+    codes = self.codes(labels, seed=seed, ids=ids, **kwargs)
     ids, draws = self._ids(ids, len(codes)), Keyed(seed).fork("decode")
-    rows, min_rows = kwargs.get("rows") or s.rows, kwargs.get("min_rows") or s.min_rows
-    return self._shown(codes, None, ids, rows, min_rows, draws=draws, size=size, denoise=denoise)
+    settings = self.settings(**{name: kwargs.get(name) for name in ("rows", "min_rows", "precision")})
+    return self._shown(codes, None, ids, settings, draws=draws, size=size, denoise=denoise)
 
 @patch
 def arriving(self:Pipeline, seed:int=0, denoise:int|None=None) -> Arriving:
     "What a player decodes with: `SamplingPlayer(pipe.stream(labels), pipe.arriving(), pipe.grid.shape)`."
-    rows = computed_rows(1, self.sampling.rows, self.sampling.min_rows)
-    return Arriving(self.tokenizer, Keyed(seed).fork("decode"), denoise=denoise, rows=rows)
+    s = self.sampling
+    how = dict(rows=computed_rows(1, s.rows, s.min_rows), precision=s.precision)
+    return Arriving(self.tokenizer, Keyed(seed).fork("decode"), denoise=denoise, **how)
 
 # %% ../nbs/710_pipeline.ipynb #78a0cd34
 @patch
@@ -560,8 +544,7 @@ def painting(self:Pipeline,
     request = self._request(what, labels, images, seed, ids, kwargs)
     painting = what.paint(request)
     if images is None or not encode: return painting
-    s = self.settings(**kwargs)
-    return what.paint(replace(request, codes=self.encode(images, rows=s.rows, min_rows=s.min_rows)))
+    return what.paint(replace(request, codes=self.encode(images, **_of_passes(self.settings(**kwargs)))))
 
 # %% ../nbs/710_pipeline.ipynb #c335da6b
 @patch
@@ -584,11 +567,10 @@ def apply(self:Pipeline,
         def seen(step):
             if watch: watch(step)
             if step.clock.step == step.clock.steps - 1: bar.update(len(step.ids))
-        with self._autocast(): codes = what.codes(painting, seen)
+        codes = what.codes(painting, seen)
     codes = codes.clamp(min=0)                                             # what was never decided is code 0
 
-    settings = self.settings(**kwargs)
-    how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, rows=settings.rows, min_rows=settings.min_rows)
+    how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, **_of_passes(self.settings(**kwargs)))
     if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
     return what.finish(self.decode(codes, **how), images, painting)
 
@@ -684,15 +666,14 @@ def origin(self:Pipeline,
         "sample" if preview is None else "preview", self.where if is_named else "", () if is_named else self.where,
         weights_hash(self.tokenizer), weights_hash(self.generator), self.settings(**kwargs), tuple(self.grid.shape),
         check_int("seed", seed, 0), tuple(self._ids(ids, cond.b).tolist()), **self._asked(cond, prompts),
-        size=size, denoise=denoise, preview=preview, given=tokens,
-        dtype=str(self.dtype).removeprefix("torch."), **running_on(self.device))
+        size=size, denoise=denoise, preview=preview, given=tokens, **running_on(self.device))
     return plain.pictures_of(what)
 
 @patch
 def _codes_there(self:Pipeline, what:Application, cond:Cond, images, seed:int, ids, changes:dict) -> dict:
     "The codes of the pictures that an application starts from, as far as it knows them."
-    s, request = self.settings(**changes), self._request(what, cond, images, seed, ids, changes)
-    codes = self.encode(images, rows=s.rows, min_rows=s.min_rows)
+    request = self._request(what, cond, images, seed, ids, changes)
+    codes = self.encode(images, **_of_passes(self.settings(**changes)))
     known = what.paint(replace(request, codes=codes)).known
     stays = known.shape[1] == codes.shape[1]                # the rest nobody needs; a canvas knows all of its picture
     if stays: codes = torch.where(known[..., None], codes, 0)
@@ -736,12 +717,11 @@ def _facts(self:Pipeline) -> dict[str, str]:
     pixels = "x".join(sides) + " px" if self.tokenizer.dims == 2 else "images"
     named = ", ".join(self.classes[:12]) + ", ..." * (len(self.classes) > 12)
     followed = f"{self.generator.classes} classes" + f": {named}" * bool(named)
-    dtype = str(self.dtype).removeprefix("torch.")
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
     order = next((name for name, order in ORDERS.items() if order == s.order), short_form(s.order))
     return {
         "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}",
-        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {dtype}",
+        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}",
         "makes": f"{grid} codes of {codes} -> {pixels}",
         "from": followed if self.generator.conditioned_on == "class" else "caption features",
         "order": f"{order}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
@@ -875,11 +855,11 @@ def from_pretrained(
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
-    dtype:torch.dtype|str=torch.float32, # of the generator's forward passes, see `Pipeline.to`
+    precision:str|None=None, # of the passes, fp32, tf32, bf16 or fp16: see `Sampling`; None = as it was saved
 ) -> Pipeline:
-    "Load a pipeline. Errors: a place, a device or a dtype that is none; parts that are not the saved ones."
-    dtype = _as_dtype(dtype)
+    "Load a pipeline. Errors: a place, a device or a precision that is none; parts that are not the saved ones."
     _check_device(device)
+    if precision is not None: check_precision(precision, device)
     folder = find_pretrained(where)
     card = read_card(folder)
     def part(name):
@@ -893,9 +873,10 @@ def from_pretrained(
         return model
 
     parts, mixed = (part("tokenizer"), part("generator")), mixed or card.get("mixed", False)
-    pipe = Pipeline(*parts, card["sampling"], card["classes"], tuple(card["grid"]), mixed=mixed)
+    sampling = card["sampling"].changed(precision=precision)
+    pipe = Pipeline(*parts, sampling, card["classes"], tuple(card["grid"]), mixed=mixed)
     pipe.where = next((name for name, home in shipped().items() if home.samefile(folder)), str(where))
-    return pipe.to(dtype=dtype)
+    return pipe
 
 # %% ../nbs/710_pipeline.ipynb #cff9889a
 def named_pipeline(

@@ -113,12 +113,12 @@ def select(self:Pipeline,
     check(are_classes, "labels", labels, "must be classes: what is asked for as nothing can't be recognised")
     ids, sampler = self._ids(ids, cond.b), self.sampler(**kwargs)
     settings = self.settings(**kwargs)
-    micro = dict(rows=settings.rows, min_rows=settings.min_rows)
+    passes = dict(rows=settings.rows, min_rows=settings.min_rows, precision=settings.precision)
 
     def candidates(k, rows):
         draws, some = rejection.draws(seed, k), rows.to(self.device)
-        with self._autocast(): codes = sampler.sample(cond.rows(some), ids[some], draws, grid=self.grid)
-        return self.decode(codes, ids=ids[some], seed=seed, size=size, **micro)
+        codes = sampler.sample(cond.rows(some), ids[some], draws, grid=self.grid)
+        return self.decode(codes, ids=ids[some], seed=seed, size=size, **passes)
 
     def judged(made, rows): return probabilities(classifier, made, asked[rows], settings.rows)
     return search(rejection, cond.b, candidates, judged)

@@ -41,7 +41,7 @@ def _opened(origin:Origin, device) -> Pipeline:
     there = model in shipped() or is_folder
     check(there, "pipe", None, f"is needed: the picture was made with {model!r}, which is no shipped model and no "
           f"folder here, and nothing is fetched for a picture; {way}", Missing)
-    return from_pretrained(model, device or "cpu", dtype=origin.dtype)
+    return from_pretrained(model, device or "cpu")
 
 def _device_here(origin:Origin) -> str:
     "The kind of device it was made on, if there is one; else the CPU."
@@ -53,9 +53,7 @@ def _as_recorded(pipe:Pipeline, origin:Origin) -> Pipeline:
     "The same two networks with the picture's settings, grid and numbers."
     told = origin.sampling is not None
     check(told, "recipe.sampling", None, "is missing: nobody knows how tokens were drawn", Mismatch)
-    made = Pipeline(pipe.tokenizer, pipe.generator, origin.sampling, pipe.classes, origin.grid or None, mixed=True)
-    made.dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(origin.dtype, torch.float32)
-    return made
+    return Pipeline(pipe.tokenizer, pipe.generator, origin.sampling, pipe.classes, origin.grid or None, mixed=True)
 
 # %% ../nbs/712_reopened.ipynb #f4336969
 def _condition(origin:Origin, text, mask) -> Cond:
@@ -88,7 +86,7 @@ def _painted(pipe:Pipeline, origin:Origin, cond:Cond, what:Application, images, 
     request = pipe._request(what, cond.to(pipe.device), photo, origin.seed, ids, {})
     if photo is not None: request = replace(request, codes=torch.from_numpy(given.codes).to(pipe.device))
     painting = what.paint(request)
-    with pipe._autocast(): codes = what.codes(painting).clamp(min=0)
+    codes = what.codes(painting).clamp(min=0)
 
     def decoded(codes): return pipe.decode(codes, ids=ids, seed=origin.seed, size=origin.size, shape=painting.shape)
     if codes.dim() == 4:                                     # a sample's pictures in a row
@@ -233,7 +231,7 @@ def _facts(opened:Reopened) -> dict[str, str]:
         "order": "" if s is None else f"{called(s.order)}, {s.schedule}, {s.steps} steps",
         "guidance": "" if s is None else short_form(s.guidance),
         "picks": "" if s is None else ", ".join(map(short_form, s.picks)),
-        "on": f"{o.device}, {o.dtype}, torch {o.torch}",
+        "on": ", ".join(filter(None, (o.device, s and s.precision, f"torch {o.torch}"))),
         "SHA-256": (o.samples or o.pixels)[:16]}
     return {name: plain_text(text, 160) for name, text in facts.items() if text}
 

@@ -170,11 +170,11 @@ class _SearchFolder(_Search):
     @cached_property
     def plan(self) -> dict:
         "What decides the numbers of a scale."
-        p, dtype = self.pipe, {} if self.pipe.dtype == torch.float32 else {"dtype": str(self.pipe.dtype)}
+        p = self.pipe
         return dict(**model_facts(p),
                     sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
                     grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
-                    metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id, **dtype)
+                    metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id)
 
     @property
     def file(self) -> Path: return self.out / "results.json"

@@ -51,16 +51,17 @@ class Confidence(Order):
 
     def ramps(self): return (self.noise,) if callable(self.noise) else ()
 
+    def by_chance(self, clock): return self.warmup == -1 or clock.step < self.warmup
+
     def noise_at(self, clock:Clock) -> float:
         "The weight of the noise in this step."
         if callable(self.noise): return self.noise(clock)
         share = clock.step / (clock.steps - 1) if clock.steps > 1 else 1.0
         return self.noise + (self.noise_end - self.noise) * share
 
-    def score(self, confidence:Tensor, clock:Clock, draws, at) -> Tensor:
+    def score(self, confidence:Tensor|None, clock:Clock, draws, at) -> Tensor:
         "What is compared, (b, m): log probability and noise, or chance alone."
-        by_chance = self.warmup == -1 or clock.step < self.warmup
-        if by_chance: return draws.uniform("choice", at)
+        if self.by_chance(clock): return draws.uniform("choice", at)
 
         score = self.sign * confidence.clamp(min=1e-30).log()                     # (b, m)
         noise = self.noise_at(clock)

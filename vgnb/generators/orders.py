@@ -92,17 +92,22 @@ class Order:
         "What moves along a run: see the page on guidance."
         return ()
 
+    def by_chance(self, clock:Clock) -> bool:
+        "Whether the cells of this step are chosen without a look at confidence; then only they are asked for."
+        return False
+
     def published(self, generator:Generator) -> "Order":
         "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
         return self
 
-    def asks(self, generator:Generator) -> Generator:
-        "Who is asked for the cells: the generator itself, or what answers for it in this order."
-        return generator
-
 register_part("order", "order", Order)
 
 # %% ../../nbs/generators/310_orders.ipynb #6b87b69b
+@patch
+def asks(self:Order, generator:Generator) -> Generator:
+    "Who is asked for the cells: the generator itself, or what answers for it in this order."
+    return generator
+
 @patch
 def candidates(self:Order, perm:Tensor, done:int, count:int) -> Tensor:
     "(b, m) cells that may be decided now; m is known on the host."

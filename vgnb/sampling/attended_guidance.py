@@ -71,7 +71,7 @@ class AttendedGuidance(Unguided):
         if self.live(clock) == 1: return p.logits[0]
         cond, uncond = p.logits[0], p.logits[1]
         scale = self.scales(p.extras["class_attention"], clock)[:, None, None]
-        return uncond + (cond - uncond) * scale
+        return (cond - uncond).mul_(scale).add_(uncond)
 
 register_part("guidance", "attended", AttendedGuidance())
 

@@ -159,6 +159,10 @@ def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
     return torch.tensor(value, device=like.device)[:, None]
 
 # %% ../../nbs/sampling/400_guidance.ipynb #dee270a1
+def _apart(a:Tensor, b:Tensor, scale:float|Tensor) -> Tensor:
+    "`(a - b) * scale` in one new tensor: logits of many cells are large."
+    return (a - b).mul_(scale)
+
 class Guided(Unguided):
     "Classifier-free guidance: `uncond + scale * (cond - uncond)`; off where the scale is 1, and after the interval."
     interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
@@ -183,7 +187,7 @@ class Guided(Unguided):
     def mix(self, p, clock):
         if self.live(clock) == 1: return p.logits[0]
         cond, uncond = p.logits[0], p.logits[1]
-        return uncond + (cond - uncond) * per_column(self.ramp()(clock), cond)
+        return _apart(cond, uncond, per_column(self.ramp()(clock), cond)).add_(uncond)
 
 def straight(
     scale:float,           # at the end
@@ -305,7 +309,7 @@ class SpatialGuidance(CFG):
         full, free, blind = p.logits[:3]
         scale = per_column(self.ramp()(clock), full)
         spatial = per_column(self.spatial_ramp()(clock), full)
-        return blind + (full - free) * scale + (free - blind) * spatial
+        return (_apart(full, free, scale).add_(blind)).add_(_apart(free, blind, spatial))
 
 register_part("guidance", "spatialguidance", SpatialGuidance)
 GUIDANCES["spatial"] = SpatialGuidance(scale=3.0)

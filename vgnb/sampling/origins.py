@@ -86,7 +86,6 @@ FORMAT = "vgnb-picture/1"
 _APPLICATIONS = {what.__name__.lower(): what for what in (Inpaint, Outpaint, Morph, Extrapolate, Prefix, Continue)}
 WORKS = ("sample", "preview", *_APPLICATIONS, "strip", "rejection", "training", "reconstruction")
 AGAIN = ("sample", "preview", *_APPLICATIONS)        # what can be rendered again from the recipe alone
-_DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Origin:
@@ -110,8 +109,7 @@ class Origin:
     given: dict|None = None          # packed codes that were there, and which of them were known
     each: int = 1                    # pictures of a sample
     shown: tuple[int, ...] = ()      # (step, of so many): a run that is not over
-    more: dict|None = None           # what else is known: data, crop, step of a training
-    dtype: str = "float32"           # of the generator's passes
+    more: dict|None = None           # what else is known: data, crop, precision of a reconstruction, step of a training
     device: str = ""
     torch: str = ""
     version: str = ""                # of vgnb
@@ -131,7 +129,6 @@ class Origin:
 def _check_entries(o:Origin):
     "Raise `BadInput` for an entry that cannot be."
     check_choice("recipe.work", o.work, WORKS)
-    check_choice("recipe.dtype", o.dtype, _DTYPES)
     check_int("recipe.seed", o.seed, 0, 2 ** 63 - 1)
     check_int("recipe.each", o.each, 1, 2 ** 16)
     for name in ("size", "denoise", "preview"):

@@ -6,7 +6,7 @@
 __all__ = ['Step', 'micro_batches', 'computed_rows', 'Sampler']
 
 # %% ../../nbs/sampling/420_sampler.ipynb #ac9c4511
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
 from ..glance import first_line, glance, own_fields
 from ..kinds import called
+from ..precision import arithmetic, check_precision
 from ..progress import Progress
 from ..rows import gather_rows, padded
 from .guidance import Unguided, by_column
@@ -94,12 +95,14 @@ class Sampler:
     rows: int = 8                          # of a full micro-batch, part of the result's record
     compat: Literal["upstream"]|None = None
     min_rows: int|None = None              # of the smallest micro-batch, see `computed_rows`; None = rows
+    precision: str|None = None             # of `PRECISIONS`; None = as whoever calls has it
 
     def __post_init__(self):
         check_int("steps", self.steps, 1)
         check_int("rows", self.rows, 1)
         if self.min_rows is not None: check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
+        if self.precision is not None: check_precision(self.precision)
 
         g = self.generator = self.order.asks(self.generator)
         for name in ("order", "guidance"): require_traits(g, getattr(self, name).needs, name, getattr(self, name))
@@ -197,6 +200,7 @@ def check_request(self:Sampler,
     check(are_ids, "ids", tuple(ids.shape), "must be a non-empty 1-d tensor of integer sample ids")
     check(int(ids.min()) >= 0, "ids", int(ids.min()), "must be >= 0")
     check(cond.b == len(ids), "cond", cond.b, f"must have as many rows as ids ({len(ids)})")
+    if self.precision is not None: check_precision(self.precision, ids.device)
     self.generator.check_cond(cond)
     self.generator.check_grid(grid)
     self.order.check(grid, ids)
@@ -261,6 +265,13 @@ class _Run:
         self.canvas.scatter_(1, cells[..., None].expand_as(tokens), tokens)
         self.when.scatter_(1, cells, self.when.gather(1, cells).clamp(max=step))
 
+def _promoted(perm:Tensor, chosen:Tensor, done:int) -> Tensor:
+    "The permutation with the chosen cells right behind the `done` first ones; the others keep their order."
+    is_chosen = torch.zeros_like(perm, dtype=torch.bool).scatter_(1, chosen, True)
+    rank = torch.where(is_chosen.gather(1, perm), 1, 2)
+    rank[:, :done] = 0
+    return perm.gather(1, rank.argsort(dim=1, stable=True))
+
 @patch
 def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tuple[str, ...]) -> _Run:
     "Plan the run, give the generator its branches and the known cells."
@@ -283,19 +294,18 @@ def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tu
 @patch
 def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
     "Decide one group after the other."
-    vocab = run.canvas.new_tensor(self.generator.vocab)
     total = run.grid.n
     done = total - sum(run.counts)
+    chooses = type(self.order).choose is not Order.choose
     for step, count in enumerate(run.counts):
         clock = Clock(step, len(run.counts), done, total, count=count)
         cells = self.order.candidates(run.perm, done, count)
+        by_chance = chooses and self._by_chance(run, clock)
+        if by_chance: cells = cells.gather(1, self._choose(run, cells, None, clock))
         tokens, confidence, kept = self._decide(run, cells, clock)
 
-        at = At(run.ids, cells, done, step)
-        columns = self.order.choose(confidence, run.decided(cells, vocab), done, count, clock, run.draws, at)
+        columns = self._choose(run, cells, confidence, clock) if chooses and not by_chance else None
         if columns is not None:
-            if step == 0: self._check_chosen(columns, len(cells), count)
-            run.perm = _promoted(run.perm, cells.gather(1, columns), done)
             cells, confidence = cells.gather(1, columns), confidence.gather(1, columns)
             tokens = gather_rows(tokens, columns)
 
@@ -303,6 +313,33 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
         run.write(step, cells, tokens)
         yield Step(clock, cells, tokens, confidence, run.ids, run.canvas, run.when, kept, run.rows)
         done += count
+
+@patch
+def _by_chance(self:Sampler, run:_Run, clock:Clock) -> bool:
+    "Whether the cells are known before their tokens; then no others are asked for."
+    as_published = self.order.redraw or self.compat is not None
+    return not as_published and getattr(run.draws, "addressed", False) and self.order.by_chance(clock)
+
+@patch
+def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None, clock:Clock) -> Tensor|None:
+    "The columns that an order keeps, which come next in the permutation; None = all."
+    known = run.decided(cells, run.canvas.new_tensor(self.generator.vocab))
+    done, count, at = clock.done, clock.count, At(run.ids, cells, clock.done, clock.step)
+    columns = self.order.choose(confidence, known, done, count, clock, run.draws, at)
+    if columns is None: return None
+    if clock.step == 0: self._check_chosen(columns, len(cells), count)
+    run.perm = _promoted(run.perm, cells.gather(1, columns), done)
+    return columns
+
+# %% ../../nbs/sampling/420_sampler.ipynb #2b714a97
+@patch
+def _computed(self:Sampler, run:_Run) -> Iterator[Step]:
+    "The steps in the sampler's precision; whoever looks at them is not."
+    steps = self._steps(run)
+    while True:
+        with arithmetic(run.ids.device, self.precision): step = next(steps, None)
+        if step is None: return
+        yield step
 
 @patch
 def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, Tensor, dict]:
@@ -326,13 +363,6 @@ def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, 
     tokens = torch.stack(tokens, -1)
     if "drawn" in kept: kept["drawn"] = [cells, tokens]
     return tokens, confidence, kept
-
-def _promoted(perm:Tensor, chosen:Tensor, done:int) -> Tensor:
-    "The permutation with the chosen cells right behind the `done` first ones; the others keep their order."
-    is_chosen = torch.zeros_like(perm, dtype=torch.bool).scatter_(1, chosen, True)
-    rank = torch.where(is_chosen.gather(1, perm), 1, 2)
-    rank[:, :done] = 0
-    return perm.gather(1, rank.argsort(dim=1, stable=True))
 
 # %% ../../nbs/sampling/420_sampler.ipynb #4f3ae42f
 def _form(x) -> str:
@@ -395,14 +425,21 @@ def _stream(self:Sampler,
         index = torch.tensor(rows, device=ids.device)
         full = padded(index, computed_rows(len(rows), self.rows, self.min_rows))
         part = None if given is None else tuple(t[full] for t in given)
-        run = self._start(cond.rows(full), ids[full], draws, part, grid, keep)
+        with arithmetic(ids.device, self.precision):
+            run = self._start(cond.rows(full), ids[full], draws, part, grid, keep)
         as_asked = tuple(run.counts) == groups[rows[0]]
         who = type(self.order).__name__
         check(as_asked, "order", who, "must plan the same groups whenever it is asked about the same cells")
         try:
-            for step in self._steps(run): yield index, step.rows(len(rows))
+            for step in self._computed(run): yield index, step.rows(len(rows))
         finally:
             self._state = run.state
+
+# %% ../../nbs/sampling/420_sampler.ipynb #d3efd4ec
+@patch
+def _let_see(self:Sampler, watch:Callable[[Step], object], step:Step):
+    "What a watcher computes is fp32 where the sampler's precision is its own."
+    with arithmetic(step.ids.device, None if self.precision is None else "fp32"): watch(step)
 
 @patch
 def sample(self:Sampler,
@@ -416,12 +453,29 @@ def sample(self:Sampler,
     out = torch.full(shape, -1, dtype=torch.long, device=ids.device)
     if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
 
-    with Progress(len(ids), "sample", what="sampling", show=progress) as bar:
+    around = arithmetic(ids.device, self.precision)          # so that a weight is cast once, not in each step
+    with around, Progress(len(ids), "sample", what="sampling", show=progress) as bar:
         for index, step in self._stream(cond, ids, draws, given, grid, groups):
-            if watch: watch(step)
+            if watch: self._let_see(watch, step)
             if step.clock.step < step.clock.steps - 1: continue
             out[index] = step.codes()
             bar.update(len(index))
     if self.compat is None: return out
     last_code = out.new_tensor(self.generator.vocab) - 1
     return torch.minimum(out, last_code)           # what a special code that was drawn becomes
+
+# %% ../../nbs/sampling/420_sampler.ipynb #52abe052
+@patch
+@torch.no_grad()
+def led(self:Sampler,
+    steps:Iterable[Step],       # of another sampler of the same order: one micro-batch of its `stream`
+    cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid,   # of that run, as `stream`
+) -> Iterator[Tensor]:
+    "The tokens (b, k, L) that this sampler draws where the other did, before it is told what the other one drew."
+    self.check_request(cond, ids, grid, given, draws=draws)
+    with arithmetic(ids.device, self.precision): run = self._start(cond, ids, draws, given, grid, ())
+    for step in steps:
+        with arithmetic(ids.device, self.precision): tokens, _, _ = self._decide(run, step.positions, step.clock)
+        self.generator.accept(run.state, step.positions, step.tokens)
+        run.write(step.clock.step, step.positions, step.tokens)
+        yield tokens

@@ -17,6 +17,7 @@ from ..generators.orders import Raster
 from ..generators.schedules import SCHEDULES
 from ..glance import glance, own_fields
 from ..kinds import shelf, shelf_of
+from ..precision import check_precision
 from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
@@ -52,6 +53,7 @@ class Sampling:
     rows: int = 8                                   # of a full micro-batch; another value gives other low bits
     compat: Literal["upstream"]|None = None         # with the published code's faults
     min_rows: int = 4                               # of the smallest: fewer samples are filled up
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"    # of both networks' passes; weights stay fp32
 
     def __post_init__(self):
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
@@ -63,6 +65,7 @@ class Sampling:
         check_int("rows", self.rows, 1, 2 ** 16)
         check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
+        check_precision(self.precision)
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
 
@@ -72,7 +75,7 @@ class Sampling:
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
-        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows)
+        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows, self.precision)
 
 # %% ../../nbs/sampling/430_settings.ipynb #460afab9
 _OF_PICKS = ("temperature", "top_k", "top_p")
@@ -89,6 +92,7 @@ def spelled(
     rows:int|None=None,              # of a full micro-batch
     compat:str|None=None,            # "upstream": with the published code's faults
     min_rows:int|None=None,          # of the smallest micro-batch
+    precision:str|None=None,         # fp32, tf32, bf16 or fp16, see `vgnb.precision`
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."
     return {name: value for name, value in locals().items() if value is not None}

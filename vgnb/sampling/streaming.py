@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core import check, check_int
 from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
+from ..precision import arithmetic
 from ..rows import by_rows, padded
 from .sampler import Step
 from ..tokenizers.pictures import check_size, device_of, drawing, evaluating, plan_of
@@ -94,8 +95,9 @@ def _beginning(step:Step) -> int:
 
 class _Arrival:
     "A micro-batch whose tokens arrive."
-    def __init__(self, tokenizer:Progressive, plan, step:Step, draws:Draws, size, steps:int|None, side:_SideStream):
-        self.tokenizer, self.plan, self.side = tokenizer, plan, side
+    def __init__(self, tokenizer:Progressive, plan, side:_SideStream, step:Step, draws:Draws, size, steps:int|None,
+                 precision:str|None):
+        self.tokenizer, self.plan, self.side, self.precision = tokenizer, plan, side, precision
         self.needs = [plan.needs(k) for k in range(1, plan.steps + 1)]       # tokens for the first k steps
         self.ids, self.rows, self.done, self.sent = step.ids, step.computed or len(step.ids), 0, 0
         ids = padded(self.ids.to(side.device), self.rows)
@@ -120,8 +122,9 @@ class _Arrival:
     def _refined(self, codes:Tensor) -> list[Tensor]:
         "The next codes (rows, m, L) -> the pictures (b, h, w, 3) uint8 after each step that they allow."
         codes = self.tokenizer.untoken(codes, codes.shape[1:2])
-        shown = self.tokenizer.refine(self.state, codes)
-        return [to_uint8(self.tokenizer.leave(pixels))[:len(self.ids)] for pixels in shown]
+        with arithmetic(codes.device, self.precision):
+            shown = self.tokenizer.refine(self.state, codes)
+            return [to_uint8(self.tokenizer.leave(pixels))[:len(self.ids)] for pixels in shown]
 
 # %% ../../nbs/sampling/450_streaming.ipynb #9cde5f58
 def arrivals(
@@ -130,19 +133,20 @@ def arrivals(
     *, draws:Draws|None=None,      # of the decoder's noise; default: seed 0
     size=None,                     # sides of the pictures, if they shall differ
     denoise:int|None=None,         # steps of the decoder; None = its own
+    precision:str|None=None,       # of its passes, see `vgnb.precision`; None = as whoever calls has it
 ) -> Iterator[Preview]:
     "A preview after each step of the decoder while tokens arrive, the last of each micro-batch the picture itself."
     check_size(size, tokenizer=need_progressive(tokenizer, "previews"))
     plan, side = plan_of(tokenizer, denoise), _SideStream(device_of(tokenizer))
     draws = Keyed(0) if draws is None else draws
-    return _arriving(steps, tokenizer, plan, side, draws, size, denoise)
+    return _arriving(steps, tokenizer, plan, side, draws, size, denoise, precision)
 
-def _arriving(steps, tokenizer, plan, side:_SideStream, draws, size, denoise) -> Iterator[Preview]:
+def _arriving(steps, tokenizer, plan, side:_SideStream, *how) -> Iterator[Preview]:
     "What `arrivals` does once it has looked at its arguments."
     run = None
     with evaluating(tokenizer):
         for step in steps:
-            if step.clock.step == 0: run = _Arrival(tokenizer, plan, step, draws, size, denoise, side)
+            if step.clock.step == 0: run = _Arrival(tokenizer, plan, side, step, *how)
             run.take(step)
             yield from side.ready()
         yield from side.ready(all_of_them=True)
@@ -166,6 +170,7 @@ def preview_pictures(
     draws:Draws, rows:int,    # as `vgnb.tokenizers.pictures.pictures`
     size=None, denoise:int|None=None,     # as `arrivals`
     resolution=None,          # as `vgnb.tokenizers.pictures.pictures`
+    precision:str|None=None,  # likewise
 ) -> np.ndarray:              # (b, h, w, 3) uint8, or (b, steps, h, w, 3)
     "Previews of codes that are there. Errors: too few codes; more steps than the decoder takes."
     check_size(size, tokenizer=need_progressive(tokenizer, "previews"))
@@ -177,8 +182,9 @@ def preview_pictures(
     def made(codes, ids):
         "A piece of `rows` samples."
         flat = tokenizer.untoken(codes, codes.shape[1:2])
-        if k is not None: return to_uint8(tokenizer.leave(tokenizer.preview(flat, k, at=At(ids), **how)))
-        pixels = tokenizer.leave(tokenizer.previews(flat, at=At(ids), **how))         # (rows, steps, 3, h, w)
+        with arithmetic(device, precision):
+            if k is not None: return to_uint8(tokenizer.leave(tokenizer.preview(flat, k, at=At(ids), **how)))
+            pixels = tokenizer.leave(tokenizer.previews(flat, at=At(ids), **how))     # (rows, steps, 3, h, w)
         return to_uint8(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
     with evaluating(tokenizer): return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
@@ -198,11 +204,12 @@ class Arriving:
         draws:Draws|None=None,    # of the decoder's noise; default: seed 0
         size=None, denoise:int|None=None,     # as `arrivals`
         rows:int=4,               # pictures computed at once: as the pipeline's smallest micro-batch
+        precision:str|None=None,  # as `arrivals`
     ):
         self.tokenizer = need_progressive(tokenizer, "previews")
         self.plan, self.rows = plan_of(tokenizer, denoise), check_int("rows", rows, 1)
         check_size(size, tokenizer=tokenizer)
-        self.how = dict(draws=Keyed(0) if draws is None else draws, size=size, denoise=denoise)
+        self.how = dict(draws=Keyed(0) if draws is None else draws, size=size, denoise=denoise, precision=precision)
         self._made:dict = {}
 
     def __call__(self, codes:Tensor) -> np.ndarray:

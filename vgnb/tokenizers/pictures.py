@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core import check, check_int, named_as
 from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
+from ..precision import arithmetic
 from ..rows import by_rows
 from .tokenizer import Tokenizer
 
@@ -96,6 +97,7 @@ def pictures(
     rule:str="round",                      # to bytes, see `to_uint8`
     denoise:int|None=None,                 # steps of a decoder that begins with noise; None = its own
     resolution:int|tuple[int, int]|None=None, # sides that such a decoder draws, see `drawing`; None = its own
+    precision:str|None=None,               # of the passes, see `vgnb.precision`; None = as whoever calls has it
 ) -> np.ndarray:                           # (b, h, w, 3) uint8
     "Codes as pictures. Errors: a tokenizer without pixels; codes that are not its own."
     need_pixels(tokenizer, "a picture")
@@ -108,8 +110,9 @@ def pictures(
 
     def decoded(codes, ids):
         "A piece of `rows` samples."
-        pixels = tokenizer.decode(codes, draws=draws, at=At(ids), size=size, **options)
-        return to_uint8(tokenizer.leave(pixels), rule)
+        with arithmetic(device, precision):
+            pixels = tokenizer.decode(codes, draws=draws, at=At(ids), size=size, **options)
+            return to_uint8(tokenizer.leave(pixels), rule)
 
     with evaluating(tokenizer): return by_rows(decoded, rows, codes, ids.to(device)).cpu().numpy()
 
@@ -120,6 +123,7 @@ def codes_of(
     images:Tensor|np.ndarray,      # (b, h, w, 3) uint8, or (b, 3, h, w) floating point in [-1, 1]
     rows:int=8,                    # pictures encoded at once, always
     encode:Callable|None=None,     # stands for `tokenizer.encode`
+    precision:str|None=None,       # as `pictures`
 ) -> Tensor:                       # (b, n, L) int64 on the tokenizer's device
     "Pictures as codes. Errors: a continuous tokenizer; pictures it cannot take."
     images = torch.as_tensor(images)
@@ -134,6 +138,6 @@ def codes_of(
         "A piece of `rows` pictures."
         part = part.to(device)
         if bytes_: part = part.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return tokenizer.tokens(encode(tokenizer.enter(part)))
+        with arithmetic(device, precision): return tokenizer.tokens(encode(tokenizer.enter(part)))
 
     return by_rows(encoded, rows, images)

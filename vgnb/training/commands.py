@@ -40,6 +40,7 @@ from ..data.images import open_images
 from ..data.layouts import layouts, store_from
 from ..data.text import FeatureStore
 from ..kinds import from_json, kind_of, kinds, to_json
+from ..precision import slow_precision
 from ..processes import Processes
 from ..sampling.settings import Sampling
 from ..saved import save_model
@@ -66,7 +67,6 @@ from vgnb.training.recipes import (
 from .run_folder import Run, RunFolder
 from .sharded import asked_sharding
 from .start import begin_with, find_start
-from .step import slow_precision
 from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
 from .trainer import Outcome, Trainer, check_run
 

@@ -29,6 +29,7 @@ from ..data.text import Captions, FeatureStore, TextEncoder, extract_features
 from ..data.transforms import Augment, flip, load_batch
 from ..draws import Keyed
 from ..places import locked
+from ..precision import arithmetic, check_precision
 from ..processes import Processes, read_ahead
 from ..progress import Progress
 from ..tokenizers.pictures import codes_of
@@ -95,8 +96,13 @@ class Views(torch.utils.data.Dataset):
         raise BadItem(item.key, f"has {w}x{h} pixels, fewer than the {self.least} that one code covers")
 
 # %% ../../nbs/training/540_extract.ipynb #58e36811
-def code_plan(tokenizer:Tokenizer, source:ImageSource, augment:Augment, shard_size:int=1024) -> CodePlan:
+def code_plan(
+    tokenizer:Tokenizer, source:ImageSource, augment:Augment,
+    shard_size:int=1024,     # pictures a file covers
+    precision:str="fp32",    # of the tokenizer's passes, see `vgnb.precision`: another one gives other codes
+) -> CodePlan:
     "What a store of this tokenizer's codes will hold. Errors: whatever does not fit, before the first picture."
+    words = repr(augment) if check_precision(precision) == "fp32" else f"{augment!r}, encoded in {precision}"
     check(not source.streaming, "data", source.fingerprint,
           "must have a length: a stream cannot be extracted in parts and resumed; "
           "leave streaming=1 out, or fetch the shards first")
@@ -107,9 +113,9 @@ def code_plan(tokenizer:Tokenizer, source:ImageSource, augment:Augment, shard_si
         vocab=tokenizer.vocab,
         grid=tokenizer.code_shape(augment.size, augment.size)[:tokenizer.dims],
         total=len(source),
-        tokenizer=tokenizer_fingerprint(tokenizer, tokenizer.config, repr(augment)),
+        tokenizer=tokenizer_fingerprint(tokenizer, tokenizer.config, words),
         data=source.fingerprint,
-        preprocessing=repr(augment),
+        preprocessing=words,
         augs=view_names(augment),
         classes=tuple(source.classes),
         shard_size=shard_size,
@@ -121,12 +127,14 @@ def compiled_encode(
     backend:str|Callable,  # of torch.compile: "inductor", or "aot_eager", which only traces
     rows:int, size:int,    # the one shape that will be asked for: (rows, 3, size, size)
     device="cpu",
+    precision:str="fp32",
 ) -> Callable: # images -> codes, as `tokenizer.encode`
     "`tokenizer.encode`, compiled and tried. Errors: `BadInput` when it cannot be compiled here."
     if not callable(backend): check_choice("backend", backend, sorted(torch.compiler.list_backends(exclude_tags=())))
     encode = torch.compile(tokenizer.encode, backend=backend, dynamic=False)
     try:
-        with torch.no_grad(): encode(tokenizer.enter(torch.zeros(rows, 3, size, size, device=device)))
+        with torch.no_grad(), arithmetic(device, precision):
+            encode(tokenizer.enter(torch.zeros(rows, 3, size, size, device=device)))
     except Exception as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
         raise BadInput("backend", backend, f"cannot compile the tokenizer here: {reason}") from e
@@ -146,6 +154,7 @@ def extract_codes(
     shard_size:int=1024,
     workers:int=0,               # processes that read ahead
     compile:str|Callable|None=None, # backend of `compiled_encode`; None: as it is
+    precision:str="fp32",        # of the tokenizer's passes, see `vgnb.precision`
     progress:bool|None=None,     # a bar; None: on a terminal, elsewhere a line now and then
     processes:Processes|None=None,
 ) -> CodeStore:
@@ -153,10 +162,11 @@ def extract_codes(
     check_int("batch", batch, 1)
     check_int("workers", workers, 0)
     processes = processes or Processes()
-    plan = code_plan(tokenizer, source, augment, shard_size)
-    tokenizer = tokenizer.to(processes.device).eval()
-    encode = compiled_encode(tokenizer, compile, batch, augment.size, processes.device) if compile else None
-    def coded(images): return codes_of(tokenizer, images, batch, encode).cpu()
+    check_precision(precision, processes.device)
+    plan = code_plan(tokenizer, source, augment, shard_size, precision)
+    tokenizer, device = tokenizer.to(processes.device).eval(), processes.device
+    encode = compiled_encode(tokenizer, compile, batch, augment.size, device, precision) if compile else None
+    def coded(images): return codes_of(tokenizer, images, batch, encode, precision).cpu()
 
     with _own_store(path, processes, lambda: CodeWriter(path, plan).sweep()):
         writer = CodeWriter(path, plan, processes.rank, processes.world)
@@ -261,7 +271,7 @@ def extract_published(
 ) -> dict:                       # the record, with `count`, `left_out`, and `used`: codes of each level
     "Write codes in a published layout; after a kill only what is missing."
     processes = processes or Processes()
-    plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024))
+    plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024), options.get("precision", "fp32"))
     card = _record_of(uri)
     store = _store_of(card)
     def take_up():

@@ -27,11 +27,11 @@ from ..data.codes import CodePlan
 from ..draws import At, Keyed
 from ..families import without_memory
 from ..kinds import changed, kind_of, kinds
+from ..precision import autocast
 from .feed import Share, global_batch
 from .optimizers import Undo
 from .recipes import IMAGENET, Recipe
 from .sharded import blocks_of
-from .step import autocast
 from .tasks import GeneratorTask, Task, TokenizerTask, parameter_groups
 
 # %% ../../nbs/training/548_plan.ipynb #b2646454
