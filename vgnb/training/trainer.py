@@ -25,7 +25,7 @@ from ..processes import INTERRUPTED, STOPS, Processes, catch_signals
 from ..progress import Progress
 from .checkpoints import best, is_healthy
 from .data_parallel import check_launcher
-from .exact import ExactStepper, arithmetic, check_exact, other_arithmetic
+from .exact import ExactStepper, check_exact, kernels, other_kernels
 from .feed import Data, Feed, Share, stream
 from .recipes import Optim, Recipe, rate_at, short_of
 from .run_folder import Run, RunFolder, read_same
@@ -85,7 +85,7 @@ class Session:
         files, state = read_same(path, self.recipe, self.data.fingerprint)
         odd = changed_since(state, self.data.times)
         if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
-        odd = other_arithmetic(state.get("arithmetic", {}), arithmetic(self.processes.device))
+        odd = other_kernels(state.get("arithmetic", {}), kernels(self.processes.device))
         if odd and self.processes.main: print(f"warning: {odd}", file=sys.stderr)
         self.lanes = state.get("lanes", state.get("world", self.processes.world))
         self.state.load(files, state["guard"], path)
@@ -124,7 +124,7 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
         guard=self.state.guard.numbers(),
         world=self.processes.world,
         lanes=self.lanes,
-        arithmetic=arithmetic(self.processes.device) if self.recipe.exact else {},
+        arithmetic=kernels(self.processes.device) if self.recipe.exact else {},
         versions=self.versions)
     self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
     if last: self._settle()
