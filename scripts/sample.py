@@ -302,6 +302,7 @@ def main(argv: list[str]) -> int:
                   most={"--picks": (levels, "code levels")} if levels else None)
     source, output = o.source, o.output
     check(source.pipeline == named, "pipeline", source.pipeline, "must be the first word: the others depend on it")
+    o.sampling.check_steps(default.sampling)
     check_options(source, output)
     processes = Processes()
     pipe = open_pipeline(source, o.sampling, processes.device)

@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
     o = typed_cli(Options, args=argv, default=usual, flat=("sampling",), names={"--schedule": SCHEDULES},
                   description=__doc__, most={"--picks": (levels, "code levels")} if levels else None)
     check(o.pipeline == named, "pipeline", o.pipeline, "must be the first word: the others depend on it")
+    o.sampling.check_steps(usual.sampling)
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.samples import open_samples
     from vgnb.pipeline import Pipeline

@@ -3500,6 +3500,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vgnb/sampling/settings.py'),
                                         'vgnb.sampling.settings.Sampling.changed': ( 'sampling/settings.html#sampling.changed',
                                                                                      'vgnb/sampling/settings.py'),
+                                        'vgnb.sampling.settings.Sampling.check_steps': ( 'sampling/settings.html#sampling.check_steps',
+                                                                                         'vgnb/sampling/settings.py'),
                                         'vgnb.sampling.settings.Sampling.sampler': ( 'sampling/settings.html#sampling.sampler',
                                                                                      'vgnb/sampling/settings.py'),
                                         'vgnb.sampling.settings._guidance': ( 'sampling/settings.html#_guidance',

@@ -98,6 +98,14 @@ def spelled(
     return {name: value for name, value in locals().items() if value is not None}
 
 @patch
+def check_steps(self:Sampling,
+    before:Sampling,   # what they were made of
+):
+    "Refuse steps that were asked for and that no schedule hears. Errors: `BadInput`."
+    heard = self.schedule != "one-by-one" or self.steps in (1, before.steps)
+    check(heard, "steps", self.steps, "one-by-one draws one cell a step: leave it out, or name another schedule")
+
+@patch
 def changed(self:Sampling,
     **changes,   # as `spelled`; None = as it is, but for `compat`
 ) -> Sampling:
@@ -108,6 +116,7 @@ def changed(self:Sampling,
     given = {name: value for name, value in changes.items() if value is not None or name == "compat"}
     of_picks = {name: given.pop(name) for name in _OF_PICKS if name in given}
     settings = replace(self, **given)
+    settings.check_steps(self)
     if not of_picks: return settings
     return replace(settings, picks=tuple(_other_pick(pick, of_picks) for pick in settings.picks))
 
