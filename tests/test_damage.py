@@ -473,6 +473,7 @@ FULL = {   # how something is written that needs more than a few kB
     "samples": lambda place: save_samples(place / "s.npz", np.zeros((9, 32, 32, 3), np.uint8))}
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, what):
     "Whatever wrote: it names the file that was asked for, and nothing is left."
@@ -497,6 +498,7 @@ def live() -> int:
 
 
 @pytest.mark.full
+@pytest.mark.fault("F22")
 def test_new_settings_do_not_stay_in_memory(pipes):
     pipe = pipes[0]
     given = torch.zeros(1, 16, 1, dtype=torch.long), torch.arange(16)[None] < 15          # one cell is left to sample

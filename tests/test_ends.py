@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toy_training import RECIPE, Pair, Points, saves
+from tests.toy_training import RECIPE, Pair, Points, saves, until
 from tests.train_on_two import tokenizer_recipe, write_codes
 from vgnb import processes
 from vgnb.core import VgnbError
@@ -31,15 +31,6 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 # ---- in the warm process
-
-def until(found, seconds: float = 60.0):
-    "What `found()` gives, as soon as it gives something."
-    last = time.monotonic() + seconds
-    while time.monotonic() < last:
-        if value := found(): return value
-        time.sleep(0.01)
-    raise TimeoutError(found)
-
 
 def started(work, err: Path) -> int:
     "A forked process with a group of its own that runs `work()`, stderr in a file; its id."
