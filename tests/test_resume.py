@@ -8,15 +8,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.toy_training import RECIPE, Pair, Points, killed_again_and_again, killed_inside_the_save, result, train
+from tests.test_damage import random_damage
+from tests.toy_training import (
+    RECIPE,
+    Pair,
+    Points,
+    killed_again_and_again,
+    killed_inside_the_save,
+    result,
+    saves,
+    train,
+)
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import Mismatch, Missing
 from vgnb.generators.annealed_order import AnnealedOrderConfig
 from vgnb.generators.joint_layers import JointQueryConfig
 from vgnb.generators.two_streams import TwoStreamConfig
-from vgnb.training.checkpoints import checkpoints, newest
+from vgnb.training.checkpoints import best, checkpoints, newest, read_checkpoint
 from vgnb.training.commands import build_generator, build_tokenizer
 from vgnb.training.recipes import Optim
 from vgnb.training.run_folder import Run
@@ -160,6 +171,26 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
         assert f"damaged: {name}" in capsys.readouterr().err
     train(tmp_path / "run", until=40)
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.full
+def test_a_checkpoint_of_a_run_is_never_believed_when_a_byte_differs(tmp_path, figures):
+    "200 random changes to the files of the newest one: each time the one before is chosen, with a line."
+    train(tmp_path, until=20)
+    last, before = checkpoints(saves(tmp_path))
+    rng, files = np.random.default_rng(0), sorted(last.iterdir())
+    for n in range(200):
+        file = files[n % len(files)]
+        whole = file.read_bytes()
+        while (bad := random_damage(whole, rng)[1]) == whole: pass
+        file.write_bytes(bad)
+        told = []
+        assert best(saves(tmp_path), told.append) == before and len(told) == 1 and "damaged" in told[0], (file, told)
+        with pytest.raises(Mismatch): read_checkpoint(last)
+        file.write_bytes(whole)
+    assert best(saves(tmp_path), pytest.fail) == last
+    figures(corruptions=200, detected=200, a_kind={f"checkpoint of a run, {len(files)} files": 200})
 
 
 def toy_trainer(folder, recipe=RECIPE, task=None, **run):
