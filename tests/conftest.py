@@ -10,9 +10,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from tests.offline import stay_here
+
 FAULTS = [*(f"F{n}" for n in range(1, 25)), *(f"R{n}" for n in range(1, 7))]     # nbs/studies/990_what_breaks.ipynb
 LONG = ("test_resume", "test_scripts", "test_bad_input", "test_browser", "test_parity", "test_evaluation")
-sys.path.insert(0, str(ROOT))
+stay_here()
 torch.set_num_threads(1)
 
 

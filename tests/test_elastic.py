@@ -11,12 +11,43 @@ from tests.players_on_many import RECIPE, Players
 from tests.toy_training import Points
 from vgnb.processes import Processes
 from vgnb.training.checkpoints import newest, read_checkpoint
+from vgnb.training.feed import Feed, Share, stream
 from vgnb.training.run_folder import Run
 from vgnb.training.trackers import read_log
 from vgnb.training.trainer import Trainer
 
 pytestmark = pytest.mark.fault
 A_STEP = 1e-6      # relative error of a step in fp32; only the order of its sums differs
+
+
+def order(share: Share, workers: int, steps: int) -> dict[int, list]:
+    "{row of the run: (example, epoch, its noisy value to the bit)} of one process, by its loader."
+    feed, found = Feed(Points(), 24, 0, share), {}
+    for k, (index, epochs, batch) in enumerate(stream(feed, 0, steps, workers)):
+        step, micro = divmod(k, share.accumulate)
+        first = step * 24 + share.rows(24, micro).start
+        rows = zip(index.tolist(), epochs.tolist(), batch["x"].flatten().tolist(), strict=True)
+        found |= {first + i: (example, epoch, x.hex()) for i, (example, epoch, x) in enumerate(rows)}
+    return found
+
+
+EVERY_WAY = [(world, workers, accumulate) for world in (1, 2, 3, 4) for workers in (0, 1, 3) for accumulate in (1, 2)]
+
+
+@pytest.mark.fault("F5")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("ways", [[(2, 0, 2), (1, 1, 1), (4, 0, 1)], pytest.param(EVERY_WAY, marks=pytest.mark.full)],
+                         ids=len)
+def test_examples_come_in_one_order_however_they_are_read(ways, figures):
+    "Over the end of an epoch: which example, and what was drawn for it."
+    steps = 12
+    whole = order(Share(), 0, steps)
+    assert list(whole) == list(range(24 * steps)) and {epoch for _, epoch, _ in whole.values()} == {0, 1}
+    for world, workers, accumulate in ways:
+        parts = [order(Share(rank, world, accumulate), workers, steps) for rank in range(world)]
+        assert sum(map(len, parts)) == len(whole)
+        assert {row: what for part in parts for row, what in part.items()} == whole, (world, workers, accumulate)
+    figures(configurations=len(ways), same=len(ways))
 
 
 class Noted(Players):

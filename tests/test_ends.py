@@ -195,6 +195,7 @@ def found(request, tmp_path_factory) -> dict:
 def last_step(folder: Path) -> int: return int(checkpoints(saves(folder))[0].name[-9:])
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize("case", quick("SIGTERM", "SIGINT", "SIGHUP", "twice"))
 def test_training_with_readers_saves_and_leaves(found, case):
     end = found[case]
@@ -203,6 +204,7 @@ def test_training_with_readers_saves_and_leaves(found, case):
     assert end["err"] == f"{name}: step {last_step(found['root'] / case / 'run')}\n"
 
 
+@pytest.mark.fault("F11")
 def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
     end = found["dead"]
     assert end["code"] == 2 and end["left"] == [] and end["readers"] == 2
@@ -261,10 +263,10 @@ def test_a_death_that_is_heard_while_it_is_told_changes_no_words(monkeypatch):
     "A dead reader's pipe may end before the signal of its death is answered, which must not raise over the error."
     def ended_pipe(items): raise EOFError
 
-    def obituary(readers: list) -> str:
+    def obituary(readers: list, otherwise=None) -> str:
         os.kill(readers[0].pid, signal.SIGKILL)
         readers[0].join(60)                                  # the signal is answered here
-        return told(readers)
+        return told(readers, otherwise)
 
     loader = torch.utils.data.DataLoader(range(9), None, num_workers=2)
     told = processes._obituary
@@ -282,6 +284,7 @@ def launched(*words) -> subprocess.Popen:
                             start_new_session=True)
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.full
 def test_two_processes_end_in_the_same_words(tmp_path):
     "SIGTERM to the launcher's group; and bad input, which both see."
@@ -306,6 +309,7 @@ def test_two_processes_end_in_the_same_words(tmp_path):
 if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])
 
 
+@pytest.mark.fault("F11")
 @pytest.mark.full
 @pytest.mark.parametrize("how", ["shared", "between", "deaf"])
 def test_a_dead_reader_of_one_process_ends_both_within_seconds(tmp_path, how):

@@ -2763,6 +2763,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vgnb.processes._blocked': ('processes.html#_blocked', 'vgnb/processes.py'),
                                 'vgnb.processes._hush': ('processes.html#_hush', 'vgnb/processes.py'),
                                 'vgnb.processes._is_first': ('processes.html#_is_first', 'vgnb/processes.py'),
+                                'vgnb.processes._leave_with': ('processes.html#_leave_with', 'vgnb/processes.py'),
                                 'vgnb.processes._obituary': ('processes.html#_obituary', 'vgnb/processes.py'),
                                 'vgnb.processes._words': ('processes.html#_words', 'vgnb/processes.py'),
                                 'vgnb.processes.catch_signals': ('processes.html#catch_signals', 'vgnb/processes.py'),
