@@ -193,7 +193,7 @@ def is_full(most: int):
 DISKS = {
     "full at 700": lambda: is_full(700), "EIO at once": lambda: refuses(errno.EIO, 0),
     "full at 0": lambda: is_full(0), "full at 300": lambda: is_full(300), "full at 1500": lambda: is_full(1500),
-    "full at 2500": lambda: is_full(2500), "EIO in the third": lambda: refuses(errno.EIO, 2),
+    "full at 1000": lambda: is_full(1000), "EIO in the third": lambda: refuses(errno.EIO, 2),
     "ENOSPC in the fifth": lambda: refuses(errno.ENOSPC, 4), "EROFS": lambda: refuses(errno.EROFS, 0),
     "EDQUOT in the second": lambda: refuses(errno.EDQUOT, 1)}
 

@@ -138,7 +138,7 @@ def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe, **opti
         pid = child(lambda: train(folder, slow=0.01, recipe=recipe, every=((1, note),), **options)[0].code)
         os.setpgid(pid, pid)
         if deaths < kills:
-            if deaths % 5: until(lambda: any(reached))          # else it may die before its first step
+            if deaths % 5: until(lambda: any(reached), 300)          # else it may die before its first step
             time.sleep(rng.uniform(0, 0.2))
             os.killpg(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]

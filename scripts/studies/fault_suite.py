@@ -168,7 +168,8 @@ FAULTS = {
     "R5": Fault(
         "pages run twice in new processes, with other hash seeds",
         "all outputs the same: text, numbers, pixels",
-        ("pages >= 90", "different = 0")),
+        ("pages >= 90", "different = 0"),
+        "every page runs once in each run of the tests; two runs are not compared yet"),
     "R6": Fault(
         "rerun.py on the records of five sampling runs",
         "5 of 5 byte-identical",
@@ -252,16 +253,18 @@ def run(number: str, seconds: float) -> dict:
     return entry | {"figures": figures, "tests": tests}
 
 
-def recorded() -> dict:
-    return json.loads(FILE.read_text()) if FILE.exists() else {"faults": {}}
+def recorded() -> dict[str, dict]:
+    "{number: its entry} of those that were run, without their words, which stand above."
+    if not FILE.exists(): return {}
+    faults = json.loads(FILE.read_text())["faults"]
+    return {n: {k: v for k, v in entry.items() if k not in Fault.__annotations__}
+            for n, entry in faults.items() if n in FAULTS and "tests" in entry}
 
 
 def write(number: str, entry: dict):
-    study = recorded()
-    faults = study["faults"] | {number: entry}
-    ordered = {n: asdict(FAULTS[n]) | {k: v for k, v in faults[n].items() if k not in Fault.__annotations__}
-               for n in FAULTS if n in faults}
-    study = {"command": "python scripts/studies/fault_suite.py --rest --record", "faults": ordered}
+    known = recorded() | {number: entry}
+    faults = {n: asdict(FAULTS[n]) | known.get(n, {"met": None}) for n in FAULTS}
+    study = {"command": "python scripts/studies/fault_suite.py --rest --record", "faults": faults}
     FILE.write_text(json.dumps(study, indent=1) + "\n")
 
 
@@ -277,7 +280,7 @@ def line(number: str, entry: dict | None) -> str:
 def main(o: Options) -> int:
     from vgnb.core import check_choice
     for number in o.numbers: check_choice("numbers", number, tuple(FAULTS))
-    known = recorded()["faults"]
+    known = recorded()
     numbers = o.numbers or ([n for n in FAULTS if n not in known] if o.rest else [])
     if not numbers:
         for number in FAULTS: print(line(number, known.get(number)))
