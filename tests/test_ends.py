@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -304,6 +305,19 @@ def test_two_processes_end_in_the_same_words(tmp_path):
     step = last_step(tmp_path / "run")
     words = f"SIGTERM: checkpoint of step {step} published in {tmp_path / 'run'}; run the same command again to go on\n"
     assert (training.returncode, err) == (75, words)
+
+
+@pytest.mark.fault("F3")
+@pytest.mark.parametrize("codes, code, said", [
+    ({0: 2, 1: -9}, 2, ["process 1 was ended by SIGKILL, as the system does when memory runs out"]),
+    ({1: -11}, 2, ["process 1 was ended by SIGSEGV; run the same command again"]),
+    ({0: 75, 1: 75}, 75, []), ({0: 3, 1: 75}, 3, []), ({0: 1}, 1, [])])
+def test_who_was_ended_by_a_signal_is_named(codes, code, said, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    failures = {rank: ProcessFailure(rank, 7, number, "none") for rank, number in codes.items()}
+    assert runpy.run_path(str(ROOT / "scripts" / "launch.py"))["ended_with"](failures) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(words) for line, words in zip(lines, said))
 
 
 if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])

@@ -24,7 +24,7 @@ import torch
 from tests.forked import on_many, on_two
 from tests.test_ends import ENV, LAUNCH
 from tests.test_job_kills import pipe  # noqa: F401  (a fixture)
-from tests.toy_training import RECIPE, Pair, Points, child, result, saves, train, until
+from tests.toy_training import RECIPE, Pair, Points, child, has_ended, result, saves, train, until
 from vgnb import core
 from vgnb.cli import explained
 from vgnb.core import Mismatch, VgnbError
@@ -68,7 +68,7 @@ def killed_until_done(work, kills: int, wait) -> int:
     "`work` in a process group that is killed after `wait()`, again and again, then left to end. How often it died."
     for n in range(kills):
         pid = group(work)
-        wait(n, lambda pid=pid: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        wait(n, lambda pid=pid: has_ended(pid))
         os.killpg(pid, signal.SIGKILL)
         if ended(pid) != -9: return n
     pid = group(work)
@@ -396,7 +396,7 @@ def test_killed_readers_leave_no_shared_memory(tmp_path, kills, figures):
         until(lambda: reached.value > begun + 5 or is_over())
     for n in range(kills):
         pid = group(work)
-        wait(n, lambda pid=pid: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        wait(n, lambda pid=pid: has_ended(pid))
         os.killpg(pid, signal.SIGKILL)
         assert ended(pid) == -9
     left = shared_memory() - before

@@ -61,6 +61,7 @@ def test_kills_at_random_moments(tmp_path, figures, kills, steps, workers):
     assert (found["deaths"], found["code"], found["lost"]) == (kills, 0, [])
     rework = [reached - kept for _, reached, kept in found["lives"]]
     assert max(rework) <= 20, rework
+    assert sum(reached > began for began, reached, _ in found["lives"]) >= kills // 2, found["lives"]
     assert found["result"] == result(tmp_path / "whole")
     figures(kills=kills, lost=len(found["lost"]), identical=1, runs=1, rework=float(max(rework)),
             late=sum(n > 10 for n in rework), lives=[list(life) for life in found["lives"]])

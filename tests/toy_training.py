@@ -91,6 +91,11 @@ def child(work) -> int:
     finally: os._exit(code)
 
 
+def has_ended(pid: int) -> bool:
+    "Whether a child is dead; it can still be waited for."
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def killed_inside_the_save(folder) -> dict:
     """One child a file-system call of a save: it publishes step 10, then dies at its n-th call while saving step 20.
     Reports what was left each time."""
@@ -130,16 +135,20 @@ def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe, **opti
     """Start, SIGKILL the process group at a random moment, start again ... until the run ends; reports what happened:
     of each life the steps that it began with, reached and left behind."""
     rng, deaths, lost, lives = random.Random(seed), 0, [], []
-    reached = mmap.mmap(-1, 8)                       # the step of the child, which it shares with us
-    def note(trainer): reached[:] = trainer.step.to_bytes(8, "little")
+    shared = mmap.mmap(-1, 8)                        # the step of the child, which it shares with us
+    def note(trainer): shared[:] = trainer.step.to_bytes(8, "little")
+    def reached() -> int: return int.from_bytes(shared[:], "little")
     while True:
         before = newest(saves(folder))
-        reached[:] = bytes(8)
+        began = step_of(before) if before else 0
+        shared[:] = began.to_bytes(8, "little")
         pid = child(lambda: train(folder, slow=0.01, recipe=recipe, every=((1, note),), **options)[0].code)
         os.setpgid(pid, pid)
         if deaths < kills:
-            if deaths % 5: until(lambda: any(reached), 300)          # else it may die before its first step
-            time.sleep(rng.uniform(0, 0.2))
+            steps = rng.randrange(1, 20) if deaths % 5 else 0           # 0: it may die before the first one
+            def enough(pid=pid, steps=began + steps): return reached() >= steps or has_ended(pid)
+            until(enough, 600)
+            time.sleep(rng.uniform(0, 0.02))
             os.killpg(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         after = newest(saves(folder))
@@ -147,8 +156,7 @@ def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe, **opti
         if not os.WIFSIGNALED(status):
             found = {"deaths": deaths, "lost": lost, "lives": lives}
             return found | {"code": os.WEXITSTATUS(status), "result": result(folder)}
-        began, kept = (step_of(path) if path else 0 for path in (before, after))
-        lives.append((began, max(began, int.from_bytes(reached[:], "little")), kept))
+        lives.append((began, reached(), step_of(after) if after else 0))
         deaths += 1
 
 

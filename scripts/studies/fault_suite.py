@@ -169,7 +169,7 @@ FAULTS = {
         "pages run twice in new processes, with other hash seeds",
         "all outputs the same: text, numbers, pixels",
         ("pages >= 90", "different = 0"),
-        "every page runs once in each run of the tests; two runs are not compared yet"),
+        "cells that read a clock or ask for a temporary place are left out"),
     "R6": Fault(
         "rerun.py on the records of five sampling runs",
         "5 of 5 byte-identical",
