@@ -125,7 +125,8 @@ PUBLISHED = [    # (counter, key, words) of the authors' known answers (Salmon e
 @pytest.mark.fault("R1")
 @pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=pytest.mark.full)])
 def test_the_published_vectors_come_out(how, figures):
-    f = philox if how == "eager" else torch.compile(philox, fullgraph=True)
+    # with the key as a constant: for one that changes, torch 2.13's compiler writes C++ that is none
+    f = philox if how == "eager" else torch.compile(philox, fullgraph=True, dynamic=False)
     for counter, key, want in PUBLISHED:
         found = f(tuple(torch.tensor([int(c)]) for c in counter), tuple(map(int, key)))
         assert tuple(int(w) for w in found) == want
@@ -163,7 +164,7 @@ def test_choices_have_the_probabilities_that_were_asked_for(pick, figures):
     from scipy import stats
     n = 200_000
     logits = 1.5 * torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(3))
-    asked = filtered(logits, pick.temperature, pick.top_k, pick.top_p).softmax(-1).flatten().double()
+    asked = filtered(logits, pick.temperature, pick.top_k, pick.top_p).double().softmax(-1).flatten()
     drawn = torch.cat([pick(logits.expand(len(ids), 1, 32), None, Keyed(0), At(ids, torch.zeros(len(ids), 1).long()))[0]
                        for ids in torch.arange(n).split(20_000)])
     counts = torch.bincount(drawn.flatten(), minlength=32).double()
