@@ -49,10 +49,20 @@ def words_for_torch(o: Options) -> list[str]:
 
 def ended_with(failures: dict) -> int:
     "The exit code of processes that failed: what is named comes before an interruption."
+    killed = tell_killed(failures)
     said = {f.exitcode for f in failures.values() if f.exitcode > 0}
     named = said - {75}
-    if named: return 2 if 2 in named else min(named)
-    return 75 if said else 1
+    if named: return 2 if killed or 2 in named else min(named)
+    return 2 if killed else 75 if said else 1
+
+
+def tell_killed(failures: dict) -> bool:
+    "Say which processes a signal ended, for they could not, and the others know only that somebody is gone."
+    killed = {rank: f.signal_name() for rank, f in sorted(failures.items()) if f.exitcode < 0}
+    why = ", as the system does when memory runs out" if "SIGKILL" in killed.values() else ""
+    for rank, name in killed.items():
+        print(f"process {rank} was ended by {name}{why}; run the same command again to go on", file=sys.stderr)
+    return bool(killed)
 
 
 PATIENCE = 5    # seconds that the others have after one failed; torch: 30

@@ -3,6 +3,7 @@
 #   bash scripts/test.sh            the tests CI runs
 #   bash scripts/test.sh --full     also notebook cells flagged slow, and tests marked full
 #   bash scripts/test.sh -m "fault and not full"    those that break something on purpose: kills, full disks, damage
+#   bash scripts/test.sh --full -m F9      those of one fault, by its number in nbs/studies/990_what_breaks.ipynb
 #   bash scripts/test.sh -k name    further words go to pytest; `-n 0` is one process instead of two, for --pdb
 . "$(dirname "$0")/env.sh"
 ready "[dev]"

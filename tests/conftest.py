@@ -10,8 +10,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-LONG = ("test_resume", "test_scripts", "test_bad_input", "test_browser", "test_parity", "test_evaluation")
 sys.path.insert(0, str(ROOT))
+from tests.offline import stay_here
+
+FAULTS = [*(f"F{n}" for n in range(1, 25)), *(f"R{n}" for n in range(1, 7))]     # nbs/studies/990_what_breaks.ipynb
+LONG = ("test_resume", "test_scripts", "test_bad_input", "test_browser", "test_parity", "test_evaluation")
+stay_here()
 torch.set_num_threads(1)
 
 
@@ -19,6 +23,26 @@ torch.set_num_threads(1)
 def root() -> Path:
     "The repository's top folder."
     return ROOT
+
+
+@pytest.fixture
+def figures(record_property):
+    "`figures(kills=50, lost=0)`: what a test counted, for the report of the whole suite."
+    def note(**numbers):
+        for name, value in numbers.items(): record_property(name, value)
+    return note
+
+
+def pytest_configure(config):
+    for number in FAULTS: config.addinivalue_line("markers", f"{number}: a number of `fault`")
+
+
+def pytest_itemcollected(item):
+    """A test marked `fault("F9")` is marked F9, too: `-m F9` finds it, and a report tells."""
+    for mark in item.iter_markers("fault"):
+        for number in mark.args:
+            item.add_marker(number)
+            item.user_properties.append(("fault", number))
 
 
 def is_page(nodeid: str) -> bool: return "::test_page_runs[" in nodeid

@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.offline import stay_here
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("accelerate", "datasets", "transformers", "torchvision", "torch_fidelity", "pandas", "huggingface_hub",
          "sklearn")
@@ -132,6 +134,7 @@ def _remember_sources():
 
 
 def _serve(warm: bool):
+    stay_here()
     for name in WARM if warm else COLD: importlib.import_module(name)
     importlib.import_module("torch").set_num_threads(1)
     if warm: _remember_sources()

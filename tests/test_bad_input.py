@@ -73,8 +73,9 @@ def keeps_promise(row: Bad, text: str) -> bool:
     return f"{row.argument}=" in text or not row.argument
 
 
+@pytest.mark.fault("F18")
 @pytest.mark.parametrize("row", [r for r in ROWS if r.python], ids=lambda r: r.id)
-def test_python(work, untouched, row):
+def test_python(work, untouched, figures, row):
     ran = []
 
     def watch(module, inputs):
@@ -86,16 +87,19 @@ def test_python(work, untouched, row):
     finally: hook.remove()
     assert keeps_promise(row, str(e.value)), str(e.value)
     assert not ran, f"{len(ran)} layers were run first"
+    figures(rows=1, named=1, computed=0)
 
 
+@pytest.mark.fault("F18")
 @pytest.mark.parametrize("row", [r for r in ROWS if r.command], ids=lambda r: r.id)
-def test_script(work, scripts, untouched, row):
+def test_script(work, scripts, untouched, figures, row):
     place, _, words = row.command.rpartition(": ")
     ran = scripts(*shlex.split(words), cwd=work.folder / place)
     assert ran.code == 2, ran
     lines = ran.err.splitlines()
     assert len(lines) == 1, ran.err
     assert keeps_promise(row.as_typed(), lines[0]), ran.err
+    figures(rows=1, named=1, computed=0)
 
 
 def test_the_table_is_wide():

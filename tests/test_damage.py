@@ -13,7 +13,7 @@ import runpy
 import shutil
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +23,15 @@ import torch
 import vgnb.data.shards as shards
 import vgnb.evaluation.measure
 import vgnb.search
+from tests.toy_training import RECIPE, Pair, Points, result
 from vgnb import core
 from vgnb.core import VgnbError, digest, load_card, save_card
 from vgnb.data.codes import CodeStore
 from vgnb.data.shapes import Shapes
 from vgnb.data.shards import read_sealed
+from vgnb.data.text import FeaturePlan, FeatureStore, FeatureWriter
 from vgnb.data.transforms import Augment
+from vgnb.evaluation.feature_passes import Passes, cluster_dataset
 from vgnb.evaluation.features import Extractor, Features
 from vgnb.evaluation.judge import Judge, JudgeRecipe, load_judge, save_judge
 from vgnb.evaluation.reference import FeatureShards, extract_reference, reference_plan
@@ -36,12 +39,17 @@ from vgnb.evaluation.samples import Statistics, load_statistics, open_samples, s
 from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import Part, SampleJob, planned_labels
 from vgnb.pipeline import Pipeline
+from vgnb.pngs import pixel_hash
+from vgnb.reopened import reopen
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
 from vgnb.search import GuidanceSearch
+from vgnb.tokenizers.streamed_kmeans import Clusters
 from vgnb.tokenizers.vqgan import vqgan
 from vgnb.training.checkpoints import newest, read_checkpoint, write_checkpoint
 from vgnb.training.extract import extract_codes
+from vgnb.training.run_folder import Run
+from vgnb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = Shapes(24, 32)
@@ -75,6 +83,29 @@ def page(raw, other): yield b"<!DOCTYPE html>\n<html><head><title>404</title></h
 
 def pointer(raw, other):
     yield b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+
+
+def everything(raw: bytes, other: bytes | None, count: int):
+    "(name, the file's bytes) of every damage that changes something, then of random ones up to `count`."
+    rng, done = np.random.default_rng(0), 0
+    for name, damage in DAMAGES.items():
+        for bad in damage(raw, other):
+            if bad == raw: continue
+            done += 1
+            yield name, bad
+    while done < count:
+        name, bad = random_damage(raw, rng)
+        if bad == raw: continue
+        done += 1
+        yield name, bad
+
+
+def random_damage(raw: bytes, rng) -> tuple[str, bytes]:
+    "A bit flipped, a page of zeros or a cut, anywhere."
+    name, at = ("flips", "flips", "zeroed", "cut")[rng.integers(4)], int(rng.integers(len(raw)))
+    page = int(rng.integers(1, 4097))
+    if name == "flips": return name, raw[:at] + bytes([raw[at] ^ (1 << rng.integers(8))]) + raw[at + 1:]
+    return name, raw[:at] + (bytes(len(raw[at:at + page])) + raw[at + page:] if name == "zeroed" else b"")
 
 
 DAMAGES = {"flips": flips(24), "zeroed": zeroed, "cut": cut, "empty": empty, "exchanged": exchanged, "html": page,
@@ -219,6 +250,72 @@ def judge_in(folder):
     for p in (ROOT / "vgnb" / "weights").glob("shapes-judge.*"): shutil.copy(p, folder)
 
 
+def teach(pipe, folder, seed):
+    "A generator with averages beside its weights."
+    averages = {k: v + seed + 1 for k, v in pipe.generator.state_dict().items()}
+    save_model(folder / "m", pipe.generator, pipe.generator.config, ema=averages)
+
+
+def captions(folder, seed):
+    "Features of nine captions."
+    writer = FeatureWriter(folder / "text", FeaturePlan(8, 4, 9, "e", shard_size=5))
+    g = torch.Generator().manual_seed(seed)
+    for shard in writer.todo():
+        ids = writer.span(shard)
+        writer.write(shard, [torch.randn(1 + i % 4, 8, generator=g) for i in ids], ids)
+    writer.finish()
+
+
+def told(folder) -> str:
+    store = FeatureStore(folder / "text")
+    return digest(store.ids, *(t for i in range(len(store)) for t in store[i] if torch.is_tensor(t)))
+
+
+def reopened(folder) -> str | None:
+    "The words of a picture, and its pixels; None where these are not those that the words are about."
+    opened = reopen(folder / "x.png")
+    is_its_own = pixel_hash(opened.picture) == opened.origin.pixels
+    return digest(opened.origin.note(), np.asarray(opened.picture)) if is_its_own else None
+
+
+def half_clustered(folder, seed, iterations=1, until=None):
+    "K-means over the pixels' colours; at `until` batches it is stopped."
+    passes = Passes(Shapes(40, 16, seed), Augment("center", 16), batch=8)
+    def look(images):
+        nonlocal until
+        if until is not None: until -= 1
+        if until == -1: raise KeyboardInterrupt
+        return torch.nn.functional.avg_pool2d(images, 8)
+    of = {"network": "colours"}
+    return cluster_dataset(look, Clusters(4, 3), passes, folder / "c.safetensors", of, iterations=iterations, every=1)
+
+
+def begin_clusters(folder, seed):
+    with contextlib.suppress(KeyboardInterrupt): half_clustered(folder, seed, until=8)
+
+
+def pt_reference(folder, seed):
+    extract_reference(Shapes(24, 32, seed), folder / "r.pt", Toy(), shard_size=8, progress=False)
+
+
+def same_reference(folder) -> str:
+    "The statistics, which a second command leaves as they are."
+    pt_reference(folder, 0)
+    return stored(folder / "r.pt")
+
+
+def begun_run(folder, seed):
+    "A run that ended before its first checkpoint."
+    recipe = replace(RECIPE, seed=seed)
+    Trainer(Pair(), Points(), recipe, folder / "run", Run(progress=False, tracker="none")).fit(2)
+    shutil.rmtree(folder / "run" / "checkpoints")
+
+
+def gone_on(folder) -> str:
+    Trainer(Pair(), Points(), RECIPE, folder / "run", Run(progress=False, tracker="none")).fit(2)
+    return result(folder / "run")
+
+
 @dataclass
 class Kind:
     "A kind of file."
@@ -243,6 +340,17 @@ KINDS = {
     "a part of a pipeline": Kind(
         "p/tokenizer/model.safetensors", lambda pipe, folder, seed: pipe.save_pretrained(folder / "p"),
         lambda pipe, folder: weights(Pipeline.from_pretrained(folder / "p").tokenizer)),
+    "averages": Kind("m/ema.safetensors", teach, lambda pipe, folder: weights(load_model(folder / "m"))),
+    "captions": Kind("text/00001.features", lambda pipe, folder, seed: captions(folder, seed),
+                     lambda pipe, folder: told(folder)),
+    "picture": Kind("x.png", lambda pipe, folder, seed: pipe.save(folder / "x.png", [seed], seed=seed),
+                    lambda pipe, folder: reopened(folder), nothing=True),
+    "clusters under way": Kind("c.safetensors", lambda pipe, folder, seed: begin_clusters(folder, seed),
+                               lambda pipe, folder: digest(half_clustered(folder, 0).state_dict())),
+    "note of a reference": Kind("r.pt.json", lambda pipe, folder, seed: pt_reference(folder, seed),
+                                lambda pipe, folder: same_reference(folder)),
+    "record of a run": Kind("run/run.json", lambda pipe, folder, seed: begun_run(folder, seed),
+                            lambda pipe, folder: gone_on(folder)),
     "shard": Kind("codes/00001.codes", lambda pipe, folder, seed: store(pipe.tokenizer, folder),
                   lambda pipe, folder: codes(folder)),
     "index": Kind("codes/index.json", lambda pipe, folder, seed: store(pipe.tokenizer, folder),
@@ -289,12 +397,16 @@ KINDS = {
     "card of the judge": Kind("shapes-judge.json", lambda pipe, folder, seed: judge_in(folder),
                               lambda pipe, folder: digest(load_judge(folder / "shapes-judge.safetensors")[1])),
 }
-LEGAL = {"statistics", "safe statistics", "torch statistics", "numbers"}    # another file of the kind is simply another
+# another file of the kind is simply another
+LEGAL = {"statistics", "safe statistics", "torch statistics", "numbers", "picture"}
 
 
+@pytest.mark.fault("F9")
+@pytest.mark.parametrize("count", [0, pytest.param(200, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_named_or_heals(kind, room, pipes):
-    k = KINDS[kind]
+def test_damage_is_named_or_heals(kind, count, room, pipes, figures):
+    "Every damage of the list, and with `count` random ones, too: never another number or picture in silence."
+    k, room = KINDS[kind], room / str(count)
     made, foreign = room / kind / "made", room / kind / "other"
     for seed, folder in enumerate((made, foreign)):
         folder.mkdir(parents=True)
@@ -305,17 +417,20 @@ def test_damage_is_named_or_heals(kind, room, pipes):
     expected = k.read(pipes[0], room / kind / "sound")
     assert expected is not None
 
-    said = []
-    for name, damage in DAMAGES.items():
-        for n, bad in enumerate(damage(raw, other)):
-            if bad == raw: continue
-            place = room / kind / f"{name}{n}"
-            shutil.copytree(made, place)
-            (place / k.file).write_bytes(bad)
-            said.append(outcome(k, pipes[0], place, expected, f"{kind}, {name} {n}"))
-            shutil.rmtree(place)
-    assert len(said) > 20 and set(said) <= {"refused", "healed", "unknown"}
-    assert said.count("refused") + said.count("unknown") + said.count("healed") == len(said)
+    said = {}
+    for n, (name, bad) in enumerate(everything(raw, other, count)):
+        place = room / kind / f"{name}{n}"
+        shutil.copytree(made, place)
+        (place / k.file).write_bytes(bad)
+        said.setdefault(name, []).append(outcome(k, pipes[0], place, expected, f"{kind}, {name} {n}"))
+        shutil.rmtree(place)
+    total = sum(map(len, said.values()))
+    assert total >= max(20, count) and {word for words in said.values() for word in words} <= set(OUTCOMES)
+    counted = {name: {word: words.count(word) for word in OUTCOMES} for name, words in said.items()}
+    figures(corruptions=total, detected=total, a_kind={kind: total}, matrix={kind: counted})
+
+
+OUTCOMES = ("refused", "healed", "unknown")
 
 
 def outcome(k: Kind, pipe, place: Path, expected, what: str) -> str:
@@ -325,7 +440,8 @@ def outcome(k: Kind, pipe, place: Path, expected, what: str) -> str:
         except VgnbError as e:
             words, file = str(e), Path(k.file)
             assert "\n" not in words, f"{what}: {words}"
-            names = [file.name, file.parent.name.removeprefix(".").removesuffix(".parts")]
+            names = [file.name, file.parent.name.removeprefix(".").removesuffix(".parts"),
+                     file.stem if "." in file.stem else ""]                     # what a note is about
             assert any(name and name in words for name in names), f"{what} names no file: {words}"
             return "refused"
     if found is None and k.nothing: return "unknown"
@@ -472,6 +588,7 @@ FULL = {   # how something is written that needs more than a few kB
     "samples": lambda place: save_samples(place / "s.npz", np.zeros((9, 32, 32, 3), np.uint8))}
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("what", FULL)
 def test_a_full_disk_is_an_error_of_the_system(tmp_path, what):
     "Whatever wrote: it names the file that was asked for, and nothing is left."
@@ -496,6 +613,7 @@ def live() -> int:
 
 
 @pytest.mark.full
+@pytest.mark.fault("F22")
 def test_new_settings_do_not_stay_in_memory(pipes):
     pipe = pipes[0]
     given = torch.zeros(1, 16, 1, dtype=torch.long), torch.arange(16)[None] < 15          # one cell is left to sample

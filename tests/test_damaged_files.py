@@ -193,6 +193,7 @@ FORGED = {
 }
 
 
+@pytest.mark.fault("F14")
 @pytest.mark.parametrize("claim", FORGED)
 def test_small_files_with_large_claims_are_refused_at_once(claim, tmp_path):
     file = tmp_path / "forged.pt"
@@ -263,6 +264,7 @@ def forged_npz(path: Path, shape: tuple, pack: int, unpacked: int):
     path.write_bytes(data)
 
 
+@pytest.mark.fault("F16")
 def test_arrays_that_unpack_without_end_are_refused_at_once(tmp_path):
     forged_npz(tmp_path / "bomb.npz", (300, 1024, 1024, 3), zipfile.ZIP_DEFLATED, 900 * 2 ** 20)
     with Frugal(), pytest.raises(Mismatch, match="no pictures shrink so far"): open_samples(tmp_path / "bomb.npz")

@@ -197,6 +197,7 @@ def test_workers_read_a_tar_through_their_own_handles(photos, tmp_path):
 
 # ---- damage
 
+@pytest.mark.fault("F10")
 def test_bad_pictures_are_named_counted_or_fatal(photos):
     folder, files = photos
     empty, torn = files[3][0], files[9][0]
@@ -216,6 +217,7 @@ def test_bad_pictures_are_named_counted_or_fatal(photos):
     assert kept.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
 
 
+@pytest.mark.fault("F10")
 def test_mutated_pictures_never_crash():
     rng, image = random.Random(0), Shapes(size=48)[3].image
     files = [encode(image, kind) for kind in ("JPEG", "PNG", "WEBP", "BMP", "PPM")]
@@ -230,6 +232,7 @@ def test_mutated_pictures_never_crash():
     assert failed > 100
 
 
+@pytest.mark.fault("F16")
 @pytest.mark.parametrize("side", [9000, 60000])
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
     def chunk(kind, body):
@@ -247,6 +250,7 @@ def test_sixteen_bit_and_palette_pictures():
     assert decode_image(encode(palette, "PNG")).getpixel((0, 0)) == (10, 200, 30)
 
 
+@pytest.mark.fault("F10")
 def test_a_tar_that_is_not_whole_is_an_error_not_a_short_data_set(photos, tmp_path):
     data = write_tar(tmp_path / "t.tar", photos[1]).read_bytes()
     with tarfile.open(tmp_path / "t.tar") as tar: starts = [m.offset for m in tar]
@@ -261,6 +265,7 @@ def test_a_tar_that_is_not_whole_is_an_error_not_a_short_data_set(photos, tmp_pa
         with pytest.raises(BadInput, match="whole, readable tar"): list(stream.iter_items())
 
 
+@pytest.mark.fault("F15")
 def test_hostile_members_touch_nothing(photos, tmp_path):
     jpg = photos[1][0][1]
     (tmp_path / "in").mkdir()

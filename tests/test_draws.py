@@ -1,12 +1,14 @@
 "Counted draws: the words of a straightforward Philox whatever is asked for, in few operations and little memory."
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 from torch.autograd.profiler import profile
 
-from vgnb.draws import At, Keyed
+from vgnb.draws import At, Keyed, philox
+from vgnb.sampling.pick import Pick, filtered
 
 DRAWS = Keyed(3).fork("again")
 LOW = np.uint64(0xFFFFFFFF)
@@ -109,3 +111,84 @@ def test_a_draw_needs_little_memory_beside_its_result(b, k, n):
         assert 0 < beside <= 8 * logits.numel()
     _, _, beside = bill(lambda: DRAWS.categorical("token", at, logits))
     assert 0 < beside <= min(12 * logits.numel(), 4 << 20), "noise is there for some of the rows at a time"
+
+
+# ---- the published vectors, statistics, cost: what nbs/studies/990_what_breaks.ipynb reports
+
+PUBLISHED = [    # (counter, key, words) of the authors' known answers (Salmon et al., 2011: Random123's kat_vectors)
+    ((0, 0, 0, 0), (0, 0), (0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8)),
+    ((LOW,) * 4, (LOW,) * 2, (0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd)),
+    ((0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344), (0xa4093822, 0x299f31d0),
+     (0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1))]
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.parametrize("how", ["eager", pytest.param("compiled", marks=pytest.mark.full)])
+def test_the_published_vectors_come_out(how, figures):
+    # with the key as a constant: for one that changes, torch 2.13's compiler writes C++ that is none
+    f = philox if how == "eager" else torch.compile(philox, fullgraph=True, dynamic=False)
+    for counter, key, want in PUBLISHED:
+        found = f(tuple(torch.tensor([int(c)]) for c in counter), tuple(map(int, key)))
+        assert tuple(int(w) for w in found) == want
+    at, logits = At(torch.arange(64)), torch.randn(64, 1, 999, generator=torch.Generator().manual_seed(0))
+    draw = DRAWS.categorical if how == "eager" else torch.compile(lambda *a: DRAWS.categorical(*a))
+    assert torch.equal(draw("token", at, logits[:, 0]), DRAWS.categorical("token", at, logits[:, 0]))
+    figures(vectors=len(PUBLISHED))
+
+
+@pytest.mark.fault("R1")
+@pytest.mark.full
+def test_a_million_draws_are_even_and_neighbours_have_nothing_in_common(figures):
+    "Streams whose seeds, names, ids or steps are neighbours."
+    from scipy import stats
+    n = 10 ** 6
+    ids = At(torch.arange(n))
+    streams = {
+        "seed 0": Keyed(0).uniform("token", ids), "seed 1": Keyed(1).uniform("token", ids),
+        "name": Keyed(0).uniform("tokeo", ids), "step 1": Keyed(0).uniform("token", ids._replace(step=1)),
+        "position 1": Keyed(0).uniform("token", At(torch.arange(n), torch.ones(n, 1, dtype=torch.int64))).flatten()}
+    chances = [stats.chisquare(torch.histc(u, 1000, 0, 1).numpy()).pvalue for u in streams.values()]
+    assert all(0.001 < p < 0.999 for p in chances), chances
+    found = np.corrcoef(torch.stack(list(streams.values())).numpy()) - np.eye(len(streams))
+    later = np.corrcoef(streams["seed 0"][1:].numpy(), streams["seed 0"][:-1].numpy())[0, 1]
+    most = max(abs(found).max(), abs(later))
+    assert most < 0.003, found
+    figures(draws=n, correlation=round(float(most), 5), least_chance=round(float(min(chances)), 4))
+
+
+@pytest.mark.fault("R3")
+@pytest.mark.full
+@pytest.mark.parametrize("pick", [Pick(), Pick(top_k=8), Pick(top_p=0.8), Pick(temperature=0.7, top_k=20, top_p=0.9)],
+                         ids=["plain", "top-k", "top-p", "all three"])
+def test_choices_have_the_probabilities_that_were_asked_for(pick, figures):
+    from scipy import stats
+    n = 200_000
+    logits = 1.5 * torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(3))
+    asked = filtered(logits, pick.temperature, pick.top_k, pick.top_p).double().softmax(-1).flatten()
+    drawn = torch.cat([pick(logits.expand(len(ids), 1, 32), None, Keyed(0), At(ids, torch.zeros(len(ids), 1).long()))[0]
+                       for ids in torch.arange(n).split(20_000)])
+    counts = torch.bincount(drawn.flatten(), minlength=32).double()
+    assert (counts[asked == 0] == 0).all()
+    variation = float((counts / n - asked).abs().sum() / 2)
+    chance = stats.chisquare(counts[asked > 0].numpy(), n * asked[asked > 0].numpy()).pvalue
+    assert variation < 0.01 and chance > 0.001, (variation, chance)
+    figures(draws=n, variation=round(variation, 5), unlikely=0)
+
+
+@pytest.mark.fault("R4")
+@pytest.mark.full
+def test_a_counted_draw_costs_about_what_a_draw_costs(figures):
+    "64 tokens of 16,384, processor time, medians of seven in turn: the draw alone, so a bound for sampling with it."
+    logits, at = torch.randn(64, 1, 16_384, generator=torch.Generator().manual_seed(0)), At(torch.arange(64))
+    at = at._replace(positions=torch.zeros(64, 1, dtype=torch.int64))
+    def counted(): return DRAWS.categorical("token", at, logits)
+    def consumed(): return torch.multinomial(logits[:, 0].softmax(-1), 1)
+    times = {counted: [], consumed: []}
+    for n in range(8):
+        for draw, taken in times.items():
+            begun = time.process_time()
+            for _ in range(4): draw()
+            if n: taken.append(time.process_time() - begun)
+    eager = float(np.median(times[counted]) / np.median(times[consumed]))
+    assert eager <= 1.25, times
+    figures(eager=round(eager, 3))

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.toy_training import RECIPE, Pair, Points, saves
+from tests.toy_training import RECIPE, Pair, Points, saves, until
 from tests.train_on_two import tokenizer_recipe, write_codes
 from vgnb import processes
 from vgnb.core import VgnbError
@@ -31,15 +32,6 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 # ---- in the warm process
-
-def until(found, seconds: float = 60.0):
-    "What `found()` gives, as soon as it gives something."
-    last = time.monotonic() + seconds
-    while time.monotonic() < last:
-        if value := found(): return value
-        time.sleep(0.01)
-    raise TimeoutError(found)
-
 
 def started(work, err: Path) -> int:
     "A forked process with a group of its own that runs `work()`, stderr in a file; its id."
@@ -204,6 +196,7 @@ def found(request, tmp_path_factory) -> dict:
 def last_step(folder: Path) -> int: return int(checkpoints(saves(folder))[0].name[-9:])
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize("case", quick("SIGTERM", "SIGINT", "SIGHUP", "twice"))
 def test_training_with_readers_saves_and_leaves(found, case):
     end = found[case]
@@ -212,6 +205,7 @@ def test_training_with_readers_saves_and_leaves(found, case):
     assert end["err"] == f"{name}: step {last_step(found['root'] / case / 'run')}\n"
 
 
+@pytest.mark.fault("F11")
 def test_a_dead_reader_is_one_line_and_nothing_is_lost(found):
     end = found["dead"]
     assert end["code"] == 2 and end["left"] == [] and end["readers"] == 2
@@ -270,10 +264,10 @@ def test_a_death_that_is_heard_while_it_is_told_changes_no_words(monkeypatch):
     "A dead reader's pipe may end before the signal of its death is answered, which must not raise over the error."
     def ended_pipe(items): raise EOFError
 
-    def obituary(readers: list) -> str:
+    def obituary(readers: list, otherwise=None) -> str:
         os.kill(readers[0].pid, signal.SIGKILL)
         readers[0].join(60)                                  # the signal is answered here
-        return told(readers)
+        return told(readers, otherwise)
 
     loader = torch.utils.data.DataLoader(range(9), None, num_workers=2)
     told = processes._obituary
@@ -291,6 +285,7 @@ def launched(*words) -> subprocess.Popen:
                             start_new_session=True)
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.full
 def test_two_processes_end_in_the_same_words(tmp_path):
     "SIGTERM to the launcher's group; and bad input, which both see."
@@ -312,9 +307,23 @@ def test_two_processes_end_in_the_same_words(tmp_path):
     assert (training.returncode, err) == (75, words)
 
 
+@pytest.mark.fault("F3")
+@pytest.mark.parametrize("codes, code, said", [
+    ({0: 2, 1: -9}, 2, ["process 1 was ended by SIGKILL, as the system does when memory runs out"]),
+    ({1: -11}, 2, ["process 1 was ended by SIGSEGV; run the same command again"]),
+    ({0: 75, 1: 75}, 75, []), ({0: 3, 1: 75}, 3, []), ({0: 1}, 1, [])])
+def test_who_was_ended_by_a_signal_is_named(codes, code, said, capsys):
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+    failures = {rank: ProcessFailure(rank, 7, number, "none") for rank, number in codes.items()}
+    assert runpy.run_path(str(ROOT / "scripts" / "launch.py"))["ended_with"](failures) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(said) and all(line.startswith(words) for line, words in zip(lines, said))
+
+
 if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])
 
 
+@pytest.mark.fault("F11")
 @pytest.mark.full
 @pytest.mark.parametrize("how", ["shared", "between", "deaf"])
 def test_a_dead_reader_of_one_process_ends_both_within_seconds(tmp_path, how):

@@ -403,6 +403,7 @@ def test_use_makes_no_widgets_and_closing_leaves_none():
     assert set(_instances) == before
 
 
+@pytest.mark.fault("F17")
 def test_names_of_orders_are_text():
     hostile = "<img src=x onerror=1> $\\frac$"
     class Stubborn(Order):

@@ -279,6 +279,7 @@ def test_hatch_and_heat():
     assert heat(2.).tolist() == heat(1.).tolist() and heat([[0.]]).shape == (1, 1, 3)
 
 
+@pytest.mark.fault("F17")
 def test_reports_escape_everything():
     evil = '"><script>alert(1)</script>'
     page = html_page(evil, ("h2", evil), ("p", evil), ("pre", evil),

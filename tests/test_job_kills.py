@@ -140,6 +140,7 @@ def check_done(folder, whole):
     assert same_but_for_time(folder / "s.run.json", whole / "s.run.json")
 
 
+@pytest.mark.fault("F21")
 def test_a_job_killed_anywhere_and_run_again(pipe, tmp_path, finished):
     for n, folder in killed_everywhere(sampler(pipe), tmp_path):
         if (folder / "s.npz").exists():                                    # never half a file, never without its record
@@ -173,6 +174,7 @@ def test_a_finished_file_that_is_overwritten_is_one_or_the_other(pipe, tmp_path,
         check_done(folder, finished[1])
 
 
+@pytest.mark.fault("F21")
 def test_a_job_killed_again_and_again(pipe, tmp_path, finished):
     "Each start gets one call further than it would alone."
     folder = tmp_path / "often"
@@ -234,6 +236,7 @@ def extraction(pipe, size=8):
     return work
 
 
+@pytest.mark.fault("F20")
 def test_an_extraction_killed_anywhere(pipe, tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -379,6 +382,7 @@ def test_a_pipeline_that_is_replaced_is_never_half_of_each(pipe, tmp_path):
 
 # ---- two at once
 
+@pytest.mark.fault("F19")
 def test_a_second_one_in_the_same_place_is_one_clear_line(pipe, tmp_path):
     judge = load_extractor("shapes-judge")
     work = {

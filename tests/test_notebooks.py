@@ -1,5 +1,7 @@
 "The notebooks are the source of truth: they run, and exporting or cleaning them changes nothing."
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,3 +58,43 @@ def test_page_runs(page, scripts):
     flags = ["--flags", "slow"] if os.environ.get("VGNB_TEST_FULL") else []
     ran = scripts(str(BIN / "nbdev-test"), f"nbs/{page}", *flags)
     assert ran.code == 0, (ran.out + ran.err)[-6000:]
+
+
+# ---- the same page again
+
+MOVES = re.compile(r"perf_counter|process_time|monotonic|time\.time|timeit|%time|getpid|gettempdir|mkdtemp|mkstemp")
+
+
+@pytest.fixture(scope="module")
+def twice(root, tmp_path_factory) -> list[tuple[Path, Scripts]]:
+    "Two copies of the pages, each with a process of its own, whose hashes begin elsewhere."
+    made = []
+    for seed in ("1", "2"):
+        place = tmp_path_factory.mktemp(f"hashes-{seed}")
+        shutil.copytree(root / "nbs", place / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints", "runs"))
+        for f in ("pyproject.toml", "README.md", "settings.ini"): shutil.copy(root / f, place / f)
+        made.append((place, Scripts(place, PYTHONHASHSEED=seed)))
+    return made
+
+
+def shown(file: Path) -> list[str]:
+    "What each code cell shows, without addresses in memory; nothing of cells that read a clock or ask for a place."
+    def plain(output): return {k: v for k, v in output.items() if k not in ("execution_count", "metadata")}
+    cells = [c for c in json.loads(file.read_text())["cells"] if c["cell_type"] == "code"]
+    outputs = [[plain(o) for o in c["outputs"]] if not MOVES.search("".join(c["source"])) else [] for c in cells]
+    return [re.sub(r"0x[0-9a-f]{6,}", "0x", json.dumps(o, sort_keys=True)) for o in outputs]
+
+
+@pytest.mark.fault("R5")
+@pytest.mark.full
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_shows_the_same_again(page, twice, figures):
+    "In two processes: text, numbers and pixels."
+    found = []
+    for place, run in twice:
+        ran = run(str(BIN / "nbdev-test"), f"nbs/{page}", "--save", "--n-workers", "0")
+        assert ran.code == 0, (ran.out + ran.err)[-6000:]
+        found.append(shown(place / "nbs" / page))
+    differing = [n for n, (a, b) in enumerate(zip(*found, strict=True)) if a != b]
+    figures(pages=1, different=len(differing))
+    assert not differing, {n: [f[n][:300] for f in found] for n in differing}

@@ -73,7 +73,8 @@ print(len(names))
 """
 
 
-def test_the_wheel_alone_imports_everything(wheel, tmp_path):
+@pytest.mark.fault("F24")
+def test_the_wheel_alone_imports_everything(wheel, tmp_path, figures):
     "Away from the checkout every module imports, without a connection and without torchvision or transformers."
     zipfile.ZipFile(wheel).extractall(tmp_path)
     libraries = [p for p in sys.path if p.endswith("site-packages")]
@@ -81,6 +82,7 @@ def test_the_wheel_alone_imports_everything(wheel, tmp_path):
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout) > 20
+    figures(imported=int(done.stdout), asked=0)
 
 
 def test_nbdev_is_configured_in_pyproject(root):

@@ -224,6 +224,7 @@ def flat(sides) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.fault("F16")
 @pytest.mark.parametrize("sides", [(4, 65_000), (65_000, 4), (1, 1000), (1, 101)])
 def test_a_strip_is_refused_by_name_and_counted(tmp_path, sides):
     with pytest.raises(BadItem, match="strip: .*more than 100 times"): decode_image(flat(sides), "strip")

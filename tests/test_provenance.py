@@ -366,6 +366,7 @@ def take_turns(place: Path, times: int):
         except Mismatch: time.sleep(0.001)
 
 
+@pytest.mark.fault("F19")
 def test_a_lock_that_changes_hands_has_one_owner(tmp_path):
     "Several processes take and leave one place; never two at a time, and none is left out."
     fork = multiprocessing.get_context("fork")

@@ -8,15 +8,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.toy_training import RECIPE, Pair, Points, killed_again_and_again, killed_inside_the_save, result, train
+from tests.test_damage import random_damage
+from tests.toy_training import (
+    RECIPE,
+    Pair,
+    Points,
+    killed_again_and_again,
+    killed_inside_the_save,
+    result,
+    saves,
+    train,
+)
 from tests.train_on_two import generator_recipe, tokenizer_recipe, write_codes
 from vgnb.core import Mismatch, Missing
 from vgnb.generators.annealed_order import AnnealedOrderConfig
 from vgnb.generators.joint_layers import JointQueryConfig
 from vgnb.generators.two_streams import TwoStreamConfig
-from vgnb.training.checkpoints import checkpoints, newest
+from vgnb.training.checkpoints import best, checkpoints, newest, read_checkpoint
 from vgnb.training.commands import build_generator, build_tokenizer
 from vgnb.training.recipes import Optim
 from vgnb.training.run_folder import Run
@@ -39,39 +50,47 @@ def names(folder) -> list[str]: return [p.name for p in checkpoints(Path(folder)
 def manifest(folder) -> dict: return json.loads((folder / "run.json").read_text())
 
 
-@pytest.mark.fault
-@pytest.mark.parametrize("kills, steps", [(3, 60), pytest.param(50, 400, marks=pytest.mark.full)])
-def test_kills_at_random_moments(tmp_path, kills, steps):
+@pytest.mark.fault("F1")
+@pytest.mark.parametrize("kills, steps, workers", [(3, 60, 0), pytest.param(50, 400, 1, marks=pytest.mark.full)])
+def test_kills_at_random_moments(tmp_path, figures, kills, steps, workers):
     """SIGKILLs; weights, averages, optimizer memory and counters end bit-identical, no published checkpoint is ever
     lost, and none costs more steps than lie between two saves, the one that was being written included."""
     recipe = replace(RECIPE, steps=steps)
     train(tmp_path / "whole", recipe=recipe)
-    found = killed_again_and_again(tmp_path / "killed", kills, 0, recipe)
+    found = killed_again_and_again(tmp_path / "killed", kills, 0, recipe, workers=workers)
     assert (found["deaths"], found["code"], found["lost"]) == (kills, 0, [])
-    assert max(found["rework"]) <= 20, found["rework"]
+    rework = [reached - kept for _, reached, kept in found["lives"]]
+    assert max(rework) <= 20, rework
+    assert sum(reached > began for began, reached, _ in found["lives"]) >= kills // 2, found["lives"]
     assert found["result"] == result(tmp_path / "whole")
+    figures(kills=kills, lost=len(found["lost"]), identical=1, runs=1, rework=float(max(rework)),
+            late=sum(n > 10 for n in rework), lives=[list(life) for life in found["lives"]])
     logged = [line["step"] for line in read_log(tmp_path / "killed" / "log.jsonl")]
     assert logged == sorted(set(logged)) and logged[-1] == steps
 
 
-@pytest.mark.fault
-def test_kills_inside_the_save(tmp_path):
+@pytest.mark.fault("F2")
+def test_kills_inside_the_save(tmp_path, figures):
     "Death at every call that touches the disk: the old checkpoint or the new one, never a third thing."
     train(tmp_path / "whole", until=20)
     found = killed_inside_the_save(tmp_path / "killed")
     assert found["calls"] >= 20 and found["result"] == result(tmp_path / "whole")
     assert set(found["left"]) == {"step-000000010", "step-000000020"}
     assert found["left"][0] == "step-000000010" and found["left"][-1] == "step-000000020"
+    figures(kills=found["calls"], whole=found["calls"])
 
 
-@pytest.mark.fault
-def test_every_sample_once_an_epoch_over_four_resumes(tmp_path):
-    "Stopped at 7, 31, 44 and 59 of 60 steps, two epochs of 240: what the steps used is one permutation each."
-    log = tmp_path / "seen.txt"
-    for stop in (7, 31, 44, 59, 60): train(tmp_path / "run", log=log, until=stop)
+@pytest.mark.fault("F4")
+@pytest.mark.parametrize("count, batch, stops", [
+    (240, 8, (7, 31, 44, 59)), pytest.param(10_000, 100, (7, 31, 82, 143), marks=pytest.mark.full)])
+def test_every_sample_once_an_epoch_over_four_resumes(tmp_path, figures, count, batch, stops):
+    "Two epochs with four stops: what the steps used is one permutation each."
+    log, recipe = tmp_path / "seen.txt", replace(RECIPE, batch=batch, steps=2 * count // batch)
+    for stop in (*stops, None): train(tmp_path / "run", log=log, recipe=recipe, until=stop, count=count)
     seen = [tuple(map(int, line.split())) for line in log.read_text().splitlines()]
-    assert len(seen) == 480
-    assert sorted(seen) == [(epoch, i) for epoch in (0, 1) for i in range(240)]
+    assert len(seen) == 2 * count
+    assert sorted(seen) == [(epoch, i) for epoch in (0, 1) for i in range(count)]
+    figures(samples=count, resumes=len(stops), twice=0, never=0)
 
 
 def wait_for_a_checkpoint(folder):
@@ -88,7 +107,7 @@ def stop(process, folder, number) -> int:
     return process.wait(120)
 
 
-@pytest.mark.fault
+@pytest.mark.fault("F7")
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_signals_publish_and_exit_75(tmp_path, number):
     folder = tmp_path / "run"
@@ -140,7 +159,7 @@ def test_real_tasks_in_parts(tmp_path, build):
     assert result(tmp_path / "whole") == result(tmp_path / "parts")
 
 
-@pytest.mark.fault
+@pytest.mark.fault("F9")
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
     train(tmp_path / "whole", until=40)
     train(tmp_path / "run", until=30)
@@ -153,6 +172,26 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, capsys):
         assert f"damaged: {name}" in capsys.readouterr().err
     train(tmp_path / "run", until=40)
     assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.mark.fault("F9")
+@pytest.mark.full
+def test_a_checkpoint_of_a_run_is_never_believed_when_a_byte_differs(tmp_path, figures):
+    "200 random changes to the files of the newest one: each time the one before is chosen, with a line."
+    train(tmp_path, until=20)
+    last, before = checkpoints(saves(tmp_path))
+    rng, files = np.random.default_rng(0), sorted(last.iterdir())
+    for n in range(200):
+        file = files[n % len(files)]
+        whole = file.read_bytes()
+        while (bad := random_damage(whole, rng)[1]) == whole: pass
+        file.write_bytes(bad)
+        told = []
+        assert best(saves(tmp_path), told.append) == before and len(told) == 1 and "damaged" in told[0], (file, told)
+        with pytest.raises(Mismatch): read_checkpoint(last)
+        file.write_bytes(whole)
+    assert best(saves(tmp_path), pytest.fail) == last
+    figures(corruptions=200, detected=200, a_kind={f"checkpoint of a run, {len(files)} files": 200})
 
 
 def toy_trainer(folder, recipe=RECIPE, task=None, **run):
@@ -194,7 +233,7 @@ def test_fresh_starts_over(tmp_path):
     assert names(tmp_path / "run") == ["step-000000010", "step-000000005"]
 
 
-@pytest.mark.fault
+@pytest.mark.fault("F19")
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
     process = start("-m", "tests.toy_training", tmp_path / "run")
     try:
@@ -206,30 +245,7 @@ def test_a_second_process_in_the_folder_is_refused(tmp_path):
     assert train(tmp_path / "run")[0].finished                             # the dead owner's lock is no obstacle
 
 
-FULL_DISK = """
-import resource, signal, sys
-from tests.toy_training import *
-train(sys.argv[1], until=10)
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-class Filling(Pair):
-    "At step 12 the disk is full."
-    def phases(self, step):
-        if step == 12: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
-        return super().phases(step)
-how = Run(save_every=5, progress=False, tracker="none", on_save_error=sys.argv[2])
-Trainer(Filling(), Points(), RECIPE, sys.argv[1], how).fit(20)
-"""
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("how,code", [("stop", 1), pytest.param("warn", 0, marks=pytest.mark.full)])
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, how, code):
-    done = run("-c", FULL_DISK, tmp_path, how)
-    assert done.returncode == code and "could not be written" in done.stderr, done.stderr
-    assert names(tmp_path) == ["step-000000010"] == [newest(tmp_path / "checkpoints").name]
-    assert not list((tmp_path / "checkpoints").glob(".aside*"))
-
-
+@pytest.mark.fault("F7")
 @pytest.mark.full
 def test_the_training_script_stops_and_goes_on(tmp_path):
     "SIGTERM to the real script; the same command ends in the weights of an uninterrupted one."

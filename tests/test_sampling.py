@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.forked import on_many
 from vgnb.data.transforms import to_uint8
 from vgnb.draws import Keyed
 from vgnb.generators.generator import Cond, Grid
@@ -16,6 +17,7 @@ from vgnb.generators.raster import RasterTransformer, raster_presets
 from vgnb.pipeline import Pipeline, from_pretrained
 from vgnb.sampling.pick import Pick
 from vgnb.sampling.settings import Sampling
+from vgnb.shipped import shipped
 from vgnb.tokenizers.vqgan import vqgan
 
 GRID = Grid((4, 4))
@@ -33,6 +35,7 @@ def draw(g, ids, seed=0):
     return SETTINGS.sampler(g).sample(Cond(labels=ids % 10), ids, Keyed(seed), grid=GRID)
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sample_17_is_the_same_at_any_batch_size(dtype):
     g = model(dtype)
@@ -47,6 +50,50 @@ def test_sample_17_is_the_same_at_any_batch_size(dtype):
     assert torch.equal(draw(g, mixed), whole[mixed])
     different = {tuple(c.flatten().tolist()) for c in whole}
     assert len(different) > 55, "different ids must give different samples"
+
+
+COMPANY = [(1, 8), (2, 8), (3, 12), (7, 64), (8, 64), (64, 64)]      # samples at once, and of how many
+
+
+@pytest.mark.fault("R2")
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", shipped())
+def test_sixty_four_samples_are_the_same_in_any_company(name, dtype, figures):
+    """Every shipped sampler, micro-batches of eight rows: batches of six sizes, and 64 mixed up. Batches of few samples
+    are made of the first eight or twelve."""
+    pipe = from_pretrained(name, dtype=dtype)
+    steps = {} if name in ("tiny-rar", "tiny-dar", "tiny-iar2", "tiny-vqkd") else {"steps": 8}
+    def codes(ids):
+        labels = [i % 10 for i in ids]
+        return pipe.codes(labels, ids=torch.tensor(ids), seed=3, rows=8, min_rows=8, **steps)
+
+    whole = codes(range(64))
+    for size, count in COMPANY:
+        for ids in torch.arange(count).split(size):
+            assert torch.equal(codes(ids.tolist()), whole[ids]), (size, ids)
+    mixed = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(codes(mixed.tolist()), whole[mixed])
+    assert len({tuple(c.flatten().tolist()) for c in whole}) > 55
+    figures(samplers=1, ways=len(COMPANY) + 1, different=0)
+
+
+@pytest.mark.fault("R2")
+@pytest.mark.full
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_draw_what_one_draws(world, figures):
+    g = model()
+    def work(rank):
+        torch.set_num_threads(1)
+        mine = torch.arange(64).split(8)[rank::world]
+        return [(ids.tolist(), draw(g, ids).tolist()) for ids in mine]
+
+    whole, seen = draw(g, range(64)), []
+    for ids, codes in (pair for found in on_many(world, work) for pair in found):
+        assert torch.equal(torch.tensor(codes), whole[ids])
+        seen += ids
+    assert sorted(seen) == list(range(64))
+    figures(ways=1, different=0)
 
 
 def test_other_seeds_and_ids_differ():
@@ -83,6 +130,7 @@ p.wait()
 """
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.full
 def test_two_processes_draw_what_one_draws(root, tmp_path):
     script = tmp_path / "worker.py"

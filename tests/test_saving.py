@@ -191,9 +191,10 @@ def test_a_signal_finishes_what_is_being_written_and_writes_the_last(tmp_path, m
     assert gate.steps == [10, 13] == sorted(steps_in(saves(tmp_path)))
 
 
+@pytest.mark.fault("F7")
 @pytest.mark.full
-def test_twenty_signals_leave_within_five_seconds(tmp_path):
-    "At twenty moments of a run that saves all the time."
+def test_twenty_signals_leave_within_five_seconds(tmp_path, figures):
+    "SIGTERM and SIGINT in turn, at twenty moments of a run that saves all the time."
     seconds = []
     for n in range(SIGNALS):
         def work(rank, n=n):
@@ -202,7 +203,7 @@ def test_twenty_signals_leave_within_five_seconds(tmp_path):
             def tell(t):
                 if t.step != at: return
                 begun.append(time.monotonic())
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT if n % 2 else signal.SIGTERM)
             done = trainer(tmp_path / str(n), every=((1, tell),), recipe=RECIPE, save_every=2).fit()
             return done.code, done.step, steps_in(saves(tmp_path / str(n)))[0], time.monotonic() - begun[0]
         (found,) = on_many(1, work)
@@ -210,6 +211,7 @@ def test_twenty_signals_leave_within_five_seconds(tmp_path):
         assert (code, step) == (75, last), found
         seconds.append(took)
     assert max(seconds) < 5
+    figures(signals=SIGNALS, published=SIGNALS, seconds=round(max(seconds), 2))
 
 
 # ---- kills
@@ -237,9 +239,10 @@ def test_a_run_that_is_killed_while_a_thread_writes_ends_the_same(tmp_path):
     assert result(folder) == result(tmp_path / "whole") and not list(saves(folder).glob(".aside*"))
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.full
 @pytest.mark.parametrize("victim", [0, 1])
-def test_thirty_kills_of_either_process_while_two_train_and_save(tmp_path, victim):
+def test_thirty_kills_of_either_process_while_two_train_and_save(tmp_path, figures, victim):
     """The writing process dies at its n-th call that touches the disk, the other one at a step while the first writes:
     what is left is whole, and the run ends with the same bits as if nobody had died."""
     def run(folder, until, dies=None):
@@ -265,6 +268,7 @@ def test_thirty_kills_of_either_process_while_two_train_and_save(tmp_path, victi
         assert result(folder) == result(tmp_path / "whole"), (n, step)
         shutil.rmtree(folder)
     assert deaths == KILLS and len(left) >= KILLS // 10, (deaths, left)
+    figures(kills=deaths, whole=KILLS)
 
 
 class Dies(Pair):

@@ -232,11 +232,28 @@ def rerun(*words, cwd: Path) -> str:
     return done.stdout
 
 
-def test_a_run_can_be_repeated(walks, tmp_path):
+@pytest.mark.fault("R6")
+def test_a_run_can_be_repeated(walks, tmp_path, figures):
     record = walks["plain"] / "samples.run.json"
     assert json.loads(record.read_text())["world"] == 1
     printed = rerun(record, "--out", tmp_path / "again.npz", cwd=tmp_path)
     assert "1 of 1 results are byte-identical" in printed
+    figures(records=1, identical=1)
+
+
+@pytest.mark.fault("R6")
+@pytest.mark.full
+@pytest.mark.parametrize("words", [
+    "tiny-randar --count 10 --steps 8 --seed 3", "tiny-maskgit --count 8 --steps 4 --part 4 --labels random",
+    "tiny-pgm --count 6 --steps 6 --guidance.scale 2", "tiny-rar --count 4 --classes heart ring"])
+def test_samples_can_be_repeated(tmp_path, words, figures):
+    "By the command in their record, with a random hash seed."
+    ran = Scripts(tmp_path)("sample.py", *words.split(), "--out", "s.npz")
+    assert ran.code == 0, ran
+    printed = rerun(tmp_path / "s.run.json", "--out", tmp_path / "again.npz", cwd=tmp_path)
+    assert "1 of 1 results are byte-identical" in printed
+    assert (tmp_path / "again.npz").read_bytes() == (tmp_path / "s.npz").read_bytes()
+    figures(records=1, identical=1)
 
 
 @pytest.mark.full

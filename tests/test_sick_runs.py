@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -240,6 +241,7 @@ def test_a_real_tokenizer_due_for_revival(tmp_path):
     assert stepper.state.guard.numbers() == {"skipped": 2, "streak": 0, "good": 1, "scale": 1}
 
 
+@pytest.mark.fault("F12")
 def test_one_process_of_two_is_enough():
     "The poison is on the second process only, in each player's part; both agree, and keep what they had."
     cases = [("forward", "net"), ("gradient", "critic"), ("buffer", "net")]
@@ -264,6 +266,37 @@ def test_one_process_of_two_is_enough():
     assert one[2] == two[2] and not one[3] and not two[3]
 
 
+SPIKE = 1e6
+POISONS = ("nan", "inf", "spike")
+
+
+@pytest.mark.fault("F12")
+def test_twenty_poisons_are_skipped_by_both_processes(figures):
+    "At twenty random (step, process, player), NaN, Inf or a loss a million times as large: nothing changes anywhere."
+    rng = random.Random(0)
+    steps = sorted(rng.sample(range(1, 60), 20))
+    cases = {step: (rng.randrange(2), rng.choice(("net", "critic")), rng.choice(POISONS)) for step in steps}
+    values = {"nan": math.nan, "inf": math.inf, "spike": SPIKE}
+    recipe = replace(GAME, optim=replace(GAME.optim, skip_norm=1e3))
+    def work(rank):
+        def poison(asked, phase, at, batch):
+            who, player, what = cases.get(at.step, (None, None, None))
+            return values[what] if (asked, phase, rank) == ("loss", player, who) else 1.0
+        stepper, same, skipped = stepper_for(Game(poison), recipe=recipe), [], []
+        for step in range(61):
+            before = everything(stepper.state)
+            stepper(step, micros(step, 1, rank))
+            same.append(everything(stepper.state) == before)
+            skipped.append(stepper.state.guard.numbers()["skipped"])
+        return same, skipped
+
+    one, two = on_two(work)
+    assert one == two
+    assert [step for step, same in enumerate(one[0]) if same] == steps
+    assert one[1] == [sum(step <= now for step in steps) for now in range(61)]
+    figures(poisons=20, agreed=20, untouched=20)
+
+
 # ---- a sick run ends sick
 
 class Poisoned(Pair):
@@ -284,6 +317,7 @@ def sick_trainer(folder, when=(), steps=40, data=None, **run):
 def steps_in(folder) -> list[int]: return [int(p.name[-9:]) for p in checkpoints(saves(folder))]
 
 
+@pytest.mark.fault("F12")
 def test_good_checkpoints_outlive_a_streak(tmp_path):
     run = dict(save_every=2, max_skips=9)
     with pytest.raises(VgnbError, match="step 22: 9 steps in a row .*healthy checkpoint is .*step-000000012"):
@@ -510,6 +544,7 @@ def test_another_runs_folder_is_refused_though_it_has_no_checkpoint(tmp_path):
     assert sick_trainer(tmp_path, steps=9, resume="fresh").fit().finished
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("number, advice", [
     (errno.ENOSPC, "free some space there"),
     (errno.EDQUOT, "free some space there"),
@@ -573,6 +608,7 @@ def test_a_run_without_a_terminal_says_a_line_now_and_then(tmp_path, capsys, mon
     assert line.startswith("step 6 of 40 (15%), ") and "net.loss" in line and "lr " in line and line.endswith(" left")
 
 
+@pytest.mark.fault("F17")
 def test_the_page_of_a_run_and_its_board(tmp_path):
     folder = tmp_path / "<script>alert(1)<"
     sick_trainer(folder, (6,), tracker="jsonl", log_every=2, save_every=10).fit(20)

@@ -323,6 +323,7 @@ def test_every_format_that_is_listed_is_read_from_every_container(tmp_path):
     assert streamed(open_images(f"wds://{tmp_path}/wds?streaming=1", classes=["a", "b"])) == expected
 
 
+@pytest.mark.fault("F10")
 @pytest.mark.filterwarnings("ignore::UserWarning")          # Pillow's, about what is torn
 def test_torn_pictures_of_the_new_formats_never_crash():
     from vgnb.data.stored import decode_image
@@ -396,6 +397,7 @@ def test_a_farm_of_links_is_the_set_it_leads_to(tmp_path):
     with pytest.raises(BadItem, match="cat/0.png: cannot be read"): rows(open_images(tmp_path / "farm"))
 
 
+@pytest.mark.fault("F15")
 def test_only_regular_files_are_opened(tmp_path, monkeypatch):
     folder = write(tmp_path / "set", PLAIN)
     os.mkfifo(folder / "cat" / "pipe.png")

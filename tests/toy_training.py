@@ -21,10 +21,10 @@ from vgnb.training.tasks import Phase, Task
 from vgnb.training.trainer import Trainer
 
 class Points(Data):
-    "240 points with keyed noise; with `log`, writes down what was fetched."
-    fingerprint = "points/240"
-    def __init__(self, log: Path | None = None): self.log = log
-    def __len__(self): return 240
+    "Points with keyed noise, some hundred; with `log`, writes down what was fetched."
+    def __init__(self, log: Path | None = None, count: int = 240):
+        self.log, self.count, self.fingerprint = log, count, f"points/{count}"
+    def __len__(self): return self.count
 
     def fetch(self, index, epochs, draws):
         if self.log:
@@ -60,10 +60,10 @@ RECIPE = Recipe(steps=300, batch=8, optim=Optim(lr=1e-2, weight_decay=0.1), rate
 def saves(folder) -> Path: return Path(folder) / "checkpoints"
 
 
-def train(folder, slow=0.0, log=None, until=None, recipe=RECIPE, every=()):
+def train(folder, slow=0.0, log=None, until=None, recipe=RECIPE, every=(), count=240, **options):
     torch.set_num_threads(1)
-    run = Run(save_every=10, log_every=20, progress=False)
-    trainer = Trainer(Pair(slow), Points(log), recipe, folder, run, every=every)
+    run = Run(save_every=10, log_every=20, progress=False, **options)
+    trainer = Trainer(Pair(slow), Points(log, count), recipe, folder, run, every=every)
     return trainer.fit(until), trainer
 
 
@@ -73,6 +73,15 @@ def result(folder) -> str:
     return digest(files, state["step"], state["samples_seen"])
 
 
+def until(found, seconds: float = 60.0):
+    "What `found()` gives, as soon as it gives something."
+    last = time.monotonic() + seconds
+    while time.monotonic() < last:
+        if value := found(): return value
+        time.sleep(0.01)
+    raise TimeoutError(found)
+
+
 def child(work) -> int:
     "The process id of a fork that does `work` and leaves with the code it returns, or 3 if it fails."
     pid = os.fork()
@@ -80,6 +89,11 @@ def child(work) -> int:
     code = 3
     try: code = work()
     finally: os._exit(code)
+
+
+def has_ended(pid: int) -> bool:
+    "Whether a child is dead; it can still be waited for."
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def killed_inside_the_save(folder) -> dict:
@@ -117,25 +131,32 @@ def die_at(n: int):
     vgnb.saved.save_file = last(vgnb.saved.save_file)
 
 
-def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe) -> dict:
-    "Start, SIGKILL at a random moment, start again ... until the run ends; reports what happened."
-    rng, deaths, lost, rework = random.Random(seed), 0, [], []
-    reached = mmap.mmap(-1, 8)                       # the step of the child, which it shares with us
-    def note(trainer): reached[:] = trainer.step.to_bytes(8, "little")
+def killed_again_and_again(folder, kills: int, seed: int, recipe: Recipe, **options) -> dict:
+    """Start, SIGKILL the process group at a random moment, start again ... until the run ends; reports what happened:
+    of each life the steps that it began with, reached and left behind."""
+    rng, deaths, lost, lives = random.Random(seed), 0, [], []
+    shared = mmap.mmap(-1, 8)                        # the step of the child, which it shares with us
+    def note(trainer): shared[:] = trainer.step.to_bytes(8, "little")
+    def reached() -> int: return int.from_bytes(shared[:], "little")
     while True:
         before = newest(saves(folder))
-        reached[:] = bytes(8)
-        pid = child(lambda: train(folder, slow=0.01, recipe=recipe, every=((1, note),))[0].code)
+        began = step_of(before) if before else 0
+        shared[:] = began.to_bytes(8, "little")
+        pid = child(lambda: train(folder, slow=0.01, recipe=recipe, every=((1, note),), **options)[0].code)
+        os.setpgid(pid, pid)
         if deaths < kills:
-            time.sleep(rng.uniform(0.02, 0.28))
-            os.kill(pid, signal.SIGKILL)
+            steps = rng.randrange(1, 20) if deaths % 5 else 0           # 0: it may die before the first one
+            def enough(pid=pid, steps=began + steps): return reached() >= steps or has_ended(pid)
+            until(enough, 600)
+            time.sleep(rng.uniform(0, 0.02))
+            os.killpg(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         after = newest(saves(folder))
         if before and (after is None or after.name < before.name): lost.append(before.name)
         if not os.WIFSIGNALED(status):
-            found = {"deaths": deaths, "lost": lost, "rework": rework}
+            found = {"deaths": deaths, "lost": lost, "lives": lives}
             return found | {"code": os.WEXITSTATUS(status), "result": result(folder)}
-        rework.append(max(0, int.from_bytes(reached[:], "little") - (step_of(after) if after else 0)))
+        lives.append((began, reached(), step_of(after) if after else 0))
         deaths += 1
 
 

@@ -63,7 +63,7 @@ def save_png(path:str|Path, image:Image.Image, note:dict|None=None, **how):
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 def _chunks(data:bytes, name) -> Iterator[tuple[bytes, bytes]]:
-    "(kind, content) of each chunk. Errors: `Mismatch` for a file that ends too early, or text that was changed."
+    "(kind, content) of each chunk. Errors: `Mismatch` for a file that ends too early, or whose parts were damaged."
     check(data[:8] == _SIGNATURE, "picture", name, "is no PNG, and only a PNG carries a recipe: a JPEG or a screenshot "
           "has lost it", Mismatch)
     at = 8
@@ -73,9 +73,9 @@ def _chunks(data:bytes, name) -> Iterator[tuple[bytes, bytes]]:
         stop = at + 12 + length
         check(whole and stop <= len(data), "picture", name, "is damaged: the file ends within a part of it", Mismatch)
         content = data[at + 8:stop - 4]
-        if kind in (b"IHDR", b"iTXt"):                   # Pillow looks at the others
-            intact = struct.pack(">I", zlib.crc32(kind + content)) == data[stop - 4:stop]
-            check(intact, "picture", name, f"is damaged: its {kind.decode()} part has another checksum", Mismatch)
+        intact = struct.pack(">I", zlib.crc32(kind + content)) == data[stop - 4:stop]
+        part = kind.decode("ascii", "replace") if kind.isalpha() else "unnamed"
+        check(intact, "picture", name, f"is damaged: its {part} part has another checksum", Mismatch)
         yield kind, content
         at = stop
         if kind == b"IEND": return

@@ -9,6 +9,7 @@ __all__ = ['INTERRUPTED', 'STOPS', 'leave', 'Processes', 'catch_signals', 'Stopp
 # %% ../nbs/009_processes.ipynb #f772cb60
 import atexit
 import contextlib
+import errno
 import gc
 import importlib
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing.queues import Queue
 from typing import Callable
 
 import torch
@@ -174,13 +176,21 @@ def dead_reader(e:BaseException) -> str|None:
     reason = str(e).splitlines()[0].strip(" .")
     return f"a data worker died ({reason}); run the same command again to go on"
 
-def _obituary(readers:list) -> str|None:
+_NO_ROOM = errno.ENOSPC        # how a reader leaves that has no shared memory left
+
+def _obituary(
+    readers:list,
+    otherwise:str|None=None,   # what is known already
+) -> str|None:
     "The same for processes that we can ask; whoever is dying has two seconds for it."
     last = time.monotonic() + 2
     while not (gone := [reader.exitcode for reader in readers if reader.exitcode]):
-        if time.monotonic() > last: return None
+        if time.monotonic() > last: return otherwise
         time.sleep(0.02)
-    return f"a data worker died (exit code {gone[0]}); run the same command again to go on"
+    if _NO_ROOM in gone:
+        return "data workers have no shared memory left to hand pictures over: give /dev/shm more room (docker run " \
+               "--shm-size), or use --workers 0; run the same command again to go on"
+    return otherwise or f"a data worker died (exit code {gone[0]}); run the same command again to go on"
 
 @contextlib.contextmanager
 def _blocked():
@@ -188,6 +198,21 @@ def _blocked():
     old = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+# %% ../nbs/009_processes.ipynb #267e8cae
+def _hush(reader:int):
+    "In a reader: the threads that hand tensors over keep silent when whoever fetches them has left."
+    def heard(kind, error, trace):
+        if not isinstance(error, (OSError, EOFError)): sys.__excepthook__(kind, error, trace)
+    sys.excepthook = heard
+    Queue._on_queue_feeder_error = staticmethod(_leave_with)
+
+def _leave_with(error:Exception, item):
+    "In a reader: an item that can't be handed over is its last."
+    no_room = os.strerror(errno.ENOSPC) in str(error)
+    if not no_room: sys.excepthook(type(error), error, error.__traceback__)
+    sys.stderr.flush()
+    os._exit(_NO_ROOM if no_room else 1)
 
 # %% ../nbs/009_processes.ipynb #5f9ac150
 class _Deaths:
@@ -215,12 +240,6 @@ class _Deaths:
             return next(items)
         finally: self.may_raise = False
 
-def _hush(reader:int):
-    "In a reader: the thread that hands tensors over keeps silent when whoever fetches them has left."
-    def heard(kind, error, trace):
-        if not isinstance(error, (OSError, EOFError)): sys.__excepthook__(kind, error, trace)
-    sys.excepthook = heard
-
 def read_ahead(loader):
     "The items of a `DataLoader` whose processes ignore signals to stop. Errors: `VgnbError` when one of them died."
     loader.worker_init_fn = loader.worker_init_fn or _hush
@@ -237,7 +256,8 @@ def read_ahead(loader):
                 except StopIteration: return
                 yield item
         except (RuntimeError, OSError, EOFError) as e:   # what torch noticed, or the end of a pipe to the dead
-            line = dead_reader(e) or (None if isinstance(e, RuntimeError) else _obituary(readers))
+            line = dead_reader(e)
+            if line or not isinstance(e, RuntimeError): line = _obituary(readers, line)
             if line is None: raise
             raise VgnbError(line) from e
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_int
+from ..core import Mismatch, check, check_int, digest
 from ..data.sources import ImageSource, relabelling
 from ..data.transforms import Augment
 from ..draws import Keyed
@@ -145,10 +145,10 @@ def cluster_dataset(
         return (begun[1] if int(clusters.passes) == begun[0] else 0) + batches * passes.stride
 
     def save(c:Clusters):
-        meta = json.dumps(known | {"done": since(int(c.batches)), "passes": int(c.passes)}, sort_keys=True)
+        meta = known | {"done": since(int(c.batches)), "passes": int(c.passes)}
         aside = file.with_name(f".{file.name}.new")
         def write():
-            save_tensors(aside, c.state_dict(), of=meta)
+            save_tensors(aside, c.state_dict(), of=_words(meta | {"seal": _seal(c.state_dict(), meta)}))
             aside.replace(file)
         processes.together(write)
 
@@ -172,13 +172,19 @@ class _Seen:
             if seen.ids: yield features_of(ids, self.look(seen.images[:, 0].to(device)))
             else: yield ids, torch.zeros(0, dim, device=device)
 
+def _words(meta:dict) -> str: return json.dumps(meta, sort_keys=True)
+def _seal(state:dict[str, Tensor], meta:dict) -> str: return digest(state, _words(meta))
+
 def _begun(file:Path, known:dict) -> int|None:
     "Pictures of the running pass that a state holds; None where there is none. Errors: `Mismatch`."
     if not file.exists(): return None
-    _, header = read_safetensors(file)
-    try: there = json.loads(json.loads(header["vgnb"])["of"])
-    except (KeyError, ValueError, TypeError): there = {}
+    state, header = read_safetensors(file)
+    try: there = dict(json.loads(json.loads(header["vgnb"])["of"]))
+    except (KeyError, ValueError, TypeError, RecursionError): there = {}
     differs = [k for k in known if there.get(k) != json.loads(json.dumps(known))[k]]
     allowed = f"holds clusters of something else ({', '.join(differs)}); choose another place, or --fresh"
-    check(not differs and isinstance(there.get("done"), int), "out", file, allowed, Mismatch)
+    check(not differs, "out", file, allowed, Mismatch)
+    seal = there.pop("seal", None)
+    intact = seal == _seal(state, there) and isinstance(there.get("done"), int)
+    check(intact, "out", file, "is damaged: it is not the state that was written; begin again with --fresh", Mismatch)
     return there["done"]
