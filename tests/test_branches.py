@@ -2,11 +2,15 @@
 
 One is the plain sampler whose draws answer otherwise at one address; the other a loop by hand, without the sampler.
 """
+import asyncio
+
+import numpy as np
 import pytest
 import torch
 
 from vgnb.core import BadInput
 from vgnb.draws import At, Keyed
+from vgnb.figures import PALETTE, rgb
 from vgnb.generators.adaptive_orders import Confidence
 from vgnb.generators.generator import Clock
 from vgnb.generators.orders import Redrawn
@@ -15,6 +19,7 @@ from vgnb.sampling.branches import Branching
 from vgnb.sampling.guidance import CFG
 from vgnb.sampling.sampler import Sampler
 from vgnb.shipped import shipped
+from vgnb.views.branch import LiveBranches, Plot, candidate_list, token_map
 
 SHORT = dict(schedule="even", steps=8)     # as few steps as the lessons need
 
@@ -153,7 +158,7 @@ def test_candidates_are_what_the_loop_saw(pipes):
     tree = tree_of(pipe, "star", 2, **how)
     steps = list(pipe.stream("star", seed=2, min_rows=1, keep=("logits",), **how))
     for step in steps[::3]:
-        for column, cell in list(enumerate(step.positions[0].tolist()))[::3]:
+        for column, cell in list(enumerate(step.positions[0].tolist()))[::5]:
             seen = tree.candidates(cell)
             assert torch.equal(seen.mixed, step.kept["logits"][0][0, column])
             assert seen.step == step.clock.step and seen.code == seen.drawn == int(step.tokens[0, column, 0])
@@ -220,3 +225,129 @@ def test_what_has_no_tree_is_refused_by_name(pipes):
 
     sampler = Sampler(pipe.generator, picks=(Own(),))
     with pytest.raises(BadInput, match="^picks='Own'"): Branching(sampler, pipe.condition(0), Keyed(0), grid=pipe.grid)
+
+# ---- under the hand
+
+def small(pipe, label="heart", **how) -> LiveBranches:
+    return pipe.branch(label, side=128, count=4, **SHORT | how)
+
+
+def other_row(live) -> int:
+    "A row whose code doesn't stand there."
+    return next(k for k, code in enumerate(live._codes) if code != live.tree.codes[0, live.cell, live.level.value])
+
+
+def test_a_touched_cell_and_a_chosen_candidate(pipes):
+    pipe = pipes("tiny-randar")
+    live = small(pipe, seed=1)
+    first, pictures = live.tree.now, live.picture.value
+    assert (live.pictures.of(first) == pipe("heart", seed=1, **SHORT)[0]).all()
+    early = int(first.when.argmin())
+    live.on_picture[early].click()
+    assert live.cell == early and [s.value for s in live.place] == list(live.tree.place_of(early))
+    row = other_row(live)
+    code = live._codes[row]
+    assert live.rows[row].tooltip == f"force code {code}" and live.undo.disabled and live.redo.disabled
+    live.rows[row].click()
+    now = live.tree.now
+    assert [(f.cell, f.code) for f in now.forced] == [(early, code)] and not live.undo.disabled
+    assert f"forced: the noise chose {first.codes[early, 0]}" in live.text.value and "cells differ" in live.text.value
+    assert (live.pictures.of(now) == pipe.decode(now.codes[None], seed=1)[0]).all() and live.picture.value != pictures
+    live.undo.click()
+    assert live.tree.now is first and live.undo.disabled and not live.redo.disabled
+    live.run.value = now.forced
+    assert live.tree.now is now
+    live.force(256)
+    assert "⚠ code=256" in live.text.value and live.tree.now is now
+    shown = live._repr_mimebundle_()
+    assert set(shown) == {"text/plain", "image/png"}
+
+
+def test_the_newest_click_wins_and_undo_gives_up_what_is_drawn(pipes):
+    live = small(pipes("tiny-randar"))
+    first = live.tree.now
+    live.look(int(first.when.argmin()))
+    codes = [code for code in live._codes if code != first.codes[live.cell, 0]]
+
+    async def hand():
+        for code in codes:
+            live.force(code)
+            await asyncio.sleep(0)
+        assert live.busy.value
+        await live._grower._task
+        await live._drawer._task
+        assert len(live.tree.all) == 2 and live.tree.now.codes[live.cell, 0] == codes[-1] and not live.busy.value
+        live.force(codes[0])
+        await asyncio.sleep(0)
+        live.undo.click()
+        await live._grower._task
+        await live._drawer._task
+
+    asyncio.run(hand())
+    assert len(live.tree.all) == 2 and live.tree.now is first and not live.redo.disabled
+
+
+@pytest.mark.full
+def test_two_codes_a_cell_have_two_lists(pipes):
+    live = small(pipes("tiny-iar2"), schedule="one-by-one")
+    live.look(10)
+    semantic, words = live._codes, live.text.value
+    live.level.value = 1
+    assert "semantic code" in words and "detail code" in live.text.value and live._codes != semantic
+    live.rows[other_row(live)].click()
+    assert [(f.cell, f.level) for f in live.tree.now.forced] == [(10, 1)]
+
+
+def test_what_was_cut_is_grey(pipes):
+    tree = tree_of(pipes("tiny-randar"), top_k=2, **SHORT)
+    seen = tree.candidates(0)
+    codes = seen.ranked(4)
+    thumbs = [np.zeros((8, 8, 3), np.uint8)] * 4
+    rows = np.asarray(candidate_list(seen, codes, thumbs))[34:].reshape(4, 46, -1, 3)
+    blue = (rows == rgb(PALETTE[0])).all(-1).any((1, 2))
+    assert blue.tolist() == (~seen.cut[codes]).tolist() and 0 < blue.sum() < 4
+
+
+def test_pictures_with_frames(pipes):
+    tree = tree_of(pipes("tiny-randar"), **SHORT)
+    first, plot = tree.now, Plot((8, 8), 128)
+    cell = int(first.when.argmin())
+    run = tree.branch(cell, likely(tree, cell))
+    plain, dotted = token_map(run, plot, 0), token_map(run, plot, 0, first)
+    moved = (np.asarray(plain) != np.asarray(dotted)).any(-1).reshape(8, 16, 8, 16).any((1, 3)).ravel()
+    assert (torch.from_numpy(moved) == run.differs(first))[[k for k in range(64) if k not in (0, cell)]].all()
+    orange = (np.asarray(plain) == rgb(PALETTE[1])).all(-1).reshape(8, 16, 8, 16).any((1, 3)).ravel()
+    assert orange.nonzero()[0].tolist() == [cell]
+    assert Plot((3, 5), 100).cut(np.zeros((30, 50, 3), np.uint8), 14).shape == (20, 20, 3)
+
+
+def test_a_given_cell_has_no_candidates_to_show(pipes):
+    pipe = pipes("tiny-randar")
+    known = torch.zeros(1, 64, dtype=torch.bool)
+    known[:, :8] = True
+    live = small(pipe, given=(pipe.codes("star", seed=9), known))
+    live.look(3)
+    assert "was given" in live.text.value and all(row.disabled for row in live.rows)
+    live.rows[0].click()
+    assert len(live.tree.all) == 1
+
+
+def test_a_candidate_belongs_to_the_list_on_show(pipes):
+    "A cell is clicked, and a row before its list is there: the row's code goes into the cell whose list it stands in."
+    live = small(pipes("tiny-randar"))
+    old, row = live.cell, other_row(live)
+    code = live._codes[row]
+
+    async def hand():
+        live.on_tokens[0 if old else 1].click()
+        live.rows[row].click()
+        await live._grower._task
+        await live._drawer._task
+        stale = other_row(live)
+        live.undo.click()
+        live.rows[stale].click()
+        await live._drawer._task
+
+    asyncio.run(hand())
+    assert [[(f.cell, f.code) for f in run] for run in live.tree.all] == [[], [(old, code)]]
+    assert live.tree.now.forced == () and not live.redo.disabled

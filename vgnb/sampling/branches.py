@@ -240,7 +240,9 @@ def _run(self:Branching, forced:tuple[Forced, ...], parent:Branch|None) -> Itera
         yield step
     check(step is not None, "given known", f"all {n} cells", "must leave some to be drawn")
     known = self.all.get(forced)
-    run = Branch(step.canvas[0].cpu(), step.when[0].cpu(), confidence.cpu(), step.clock.steps, forced, parent)
+    codes, last = step.canvas[0], step.canvas.new_tensor(self.sampler.generator.vocab) - 1
+    if self.sampler.compat: codes = torch.minimum(codes, last)          # what a special code that was drawn becomes
+    run = Branch(codes.cpu(), step.when[0].cpu(), confidence.cpu(), step.clock.steps, forced, parent)
     if known is None: known = self.all[forced] = run
     known.said = witness.steps
     self.all[forced] = self.all.pop(forced)                       # the last one used is the last to go
