@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -88,6 +89,14 @@ live = pipe.play("heart")
 live
 """
 
+BRANCH = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-randar")
+live = pipe.branch("heart", seed=1)
+live
+"""
+
 
 def _free_port() -> int:
     with socket.socket() as s:
@@ -134,7 +143,8 @@ def lab(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("lab")
     root = tmp / "root"
     root.mkdir()
-    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY])):
+    for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY]),
+                        ("branch", [BRANCH])):
         (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     with started(tmp, root) as address: yield address
 
@@ -363,3 +373,42 @@ def test_play(chromium, lab, tmp_path):
         changed(page, picture)
         output.screenshot(path=tmp_path / "play.png")
         assert (tmp_path / "play.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_branch(chromium, lab, tmp_path):
+    "A cell is clicked on the map and in the picture, another code forced, undone, redone; the arrow keys move."
+    with opened(lab, chromium, "branch") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("step 22 of 22")
+        picture, tokens = shown(page, 0), shown(page, 1)
+
+        output.locator('button[title="cell 2,7"]').click()                  # one that is drawn in the first step
+        says("cell 2,7 · step 1 of 22")
+        framed, tokens = changed(page, picture), changed(page, tokens, 1)
+        code = re.search(r"code (\d+) at", output.inner_text())[1]
+        rows = output.locator('button[title^="force code"]')
+        titles = rows.evaluate_all("es => es.map(e => e.title)")
+        assert len(titles) == 8 and f"force code {code}" in titles
+        chosen = next(title for title in titles if title != f"force code {code}")
+        output.locator(f'button[title="{chosen}"]').click()
+        says(f"forced: the noise chose {code}")
+        forced = changed(page, framed)
+        output.screenshot(path=tmp_path / "branch.png")
+        assert (tmp_path / "branch.png").stat().st_size > 20_000
+
+        undo, redo = (output.get_by_role("button", name=word) for word in ("undo", "redo"))
+        undo.click()
+        assert changed(page, forced) == framed and undo.is_disabled()       # the same picture, to the bit
+        redo.click()
+        assert changed(page, framed) == forced and redo.is_disabled()
+
+        output.locator('button[title="cell 5,1, in the picture"]').click()
+        says("cell 5,1")
+        output.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        says("cell 6,1")
+        output.locator(".noUi-handle").nth(1).focus()
+        page.keyboard.press("ArrowLeft")
+        says("cell 6,0")

@@ -47,6 +47,7 @@ from .places import locked_file
 from .precision import check_precision
 from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
+from .sampling.branches import Branching
 from .sampling.extrapolation import Extrapolate
 from .sampling.origins import Origin, given_note, running_on, save_samples_png, weights_hash, with_samples
 from .sampling.painting import Application, Painting, Request
@@ -87,6 +88,8 @@ class _Named:
     origin:Callable
     save:Callable
     play:Callable
+    tree:Callable
+    branch:Callable
     to:Callable
     save_pretrained:Callable
 
@@ -771,6 +774,32 @@ def play(self:Pipeline,
     "Controls for class, seed, order, steps, guidance ..., and the picture that follows them; needs a notebook."
     views = importlib.import_module("vgnb.views.play")       # stands above this room
     return views.LiveSampler(self, label, **kwargs)
+
+# %% ../nbs/710_pipeline.ipynb #38a83e39
+@patch
+@delegates(spelled)
+def tree(self:Pipeline,
+    label=None,      # a class by name or number; None without text = no class
+    *, text=None, mask=None,    # features (1, t, d) of a caption instead
+    seed:int=0,
+    id:int=0,        # the sample's number
+    given=None,      # as `Pipeline.codes` takes it
+    **kwargs,
+) -> Branching:
+    "One sample and what it might have been: candidates of its cells, other codes in their place, undo."
+    _check_names(Pipeline.tree, kwargs)
+    sampler = self.sampler(**{"min_rows": 1} | kwargs)
+    how = dict(grid=self.grid, id=id, given=self._given(given), cast=self._cast)
+    return Branching(sampler, self.condition(label, text, mask), Keyed(seed), **how)
+
+@patch
+def branch(self:Pipeline,
+    label=None,      # as `Pipeline.tree` takes it
+    **kwargs,        # as `vgnb.views.branch.LiveBranches`
+):
+    "A sample whose cells can be touched: their candidates, another code, the rest drawn again; needs a notebook."
+    views = importlib.import_module("vgnb.views.branch")     # stands above this room
+    return views.LiveBranches(self, label, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch

@@ -83,10 +83,15 @@ class Pick:
         "What the logits are divided by in this step, or in each of its columns."
         return as_ramp(self.temperature)(clock)
 
+    def kept(self, logits:Tensor, clock:Clock) -> Tensor:
+        "What is drawn from: logits (b, k, V) after temperature and filters, -inf = cut."
+        temperature = per_column(self.divisor(clock), logits)                  # a number, or (k, 1)
+        return filtered(logits, temperature, self.top_k, self.top_p)
+
     def __call__(self, logits:Tensor, clock:Clock, draws, at:At) -> tuple[Tensor, Tensor]:
         "Logits (b, k, V) -> tokens (b, k) int64 and their probabilities (b, k)."
-        temperature = per_column(self.divisor(clock), logits)                  # a number, or (k, 1)
-        kept = filtered(logits, temperature, self.top_k, self.top_p)
+        kept = self.kept(logits, clock)
+        temperature = per_column(self.divisor(clock), logits)
         if torch.is_tensor(temperature) and not self.greedy:
             tokens = torch.where(temperature[:, 0] == 0, kept.argmax(-1), draws.categorical("token", at, kept))
         elif self.greedy or temperature == 0: tokens = kept.argmax(-1)
@@ -94,6 +99,7 @@ class Pick:
         log_probability = kept.gather(-1, tokens[..., None])[..., 0] - log_total(kept)
         return tokens, log_probability.exp()
 
+# %% ../../nbs/sampling/410_pick.ipynb #0e228d46
 @dataclass(frozen=True)
 class HaltonPick(Pick):
     "Halton-MaskGIT's: a sharpness that may move along the run multiplies the logits (sm_temp, temp_pow, temp_warmup)."
