@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'Linear', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates', 'DropPath',
            'rotary_angles', 'rotary_table', 'rotary_1d', 'grid_angles', 'rotary_2d', 'zero_prefix', 'rotate',
-           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'check_kv_heads', 'Attention', 'Portions',
+           'causal_mask', 'additive', 'Past', 'Cache', 'attend', 'check_kv_heads', 'Attention', 'Portions', 'compiled',
            'TransformerBlock', 'Blocks', 'dropped', 'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate',
            'Modulation', 'AdaBlock', 'init_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
+import contextlib
 import math
+import weakref
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -265,7 +267,7 @@ def attend(
     "Scaled dot-product attention."
     causal = isinstance(mask, str)
     if causal: mask = None
-    kw = dict(is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    kw = dict(is_causal=causal, enable_gqa=bool(q.shape[1] != k.shape[1]))     # a compiler may know only a symbol
 
     # In half precision on a CPU the backward pass is several times slower than in fp32.
     slow = q.device.type == "cpu" and q.dtype != torch.float32 and q.requires_grad
@@ -334,6 +336,30 @@ class Portions(nn.ModuleList):
     ):
         super().__init__(blocks)
         self.apart, self.methods = apart, methods
+
+# %% ../nbs/200_layers.ipynb #20d2b46f
+_COMPILED = weakref.WeakKeyDictionary()    # block -> {backend: its compiled call}
+
+def _compiled_call(block:nn.Module, backend:str):
+    "A block's call, compiled once for all shapes."
+    calls = _COMPILED.setdefault(block, {})
+    if backend not in calls: calls[backend] = torch.compile(block._call_impl, backend=backend, dynamic=True)
+    return calls[backend]
+
+@contextlib.contextmanager
+def compiled(
+    model:nn.Module,
+    backend:str|None,    # of torch.compile: "inductor", or "eager", which only traces; None = as they are
+):
+    "The blocks of all `Portions` of a model run compiled, whatever their batch and length; afterwards as before."
+    parts = (m for m in model.modules() if isinstance(m, Portions)) if backend else ()
+    blocks = [block for part in parts for block in part]
+    before = [block._compiled_call_impl for block in blocks]
+    try:
+        for block in blocks: block._compiled_call_impl = _compiled_call(block, backend)
+        yield
+    finally:
+        for block, call in zip(blocks, before): block._compiled_call_impl = call
 
 # %% ../nbs/200_layers.ipynb #b6ab4c1a
 class TransformerBlock(nn.Module):

@@ -6,6 +6,7 @@
 __all__ = ['Step', 'micro_batches', 'computed_rows', 'Sampler']
 
 # %% ../../nbs/sampling/420_sampler.ipynb #ac9c4511
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +22,7 @@ from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
 from ..glance import first_line, glance, own_fields
 from ..kinds import called
+from ..layers import compiled
 from ..precision import arithmetic, check_precision
 from ..progress import Progress
 from ..rows import gather_rows, padded
@@ -96,6 +98,7 @@ class Sampler:
     compat: Literal["upstream"]|None = None
     min_rows: int|None = None              # of the smallest micro-batch, see `computed_rows`; None = rows
     precision: str|None = None             # of `PRECISIONS`; None = as whoever calls has it
+    compile: str|None = None               # backend of torch.compile for the generator's blocks; None = as they are
 
     def __post_init__(self):
         check_int("steps", self.steps, 1)
@@ -333,11 +336,17 @@ def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None, clock:
 
 # %% ../../nbs/sampling/420_sampler.ipynb #2b714a97
 @patch
+@contextlib.contextmanager
+def _passes(self:Sampler, device):
+    "The generator's passes: in the sampler's precision, compiled if that is asked for."
+    with arithmetic(device, self.precision), compiled(self.generator, self.compile): yield
+
+@patch
 def _computed(self:Sampler, run:_Run) -> Iterator[Step]:
     "The steps in the sampler's precision; whoever looks at them is not."
     steps = self._steps(run)
     while True:
-        with arithmetic(run.ids.device, self.precision): step = next(steps, None)
+        with self._passes(run.ids.device): step = next(steps, None)
         if step is None: return
         yield step
 
@@ -425,7 +434,7 @@ def _stream(self:Sampler,
         index = torch.tensor(rows, device=ids.device)
         full = padded(index, computed_rows(len(rows), self.rows, self.min_rows))
         part = None if given is None else tuple(t[full] for t in given)
-        with arithmetic(ids.device, self.precision):
+        with self._passes(ids.device):
             run = self._start(cond.rows(full), ids[full], draws, part, grid, keep)
         as_asked = tuple(run.counts) == groups[rows[0]]
         who = type(self.order).__name__
@@ -473,9 +482,9 @@ def led(self:Sampler,
 ) -> Iterator[Tensor]:
     "The tokens (b, k, L) that this sampler draws where the other did, before it is told what the other one drew."
     self.check_request(cond, ids, grid, given, draws=draws)
-    with arithmetic(ids.device, self.precision): run = self._start(cond, ids, draws, given, grid, ())
+    with self._passes(ids.device): run = self._start(cond, ids, draws, given, grid, ())
     for step in steps:
-        with arithmetic(ids.device, self.precision): tokens, _, _ = self._decide(run, step.positions, step.clock)
+        with self._passes(ids.device): tokens, _, _ = self._decide(run, step.positions, step.clock)
         self.generator.accept(run.state, step.positions, step.tokens)
         run.write(step.clock.step, step.positions, step.tokens)
         yield tokens

@@ -54,6 +54,7 @@ class Sampling:
     compat: Literal["upstream"]|None = None         # with the published code's faults
     min_rows: int = 4                               # of the smallest: fewer samples are filled up
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"    # of both networks' passes; weights stay fp32
+    compile: bool = False                           # the generator's blocks; compiled code gives other low bits
 
     def __post_init__(self):
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
@@ -66,6 +67,7 @@ class Sampling:
         check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
         check_precision(self.precision)
+        check(isinstance(self.compile, bool), "compile", self.compile, "must be True or False")
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
 
@@ -75,7 +77,8 @@ class Sampling:
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
-        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows, self.precision)
+        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows, self.precision,
+                       "inductor" if self.compile else None)
 
 # %% ../../nbs/sampling/430_settings.ipynb #460afab9
 _OF_PICKS = ("temperature", "top_k", "top_p")
@@ -93,6 +96,7 @@ def spelled(
     compat:str|None=None,            # "upstream": with the published code's faults
     min_rows:int|None=None,          # of the smallest micro-batch
     precision:str|None=None,         # fp32, tf32, bf16 or fp16, see `vgnb.precision`
+    compile:bool|None=None,          # the generator's blocks, by torch.compile
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."
     return {name: value for name, value in locals().items() if value is not None}
