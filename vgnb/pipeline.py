@@ -90,6 +90,7 @@ class _Named:
     play:Callable
     tree:Callable
     branch:Callable
+    compare:Callable
     to:Callable
     save_pretrained:Callable
 
@@ -789,7 +790,7 @@ def tree(self:Pipeline,
     "One sample and what it might have been: candidates of its cells, other codes in their place, undo."
     _check_names(Pipeline.tree, kwargs)
     sampler = self.sampler(**{"min_rows": 1} | kwargs)
-    how = dict(grid=self.grid, id=id, given=self._given(given), cast=self._cast)
+    how = dict(grid=self.grid, id=id, given=self._given(given))
     return Branching(sampler, self.condition(label, text, mask), Keyed(seed), **how)
 
 @patch
@@ -800,6 +801,17 @@ def branch(self:Pipeline,
     "A sample whose cells can be touched: their candidates, another code, the rest drawn again; needs a notebook."
     views = importlib.import_module("vgnb.views.branch")     # stands above this room
     return views.LiveBranches(self, label, **kwargs)
+
+@patch
+def compare(self:Pipeline,
+    label=None,                 # as `Pipeline.play` takes it
+    left:dict|None=None,        # settings of each side, as `Pipeline.sample` takes them; None = the pipeline's
+    right:dict|None=None,
+    **kwargs,                   # as `vgnb.views.compare.LivePair`
+):
+    "Two settings side by side on the same noise, and runs that are pinned; needs a notebook."
+    views = importlib.import_module("vgnb.views.compare")    # stands above this room
+    return views.LivePair(self, label, left, right, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch
