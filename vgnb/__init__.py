@@ -16,7 +16,7 @@ What there is:
     from_pretrained, Pipeline   a model in a folder: sample, stream, edit, outpaint, morph, extrapolate
     shipped                     the models that come along, by name
     reopen                      what made a PNG of ours: model, settings, samples; renders it again
-    zoo                         published files: vgnb.zoo.load_published(...)
+    zoo                         published models: vgnb.zoo.table(), vgnb.zoo.load_published("VQ-16")
     open_images                 pictures from folders, tars, shards, data sets
     play                        a pipeline's controls, and the picture that follows them
     SamplingPlayer              the steps of one run

@@ -60,6 +60,7 @@ from .shipped import FORMAT, check_role, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures, plan_of
 from .tokenizers.tokenizer import Tokenizer
 from .upright import ORIENTATIONS, as_rgb
+from .zoo import Known, checkpoint, checkpoints, load_published
 
 # %% ../nbs/710_pipeline.ipynb #e3c99a3b
 class _Named:
@@ -874,7 +875,8 @@ def find_pretrained(where:str|Path) -> Path:
 
     names = ", ".join(shipped())
     is_repository = isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
-    allowed = f"must be a folder written by save_pretrained, one of {names}, or a hub repository owner/name"
+    allowed = f"must be a folder written by save_pretrained, one of {names}, the name of a published generator " \
+              "(vgnb.zoo.table()), or a hub repository owner/name"
     check(is_repository, "where", where, allowed + _advice(folder), Missing)
     return find_pretrained(_fetched(where))
 
@@ -891,8 +893,21 @@ def _fetched(repository:str) -> Path:
         failed = f"is no folder here, and as a hub repository it could not be fetched ({type(e).__name__})"
         raise Missing("where", repository, failed + _advice(Path(repository))) from None
 
+# %% ../nbs/710_pipeline.ipynb #74f4d4a7
+def _named(where) -> Known|None:
+    "The published file that is meant, where it is neither a folder nor a shipped model."
+    return checkpoint(where) if isinstance(where, str) and where not in shipped() else None
+
+def _published_pipeline(name:str, mixed:bool) -> Pipeline:
+    "A published generator with the tokenizer whose codes it writes and its authors' sampler."
+    known = checkpoints()[name]
+    alone = f"names a published {known.family.role}: vgnb.zoo.load_published({name!r}) loads it"
+    check(known.file.codes, "where", name, f"{alone}; a pipeline needs a generator", Mismatch)
+    tokenizer, generator = (load_published(part) for part in (known.file.codes, name))
+    return Pipeline(tokenizer, generator, known.sampling, mixed=mixed)
+
 def from_pretrained(
-    where:str|Path,      # a folder of `save_pretrained`, a shipped model ("tiny-randar"), or a hub's owner/name
+    where:str|Path,      # a folder of `save_pretrained`, a shipped or published model's name, or a hub's owner/name
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
@@ -901,6 +916,11 @@ def from_pretrained(
     "Load a pipeline. Errors: a place, a device or a precision that is none; parts that are not the saved ones."
     _check_device(device)
     if precision is not None: check_precision(precision, device)
+    if _named(where):
+        pipe = _published_pipeline(where, mixed).to(device)
+        pipe.where = where
+        pipe.sampling = pipe.sampling.changed(precision=precision)
+        return pipe
     folder = find_pretrained(where)
     card = read_card(folder)
     def part(name):
@@ -926,7 +946,7 @@ def named_pipeline(
 ) -> str:
     "The pipeline that a command names, or \"\"; behind options that only its own parts know it must lie here."
     if seen in words: return seen
-    def is_here(word): return word in shipped() or (Path(word) / "pipeline.json").is_file()
+    def is_here(word): return word in shipped() or (Path(word) / "pipeline.json").is_file() or bool(_named(word))
     def is_value(before): return before in ("--tokenizer", "--generator")
     free = [word for before, word in zip(["", *words], words) if not word.startswith("-") and not is_value(before)]
     return next(filter(is_here, free), "")
@@ -935,6 +955,7 @@ def saved_sampling(
     where:str,   # as `from_pretrained` takes it, or "": there is none
 ) -> Sampling:
     "The settings of a pipeline that a command names: the defaults of its options."
+    if _named(where): return _named(where).sampling
     try: return read_card(find_pretrained(where))["sampling"] if where else Sampling()
     except BadInput as e:
         raise type(e)("pipeline" if e.argument == "where" else e.argument, e.value, e.allowed) from None
@@ -943,6 +964,7 @@ def saved_levels(
     where:str,   # as `saved_sampling` takes it
 ) -> int:
     "Code levels of a pipeline that a command names; 0 where that can't be told yet."
+    if _named(where): return len(getattr(_named(where).config, "levels", (None,)))
     try:
         folder = find_pretrained(where) if where else None
         config = read_config(folder / read_card(folder).get("generator", "generator"))["config"] if folder else None

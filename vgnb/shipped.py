@@ -22,7 +22,7 @@ from .kinds import kind_of, to_json
 from .saved import learnt_from, load_model, read_config, save_model
 from .tensor_files import weight_files
 from .tokenizers.tokenizer import Tokenizer
-from .zoo import load_published
+from .zoo import checkpoint, load_published
 
 # %% ../nbs/705_shipped.ipynb #c772456b
 def shipped_root() -> Path:
@@ -56,7 +56,8 @@ def part_folder(
     "The folder of a tokenizer or a generator. Errors: `Missing` says what `where` can be."
     argument, folder = argument or role, Path(where)
     if not folder.exists() and str(where) in shipped(): folder = shipped_folder(str(where))
-    allowed = "must be the folder of a saved model, of a run or of a pipeline, a published file, or one of the shipped "
+    allowed = "must be the folder of a saved model, of a run or of a pipeline, a published file or its name " \
+              "(vgnb.zoo.table()), or one of the shipped "
     names = ", ".join(shipped()) + hint_at(where, shipped())
     check(folder.exists(), argument, folder, allowed + names, Missing)
 
@@ -80,7 +81,7 @@ def check_role(
     check(isinstance(model, _ROLES[role]), argument, Path(where), f"holds a {kind}, which is no {role}", Mismatch)
 
 def open_part(
-    where:str|Path,          # as `part_folder` takes it; or a published file
+    where:str|Path,          # as `part_folder` takes it; or a published file, or its name in `vgnb.zoo.table()`
     role:Literal["tokenizer", "generator"],
     argument:str="",         # what the caller calls it; default: the role
     *, system:str|None=None, # whose published file it is, where its name doesn't tell
@@ -89,7 +90,8 @@ def open_part(
 ) -> nn.Module:              # in eval mode
     "A tokenizer or a generator, wherever it lies. Errors: no such place; another model."
     argument = argument or role
-    if weight_files(where): model = load_published(where, system=system)
+    is_file = weight_files(where) or (str(where) not in shipped() and checkpoint(where))
+    if is_file: model = load_published(where, system=system)
     else: model = load_model(part_folder(where, role, argument), ema=ema)
     check_role(model, role, argument, where)
     return model.to(device)

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core import BadInput, Mismatch, Missing, check, check_int, digest_file
+from ..core import BadInput, Mismatch, Missing, check, check_int, digest_file, get_settings
+from ..downloads import Remote, remotes
 from ..families import Family, register
 from ..kinds import OpenRegistry
 from ..names import Ignore, NameTable, Recreate, Rename
@@ -115,8 +116,15 @@ def fidelity(
     return importlib.import_module(f"torch_fidelity.{part}" if part else "torch_fidelity")
 
 # %% ../../nbs/evaluation/610_features.ipynb #5f3ab174
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"      # torch-fidelity's; its name carries the hash's beginning
+_PORT = "https://github.com/toshas/torch-fidelity/releases"
+remotes["inception"] = (Remote(_INCEPTION, url=f"{_PORT}/download/v0.2.0/{_INCEPTION}", page=f"{_PORT}/tag/v0.2.0",
+                               hash="sha256:6726825d"),)
+
 def _published_inception(url:str) -> Path:
-    "The published weights in torch's cache, downloaded on first use."
+    "The published weights: from the folder of weights, or in torch's cache, downloaded on first use."
+    own = get_settings().paths.weights / _INCEPTION
+    if own.is_file(): return own
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core import BadItem, as_json, check, check_int, digest, load_card, save_card, sweep_aside, write_aside
 from ..data.shards import ShardWriter
+from ..downloads import Remote, remotes
 from .features import Extractor
 from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
 from ..places import locked_file
@@ -93,6 +94,11 @@ def _write_features(f, parts:Iterator[Tensor], rows:int, dims:int):
         f.write(np.ascontiguousarray(part.numpy().astype("<f4")).data)
         done += len(part)
     check(done == rows, "rows", rows, f"must be the number of features delivered, {done}")
+
+_BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
+_EVALUATIONS = "https://github.com/openai/guided-diffusion/tree/main/evaluations"
+remotes.update({name: (Remote(file, url=f"{_BATCHES}/{pixels}/{file}", page=_EVALUATIONS),) for name, pixels, file in (
+    ("reference-256", 256, "VIRTUAL_imagenet256_labeled.npz"), ("reference-512", 512, "VIRTUAL_imagenet512.npz"))})
 
 def save_reference(
     path:str|Path,                # .npz

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import check, check_choice, check_int
 from ..draws import At
-from ..families import Family, Published, counted, published_size, register
+from ..families import Checkpoint, Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, State, check_canvas, cross_entropy
 from vgnb.generators.joint_layers import (
     JointLayers,
@@ -205,10 +205,23 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     side = math.isqrt(state["pos_embed"].shape[1] - 1)
     return lpd_spec(replace(size, vocab=vocab, classes=classes, grid=(side, side), steps=()))
 
+# %% ../../nbs/generators/368_joint_queries.ipynb #55c1ef47
+_MEASURED = {     # model: steps, FID, IS, guidance scale at the end, repulsion, as the README and its scripts have them
+    "l-256": (32, 2.29, 282.7, 5.4, 2.0), "xl-256": (32, 1.92, 319.4, 5.0, 2.0), "xxl-256": (20, 2.00, 337.6, 5.9, 3.0),
+    "l-512": (48, 2.54, 292.2, 7.3, 4.0), "xl-512": (48, 2.10, 326.0, 6.0, 4.0)}
+
 def _published(name:str) -> Published:
-    "One of the five models."
-    file = f"lpd_{name.replace('-', '_')}"
-    return Published(f"LPD-{name}", lpd_spec(joint_query_presets[name]), (f"mit-han-lab/{file}: {file}.pth",))
+    "One of the five models; the authors' orders are stored ones of the same rule."
+    file, (steps, fid, score, scale, repulsion) = f"lpd_{name.replace('-', '_')}", _MEASURED[name]
+    guidance = {"kind": "guidance.cfg", "scale": scale, "start": 1.0, "by": "column"}
+    order = {"kind": "order.locality", "repulsion": repulsion}
+    pixels = name.partition("-")[2]
+    known = Checkpoint(
+        f"{file}.pth", hub=f"mit-han-lab/{file}", licence="MIT", result=f"FID {fid:.2f}, IS {score} (README: 50,000 "
+        f"samples, {pixels} px, {steps} steps, stored orders of repulsion {repulsion:g}, guidance growing to {scale})",
+        sampling={"order": order, "schedule": "lpd", "steps": steps, "guidance": guidance},
+        codes="VQ-16", recipe=f"lpd-{name}")
+    return Published(f"LPD-{name}", lpd_spec(joint_query_presets[name]), (known,))
 
 LPD = register(Family(
     kind="joint-queries", config=JointQueryConfig, build=JointQueryTransformer, role="generator", system="lpd",

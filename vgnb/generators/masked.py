@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
-from ..families import Family, Published, counted, published_size, register
+from ..families import Checkpoint, Family, Published, counted, published_size, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -600,9 +600,28 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
         classes=len(state["cls_emb.weight"]) - 1,
         registers=len(state.get("reg_tokens.weight", ()))))
 
+# %% ../../nbs/generators/340_masked.ipynb #3d3c1255
+_MEASURED = {     # size and pixels: FID, IS, their guidance w (ours is 1 + w), as the README has them
+    ("tiny", 256): (10.2, 185, 1.5), ("small", 256): (6.40, 255, 1.0), ("base", 256): (4.17, 263, 0.7),
+    ("small", 384): (6.11, 241, 1.0), ("base", 384): (4.15, 257, 0.7), ("large", 384): (2.59, 281, 0.5)}
+_STEPS = {"order": "halton", "schedule": "halton", "steps": 32}
+
+def _checkpoint(size:str, pixels:int) -> Checkpoint:
+    "A published file; the warm-up of the temperature is the launch scripts'."
+    fid, score, w = _MEASURED[size, pixels]
+    return Checkpoint(
+        f"ImageNet_{pixels}_{size}.pth", hub="llvictorll/Halton-Maskgit", licence="MIT",
+        result=f"FID {fid}, IS {score} (README: samples of {pixels} px, 32 steps in Halton order, w {w})",
+        sampling=_STEPS | {"guidance": 1 + w, "picks": [{"kind": "pick.halton", "warmup": 1}]},
+        codes="VQ-16", recipe=f"halton-{size}-{pixels}")
+
+_PGM_MASKGIT = Checkpoint(
+    "maskgit_100epochs.ckpt", hub="jdeschena/pgm", sampling=_STEPS, codes="VQ-8", recipe="pgm-maskgit",
+    result="FID 5.35 (the paper's abstract: 256 px, Halton order; steps and guidance not stated)")
+
 def _published(size:str, pixels:int) -> Published:
     "One of Halton-MaskGIT's sizes; the largest was never published."
-    files = () if size == "xlarge" else (f"llvictorll/Halton-Maskgit: ImageNet_{pixels}_{size}.pth",)
+    files = () if size == "xlarge" else (_checkpoint(size, pixels),)
     side = pixels // 16
     return Published(f"Halton-{size}-{pixels}", halton_spec(replace(masked_presets[size], grid=(side, side))), files)
 
@@ -616,4 +635,4 @@ HALTON = register(Family(
     classes=("Network.transformer.Transformer",),
     also=("pgm",),
     published=(*(_published(*size) for size in _SIZES),
-               Published("PGM-MaskGIT", _BASELINE, ("jdeschena/pgm: maskgit_100epochs.ckpt",), system="pgm"))))
+               Published("PGM-MaskGIT", _BASELINE, (_PGM_MASKGIT,), system="pgm"))))

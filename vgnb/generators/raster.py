@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_bool, check_choice, check_float, check_int, named_as
 from ..draws import At, seeded_generator
-from ..families import Family, Published, check_words, counted, or_none, published_size, register
+from ..families import Checkpoint, Family, Published, check_words, counted, or_none, published_size, register
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -646,18 +646,44 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
 
 # %% ../../nbs/generators/320_raster.ipynb #f72f37f6
 _HUB, _T2I_HUB = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
-_FILES = {     # size: published files; the other sizes are only described
-    "B": ("c2i_B_256.pt", "c2i_B_384.pt"),
-    "L": ("c2i_L_256.pt", "c2i_L_384.pt"),
-    "XL": ("c2i_XL_384.pt",),
-    "XXL": ("c2i_XXL_384.pt",),
-    "3B": ("c2i_3B_384.pt",)}
+_FILES = {     # size: pixels, FID and guidance scale of its published files; the other sizes are only described
+    "B": ((256, 5.46, 2.0), (384, 6.09, 2.0)),
+    "L": ((256, 3.80, 2.0), (384, 3.07, 2.0)),
+    "XL": ((384, 2.62, 1.75),),
+    "XXL": ((384, 2.34, 1.75),),
+    "3B": ((384, 2.18, 1.65),)}
 _T2I_SPEC = {"model": "GPT-XL", "model_type": "t2i", "cls_token_num": 120}
-_T2I_FILES = (f"{_T2I_HUB}: t2i_XL_stage1_256.pt", f"{_T2I_HUB}: t2i_XL_stage2_512.pt")
+_SMALLER = ("B", "L")    # whose recipes are of 16x16 codes
 
+def _checkpoint(size:str, pixels:int, fid:float, scale:float) -> Checkpoint:
+    "A published file of LlamaGen's, as its README has it."
+    larger = " --model.grid 24 24" if pixels == 384 and size in _SMALLER else ""
+    resized = " samples of 384 px at 256" if pixels == 384 else " samples, 256 px"
+    return Checkpoint(
+        f"c2i_{size}_{pixels}.pt", hub=_HUB, licence="MIT", name=f"GPT-{size}-{pixels}",
+        result=f"FID {fid:.2f} (README: 50,000{resized}, guidance {scale}, no top-k or top-p)",
+        sampling={"order": "raster", "schedule": "one-by-one", "guidance": scale},
+        codes="VQ-16", recipe=f"gpt-{size.lower()}{larger}", spec={"block_size": (pixels // 16) ** 2})
+
+def _captioned(file:str, pixels:int) -> Checkpoint:
+    "A published file of its text-conditional model; no measurement and no settings are stated."
+    return Checkpoint(f"{file}.pt", hub=_T2I_HUB, licence="MIT", name=f"GPT-XL-t2i-{pixels}", codes="VQ-16-t2i",
+                      recipe="gpt-xl-t2i" + " --model.grid 32 32" * (pixels == 512),
+                      spec={"block_size": (pixels // 16) ** 2})
+
+def _dar_checkpoint(size:str, result:str, sampling:dict) -> Checkpoint:
+    "A published file of D-AR's, as its README has it."
+    return Checkpoint(f"D-AR-{size}-360K.pt", hub="showlab/D-AR", licence="MIT", result=result, sampling=sampling,
+                      codes="D-AR-tokenizer", recipe=f"dar-{size.lower()}")
+
+_T2I_FILES = (_captioned("t2i_XL_stage1_256", 256), _captioned("t2i_XL_stage2_512", 512))
+_DAR_L = {"order": "raster", "schedule": "one-by-one",
+          "guidance": {"kind": "guidance.cfg", "scale": 8.0, "start": 1.2, "by": "cell"}}
+
+# %% ../../nbs/generators/320_raster.ipynb #8216045b
 def _published(size:str) -> Published:
     "One of LlamaGen's class-conditional sizes."
-    files = tuple(f"{_HUB}: {file}" for file in _FILES.get(size, ()))
+    files = tuple(_checkpoint(size, *file) for file in _FILES.get(size, ()))
     return Published(f"GPT-{size}", {"model": f"GPT-{size}"}, files)
 
 def _reads(spec:dict) -> bool:
@@ -680,5 +706,8 @@ DAR_GPT = register(Family(
     reads=_reads, recognise=recognise_gpt,
     owns=lambda c: c.rope == "sequence" and not c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt.Transformer",),
-    published=(Published("D-AR-L", {"model": "GPT-L"}, ("showlab/D-AR: D-AR-L-360K.pt",)),
-               Published("D-AR-XL", {"model": "GPT-XL"}, ("showlab/D-AR: D-AR-XL-360K.pt",)))))
+    published=(
+        Published("D-AR-L", {"model": "GPT-L"}, (_dar_checkpoint(
+            "L", "FID 2.44, IS 262.9 (README: 50,000 samples, 256 px, guidance from 1.2 to 8.0)", _DAR_L),)),
+        Published("D-AR-XL", {"model": "GPT-XL"}, (_dar_checkpoint(
+            "XL", "FID 2.09, IS 298.4 (README: 50,000 samples, 256 px, settings not stated)", {}),)))))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At
-from ..families import Family, Published, counted, published_size, register
+from ..families import Checkpoint, Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Prediction, cross_entropy
 from vgnb.generators.raster import (
     DecoderState,
@@ -61,11 +61,11 @@ class SemanticDetailConfig(RasterConfig):
 _NEAR = 12     # neighbours in the window, the cell itself left out
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #c89738d0
-_FILES = {     # size: published file; the other sizes are only described
-    "B": "IAR2-B.pth",
-    "L": "IAR2-L.pth",
-    "XL": "IAR2-XL.pt",
-    "XXL": "IAR2-XXL.pth"}
+_FILES = {     # size: published file, its FID; the other sizes are only described
+    "B": ("IAR2-B.pth", 4.80),
+    "L": ("IAR2-L.pth", 2.76),
+    "XL": ("IAR2-XL.pt", 2.10),
+    "XXL": ("IAR2-XXL.pth", 1.76)}
 _SIZES = ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")
 
 def _size(name:str) -> SemanticDetailConfig:
@@ -433,9 +433,18 @@ def recognise_iar2(state:dict[str, Tensor]) -> dict|None:
         "factorized_n_layer": counted(state, "factorized_blocks."),
         "num_classes": len(state["cls_embedding.embedding_table.weight"]) - 1}
 
+_EXAMPLE = {"order": "raster", "schedule": "one-by-one", "guidance": {"kind": "guidance.attended"}}
+
+def _checkpoint(size:str) -> Checkpoint:
+    "A published file, as the README has it; its settings are an example for the smallest size."
+    file, fid = _FILES[size]
+    return Checkpoint(
+        file, hub="JTUplayer/IAR2", sampling=_EXAMPLE if size == "B" else {}, codes="iar2-VQ-16",
+        result=f"FID {fid:.2f} (README: 50,000 samples of 384 px at 256)", recipe=f"iar2-{size.lower()}")
+
 def _published(size:str) -> Published:
     "One of IAR2's sizes."
-    files = (f"JTUplayer/IAR2: {_FILES[size]}",) if size in _FILES else ()
+    files = (_checkpoint(size),) if size in _FILES else ()
     spec = {"model": f"GPT-{size}", "block_size": 576, "factorized_n_layer": 5}
     return Published(f"IAR2-{size}", spec, files)
 

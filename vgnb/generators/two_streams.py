@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_bool, check_choice, check_int
 from ..draws import At, keyed_generator
-from ..families import Family, Published, counted, published_size, register
+from ..families import Checkpoint, Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
 from .random_order import RandomOrderTransformer
 from .raster import DecoderOnly, DecoderState, RasterConfig, llamagen_config, llamagen_spec
@@ -266,11 +266,25 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     size = published_size(two_stream_presets.values(), layers, dim)
     return arpg_spec(replace(size, vocab=codes, classes=len(state["embeddings.weight"]) - codes - 3))
 
-_FILES = {"L": "arpg_300m.pt", "XL": "arpg_700m.pt", "XXL": "arpg_1b.pt"}
+_FILES = {     # size: file, FID, IS, guidance scale at the end, as the README has them
+    "L": ("arpg_300m.pt", 2.44, 292, 4.5),
+    "XL": ("arpg_700m.pt", 2.10, 331, 6.0),
+    "XXL": ("arpg_1b.pt", 1.94, 340, 7.5)}
+
+def _published(size:str) -> Published:
+    "One of the three models."
+    name, fid, score, scale = _FILES[size]
+    guidance = {"kind": "guidance.cfg", "scale": scale, "start": 1.0, "by": "after"}
+    file = Checkpoint(
+        name, hub="hp-l33/ARPG", licence="MIT",
+        result=f"FID {fid:.2f}, IS {score} (README: 50,000 samples, 256 px, 64 steps, guidance growing to {scale})",
+        sampling={"order": "random", "schedule": "arpg-cosine", "steps": 64, "guidance": guidance},
+        codes="VQ-16", recipe=f"arpg-{size.lower()}")
+    return Published(f"ARPG-{size}", arpg_spec(two_stream_presets[size]), (file,))
+
 ARPG = register(Family(
     kind="two-streams", config=TwoStreamConfig, build=TwoStreamTransformer, role="generator", system="arpg",
     names=arpg_names, read=arpg_config, write=arpg_spec, recognise=_recognise,
     reads=lambda spec: str(spec.get("gpt_model", "")).startswith("ARPG"),
     owns=lambda c: c.zero_prefix and not c.class_everywhere and not c.turned_queries,
-    classes=("models.arpg.Transformer",), published=tuple(
-        Published(f"ARPG-{n}", arpg_spec(two_stream_presets[n]), (f"hp-l33/ARPG: {_FILES[n]}",)) for n in _SHAPES)))
+    classes=("models.arpg.Transformer",), published=tuple(map(_published, _SHAPES))))

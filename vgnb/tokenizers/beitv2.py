@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..families import Family, Published, record_reader, register
+from ..families import Checkpoint, Family, Published, record_reader, register
 from ..names import Bundle, Ignore, NameTable, Rename
 from .feature_tokenizer import VQKD, VQKDConfig
 from .vit_coder import beit_coder_names, beit_spec, beit_vit
@@ -52,9 +52,13 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     return {"encoder_config": beit_of(state, "encoder"), "decoder_config": beit_of(state, "decoder"),
             "n_embed": codes, "embed_dim": dim, "decoder_out_dim": len(state["decode_task_layer.2.weight"])}
 
+_RELEASE = "https://github.com/addf400/files/releases"
+
 def _published(name:str, depth:int, features:int) -> Published:
     spec = {"decoder_config": {"embed_dim": 768, "depth": depth, "num_heads": 12}, "decoder_out_dim": features}
-    return Published(f"beitv2-{name}", spec, (f"addf400/files, BEiT-v2: vqkd_encoder_base_decoder_{name}.pth",))
+    file = f"vqkd_encoder_base_decoder_{name}.pth"
+    known = Checkpoint(file, url=f"{_RELEASE}/download/BEiT-v2/{file}", page=f"{_RELEASE}/tag/BEiT-v2")
+    return Published(f"beitv2-{name}", spec, (known,))
 
 BEITV2 = register(Family(
     kind="vqkd", config=VQKDConfig, build=VQKD, role="tokenizer", system="beitv2", unpublished=("quantizer.usage.",),

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Missing, check, check_choice, check_int
+from ..downloads import Remote, remotes
 from ..families import Family, register
 from ..names import NameTable, Rename
 from ..tensor_files import read_state
@@ -76,6 +77,10 @@ def dinov2_names() -> NameTable:
         Rename("blocks.{i}.ls1.gamma", "blocks.{i}.scale1"),
         Rename("blocks.{i}.ls2.gamma", "blocks.{i}.scale2"))
 
+_RELEASE = "https://dl.fbaipublicfiles.com/dinov2"
+remotes["dinov2"] = (Remote("dinov2_vitb14_pretrain.pth", url=f"{_RELEASE}/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+                            page="https://github.com/facebookresearch/dinov2", licence="Apache-2.0"),)
+
 def load_dinov2(
     folder:str|Path|None,   # holds the file; None: a network as it begins, whose shapes alone matter
     name:str="vitb14",      # one of DINOV2S
@@ -87,7 +92,8 @@ def load_dinov2(
     folder = Path(folder)
     names = (f"dinov2_{name}.safetensors", f"dinov2_{name}_pretrain.pth")
     path = next((folder / n for n in names if (folder / n).is_file()), None)
-    remedy = f"put {' or '.join(names)} into {folder} (DINOv2's release), or train with repa=0"
+    release = "DINOv2's release; scripts/prepare.py dinov2 fetches ViT-B/14"
+    remedy = f"put {' or '.join(names)} into {folder} ({release}), or train with repa=0"
     check(path, "weights", folder / names[1], f"no DINOv2 weights: {remedy}", Missing)
     state = read_state(path, "weights")
     return dinov2_names().load_into(DinoV2(config, view), state, str(path)).eval()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core import Registry
-from ..families import Family, Published, register
+from ..families import Checkpoint, Family, Published, register
 from ..kinds import changed
 from ..names import NameTable, Rename
 from .quantizers import Revive, VectorConfig
@@ -72,6 +72,9 @@ def _owns(c:VQGANConfig) -> bool:
     stair = c.coder == "stair" and c.connectors == 1
     return stair and isinstance(q, SemanticDetailConfig) and q.semantic == _SEMANTIC and q.usage > 0
 
+_VQ_16 = Checkpoint("0485000.pt", hub="JTUplayer/IAR2", result="rFID 1.05 (README: ImageNet val, 256 px)",
+                    recipe="iar2-tokenizer-second")
+
 IAR2_VQ = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="iar2",
     names=iar2_vq_names, read=iar2_vq_config, write=iar2_vq_spec,
@@ -79,5 +82,5 @@ IAR2_VQ = register(Family(
     recognise=_recognise, owns=_owns,
     unpublished=("quantizer.semantic.updates.", "quantizer.detail.updates."),
     classes=(f"tokenizer.tokenizer_image.{_SECOND}.VQModel",),
-    published=(Published("iar2-VQ-16", {"model": f"VQ-16 ({_SECOND})"}, ("JTUplayer/IAR2: 0485000.pt",)),
+    published=(Published("iar2-VQ-16", {"model": f"VQ-16 ({_SECOND})"}, (_VQ_16,)),
                Published("iar2-VQ-8", {"model": f"VQ-8 ({_SECOND})"}))))

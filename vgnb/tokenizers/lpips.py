@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Missing, check, check_choice
+from ..downloads import Remote, remotes
 from ..families import Family, register
 from ..names import Fuse, Ignore, NameTable, Recreate, Rename
 from ..tensor_files import read_state
@@ -96,6 +97,12 @@ _FILES = (  # what, the names it may have, where it comes from
      "vgg.pth of the LPIPS repository, 7 kB"),
 )
 
+remotes["lpips"] = (      # torch's file names carry the first digits of their hash; the other's is taming's (util.py)
+    Remote("vgg16-397923af.pth", url="https://download.pytorch.org/models/vgg16-397923af.pth", hash="sha256:397923af"),
+    Remote("vgg.pth", url="https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1",
+           page="https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1",
+           hash="md5:d507d7349b931f0638a25a48a722f98a"))
+
 def load_lpips(
     folder:str|Path|None, # holds the two files; None: a network as it begins, whose shapes alone matter
     compat:Literal["upstream"]|None=None,
@@ -107,7 +114,7 @@ def load_lpips(
     state = {}
     for what, names, origin in _FILES:
         path = next((folder / n for n in names if (folder / n).is_file()), None)
-        remedy = f"put {' or '.join(names)} into {folder} ({origin}), or {instead}"
+        remedy = f"put {' or '.join(names)} into {folder} ({origin}; scripts/prepare.py lpips fetches it), or {instead}"
         check(path, "weights", folder / names[1], f"no {what}: {remedy}", Missing)
         state |= read_state(path, "weights")
     return vgg_names().load_into(LPIPS(compat), state, str(folder)).eval()

@@ -99,7 +99,7 @@ def entropy_loss(
     temperature:float=0.01,
     bound:int=_BOUND,       # largest number of distances held at once
 ) -> Tensor:
-    "Mean entropy of soft assignments minus entropy of their mean; gradients to both `z` and `table`."
+    "Mean entropy of soft assignments minus entropy of their mean; gradients to `z` and to the table."
     parts = z.split(max(1, bound // len(table)))
     walk = _soft if len(parts) == 1 else _soft_again
     sums = [walk(part, table, temperature) for part in parts]

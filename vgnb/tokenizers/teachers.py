@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import BadInput, Missing, Registry, check, check_choice, check_float, check_int, check_list
 from ..data.transforms import resize_bicubic
+from ..downloads import Remote, remotes
 from ..kinds import Kind, changed, kind_of, kinds, shelf, shelf_of
 from ..names import Bare, Fuse, Ignore, NameTable, Rename
 from ..saved import fill, load_model
@@ -245,6 +246,29 @@ _FILES = {   # teacher: (the names its file may have, where it comes from)
     "evaclip": (("eva02_clip_b_16.safetensors", "EVA02_CLIP_B_psz16_s8B.pt"), "EVA-CLIP's repository"),
 }
 
+# %% ../../nbs/tokenizers/272_teachers.ipynb #2163aa94
+def _of_torch(file:str) -> Remote:
+    "One of torchvision's, whose name carries the first digits of its hash."
+    digits = Path(file).stem.rpartition("-")[2]
+    return Remote(file, url=f"https://download.pytorch.org/models/{file}", hash=f"sha256:{digits}")
+
+_META = "https://dl.fbaipublicfiles.com"
+# the folder that it lies in is called by its hash
+_CLIP_HASH = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
+remotes.update({
+    "clip": (Remote("ViT-B-16.pt", url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_HASH}/ViT-B-16.pt",
+                    page="https://github.com/openai/CLIP", hash=f"sha256:{_CLIP_HASH}"),),
+    "dino": (Remote("dino_vitbase16_pretrain.pth", page="https://github.com/facebookresearch/dino",
+                    url=f"{_META}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"),),
+    "mae": (Remote("mae_pretrain_vit_base.pth", url=f"{_META}/mae/pretrain/mae_pretrain_vit_base.pth",
+                   page="https://github.com/facebookresearch/mae"),),
+    "vit": (_of_torch("vit_b_16-c867db91.pth"),),
+    "convnext": (_of_torch("convnext_base-6075fbad.pth"),),
+    "evaclip": (Remote("EVA02_CLIP_B_psz16_s8B.pt", hub="QuanSun/EVA-CLIP"),)})
+for _name in ("L-14", "H-14", "bigG-14"):
+    _file = _FILES[f"openclip-{_name}"][0][1]
+    remotes[f"openclip-{_name}"] = (Remote(_file, hub=f"laion/{Path(_file).parent}"),)
+
 def shipped_teacher() -> Path:
     "The folder of the teacher that comes with the package."
     return Path(str(resources.files("vgnb"))) / "weights" / "tiny" / "vqkd-teacher"
@@ -260,7 +284,7 @@ def load_teacher(
     if name == "shapes": return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
     folder, (names, origin) = Path(folder), _FILES[name]
     path = next((folder / n for n in names if (folder / n).is_file()), None)
-    remedy = f"put {' or '.join(names)} into {folder} ({origin})"
+    remedy = f"put {' or '.join(names)} into {folder} ({origin}; scripts/prepare.py {name} fetches it)"
     check(path, "weights", folder / names[-1], f"no weights of the teacher {name}: {remedy}", Missing)
     content = read_scripted(path, "weights") if is_scripted(path) else read_tensors(path, "weights")
     state = content.get("model", content) if isinstance(content, dict) else content

@@ -1,0 +1,172 @@
+"Published files by name: from the folder of weights, from the hub, and what is said where neither has them."
+import http.server
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+import vgnb
+from vgnb import families, shipped, zoo
+from vgnb.core import BadInput, Mismatch, Missing
+from vgnb.families import Checkpoint, Published
+from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer
+from vgnb.pipeline import saved_levels, saved_sampling
+from vgnb.sampling.guidance import CFG
+from vgnb.tokenizers.vqgan import LLAMAGEN_VQ, VQGAN, VQGANConfig
+from vgnb.training.recipes import recipe
+
+GPT = RasterConfig(2, 64, 2, ffn_multiple=32, vocab=32, grid=(2, 2), classes=5)
+VQ = VQGANConfig(replace(VQGANConfig().quantizer, codebook=32), width=32, z=32)
+NAMES = ("Toy-VQ", "Toy-GPT")
+
+
+def same(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.fixture
+def toys(monkeypatch, tmp_path):
+    "Two small published models of a system of their own, and their files in a folder that is not that of weights."
+    monkeypatch.setenv("VGNB_PATHS_WEIGHTS", str(tmp_path / "weights"))
+    families.families()              # all rooms have registered theirs before the list is copied
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
+    gpt_spec = LLAMAGEN_GPT.write(GPT)
+    gpt_file = Checkpoint("toy_gpt.pt", hub="toys/rows", codes="Toy-VQ", sampling={"guidance": 1.5},
+                          spec={"block_size": 4})
+    gpt = replace(LLAMAGEN_GPT, system="toys", also=(), published=(
+        Published("Toy-GPT", gpt_spec | {"block_size": 16}, (gpt_file,)),))
+    vq = replace(LLAMAGEN_VQ, system="toys", also=(), read=lambda spec, **kw: VQ, published=(
+        Published("Toy-VQ", {"model": "toy"}, (Checkpoint("toy_vq.pt", hub="toys/rows"),)),))
+    for family in (gpt, vq): families._FAMILIES["toys", family.kind] = family
+    models = {"toy_vq.pt": VQGAN(VQ), "toy_gpt.pt": RasterTransformer(GPT, seed=2)}
+    (tmp_path / "published").mkdir()
+    for name, model in models.items():
+        entries = zoo.export_published(model, system="toys")
+        torch.save({"model": entries}, tmp_path / "published" / name)
+    return tmp_path, models
+
+
+def test_a_name_loads_from_the_folder_of_weights(toys):
+    home, models = toys
+    (home / "published").rename(home / "weights")
+    assert same(zoo.load_published("Toy-GPT"), models["toy_gpt.pt"])
+    assert same(shipped.open_part("Toy-VQ", "tokenizer"), models["toy_vq.pt"])
+    pipe = vgnb.from_pretrained("Toy-GPT")
+    assert same(pipe.generator, models["toy_gpt.pt"]) and same(pipe.tokenizer, models["toy_vq.pt"])
+    assert pipe.where == "Toy-GPT" and pipe.sampling.guidance == CFG(1.5) and pipe.grid.shape == (2, 2)
+    assert pipe(3).shape == (1, 32, 32, 3)
+    assert saved_sampling("Toy-GPT") == pipe.sampling and saved_levels("Toy-GPT") == 1
+    with pytest.raises(Mismatch, match="where='Toy-VQ': names a published tokenizer: .*load_published"):
+        vgnb.from_pretrained("Toy-VQ")
+    with pytest.raises(Mismatch, match="generator=Toy-VQ: holds a vqgan, which is no generator"):
+        shipped.open_part("Toy-VQ", "generator")
+
+
+def test_a_file_of_that_name_comes_first(toys, monkeypatch):
+    home, models = toys
+    monkeypatch.chdir(home)
+    Path("Toy-GPT").mkdir()
+    assert zoo.checkpoint("Toy-GPT") is None and zoo.checkpoint("Toy-VQ").file.original == "toy_vq.pt"
+    with pytest.raises(Missing, match="has no pipeline.json"): vgnb.from_pretrained("Toy-GPT")
+
+
+def test_offline_one_line_says_what_to_put_where(toys):
+    home, _ = toys
+    place = home / "weights" / "toy_vq.pt"
+    with pytest.raises(Missing) as said: zoo.load_published("Toy-VQ")
+    assert "name='Toy-VQ': its file is not here: toy_vq.pt of https://huggingface.co/toys/rows ->" in str(said.value)
+    assert f"-> {place}; " in str(said.value) and "scripts/prepare.py Toy-VQ" in str(said.value)
+    with pytest.raises(BadInput, match="GPT-B-256"): zoo.checkpoint_file("GPT-B-257")
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    "As much of the hub as one file needs."
+    folder, asked = None, []
+    def log_message(self, *args): pass
+    def do_HEAD(self): self.answer(False)
+    def do_GET(self): self.answer(True)
+    def answer(self, body:bool):
+        self.asked.append((self.command, self.path))
+        file = self.folder / self.path.rsplit("/", 1)[-1]
+        if "/resolve/main/" not in self.path or not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.end_headers()
+            return
+        data = file.read_bytes()
+        self.send_response(200)
+        for name, value in {"ETag": f'"{len(data):040x}"', "X-Repo-Commit": "1" * 40}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body: self.wfile.write(data)
+
+
+@pytest.fixture
+def hub(toys, monkeypatch):
+    "The toys' files on a hub that is this process."
+    home, models = toys
+    Hub.folder, Hub.asked = home / "published", []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(home / "cache"))
+    yield home, models
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_name_loads_from_the_hub(hub, monkeypatch):
+    home, models = hub
+    pipe = vgnb.from_pretrained("Toy-GPT")
+    assert same(pipe.generator, models["toy_gpt.pt"]) and same(pipe.tokenizer, models["toy_vq.pt"])
+    assert {path for _, path in Hub.asked} == {f"/toys/rows/resolve/main/{name}" for name in models}
+    assert not (home / "weights").exists(), "the hub keeps its own copies"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert same(zoo.load_published("Toy-GPT"), models["toy_gpt.pt"]), "from the hub's own copies"
+
+
+def test_a_file_that_left_the_hub(hub):
+    home, _ = hub
+    (home / "published" / "toy_vq.pt").unlink()
+    with pytest.raises(Missing, match="is not on the hub"): zoo.load_published("Toy-VQ")
+
+
+def test_the_stated_is_consistent():
+    "Names, tokenizers, recipes and samplers of all published files fit one another."
+    known = zoo.checkpoints()
+    assert len(known) == 52 == sum(len(p.files) for _, p in zoo.published().values()), "each has a name of its own"
+    for name, k in known.items():
+        assert k.file.hub or k.file.page or k.file.url, name
+        assert bool(k.file.codes) == (k.family.role == "generator"), name
+        if k.file.size: assert k.system == "rar", "the only sizes that a source states"
+        assert not k.file.hash, "no source states one"
+        if k.file.codes:
+            codes = known[k.file.codes].config
+            vocab = getattr(codes.quantizer, "codebook", None) or (codes.quantizer.semantic, codes.quantizer.detail)
+            assert k.config.vocab == vocab, name
+        if not k.file.recipe or k.family.role != "generator": continue
+        word, _, more = k.file.recipe.partition(" --model.grid ")
+        grid = tuple(map(int, more.split())) or recipe(word).model.grid
+        assert grid == k.config.grid and recipe(word).model.dim == k.config.dim, name
+
+
+def test_the_table_tells_what_is_stated_and_what_is_not():
+    table = zoo.table()
+    assert len(table) == 52 and "RAR-XL" in table and table["RAR-XL"].system == "rar"
+    row = next(row for row in table.rows() if row["name"] == "RAR-XL")
+    assert (row["size"], row["licence"], row["codes"]) == ("3,822 MB", "Apache-2.0", "maskgit-vqgan-f16")
+    assert "FID 1.50" in row["result"] and "Ramped" in row["sampler"] and "temperature=1.02" in row["sampler"]
+    page = zoo.table(system="iar2")._repr_html_()
+    assert page.count("<tr>") == 6 and page.count("not stated") >= 10 and "&lt;" not in page
+    assert set(zoo.table(role="tokenizer")) < set(table)
+    assert {k.system for k in zoo.table("pgm").known.values()} == {"pgm"}
+    with pytest.raises(BadInput, match="system='rarr'"): zoo.table("rarr")
+    with pytest.raises(BadInput, match="role='painter'"): zoo.table(role="painter")
