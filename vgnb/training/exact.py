@@ -27,7 +27,7 @@ from .sharded import Sharding
 from .step import Micro, Stepper, TrainState, drop_gradients, seed_torch
 from .tasks import Phase, Task
 from .trackers import Meter
-from .tree_sums import Gradients, Node, TreeSum, add_gradients, grown, join_gradients
+from .tree_sums import Gradients, Node, TreeSum, add_gradients, join_gradients, with_node
 
 # %% ../../nbs/training/529_exact.ipynb #0b92764b
 class _Left(Exception):
@@ -132,14 +132,6 @@ class Copies:
         self.held[i] = self._there()
         self.learn[i] = [p.requires_grad for p in self.flags]
 
-    def take_gradients(self, i:int, params:list[nn.Parameter]) -> Gradients:
-        "What the backward pass of micro-batch i left for `params`, which forget it."
-        own = {id(old): new for old, new in zip(self.held[0], self.held[i])}
-        owners = [own.get(id(p), p) for p in params]
-        grads = [p.grad for p in owners]
-        drop_gradients(owners)
-        return grads
-
 # %% ../../nbs/training/529_exact.ipynb #a3ed7579
 @patch
 @torch.no_grad()
@@ -166,6 +158,15 @@ def check_alike(self:Copies, processes:Processes):
     found = min(strange, default=told) or "something"
     raise VgnbError(f"exact: {found} is not the same after every micro-batch: a forward pass must write what all have "
                     "told it through `sync`, into a buffer or a parameter of `written()`; or train without exact")
+
+@patch
+def take_gradients(self:Copies, i:int, params:list[nn.Parameter]) -> Gradients:
+    "What the backward pass of micro-batch i left for `params`, which forget it."
+    own = {id(old): new for old, new in zip(self.held[0], self.held[i])}
+    owners = [own.get(id(p), p) for p in params]
+    grads = [p.grad for p in owners]
+    drop_gradients(owners)
+    return grads
 
 # %% ../../nbs/training/529_exact.ipynb #06c61b0e
 class Turns:
@@ -223,14 +224,17 @@ class Turns:
         answer = getattr(self.tree, way)([turn.asks[1] for turn in turns])
         for turn in turns: turn.answer = answer.clone()
 
-    def _noise(self) -> list[Tensor]:
-        "Where torch's own generators are."
-        own = [torch.get_rng_state()]
-        return own if self.device.type == "cpu" else own + [getattr(torch, self.device.type).get_rng_state()]
+# %% ../../nbs/training/529_exact.ipynb #1d16f0f3
+@patch
+def _noise(self:Turns) -> list[Tensor]:
+    "Where torch's own generators are."
+    own = [torch.get_rng_state()]
+    return own if self.device.type == "cpu" else own + [getattr(torch, self.device.type).get_rng_state()]
 
-    def _set_noise(self, states:list[Tensor]):
-        torch.set_rng_state(states[0])
-        if len(states) > 1: getattr(torch, self.device.type).set_rng_state(states[1])
+@patch
+def _set_noise(self:Turns, states:list[Tensor]):
+    torch.set_rng_state(states[0])
+    if len(states) > 1: getattr(torch, self.device.type).set_rng_state(states[1])
 
 # %% ../../nbs/training/529_exact.ipynb #179e18ed
 class Meters:
@@ -311,7 +315,7 @@ def _backward(self:ExactStepper, phase:Phase, step:int, micros:list[Micro], carr
         bad += ~total.detach().isfinite()
         self.meter.each[i].add({"loss" if phase.name == "train" else f"{phase.name}.loss": total, **parts})
         own = self.copies.take_gradients(i, self.trained)
-        nodes = grown(nodes, Node(place, place + 1, own), self.tree.size, add_gradients)
+        nodes = with_node(nodes, Node(place, place + 1, own), self.tree.size, add_gradients)
 
     self.turns([partial(work, i) for i in range(len(micros))])
     self.copies.join_means(self.tree)

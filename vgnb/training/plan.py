@@ -330,7 +330,7 @@ def memory(
     way:str,           # how weights lie, see `Cluster.ways`
     pieces:int,        # processes that share a copy
     accumulate:int=1,  # micro-batches of a step
-    sums:int=0,        # of gradients that are held beside those being made, see `grown`
+    sums:int=0,        # of gradients that are held beside those being made, see `with_node`
 ) -> dict[str, int]:
     "Bytes of a GPU by part, at its fullest moment."
     def piece(size): return -(-size // pieces)
