@@ -1323,7 +1323,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vgnb/evaluation/workloads.py'),
                                            'vgnb.evaluation.workloads.workload': ( 'evaluation/workloads.html#workload',
                                                                                    'vgnb/evaluation/workloads.py')},
-            'vgnb.families': { 'vgnb.families.Family': ('families.html#family', 'vgnb/families.py'),
             'vgnb.families': { 'vgnb.families.Checkpoint': ('families.html#checkpoint', 'vgnb/families.py'),
                                'vgnb.families.Family': ('families.html#family', 'vgnb/families.py'),
                                'vgnb.families.Family.__str__': ('families.html#family.__str__', 'vgnb/families.py'),
