@@ -305,6 +305,7 @@ def _extraction_on_a_core(place:Place) -> Iterator[Case]:
     if place.small: yield _extraction_case(32, 4, 32, place, 4)
     else: yield _extraction_case(32, 500, 64, place)
 
+# %% ../../nbs/evaluation/665_workloads.ipynb #5e1f7a2c
 def _training_case(asked:GeneratorRecipe, spec:dict, steps:int, place:Place) -> Case:
     "Steps of a training on random codes, from the same weights each time."
     family = RANDAR if "position_order" in spec else LLAMAGEN_GPT
