@@ -268,7 +268,7 @@ def _tokenizer_on_a_core(place:Place) -> Iterator[Case]:
 # %% ../../nbs/evaluation/665_workloads.ipynb #4460d918
 def _write_jpegs(
     folder:Path, count:int,
-    side:int=256,    # pixels; each file has more than 100 KB then
+    side:int=256,    # pixels; each file has about 60 KB then
 ):
     "JPEGs with as much detail as photographs, in two classes."
     made = np.random.default_rng(0)
