@@ -775,8 +775,8 @@ ROWS = [
         "sample.py pictures --count 2 --out out/s.npz", option="pipeline"),
     Bad("missing-model", "model", "nowhere", "must be the folder of a saved model", lambda w: load_model("nowhere")),
     Bad("missing-tokenizer", "tokenizer", "nowhere",
-        "must be the folder of a saved model, of a run or of a pipeline, a published file, "
-        "or one of the shipped tiny-arpg",
+        "must be the folder of a saved model, of a run or of a pipeline, a published file or its name "
+        "(vgnb.zoo.table()), or one of the shipped tiny-arpg",
         lambda w: open_part("nowhere", "tokenizer"),
         "extract_codes.py --tokenizer nowhere --size 32 --data shapes:// --out out"),
     Bad("missing-tokenizer-to-rebuild", "tokenizer", "tiny-iar", "did you mean tiny-iar2?",

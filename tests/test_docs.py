@@ -50,6 +50,7 @@ def described(cells) -> str:
     return "\n".join("".join(d.get("text/markdown", "")) for d in data)
 
 
+@pytest.mark.full
 def test_pages_pass_the_processor(tmp_path):
     found = processed(tmp_path, ["000_core.ipynb", "views/790_live.ipynb", "tutorials/910_any_order.ipynb"])
     core, live, lesson = map(words, found.values())

@@ -148,6 +148,7 @@ def test_fixtures_stay_small():
     assert len(CASES) >= 30 and total <= 25 * 2 ** 20
 
 
+@pytest.mark.full
 def test_command_line(root, tmp_path):
     "One line a case, a summary, exit codes, --dump."
     cmd = [sys.executable, str(root / "scripts/check_parity.py"), str(GOLDENS), "--system", "llamagen", "--case"]

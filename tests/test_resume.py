@@ -233,6 +233,7 @@ def test_fresh_starts_over(tmp_path):
     assert names(tmp_path / "run") == ["step-000000010", "step-000000005"]
 
 
+@pytest.mark.full
 @pytest.mark.fault("F19")
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
     process = start("-m", "tests.toy_training", tmp_path / "run")
