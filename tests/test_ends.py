@@ -162,7 +162,7 @@ CASES = {
     "extraction": extraction,
     "sampling": sampling,
     "reference": reference}
-SLOW = {"SIGINT", "SIGHUP", "reference"}      # with --full: their relatives say the same
+SLOW = {"SIGTERM", "SIGINT", "SIGHUP", "reference"}      # with --full: their relatives say the same
 
 
 def quick(*names) -> list:

@@ -194,6 +194,7 @@ def saved(path, entries):
     return path
 
 
+@pytest.mark.full
 def test_a_small_file_is_named_with_what_is_missing(tmp_path):
     "Errors name the file; arguments that describe it too shortly are held against IAR2, whose names they are."
     model = SemanticDetailTransformer(replace(SMALL, rope_rate="half"))

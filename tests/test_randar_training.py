@@ -196,6 +196,7 @@ def test_a_run_that_loses_its_disk_twice_ends_the_same(tmp_path, straight):
     assert result(there.parent) == straight
 
 
+@pytest.mark.full
 def test_a_mirror_that_fails_is_a_warning(tmp_path, straight, capsys, monkeypatch):
     calls = []
 

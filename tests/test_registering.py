@@ -186,6 +186,7 @@ def own(tmp_path_factory):
     yield run
 
 
+@pytest.mark.full
 def test_scripts_know_own_names(own):
     words = ["--order", "halton", "--order.path", "columns", "--schedule", "halves", "--count", 4]
     place = own("sample.py", "tiny-maskgit", *words, "--out", "a.npz")

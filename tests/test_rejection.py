@@ -135,6 +135,7 @@ def test_a_generator_that_is_not_asked_for_classes_is_named():
         check_classifier(Brightness(), pipe)
 
 
+@pytest.mark.full
 def test_command_line(tmp_path):
     "An option of `sample.py`; its settings alone are refused before anything is sampled."
     out = tmp_path / "a.npz"

@@ -232,6 +232,7 @@ def rerun(*words, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.fault("R6")
 def test_a_run_can_be_repeated(walks, tmp_path, figures):
     record = walks["plain"] / "samples.run.json"

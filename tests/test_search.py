@@ -90,6 +90,7 @@ def test_the_reference_is_looked_at_once(whole, pipe):
     assert again.extractor.seen == 0 and values(results) == values(json.loads(before))
 
 
+@pytest.mark.full
 def test_killed_at_any_part_it_ends_with_the_same_numbers(whole, pipe, tmp_path, monkeypatch):
     class Kill(BaseException): pass
     real, made = SampleJob.make, []

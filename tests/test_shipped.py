@@ -56,7 +56,11 @@ def test_the_tokenizer_s_recipe_is_the_one_that_made_it(name):
     assert made["judge_accuracy"] > FLOORS.get(name, 0.99)
 
 
-@pytest.mark.parametrize("name, least", LEAST.items())
+ONCE = ("tiny-randar", "tiny-maskgit", "tiny-iar2")      # --full asks the others, too
+
+
+@pytest.mark.parametrize("name, least", [
+    pytest.param(name, least, marks=() if name in ONCE else pytest.mark.full) for name, least in LEAST.items()])
 def test_samples_are_what_was_asked_for(name, least):
     pipe = Pipeline.from_pretrained(name)
     judge, _ = load_judge()
@@ -74,6 +78,7 @@ def test_an_unknown_name_is_refused():
     with pytest.raises(BadInput, match="name='tiny-none'"): shipped_folder("tiny-none")
 
 
+@pytest.mark.full
 def test_opening_and_sampling_leave_the_compiler_alone():
     "Importing it takes more than a second, which every script would wait for."
     code = """

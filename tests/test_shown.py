@@ -37,6 +37,8 @@ def shown(path: Path) -> dict[str, dict]:
     return {name: {mime: data for o in cell["outputs"] for mime, data in o.get("data", {}).items()}
             for name, cell in zip(CELLS, cells, strict=True)}
 
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[dict, dict]:

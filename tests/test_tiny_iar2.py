@@ -161,6 +161,7 @@ def test_parts_by_name_sample(scripts, room):
     assert "Invalid choice" in scripts(*pair, "c.npz", "--precision", "bfloat16").err
 
 
+@pytest.mark.full
 def test_what_help_shows_of_it_works(scripts):
     shown = re.findall(r"^    python scripts/(sample.py tiny-iar2.*)$", scripts("sample.py", "--help").out, re.M)
     assert len(shown) == 2 and "--guidance.start 1.75 1 " in shown[1]

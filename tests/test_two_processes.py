@@ -26,6 +26,9 @@ def run(command, **kw):
     return subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=240, **kw)
 
 
+pytestmark = pytest.mark.full
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("two")

@@ -239,6 +239,7 @@ def test_a_window_outside_the_picture_is_refused(box):
 
 # ---- the FID network
 
+@pytest.mark.full
 def test_the_trunk_is_read_under_both_names_and_has_its_own_id(tmp_path):
     net = bare_inception(InceptionConfig(("2048",)))
     whole = net.state_dict()
