@@ -470,6 +470,18 @@ def test_samples_that_changed_are_not_measured(tmp_path):
             assert (found.images == x).all() and (found.labels == np.arange(40) % 10).all()
 
 
+@pytest.mark.fault("F9")
+def test_arrays_that_a_table_of_contents_hides_are_missed(tmp_path):
+    "A changed length of an entry's comment swallows the entries that follow; no checksum covers it."
+    file = tmp_path / "s.npz"
+    save_statistics(file, statistics(0))
+    raw = file.read_bytes()
+    for entry in [at for at in range(len(raw)) if raw[at:at + 4] == b"PK\1\2"][:-1]:
+        for at in (entry + 31, entry + 33):                           # high bytes: of an extra field, of the comment
+            file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+            with pytest.raises(VgnbError, match="s.npz"): load_statistics(file)
+
+
 def test_an_entry_called_a_folder_is_not_read_as_numbers(tmp_path):
     "Its checksum fits, and torch would hand out memory that nobody wrote. Nor are zipfile's own errors what one gets."
     file = tmp_path / "s.pt"

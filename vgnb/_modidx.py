@@ -3967,6 +3967,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.tensor_files._tensors': ('tensor_files.html#_tensors', 'vgnb/tensor_files.py'),
                                    'vgnb.tensor_files._there': ('tensor_files.html#_there', 'vgnb/tensor_files.py'),
                                    'vgnb.tensor_files.directory_size': ('tensor_files.html#directory_size', 'vgnb/tensor_files.py'),
+                                   'vgnb.tensor_files.is_complete': ('tensor_files.html#is_complete', 'vgnb/tensor_files.py'),
                                    'vgnb.tensor_files.no_weights': ('tensor_files.html#no_weights', 'vgnb/tensor_files.py'),
                                    'vgnb.tensor_files.read_safetensors': ('tensor_files.html#read_safetensors', 'vgnb/tensor_files.py'),
                                    'vgnb.tensor_files.read_state': ('tensor_files.html#read_state', 'vgnb/tensor_files.py'),

@@ -69,7 +69,7 @@ class Draws(Protocol):
 _HALVES = (0, 1) if sys.byteorder == "little" else (1, 0)      # where the low and the high half of an int64 lie
 _HOST = tuple(torch.tensor(n, device="cpu") for n in (_M0, _M1, 32, _LOW))    # a tensor isn't made one by each use
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _host_keys(key:tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
     "The key words of the ten rounds, as tensors of no dimension."
     words = [((key[0] + r * _W0) & _LOW, (key[1] + r * _W1) & _LOW) for r in range(10)]
@@ -176,7 +176,7 @@ def _to_gumbel(words:Tensor) -> Tensor:
     return _to_uniform(words).log_().neg_().log_().neg_()
 
 # %% ../nbs/001_draws.ipynb #c4e02f7d
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
     "Two 32-bit key words of a named stream."
     h = hashlib.sha256("\x1f".join(("vgnb", str(seed), *path, name)).encode()).digest()

@@ -38,7 +38,7 @@ from ..data.images import open_images
 from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
 from ..saved import save_safetensors
-from ..tensor_files import directory_size, no_weights, read_safetensors, read_tensors
+from ..tensor_files import directory_size, is_complete, no_weights, read_safetensors, read_tensors
 
 # %% ../../nbs/evaluation/615_samples.ipynb #3d619bd0
 _LIMIT = 2 ** 36     # bytes an array may take: 64 GiB
@@ -98,6 +98,8 @@ def npz_members(
     check(contents <= _CONTENTS, "npz", path, f"names too many arrays: {contents:,} bytes of contents", Mismatch)
     try:
         with zipfile.ZipFile(path) as z, open(path, "rb") as raw:
+            hidden = "is damaged: its table of contents ends before all arrays were named; make or copy it again"
+            check(is_complete(z), "npz", path, hidden, Mismatch)
             for info in z.infolist():
                 name = info.filename.removesuffix(".npy")
                 out[name] = _member(z, raw, info, f"{path}[{name}]", limit)

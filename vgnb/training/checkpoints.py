@@ -24,10 +24,12 @@ from vgnb.core import (
     check,
     check_int,
     digest_file,
+    load_card,
     load_json,
     publish_dir,
     reason_of,
     remove_dir,
+    save_card,
     save_json,
 )
 from ..saved import load_tensors, save_tensors, split_ties
@@ -105,7 +107,7 @@ def _write_files(folder:Path, step:int, files:dict[str, dict[str, Tensor]], stat
     for name, tensors in files.items(): save_tensors(folder / f"{name}.safetensors", tensors)
     save_json(folder / "state.json", {"step": step, **state})
     sums = {p.name: {"bytes": p.stat().st_size, "sha256": digest_file(p)} for p in sorted(folder.iterdir())}
-    save_json(folder / "manifest.json", {
+    save_card(folder / "manifest.json", {
         "format": "vgnb-checkpoint/1",
         "step": step,
         "samples_seen": state.get("samples_seen"),
@@ -126,7 +128,7 @@ def _read_manifest(path:Path) -> tuple[dict, dict[str, tuple[int, str]]]:
     is_published = (path / "manifest.json").is_file()
     check(is_published, "checkpoint", path, "has no manifest.json, so it was never published", Mismatch)
     try:
-        manifest = load_json(path / "manifest.json")
+        manifest = load_card(path / "manifest.json")
         return manifest, {name: (v["bytes"], v["sha256"]) for name, v in manifest["files"].items()}
     except (BadInput, KeyError, TypeError, AttributeError):
         raise Mismatch("checkpoint", path, "has a damaged manifest.json") from None
