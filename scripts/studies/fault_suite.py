@@ -76,7 +76,7 @@ FAULTS = {
         "a run goes on with 2, 1, 4 and 3 processes",
         "the same order; losses to 1e-6 relative a step",
         ("worlds >= 3", "same_order = worlds", "a_step <= 1e-6"),
-        "no exact mode: the sums of other worlds have another order, and nothing here makes it the same"),
+        "losses are held to 1e-6 a step without `--exact`; with it to the bit, by test_elastic.py -k same_bits"),
     "F7": Fault(
         "SIGTERM and SIGINT at twenty moments of a run; to groups with readers; to two processes",
         "20 of 20 publish a checkpoint and leave with code 75 within 5 s",
