@@ -1,0 +1,259 @@
+"""The pages that read anywhere: what stands on them, that their links lead somewhere, that nothing in them runs."""
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.pages.formulas import Unknown, formula, mathml
+from scripts.pages.names import names_of
+from scripts.pages.site import Site, floors, notebooks, steps
+from tests.run_scripts import main_of
+from tests.test_links import prose
+from vgnb.core import BadInput
+from vgnb.views.films import Axis, Film, film_data
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- formulas
+
+@pytest.mark.parametrize("latex, wanted", [
+    ("x_0", "<msub><mi>x</mi><mn>0</mn></msub>"),
+    ("10^{-5}", "<msup><mn>10</mn><mrow><mo>−</mo><mn>5</mn></mrow></msup>"),
+    (r"\tfrac12", "<mfrac><mn>1</mn><mn>2</mn></mfrac>"),
+    (r"\mathrm{sg}", "<mi mathvariant='normal'>sg</mi>"),
+    (r"\mu_a^2", "<msubsup><mi>μ</mi><mi>a</mi><mn>2</mn></msubsup>"),
+    ("a<b", "<mrow><mi>a</mi><mo>&lt;</mo><mi>b</mi></mrow>")])
+def test_a_formula_is_drawn_by_the_browser(latex, wanted):
+    assert mathml(latex) == f"<math>{wanted}</math>"
+
+
+@pytest.mark.parametrize("latex", [r"\foo", "x_", "{a", r"\mathcal{Q}", "}"])
+def test_what_is_no_known_formula_stays_as_it_is_written(latex):
+    with pytest.raises(Unknown): mathml(latex)
+    assert formula(latex) == f"<code>{latex}</code>"
+
+
+def test_every_formula_of_the_pages_is_read():
+    found = []
+    for path in notebooks(ROOT / "nbs"):
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", prose(ROOT / "nbs" / path), flags=re.S)
+        found += [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, flags=re.S)]
+    assert len(found) > 150 and all(mathml(latex.strip()) for latex in found)
+
+
+# ---- names
+
+CELL = '''
+_HIDDEN = 1
+SCALE = 2.5    # of everything
+
+@dataclass
+class Plan(Base):
+    "How many when."
+    total: int = 3      # in all
+    _kept: int = 0
+
+    def __init__(self, a): pass
+    def counts(self) -> list: return []
+    def _secret(self): pass
+
+@patch
+def draw(self:Plan,
+    side:int=4,    # pixels
+) -> str:
+    "Show it."
+    return "x"
+
+def one(x:dict={1: 2}) -> int: return x[1]
+def _none(): pass
+'''
+
+
+def test_names_are_read_with_signatures_and_comments():
+    found = {name.name: name for name in names_of(CELL)}
+    assert list(found) == ["SCALE", "Plan", "Plan.draw", "one"]
+    assert found["SCALE"].signature == "SCALE = 2.5    # of everything"
+    assert found["Plan"].signature == "class Plan(Base):\n    total: int = 3      # in all"
+    assert [member.name for member in found["Plan"].members] == ["Plan.__init__", "Plan.counts"]
+    assert found["Plan.draw"].signature == "def draw(self:Plan,\n    side:int=4,    # pixels\n) -> str:"
+    assert (found["Plan.draw"].about, found["Plan.draw"].kind) == ("Show it.", "method")
+    assert found["one"].signature == "def one(x:dict={1: 2}) -> int:"
+
+
+# ---- a small site
+
+HOSTILE = "<script>document.title='taken'</script><img src=x onerror=document.title='taken'>"
+TOUR = """## The chapters
+
+**Basics** — what stands below.
+[000 first](000_first.ipynb): the first ·
+[010 second](more/010_second.ipynb): the second"""
+
+
+def cell(source: str, *outputs) -> dict:
+    "A code cell."
+    return {"cell_type": "code", "metadata": {}, "execution_count": None, "source": source, "outputs": list(outputs)}
+
+
+def text(source: str) -> dict: return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def data(**mimes) -> dict:
+    return {"output_type": "display_data", "metadata": {}, "data": {k.replace("_", "/"): v for k, v in mimes.items()}}
+
+
+def save(nbs: Path, path: str, title: str, *cells):
+    cells = [text(f"# {title}\n\n> About {title}."), *cells]
+    cells = [{"id": str(k)} | c for k, c in enumerate(cells)]
+    page = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (nbs / path).parent.mkdir(parents=True, exist_ok=True)
+    (nbs / path).write_text(json.dumps(page))
+
+
+@pytest.fixture
+def nbs(tmp_path) -> Path:
+    "Three notebooks."
+    place = tmp_path / "nbs"
+    save(place, "index.ipynb", "tour", text(TOUR))
+    save(place, "000_first.ipynb", "first", cell("#| default_exp first"), cell("#| export\n" + CELL),
+         text("## Anger & <b>bold</b>\n\nSee `Plan` and [second](more/010_second.ipynb), [gone](gone.ipynb), "
+              "[web](https://example.org) and $x_0$."))
+    save(place, "more/010_second.ipynb", "second", text(f"# A part\n\n{HOSTILE}\n\n[x](javascript:alert(1)) `<i>`"),
+         cell("#| hide\nsecret = 1"),
+         cell(f"print({HOSTILE!r})", {"output_type": "stream", "name": "stdout", "text": HOSTILE},
+              data(text_html=f"<b>fine</b><style>b {{}}</style>{HOSTILE}<a href='//host/x'>y</a>", text_plain="p"),
+              data(text_plain=HOSTILE)))
+    return place
+
+
+def lamp(wiped: bool = False, strip: bool = False) -> Film:
+    "Squares in two colours and three brightnesses."
+    share = np.linspace(0, 1, 3)[:, None, None, None] * np.ones((8, 8, 1))
+    pictures = (np.array([(255, 120, 0), (0, 120, 255)])[:, None, None, None] * share).astype(np.uint8)
+    panels = {"lamp": pictures, "other": 255 - pictures} if wiped else {"lamp": pictures}
+    axes = Axis("colour", ("orange", HOSTILE)), Axis("light", ("0", "1", "2"), 1)
+    captions = np.array([[f"{c} {k}" for k in range(3)] for c in ("orange", HOSTILE)], object)
+    return Film("Lamp", "It shines.", axes, panels, captions, wiped=wiped, strip=strip)
+
+
+def shown(film: Film): return lambda: (film_data(film), film.picture())
+
+
+def built(nbs: Path, out: Path, **how) -> list[str]: return sorted(Site(nbs, out, **how).build(show=False))
+
+
+TAG = re.compile(r"<[a-z][^>]*>")
+ADDRESS = re.compile(r'\s(?:href|src)="([^"]*)"')
+ANCHOR = re.compile(r'\sid="([^"]*)"')
+
+
+def tags(file: Path) -> str:
+    "The tags of a page, without the text between them."
+    return "\n".join(TAG.findall(file.read_text()))
+
+
+def dead_links(site: Path) -> list[str]:
+    "Every internal link of every page that leads nowhere."
+    @cache
+    def anchors(file: Path) -> set[str]: return set(ANCHOR.findall(tags(file)))
+
+    dead = []
+    for page in sorted(site.rglob("*.html")):
+        for address in ADDRESS.findall(tags(page)):
+            if re.match(r"(https?|mailto|data):", address): continue
+            path, _, anchor = address.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            fine = target.is_file() and (not anchor or target.suffix != ".html" or anchor in anchors(target))
+            if not fine: dead.append(f"{page.relative_to(site)} -> {address}")
+    return dead
+
+
+def test_a_small_site_links_searches_and_escapes(nbs, tmp_path):
+    out = tmp_path / "site"
+    assert len(built(nbs, out, films={"orders": shown(lamp())})) == 4        # a film, too
+    assert dead_links(out) == []
+
+    first, second = ((out / f).read_text() for f in ("000_first.html", "more/010_second.html"))
+    assert '<a href="more/010_second.html">second</a>' in first
+    assert '<a class="name" href="000_first.html#Plan">' in first
+    assert "gone.html" not in first and '<a href="https://example.org">web</a>' in first
+    assert 'id="Plan.draw"' in first and "&lt;b&gt;bold&lt;/b&gt;" in first and "<msub><mi>x</mi>" in first
+    assert '<a rel="prev" href="../000_first.html">' in second and 'aria-current="page"' in second
+    assert "secret" not in second and "<b>fine</b>" in second and "<a href='//host" not in second
+    assert not re.search(r"<script(?! defer)|onerror=[^&]*>|href=\"javascript", re.sub(r"&lt;.*?&gt;", "", second))
+    assert "import vgnb.first" in first
+
+    index = (out / "search.js").read_text()
+    found = json.loads(index.removeprefix("window.SEARCH = ").removesuffix(";\n"))
+    part = int(found["words"]["anger"])
+    assert found["parts"][part][1:3] == ["anger-b-bold-b", "Anger & <b>bold</b>"] and "<" not in index
+    assert ["one", "Plan.draw"] == [name for name, *_ in found["names"] if name in ("one", "Plan.draw")][::-1]
+
+
+def test_only_what_changed_is_built_again(nbs, tmp_path):
+    out = tmp_path / "site"
+    films = {"orders": shown(lamp())}
+    assert built(nbs, out, films=films) == ["000_first.ipynb", "films/orders", "index.ipynb", "more/010_second.ipynb"]
+    assert built(nbs, out, films=films) == []
+    save(nbs, "more/010_second.ipynb", "second", text("Other words."))
+    assert built(nbs, out, films=films) == ["more/010_second.ipynb"]
+    save(nbs, "more/010_second.ipynb", "a new name", text("Other words."))
+    assert built(nbs, out, films=films) == ["000_first.ipynb", "more/010_second.ipynb"]     # its neighbour names it
+    assert built(nbs, out, films=films, film_key="other weights") == ["films/orders"]
+    (out / "000_first.html").unlink()
+    assert built(nbs, out, films=films, film_key="other weights") == ["000_first.ipynb"]
+    (nbs / "more/010_second.ipynb").unlink()
+    built(nbs, out)
+    assert not (out / "more/010_second.html").exists() and not (out / "films/orders.js").exists()
+    assert dead_links(out) == []
+
+
+def test_a_killed_build_goes_on(nbs, tmp_path):
+    out, site = tmp_path / "site", Site(nbs, tmp_path / "site")
+    page, done = site.page, []
+
+    def killed(path, key):
+        if done: raise KeyboardInterrupt
+        done.append(path)
+        return page(path, key)
+
+    site.page = killed
+    with pytest.raises(KeyboardInterrupt): site.build(show=False)
+    assert built(nbs, out) == sorted({"000_first.ipynb", "index.ipynb", "more/010_second.ipynb"} - set(done))
+
+
+def test_some_pages_alone_have_no_dead_links(nbs, tmp_path):
+    built(nbs, tmp_path / "site", only=("more/*",))
+    assert dead_links(tmp_path / "site") == [] and not (tmp_path / "site/000_first.html").exists()
+
+
+def test_a_bad_place_is_named(nbs, tmp_path):
+    main, options = main_of("docs.py"), main_of("docs.py").__globals__["Options"]
+    full, file = tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "mine.txt").write_text("keep me")
+    file.write_text("")
+    for out, words in ((full, "new or empty folder"), (file, "is a file"), (file / "below", "is a file")):
+        with pytest.raises(BadInput, match=words): main(options(out, nbs, films=False))
+    assert [f.name for f in full.iterdir()] == ["mine.txt"]
+    with pytest.raises(BadInput, match="only='x.*must fit"): main(options(tmp_path / "s", nbs, ("x*",), films=False))
+    with pytest.raises(BadInput, match="index.ipynb"): main(options(tmp_path / "s", full, films=False))
+
+
+def test_the_default_place_is_ignored_by_git():
+    assert "/_site/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_the_tour_tells_every_floor():
+    paths = notebooks(ROOT / "nbs")
+    found = floors(prose(ROOT / "nbs/index.ipynb"), paths)
+    assert found[0].name == "Basics" and found[-1].name == "Studies"
+    assert sorted(["index.ipynb", *(path for floor in found for path in floor.paths)]) == sorted(paths)
+
+
+def test_numbers_of_parts_travel_as_steps():
+    assert steps([3, 4, 10]) == ["3", "1", "6"]
