@@ -13,6 +13,7 @@ from scripts.pages.site import Site, floors, notebooks, steps
 from tests.run_scripts import main_of
 from tests.test_links import prose
 from vgnb.core import BadInput
+from vgnb.figures import png_bytes
 from vgnb.views.films import Axis, Film, film_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +119,9 @@ def save(nbs: Path, path: str, title: str, *cells):
 def nbs(tmp_path) -> Path:
     "Three notebooks."
     place = tmp_path / "nbs"
-    save(place, "index.ipynb", "tour", text(TOUR))
+    save(place, "index.ipynb", "tour", text("![a lamp](lamp.png) ![no](https://example.org/x.png) ![out](../out.png)"),
+         text(TOUR))
+    for name in (place / "lamp.png", tmp_path / "out.png"): name.write_bytes(png_bytes(lamp().picture()))
     save(place, "000_first.ipynb", "first", cell("#| default_exp first"), cell("#| export\n" + CELL),
          text("## Anger & <b>bold</b>\n\nSee `Plan` and [second](more/010_second.ipynb), [gone](gone.ipynb), "
               "[web](https://example.org) and $x_0$."))
@@ -177,6 +180,8 @@ def test_a_small_site_links_searches_and_escapes(nbs, tmp_path):
     assert len(built(nbs, out, films={"orders": shown(lamp())})) == 4        # a film, too
     assert dead_links(out) == []
 
+    tour = (out / "index.html").read_text()
+    assert tour.count("<img") == 1 and re.search(r'<img src="figures/\w+.png" loading="lazy" alt="a lamp">', tour)
     first, second = ((out / f).read_text() for f in ("000_first.html", "more/010_second.html"))
     assert '<a href="more/010_second.html">second</a>' in first
     assert '<a class="name" href="000_first.html#Plan">' in first
@@ -204,6 +209,8 @@ def test_only_what_changed_is_built_again(nbs, tmp_path):
     save(nbs, "more/010_second.ipynb", "a new name", text("Other words."))
     assert built(nbs, out, films=films) == ["000_first.ipynb", "more/010_second.ipynb"]     # its neighbour names it
     assert built(nbs, out, films=films, film_key="other weights") == ["films/orders"]
+    (nbs / "lamp.png").write_bytes(png_bytes(lamp().picture(1, 2)))
+    assert built(nbs, out, films=films, film_key="other weights") == ["index.ipynb"]
     (out / "000_first.html").unlink()
     assert built(nbs, out, films=films, film_key="other weights") == ["000_first.ipynb"]
     (nbs / "more/010_second.ipynb").unlink()

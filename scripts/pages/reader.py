@@ -131,6 +131,13 @@ def read(nbs: Path, path: str) -> Source:
     return Source(path, title, summary, module, cells, hashlib.sha256(file).hexdigest())
 
 
+def picture_beside(nbs: Path, path: str, url: str) -> Path | None:
+    "The picture below nbs/ that a page's prose shows; None if there is none."
+    target = normpath(join(dirname(path), url))
+    fine = not EXTERNAL.match(url) and not target.startswith(("..", "/")) and target.endswith((".png", ".gif", ".svg"))
+    return nbs / target if fine and (nbs / target).is_file() else None
+
+
 class Renderer(IPythonRenderer):
     "Markdown with our links and formulas; HTML that stands in it is shown as text."
     def __init__(self, page: "Writer"):
@@ -155,7 +162,9 @@ class Renderer(IPythonRenderer):
         code = f"<code>{escape(text)}</code>"
         return f'<a class="name" href="{escape(href)}">{code}</a>' if href else code
 
-    def image(self, text, url, title=None): return escape(text)
+    def image(self, text, url, title=None):
+        picture = self.page.beside(url)
+        return self.page.image(picture.read_bytes(), picture.suffix[1:], alt=words(text)) if picture else escape(text)
     def block_html(self, html): return f"<p>{escape(html.strip())}</p>\n"
     def inline_html(self, html): return escape(html)
     def block_math(self, body): return f'<div class="formula">{formula(body.strip(), True)}</div>'
@@ -171,8 +180,9 @@ class Writer:
         pages: dict[str, str],             # of the site: path of the notebook -> address
         named: dict[str, str],             # name -> address with anchor
         keep: Callable[[bytes, str], str], # takes a picture's bytes and the ending of its name, gives its address
+        nbs: Path,                         # where pictures lie that its prose shows
     ):
-        self.source, self.pages, self.all_names, self.keep = source, pages, named, keep
+        self.source, self.pages, self.all_names, self.keep, self.nbs = source, pages, named, keep, nbs
         self.here = dirname(source.url)
         self.anchors: set[str] = set()
         self.headings: list[tuple[str, str]] = []
@@ -193,6 +203,10 @@ class Writer:
         path, hash, anchor = url.partition("#")
         target = normpath(join(dirname(self.source.path), path))
         return self.to(self.pages[target] + hash + anchor) if target in self.pages else None
+
+    def beside(self, url: str) -> Path | None:
+        "A picture that lies among the notebooks; None for anything else."
+        return picture_beside(self.nbs, self.source.path, url)
 
     def named(self, text: str) -> str | None:
         "Where a name in backticks is described."
@@ -252,9 +266,9 @@ class Writer:
         with Image.open(io.BytesIO(png)) as image: w, h = image.size
         return self.image(png, "png", f' width="{w}" height="{h}"')
 
-    def image(self, data: bytes, ending: str, size: str = "") -> str:
-        where = self.parts[-1].title
-        return f'<img src="{self.to(self.keep(data, ending))}"{size} loading="lazy" alt="figure: {escape(where)}">'
+    def image(self, data: bytes, ending: str, size: str = "", alt: str = "") -> str:
+        alt = escape(alt or f"figure: {self.parts[-1].title}")
+        return f'<img src="{self.to(self.keep(data, ending))}"{size} loading="lazy" alt="{alt}">'
 
     def shown(self, html: str) -> str:
         "What an object shows of itself, without anything that runs or fetches."

@@ -11,7 +11,7 @@ from posixpath import dirname, join, normpath, relpath
 
 from jinja2 import Environment, FileSystemLoader
 
-from scripts.pages.reader import Source, Writer, read
+from scripts.pages.reader import Source, Writer, picture_beside, read
 from vgnb.core import check, check_place, load_json, write_aside
 from vgnb.figures import png_bytes
 from vgnb.places import locked
@@ -198,7 +198,9 @@ class Site:
         near = (*around["rooms"], around.get("before"), around.get("after"))
         shown = [[c.url, c.number, c.title] for c in near if c]
         names = [floor.name for floor in self.floors]
-        return digest(card.digest, links, shown, names, self.film_of(path), bool(self.films), self.builder)
+        beside = [picture for t in card.targets if (picture := picture_beside(self.nbs, path, t))]
+        pictures = [hashlib.sha256(picture.read_bytes()).hexdigest() for picture in beside]
+        return digest(card.digest, links, pictures, shown, names, self.film_of(path), bool(self.films), self.builder)
 
     def stands(self, path: str, key: str) -> bool:
         "Whether the page is there as it would be built now."
@@ -215,7 +217,7 @@ class Site:
             figures.append(url)
             return url
 
-        writer = Writer(self.source(path), self.pages, self.named, keep)
+        writer = Writer(self.source(path), self.pages, self.named, keep, self.nbs)
         body = writer.body()
         around = self.around(path)
         summary = writer.markdown.render(card.summary) if card.summary else ""
