@@ -1,4 +1,6 @@
 """The pages that read anywhere: what stands on them, that their links lead somewhere, that nothing in them runs."""
+import base64
+import io
 import json
 import re
 from functools import cache
@@ -6,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scripts.pages.formulas import Unknown, formula, mathml
 from scripts.pages.names import names_of
@@ -14,7 +17,7 @@ from tests.run_scripts import main_of
 from tests.test_links import prose
 from vgnb.core import BadInput
 from vgnb.figures import png_bytes
-from vgnb.views.films import Axis, Film, film_data
+from vgnb.views.films import FILMS, Axis, Film, film, film_data, order_film
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,6 +86,34 @@ def test_names_are_read_with_signatures_and_comments():
     assert found["Plan.draw"].signature == "def draw(self:Plan,\n    side:int=4,    # pixels\n) -> str:"
     assert (found["Plan.draw"].about, found["Plan.draw"].kind) == ("Show it.", "method")
     assert found["one"].signature == "def one(x:dict={1: 2}) -> int:"
+
+
+# ---- films
+
+def pixels(film: Film, *at: int) -> np.ndarray:
+    "What a page finds in its sprites: a row for each state of the axes between the first and the last."
+    panel = film_data(film)["panels"][0]
+    sheet = Image.open(io.BytesIO(base64.b64decode(panel["sprites"][at[0]].split(",")[1]))).convert("RGB")
+    row = int(np.ravel_multi_index(at[1:-1], film.positions[1:-1])) if at[1:-1] else 0
+    x, y, w, h = at[-1] * panel["w"], row * panel["h"], panel["w"], panel["h"]
+    return np.array(sheet)[y:y + h, x:x + w]
+
+
+def test_sprites_hold_every_picture_exactly():
+    few = order_film(("even", "cosine"), side=4, steps=3)
+    noise = np.random.default_rng(0).integers(0, 256, (2, 2, 3, 8, 8, 3), np.uint8)     # too many for a palette
+    axes = Axis("x", ("a", "b")), Axis("y", ("a", "b")), Axis("z", ("a", "b", "c"))
+    many = Film("", "", axes, {"noise": noise}, np.full((2, 2, 3), "", object))
+    for one in (few, many):
+        panel = next(iter(one.panels.values()))
+        for at in ((0, 0, 0), (1, 1, 2), (1, 0, 1)): assert np.array_equal(pixels(one, *at), panel[at]), at
+    assert film_data(few) == film_data(order_film(("even", "cosine"), side=4, steps=3))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FILMS)
+def test_a_film_comes_out_the_same_each_time(name):
+    assert film_data(film(name)) == film_data(film(name))
 
 
 # ---- a small site
@@ -230,7 +261,9 @@ def test_a_killed_build_goes_on(nbs, tmp_path):
 
     site.page = killed
     with pytest.raises(KeyboardInterrupt): site.build(show=False)
+    (out / ".search.js.01234567.part.js").write_text("half")
     assert built(nbs, out) == sorted({"000_first.ipynb", "index.ipynb", "more/010_second.ipynb"} - set(done))
+    assert not list(out.rglob(".*"))          # neither a lock nor what a kill left
 
 
 def test_some_pages_alone_have_no_dead_links(nbs, tmp_path):

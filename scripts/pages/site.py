@@ -12,7 +12,7 @@ from posixpath import dirname, join, normpath, relpath
 from jinja2 import Environment, FileSystemLoader
 
 from scripts.pages.reader import Source, Writer, picture_beside, read
-from vgnb.core import check, check_place, load_json, write_aside
+from vgnb.core import check, check_place, load_json, sweep_aside, write_aside
 from vgnb.figures import png_bytes
 from vgnb.places import locked
 from vgnb.progress import Progress
@@ -275,7 +275,8 @@ class Site:
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(self.out, ".lock", "out"):
             if not (self.out / RECORD).is_file(): self.record(False)       # the place is ours from now on
-            with Progress(2 * len(self.paths) + len(self.films), "page", what="site", show=show) as progress:
+            for folder in {self.out, *((self.out / file).parent for file in self.files_before)}: sweep_aside(folder)
+            with Progress(2 * len(self.paths) + len(self.films), "piece", what="site", show=show) as progress:
                 self.cards = {path: self.card(path) for path in self.paths if not progress.update()}
                 self.built = {path: page for path, page in self.built.items() if path in self.cards}
                 try:
