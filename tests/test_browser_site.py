@@ -30,7 +30,7 @@ def opened(browser, file: Path, wide: int = 1200):
     "A page from the disk. Its errors, and whatever it asks of anyone, fail the test."
     page, wrong = browser.new_page(viewport={"width": wide, "height": 900}), []
     page.on("pageerror", lambda e: wrong.append(str(e)))
-    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
     try:
         path, hash, anchor = str(file).partition("#")
