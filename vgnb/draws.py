@@ -6,6 +6,7 @@
 __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shuffled', 'keyed_generator', 'seeded_generator']
 
 # %% ../nbs/001_draws.ipynb #b04c45a7
+import ctypes
 import hashlib
 import math
 import sys
@@ -21,6 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import check, check_int
+from .native import native
 
 # %% ../nbs/001_draws.ipynb #bc2f4460
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57      # multipliers
@@ -139,14 +141,19 @@ def _cut(t:Tensor, box:tuple[slice, ...]) -> Tensor:
     "A box of a tensor; what broadcasts is whole in every box."
     return t[tuple(side if n > 1 else slice(None) for side, n in zip(box, t.shape, strict=True))]
 
+def _blocks(n:int, device:torch.device) -> Tensor:
+    "The first word of the counters for n words, (1, 1, blocks): a counter gives four."
+    return torch.arange((n + 3) // 4, device=device)[None, None]
+
 def _fill(
     out:Tensor,       # (b, k, n) int32: receives the words, entry 4i + j word j of block i
-    counter:tuple,    # block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1), when (1, 1, 1) or (b, 1, 1), int64
+    address:tuple,    # id (b, 1, 1), cell (b, k, 1), when (1, 1, 1) or (b, 1, 1), int64
     key:tuple[int, int],
     finish:Callable,  # what becomes of the words, in place, while they are in the cache
 ):
     "Philox in place, box by box: the words of `philox`, whatever the boxes."
     n, keys, lanes = out.shape[-1], _host_keys(key), None
+    counter = _blocks(n, out.device), *address
     blocks = (*out.shape[:2], counter[0].shape[-1])
     for box in _boxes(blocks, _at_once(math.prod(blocks), out.device)):
         shape = tuple(side.stop - side.start for side in box)
@@ -171,9 +178,104 @@ def _to_uniform(words:Tensor) -> Tensor:
     words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
     return words.view(torch.float32).sub_(1 - 2.0 ** -24)
 
+def _gumbel_of(u:Tensor) -> Tensor: return u.log_().neg_().log_().neg_()
+
 def _to_gumbel(words:Tensor) -> Tensor:
     "In place, -log(-log u)."
-    return _to_uniform(words).log_().neg_().log_().neg_()
+    return _gumbel_of(_to_uniform(words))
+
+# %% ../nbs/001_draws.ipynb #d3bbbcd6
+_LOOP = """
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+#define AT_ONCE 64                       /* blocks whose words stay in registers and the nearest cache */
+
+static void rounds(u32 *c0, u32 *c1, u32 *c2, u32 *c3, u32 k0, u32 k1) {
+    for (int round = 0; round < 10; round++) {
+        for (int t = 0; t < AT_ONCE; t++) {
+            u64 p0 = 0xD2511F53ull * c0[t], p1 = 0xCD9E8D57ull * c2[t];
+            c0[t] = (u32)(p1 >> 32) ^ c1[t] ^ k0;
+            c1[t] = (u32)p1;
+            c2[t] = (u32)(p0 >> 32) ^ c3[t] ^ k1;
+            c3[t] = (u32)p0;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+
+static u32 uniform(u32 word) {           /* 23 bits behind the exponent of 1, less 1 - 2^-24 */
+    union { u32 bits; float value; } x = { (word >> 9) | 0x3F800000u };
+    x.value -= 0x1.fffffep-1f;
+    return x.bits;
+}
+
+static int too_large(i64 x) { return x < 0 || x > 0xFFFFFFFFll; }
+"""
+
+# %% ../nbs/001_draws.ipynb #ec1f8b6f
+_LOOP += """
+/* out (b, k, n): n words a cell; addresses with their strides; 1 and nothing written if one has more than 32 bits */
+int fill(u32 *out, i64 b, i64 k, i64 n, u32 k0, u32 k1, int as_uniform,
+         const i64 *ids, i64 by_id, const i64 *cells, i64 by_row, i64 by_cell, const i64 *when, i64 by_when) {
+    for (i64 i = 0; i < b; i++) {
+        if (too_large(ids[i * by_id]) || too_large(when[i * by_when])) return 1;
+        for (i64 j = 0; j < k; j++) if (too_large(cells[i * by_row + j * by_cell])) return 1;
+    }
+    u32 c0[AT_ONCE], c1[AT_ONCE], c2[AT_ONCE], c3[AT_ONCE], *words[4] = { c0, c1, c2, c3 };
+    for (i64 row = 0; row < b * k; row++) {
+        i64 i = row / k, j = row % k, done = 0;
+        u32 *to = out + row * n;
+        for (i64 block = 0; done < n; block += AT_ONCE) {
+            for (int t = 0; t < AT_ONCE; t++) {
+                c0[t] = (u32)(block + t);
+                c1[t] = (u32)ids[i * by_id];
+                c2[t] = (u32)cells[i * by_row + j * by_cell];
+                c3[t] = (u32)when[i * by_when];
+            }
+            rounds(c0, c1, c2, c3, k0, k1);
+            if (as_uniform)
+                for (int w = 0; w < 4; w++) for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
+            i64 stop = n - done < 4 * AT_ONCE ? n : done + 4 * AT_ONCE;
+            if (stop - done == 4 * AT_ONCE)
+                for (int t = 0; t < AT_ONCE; t++) for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
+            else
+                for (i64 e = done; e < stop; e++) to[e] = words[(e - done) & 3][(e - done) >> 2];
+            done = stop;
+        }
+    }
+    return 0;
+}
+"""
+
+# %% ../nbs/001_draws.ipynb #2f90f7c5
+@lru_cache
+def _loop() -> Callable|None:
+    "The loop in C, if it can be had."
+    library = native("draws", _LOOP)
+    if library is None: return None
+    pointer, i64, u32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32
+    library.fill.argtypes = [pointer, i64, i64, i64, u32, u32, ctypes.c_int,
+                             pointer, i64, pointer, i64, i64, pointer, i64]
+    return library.fill
+
+def _filled(
+    out:Tensor,       # (b, k, n) int32
+    address:tuple,    # as for `_fill`
+    key:tuple[int, int],
+    finish:Callable,
+) -> bool:
+    "What `_fill` does, as one loop in C; False, and nothing done, where it can't be."
+    fill = _loop() if out.device.type == "cpu" and type(out) is Tensor else None
+    if fill is None: return False
+    ids, cell, when = address
+    by_when = 0 if when.numel() == 1 else when.stride(0)
+    failed = fill(out.data_ptr(), *out.shape, *key, finish is not _as_they_are, ids.data_ptr(), ids.stride(0),
+                  cell.data_ptr(), cell.stride(0), cell.stride(1), when.data_ptr(), by_when)
+    if failed: return False
+    if finish is _to_gumbel: _gumbel_of(out.view(torch.float32))
+    return True
 
 # %% ../nbs/001_draws.ipynb #c4e02f7d
 @lru_cache(maxsize=256)
@@ -181,6 +283,14 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
     "Two 32-bit key words of a named stream."
     h = hashlib.sha256("\x1f".join(("vgnb", str(seed), *path, name)).encode()).digest()
     return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
+
+@lru_cache(maxsize=256)
+def _kept(word:int) -> Tensor: return torch.full((1, 1, 1), word, device="cpu")
+
+def _word(word:int, device:torch.device) -> Tensor:
+    "A word of an address that all share, (1, 1, 1) int64: on a host the same tensor again and again."
+    is_kept = device.type == "cpu" and not torch.compiler.is_compiling()
+    return _kept(word) if is_kept else torch.full((1, 1, 1), word, device=device)
 
 # %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
@@ -203,27 +313,27 @@ class Keyed:
         "The two 32-bit key words of a named stream."
         return _key(self.seed, self.path, name)
 
-    def _counter(self, at:At, n:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
-        ids = at.ids.to(torch.int64)[:, None, None]
+    def _address(self, at:At) -> tuple[Tensor, Tensor, Tensor]:
+        "Id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
+        ids, device = at.ids.to(torch.int64)[:, None, None], at.ids.device
         whole = at.positions is None                                            # one draw a sample, not one a cell
-        cell = torch.zeros_like(ids) if whole else at.positions.to(torch.int64)[..., None]
-        when = ids.new_zeros(1, 1, 1) + (at.step * 256 + at.level)
+        cell = _word(0, device).expand(len(ids), 1, 1) if whole else at.positions.to(torch.int64)[..., None]
+        when = at.step * 256 + at.level
+        when = ids.new_zeros(1, 1, 1) + when if torch.is_tensor(when) else _word(when, device)
         if when.numel() > 1: cell = torch.broadcast_tensors(cell, when)[0]
-        block = torch.arange((n + 3) // 4, device=ids.device)[None, None]       # four words a call
-        return block, ids.expand(len(cell), 1, 1), cell, when
+        return ids if len(ids) == len(cell) else ids.expand(len(cell), 1, 1), cell, when
 
     def _draw(self, name:str, at:At, shape:tuple[int, ...], finish:Callable, dtype:torch.dtype) -> Tensor:
         "Words that were finished in place, seen as `dtype`: (b, *shape) or (b, k, *shape)."
         n = math.prod(shape)
-        counter, key = self._counter(at, n), self.key(name)
+        address, key = self._address(at), self.key(name)
         if torch.compiler.is_compiling():                                       # a compiler makes one loop of it all
-            words = torch.stack(torch.broadcast_tensors(*philox(counter, key)), -1)
+            words = torch.stack(torch.broadcast_tensors(*philox((_blocks(n, at.ids.device), *address), key)), -1)
             out = words.flatten(-2)[..., :n].to(torch.int32)                    # (b, k, n)
             finish(out)
         else:
-            out = torch.empty(*counter[2].shape[:2], n, dtype=torch.int32, device=at.ids.device)
-            _fill(out, counter, key, finish)
+            out = torch.empty(*address[1].shape[:2], n, dtype=torch.int32, device=at.ids.device)
+            if not _filled(out, address, key, finish): _fill(out, address, key, finish)
         out = out.view(dtype)
         if at.positions is None: out = out[:, 0]                                # (b, n)
         return out.unflatten(-1, shape) if shape else out[..., 0]
