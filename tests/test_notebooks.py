@@ -64,7 +64,7 @@ def test_page_runs(page, scripts):
 # ---- the same page again
 
 MOVES = re.compile(r"perf_counter|process_time|monotonic|time\.time|timeit|%time|getpid|gettempdir|mkdtemp|mkstemp"
-                   r"|ceilings\(|measured\(")      # which read clocks themselves
+                   r"|ceilings\(|measured\(|timed\(|own_time\(|spent\(|TimedDraws")      # which read clocks themselves
 ELSEWHERE = re.compile(r"0x[0-9A-Fa-f]{6,}|" + re.escape(tempfile.gettempdir()) + r"/tmp\w{8}")
 
 
