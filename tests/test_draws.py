@@ -13,15 +13,15 @@ from vgnb.sampling.pick import Pick, filtered
 
 DRAWS = Keyed(3).fork("again")
 LOW = np.uint64(0xFFFFFFFF)
-LOOP = draws._loop
+LOOP = draws._loops
 WAYS = ["in place", *(["one loop"] if native._compiler() else [])]
 
 
 @pytest.fixture(autouse=True, params=WAYS)
 def way(request, monkeypatch):
     "Everything here holds with a compiler and without."
-    if request.param == "in place": monkeypatch.setattr(draws, "_loop", lambda: None)
-    else: assert draws._loop() is not None
+    if request.param == "in place": monkeypatch.setattr(draws, "_loops", lambda: None)
+    else: assert draws._loops() is not None
     return request.param
 
 
@@ -103,6 +103,33 @@ def test_the_rest_follows_from_the_words(b, k, n):
     assert torch.equal(DRAWS.normal("rest", at, n), normal)
 
 
+@pytest.mark.parametrize("width, scale", [(1, 4.0), (5, 0.0), (70, 1.0), (1000, 12.0)])
+def test_who_wins_is_who_has_the_largest_sum(width, scale):
+    "Flat logits and steep ones, most or all of them cut, of few bits, seen through strides; addresses too large."
+    V = 1024 + width
+    logits = scale * torch.randn(3, V, 7, generator=torch.Generator().manual_seed(width)).transpose(1, 2)
+    at = At(torch.arange(3) + 2 ** 31, torch.arange(7).expand(3, 7), step=width)
+    cut, whole = logits.masked_fill(logits < 1.5 * scale, -torch.inf), torch.full_like(logits, -torch.inf)
+    one = whole.clone()
+    one[..., 5] = 0
+    for scores in (logits, cut, cut.bfloat16(), logits.double(), whole, one):
+        for where in (at, at._replace(ids=at.ids + 2 ** 32), at._replace(step=torch.arange(3)[:, None, None])):
+            sums = scores.float() + DRAWS.gumbel("who", where, V)
+            assert torch.equal(DRAWS.categorical("who", where, scores), sums.argmax(-1))
+    assert torch.equal(DRAWS.categorical("who", at, one), torch.full((3, 7), 5))
+    odd = logits.clone()
+    odd[1, 2, 3], odd[2, 0, 9] = torch.nan, torch.inf
+    assert torch.equal(DRAWS.categorical("who", at, odd), (odd + DRAWS.gumbel("who", at, V)).argmax(-1))
+
+
+def test_the_bounds_hold_for_every_uniform():
+    "All 2^23 of them: least noise, noise, largest noise of their bin."
+    low, high, wide = draws._bounds()
+    u = ((torch.arange(2 ** 23, dtype=torch.float64) + 0.5) * 2.0 ** -23).float()
+    noise, bins = -torch.log(-torch.log(u)), ((1 - u).view(torch.int32) >> 18) & 1023
+    assert (low[bins] < noise).all() and (noise < high[bins]).all() and (high - low).max() < wide
+
+
 def test_a_draw_is_few_operations(way):
     at, logits = At(torch.arange(50), torch.arange(3).expand(50, 3), step=1), torch.zeros(50, 3, 256)
     DRAWS.uniform("token", at, 256)                                    # the first call makes the key's tensors
@@ -142,7 +169,7 @@ def test_whatever_the_machine_lacks_the_numbers_are_there(spoiled, tmp_path, mon
     assert (made is None) == ("compiler" in spoiled) or not native._compiler()
     assert not list(tmp_path.rglob("*.so")), "nothing is put where others write"
     monkeypatch.setattr(draws, "native", lambda *asked: made)
-    monkeypatch.setattr(draws, "_loop", LOOP.__wrapped__)
+    monkeypatch.setattr(draws, "_loops", LOOP.__wrapped__)
     assert torch.equal(DRAWS.uniform("token", At(torch.arange(9)), 99), want)
 
 

@@ -216,49 +216,117 @@ static int too_large(i64 x) { return x < 0 || x > 0xFFFFFFFFll; }
 
 # %% ../nbs/001_draws.ipynb #ec1f8b6f
 _LOOP += """
-/* out (b, k, n): n words a cell; addresses with their strides; 1 and nothing written if one has more than 32 bits */
-int fill(u32 *out, i64 b, i64 k, i64 n, u32 k0, u32 k1, int as_uniform,
-         const i64 *ids, i64 by_id, const i64 *cells, i64 by_row, i64 by_cell, const i64 *when, i64 by_when) {
+typedef struct { const i64 *ids, *cells, *when; i64 by_id, by_row, by_cell, by_when; u32 k0, k1; } Address;
+
+static int any_too_large(const Address *a, i64 b, i64 k) {
     for (i64 i = 0; i < b; i++) {
-        if (too_large(ids[i * by_id]) || too_large(when[i * by_when])) return 1;
-        for (i64 j = 0; j < k; j++) if (too_large(cells[i * by_row + j * by_cell])) return 1;
+        if (too_large(a->ids[i * a->by_id]) || too_large(a->when[i * a->by_when])) return 1;
+        for (i64 j = 0; j < k; j++) if (too_large(a->cells[i * a->by_row + j * a->by_cell])) return 1;
     }
+    return 0;
+}
+
+/* the n words of cell j of sample i, or uniforms */
+static void words_of(u32 *to, i64 n, const Address *a, i64 i, i64 j, int as_uniform) {
     u32 c0[AT_ONCE], c1[AT_ONCE], c2[AT_ONCE], c3[AT_ONCE], *words[4] = { c0, c1, c2, c3 };
-    for (i64 row = 0; row < b * k; row++) {
-        i64 i = row / k, j = row % k, done = 0;
-        u32 *to = out + row * n;
-        for (i64 block = 0; done < n; block += AT_ONCE) {
-            for (int t = 0; t < AT_ONCE; t++) {
-                c0[t] = (u32)(block + t);
-                c1[t] = (u32)ids[i * by_id];
-                c2[t] = (u32)cells[i * by_row + j * by_cell];
-                c3[t] = (u32)when[i * by_when];
-            }
-            rounds(c0, c1, c2, c3, k0, k1);
-            if (as_uniform)
-                for (int w = 0; w < 4; w++) for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
-            i64 stop = n - done < 4 * AT_ONCE ? n : done + 4 * AT_ONCE;
-            if (stop - done == 4 * AT_ONCE)
-                for (int t = 0; t < AT_ONCE; t++) for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
-            else
-                for (i64 e = done; e < stop; e++) to[e] = words[(e - done) & 3][(e - done) >> 2];
-            done = stop;
+    for (i64 done = 0; done < n; done += 4 * AT_ONCE) {
+        for (int t = 0; t < AT_ONCE; t++) {
+            c0[t] = (u32)(done / 4 + t);
+            c1[t] = (u32)a->ids[i * a->by_id];
+            c2[t] = (u32)a->cells[i * a->by_row + j * a->by_cell];
+            c3[t] = (u32)a->when[i * a->by_when];
         }
+        rounds(c0, c1, c2, c3, a->k0, a->k1);
+        if (as_uniform)
+            for (int w = 0; w < 4; w++) for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
+        if (n - done >= 4 * AT_ONCE)
+            for (int t = 0; t < AT_ONCE; t++) for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
+        else
+            for (i64 e = 0; e < n - done; e++) to[done + e] = words[e & 3][e >> 2];
+    }
+}
+
+/* out (b, k, n); 1 and nothing written if an address has more than 32 bits */
+int fill(u32 *out, i64 b, i64 k, i64 n, const Address *a, int as_uniform) {
+    if (any_too_large(a, b, k)) return 1;
+    for (i64 row = 0; row < b * k; row++) words_of(out + row * n, n, a, row / k, row % k, as_uniform);
+    return 0;
+}
+"""
+
+# %% ../nbs/001_draws.ipynb #c555a528
+_LOOP += """
+static int bin(u32 u) {                  /* of 1 - u, by its exponent and five bits more: 24 octaves of 32 */
+    union { u32 bits; float value; } x = { u };
+    x.value = 1.0f - x.value;
+    return (int)(x.bits >> 18) & 1023;
+}
+
+static float as_float(u32 bits) { union { u32 bits; float value; } x = { bits }; return x.value; }
+
+/* the largest logit + least noise of up to AT_ONCE entries; odd where one is NaN or infinite */
+static float surely(const float *l, const u32 *u, int n, const float *low, int *odd) {
+    float best = -__builtin_inff(), score[AT_ONCE];
+    for (int t = 0; t < n; t++) score[t] = l[t] + low[bin(u[t])];
+    for (int t = 0; t < n; t++) *odd |= !(l[t] < __builtin_inff());
+    for (int t = 0; t < n; t++) best = score[t] > best ? score[t] : best;
+    return best;
+}
+
+/* Which of V logits a row can win: low and high bound the Gumbel noise of a bin, `wide` is the widest. What is found
+   (index, u, logit) goes to `most` places, a row's end to ends; 1 = an address of more than 32 bits, a logit that is
+   odd, or too many. */
+int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float *low, const float *high, float wide,
+         u32 *u, float *sure, i64 most, i64 *index, float *found_u, float *found_logit, i64 *ends) {
+    if (any_too_large(a, b, k)) return 1;
+    i64 found = 0;
+    for (i64 row = 0; row < b * k; row++) {
+        const float *l = logits + row * V;
+        float least = -__builtin_inff();
+        int odd = 0;
+        words_of(u, V, a, row / k, row % k, 1);
+        for (i64 v = 0, piece = 0; v < V; v += AT_ONCE, piece++) {
+            sure[piece] = surely(l + v, u + v, V - v < AT_ONCE ? (int)(V - v) : AT_ONCE, low, &odd);
+            least = sure[piece] > least ? sure[piece] : least;
+        }
+        if (odd) return 1;
+        for (i64 v = 0; v < V; v++) {
+            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < least) { v += AT_ONCE - 1; continue; }
+            if (!(l[v] + high[bin(u[v])] >= least)) continue;
+            if (found == most) return 1;
+            index[found] = v;
+            found_u[found] = as_float(u[v]);
+            found_logit[found++] = l[v];
+        }
+        ends[row] = found;
     }
     return 0;
 }
 """
 
 # %% ../nbs/001_draws.ipynb #2f90f7c5
+class _Address(ctypes.Structure):
+    "Where draws happen, for the loops in C: tensors with their strides, and the key."
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("ids", "cells", "when")),
+                *((name, ctypes.c_int64) for name in ("by_id", "by_row", "by_cell", "by_when")),
+                ("k0", ctypes.c_uint32), ("k1", ctypes.c_uint32)]
+
 @lru_cache
-def _loop() -> Callable|None:
-    "The loop in C, if it can be had."
+def _loops() -> ctypes.CDLL|None:
+    "The loops in C, if they can be had."
     library = native("draws", _LOOP)
     if library is None: return None
-    pointer, i64, u32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32
-    library.fill.argtypes = [pointer, i64, i64, i64, u32, u32, ctypes.c_int,
-                             pointer, i64, pointer, i64, i64, pointer, i64]
-    return library.fill
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    library.fill.argtypes = [pointer, i64, i64, i64, pointer, ctypes.c_int]
+    bounds = [pointer, pointer, ctypes.c_float]
+    library.race.argtypes = [pointer, i64, i64, i64, pointer, *bounds, *[pointer] * 2, i64, *[pointer] * 4]
+    return library
+
+def _c_address(address:tuple, key:tuple[int, int]) -> _Address:
+    ids, cell, when = address
+    by_when = 0 if when.numel() == 1 else when.stride(0)
+    return _Address(ids.data_ptr(), cell.data_ptr(), when.data_ptr(),
+                    ids.stride(0), cell.stride(0), cell.stride(1), by_when, *key)
 
 def _filled(
     out:Tensor,       # (b, k, n) int32
@@ -267,13 +335,10 @@ def _filled(
     finish:Callable,
 ) -> bool:
     "What `_fill` does, as one loop in C; False, and nothing done, where it can't be."
-    fill = _loop() if out.device.type == "cpu" and type(out) is Tensor else None
-    if fill is None: return False
-    ids, cell, when = address
-    by_when = 0 if when.numel() == 1 else when.stride(0)
-    failed = fill(out.data_ptr(), *out.shape, *key, finish is not _as_they_are, ids.data_ptr(), ids.stride(0),
-                  cell.data_ptr(), cell.stride(0), cell.stride(1), when.data_ptr(), by_when)
-    if failed: return False
+    loops = _loops() if out.device.type == "cpu" and type(out) is Tensor else None
+    if loops is None: return False
+    where = _c_address(address, key)
+    if loops.fill(out.data_ptr(), *out.shape, ctypes.byref(where), finish is not _as_they_are): return False
     if finish is _to_gumbel: _gumbel_of(out.view(torch.float32))
     return True
 
@@ -363,12 +428,55 @@ def permutation(self:Keyed, name:str, at:At, n:int) -> Tensor:
     words = self._draw(name, at._replace(positions=None), (n,), _as_they_are, torch.int32)
     return words.bitwise_xor_(-2 ** 31).argsort(dim=-1, stable=True)       # a word without a sign sorts like this
 
+# %% ../nbs/001_draws.ipynb #aff727c6
+@lru_cache
+def _bounds() -> tuple[Tensor, Tensor, float]:
+    "Least and largest Gumbel noise of the uniforms in a bin of 1 - u, wider by more than rounding is; the widest."
+    edge = (np.arange(1024, dtype=np.uint32) + 3072 << 18).view(np.float32).astype(np.float64)     # bits 10000... to 1
+    edge = np.clip(np.append(edge, 1.0), 2.0 ** -25, 1 - 2.0 ** -25)
+    noise = -np.log(-np.log1p(-edge))                              # of u = 1 - edge: it falls
+    wide = 1e-5 * (1 + np.abs(noise))
+    low, high = (noise - wide)[1:], (noise + wide)[:-1]
+    return torch.from_numpy(low.astype(np.float32)), torch.from_numpy(high.astype(np.float32)), (high - low).max() + 0.1
+
+def _finalists(
+    logits:Tensor,     # (b, k, V) fp32
+    address:tuple,     # as for `_fill`
+    key:tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, list[int]]|None:
+    "Index, uniform and logit of all that can win, row after row, and where rows end; None where there is no loop."
+    loops, (b, k, V) = _loops(), logits.shape
+    if loops is None: return None
+    (low, high, wide), most = _bounds(), 64 * b * k + V
+    place, index = torch.empty(2 * most + 2 * V), torch.empty(most + b * k, dtype=torch.int64)
+    u, logit, words, sure, ends = place[:most], place[most:], place[2 * most:], place[2 * most + V:], index[most:]
+    failed = loops.race(
+        logits.data_ptr(), b, k, V, ctypes.byref(_c_address(address, key)), low.data_ptr(), high.data_ptr(), wide,
+        words.data_ptr(), sure.data_ptr(), most, index.data_ptr(), u.data_ptr(), logit.data_ptr(), ends.data_ptr())
+    if failed: return None
+    stops = ends.tolist()
+    return index[:stops[-1]], u[:stops[-1]], logit[:stops[-1]], stops
+
+def _won(logits:Tensor, address:tuple, key:tuple[int, int]) -> Tensor|None:
+    "The category of each row, (b, k); arguments as for `_finalists`, None where it has nothing."
+    found = _finalists(logits.detach().float().contiguous(), address, key)
+    if found is None: return None
+    index, u, logit, stops = found
+    scores = logit.add_(_gumbel_of(u)).tolist()
+    best = [max(range(i, j), key=scores.__getitem__) for i, j in zip([0, *stops], stops)]      # the first of equals
+    return index[best].view(logits.shape[:2])
+
+# %% ../nbs/001_draws.ipynb #6dab10fc
 @patch
 def categorical(self:Keyed, name:str, at:At, logits:Tensor) -> Tensor:
     "One category a row, (b, k, V) -> (b, k); -inf never wins."
     V, most = logits.shape[-1], 2 ** 18 if logits.device.type == "cpu" else 2 ** 22
     by_row = at.positions is not None and (len(at.ids), *at.positions.shape[1:]) == logits.shape[:-1]
     one_step = not torch.is_tensor(at.step) or at.step.dim() == 0
+    is_eager = type(logits) is Tensor and not torch.compiler.is_compiling()
+    if by_row and is_eager and logits.device.type == "cpu" and V >= 1024 and logits.numel():
+        won = _won(logits, self._address(at), self.key(name))
+        if won is not None: return won
     if logits.numel() <= most or not (by_row and one_step) or torch.compiler.is_compiling():
         return (logits.float() + self.gumbel(name, at, V)).argmax(-1)
 
