@@ -58,7 +58,7 @@ def ended_with(failures: dict) -> int:
 
 def tell_killed(failures: dict) -> bool:
     "Say which processes a signal ended, for they could not, and the others know only that somebody is gone."
-    killed = {rank: f.signal_name() for rank, f in sorted(failures.items()) if f.exitcode < 0}
+    killed = {rank: f.signal_name() for rank, f in sorted(failures.items()) if f.exitcode < 0 and f.pid not in _ENDED}
     why = ", as the system does when memory runs out" if "SIGKILL" in killed.values() else ""
     for rank, name in killed.items():
         print(f"process {rank} was ended by {name}{why}; run the same command again to go on", file=sys.stderr)
@@ -66,15 +66,21 @@ def tell_killed(failures: dict) -> bool:
 
 
 PATIENCE = 5    # seconds that the others have after one failed; torch: 30
+_ENDED: set[int] = set()    # processes that this launcher ended itself: no news of theirs
 
 
 def end_soon():
     """Processes whose fellow failed wait for it where no signal reaches them: end them soon. (Where a signal came from
     outside it is another time: see `words_for_torch`.)"""
-    from torch.distributed.elastic.multiprocessing.api import PContext
-    close = PContext.close
-    def close_soon(self, death_sig=None, timeout=PATIENCE): return close(self, death_sig, timeout)
-    PContext.close = close_soon
+    from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+    close = SubprocessContext.close
+
+    def close_soon(self, death_sig=None, timeout=PATIENCE):
+        processes = [handler.proc for handler in self.subprocess_handlers.values()]
+        _ENDED.update(process.pid for process in processes if process.poll() is None)
+        return close(self, death_sig, timeout)
+
+    SubprocessContext.close = close_soon
 
 
 def main(argv: list[str]) -> int:

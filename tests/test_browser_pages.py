@@ -21,7 +21,6 @@ LIVE = {"790_live": 1, "800_player": 2, "810_desk": 1, "820_explorer": 2, "822_p
         "823_compare": 1, "824_branch": 1}    # views on show, at least
 LONG = [p for p in PAGES if p == "index.ipynb" or p.startswith(("tutorials/", "studies/"))]
 VIEW = "application/vnd.jupyter.widget-view+json"
-ERROR = "application/vnd.jupyter.error"
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +128,9 @@ def test_a_notebook_that_names_no_kernel_is_noticed(sleepy, browser, bare):
     finally: page.close()
 
 
-def outputs(page, mime: str) -> list[str]:
-    "The text of all outputs of a kind."
-    return page.locator(f'.jp-OutputArea-output[data-mime-type="{mime}"]').all_inner_texts()
+FAILED = """() => window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === "code")
+    .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === "error")
+    .map(o => o.ename + ": " + o.evalue)"""          # of the document: what lies out of sight may not be drawn
 
 
 def run_all(page, address, path: str, seconds: int):
@@ -145,8 +144,7 @@ def run_all(page, address, path: str, seconds: int):
     done = """() => { const cells = window.jupyterapp.shell.currentWidget.content.widgets;
                       const code = cells.filter(c => c.model.type === "code" && c.model.sharedModel.source.trim());
                       return code.length > 0 && code.every(c => c.model.executionCount !== null); }"""
-    failed = f'.jp-OutputArea-output[data-mime-type="{ERROR}"]'
-    page.wait_for_function(f"() => document.querySelector('{failed}') || ({done})()", timeout=1000 * seconds)
+    page.wait_for_function(f"() => ({FAILED})().length > 0 || ({done})()", timeout=1000 * seconds)
 
 
 def check_run(browser, address, path: str, live: int, seconds: int):
@@ -155,13 +153,23 @@ def check_run(browser, address, path: str, live: int, seconds: int):
     page.on("pageerror", lambda e: errors.append(str(e)))
     try:
         run_all(page, address, path, seconds)
-        assert outputs(page, ERROR) == []
+        assert page.evaluate(FAILED) == []
         views = page.locator(".jp-OutputArea-output:has(.jupyter-widgets)")
         if live: views.nth(live - 1).wait_for(timeout=20_000)
         assert page.get_by_text("Error displaying widget").count() == 0
         assert not errors, errors
         run(page, "kernelmenu:shutdown")
     finally: page.close()
+
+
+@pytest.mark.full
+def test_a_cell_that_fails_ends_the_wait(browser, awake, notebooks):
+    "Far below what is in sight, too."
+    whole = json.loads((notebooks / PAGES[0]).read_text())
+    empty = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+    sources = [f"print('{n}\\n' * 60)" for n in range(20)] + ["1 / 0", "never"]
+    (notebooks / "failing.ipynb").write_text(json.dumps(whole | {"cells": [empty | {"source": s} for s in sources]}))
+    with pytest.raises(AssertionError, match="ZeroDivisionError"): check_run(browser, awake, "failing.ipynb", 0, 120)
 
 
 @pytest.mark.full

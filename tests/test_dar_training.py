@@ -68,6 +68,7 @@ def scripts():
     return Scripts(ROOT)
 
 
+@pytest.mark.full
 def test_the_script_trains_it_with_a_critic_and_an_average(scripts, tmp_path):
     ran = scripts("train_tokenizer.py", "shapes-dar-tokenizer", *WORDS, "--out", tmp_path / "run")
     assert ran.code == 0, ran

@@ -7,11 +7,22 @@ import pytest
 import torch
 from torch.autograd.profiler import profile
 
+from vgnb import draws, native
 from vgnb.draws import At, Keyed, philox
 from vgnb.sampling.pick import Pick, filtered
 
 DRAWS = Keyed(3).fork("again")
 LOW = np.uint64(0xFFFFFFFF)
+LOOP = draws._loops
+WAYS = ["in place", *(["one loop"] if native._compiler() else [])]
+
+
+@pytest.fixture(autouse=True, params=WAYS)
+def way(request, monkeypatch):
+    "Everything here holds with a compiler and without."
+    if request.param == "in place": monkeypatch.setattr(draws, "_loops", lambda: None)
+    else: assert draws._loops() is not None
+    return request.param
 
 
 def words(key, *counter):
@@ -92,25 +103,74 @@ def test_the_rest_follows_from_the_words(b, k, n):
     assert torch.equal(DRAWS.normal("rest", at, n), normal)
 
 
-def test_a_draw_is_few_operations():
+@pytest.mark.parametrize("width, scale", [(1, 4.0), (5, 0.0), (70, 1.0), (1000, 12.0)])
+def test_who_wins_is_who_has_the_largest_sum(width, scale):
+    "Flat logits and steep ones, most or all of them cut, of few bits, seen through strides; addresses too large."
+    V = 1024 + width
+    logits = scale * torch.randn(3, V, 7, generator=torch.Generator().manual_seed(width)).transpose(1, 2)
+    at = At(torch.arange(3) + 2 ** 31, torch.arange(7).expand(3, 7), step=width)
+    cut, whole = logits.masked_fill(logits < 1.5 * scale, -torch.inf), torch.full_like(logits, -torch.inf)
+    one = whole.clone()
+    one[..., 5] = 0
+    for scores in (logits, cut, cut.bfloat16(), logits.double(), whole, one):
+        for where in (at, at._replace(ids=at.ids + 2 ** 32), at._replace(step=torch.arange(3)[:, None, None])):
+            sums = scores.float() + DRAWS.gumbel("who", where, V)
+            assert torch.equal(DRAWS.categorical("who", where, scores), sums.argmax(-1))
+    assert torch.equal(DRAWS.categorical("who", at, one), torch.full((3, 7), 5))
+    odd = logits.clone()
+    odd[1, 2, 3], odd[2, 0, 9] = torch.nan, torch.inf
+    assert torch.equal(DRAWS.categorical("who", at, odd), (odd + DRAWS.gumbel("who", at, V)).argmax(-1))
+
+
+def test_the_bounds_hold_for_every_uniform():
+    "All 2^23 of them: least noise, noise, largest noise of their bin."
+    low, high, wide = draws._bounds()
+    u = ((torch.arange(2 ** 23, dtype=torch.float64) + 0.5) * 2.0 ** -23).float()
+    noise, bins = -torch.log(-torch.log(u)), ((1 - u).view(torch.int32) >> 18) & 1023
+    assert (low[bins] < noise).all() and (noise < high[bins]).all() and (high - low).max() < wide
+
+
+def test_a_draw_is_few_operations(way):
     at, logits = At(torch.arange(50), torch.arange(3).expand(50, 3), step=1), torch.zeros(50, 3, 256)
     DRAWS.uniform("token", at, 256)                                    # the first call makes the key's tensors
-    for most, draw in ((104, lambda: DRAWS.uniform("token", at)),
-                       (112, lambda: DRAWS.uniform("token", at, 256)),
-                       (116, lambda: DRAWS.gumbel("token", at, 256)),
-                       (118, lambda: DRAWS.categorical("token", at, logits))):
+    for in_place, as_loop, draw in ((103, 8, lambda: DRAWS.uniform("token", at)),
+                                    (111, 8, lambda: DRAWS.uniform("token", at, 256)),
+                                    (115, 13, lambda: DRAWS.gumbel("token", at, 256)),
+                                    (117, 16, lambda: DRAWS.categorical("token", at, logits))):
         _, operations, _ = bill(draw)
-        assert 60 < operations <= most
+        assert operations <= as_loop if way == "one loop" else 60 < operations <= in_place
 
 
 @pytest.mark.parametrize("b, k, n", [(8, 1, 16384), (64, 1, 16384), (64, 64, 256)])
-def test_a_draw_needs_little_memory_beside_its_result(b, k, n):
+def test_a_draw_needs_little_memory_beside_its_result(b, k, n, way):
     at, logits = At(torch.arange(b), torch.arange(k).expand(b, k)), torch.zeros(b, k, n)
     for draw in (DRAWS.uniform, DRAWS.gumbel):
         _, _, beside = bill(lambda draw=draw: draw("token", at, n))
-        assert 0 < beside <= 8 * logits.numel()
+        assert beside == 0 if way == "one loop" else 0 < beside <= 8 * logits.numel()
     _, _, beside = bill(lambda: DRAWS.categorical("token", at, logits))
     assert 0 < beside <= min(12 * logits.numel(), 4 << 20), "noise is there for some of the rows at a time"
+
+
+@pytest.mark.parametrize("spoiled", ["no compiler", "a compiler that fails", "no home", "a home of somebody else"])
+def test_whatever_the_machine_lacks_the_numbers_are_there(spoiled, tmp_path, monkeypatch):
+    want = DRAWS.uniform("token", At(torch.arange(9)), 99)
+    fails = tmp_path / "cc"
+    fails.write_text("#!/bin/sh\nexit 1\n")
+    fails.chmod(0o755)
+    if spoiled == "no compiler": monkeypatch.setattr(native, "_compiler", lambda: None)
+    if spoiled == "a compiler that fails": monkeypatch.setenv("CC", str(fails))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(fails if spoiled == "no home" else tmp_path))
+    if spoiled == "a home of somebody else":
+        (tmp_path / "vgnb" / "native").mkdir(parents=True, mode=0o777)
+        (tmp_path / "vgnb" / "native").chmod(0o777)
+    native.native.cache_clear()
+    made = native.native("draws", draws._LOOP)
+    native.native.cache_clear()
+    assert (made is None) == ("compiler" in spoiled) or not native._compiler()
+    assert not list(tmp_path.rglob("*.so")), "nothing is put where others write"
+    monkeypatch.setattr(draws, "native", lambda *asked: made)
+    monkeypatch.setattr(draws, "_loops", LOOP.__wrapped__)
+    assert torch.equal(DRAWS.uniform("token", At(torch.arange(9)), 99), want)
 
 
 # ---- the published vectors, statistics, cost: what nbs/studies/990_what_breaks.ipynb reports

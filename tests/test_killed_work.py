@@ -5,6 +5,7 @@ tests/test_job_kills.py and tests/test_saving.py.
 """
 import contextlib
 import errno
+import fcntl
 import io
 import mmap
 import os
@@ -31,6 +32,7 @@ from vgnb.core import Mismatch, VgnbError
 from vgnb.data.shapes import Shapes
 from vgnb.data.transforms import Augment
 from vgnb.jobs import SampleJob, planned_labels
+from vgnb.places import locked
 from vgnb.processes import Processes, read_ahead
 from vgnb.training.checkpoints import checkpoints, newest, verify
 from vgnb.training.extract import extract_codes
@@ -257,6 +259,29 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path, races, figures):
         assert result(folder) == result(whole)
     assert refused == races
     figures(races=races, refused=refused, mixed=0)
+
+
+@pytest.mark.fault("F19")
+def test_an_owner_who_has_yet_to_write_its_name_is_waited_for(tmp_path):
+    "Between the lock and the name in it lies a moment, long on a busy machine."
+    line = os.pipe()
+    def own():
+        with open(tmp_path / "lock", "a+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os.write(line[1], b"1")
+            time.sleep(0.2)
+            file.write("77 on another")
+            file.flush()
+            time.sleep(60)
+
+    pid = child(own)
+    os.read(line[0], 1)
+    try:
+        with pytest.raises(Mismatch, match="in use by process 77 on another"), locked(tmp_path): pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+    with locked(tmp_path): assert (tmp_path / "lock").read_text().startswith(str(os.getpid()))
 
 
 # ---- extraction and sampling

@@ -207,7 +207,7 @@ class Section(dict):
 
 _DEFAULTS = {
     "paths": {"data": "data", "codes": "runs/codes", "runs": "runs", "weights": "weights"},
-    "run": {"precision": "bf16", "tracker": "jsonl", "seed": "0", "rooms": ""},
+    "run": {"precision": "bf16", "tracker": "jsonl", "seed": "0", "rooms": "", "native": "true"},
     "notebook": {"image_size": "32", "dpi": "80", "fast": "true"}}
 _CHOICES = {
     "precision": ("fp32", "bf16", "fp16")}
@@ -219,7 +219,7 @@ def _typed(section:str, key:str, text:str, home:Path):
     if key in _CHOICES: return check_choice(name, text, _CHOICES[key])
     if key == "rooms": return tuple(text.split())
     if key == "tracker": return text        # a name that a room may add: whoever starts a run looks it up
-    if key == "fast": return check_choice(name, text.lower(), ("true", "false")) == "true"
+    if key in ("fast", "native"): return check_choice(name, text.lower(), ("true", "false")) == "true"
     check(re.fullmatch(r"-?\d+", text.strip()), name, text, "must be an integer")
     return int(text)
 

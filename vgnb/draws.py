@@ -6,6 +6,7 @@
 __all__ = ['philox', 'At', 'Draws', 'Keyed', 'Race', 'Inverse', 'Recorded', 'shuffled', 'keyed_generator', 'seeded_generator']
 
 # %% ../nbs/001_draws.ipynb #b04c45a7
+import ctypes
 import hashlib
 import math
 import sys
@@ -21,6 +22,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import check, check_int
+from .native import native
 
 # %% ../nbs/001_draws.ipynb #bc2f4460
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57      # multipliers
@@ -139,14 +141,19 @@ def _cut(t:Tensor, box:tuple[slice, ...]) -> Tensor:
     "A box of a tensor; what broadcasts is whole in every box."
     return t[tuple(side if n > 1 else slice(None) for side, n in zip(box, t.shape, strict=True))]
 
+def _blocks(n:int, device:torch.device) -> Tensor:
+    "The first word of the counters for n words, (1, 1, blocks): a counter gives four."
+    return torch.arange((n + 3) // 4, device=device)[None, None]
+
 def _fill(
     out:Tensor,       # (b, k, n) int32: receives the words, entry 4i + j word j of block i
-    counter:tuple,    # block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1), when (1, 1, 1) or (b, 1, 1), int64
+    address:tuple,    # id (b, 1, 1), cell (b, k, 1), when (1, 1, 1) or (b, 1, 1), int64
     key:tuple[int, int],
     finish:Callable,  # what becomes of the words, in place, while they are in the cache
 ):
     "Philox in place, box by box: the words of `philox`, whatever the boxes."
     n, keys, lanes = out.shape[-1], _host_keys(key), None
+    counter = _blocks(n, out.device), *address
     blocks = (*out.shape[:2], counter[0].shape[-1])
     for box in _boxes(blocks, _at_once(math.prod(blocks), out.device)):
         shape = tuple(side.stop - side.start for side in box)
@@ -171,9 +178,169 @@ def _to_uniform(words:Tensor) -> Tensor:
     words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF).bitwise_or_(0x3F800000)
     return words.view(torch.float32).sub_(1 - 2.0 ** -24)
 
+def _gumbel_of(u:Tensor) -> Tensor: return u.log_().neg_().log_().neg_()
+
 def _to_gumbel(words:Tensor) -> Tensor:
     "In place, -log(-log u)."
-    return _to_uniform(words).log_().neg_().log_().neg_()
+    return _gumbel_of(_to_uniform(words))
+
+# %% ../nbs/001_draws.ipynb #d3bbbcd6
+_LOOP = """
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+#define AT_ONCE 64                       /* blocks whose words stay in registers and the nearest cache */
+
+static void rounds(u32 *c0, u32 *c1, u32 *c2, u32 *c3, u32 k0, u32 k1) {
+    for (int round = 0; round < 10; round++) {
+        for (int t = 0; t < AT_ONCE; t++) {
+            u64 p0 = 0xD2511F53ull * c0[t], p1 = 0xCD9E8D57ull * c2[t];
+            c0[t] = (u32)(p1 >> 32) ^ c1[t] ^ k0;
+            c1[t] = (u32)p1;
+            c2[t] = (u32)(p0 >> 32) ^ c3[t] ^ k1;
+            c3[t] = (u32)p0;
+        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+}
+
+static u32 uniform(u32 word) {           /* 23 bits behind the exponent of 1, less 1 - 2^-24 */
+    union { u32 bits; float value; } x = { (word >> 9) | 0x3F800000u };
+    x.value -= 0x1.fffffep-1f;
+    return x.bits;
+}
+
+static int too_large(i64 x) { return x < 0 || x > 0xFFFFFFFFll; }
+"""
+
+# %% ../nbs/001_draws.ipynb #ec1f8b6f
+_LOOP += """
+typedef struct { const i64 *ids, *cells, *when; i64 by_id, by_row, by_cell, by_when; u32 k0, k1; } Address;
+
+static int any_too_large(const Address *a, i64 b, i64 k) {
+    for (i64 i = 0; i < b; i++) {
+        if (too_large(a->ids[i * a->by_id]) || too_large(a->when[i * a->by_when])) return 1;
+        for (i64 j = 0; j < k; j++) if (too_large(a->cells[i * a->by_row + j * a->by_cell])) return 1;
+    }
+    return 0;
+}
+
+/* the n words of cell j of sample i, or uniforms */
+static void words_of(u32 *to, i64 n, const Address *a, i64 i, i64 j, int as_uniform) {
+    u32 c0[AT_ONCE], c1[AT_ONCE], c2[AT_ONCE], c3[AT_ONCE], *words[4] = { c0, c1, c2, c3 };
+    for (i64 done = 0; done < n; done += 4 * AT_ONCE) {
+        for (int t = 0; t < AT_ONCE; t++) {
+            c0[t] = (u32)(done / 4 + t);
+            c1[t] = (u32)a->ids[i * a->by_id];
+            c2[t] = (u32)a->cells[i * a->by_row + j * a->by_cell];
+            c3[t] = (u32)a->when[i * a->by_when];
+        }
+        rounds(c0, c1, c2, c3, a->k0, a->k1);
+        if (as_uniform)
+            for (int w = 0; w < 4; w++) for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
+        if (n - done >= 4 * AT_ONCE)
+            for (int t = 0; t < AT_ONCE; t++) for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
+        else
+            for (i64 e = 0; e < n - done; e++) to[done + e] = words[e & 3][e >> 2];
+    }
+}
+
+/* out (b, k, n); 1 and nothing written if an address has more than 32 bits */
+int fill(u32 *out, i64 b, i64 k, i64 n, const Address *a, int as_uniform) {
+    if (any_too_large(a, b, k)) return 1;
+    for (i64 row = 0; row < b * k; row++) words_of(out + row * n, n, a, row / k, row % k, as_uniform);
+    return 0;
+}
+"""
+
+# %% ../nbs/001_draws.ipynb #c555a528
+_LOOP += """
+static int bin(u32 u) {                  /* of 1 - u, by its exponent and five bits more: 24 octaves of 32 */
+    union { u32 bits; float value; } x = { u };
+    x.value = 1.0f - x.value;
+    return (int)(x.bits >> 18) & 1023;
+}
+
+static float as_float(u32 bits) { union { u32 bits; float value; } x = { bits }; return x.value; }
+
+/* the largest logit + least noise of up to AT_ONCE entries; odd where one is NaN or infinite */
+static float surely(const float *l, const u32 *u, int n, const float *low, int *odd) {
+    float best = -__builtin_inff(), score[AT_ONCE];
+    for (int t = 0; t < n; t++) score[t] = l[t] + low[bin(u[t])];
+    for (int t = 0; t < n; t++) *odd |= !(l[t] < __builtin_inff());
+    for (int t = 0; t < n; t++) best = score[t] > best ? score[t] : best;
+    return best;
+}
+
+/* Which of V logits a row can win: low and high bound the Gumbel noise of a bin, `wide` is the widest. What is found
+   (index, u, logit) goes to `most` places, a row's end to ends; 1 = an address of more than 32 bits, a logit that is
+   odd, or too many. */
+int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float *low, const float *high, float wide,
+         u32 *u, float *sure, i64 most, i64 *index, float *found_u, float *found_logit, i64 *ends) {
+    if (any_too_large(a, b, k)) return 1;
+    i64 found = 0;
+    for (i64 row = 0; row < b * k; row++) {
+        const float *l = logits + row * V;
+        float least = -__builtin_inff();
+        int odd = 0;
+        words_of(u, V, a, row / k, row % k, 1);
+        for (i64 v = 0, piece = 0; v < V; v += AT_ONCE, piece++) {
+            sure[piece] = surely(l + v, u + v, V - v < AT_ONCE ? (int)(V - v) : AT_ONCE, low, &odd);
+            least = sure[piece] > least ? sure[piece] : least;
+        }
+        if (odd) return 1;
+        for (i64 v = 0; v < V; v++) {
+            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < least) { v += AT_ONCE - 1; continue; }
+            if (!(l[v] + high[bin(u[v])] >= least)) continue;
+            if (found == most) return 1;
+            index[found] = v;
+            found_u[found] = as_float(u[v]);
+            found_logit[found++] = l[v];
+        }
+        ends[row] = found;
+    }
+    return 0;
+}
+"""
+
+# %% ../nbs/001_draws.ipynb #2f90f7c5
+class _Address(ctypes.Structure):
+    "Where draws happen, for the loops in C: tensors with their strides, and the key."
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("ids", "cells", "when")),
+                *((name, ctypes.c_int64) for name in ("by_id", "by_row", "by_cell", "by_when")),
+                ("k0", ctypes.c_uint32), ("k1", ctypes.c_uint32)]
+
+@lru_cache
+def _loops() -> ctypes.CDLL|None:
+    "The loops in C, if they can be had."
+    library = native("draws", _LOOP)
+    if library is None: return None
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    library.fill.argtypes = [pointer, i64, i64, i64, pointer, ctypes.c_int]
+    bounds = [pointer, pointer, ctypes.c_float]
+    library.race.argtypes = [pointer, i64, i64, i64, pointer, *bounds, *[pointer] * 2, i64, *[pointer] * 4]
+    return library
+
+def _c_address(address:tuple, key:tuple[int, int]) -> _Address:
+    ids, cell, when = address
+    by_when = 0 if when.numel() == 1 else when.stride(0)
+    return _Address(ids.data_ptr(), cell.data_ptr(), when.data_ptr(),
+                    ids.stride(0), cell.stride(0), cell.stride(1), by_when, *key)
+
+def _filled(
+    out:Tensor,       # (b, k, n) int32
+    address:tuple,    # as for `_fill`
+    key:tuple[int, int],
+    finish:Callable,
+) -> bool:
+    "What `_fill` does, as one loop in C; False, and nothing done, where it can't be."
+    loops = _loops() if out.device.type == "cpu" and type(out) is Tensor else None
+    if loops is None: return False
+    where = _c_address(address, key)
+    if loops.fill(out.data_ptr(), *out.shape, ctypes.byref(where), finish is not _as_they_are): return False
+    if finish is _to_gumbel: _gumbel_of(out.view(torch.float32))
+    return True
 
 # %% ../nbs/001_draws.ipynb #c4e02f7d
 @lru_cache(maxsize=256)
@@ -181,6 +348,14 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
     "Two 32-bit key words of a named stream."
     h = hashlib.sha256("\x1f".join(("vgnb", str(seed), *path, name)).encode()).digest()
     return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
+
+@lru_cache(maxsize=256)
+def _kept(word:int) -> Tensor: return torch.full((1, 1, 1), word, device="cpu")
+
+def _word(word:int, device:torch.device) -> Tensor:
+    "A word of an address that all share, (1, 1, 1) int64: on a host the same tensor again and again."
+    is_kept = device.type == "cpu" and not torch.compiler.is_compiling()
+    return _kept(word) if is_kept else torch.full((1, 1, 1), word, device=device)
 
 # %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
@@ -203,27 +378,27 @@ class Keyed:
         "The two 32-bit key words of a named stream."
         return _key(self.seed, self.path, name)
 
-    def _counter(self, at:At, n:int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        "Block (1, 1, blocks), id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
-        ids = at.ids.to(torch.int64)[:, None, None]
+    def _address(self, at:At) -> tuple[Tensor, Tensor, Tensor]:
+        "Id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
+        ids, device = at.ids.to(torch.int64)[:, None, None], at.ids.device
         whole = at.positions is None                                            # one draw a sample, not one a cell
-        cell = torch.zeros_like(ids) if whole else at.positions.to(torch.int64)[..., None]
-        when = ids.new_zeros(1, 1, 1) + (at.step * 256 + at.level)
+        cell = _word(0, device).expand(len(ids), 1, 1) if whole else at.positions.to(torch.int64)[..., None]
+        when = at.step * 256 + at.level
+        when = ids.new_zeros(1, 1, 1) + when if torch.is_tensor(when) else _word(when, device)
         if when.numel() > 1: cell = torch.broadcast_tensors(cell, when)[0]
-        block = torch.arange((n + 3) // 4, device=ids.device)[None, None]       # four words a call
-        return block, ids.expand(len(cell), 1, 1), cell, when
+        return ids if len(ids) == len(cell) else ids.expand(len(cell), 1, 1), cell, when
 
     def _draw(self, name:str, at:At, shape:tuple[int, ...], finish:Callable, dtype:torch.dtype) -> Tensor:
         "Words that were finished in place, seen as `dtype`: (b, *shape) or (b, k, *shape)."
         n = math.prod(shape)
-        counter, key = self._counter(at, n), self.key(name)
+        address, key = self._address(at), self.key(name)
         if torch.compiler.is_compiling():                                       # a compiler makes one loop of it all
-            words = torch.stack(torch.broadcast_tensors(*philox(counter, key)), -1)
+            words = torch.stack(torch.broadcast_tensors(*philox((_blocks(n, at.ids.device), *address), key)), -1)
             out = words.flatten(-2)[..., :n].to(torch.int32)                    # (b, k, n)
             finish(out)
         else:
-            out = torch.empty(*counter[2].shape[:2], n, dtype=torch.int32, device=at.ids.device)
-            _fill(out, counter, key, finish)
+            out = torch.empty(*address[1].shape[:2], n, dtype=torch.int32, device=at.ids.device)
+            if not _filled(out, address, key, finish): _fill(out, address, key, finish)
         out = out.view(dtype)
         if at.positions is None: out = out[:, 0]                                # (b, n)
         return out.unflatten(-1, shape) if shape else out[..., 0]
@@ -253,12 +428,55 @@ def permutation(self:Keyed, name:str, at:At, n:int) -> Tensor:
     words = self._draw(name, at._replace(positions=None), (n,), _as_they_are, torch.int32)
     return words.bitwise_xor_(-2 ** 31).argsort(dim=-1, stable=True)       # a word without a sign sorts like this
 
+# %% ../nbs/001_draws.ipynb #aff727c6
+@lru_cache
+def _bounds() -> tuple[Tensor, Tensor, float]:
+    "Least and largest Gumbel noise of the uniforms in a bin of 1 - u, wider by more than rounding is; the widest."
+    edge = (np.arange(1024, dtype=np.uint32) + 3072 << 18).view(np.float32).astype(np.float64)     # bits 10000... to 1
+    edge = np.clip(np.append(edge, 1.0), 2.0 ** -25, 1 - 2.0 ** -25)
+    noise = -np.log(-np.log1p(-edge))                              # of u = 1 - edge: it falls
+    wide = 1e-5 * (1 + np.abs(noise))
+    low, high = (noise - wide)[1:], (noise + wide)[:-1]
+    return torch.from_numpy(low.astype(np.float32)), torch.from_numpy(high.astype(np.float32)), (high - low).max() + 0.1
+
+def _finalists(
+    logits:Tensor,     # (b, k, V) fp32
+    address:tuple,     # as for `_fill`
+    key:tuple[int, int],
+) -> tuple[Tensor, Tensor, Tensor, list[int]]|None:
+    "Index, uniform and logit of all that can win, row after row, and where rows end; None where there is no loop."
+    loops, (b, k, V) = _loops(), logits.shape
+    if loops is None: return None
+    (low, high, wide), most = _bounds(), 64 * b * k + V
+    place, index = torch.empty(2 * most + 2 * V), torch.empty(most + b * k, dtype=torch.int64)
+    u, logit, words, sure, ends = place[:most], place[most:], place[2 * most:], place[2 * most + V:], index[most:]
+    failed = loops.race(
+        logits.data_ptr(), b, k, V, ctypes.byref(_c_address(address, key)), low.data_ptr(), high.data_ptr(), wide,
+        words.data_ptr(), sure.data_ptr(), most, index.data_ptr(), u.data_ptr(), logit.data_ptr(), ends.data_ptr())
+    if failed: return None
+    stops = ends.tolist()
+    return index[:stops[-1]], u[:stops[-1]], logit[:stops[-1]], stops
+
+def _won(logits:Tensor, address:tuple, key:tuple[int, int]) -> Tensor|None:
+    "The category of each row, (b, k); arguments as for `_finalists`, None where it has nothing."
+    found = _finalists(logits.detach().float().contiguous(), address, key)
+    if found is None: return None
+    index, u, logit, stops = found
+    scores = logit.add_(_gumbel_of(u)).tolist()
+    best = [max(range(i, j), key=scores.__getitem__) for i, j in zip([0, *stops], stops)]      # the first of equals
+    return index[best].view(logits.shape[:2])
+
+# %% ../nbs/001_draws.ipynb #6dab10fc
 @patch
 def categorical(self:Keyed, name:str, at:At, logits:Tensor) -> Tensor:
     "One category a row, (b, k, V) -> (b, k); -inf never wins."
     V, most = logits.shape[-1], 2 ** 18 if logits.device.type == "cpu" else 2 ** 22
     by_row = at.positions is not None and (len(at.ids), *at.positions.shape[1:]) == logits.shape[:-1]
     one_step = not torch.is_tensor(at.step) or at.step.dim() == 0
+    is_eager = type(logits) is Tensor and not torch.compiler.is_compiling()
+    if by_row and is_eager and logits.device.type == "cpu" and V >= 1024 and logits.numel():
+        won = _won(logits, self._address(at), self.key(name))
+        if won is not None: return won
     if logits.numel() <= most or not (by_row and one_step) or torch.compiler.is_compiling():
         return (logits.float() + self.gumbel(name, at, V)).argmax(-1)
 

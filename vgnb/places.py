@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 
 from .core import Mismatch, check, check_place, load_card
@@ -38,16 +39,20 @@ def _is_at(file, path:Path) -> bool:
 
 def _open_locked(path:Path, place:Path, argument:str):
     "The lock file, open and ours. Errors: `Mismatch` names its owner."
+    until = time.monotonic() + 1                       # who has just taken it has yet to write who they are
     while True:
         file = open(path, "a+", encoding="utf-8")
-        if not _lock(file, path):
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
+        if _lock(file, path):
+            if _is_at(file, path): return file
             file.close()
-            message = f"is in use by process {owner}; wait for it or choose another place"
-            raise Mismatch(argument, place, message)
-        if _is_at(file, path): return file
+            continue
+        file.seek(0)
+        owner = file.read().strip()
         file.close()
+        if owner or time.monotonic() > until:
+            message = f"is in use by process {owner or 'unknown'}; wait for it or choose another place"
+            raise Mismatch(argument, place, message)
+        time.sleep(0.01)
 
 # %% ../nbs/003a_places.ipynb #598c8763
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ FAULTS = {
         "pages run twice in new processes, with other hash seeds",
         "all outputs the same: text, numbers, pixels",
         ("pages >= 90", "different = 0"),
-        "cells that read a clock or ask for a temporary place are left out"),
+        "cells that read a clock or ask for a temporary place are left out; addresses in memory are not compared"),
     "R6": Fault(
         "rerun.py on the records of five sampling runs",
         "5 of 5 byte-identical",

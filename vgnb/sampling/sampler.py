@@ -93,7 +93,7 @@ class Sampler:
     schedule: Schedule = one_by_one
     guidance: Unguided = field(default_factory=Unguided)
     picks: tuple[Pick, ...] = (Pick(),)    # one a code level
-    steps: int = 1                         # asked of the schedule; one-by-one ignores it
+    steps: int = 1                         # asked of the schedule; one-by-one takes one cell a step
     rows: int = 8                          # of a full micro-batch, part of the result's record
     compat: Literal["upstream"]|None = None
     min_rows: int|None = None              # of the smallest micro-batch, see `computed_rows`; None = rows

@@ -47,7 +47,7 @@ class Sampling:
     "How tokens are drawn, as values that JSON and a command line can carry."
     order: Any = field(default_factory=Raster)      # in which order cells are filled; also a name of `ORDERS`
     schedule: str = "one-by-one"                    # how many cells a step: a name of `SCHEDULES`
-    steps: int = 1                                  # asked of the schedule; one-by-one ignores it
+    steps: int = 1                                  # asked of the schedule; one-by-one takes one cell a step
     guidance: Any = field(default_factory=CFG)      # also a name of `GUIDANCES`, or a number: the scale of `CFG`
     picks: tuple[Any, ...] = (Pick(),)              # one a code level; a single one stands for all
     rows: int = 8                                   # of a full micro-batch; another value gives other low bits

@@ -51,7 +51,7 @@ class OrderChoice:
     schedule:str = "cosine"   # one of SCHEDULES
     height:int = 16
     width:int = 16
-    steps:int = 12            # asked of the schedule; one-by-one ignores it
+    steps:int = 12            # asked of the schedule; one-by-one takes one cell a step
     seed:int = 0              # of orders that draw
     sample:int = 0            # whose order
     known:str = "nothing"     # one of KNOWN, or a mask of the user's
