@@ -43,6 +43,7 @@ from .generators.generator import LINES, Cond, Generator, Grid
 from .generators.orders import ORDERS
 from .glance import glance
 from .kinds import from_json, to_json
+from .names import Fit
 from .places import locked_file
 from .precision import check_precision
 from .progress import Progress
@@ -163,6 +164,12 @@ class Pipeline(_Named):
         allowed = "must be a Sampling, such as pipe.settings(steps=8); a call changes some for itself: pipe(steps=8)"
         check(isinstance(value, Sampling), "sampling", value, allowed)
         self._sampling = value
+
+    @property
+    def fits(self) -> dict[str, Fit]:
+        "What its parts were given, where they were loaded with `strict=False`."
+        parts = {"tokenizer": self.tokenizer, "generator": self.generator}
+        return {name: part.fit for name, part in parts.items() if hasattr(part, "fit")}
 
     @property
     def device(self) -> torch.device:
@@ -714,6 +721,12 @@ def _size(module) -> str:
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 @patch
+def _in_part(self:Pipeline, name:str) -> str:
+    "How much of a part was loaded, where that is not all."
+    fit = self.fits.get(name)
+    return f", only {fit.share} entries loaded" if fit and not fit.whole else ""
+
+@patch
 def _facts(self:Pipeline) -> dict[str, str]:
     "What it is, by name."
     grid, s = "x".join(map(str, self.grid.shape)), self.sampling
@@ -725,8 +738,9 @@ def _facts(self:Pipeline) -> dict[str, str]:
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
     order = next((name for name, order in ORDERS.items() if order == s.order), short_form(s.order))
     return {
-        "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}",
-        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}",
+        "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}{self._in_part('tokenizer')}",
+        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}"
+                     f"{self._in_part('generator')}",
         "makes": f"{grid} codes of {codes} -> {pixels}",
         "from": followed if self.generator.conditioned_on == "class" else "caption features",
         "order": f"{order}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
@@ -898,12 +912,12 @@ def _named(where) -> Known|None:
     "The published file that is meant, where it is neither a folder nor a shipped model."
     return checkpoint(where) if isinstance(where, str) and where not in shipped() else None
 
-def _published_pipeline(name:str, mixed:bool) -> Pipeline:
+def _published_pipeline(name:str, mixed:bool, strict:bool) -> Pipeline:
     "A published generator with the tokenizer whose codes it writes and its authors' sampler."
     known = checkpoints()[name]
     alone = f"names a published {known.family.role}: vgnb.zoo.load_published({name!r}) loads it"
     check(known.file.codes, "where", name, f"{alone}; a pipeline needs a generator", Mismatch)
-    tokenizer, generator = (load_published(part) for part in (known.file.codes, name))
+    tokenizer, generator = (load_published(part, strict=strict) for part in (known.file.codes, name))
     return Pipeline(tokenizer, generator, known.sampling, mixed=mixed)
 
 def from_pretrained(
@@ -911,13 +925,14 @@ def from_pretrained(
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
+    strict:bool=True,       # False: what fits of the weights; the rest is told in a line, and kept in `pipe.fits`
     precision:str|None=None, # of the passes, fp32, tf32, bf16 or fp16: see `Sampling`; None = as it was saved
 ) -> Pipeline:
     "Load a pipeline. Errors: a place, a device or a precision that is none; parts that are not the saved ones."
     _check_device(device)
     if precision is not None: check_precision(precision, device)
     if _named(where):
-        pipe = _published_pipeline(where, mixed).to(device)
+        pipe = _published_pipeline(where, mixed, strict).to(device)
         pipe.where = where
         pipe.sampling = pipe.sampling.changed(precision=precision)
         return pipe
@@ -925,7 +940,7 @@ def from_pretrained(
     card = read_card(folder)
     def part(name):
         place = folder / card.get(name, name)
-        model = load_model(place, ema=ema, device=device)
+        model = load_model(place, ema=ema, strict=strict, device=device)
         check_role(model, name, "where", place)
         weights, expected = model.card.get("weights"), card.get("parts", {}).get(name)
         same = None in (weights, expected) or weights == expected

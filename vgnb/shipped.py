@@ -86,13 +86,17 @@ def open_part(
     argument:str="",         # what the caller calls it; default: the role
     *, system:str|None=None, # whose published file it is, where its name doesn't tell
     ema:bool|None=None,      # averaged weights of a folder, see `load_model`
+    prefix:str="",           # what stands before the names in a published file, `model.`
+    strict:bool=True,        # False: what fits; the rest is told, and kept as `model.fit`
     device="cpu",
 ) -> nn.Module:              # in eval mode
     "A tokenizer or a generator, wherever it lies. Errors: no such place; another model."
     argument = argument or role
     is_file = weight_files(where) or (str(where) not in shipped() and checkpoint(where))
-    if is_file: model = load_published(where, system=system)
-    else: model = load_model(part_folder(where, role, argument), ema=ema)
+    alone = f"only goes with a published file: the names in {where} are ours"
+    check(is_file or not prefix, f"{argument}_prefix", prefix, alone)
+    if is_file: model = load_published(where, system=system, prefix=prefix, strict=strict)
+    else: model = load_model(part_folder(where, role, argument), ema=ema, strict=strict)
     check_role(model, role, argument, where)
     return model.to(device)
 
