@@ -61,6 +61,12 @@ def test_a_name_loads_from_the_folder_of_weights(toys):
     assert same(pipe.generator, models["toy_gpt.pt"]) and same(pipe.tokenizer, models["toy_vq.pt"])
     assert pipe.where == "Toy-GPT" and pipe.sampling.guidance == CFG(1.5) and pipe.grid.shape == (2, 2)
     assert pipe(3).shape == (1, 32, 32, 3)
+    again = vgnb.from_pretrained(pipe.save_pretrained(home / "again"))
+    assert "huggingface.co/toys/rows" in (home / "again" / "README.md").read_text()
+    for part, name in ((again.generator, "toy_gpt.pt"), (again.tokenizer, "toy_vq.pt")):
+        entries = torch.load(home / "weights" / name, weights_only=True)["model"]
+        back = zoo.export_published(part, system="toys")
+        assert back.keys() == entries.keys() and all(torch.equal(back[k], entries[k]) for k in entries), "to the bit"
     assert saved_sampling("Toy-GPT") == pipe.sampling and saved_levels("Toy-GPT") == 1
     with pytest.raises(Mismatch, match="where='Toy-VQ': names a published tokenizer: .*load_published"):
         vgnb.from_pretrained("Toy-VQ")

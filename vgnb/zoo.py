@@ -78,6 +78,14 @@ class Known(NamedTuple):
         "The authors' sampler; where they state none, a plain one."
         return from_json(self.file.sampling, Sampling, "sampling")
 
+    @property
+    def about(self) -> dict[str, str]:
+        "What its authors state, in words: for whoever writes a card of the model."
+        said = {"made": f"its authors; scripts/train_{self.family.role}.py {self.file.recipe} trains such a one",
+                "result": self.file.result, "licence": self.file.licence, "page": self.file.address}
+        if not self.file.recipe: said["made"] = "its authors"
+        return {name: word for name, word in said.items() if word}
+
 def checkpoints() -> dict[str, Known]:
     "All published files of all rooms by name."
     found = (Known(family, model, file) for family, model in published().values() for file in model.files)
@@ -269,6 +277,7 @@ def load_published(
     wanted = {k: v for k, v in expected.state_dict().items() if k not in empty}
     ours, fit = _fitting(table, state, wanted, path, strict, family.system)
     model = family.build(expected.config)
+    if known: model.card = {"about": known.about}
     check_finite(ours, model, "path", path)
     if not strict: return fill_some(model, ours, fit).eval()
     model.load_state_dict(model.state_dict() | ours if empty else ours, strict=True)
