@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'fresh', 'pair', 'tiny_parts', 'why_not', 'Cell', 'Matrix', 'matrix']
 
-# %% ../nbs/713_matrix.ipynb #9600d484
+# %% ../nbs/713_matrix.ipynb #d8df3455
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ from .saved import read_config
 from .shipped import part_folder, shipped
 from .tokenizers.tokenizer import Tokenizer
 
-# %% ../nbs/713_matrix.ipynb #a8bfc076
+# %% ../nbs/713_matrix.ipynb #3c5dd41d
 def _tokenizer(part) -> Tokenizer:
     "A tokenizer, or the fresh one of a configuration."
     return part if isinstance(part, nn.Module) else kinds[kind_of(part)].build(part)
@@ -63,7 +63,7 @@ def tiny_parts() -> tuple[dict, dict]:
     generators = {name: read_config(part_folder(name, "generator"))["config"] for name in shipped()}
     return tokenizers, generators
 
-# %% ../nbs/713_matrix.ipynb #9240666c
+# %% ../nbs/713_matrix.ipynb #fa350ecd
 SAMPLERS:dict[str, dict] = {   # settings as `Pipeline.sample` takes them, by what is special about them
     "one by one": {},
     "in groups": dict(schedule="cosine", steps=4),
@@ -90,7 +90,7 @@ def why_not(
     except VgnbError as e: return str(e)
     return ""
 
-# %% ../nbs/713_matrix.ipynb #e1b0ca8c
+# %% ../nbs/713_matrix.ipynb #e7fa260f
 class Cell(NamedTuple):
     "A combination of parts, by their names."
     tokenizer: str
@@ -147,7 +147,7 @@ class Matrix:
         if apart: return f"{names}<td{left} colspan={len(row) - 2}>{one_line(shared.pop())}</td>"
         return names + "".join(f"<td>{count}</td>" for count in list(row.values())[2:])
 
-# %% ../nbs/713_matrix.ipynb #e8989917
+# %% ../nbs/713_matrix.ipynb #e83e78ce
 def _asked(pipe:Pipeline|None, reason:str, names:tuple[str, str], orders, samplers) -> list[Cell]:
     "All orders and samplers of two parts; those that don't go together have one reason."
     every = ((order, sampler) for order in orders for sampler in samplers)
