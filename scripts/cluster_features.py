@@ -45,6 +45,7 @@ class Options:
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights of --tokenizer; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
+    tokenizer_prefix: str = ""     # what stands before the names in that file: model.
     fresh: bool = False            # a state and a model that lie there may go
     dry_run: bool = False          # say what would happen, and stop
 
@@ -69,7 +70,8 @@ def subject(o: Options):
         made.encoder.load_state_dict(teacher.state_dict())
         return made.eval()
 
-    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema,
+                          prefix=o.tokenizer_prefix)
     has_table = isinstance(getattr(tokenizer, "quantizer", None), TableQuantizer)
     message = "has no table of rows of its own that clusters could be: its codes are a lattice, of levels, or frozen"
     check(has_table, "tokenizer", type(tokenizer).__name__, message)

@@ -51,6 +51,7 @@ class Options:
     max_bad: int = 0               # unreadable pictures to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
+    tokenizer_prefix: str = ""     # what stands before the names in that file: model.
     progress: bool | None = None   # a progress bar; None = on a terminal, elsewhere a line now and then
     dry_run: bool = False          # say what would happen, and stop
 
@@ -77,7 +78,8 @@ def opened(o: Options):
     from vgnb.data.text import Captions
     from vgnb.shipped import open_part
     from vgnb.training.extract import CaptionImages
-    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema,
+                          prefix=o.tokenizer_prefix)
     if not o.data.endswith(".jsonl"):
         return tokenizer, open_images(o.data, max_bad=o.max_bad, orientation=o.orientation)
     source = CaptionImages(Captions(o.data), o.max_bad)

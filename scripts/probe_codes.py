@@ -45,6 +45,7 @@ class Options:
     max_bad: int = 0               # unreadable pictures of each set to leave out and list before one stops the run
     ema: bool | None = None        # averaged weights; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
+    tokenizer_prefix: str = ""     # what stands before the names in that file: model.
     overwrite: bool = False        # a result that lies at --json may go
     dry_run: bool = False          # say what would happen, and stop
 
@@ -82,7 +83,8 @@ def main(argv: list[str]) -> int:
     from vgnb.saved import side_of
     from vgnb.shipped import open_part
     recipe, processes = recipe_of(o), Processes()
-    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema,
+                          prefix=o.tokenizer_prefix)
     o.size, whose = side_of(tokenizer, o.size)
     check(o.size % tokenizer.factor == 0, "size", o.size, f"must be a multiple of {tokenizer.factor}, the tokenizer's")
     if o.json:

@@ -59,6 +59,7 @@ class Options:
     orientation: Literal["upright", "stored"] = "upright"  # turned as their EXIF says, or as published code reads them
     ema: bool | None = None        # averaged weights; None = where there are some
     tokenizer_system: str = ""     # whose published file the tokenizer is, where its name doesn't tell
+    tokenizer_prefix: str = ""     # what stands before the names in that file: model.
     overwrite: bool = False        # reconstructions that lie there may go
     dry_run: bool = False          # say what would happen, and stop
 
@@ -72,7 +73,8 @@ def opened(o: Options):
     from vgnb.saved import side_of
     from vgnb.shipped import open_part
     from vgnb.tokenizers.pictures import denoising, device_of, need_pixels
-    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema)
+    tokenizer = open_part(o.tokenizer, "tokenizer", system=o.tokenizer_system or None, ema=o.ema,
+                          prefix=o.tokenizer_prefix)
     o.size, whose = side_of(tokenizer, o.size)
     if whose: print(f"size: {o.size} px, {whose}")
     need_pixels(tokenizer, "a reconstruction")

@@ -65,6 +65,10 @@ class Source:
     "whose published file the tokenizer is, where its name doesn't tell"
     generator_system: str = ""
     "whose published file the generator is, where its name doesn't tell"
+    tokenizer_prefix: str = ""
+    "what stands before the names in the tokenizer's published file: model."
+    generator_prefix: str = ""
+    "what stands before the names in the generator's published file: model."
     mixed: bool = False
     "the generator was trained on another tokenizer's codes, and that is meant"
     ema: bool | None = None
@@ -207,7 +211,8 @@ def open_part(source: Source, argument: str, device):
     from vgnb.shipped import open_part as opened
     where, system = getattr(source, argument), getattr(source, f"{argument}_system")
     check(where, argument, where or None, "is needed: give a pipeline folder, or --tokenizer and --generator")
-    return opened(where, argument, system=system or None, ema=source.ema, device=device)
+    prefix = getattr(source, f"{argument}_prefix")
+    return opened(where, argument, system=system or None, ema=source.ema, prefix=prefix, device=device)
 
 
 def open_pipeline(source: Source, sampling: Sampling, device):

@@ -92,7 +92,7 @@ def test_what_cannot_be_asked_is_refused_by_name():
     m, (codes, cond, _) = build(), case()
     with pytest.raises(BadInput, match="grid=.*learnt one by one"):
         sampler(m).sample(cond, torch.arange(3), Keyed(0), grid=Grid((3, 5)))
-    with pytest.raises(BadInput, match="positions=.*raster order"):
+    with pytest.raises(BadInput, match="order='random': must be raster"):
         sampler(m, order=Random()).sample(cond, torch.arange(3), Keyed(0), grid=GRID)
     with pytest.raises(BadInput, match="one cell at a time"):
         sampler(m, schedule=lambda n, steps, start: [n - start]).sample(cond, torch.arange(3), Keyed(0), grid=GRID)

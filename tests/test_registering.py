@@ -378,22 +378,24 @@ def test_another_word_is_no_pipeline(sample, tmp_path, monkeypatch):
 
 def test_each_file_has_its_own_system(sample, tmp_path, monkeypatch):
     asked = {}
-    def load(path, system): return torch.tensor(asked.setdefault(Path(path).name, system) is None)
+    def load(path, system, prefix, strict):
+        return torch.tensor(asked.setdefault(Path(path).name, " ".join(filter(None, (system, prefix)))) == "")
 
     monkeypatch.setattr("vgnb.shipped.load_published", load)
     for name in ("t.pt", "g.pt"): (tmp_path / name).touch()
     t, g = str(tmp_path / "t.pt"), str(tmp_path / "g.pt")
-    source = sample.Source(tokenizer=t, generator=g, generator_system="dar")
+    source = sample.Source(tokenizer=t, generator=g, generator_system="dar", generator_prefix="net.")
     with monkeypatch.context() as patched:
         patched.setattr("vgnb.shipped.check_role", lambda *args: None)
         for part in ("tokenizer", "generator"): sample.open_part(source, part, "cpu")
-    assert asked == {"t.pt": None, "g.pt": "dar"}
+    assert asked == {"t.pt": "", "g.pt": "dar net."}
 
     asked.clear()
     extract = script("extract_codes", monkeypatch).main
     with pytest.raises(BadInput, match="holds a Tensor, which is no tokenizer"):
-        extract(["--tokenizer", t, "--tokenizer-system", "llamagen", "--data", "shapes://", "--out", "nowhere"])
-    assert asked == {"t.pt": "llamagen"}
+        named = ["--tokenizer", t, "--tokenizer-system", "llamagen", "--tokenizer-prefix", "model."]
+        extract([*named, "--data", "shapes://", "--out", "nowhere"])
+    assert asked == {"t.pt": "llamagen model."}
 
 
 def test_a_part_with_fields_of_its_own_is_a_dataclass():

@@ -12,7 +12,9 @@ import vgnb
 from vgnb import families, shipped, zoo
 from vgnb.core import BadInput, Mismatch, Missing
 from vgnb.families import Checkpoint, Published
+from vgnb.generators.masked import MaskedConfig
 from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer
+from vgnb.layers import ffn_width
 from vgnb.pipeline import saved_levels, saved_sampling
 from vgnb.sampling.guidance import CFG
 from vgnb.tokenizers.vqgan import LLAMAGEN_VQ, VQGAN, VQGANConfig
@@ -59,6 +61,12 @@ def test_a_name_loads_from_the_folder_of_weights(toys):
     assert same(pipe.generator, models["toy_gpt.pt"]) and same(pipe.tokenizer, models["toy_vq.pt"])
     assert pipe.where == "Toy-GPT" and pipe.sampling.guidance == CFG(1.5) and pipe.grid.shape == (2, 2)
     assert pipe(3).shape == (1, 32, 32, 3)
+    again = vgnb.from_pretrained(pipe.save_pretrained(home / "again"))
+    assert "huggingface.co/toys/rows" in (home / "again" / "README.md").read_text()
+    for part, name in ((again.generator, "toy_gpt.pt"), (again.tokenizer, "toy_vq.pt")):
+        entries = torch.load(home / "weights" / name, weights_only=True)["model"]
+        back = zoo.export_published(part, system="toys")
+        assert back.keys() == entries.keys() and all(torch.equal(back[k], entries[k]) for k in entries), "to the bit"
     assert saved_sampling("Toy-GPT") == pipe.sampling and saved_levels("Toy-GPT") == 1
     with pytest.raises(Mismatch, match="where='Toy-VQ': names a published tokenizer: .*load_published"):
         vgnb.from_pretrained("Toy-VQ")
@@ -81,6 +89,69 @@ def test_offline_one_line_says_what_to_put_where(toys):
     assert "name='Toy-VQ': its file is not here: toy_vq.pt of https://huggingface.co/toys/rows ->" in str(said.value)
     assert f"-> {place}; " in str(said.value) and "scripts/prepare.py Toy-VQ" in str(said.value)
     with pytest.raises(BadInput, match="GPT-B-256"): zoo.checkpoint_file("GPT-B-257")
+
+
+def rewritten(path, change):
+    "The entries of a published file, changed and written again."
+    content = torch.load(path, weights_only=True)
+    torch.save({"model": change(content["model"])}, path)
+
+
+def test_names_with_something_in_front(toys, capsys):
+    home, models = toys
+    file = home / "published" / "toy_gpt.pt"
+    rewritten(file, lambda m: {f"module.net.{k}": v for k, v in m.items()} | {"ema.decay": torch.ones(1)})
+    (home / "published").rename(home / "weights")
+    file, how = home / "weights" / "toy_gpt.pt", dict(spec=LLAMAGEN_GPT.write(GPT), system="toys")
+    with pytest.raises(Mismatch, match=r"unexpected.*entries begin with net\. \(\d+\), ema\. \(1\)"):
+        zoo.load_published(file, **how)
+    for prefix in ("net.", "module.net."):
+        assert same(zoo.load_published(file, prefix=prefix, **how), models["toy_gpt.pt"])
+    assert capsys.readouterr().err.count("entries: ema.decay") == 2
+    assert same(shipped.open_part("Toy-GPT", "generator", prefix="net."), models["toy_gpt.pt"])
+    wrong = {"model.": r"begins no entry of .*toy_gpt.pt; they begin with net\. ", "net": "must end with the dot: net."}
+    for prefix, words in wrong.items():
+        with pytest.raises(BadInput, match=f"prefix='{prefix}': {words}"):
+            zoo.load_published(file, prefix=prefix, **how)
+    with pytest.raises(BadInput, match="generator_prefix='net.': only goes with a published file"):
+        shipped.open_part("tiny-randar", "generator", prefix="net.")
+
+
+def test_what_fits_is_taken_and_the_rest_is_told(toys, capsys):
+    home, models = toys
+    def change(m):
+        m = m | {"extra": torch.ones(2), "tok_embeddings.weight": m["tok_embeddings.weight"][:5]}
+        return {k: v for k, v in m.items() if k not in ("norm.weight", "layers.0.feed_forward.w1.weight")}
+    rewritten(home / "published" / "toy_gpt.pt", change)
+    (home / "published").rename(home / "weights")
+    with pytest.raises(Mismatch, match="2 missing .*; 1 unexpected .*; 1 of another shape"):
+        zoo.load_published("Toy-GPT")
+    pipe = vgnb.from_pretrained("Toy-GPT", strict=False)
+    fit, ours, theirs = pipe.fits["generator"], pipe.generator.state_dict(), models["toy_gpt.pt"].state_dict()
+    assert pipe.fits["tokenizer"].whole and same(pipe.tokenizer, models["toy_vq.pt"])
+    assert set(fit.loaded) | set(fit.missing) | fit.misshapen.keys() == ours.keys()
+    assert all(torch.equal(ours[k], theirs[k]) for k in fit.loaded)
+    assert not any(torch.equal(ours[k], theirs[k]) for k in fit.misshapen)
+    assert "norm.weight" in fit.missing and "extra" in fit.unexpected
+    assert "(5, 64) instead of (32, 64)" in " ".join(fit.misshapen.values())
+    said = capsys.readouterr().err
+    assert said.count("loaded in part: ") == 1 and "extra" in said and "norm.weight" in said
+    assert f"only {fit.share} entries loaded" in repr(pipe) and "(5, 64)" in fit._repr_html_()
+
+    pipe.save_pretrained(home / "saved")
+    capsys.readouterr()
+    whole = vgnb.from_pretrained(home / "saved", strict=False)
+    assert all(f.whole for f in whole.fits.values()) and "in part" not in capsys.readouterr().err
+    assert not vgnb.from_pretrained(home / "saved").fits
+    with pytest.raises(BadInput, match="strict='no': must be true or false"): zoo.load_published("Toy-GPT", strict="no")
+
+
+def test_where_nothing_fits_nothing_is_loaded(toys):
+    home, _ = toys
+    rewritten(home / "published" / "toy_gpt.pt", lambda m: {f"a.b.{k}": v for k, v in m.items()})
+    (home / "published").rename(home / "weights")
+    with pytest.raises(Mismatch, match=r"nothing that fits .*entries begin with a\.b\. \("):
+        zoo.load_published("Toy-GPT", strict=False)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -139,6 +210,18 @@ def test_a_file_that_left_the_hub(hub):
     with pytest.raises(Missing, match="is not on the hub"): zoo.load_published("Toy-VQ")
 
 
+def settled(model) -> dict:
+    "The fields of a model that its weights depend on: of a configuration, or of a recipe with options behind it."
+    if isinstance(model, str):
+        word, *options = model.split(" --model.")
+        model = recipe(word).model
+        for name, *values in map(str.split, options):
+            value = tuple(map(int, values)) if values[0].isdigit() else values[0]
+            model = replace(model, **{name.replace("-", "_"): value})
+    if isinstance(model, MaskedConfig): model = replace(model, ffn=model.ffn or ffn_width(model.dim))
+    return {k: v for k, v in vars(model).items() if k != "recompute"}
+
+
 def test_the_stated_is_consistent():
     "Names, tokenizers, recipes and samplers of all published files fit one another."
     known = zoo.checkpoints()
@@ -153,9 +236,7 @@ def test_the_stated_is_consistent():
             vocab = getattr(codes.quantizer, "codebook", None) or (codes.quantizer.semantic, codes.quantizer.detail)
             assert k.config.vocab == vocab, name
         if not k.file.recipe or k.family.role != "generator": continue
-        word, _, more = k.file.recipe.partition(" --model.grid ")
-        grid = tuple(map(int, more.split())) or recipe(word).model.grid
-        assert grid == k.config.grid and recipe(word).model.dim == k.config.dim, name
+        assert settled(k.file.recipe) == settled(k.config), name
 
 
 def test_the_table_tells_what_is_stated_and_what_is_not():

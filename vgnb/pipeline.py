@@ -38,11 +38,15 @@ from vgnb.core import (
     sweep_aside,
 )
 from .data.sources import check_names, find_class
+from .downloads import hub_folder
 from .draws import Keyed
 from .generators.generator import LINES, Cond, Generator, Grid
 from .generators.orders import ORDERS
 from .glance import glance
+from .hub import Upload, send
 from .kinds import from_json, to_json
+from .model_cards import card_entries, model_card, read_numbers, write_card
+from .names import Fit
 from .places import locked_file
 from .precision import check_precision
 from .progress import Progress
@@ -94,6 +98,7 @@ class _Named:
     compare:Callable
     to:Callable
     save_pretrained:Callable
+    push_to_hub:Callable
 
 # %% ../nbs/710_pipeline.ipynb #bc19db64
 def check_coding(
@@ -145,6 +150,7 @@ class Pipeline(_Named):
         self.classes = check_names(classes or None) or []
         self.grid = check_line(tokenizer, Grid(tuple(grid or generator.grid)))
         self.where:str|tuple[str, str] = ""   # by which word it was opened, or its two parts were
+        self.about:dict = {}                  # what its card says of it: summary, licence, numbers
         self._samplers: dict[Sampling, Sampler] = {}
         self._page: tuple = ()                # what it looks like in a notebook, and of what
 
@@ -163,6 +169,12 @@ class Pipeline(_Named):
         allowed = "must be a Sampling, such as pipe.settings(steps=8); a call changes some for itself: pipe(steps=8)"
         check(isinstance(value, Sampling), "sampling", value, allowed)
         self._sampling = value
+
+    @property
+    def fits(self) -> dict[str, Fit]:
+        "What its parts were given, where they were loaded with `strict=False`."
+        parts = {"tokenizer": self.tokenizer, "generator": self.generator}
+        return {name: part.fit for name, part in parts.items() if hasattr(part, "fit")}
 
     @property
     def device(self) -> torch.device:
@@ -714,6 +726,12 @@ def _size(module) -> str:
     return f"{count / 1e9:.1f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
 
 @patch
+def _in_part(self:Pipeline, name:str) -> str:
+    "How much of a part was loaded, where that is not all."
+    fit = self.fits.get(name)
+    return f", only {fit.share} entries loaded" if fit and not fit.whole else ""
+
+@patch
 def _facts(self:Pipeline) -> dict[str, str]:
     "What it is, by name."
     grid, s = "x".join(map(str, self.grid.shape)), self.sampling
@@ -725,8 +743,9 @@ def _facts(self:Pipeline) -> dict[str, str]:
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
     order = next((name for name, order in ORDERS.items() if order == s.order), short_form(s.order))
     return {
-        "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}",
-        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}",
+        "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}{self._in_part('tokenizer')}",
+        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}"
+                     f"{self._in_part('generator')}",
         "makes": f"{grid} codes of {codes} -> {pixels}",
         "from": followed if self.generator.conditioned_on == "class" else "caption features",
         "order": f"{order}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
@@ -816,23 +835,45 @@ def compare(self:Pipeline,
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch
-def save_pretrained(self:Pipeline, folder:str|Path) -> Path:
-    "Write `tokenizer/`, `generator/` and `pipeline.json` (last) below `folder`."
+def save_pretrained(self:Pipeline,
+    folder:str|Path,
+    *, where:str="",          # how the card says it is opened; default: the folder
+    summary:str="", licence:str="", numbers:Sequence=(),   # of the card, see `vgnb.model_cards.model_card`
+) -> Path:
+    "Write `tokenizer/`, `generator/`, a card (`README.md`) and `pipeline.json` (last) below `folder`."
     folder = Path(folder)
+    about = self.about | {k: v for k, v in {"summary": summary, "licence": licence}.items() if v}
+    if numbers: about["numbers"] = read_numbers(numbers)
     card = {
         "format": FORMAT,
         "sampling": to_json(self.sampling, "sampling"),       # first: what can't be written must not cost an older one
         "classes": self.classes,
         "grid": list(self.grid.shape)}
     if self.mixed: card["mixed"] = True
+    if about: card["about"] = about
     parts = {"tokenizer": self.tokenizer, "generator": self.generator}
-    for name, part in parts.items(): save_model(folder / name, part, part.config, **learnt_from(part))
+    for name, part in parts.items(): save_model(folder / name, part, part.config, **card_entries(part))
+    page = model_card(parts, where or str(folder), self.sampling, self.classes, **about)
     with locked_file(folder / "pipeline.json", "folder"):
         sweep_aside(folder, "pipeline.json")
+        write_card(folder, page)
         hashes = {name: read_config(folder / name)["weights"] for name in parts}
         save_card(folder / "pipeline.json", card | {"parts": hashes})
     return folder
 
+@patch
+@delegates(Pipeline.save_pretrained, but=["where"])
+def push_to_hub(self:Pipeline,
+    name:str,              # owner/name, by which `from_pretrained` opens it
+    *, private:bool=False, message:str="",
+    dry_run:bool=False,    # say what would go, and stop
+    **kwargs,
+) -> Upload:
+    "Send this pipeline to the hub: exactly the files that `save_pretrained` writes. Errors: as `vgnb.hub.upload`."
+    how = dict(private=private, message=message, dry_run=dry_run)
+    return send(lambda folder: self.save_pretrained(folder, where=name, **kwargs), name, **how)
+
+# %% ../nbs/710_pipeline.ipynb #31176cc0
 def _are_names(value) -> bool:
     try: check_names(value or None)
     except BadInput: return False
@@ -843,12 +884,18 @@ def _is_grid(value) -> bool: return isinstance(value, list) and all(type(n) is i
 def _are_parts(value) -> bool:
     return isinstance(value, dict) and all(v is None or is_hashes(v) for v in value.values())
 
+def _is_about(value) -> bool:
+    if not (isinstance(value, dict) and value.keys() <= {"summary", "licence", "numbers"}): return False
+    try: read_numbers(value.get("numbers", []))
+    except BadInput: return False
+    return all(isinstance(value.get(name, ""), str) for name in ("summary", "licence"))
+
 def _is_place(value) -> bool: return isinstance(value, str)
 
 def _is_flag(value) -> bool: return isinstance(value, bool)
 
 _SOUND = {"classes": _are_names, "grid": _is_grid, "parts": _are_parts, "tokenizer": _is_place, "generator": _is_place,
-          "mixed": _is_flag}
+          "mixed": _is_flag, "about": _is_about}
 
 def read_card(folder:str|Path) -> dict:
     "pipeline.json of a saved pipeline: its `sampling`, revived, `classes` and `grid`."
@@ -886,11 +933,9 @@ def _advice(folder:Path) -> str:
 
 def _fetched(repository:str) -> Path:
     "The local copy of a hub repository's model files."
-    from huggingface_hub import snapshot_download
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as e:
-        failed = f"is no folder here, and as a hub repository it could not be fetched ({type(e).__name__})"
+    try: return hub_folder(repository)
+    except Missing as e:
+        failed = f"is no folder here, and {e.allowed}"
         raise Missing("where", repository, failed + _advice(Path(repository))) from None
 
 # %% ../nbs/710_pipeline.ipynb #74f4d4a7
@@ -898,12 +943,12 @@ def _named(where) -> Known|None:
     "The published file that is meant, where it is neither a folder nor a shipped model."
     return checkpoint(where) if isinstance(where, str) and where not in shipped() else None
 
-def _published_pipeline(name:str, mixed:bool) -> Pipeline:
+def _published_pipeline(name:str, mixed:bool, strict:bool) -> Pipeline:
     "A published generator with the tokenizer whose codes it writes and its authors' sampler."
     known = checkpoints()[name]
     alone = f"names a published {known.family.role}: vgnb.zoo.load_published({name!r}) loads it"
     check(known.file.codes, "where", name, f"{alone}; a pipeline needs a generator", Mismatch)
-    tokenizer, generator = (load_published(part) for part in (known.file.codes, name))
+    tokenizer, generator = (load_published(part, strict=strict) for part in (known.file.codes, name))
     return Pipeline(tokenizer, generator, known.sampling, mixed=mixed)
 
 def from_pretrained(
@@ -911,13 +956,14 @@ def from_pretrained(
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
+    strict:bool=True,       # False: what fits of the weights; the rest is told in a line, and kept in `pipe.fits`
     precision:str|None=None, # of the passes, fp32, tf32, bf16 or fp16: see `Sampling`; None = as it was saved
 ) -> Pipeline:
     "Load a pipeline. Errors: a place, a device or a precision that is none; parts that are not the saved ones."
     _check_device(device)
     if precision is not None: check_precision(precision, device)
     if _named(where):
-        pipe = _published_pipeline(where, mixed).to(device)
+        pipe = _published_pipeline(where, mixed, strict).to(device)
         pipe.where = where
         pipe.sampling = pipe.sampling.changed(precision=precision)
         return pipe
@@ -925,7 +971,7 @@ def from_pretrained(
     card = read_card(folder)
     def part(name):
         place = folder / card.get(name, name)
-        model = load_model(place, ema=ema, device=device)
+        model = load_model(place, ema=ema, strict=strict, device=device)
         check_role(model, name, "where", place)
         weights, expected = model.card.get("weights"), card.get("parts", {}).get(name)
         same = None in (weights, expected) or weights == expected
@@ -936,6 +982,7 @@ def from_pretrained(
     parts, mixed = (part("tokenizer"), part("generator")), mixed or card.get("mixed", False)
     sampling = card["sampling"].changed(precision=precision)
     pipe = Pipeline(*parts, sampling, card["classes"], tuple(card["grid"]), mixed=mixed)
+    pipe.about = card.get("about", {})
     pipe.where = next((name for name, home in shipped().items() if home.samefile(folder)), str(where))
     return pipe
 

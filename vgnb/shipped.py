@@ -17,6 +17,7 @@ from typing import Literal
 from torch import nn
 
 from .core import Mismatch, Missing, check, check_choice, hint_at, load_card, save_card
+from .downloads import hub_folder
 from .generators.generator import Generator
 from .kinds import kind_of, to_json
 from .saved import learnt_from, load_model, read_config, save_model
@@ -48,13 +49,16 @@ class _Room(types.ModuleType):
 sys.modules[__name__].__class__ = _Room
 
 # %% ../nbs/705_shipped.ipynb #bd0b5aad
+_HUB = "hf://"
+
 def part_folder(
-    where:str|Path,   # folder of a model, of a run or of a pipeline; or a shipped pipeline's name
+    where:str|Path,   # folder of a model, of a run or of a pipeline; a shipped pipeline's name; or hf://owner/name
     role:Literal["tokenizer", "generator"], # which part is meant
     argument:str="",  # what the caller calls it; default: the role
 ) -> Path:
     "The folder of a tokenizer or a generator. Errors: `Missing` says what `where` can be."
     argument, folder = argument or role, Path(where)
+    if str(where).startswith(_HUB): folder = hub_folder(str(where).removeprefix(_HUB), argument)
     if not folder.exists() and str(where) in shipped(): folder = shipped_folder(str(where))
     allowed = "must be the folder of a saved model, of a run or of a pipeline, a published file or its name " \
               "(vgnb.zoo.table()), or one of the shipped "
@@ -86,13 +90,17 @@ def open_part(
     argument:str="",         # what the caller calls it; default: the role
     *, system:str|None=None, # whose published file it is, where its name doesn't tell
     ema:bool|None=None,      # averaged weights of a folder, see `load_model`
+    prefix:str="",           # what stands before the names in a published file, `model.`
+    strict:bool=True,        # False: what fits; the rest is told, and kept as `model.fit`
     device="cpu",
 ) -> nn.Module:              # in eval mode
     "A tokenizer or a generator, wherever it lies. Errors: no such place; another model."
     argument = argument or role
     is_file = weight_files(where) or (str(where) not in shipped() and checkpoint(where))
-    if is_file: model = load_published(where, system=system)
-    else: model = load_model(part_folder(where, role, argument), ema=ema)
+    alone = f"only goes with a published file: the names in {where} are ours"
+    check(is_file or not prefix, f"{argument}_prefix", prefix, alone)
+    if is_file: model = load_published(where, system=system, prefix=prefix, strict=strict)
+    else: model = load_model(part_folder(where, role, argument), ema=ema, strict=strict)
     check_role(model, role, argument, where)
     return model.to(device)
 

@@ -124,6 +124,7 @@ class AnnealedOrderTransformer(RasterTransformer):
         DecoderOnly.__init__(self, config)                    # weights are drawn once all of them are there
         c, cells = config, math.prod(config.grid)
         self.traits = frozenset({"any_order", "cached", "grid2d"})
+        self.in_raster = config.anneal_start is not None      # weights that ended in it
         self.first = nn.Parameter(torch.zeros(1, 1, c.dim))
         for name, spare in (("positions", c.spare), ("targets", c.spare), ("steps", min(c.spare, 100))):
             self.register_parameter(name, nn.Parameter(torch.empty(1, cells + spare, c.dim)))

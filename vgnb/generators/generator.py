@@ -177,6 +177,7 @@ class Generator(nn.Module):
     traits:frozenset[str] = frozenset()
     columns:Literal["separate", "ordered", "joint"] = "separate"
     most:int|None = None
+    in_raster:bool = False                  # missing cells are asked for in raster order, whichever are known
     plans:Literal["nothing", "order", "mask"] = "nothing"   # what `logits` is told besides the codes
     config:Any = None                       # the dataclass it was built from
 

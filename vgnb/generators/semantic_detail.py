@@ -440,7 +440,8 @@ def _checkpoint(size:str) -> Checkpoint:
     file, fid = _FILES[size]
     return Checkpoint(
         file, hub="JTUplayer/IAR2", sampling=_EXAMPLE if size == "B" else {}, codes="iar2-VQ-16",
-        result=f"FID {fid:.2f} (README: 50,000 samples of 384 px at 256)", recipe=f"iar2-{size.lower()}")
+        result=f"FID {fid:.2f} (README: 50,000 samples of 384 px at 256)",
+        recipe=f"iar2-{size.lower()} --model.rope-rate half")      # the recipe alone turns new models at the full rate
 
 def _published(size:str) -> Published:
     "One of IAR2's sizes."

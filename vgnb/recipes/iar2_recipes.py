@@ -95,7 +95,7 @@ stages["shapes-iar2-tokenizer-second"] = "shapes-iar2-tokenizer-first"
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #674bb47b
 def _replicas(size:str) -> GeneratorRecipe:
-    "The authors' training with a replica on each device; positions at the full rate."
+    "The authors' training with a replica on each device; positions at the full rate, not as published."
     return GeneratorRecipe(
         model=replace(semantic_detail_presets[size], rope_rate="full"),
         steps=300 * (IMAGENET // 256),
@@ -104,7 +104,7 @@ def _replicas(size:str) -> GeneratorRecipe:
         rate=Rate("cosine", floor=1 / 3))
 
 def _sharded(size:str) -> GeneratorRecipe:
-    "The authors' training with sharded weights; positions at the full rate."
+    "The authors' training with sharded weights; positions at the full rate, not as published."
     base = _replicas(size)
     return replace(
         base,
@@ -118,7 +118,8 @@ def iar2_b() -> GeneratorRecipe:
     """IAR2-B, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
     Result: FID 4.80 with attended guidance, 1.75 to 3.0 on both levels (50,000 samples of 384 px, evaluated at 256;
-    positions at half the rate). 143M parameters, 300 epochs at batch 256: about 3e+20 operations.
+    positions at half the rate: `--model.rope-rate half`). 143M parameters, 300 epochs at batch 256: about 3e+20
+    operations.
     Command:
 
         python scripts/train_generator.py iar2-b --data CODES --out runs/iar2-b"""
@@ -129,7 +130,7 @@ def iar2_l() -> GeneratorRecipe:
     """IAR2-L, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
     Result: FID 2.76 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
-    rate). 408M parameters, 300 epochs at batch 256: about 7e+20 operations.
+    rate: `--model.rope-rate half`). 408M parameters, 300 epochs at batch 256: about 7e+20 operations.
     Command:
 
         python scripts/train_generator.py iar2-l --data CODES --out runs/iar2-l"""
@@ -140,7 +141,7 @@ def iar2_xl() -> GeneratorRecipe:
     """IAR2-XL, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
     Result: FID 2.10 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
-    rate). 884M parameters, 300 epochs at batch 256: about 2e+21 operations.
+    rate: `--model.rope-rate half`). 884M parameters, 300 epochs at batch 256: about 2e+21 operations.
     Command:
 
         python scripts/train_generator.py iar2-xl --data CODES --out runs/iar2-xl"""
@@ -151,8 +152,8 @@ def iar2_xxl() -> GeneratorRecipe:
     """IAR2-XXL, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
     Result: FID 1.76 with attended guidance, 1.50 with rejection sampling besides (50,000 samples of 384 px,
-    evaluated at 256; positions at half the rate). 1.57B parameters, 300 epochs at batch 256: about 3e+21
-    operations.
+    evaluated at 256; positions at half the rate: `--model.rope-rate half`). 1.57B parameters, 300 epochs at batch
+    256: about 3e+21 operations.
     Command:
 
         python scripts/train_generator.py iar2-xxl --data CODES --out runs/iar2-xxl"""

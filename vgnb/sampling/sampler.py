@@ -147,8 +147,16 @@ def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
     begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
     check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
 
+    if self.generator.in_raster: self._check_raster(perm[:, there:])
     self._check_sizes(plan.counts, n, there)
     return plan._replace(perm=perm)
+
+@patch
+def _check_raster(self:Sampler, perm:Tensor):
+    "Whether cells (b, k) stand in raster order, for a generator that knows no other."
+    why = f"must be raster: the weights of {type(self.generator).__name__} ended in it; with anneal_start=None a " \
+          "model learns all orders to the end"
+    check(bool((perm.diff(dim=1) > 0).all()), "order", called(self.order), why)
 
 @patch
 def _check_sizes(self:Sampler, counts:list[int], n:int, there:int):
