@@ -2855,7 +2855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vgnb.matrix._asked': ('matrix.html#_asked', 'vgnb/matrix.py'),
                              'vgnb.matrix._somebody': ('matrix.html#_somebody', 'vgnb/matrix.py'),
                              'vgnb.matrix._tokenizer': ('matrix.html#_tokenizer', 'vgnb/matrix.py'),
-                             'vgnb.matrix.fresh': ('matrix.html#fresh', 'vgnb/matrix.py'),
+                             'vgnb.matrix.fresh_generator': ('matrix.html#fresh_generator', 'vgnb/matrix.py'),
                              'vgnb.matrix.matrix': ('matrix.html#matrix', 'vgnb/matrix.py'),
                              'vgnb.matrix.pair': ('matrix.html#pair', 'vgnb/matrix.py'),
                              'vgnb.matrix.tiny_parts': ('matrix.html#tiny_parts', 'vgnb/matrix.py'),

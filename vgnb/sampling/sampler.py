@@ -151,6 +151,7 @@ def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
     self._check_sizes(plan.counts, n, there)
     return plan._replace(perm=perm)
 
+# %% ../../nbs/sampling/420_sampler.ipynb #813bf453
 @patch
 def _check_raster(self:Sampler, perm:Tensor):
     "Whether cells (b, k) stand in raster order, for a generator that knows no other."
