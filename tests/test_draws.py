@@ -122,6 +122,37 @@ def test_who_wins_is_who_has_the_largest_sum(width, scale):
     assert torch.equal(DRAWS.categorical("who", at, odd), (odd + DRAWS.gumbel("who", at, V)).argmax(-1))
 
 
+@pytest.mark.parametrize("size", [2.0 ** 20, 1e7, 1e8, 1e12])
+def test_of_large_numbers_that_are_equal_the_first_wins(size):
+    "A float's spacing is larger than the noise: sums are equal, and the first of them has to be found."
+    at, logits = At(torch.arange(500), torch.zeros(500, 1, dtype=torch.int64)), torch.full((500, 1, 1100), -size)
+    assert torch.equal(DRAWS.categorical("who", at, logits), (logits + DRAWS.gumbel("who", at, 1100)).argmax(-1))
+
+
+def test_addresses_of_every_kind_are_read_as_they_are():
+    "Steps of few bits, a cell's own; functions that torch maps. A float is none."
+    ids, cells = torch.arange(3), torch.arange(6).view(3, 2)
+    few = DRAWS.uniform("at", At(ids, cells, step=torch.tensor(2, dtype=torch.int32)), 5)
+    assert torch.equal(few, DRAWS.uniform("at", At(ids, cells, step=2), 5))
+    own = torch.arange(6).view(3, 2, 1)
+    each = DRAWS.uniform("at", At(ids, cells, step=own), 5)
+    for i, j in ((0, 1), (2, 0)):
+        one = DRAWS.uniform("at", At(ids[i:i + 1], cells[i:i + 1, j:j + 1], step=int(own[i, j])), 5)
+        assert torch.equal(each[i, j], one[0, 0])
+    logits = torch.randn(4, 3, 2, 1100, generator=torch.Generator().manual_seed(0))
+    drawn = torch.func.vmap(lambda rows: DRAWS.categorical("at", At(ids, cells), rows))(logits)
+    assert all(torch.equal(a, DRAWS.categorical("at", At(ids, cells), b)) for a, b in zip(drawn, logits, strict=True))
+    for step in (2.0, torch.tensor(2.0)):
+        with pytest.raises((TypeError, RuntimeError)): DRAWS.uniform("at", At(ids, cells, step=step), 5)
+
+
+def test_a_draw_asks_nothing_of_settings_that_are_wrong(tmp_path, monkeypatch):
+    (tmp_path / "settings.ini").write_text("[of somebody else]\nx = 1\n")
+    monkeypatch.chdir(tmp_path)
+    native.native.cache_clear()
+    assert (native.native("draws", draws._LOOP) is None) == (not native._compiler())
+
+
 def test_the_bounds_hold_for_every_uniform():
     "All 2^23 of them: least noise, noise, largest noise of their bin."
     low, high, wide = draws._bounds()

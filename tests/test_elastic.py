@@ -18,6 +18,7 @@ from vgnb.core import BadInput, Mismatch, digest
 from vgnb.kinds import changed, to_json
 from vgnb.processes import Processes
 from vgnb.tokenizers.codebook_updates import Anchors, Ema
+from vgnb.training import exact
 from vgnb.training.checkpoints import newest, read_checkpoint
 from vgnb.training.commands import TrainOptions, build
 from vgnb.training.exact import check_exact
@@ -244,3 +245,12 @@ def test_a_run_keeps_its_number_of_micro_batches(tmp_path):
             begun(tmp_path, exact=exact).fit(2)
     with pytest.raises(Mismatch, match="exact=8: the run in checkpoint was started with 0"):
         check_same(to_json(RECIPE), replace(RECIPE, exact=8))
+
+
+def test_an_exact_step_leaves_torch_as_it_was():
+    "Who asked for warnings only has them again."
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with exact._repeatable(): assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally: torch.use_deterministic_algorithms(False)

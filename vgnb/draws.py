@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from operator import index
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -291,7 +292,10 @@ int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float
         }
         if (odd) return 1;
         for (i64 v = 0; v < V; v++) {
-            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < least) { v += AT_ONCE - 1; continue; }
+            if (v % AT_ONCE == 0) {          /* a piece that has lost by more than rounding can hide */
+                float most_of_it = sure[v / AT_ONCE], rounding = 1e-6f * __builtin_fabsf(most_of_it);
+                if (most_of_it + wide < least - rounding) { v += AT_ONCE - 1; continue; }
+            }
             if (!(l[v] + high[bin(u[v])] >= least)) continue;
             if (found == most) return 1;
             index[found] = v;
@@ -322,6 +326,14 @@ def _loops() -> ctypes.CDLL|None:
     library.race.argtypes = [pointer, i64, i64, i64, pointer, *bounds, *[pointer] * 2, i64, *[pointer] * 4]
     return library
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor      # by vmap or grad: it has no memory of its own
+
+def _readable(address:tuple, b:int, k:int) -> bool:
+    "Whether the loops can read it: int64 in the host's memory, b ids, a cell for each of b rows of k, one step or b."
+    ids, cell, when = address
+    on_host = all(t.device.type == "cpu" and t.dtype == torch.int64 and not _is_wrapped(t) for t in address)
+    return on_host and len(ids) == b and cell.shape[:2] == (b, k) and when.shape in ((1, 1, 1), (b, 1, 1))
+
 def _c_address(address:tuple, key:tuple[int, int]) -> _Address:
     ids, cell, when = address
     by_when = 0 if when.numel() == 1 else when.stride(0)
@@ -336,7 +348,7 @@ def _filled(
 ) -> bool:
     "What `_fill` does, as one loop in C; False, and nothing done, where it can't be."
     loops = _loops() if out.device.type == "cpu" and type(out) is Tensor else None
-    if loops is None: return False
+    if loops is None or _is_wrapped(out) or not _readable(address, *out.shape[:2]): return False
     where = _c_address(address, key)
     if loops.fill(out.data_ptr(), *out.shape, ctypes.byref(where), finish is not _as_they_are): return False
     if finish is _to_gumbel: _gumbel_of(out.view(torch.float32))
@@ -350,12 +362,12 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
     return int.from_bytes(h[:4], "little"), int.from_bytes(h[4:8], "little")
 
 @lru_cache(maxsize=256)
-def _kept(word:int) -> Tensor: return torch.full((1, 1, 1), word, device="cpu")
+def _kept(word:int) -> Tensor: return torch.full((1, 1, 1), word, dtype=torch.int64, device="cpu")
 
 def _word(word:int, device:torch.device) -> Tensor:
     "A word of an address that all share, (1, 1, 1) int64: on a host the same tensor again and again."
-    is_kept = device.type == "cpu" and not torch.compiler.is_compiling()
-    return _kept(word) if is_kept else torch.full((1, 1, 1), word, device=device)
+    is_kept, word = device.type == "cpu" and not torch.compiler.is_compiling(), index(word)
+    return _kept(word) if is_kept else torch.full((1, 1, 1), word, dtype=torch.int64, device=device)
 
 # %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
@@ -384,7 +396,8 @@ class Keyed:
         whole = at.positions is None                                            # one draw a sample, not one a cell
         cell = _word(0, device).expand(len(ids), 1, 1) if whole else at.positions.to(torch.int64)[..., None]
         when = at.step * 256 + at.level
-        when = ids.new_zeros(1, 1, 1) + when if torch.is_tensor(when) else _word(when, device)
+        if torch.is_tensor(when): when = torch.bitwise_or(ids.new_zeros(1, 1, 1), when)      # no float passes here
+        else: when = _word(when, device)
         if when.numel() > 1: cell = torch.broadcast_tensors(cell, when)[0]
         return ids if len(ids) == len(cell) else ids.expand(len(cell), 1, 1), cell, when
 
@@ -446,7 +459,7 @@ def _finalists(
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]|None:
     "Index, uniform and logit of all that can win, row after row, and where rows end; None where there is no loop."
     loops, (b, k, V) = _loops(), logits.shape
-    if loops is None: return None
+    if loops is None or _is_wrapped(logits) or not _readable(address, b, k): return None
     (low, high, wide), most = _bounds(), 64 * b * k + V
     place, index = torch.empty(2 * most + 2 * V), torch.empty(most + b * k, dtype=torch.int64)
     u, logit, words, sure, ends = place[:most], place[most:], place[2 * most:], place[2 * most + V:], index[most:]

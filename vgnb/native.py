@@ -6,6 +6,7 @@
 __all__ = ['native']
 
 # %% ../nbs/000a_native.ipynb #95d189cd
+import configparser
 import ctypes
 import hashlib
 import os
@@ -16,10 +17,10 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from .core import get_settings
+from .core import VgnbError, get_settings
 
 # %% ../nbs/000a_native.ipynb #723b8610
-_FLAGS = (("-O3", "-march=native"), ("-O3",))      # the second for compilers that don't know their own processor
+_FLAGS = (("-O3", "-march=native"), ("-O3",))      # the second where a compiler or a system doesn't say what it has
 
 def _compiler() -> str|None:
     "The command that compiles C: the environment's `CC`, or the system's."
@@ -27,10 +28,10 @@ def _compiler() -> str|None:
 
 @lru_cache
 def _processor() -> str:
-    "What this processor can do, as its system says."
+    "What this processor can do, as its system says; empty where it doesn't."
     try: lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError: return f"{platform.machine()} {platform.processor()}"
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    except OSError: return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 def _is_ours(path:Path) -> bool:
     "Whether nobody else can have written it."
@@ -63,6 +64,7 @@ def _compile(command:tuple[str, ...], source:str, file:Path):
         line = [*command, "-shared", "-fPIC", "-o", str(made), str(text)]
         subprocess.run(line, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
         made.chmod(0o700)
+        with open(made, "rb+") as f: os.fsync(f.fileno())       # the name must not outlive the content
         os.replace(made, file)
 
 def _load(name:str, source:str, command:tuple[str, ...], folder:Path) -> ctypes.CDLL:
@@ -70,13 +72,18 @@ def _load(name:str, source:str, command:tuple[str, ...], folder:Path) -> ctypes.
 
     Errors: `OSError`, `subprocess.SubprocessError`.
     """
-    made_of = "\0".join((source, *command, _processor()))
+    made_of = "\0".join((source, *command, platform.machine(), _processor()))
     file = folder / f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:24]}.so"
     if file.exists() and _is_ours(file):
         try: return ctypes.CDLL(str(file))
         except OSError: pass                       # half of one, after a crash of the system
     _compile(command, source, file)
     return ctypes.CDLL(str(file))
+
+def _wanted() -> bool:
+    "What the settings say; a draw is no place for what is wrong with them."
+    try: return get_settings().run.native
+    except (VgnbError, OSError, configparser.Error): return True
 
 @lru_cache
 def native(
@@ -85,8 +92,8 @@ def native(
     folder:Path|None=None, # where libraries lie (default: the user's cache)
 ) -> ctypes.CDLL|None:
     "The functions of a source, compiled for this processor; None where that can't be. Settled once a process."
-    compiler = _compiler() if get_settings().run.native else None
-    for flags in _FLAGS if compiler else ():
+    compiler = _compiler() if _wanted() else None
+    for flags in _FLAGS[not _processor():] if compiler else ():
         try: return _load(name, source, (compiler, *flags), folder or _cache())
         except (OSError, subprocess.SubprocessError): pass
     return None

@@ -5,7 +5,7 @@
     python scripts/studies/fault_suite.py F9 F13 --record   # and write them into nbs/studies/fault_suite.json
     python scripts/studies/fault_suite.py --rest --record   # all that isn't recorded yet, one after the other
     bash scripts/test.sh --full --junitxml=report.xml -o junit_family=xunit1
-    python scripts/studies/fault_suite.py F9 R5 --report report.xml --record     # out of a run of everything
+    python scripts/studies/fault_suite.py F9 R5 --report report.xml --commit 0123abc --record     # out of that run
 
 Each fault has a number, a criterion and tests that are marked with it, so `pytest -m F9` runs them, too. What a test
 counts it hands to the fixture `figures`; counts of a fault's tests add up, of measures (numbers with a point) the
@@ -43,7 +43,7 @@ class Options:
     report: Path | None = None
     "a JUnit file of tests that have run: nothing is run again"
     commit: str = ""
-    "what was tested for that report; empty = what is checked out"
+    "what was tested for that report"
 
 
 @dataclass
@@ -309,8 +309,10 @@ def line(number: str, entry: dict | None) -> str:
 
 
 def main(o: Options) -> int:
-    from vgnb.core import check_choice
+    from vgnb.core import check, check_choice
     for number in o.numbers: check_choice("numbers", number, tuple(FAULTS))
+    tells = bool(o.commit) or not (o.report and o.record)
+    check(tells, "commit", o.commit, "must say what was tested for a report that is recorded")
     known = recorded()
     numbers = o.numbers or ([n for n in FAULTS if n not in known] if o.rest else [])
     if not numbers:

@@ -264,11 +264,12 @@ def _repeatable():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")      # without it cuBLAS has none
     fill = torch.utils.deterministic.fill_uninitialized_memory
     before, filled = torch.are_deterministic_algorithms_enabled(), fill
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try: yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
 class ExactStepper(Stepper):
