@@ -18,10 +18,9 @@ from vgnb.core import BadInput, Mismatch, digest
 from vgnb.kinds import changed, to_json
 from vgnb.processes import Processes
 from vgnb.tokenizers.codebook_updates import Anchors, Ema
-from vgnb.training import exact
 from vgnb.training.checkpoints import newest, read_checkpoint
 from vgnb.training.commands import TrainOptions, build
-from vgnb.training.exact import check_exact
+from vgnb.training.exact import _repeatable, check_exact
 from vgnb.training.feed import Feed, Share, stream
 from vgnb.training.recipes import Recipe, check_same
 from vgnb.training.run_folder import Run
@@ -251,6 +250,6 @@ def test_an_exact_step_leaves_torch_as_it_was():
     "Who asked for warnings only has them again."
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with exact._repeatable(): assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        with _repeatable(): assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally: torch.use_deterministic_algorithms(False)
