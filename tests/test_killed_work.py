@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -259,6 +260,25 @@ def test_of_two_that_go_on_at_once_one_is_refused(tmp_path, races, figures):
         assert result(folder) == result(whole)
     assert refused == races
     figures(races=races, refused=refused, mixed=0)
+
+
+@pytest.mark.fault("F19")
+def test_of_many_threads_one_owns_a_place(tmp_path):
+    "The kernel lets a process in that is in already."
+    line, found = threading.Barrier(8), []
+    def come():
+        line.wait()
+        try:
+            with locked(tmp_path):
+                found.append("in")
+                time.sleep(0.2)
+        except Mismatch as e: found.append(str(e).partition(": ")[2])
+
+    threads = [threading.Thread(target=come) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert sorted(found) == sorted(["in", *[f"is in use by this process ({os.getpid()})"] * 7])
+    with locked(tmp_path): pass
 
 
 @pytest.mark.fault("F19")

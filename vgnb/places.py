@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .core import Mismatch, check, check_place, load_card
 
 # %% ../nbs/003a_places.ipynb #f896c297
 _LOCKED = set()    # by this process, which the kernel would let in again
+_ONE_AT_A_TIME = threading.Lock()    # its threads
 
 def _lock(file, path:Path) -> bool:
     "Take the lock on an open file, unless somebody has it."
@@ -60,12 +62,17 @@ def _owned(path:Path, place:Path, argument:str):
     "Own the place by the lock file at `path`."
     path.parent.mkdir(parents=True, exist_ok=True)
     path = path.parent.resolve() / path.name
-    check(path not in _LOCKED, argument, place, f"is in use by this process ({os.getpid()})", Mismatch)
-    with _open_locked(path, place, argument) as file:
+    with _ONE_AT_A_TIME:
+        check(path not in _LOCKED, argument, place, f"is in use by this process ({os.getpid()})", Mismatch)
+        _LOCKED.add(path)
+    try: file = _open_locked(path, place, argument)
+    except BaseException:
+        _LOCKED.discard(path)
+        raise
+    with file:
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
-        _LOCKED.add(path)
         try:
             yield
         finally:
