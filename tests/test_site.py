@@ -12,7 +12,7 @@ from PIL import Image
 
 from scripts.pages.formulas import Unknown, formula, mathml
 from scripts.pages.names import names_of
-from scripts.pages.site import Site, floors, notebooks, steps
+from scripts.pages.site import RECORD, Site, floors, notebooks, steps
 from tests.run_scripts import main_of
 from tests.test_links import prose
 from vgnb.core import BadInput
@@ -264,6 +264,80 @@ def test_a_killed_build_goes_on(nbs, tmp_path):
     (out / ".search.js.01234567.part.js").write_text("half")
     assert built(nbs, out) == sorted({"000_first.ipynb", "index.ipynb", "more/010_second.ipynb"} - set(done))
     assert not list(out.rglob(".*"))          # neither a lock nor what a kill left
+
+
+def test_a_record_reaches_nothing_outside_its_site(nbs, tmp_path):
+    out, mine = tmp_path / "site", tmp_path / "mine.html"
+    built(nbs, out)
+    mine.write_text("keep me")
+    (out / "gone.html").write_text("stale")
+    (out / "link.html").symlink_to(mine)
+    record = json.loads((out / RECORD).read_text())
+    assert "url" not in record["cards"]["000_first.ipynb"]
+    (tmp_path / "back.html").symlink_to(out / "index.html")
+    (out / "up").symlink_to(tmp_path)
+    outside = ["../mine.html", str(mine), "link.html", "up/mine.html", "up/back.html"]
+    odd = [*outside, "", ".", "figures", "./index.html", str(out / "index.html"), "a\0", "a" * 300, 3]
+    record["files"] += [*odd, "gone.html"]
+    record["pages"]["000_first.ipynb"]["files"] += ["../mine.html"]
+    record["pages"]["index.ipynb"]["files"] = []
+    (out / RECORD).write_text(json.dumps(record))
+    assert built(nbs, out) == ["000_first.ipynb", "index.ipynb"]
+    assert mine.read_text() == "keep me" and (tmp_path / "back.html").is_symlink()
+    assert (out / "index.html").is_file() and not (out / "gone.html").exists()
+    assert not set(odd) & set(json.loads((out / RECORD).read_text())["files"]) and dead_links(out) == []
+
+
+@pytest.mark.parametrize("change", [
+    {"cards": {"000_first.ipynb": {"path": "000_first.ipynb", "url": "../mine.html"}}}, {"cards": 3}, {"pages": None},
+    {"films": [1]}, {"pages": {"index.ipynb": {"key": "", "parts": [["a"]], "files": []}}}, {"files": "index.html"}])
+def test_a_record_with_other_fields_counts_as_none(nbs, tmp_path, change):
+    out = tmp_path / "site"
+    Site(nbs, out).build(show=False)
+    record = json.loads((out / RECORD).read_text()) | change
+    (out / RECORD).write_text(json.dumps(record))
+    site = Site(nbs, out)
+    assert site.files_before == [] if "files" in change else not (site.cards or site.built or site.film_keys)
+
+
+@pytest.mark.parametrize("record", [
+    "", "{", "[]", "{}", '{"made_by": "another"}', '{"cards": {}, "files": ["mine.txt"]}'])
+def test_a_folder_of_another_tool_is_not_taken(nbs, tmp_path, record):
+    (tmp_path / "full").mkdir()
+    for name, content in (("mine.txt", "keep me"), (RECORD, record)): (tmp_path / "full" / name).write_text(content)
+    with pytest.raises(BadInput, match="new or empty folder"): Site(nbs, tmp_path / "full", force=True)
+    assert (tmp_path / "full/mine.txt").read_text() == "keep me"
+
+
+def test_building_all_again_removes_pages_that_are_gone(nbs, tmp_path):
+    out = tmp_path / "site"
+    built(nbs, out)
+    (nbs / "more/010_second.ipynb").unlink()
+    assert built(nbs, out, force=True) == ["000_first.ipynb", "index.ipynb"]
+    assert not (out / "more/010_second.html").exists() and dead_links(out) == []
+
+
+def test_links_of_documents_are_built_again_when_their_targets_move(nbs, tmp_path):
+    out, code = tmp_path / "site", 'class Box:\n    "Beside `Lid`."\n    def open(self):\n        "As `Key`."'
+    save(nbs, "more/010_second.ipynb", "second with `Hinge`", cell("#| export\n" + code))
+    save(nbs, "020_third.ipynb", "third")
+    built(nbs, out)
+    page = out / "more/010_second.html"
+    assert not re.search('#(Lid|Key|Hinge)"', page.read_text())
+    for name in ("Lid", "Key", "Hinge"):
+        save(nbs, "020_third.ipynb", "third", cell(f"#| export\n{name} = 1"))
+        assert built(nbs, out) == ["020_third.ipynb", "more/010_second.ipynb"], name
+        assert f'href="../020_third.html#{name}"' in page.read_text()
+
+
+@pytest.mark.parametrize("rule", ["---", "***"])
+def test_a_line_across_heads_no_part(nbs, tmp_path, rule):
+    save(nbs, "000_first.ipynb", "first", text(f"{rule}\n\nbefore\n\n## Part\n\nbelow"), text(f"{rule}\n\nafter"))
+    site = Site(nbs, tmp_path / "site")
+    site.build(show=False)
+    first, part = site.built["000_first.ipynb"].parts
+    assert "before" in first[2] and "below" not in first[2]
+    assert part[:2] == ["part", "Part"] and part[2].split() == ["below", "after"]
 
 
 def test_some_pages_alone_have_no_dead_links(nbs, tmp_path):

@@ -79,6 +79,9 @@ class Part:
     text: str = ""
 
 
+def url_of(path: str) -> str: return path.removesuffix(".ipynb") + ".html"
+
+
 @dataclass
 class Source:
     "A notebook before it is a page."
@@ -90,7 +93,7 @@ class Source:
     digest: str = ""                       # of the file
 
     @property
-    def url(self) -> str: return self.path.removesuffix(".ipynb") + ".html"
+    def url(self) -> str: return url_of(self.path)
 
     @property
     def number(self) -> str: return (re.match(r"\d+[a-z]?(?=_)", Path(self.path).name) or [""])[0]
@@ -100,8 +103,11 @@ class Source:
         return [name for cell in self.cells if is_exported(cell) for name in names_of(cell.source)]
 
     def targets(self) -> set[str]:
-        "All that its prose may link: notebooks, and words in backticks."
-        prose = "\n".join(c.source for c in self.cells if c.cell_type == "markdown")
+        "All that its prose and its documents may link: notebooks, and words in backticks."
+        cells = [c.source for c in self.cells if c.cell_type == "markdown"]
+        names = self.exported()
+        abouts = [name.about for owner in names for name in (owner, *owner.members)]
+        prose = "\n\n".join([self.summary, *cells, *abouts])
         return set(re.findall(r"\]\(\s*<?([^)\s>]+)", prose)) | set(re.findall(r"`([A-Za-z_][\w.]*)(?:\(\))?`", prose))
 
 
@@ -228,8 +234,9 @@ class Writer:
         "Markdown, searched part by part."
         html = self.markdown.render(text)
         blocks = re.split(r'(?=<h[1-6] id=")', html)
-        started = self.parts[len(self.parts) - sum(block.startswith("<h") for block in blocks):]
-        if not blocks[0].startswith("<h"): (self.parts[-len(started) - 1]).text += " " + words(blocks.pop(0))
+        headed = [bool(re.match(r"<h[1-6] id=", block)) for block in blocks]       # <hr /> heads nothing
+        started = self.parts[len(self.parts) - sum(headed):]
+        if not headed[0]: (self.parts[-len(started) - 1]).text += " " + words(blocks.pop(0))
         for part, block in zip(started, blocks): part.text += " " + words(block.split("</h", 1)[1][2:])
         return html
 

@@ -11,14 +11,15 @@ from posixpath import dirname, join, normpath, relpath
 
 from jinja2 import Environment, FileSystemLoader
 
-from scripts.pages.reader import Source, Writer, picture_beside, read
-from vgnb.core import check, check_place, load_json, sweep_aside, write_aside
+from scripts.pages.reader import Source, Writer, picture_beside, read, url_of
+from vgnb.core import BadInput, check, check_place, load_json, sweep_aside, write_aside
 from vgnb.figures import png_bytes
 from vgnb.places import locked
 from vgnb.progress import Progress
 
 HERE = Path(__file__).resolve().parent
 RECORD = "built.json"             # in the site: what stands there, and what it was made of
+MADE_BY = "vgnb-site/1"           # in the record: other tools call a file built.json, too
 ASSETS = ("style.css", "site.js", "films.js")
 FILM_PAGES = {                    # a film and the page beside whose widget it stands
     "orders": "views/820_explorer.ipynb", "sampling": "views/800_player.ipynb", "guidance": "views/822_play.ipynb",
@@ -30,7 +31,6 @@ WORD = re.compile(r"[^\W_][\w]*")
 class Card:
     "What the site knows of a page without reading it again."
     path: str
-    url: str
     number: str
     title: str
     summary: str
@@ -38,6 +38,9 @@ class Card:
     digest: str
     names: list[list[str]]        # (name, kind, about)
     targets: list[str]            # all that its prose may link
+
+    @property
+    def url(self) -> str: return url_of(self.path)
 
 
 @dataclass
@@ -86,12 +89,60 @@ def floors(tour: str, paths: list[str]) -> list[Floor]:
 def digest(*things) -> str: return hashlib.sha256(json.dumps(things, sort_keys=True).encode()).hexdigest()
 
 
+def record_of(out: Path) -> dict:
+    "What a site says of itself; empty if none of ours stands there."
+    try: found = load_json(out / RECORD)
+    except BadInput: return {}
+    return found if isinstance(found, dict) and found.get("made_by") == MADE_BY else {}
+
+
 def check_out(out: Path) -> Path:
     "A place for a site: empty, or a site that was built here."
     check_place("out", out)
-    known = not out.exists() or (out / RECORD).is_file() or not any(out.iterdir())
-    check(known, "out", out, f"must be a new or empty folder, or a site built before ({RECORD} in it); files are there")
+    known = not out.exists() or record_of(out) or not any(out.iterdir())
+    check(known, "out", out, f"must be a new or empty folder, or a site built before (its {RECORD} tells); "
+          "other files are there")
     return out
+
+
+def are_texts(found, n: int | None = None) -> bool:
+    "Whether it is a list of strings, of `n` if that is said."
+    return isinstance(found, list) and all(isinstance(x, str) for x in found) and n in (None, len(found))
+
+
+def are_rows(found) -> bool: return isinstance(found, list) and all(are_texts(row, 3) for row in found)
+
+
+def lies_below(out: Path, file) -> bool:
+    "Whether a record's entry is a file of the site: written as we write it, and not led outside by a link."
+    if not isinstance(file, str) or normpath(file) != file or Path(file).is_absolute(): return False
+    try:
+        root, place, entry = out.resolve(), (out / file).resolve(), (out / file).parent.resolve() / Path(file).name
+        return root in place.parents and root in entry.parents and not place.is_dir()
+    except (OSError, RuntimeError, ValueError): return False        # a loop of links, a zero byte, a name too long
+
+
+def known_files(out: Path, record: dict) -> list[str]:
+    "A record's files that lie in the site: only these may be removed."
+    files = record.get("files")
+    return [file for file in files if lies_below(out, file)] if isinstance(files, list) else []
+
+
+def known_pages(out: Path, record: dict) -> tuple[dict[str, Card], dict[str, Built], dict[str, str]]:
+    "A record's cards, pages and keys of films; nothing of one that has other fields."
+    try:
+        cards = {path: Card(**card) for path, card in record["cards"].items()}
+        pages = {path: Built(**page) for path, page in record["pages"].items()}
+        films = dict(record["films"])
+    except (AttributeError, KeyError, TypeError, ValueError): return {}, {}, {}
+    texts = [[c.number, c.title, c.summary, c.module, c.digest] for c in cards.values()]
+    fine = all(map(are_texts, texts)) and all(are_rows(c.names) and are_texts(c.targets) for c in cards.values())
+    fine = fine and all(card.path == path for path, card in cards.items())
+    fine = fine and all(are_rows(page.parts) and are_texts(page.files) for page in pages.values())
+    if not fine: return {}, {}, {}
+    ours = {path: page for path, page in pages.items()
+            if page.files[:1] == [url_of(path)] and all(lies_below(out, file) for file in page.files)}
+    return cards, ours, films
 
 
 class Site:
@@ -106,11 +157,9 @@ class Site:
         self.nbs, self.out, self.films, self.film_key = nbs, check_out(out), films or {}, film_key
         self.paths = notebooks(nbs, only)
         check("index.ipynb" in self.paths, "nbs", nbs, "must hold index.ipynb, the tour")
-        before = load_json(out / RECORD) if (out / RECORD).is_file() and not force else {}
-        self.cards = {path: Card(**card) for path, card in before.get("cards", {}).items()}
-        self.built = {path: Built(**page) for path, page in before.get("pages", {}).items()}
-        self.film_keys: dict[str, str] = before.get("films", {})
-        self.files_before: list[str] = before.get("files", [])
+        before = record_of(out)
+        self.cards, self.built, self.film_keys = known_pages(out, {} if force else before)
+        self.files_before = known_files(out, before)      # even if all is built again: some of it may be gone
         self.files: set[str] = set()
         self.sources: dict[str, Source] = {}
         self.changed: list[str] = []
@@ -127,7 +176,7 @@ class Site:
         if path in self.cards and self.cards[path].digest == now: return self.cards[path]
         s = self.source(path)
         names = [[n.name, n.kind, n.about.partition("\n")[0]] for n in s.exported()]
-        return Card(path, s.url, s.number, s.title, s.summary, s.module, now, names, sorted(s.targets()))
+        return Card(path, s.number, s.title, s.summary, s.module, now, names, sorted(s.targets()))
 
     @cached_property
     def pages(self) -> dict[str, str]: return {path: card.url for path, card in self.cards.items()}
@@ -267,7 +316,7 @@ class Site:
         files = sorted(self.files if finished else self.files | set(self.files_before))
         pages = {path: asdict(page) for path, page in self.built.items()}
         cards = {path: asdict(card) for path, card in self.cards.items()}
-        record = {"cards": cards, "pages": pages, "films": self.film_keys, "files": files}
+        record = {"made_by": MADE_BY, "cards": cards, "pages": pages, "films": self.film_keys, "files": files}
         with write_aside(self.out / RECORD) as aside: aside.write_text(json.dumps(record), encoding="utf-8")
 
     def build(self, show: bool | None = None) -> list[str]:
