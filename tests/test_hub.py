@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 
@@ -214,12 +215,16 @@ def test_what_cannot_be_told_costs_nothing(tmp_path):
         before = {p: (p.read_bytes(), p.stat().st_ino) for p in folder.rglob("*") if p.is_file()}
         for about, words in wrong:
             with pytest.raises(BadInput, match=words): save(folder, **about)
+        if folder.name == "pipe":
+            with pytest.raises(BadInput, match="value=.*can't be written as JSON"):
+                save(folder, numbers=[REPORT | {"values": {"fid": object()}}])
         assert {p: (p.read_bytes(), p.stat().st_ino) for p in folder.rglob("*") if p.is_file()} == before
 
 
 def test_a_measurement_stays_as_its_owner_holds_it():
     record = SimpleNamespace(values={"fid": 2.0}, notes=[], protocol=SimpleNamespace(**REPORT["protocol"]))
     mapping = {"values": {"fid": 2.0}, "protocol": SimpleNamespace(**REPORT["protocol"])}
+    assert read_numbers(changed(count=np.int64(1000)))[0]["protocol"] == REPORT["protocol"], "numpy's integers are some"
     read = read_numbers([record, mapping])
     assert read[0] == read[1] and read[0]["protocol"] == REPORT["protocol"]
     read[0]["values"]["fid"] = 1.0

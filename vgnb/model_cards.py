@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 from torch import nn
@@ -59,9 +60,11 @@ def card_entries(part:nn.Module) -> dict:
 # %% ../nbs/706_model_cards.ipynb #a663035d
 _RECORD = "must be a record of scripts/evaluate.py --json: values with the protocol they were measured by"
 
-def _is_count(value) -> bool: return type(value) is int and 0 <= value < 2 ** 63
+def _is_count(value) -> bool:
+    "Whether a value is a whole number, numpy's too, that can be written."
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < 2 ** 63
 
-def _is_small(value) -> bool: return type(value) is not int or abs(value) < 2 ** 63
+def _is_small(value) -> bool: return not isinstance(value, int) or abs(value) < 2 ** 63
 
 def _fault(n:Mapping) -> str:
     "What a measurement must be and isn't; empty where all is well."
