@@ -7,12 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 
 from vgnb import zoo
 from vgnb.core import BadInput, Mismatch, Missing, load_card, save_json
-from vgnb.pipeline import from_pretrained
+from vgnb.hub import upload
+from vgnb.model_cards import MARK, read_numbers
+from vgnb.pipeline import from_pretrained, read_card
 from vgnb.shipped import open_part
 
 REPORT = {"values": {"fid": 2.776}, "notes": ["a note"],
@@ -157,3 +160,85 @@ def test_what_authors_state_is_on_the_card():
     about = zoo.table()["RAR-XL"].about
     assert about["licence"] == "Apache-2.0" and "1.50" in about["result"]
     assert "train_generator.py rar-xl" in about["made"]
+
+
+def test_a_page_written_by_hand_stays(tmp_path, capsys):
+    pipe = from_pretrained("tiny-randar")
+    whole, part = tmp_path / "pipe", tmp_path / "part"
+    saves = {whole: lambda: pipe.save_pretrained(whole), part: lambda: pipe.tokenizer.save_pretrained(part)}
+    for folder, save in saves.items():
+        save()
+        text = (folder / "README.md").read_text()
+        assert text.startswith("---\n") and text.count(MARK) == 1
+        (folder / "README.md").write_text(text.replace("## Parts", "## Old"))
+        save()
+        assert (folder / "README.md").read_text() == text and not capsys.readouterr().err, "its own page is replaced"
+        (folder / "README.md").write_text("# Mine\n")
+        save()
+        assert (folder / "README.md").read_text() == "# Mine\n"
+        assert capsys.readouterr().err.count(f"{folder / 'README.md'}: was not written by vgnb") == 1
+    (whole / "tokenizer" / "README.md").write_text("# Codes\n")
+    pipe.save_pretrained(whole)
+    assert (whole / "tokenizer" / "README.md").read_text() == "# Codes\n"
+    assert same(from_pretrained(whole).generator, pipe.generator)
+
+
+def changed(**protocol):
+    "The report with other entries of its protocol."
+    return REPORT | {"protocol": REPORT["protocol"] | protocol}
+
+
+def test_a_strangers_card_opens_nothing(tmp_path):
+    folder = from_pretrained("tiny-randar").save_pretrained(tmp_path / "p")
+    card = load_card(folder / "pipeline.json")
+    save_json(tmp_path / "metrics.json", REPORT)
+    path = str(tmp_path / "metrics.json")
+    odd = [path, [path], ["/no/such/file"], REPORT, 3, [3], [None], [[REPORT]], [REPORT | {"values": [1]}],
+           [REPORT | {"values": {"fid": 10 ** 400}}], [REPORT | {"notes": "ab"}], [REPORT | {"notes": [1]}],
+           [REPORT | {"notes": None}], [REPORT | {"protocol": None}], [changed(count="1000")], [changed(count=True)],
+           [changed(reference=[1])], [changed(extractor=None)], [changed(reference_count="5")],
+           [changed(reference_size=5)]]
+    for numbers in odd:
+        plain = {k: v for k, v in card.items() if k != "seal"} | {"about": {"numbers": numbers}}
+        (folder / "pipeline.json").write_text(json.dumps(plain))
+        with pytest.raises(Mismatch, match="strange entry: about"): read_card(folder)
+
+
+def test_what_cannot_be_told_costs_nothing(tmp_path):
+    pipe = from_pretrained("tiny-randar")
+    saves = {tmp_path / "pipe": pipe.save_pretrained, tmp_path / "part": pipe.tokenizer.save_pretrained}
+    wrong = [({"numbers": [changed(count="1000")]}, "numbers=.*protocol.count must be an integer"),
+             ({"numbers": [3]}, "numbers=.*must be a record"), ({"summary": "\ud800"}, "card=.*UTF-8"),
+             ({"summary": 3}, "summary=3: must be a string"), ({"licence": ["mit"]}, "licence=.*must be a string")]
+    for folder, save in saves.items():
+        save(folder)
+        before = {p: (p.read_bytes(), p.stat().st_ino) for p in folder.rglob("*") if p.is_file()}
+        for about, words in wrong:
+            with pytest.raises(BadInput, match=words): save(folder, **about)
+        if folder.name == "pipe":
+            with pytest.raises(BadInput, match="value=.*can't be written as JSON"):
+                save(folder, numbers=[REPORT | {"values": {"fid": object()}}])
+        assert {p: (p.read_bytes(), p.stat().st_ino) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_measurement_stays_as_its_owner_holds_it():
+    record = SimpleNamespace(values={"fid": 2.0}, notes=[], protocol=SimpleNamespace(**REPORT["protocol"]))
+    mapping = {"values": {"fid": 2.0}, "protocol": SimpleNamespace(**REPORT["protocol"])}
+    assert read_numbers(changed(count=np.int64(1000)))[0]["protocol"] == REPORT["protocol"], "numpy's integers are some"
+    read = read_numbers([record, mapping])
+    assert read[0] == read[1] and read[0]["protocol"] == REPORT["protocol"]
+    read[0]["values"]["fid"] = 1.0
+    assert type(record.protocol) is type(mapping["protocol"]) is SimpleNamespace and record.values == {"fid": 2.0}
+
+
+def test_what_is_hidden_stays_and_links_are_refused(tmp_path):
+    folder = open_part("tiny-randar", "tokenizer").save_pretrained(tmp_path / "part")
+    for hidden in (".git", ".cache/deep"): (folder / hidden).mkdir(parents=True)
+    for file in (".env", ".git/config", ".cache/deep/secret"): (folder / file).write_text("secret")
+    (folder / ".cache" / "link").symlink_to(tmp_path)
+    would = upload(folder, "me/codes", dry_run=True)
+    assert would.files.keys() == {"README.md", "config.json", "model.safetensors"}
+    (tmp_path / "away").mkdir()
+    for name, target in {"key": folder / ".env", "more": tmp_path / "away"}.items(): (folder / name).symlink_to(target)
+    with pytest.raises(Mismatch, match="folder=.*links to others: key, more"):
+        upload(folder, "me/codes", dry_run=True)

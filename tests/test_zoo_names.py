@@ -15,8 +15,10 @@ from vgnb.families import Checkpoint, Published
 from vgnb.generators.masked import MaskedConfig
 from vgnb.generators.raster import LLAMAGEN_GPT, RasterConfig, RasterTransformer
 from vgnb.layers import ffn_width
+from vgnb.model_cards import stated
 from vgnb.pipeline import saved_levels, saved_sampling
 from vgnb.sampling.guidance import CFG
+from vgnb.tokenizers.quantizers import UsageMeter
 from vgnb.tokenizers.vqgan import LLAMAGEN_VQ, VQGAN, VQGANConfig
 from vgnb.training.recipes import recipe
 
@@ -144,6 +146,35 @@ def test_what_fits_is_taken_and_the_rest_is_told(toys, capsys):
     assert all(f.whole for f in whole.fits.values()) and "in part" not in capsys.readouterr().err
     assert not vgnb.from_pretrained(home / "saved").fits
     with pytest.raises(BadInput, match="strict='no': must be true or false"): zoo.load_published("Toy-GPT", strict="no")
+
+
+def test_a_model_in_part_is_not_the_one_that_was_measured(toys):
+    home, _ = toys
+    rewritten(home / "published" / "toy_gpt.pt", lambda m: {k: v for k, v in m.items() if k != "norm.weight"})
+    (home / "published").rename(home / "weights")
+    pipe = vgnb.from_pretrained("Toy-GPT", strict=False)
+    pipe.generator.card["about"] |= {"result": "FID 1.5", "table": [{"fid": 1.5}]}
+    pipe.tokenizer.card["about"] |= {"result": "rFID 2.5"}
+    pipe.save_pretrained(home / "saved")
+    again, page = vgnb.from_pretrained(home / "saved"), (home / "saved" / "README.md").read_text()
+    facts, share = stated(again.generator), pipe.fits["generator"].share
+    assert facts["made"] == f"its authors; loaded in part: {share} entries" and "huggingface.co" in facts["page"]
+    assert not facts.keys() & {"result", "table"} and "FID 1.5" not in page
+    assert stated(again.tokenizer)["result"] == "rFID 2.5" and "in part" not in stated(again.tokenizer)["made"]
+
+
+def test_a_meter_beside_a_fused_entry_that_lacks_a_third(toys, capsys):
+    home, models = toys
+    assert any(isinstance(m, UsageMeter) for m in models["toy_vq.pt"].modules())
+    lost = "encoder.mid.1.k.weight"
+    rewritten(home / "published" / "toy_vq.pt", lambda m: {k: v for k, v in m.items() if k != lost})
+    (home / "published").rename(home / "weights")
+    with pytest.raises(Mismatch, match="needs all of"): zoo.load_published("Toy-VQ")
+    part = zoo.load_published("Toy-VQ", strict=False)
+    ours, theirs = part.state_dict(), models["toy_vq.pt"].state_dict()
+    assert part.fit.missing == ("encoder.middle.1.qkv.weight",) and len(part.fit.loaded) == len(ours) - 1
+    assert part.fit.unexpected.keys() == {"encoder.mid.1.q.weight", "encoder.mid.1.v.weight"}
+    assert all(torch.equal(ours[k], theirs[k]) for k in part.fit.loaded) and "in part" in capsys.readouterr().err
 
 
 def test_where_nothing_fits_nothing_is_loaded(toys):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .core import BadInput, Missing, check
+from .core import BadInput, Mismatch, Missing, check
 from .generators.generator import Generator
 from .glance import glance
 from .model_cards import role_of, save_part
@@ -74,17 +74,21 @@ def _refusal(e:Exception) -> str:
 
 # %% ../nbs/707_hub.ipynb #1b2ef433
 def upload(
-    folder:str|Path,       # all that lies in it goes
+    folder:str|Path,       # all that lies in it goes, but what is hidden; a README.md of the hub is replaced
     name:str,              # owner/name
     *, private:bool=False, # where the repository is new
     message:str="",        # of the commit
     dry_run:bool=False,    # say what would go, and stop
 ) -> Upload:
-    "Send a saved model to the hub, in one commit. Errors: a name, no login, no network, no right to write."
+    "Send a saved model to the hub, in one commit. Errors: a name, no login, no network, no right to write, links."
     import huggingface_hub as hub
     check_repository(name)
     folder = Path(folder)
-    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    below = {p.relative_to(folder): p for p in sorted(folder.rglob("*"))}
+    shown = {file.as_posix(): p for file, p in below.items() if not any(part[0] == "." for part in file.parts)}
+    links = ", ".join(file for file, p in shown.items() if p.is_symlink())
+    check(not links, "folder", folder, f"must hold files, not links to others: {links}", Mismatch)
+    paths = {file: p for file, p in shown.items() if p.is_file()}
     check(paths, "folder", folder, "must hold a saved model", Missing)
     sizes = {file: p.stat().st_size for file, p in paths.items()}
     if dry_run: return Upload(name, sizes)

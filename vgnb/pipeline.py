@@ -27,6 +27,7 @@ from vgnb.core import (
     BadInput,
     Mismatch,
     Missing,
+    as_json,
     as_mask,
     as_tensor,
     check,
@@ -45,7 +46,7 @@ from .generators.orders import ORDERS
 from .glance import glance
 from .hub import Upload, send
 from .kinds import from_json, to_json
-from .model_cards import card_entries, model_card, read_numbers, write_card
+from .model_cards import are_numbers, card_entries, model_card, own_page, read_numbers, write_card
 from .names import Fit
 from .places import locked_file
 from .precision import check_precision
@@ -842,7 +843,9 @@ def save_pretrained(self:Pipeline,
 ) -> Path:
     "Write `tokenizer/`, `generator/`, a card (`README.md`) and `pipeline.json` (last) below `folder`."
     folder = Path(folder)
-    about = self.about | {k: v for k, v in {"summary": summary, "licence": licence}.items() if v}
+    known = dict(self.about)
+    if any(not fit.whole for fit in self.fits.values()): known.pop("numbers", None)   # they are those of the whole
+    about = known | {k: v for k, v in {"summary": summary, "licence": licence}.items() if v}
     if numbers: about["numbers"] = read_numbers(numbers)
     card = {
         "format": FORMAT,
@@ -851,9 +854,11 @@ def save_pretrained(self:Pipeline,
         "grid": list(self.grid.shape)}
     if self.mixed: card["mixed"] = True
     if about: card["about"] = about
+    card = as_json(card)
     parts = {"tokenizer": self.tokenizer, "generator": self.generator}
-    for name, part in parts.items(): save_model(folder / name, part, part.config, **card_entries(part))
     page = model_card(parts, where or str(folder), self.sampling, self.classes, **about)
+    for name, part in parts.items():
+        save_model(folder / name, part, part.config, page=own_page(folder / name), **card_entries(part))
     with locked_file(folder / "pipeline.json", "folder"):
         sweep_aside(folder, "pipeline.json")
         write_card(folder, page)
@@ -886,8 +891,7 @@ def _are_parts(value) -> bool:
 
 def _is_about(value) -> bool:
     if not (isinstance(value, dict) and value.keys() <= {"summary", "licence", "numbers"}): return False
-    try: read_numbers(value.get("numbers", []))
-    except BadInput: return False
+    if not are_numbers(value.get("numbers", [])): return False
     return all(isinstance(value.get(name, ""), str) for name in ("summary", "licence"))
 
 def _is_place(value) -> bool: return isinstance(value, str)

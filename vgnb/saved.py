@@ -215,6 +215,7 @@ def save_model(
     config,                              # a registered configuration (`vgnb.kinds.kinds`)
     *, weights:dict[str, Tensor]|None=None,  # those of the model, where it does not hold them itself
     ema:dict[str, Tensor]|None=None,     # averaged weights
+    page:bytes|None=None,                # README.md beside them; an older one goes with the older model
     **extra,                             # also written into config.json: data, classes, preprocessing, ...
 ) -> Path:
     "Write a model folder; an older one of the same name is replaced once the new one is complete."
@@ -231,6 +232,7 @@ def save_model(
         try:
             save_tensors(aside / "model.safetensors", weights, kind=word)
             if ema: save_tensors(aside / "ema.safetensors", ema, kind=word)
+            if page is not None: (aside / "README.md").write_bytes(page)
             hashes = {p.name: digest_file(p) for p in sorted(aside.glob("*.safetensors"))}
             save_card(aside / "config.json",
                       {"format": "vgnb-model/1", "config": to_json(config), **extra, "weights": hashes})

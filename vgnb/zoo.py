@@ -308,7 +308,7 @@ def _empty_meters(model:nn.Module, table:NameTable, state:dict[str, Tensor], pat
     "Windows of recent codes that a file leaves out, of which it says so: nothing depends on them."
     meters = {f"{name}.{k}" for name, m in model.named_modules() if isinstance(m, UsageMeter) for k in m.state_dict()}
     if not meters: return meters
-    names = table.to_ours({k: v.to("meta") for k, v in state.items()})   # only names: nothing is copied
+    names = table.to_ours({k: v.to("meta") for k, v in state.items()}, {})   # only names; what is odd is said later
     empty = meters - names.keys()
     speaks = os.environ.get("RANK", "0") == "0"
     if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
