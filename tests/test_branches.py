@@ -229,7 +229,7 @@ def test_what_has_no_tree_is_refused_by_name(pipes):
 # ---- under the hand
 
 def small(pipe, label="heart", **how) -> LiveBranches:
-    return pipe.branch(label, side=128, count=4, **how or SHORT)
+    return pipe.branch(label, side=128, count=4, **how if "schedule" in how else SHORT | how)
 
 
 def other_row(live) -> int:

@@ -463,7 +463,7 @@ def test_a_pipeline_sweeps_beside_its_card(tmp_path):
     left.parent.mkdir()
     left.write_text("{")
     Pipeline.from_pretrained("tiny-randar").save_pretrained(tmp_path / "p")
-    assert sorted(p.name for p in left.parent.iterdir()) == ["generator", "pipeline.json", "tokenizer"]
+    assert sorted(p.name for p in left.parent.iterdir()) == ["README.md", "generator", "pipeline.json", "tokenizer"]
 
 
 # ---- codes as others keep them

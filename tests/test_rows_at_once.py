@@ -130,7 +130,7 @@ def test_models_of_any_order_are_asked_as_they_are():
 def test_what_cannot_be_asked_is_refused_by_name():
     ids = torch.arange(2)
     rar = AnnealedOrderTransformer(AnnealedOrderConfig(1, 32, 2, hidden=32, vocab=24, grid=(3, 4), classes=5, spare=2))
-    with pytest.raises(BadInput, match="order='?zipar.*one cell at a time"):
+    with pytest.raises(BadInput, match="order='?zipar.*must be raster: the weights of"):
         sampled(rar.eval(), ZipAR(2), Cond(ids), ids)
     for wrong, words in (({"window": 0}, "window"), ({"window": 1.5}, "window"), ({"stand_in": "left"}, "stand_in")):
         with pytest.raises(BadInput, match=words): ZipAR(**wrong)
