@@ -7,7 +7,6 @@ import pickle
 import random
 import struct
 import tarfile
-import threading
 import zlib
 
 import datasets
@@ -16,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.served import served
 from vgnb.core import BadInput, BadItem, Missing
 from vgnb.data.images import open_images
 from vgnb.data.shapes import Shapes, draw_shapes, shape_ranges
@@ -317,13 +317,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path):
     Handler.cuts, Handler.served = [], []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(functools.partial(Handler, directory=tmp_path)) as address: yield address
 
 
 def shards(folder, files, count):

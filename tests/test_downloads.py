@@ -2,10 +2,10 @@
 import hashlib
 import http.server
 import re
-import threading
 
 import pytest
 
+from tests.served import served
 from vgnb import downloads
 from vgnb.core import BadInput, Mismatch, Missing
 from vgnb.downloads import Remote, by_hand, differs, fetch, fetch_all
@@ -47,13 +47,7 @@ def server(monkeypatch):
     monkeypatch.setattr(downloads, "_PAUSE", 0.001)
     for name, value in dict(content=CONTENT, tag='"1"', ranges=True, cuts=[], answers=[], asked=[]).items():
         setattr(Handler, name, value)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Handler) as address: yield address
 
 
 def remote(server, **kw): return Remote("in/rows.bin", **({"url": f"{server}/rows.bin", "hash": f"sha256:{HASH}"} | kw))

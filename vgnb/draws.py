@@ -291,11 +291,9 @@ int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float
             least = sure[piece] > least ? sure[piece] : least;
         }
         if (odd) return 1;
+        float has_lost = least - 1e-6f * __builtin_fabsf(least);      /* by more than rounding can hide */
         for (i64 v = 0; v < V; v++) {
-            if (v % AT_ONCE == 0) {          /* a piece that has lost by more than rounding can hide */
-                float most_of_it = sure[v / AT_ONCE], rounding = 1e-6f * __builtin_fabsf(most_of_it);
-                if (most_of_it + wide < least - rounding) { v += AT_ONCE - 1; continue; }
-            }
+            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < has_lost) { v += AT_ONCE - 1; continue; }
             if (!(l[v] + high[bin(u[v])] >= least)) continue;
             if (found == most) return 1;
             index[found] = v;
