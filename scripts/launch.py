@@ -7,7 +7,9 @@
 
 Below lies torch's launcher (python -m torch.distributed.run), which ends with a traceback and code 1 whatever
 happened. This one ends as the script did: 0 done, 2 something named on stderr, 75 interrupted (run again). When one
-process fails, the others on its machine end within seconds, whatever they wait for.
+process fails, the others on its machine end within seconds, whatever they wait for. A process that a signal ended from
+outside (memory that ran out, say) is 2, too: whether it would happen again is for a person to see. When the launcher
+itself is killed, its processes are told to stop, and save (on Linux).
 """
 import logging
 import os
@@ -61,7 +63,8 @@ def tell_killed(failures: dict) -> bool:
     killed = {rank: f.signal_name() for rank, f in sorted(failures.items()) if f.exitcode < 0 and f.pid not in _ENDED}
     why = ", as the system does when memory runs out" if "SIGKILL" in killed.values() else ""
     for rank, name in killed.items():
-        print(f"process {rank} was ended by {name}{why}; run the same command again to go on", file=sys.stderr)
+        words = f"process {rank} was ended by {name}{why}; when that is mended, the same command goes on"
+        print(words, file=sys.stderr)
     return bool(killed)
 
 

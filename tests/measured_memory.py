@@ -18,8 +18,9 @@ from vgnb.generators.random_order import RandomOrderConfig
 from vgnb.generators.raster import RasterConfig
 from vgnb.kinds import kind_of, kinds
 from vgnb.processes import Processes
+from vgnb.training.exact import ExactStepper, Turns
 from vgnb.training.feed import Share
-from vgnb.training.plan import memory, shapes_of, sizes_of, trace
+from vgnb.training.plan import Cluster, plan_run
 from vgnb.training.recipes import GeneratorRecipe, Recipe, recipe
 from vgnb.training.step import Stepper, TrainState
 from vgnb.training.tasks import GeneratorTask, TokenizerTask
@@ -49,14 +50,24 @@ CASES = {       # name -> (recipe, micro-batches of a step)
     "recomputed": (GeneratorRecipe(model=RandomOrderConfig(**ANY, ffn_multiple=32, recompute=True), steps=4, batch=8,
                                    precision="fp32"), 1),
     "masked": (GeneratorRecipe(model=MaskedConfig(**ANY, ffn=256), steps=4, batch=8, precision="fp32"), 1),
+    "exact": (raster(3, 192, 16, exact=8), 1),
     "pictures": (pictures(), 1)}
 
 
 def planned(name: str) -> int:
     "Bytes, as the plan has them for one process."
     asked, accumulate = CASES[name]
-    found = trace(asked, asked.batch // accumulate, accumulate > 1)
-    return sum(memory(sizes_of(asked, shapes_of(asked)), found, "one GPU", 1, accumulate).values())
+    parts = plan_run(asked, Cluster(world=1), accumulate)["memory"]["one GPU"]
+    return sum(parts["recomputed" if name == "recomputed" else "kept"].values())
+
+
+class InTurn(Turns):
+    "Micro-batches that ask each other nothing, without threads of their own: the allocator's record is of one thread."
+    def _all(self, turns):
+        for i, turn in enumerate(turns):
+            self.copies.enter(i)
+            turn.work()
+            self.copies.leave(i)
 
 
 def three_steps(asked: Recipe, accumulate: int):
@@ -65,12 +76,14 @@ def three_steps(asked: Recipe, accumulate: int):
     else:
         loss = kinds[kind_of(asked.loss)].build(asked.loss, weights="", size=asked.augment.size)
         task = TokenizerTask(model, loss)
-    stepper = Stepper(TrainState(task, asked, Processes()), Share(0, 1, accumulate))
-    rows = asked.batch // accumulate
+    share = Share(0, 1, accumulate, asked.exact)
+    stepper = (ExactStepper if asked.exact else Stepper)(TrainState(task, asked, Processes()), share)
+    if asked.exact: stepper.turns = InTurn(stepper.tree, stepper.copies, torch.device("cpu"))
+    rows = share.size(asked.batch)
     labels = torch.zeros(rows, dtype=torch.long)
     if asked.kind == "generator": batch = {"codes": torch.zeros(rows, 64, 1, dtype=torch.long), "labels": labels}
     else: batch = {"images": torch.rand(rows, 3, asked.augment.size, asked.augment.size) * 2 - 1, "labels": labels}
-    for step in range(3): stepper(step, [(At(torch.arange(rows), step=step), batch)] * accumulate)
+    for step in range(3): stepper(step, [(At(torch.arange(rows), step=step), batch)] * share.chunks)
 
 
 def measured(name: str) -> int:

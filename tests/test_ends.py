@@ -310,7 +310,7 @@ def test_two_processes_end_in_the_same_words(tmp_path):
 @pytest.mark.fault("F3")
 @pytest.mark.parametrize("codes, code, said", [
     ({0: 2, 1: -9}, 2, ["process 1 was ended by SIGKILL, as the system does when memory runs out"]),
-    ({1: -11}, 2, ["process 1 was ended by SIGSEGV; run the same command again"]),
+    ({1: -11}, 2, ["process 1 was ended by SIGSEGV; when that is mended, the same command goes on"]),
     ({0: 75, 1: 75}, 75, []), ({0: 3, 1: 75}, 3, []), ({0: 1}, 1, [])])
 def test_who_was_ended_by_a_signal_is_named(codes, code, said, capsys):
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from tests.forked import on_many, on_two
-from tests.test_ends import ENV, LAUNCH
+from tests.test_ends import ENV, LAUNCH, last_step
 from tests.test_job_kills import pipe  # noqa: F401  (a fixture)
 from tests.toy_training import RECIPE, Pair, Points, child, has_ended, result, saves, train, until
 from vgnb import core
@@ -125,7 +125,7 @@ def test_who_waits_for_the_dead_ends_within_seconds(tmp_path, kills, figures):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from tests.toy_training import RECIPE, Pair, Points
 from vgnb.cli import run_main
@@ -134,10 +134,13 @@ from vgnb.training.trainer import Trainer
 
 class Falls(Pair):
     def phases(self, step):
-        if step == 5 and os.environ["RANK"] == {rank!r}: os.kill(os.getpid(), signal.SIGKILL)
+        if step == 5 and os.environ["RANK"] == {rank!r}: os.kill(os.{victim}(), signal.SIGKILL)
+        time.sleep(0.02)
         return super().phases(step)
 
-def main(argv): return Trainer(Falls(), Points(), RECIPE, {out!r}, Run(progress=False, tracker="none")).fit(9).code
+RUN = Run(progress=False, tracker="none")
+
+def main(argv): return Trainer(Falls(), Points(), RECIPE, {out!r}, RUN).fit({steps}).code
 if __name__ == "__main__": sys.exit(run_main(main))
 """
 
@@ -146,12 +149,29 @@ if __name__ == "__main__": sys.exit(run_main(main))
 @FULL
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_the_launcher_names_who_was_killed(tmp_path, rank, figures):
-    (tmp_path / "falls.py").write_text(KILLED.format(root=str(ROOT), rank=rank, out=str(tmp_path / "run")))
+    words = dict(root=str(ROOT), rank=rank, victim="getpid", steps=9, out=str(tmp_path / "run"))
+    (tmp_path / "falls.py").write_text(KILLED.format(**words))
     command = [*LAUNCH, tmp_path / "falls.py"]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert f"process {rank} was ended by SIGKILL" in done.stderr
     figures(launched=1, named=1)
+
+
+@pytest.mark.fault("F3")
+@FULL
+def test_processes_end_with_their_launcher_and_save(tmp_path, figures):
+    "Killed outright, it can tell them nothing; the system does. Nothing holds the folder afterwards."
+    steps, out = RECIPE.steps, tmp_path / "run"
+    words = dict(root=str(ROOT), rank="1", victim="getppid", steps=steps, out=str(out))
+    (tmp_path / "falls.py").write_text(KILLED.format(**words))
+    command = [*LAUNCH, tmp_path / "falls.py"]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL and "Traceback" not in done.stderr, done.stderr
+    saved = last_step(out)                             # its pipes are closed: nobody is left
+    assert 5 <= saved < steps
+    with locked(out): pass
+    figures(launchers=1, saved=1)
 
 
 # ---- readers

@@ -1,4 +1,5 @@
 "Errors call a part, a file and its place by the words of who asked, and come before any work."
+import errno
 import json
 import sys
 from dataclasses import replace
@@ -38,6 +39,7 @@ from vgnb.tokenizers.vqgan import VQGAN, VQGANS, VQGANConfig
 from vgnb.training.commands import build_tokenizer, follow_codes, open_codes, parse
 from vgnb.training.extract import code_plan, extract_published
 from vgnb.training.recipes import recipe, recipes
+from vgnb.training.run_folder import Run
 from vgnb.zoo import export_published, load_published
 
 SMALL = SemanticDetailConfig(2, 48, 4, ffn_multiple=16, vocab=(12, 20), grid=(3, 4), classes=5, head_layers=2)
@@ -136,6 +138,14 @@ def test_a_command_keeps_the_option_of_a_part():
     "The word `halton` is also the path of the order that it stands for."
     typed_cli(Sampling, ["--order", "halton"], Sampling())
     assert explained(BadInput("order", "halton", "is wrong")) == "order='halton': is wrong"
+
+
+def test_a_folder_that_cannot_be_made_is_said_with_the_option_that_asks_for_it():
+    typed_cli(Run, ["--mirror", "/slow/disk/of mine"], Run())
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory", "/slow/disk")
+    assert explained(gone) == "mirror=/slow/disk/of mine: /slow/disk: No such file or directory"
+    other = FileNotFoundError(errno.ENOENT, "No such file or directory", "/other/disk")
+    assert explained(other) == "/other/disk: No such file or directory"
 
 
 @pytest.mark.parametrize("words, option", [

@@ -57,7 +57,7 @@ def explained(e:Exception) -> str|None:
     "What went wrong, if it is something that we can explain."
     if isinstance(e, BadInput): return str(_as_asked(e))
     if isinstance(e, VgnbError): return str(e)
-    if isinstance(e, OSError): return reason_of(e)
+    if isinstance(e, OSError): return _place_of(e) + reason_of(e)
     lost = re.search(r"gloo|Connection (closed|reset) by peer", str(e))
     if lost or isinstance(e, torch.distributed.DistBackendError):
         return "another process of this run ended; what went wrong is said by it"
@@ -82,6 +82,11 @@ def _lies_in(value:str, place:str) -> bool:
     "Whether a path is a file somewhere in a folder."
     is_path = "://" not in value + place and os.sep in value
     return is_path and Path(place) in Path(value).parents and Path(place) != Path(".")
+
+def _place_of(e:OSError) -> str:
+    "`out=...: `, where a folder on the way to what an option asks for is the trouble; else the line names the path."
+    above = str(e.filename or "")
+    return next((f"{name}={words}: " for name, words in _ASKED.items() if above and _lies_in(words, above)), "")
 
 def _as_asked(e:BadInput) -> BadInput:
     "The error in the words of the command line: its argument is the option that holds the value."

@@ -8,7 +8,9 @@ __all__ = ['resize_short', 'center_crop', 'chosen_crop', 'random_crop', 'flip', 
            'load_batch']
 
 # %% ../../nbs/data/115_transforms.ipynb #88d53145
+import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -224,6 +226,18 @@ def contact_sheet(
     else: sheet = x[0]
     return (sheet * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
+# %% ../../nbs/data/115_transforms.ipynb #5f1c7e02
+_ENLARGED:set[int] = set()      # sides for which that has been said
+
+def _tell_enlarged(image:Image.Image, size:int):
+    "Say once that pictures are smaller than what is asked for: what is made up in between is learnt, too."
+    if min(image.size) >= size or size in _ENLARGED: return
+    _ENLARGED.add(size)
+    reader = torch.utils.data.get_worker_info()
+    is_first = os.environ.get("RANK", "0") == "0" and (reader is None or reader.id == 0)
+    message = "pictures smaller than %d px are enlarged; the first is %dx%d px"
+    if is_first: logging.getLogger("vgnb.data").warning(message, size, *image.size)
+
 # %% ../../nbs/data/115_transforms.ipynb #25a003dc
 _KINDS = ("center", "random-crop", "ten-crop", "resize", "resize-crop", "area-crop")
 
@@ -264,11 +278,13 @@ class Augment:
 
     def __call__(self, image:Image.Image, draws:Draws, at:At) -> Tensor:
         "(3, size, size) in [-1, 1]; `at.ids` holds this picture's id, `at.step` the epoch."
+        _tell_enlarged(image, self.size)
         x = to_tensor(self.crop(image, draws, at))
         return flip(x) if self.flip and float(draws.uniform("flip", at)[0]) < 0.5 else x
 
     def rows(self, image:Image.Image) -> Tensor:
         "(count, 3, size, size): every fixed view, then the mirrored ones if `flip`."
+        _tell_enlarged(image, self.size)
         x = torch.stack([to_tensor(v) for v in self.views(image)])
         return torch.cat([x, flip(x)]) if self.flip and self.kind != "ten-crop" else x
 

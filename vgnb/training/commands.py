@@ -55,6 +55,7 @@ from vgnb.training.recipes import (
     GeneratorRecipe,
     Recipe,
     TokenizerRecipe,
+    check_known,
     grammars,
     is_composed,
     origins,
@@ -148,7 +149,7 @@ def _named_recipe(name:str, kind:str) -> Recipe:
     near = hint_at(folder, grammars) if slash and not is_known else ""
     begins = ", ".join(f"{g}/" for g in sorted(grammars))
     check(not near, "recipe", name, f"must begin with one of {begins}{near.removesuffix('?')}/{rest}?")
-    if not is_known: check_choice("recipe", name, sorted(list_recipes(kind)))
+    if not is_known: check_known(name, sorted(list_recipes(kind)))
     found = recipe(name)
     other = f"must be of kind {kind}; this one is for scripts/train_{found.kind}.py"
     check(found.kind == kind, "recipe", name, other, Mismatch)
@@ -373,7 +374,7 @@ def parse_plan(argv:list[str], doc:str) -> PlanOptions|None: # None: only help w
         return None
     word = argv[0]
     is_name = not word.endswith((".json", ".yaml", ".yml"))
-    if is_name and not is_composed(word): check_choice("recipe", word, sorted(recipes))
+    if is_name and not is_composed(word): check_known(word, sorted(recipes))
     kind = (recipe(word) if is_name else _read_recipe(word)[0]).kind
     first = first_word(word, kind)
     about = (_function_of(first.recipe) or type(first.recipe)).__doc__ or ""

@@ -9,6 +9,7 @@ __all__ = ['PhaseLoss', 'data_parallel', 'no_sync', 'check_launcher']
 import contextlib
 import inspect
 import os
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ def _device(task:Task) -> torch.device:
 def data_parallel(losses:PhaseLoss, processes:Processes) -> nn.Module:
     "The module as it is called: its gradients are means over the processes as soon as its backward pass is over."
     if processes.world == 1: return losses
+    # of 1x1 convolutions in channels-last: their gradients are the same numbers in one of two equal orders
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"    # its older name
     return DistributedDataParallel(losses, find_unused_parameters=True, **{buffers: False})

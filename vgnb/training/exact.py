@@ -275,8 +275,8 @@ def _repeatable():
 class ExactStepper(Stepper):
     """A step of `recipe.exact` micro-batches: the same bits on as many processes, or on fewer.
 
-    Against an ordinary step: no gradient is sent before the last backward pass is over; log2(M / processes) + 1 more
-    copies of the gradients; where forward passes ask each other something (codebooks, adaptive weights), activations
+    Against an ordinary step: no gradient is sent before the last backward pass is over; log2(M / processes) more sets
+    of gradients; where forward passes ask each other something (codebooks, adaptive weights), activations
     of all micro-batches of a process at once. `nbs/studies/exact_cost.json` has measured times.
     """
     def __init__(self, state:TrainState, share:Share):

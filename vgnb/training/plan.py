@@ -33,6 +33,7 @@ from .optimizers import Undo
 from .recipes import IMAGENET, Recipe
 from .sharded import blocks_of
 from .tasks import GeneratorTask, Task, TokenizerTask, parameter_groups
+from .tree_sums import most_nodes
 
 # %% ../../nbs/training/548_plan.ipynb #b2646454
 PEAKS = {     # GPU -> (bf16 and fp16, fp32) dense TFLOP/s
@@ -73,10 +74,10 @@ class Cluster:
     @property
     def nodes(self) -> int: return -(-self.world // self.per_node)
 
-    def ways(self, kind:str) -> dict[str, int]:
-        "{how weights can lie: processes that share a copy}; only generators are shared out."
+    def ways(self, kind:str, exact:int=0) -> dict[str, int]:
+        "{how weights can lie: processes that share a copy}; only generators are shared out, and not in exact runs."
         found = {"one GPU": 1} | ({"data parallel": 1} if self.world > 1 else {})
-        if self.world == 1 or kind != "generator": return found
+        if self.world == 1 or kind != "generator" or exact: return found
         found["sharded"] = self.world
         pieces = self.shard or math.gcd(self.world, self.per_node)
         return found | ({"HSDP": pieces} if 1 < pieces < self.world else {})
@@ -330,7 +331,8 @@ def memory(
     way:str,           # how weights lie, see `Cluster.ways`
     pieces:int,        # processes that share a copy
     accumulate:int=1,  # micro-batches of a step
-    sums:int=0,        # of gradients that are held beside those being made, see `with_node`
+    sums:int=0,        # of gradients that are held beside those being made, see `most_nodes`
+    waiting:int=1,     # micro-batches whose activations are held at once
 ) -> dict[str, int]:
     "Bytes of a GPU by part, at its fullest moment."
     def piece(size): return -(-size // pieces)
@@ -342,7 +344,8 @@ def memory(
         gradients = sizes.weights if accumulate > 1 else piece(sizes.weights)
         exchange = 3 * sizes.block + 2 * sizes.rest
     gradients += sums * sizes.weights
-    during = {k: passes[k] for k in ("casts", "activations", "logits")} | {"gradients": gradients, "exchange": exchange}
+    passing = {k: passes[k] * waiting for k in ("casts", "activations", "logits")}
+    during = passing | {"gradients": gradients, "exchange": exchange}
     after = {"gradients": piece(sizes.weights), "exchange": sizes.weights * (way == "data parallel"),
              "activations": piece(sizes.gap)}
     fuller = max(during, after, key=lambda parts: sum(parts.values()))
@@ -415,6 +418,35 @@ def _variants(recipe:Recipe) -> dict[str, Recipe]:
     both = {name: recomputing(recipe.model, on) for name, on in (("kept", False), ("recomputed", True))}
     return {name: replace(recipe, model=model) for name, model in both.items() if model} or {"kept": recipe}
 
+# %% ../../nbs/training/548_plan.ipynb #26661c49
+def _most(share:Share) -> int:
+    "Micro-batches of a step, of the process that has most."
+    return -(-share.chunks // share.world)
+
+def _needs(
+    recipe:Recipe,
+    variants:dict[str, Recipe],   # of `_variants`
+    sizes:Sizes,
+    share:Share,
+    ways:dict[str, int],          # of `Cluster.ways`
+) -> tuple[dict, dict[str, int]]:
+    "({way: {how activations are kept: bytes by part}}, {how activations are kept: operations of a micro-batch})."
+    rows, traces = share.size(recipe.batch), {}
+    def found(name, later):
+        if (name, later) not in traces: traces[name, later] = trace(variants[name], rows, later)
+        return traces[name, later]
+
+    def need(way, pieces):
+        own = Share(0, 1, share.chunks, share.exact) if way == "one GPU" else share
+        micros = _most(own)
+        # an exact step sets gradients aside; what its forward passes ask each other waits for the last of them
+        sums, waiting = (most_nodes(own), micros if recipe.kind == "tokenizer" else 1) if recipe.exact else (0, 1)
+        later = micros > 1 and not recipe.exact
+        return {name: memory(sizes, found(name, later), way, pieces, micros, sums, waiting) for name in variants}
+
+    needs = {way: need(way, pieces) for way, pieces in ways.items()}
+    return needs, {name: traces[name, later].flops for name, later in traces}
+
 # %% ../../nbs/training/548_plan.ipynb #c474579f
 def plan_run(
     recipe:Recipe,
@@ -425,22 +457,17 @@ def plan_run(
     "What a run needs, as numbers that JSON can hold. Errors: a batch that can't be divided."
     share = Share(0, cluster.world, accumulate, recipe.exact)
     share.check(recipe.batch)
-    micros = -(-share.chunks // cluster.world)                              # of who has most
-    sums = micros.bit_length() - 1 if recipe.exact else 0
-    rows, examples = share.size(recipe.batch), cluster.examples or IMAGENET
+    micros, rows, examples = _most(share), share.size(recipe.batch), cluster.examples or IMAGENET
     task = shapes_of(recipe)
-    sizes = sizes_of(recipe, task)
-    variants = _variants(recipe)
-    traces = {name: trace(r, rows, micros > 1) for name, r in variants.items()}
+    variants, sizes = _variants(recipe), sizes_of(recipe, task)
+    ways = cluster.ways(recipe.kind, recipe.exact)
+    needs, flops = _needs(recipe, variants, sizes, share, ways)
     own = next(name for name, r in variants.items() if r.model == recipe.model)
-    needs = {way: {name: memory(sizes, found, way, pieces, micros, sums) for name, found in traces.items()}
-             for way, pieces in cluster.ways(recipe.kind).items()}
     fits = {way: {name: {str(gib): rows_that_fit(parts, rows, gib) for gib in GPUS} for name, parts in found.items()}
             for way, found in needs.items()}
 
-    flops = traces[own].flops * share.chunks
     peak = cluster.peak_of(recipe.precision)
-    seconds = traces[own].flops * micros / (peak * 1e12 * cluster.mfu)
+    seconds = flops[own] * micros / (peak * 1e12 * cluster.mfu)
     checkpoint = sizes.saved + sizes.average + sizes.optimizer
     name, first = data_order(recipe.batch, examples, recipe.seed, cluster.world, accumulate, recipe.exact)
     return {
@@ -448,9 +475,9 @@ def plan_run(
         "run": {"steps": recipe.steps, "batch": recipe.batch, "world": cluster.world, "nodes": cluster.nodes,
                 "accumulate": micros, "rows": rows, "precision": recipe.precision, "seed": recipe.seed,
                 "samples": recipe.steps * recipe.batch, "epochs": recipe.steps * recipe.batch / examples},
-        "activations": own, "pieces": cluster.ways(recipe.kind), "memory": needs, "rows_that_fit": fits,
-        "compute": {"flops_a_step": flops, "peak_tflops": peak, "gpu": cluster.peak, "mfu": cluster.mfu,
-                    "seconds_a_step": seconds, "days": seconds * recipe.steps / 86400},
+        "activations": own, "pieces": ways, "memory": needs, "rows_that_fit": fits,
+        "compute": {"flops_a_step": flops[own] * share.chunks, "peak_tflops": peak, "gpu": cluster.peak,
+                    "mfu": cluster.mfu, "seconds_a_step": seconds, "days": seconds * recipe.steps / 86400},
         "data": _data(recipe, cluster, examples),
         "checkpoint": {"bytes": checkpoint, "keep": keep, "kept_bytes": keep * checkpoint,
                        "model_bytes": sizes.saved + sizes.average},
@@ -462,6 +489,12 @@ def _size(n:float) -> str:
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if n >= size: return f"{n / size:.1f} {unit}"
     return f"{n / 1e3:.1f} kB"
+
+def _duration(days:float) -> str:
+    "A time in words."
+    for unit, size in (("days", 1.0), ("hours", 1 / 24), ("minutes", 1 / 1440)):
+        if days >= 2 * size: return f"{days / size:,.1f} {unit}"
+    return f"{days * 86400:,.0f} seconds"
 
 def _count(n:int) -> str: return f"{n / 1e6:,.1f}M" if n >= 1e6 else f"{n:,}"
 
@@ -516,7 +549,7 @@ def plan_text(plan:dict) -> str:
                f"{run['rows']} rows, {run['precision']}; activations {plan['activations']}"),
         *_told("a GPU holds", *_memory_lines(plan)),
         *_told("compute", f"{flops:.3g} operations a step, {flops * run['steps']:.2g} in all",
-               f"{compute['seconds_a_step']:.3g} s a step, {compute['days']:,.1f} days, if {compute['mfu']:.0%} of "
+               f"{compute['seconds_a_step']:.3g} s a step, {_duration(compute['days'])}, if {compute['mfu']:.0%} of "
                f"{compute['peak_tflops']:g} TFLOP/s ({compute['gpu']}) are reached"),
         *_told("data", f"{data['examples_a_node_and_epoch']:,} examples a node and epoch", *store),
         *_told("saved", f"a checkpoint: {_size(saved['bytes'])}; {saved['keep']} kept: {_size(saved['kept_bytes'])}, "

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['IMAGENET', 'recipes', 'stages', 'origins', 'grammars', 'Rate', 'rate_at', 'short_of', 'Optim', 'Recipe', 'check_name',
-           'check_same', 'TokenizerConfig', 'TokenizerRecipe', 'GeneratorRecipe', 'is_composed', 'recipe_function',
-           'recipe', 'recipe_table']
+           'check_same', 'TokenizerConfig', 'TokenizerRecipe', 'GeneratorRecipe', 'is_composed', 'check_known',
+           'recipe_function', 'recipe', 'recipe_table']
 
 # %% ../../nbs/training/500_recipes.ipynb #ffada63d
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import tyro
 
-from ..core import BadInput, Mismatch, check, check_choice, check_float, check_int
+from ..core import BadInput, Mismatch, check, check_choice, check_float, check_int, hint_at
 from ..data.transforms import Augment
 from ..families import without_memory
 from ..kinds import Kind, OpenRegistry, from_json, kind_of, kinds, to_json
@@ -274,9 +275,23 @@ def is_composed(name:str) -> bool:
     folder, slash, _ = name.partition("/")
     return bool(slash) and name not in recipes and folder in grammars
 
+def _in_words(text:str) -> set[str]: return set(re.findall(r"[a-z0-9]+", text.lower()))
+
+def check_known(name:str, among=recipes):
+    "A name must be one of `among`; one that is only like a document's first line (LlamaGen-XL) is told which it means."
+    if name in among: return
+    names, words = [str(n) for n in among], _in_words(str(name))
+    heads = {n: f"{recipes[n].__doc__.splitlines()[0]} {n}" for n in names if n in recipes} if words else {}
+    like = [n for n, head in heads.items() if words <= _in_words(head)]
+    like.sort(key=lambda n: heads[n].split()[0].lower() not in str(name).lower())    # their own name before others'
+    hint = hint_at(name, names) or (f"; did you mean {' or '.join(like[:4])}?" if like else "")
+    raise BadInput("recipe", name, f"must be one of {', '.join(names)}{hint}")
+
 def recipe_function(name:str) -> Callable[[], Recipe]:
     "What gives the recipe of a name, registered or put together. Errors: an unknown name; a word that says nothing."
-    return grammars[name.partition("/")[0]](name) if is_composed(name) else recipes[name]
+    if is_composed(name): return grammars[name.partition("/")[0]](name)
+    check_known(name)
+    return recipes[name]
 
 def recipe(name:str, **changes) -> Recipe:
     "The recipe of a name, which it knows, with some fields changed."

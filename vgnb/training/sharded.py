@@ -97,6 +97,19 @@ def check_sharded(sharding:Sharding|None, task:Task, run:Run):
     name = type(task).__name__
     check(task.may_shard, "ACCELERATE_USE_FSDP", "true", f"must be false for a {name}: launch with ddp.yaml")
     check(not run.compile, "compile", True, "must be False where weights are shared out")
+    _check_wrap(task)
+
+def _check_wrap(task:Task):
+    "The launcher's idea of what is gathered at a time must be the model's."
+    policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
+    allowed = "must be NO_WRAP, or TRANSFORMER_BASED_WRAP: what is gathered at a time are the model's blocks"
+    check(policy in ("NO_WRAP", "TRANSFORMER_BASED_WRAP"), "FSDP_AUTO_WRAP_POLICY", policy, allowed)
+    name = "FSDP_TRANSFORMER_CLS_TO_WRAP"
+    asked = os.environ.get(name, "")
+    there = sorted({type(block).__name__ for module in task.modules.values() for block in blocks_of(module)})
+    strange = {word.strip() for word in asked.split(",")} - {*there, "", "None"}
+    blocks = ", ".join(there) or "it has none"
+    check(not strange, name, asked, f"must be left out, or name the model's blocks: {blocks}")
 
 # %% ../../nbs/training/527b_sharded.ipynb #fdb9d9fb
 def shard(task:Task, sharding:Sharding, processes:Processes):
