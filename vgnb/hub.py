@@ -117,12 +117,12 @@ def send(
 
 # %% ../nbs/707_hub.ipynb #0ccbaf18
 @patch
-def save_pretrained(self:(Tokenizer, Generator), folder:str|Path, **about) -> Path:
+def save_pretrained(self:Tokenizer|Generator, folder:str|Path, **about) -> Path:
     "Write a model folder with its card; options as `save_part`."
     return save_part(folder, self, **about)
 
 @patch
-def push_to_hub(self:(Tokenizer, Generator),
+def push_to_hub(self:Tokenizer|Generator,
     name:str,              # owner/name
     *, private:bool=False, message:str="", dry_run:bool=False,   # as `upload`
     **about,               # as `save_part`
