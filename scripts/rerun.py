@@ -61,6 +61,20 @@ def check_record(run: dict, path: Path):
         check(fits, name, run[name], f"must be of type {kind.__name__} in a record, {path}")
     world = run.get("world", 1)
     check(type(world) is int and world >= 1, "world", world, f"must be a number of processes, at least 1, in {path}")
+    sharing_of(run)
+
+
+def sharing_of(run: dict) -> dict[str, str]:
+    "What the launcher says so that weights are shared out as they were; nothing where each process held them all."
+    from vgnb.core import check
+    from vgnb.training.sharded import Sharding
+    shared = run.get("sharding")
+    if not shared: return {}
+    numbers = ("pieces", "replicas")
+    fits = isinstance(shared, dict) and shared.keys() == {*numbers, "reshard"} and isinstance(shared["reshard"], bool)
+    fits = fits and all(type(shared[name]) is int and shared[name] >= 1 for name in numbers)
+    check(fits, "sharding", shared, "must be {pieces, replicas, reshard}, as a training records it")
+    return Sharding(**shared).variables()
 
 
 def unlaunched(words: list[str]) -> list[str]:
@@ -138,6 +152,7 @@ def repeat(run: dict, command: list[str]) -> int:
     check(Path(run["cwd"]).is_dir(), "cwd", run["cwd"], "the folder it ran in is gone", Missing)
     on_cpus = run.get("world", 1) > 1 and run["device"].startswith("cpu")
     env = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpus else {})
+    env |= sharing_of(run)
     if run.get("rooms"): env["VGNB_RUN_ROOMS"] = " ".join(run["rooms"])      # packages whose words the run knew
     return run_below(command, cwd=run["cwd"], env=env)
 

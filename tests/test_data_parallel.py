@@ -117,6 +117,17 @@ def test_what_a_loss_does_not_reach_keeps_no_gradient():
     assert not torch.equal(task.modules["net"].table, before)
 
 
+@pytest.mark.parametrize("name, told, argument", [
+    ("GRADIENT_ACCUMULATION_STEPS", "4", "accumulate=1: but the launcher was told 4 gradient accumulation steps"),
+    ("DYNAMO_BACKEND", "INDUCTOR", "compile=False: but the launcher was told dynamo_backend INDUCTOR")])
+def test_launcher_and_run_agree_on_the_rest(monkeypatch, tmp_path, name, told, argument):
+    monkeypatch.setenv(f"ACCELERATE_{name}", told)
+    check_launcher("fp32", accumulate=4, compile=True)
+    with pytest.raises(BadInput, match=f"^{argument}"):
+        Trainer(Pair(), Points(), RECIPE, tmp_path / "run", Run(progress=False))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("asked, mine, fine", [("no", "bf16", True), ("bf16", "bf16", True), ("bf16", "fp32", False),
                                                ("fp16", "bf16", False), (None, "bf16", True), ("fp8", "bf16", False)])
 def test_launcher_and_recipe_agree_on_precision(monkeypatch, tmp_path, asked, mine, fine):

@@ -218,6 +218,20 @@ def rerun(monkeypatch, made: dict, *words):
 SCRIPT = str(ROOT / "scripts" / "sample.py")
 
 
+def test_weights_that_were_shared_out_are_shared_out_again(tmp_path):
+    "As the record says; a record can't set anything else in the environment."
+    main = script("rerun.py")
+    sharing = main.__globals__["sharing_of"]
+    asked = sharing({"sharding": {"pieces": 2, "replicas": 3, "reshard": False}})
+    assert asked["ACCELERATE_USE_FSDP"] == "true" and asked["FSDP_RESHARD_AFTER_FORWARD"] == "false"
+    assert (asked["PARALLELISM_CONFIG_DP_SHARD_SIZE"], asked["PARALLELISM_CONFIG_DP_REPLICATE_SIZE"]) == ("2", "3")
+    assert sharing({}) == sharing({"sharding": None}) == {}
+    for wrong in ("x", {"pieces": 2}, {"pieces": 2, "replicas": 1, "reshard": True, "LD_PRELOAD": "evil.so"},
+                  {"pieces": "2", "replicas": 1, "reshard": True}, {"pieces": 0, "replicas": 1, "reshard": True}):
+        run = record(tmp_path / "a", [SCRIPT], sharding=wrong)
+        with pytest.raises(BadInput, match="sharding="): main([str(run)])
+
+
 def test_none_to_compare_is_a_failure(tmp_path, monkeypatch, capsys):
     run = record(tmp_path / "a", [SCRIPT, "--out", "x.npz"])
     assert rerun(monkeypatch, {tmp_path / "b.npz": b"new"}, run, "--out", tmp_path / "b.npz")[0] == 1

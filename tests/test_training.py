@@ -277,7 +277,7 @@ def test_a_run_begins_with_a_given_checkpoint_of_another(tmp_path):
     assert run("latest", resume_from=tmp_path / "old").step == 6          # the latest one: nothing is left to do
     with pytest.raises(BadInput, match="resume_from=.*must be a run, or a checkpoint"):
         run("none", resume_from=tmp_path / "old" / "checkpoints")
-    with pytest.raises(Mismatch, match="optim.lr"):
+    with pytest.raises(Mismatch, match="optim.lr=1.0: .*to begin another one with its weights: --start RUN"):
         r = replace(r, optim=replace(r.optim, lr=1.0))
         run("other", resume_from=earlier)
 

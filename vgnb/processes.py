@@ -20,7 +20,9 @@ import subprocess
 import sys
 import threading
 import time
+from functools import lru_cache
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Callable
 
 import torch
@@ -36,6 +38,22 @@ _PARENTS_DEATH = 1      # PR_SET_PDEATHSIG of prctl(2)
 def end_with_launcher():
     "On Linux this process is told to stop, by SIGTERM, when the one that started it is gone, however that ended."
     if sys.platform.startswith("linux"): ctypes.CDLL(None).prctl(_PARENTS_DEATH, signal.SIGTERM, 0, 0, 0)
+
+def _is_launched() -> bool:
+    "Whether this process was started by a launcher, which lives as long: torch's, or accelerate's of one process."
+    if "TORCHELASTIC_RUN_ID" in os.environ: return True
+    try: words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError: return False
+    return "launch" in words and any(word.endswith(("/accelerate", "accelerate.commands.launch")) for word in words)
+
+@lru_cache
+def _tell_no_gpu(device:torch.device):
+    "Say once that who was started through accelerate, and not for CPUs, found no other device."
+    through = "ACCELERATE_MIXED_PRECISION" in os.environ       # its launcher always says something about it
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    if device.type != "cpu" or not through or on_cpu or os.environ.get("RANK", "0") != "0": return
+    print("warning: there is no accelerator here: this runs on the CPU (accelerate launch --cpu, "
+          "or ACCELERATE_USE_CPU=true, says that it is meant)", file=sys.stderr)
 
 # %% ../nbs/009_processes.ipynb #3c94447e
 def leave():
@@ -54,7 +72,7 @@ class Processes:
             allowed = "must be false: launch with one of scripts/configs/: ddp.yaml, fsdp2.yaml, hsdp.yaml"
             check(asked.lower() != "true", name, asked, allowed)
 
-        if "TORCHELASTIC_RUN_ID" in os.environ: end_with_launcher()
+        if _is_launched(): end_with_launcher()
         launched = os.environ.get("WORLD_SIZE", "1")
         if launched != "1":
             # its defaults keep a group alive that exists when it is imported
@@ -63,6 +81,7 @@ class Processes:
         self.state = PartialState(cpu=on_cpu or not torch.accelerator.is_available())
         atexit.register(leave)
         self.device = self.state.device
+        _tell_no_gpu(self.device)
         self.rank = self.state.process_index
         self.world = self.state.num_processes
 

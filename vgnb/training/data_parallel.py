@@ -55,8 +55,18 @@ def no_sync(engine:nn.Module, last:bool):
     return contextlib.nullcontext() if last or isinstance(engine, PhaseLoss) else engine.no_sync()
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #047dced6
-def check_launcher(precision:str):
-    "Refuse a recipe's precision that is not the one the launcher was asked for."
+def check_launcher(
+    precision:str,        # of the recipe
+    accumulate:int=1,     # micro-batches of a step, as the run was asked for
+    compile:bool=False,   # whether it was asked to compile
+):
+    "Refuse what the launcher was told otherwise: it would lose in silence. Errors: `BadInput` names both."
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     allowed = f"but the launcher was told --mixed_precision {asked}; ask both for the same, or the launcher for none"
     check(asked in ("no", precision), "precision", precision, allowed)
+    parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    allowed = f"but the launcher was told {parts} gradient accumulation steps; ask both for it: --accumulate {parts}"
+    check(parts in ("", "1", str(accumulate)), "accumulate", accumulate, allowed)
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    allowed = f"but the launcher was told dynamo_backend {backend}; ask for it here: --compile, or there for no"
+    check(backend.lower() in ("", "no") or compile, "compile", compile, allowed)

@@ -205,13 +205,23 @@ def check_name(saved:dict, asked:Recipe, source="checkpoint"):
              f"go on with that one, or choose another folder for {name or 'this one'}, or --fresh to start over"
     check(was == name, "recipe", name, advice, Mismatch)
 
-def check_same(saved:dict, asked:Recipe, source="checkpoint"):
-    "Raise `Mismatch` naming the first field in which the recipe of a checkpoint (JSON) and the one asked for differ."
-    check_name(saved, asked, source)
+_OTHERWISE = "use that value, or another folder, or --fresh"
+_LONGER = "use that value; what comes after its end is another run, which begins with its model: --start RUN"
+_GIVEN = "a run goes on as it was; to begin another one with its weights: --start RUN in place of --resume-from"
+
+def check_same(
+    saved:dict, # recipe of a checkpoint, as JSON
+    asked:Recipe,
+    source="checkpoint",
+    given:bool=False, # it is another run's, to go on from in a new folder
+):
+    "Raise `Mismatch` naming the first field in which the recipe of a checkpoint and the one asked for differ."
+    if not given: check_name(saved, asked, source)
     before, now = _flat(_filled_in(saved)), _flat(to_json(asked))
     for name in sorted(before.keys() | now.keys()):
         was, value = before.get(name, "nothing"), now.get(name, "nothing")
-        advice = f"the run in {source} was started with {was!r}; use that value, or another folder, or --fresh"
+        remedy = _GIVEN if given else _LONGER if name == "steps" else _OTHERWISE
+        advice = f"the run in {source} was started with {was!r}; {remedy}"
         check(was == value, name, value, advice, Mismatch)
 
 # %% ../../nbs/training/500_recipes.ipynb #0ca271a5

@@ -37,6 +37,7 @@ from vgnb.training.checkpoints import (
     checkpoints,
     mirror_checkpoint,
     read_checkpoint,
+    rotate,
     verify,
     write_checkpoint,
 )
@@ -209,6 +210,8 @@ class RunFolder:
         to = "the one before" if found == own else "the mirror"
         for reason in damaged:
             if found != own or str(found) not in reason: print(f"{reason}; falling back to {to}", file=sys.stderr)
+        if found and not damaged:                        # fewer may be wanted now: the disk was full
+            rotate(self.saves, self.run.keep_last, self.run.keep_every)
         return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #ac1802c7
@@ -297,10 +300,11 @@ def read_same(
     path:str|Path,   # a checkpoint
     recipe:Recipe,
     data:str,        # fingerprint of the training set
+    given:bool=False, # by `resume_from`: it is another run's
 ) -> tuple[dict[str, dict[str, Tensor]], dict]: # its files, its state
     "A checkpoint of this very recipe and data."
     files, state = read_checkpoint(path)
-    check_same(state["recipe"], recipe, path)
+    check_same(state["recipe"], recipe, path, given)
     message = f"the run in {path} was started on other data ({state['data']})"
     check(state["data"] == data, "data", data, message, Mismatch)
     return files, state

@@ -40,6 +40,14 @@ class Sharding:
     replicas: int = 1       # copies
     reshard: bool = True    # let a block's weights go after its forward pass; False: keep them for the backward pass
 
+    def variables(self) -> dict[str, str]:
+        "What a launcher says to ask for it."
+        fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        fsdp["FSDP_RESHARD_AFTER_FORWARD"] = str(self.reshard).lower()
+        if self.replicas == 1: return fsdp
+        sizes = {"DP_SHARD_SIZE": self.pieces, "DP_REPLICATE_SIZE": self.replicas}
+        return fsdp | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"} | {_PREFIX + k: str(n) for k, n in sizes.items()}
+
     def mesh(self, device:str):     # torch's `DeviceMesh`
         "The processes as a line, or as a grid: a row of `pieces` for each copy."
         from torch.distributed.device_mesh import init_device_mesh

@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def check_run(task:Task, recipe:Recipe, folder:str|Path, run:Run, processes:Proc
     "Refuse what can be refused before anything is built or written."
     runs_here = recipe.precision != "fp16" or processes.device.type != "cpu"
     check(runs_here, "precision", "fp16", "needs an accelerator; use bf16 or fp32 here")
-    check_launcher(recipe.precision)
+    check_launcher(recipe.precision, run.accumulate, run.compile)
     check_sharded(asked_sharding(processes.world), task, run)
     check_exact(recipe, run, asked_sharding(processes.world))
     _share(recipe, run, processes).check(recipe.batch)
@@ -82,7 +83,7 @@ class Session:
             for module in self.state.task.modules.values(): module.compile()
 
     def _restore(self, path:Path):
-        files, state = read_same(path, self.recipe, self.data.fingerprint)
+        files, state = read_same(path, self.recipe, self.data.fingerprint, given=path.parent != self.folder.saves)
         odd = changed_since(state, self.data.times)
         if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
         odd = other_kernels(state.get("arithmetic", {}), kernels(self.processes.device))
@@ -94,8 +95,10 @@ class Session:
     def _record(self, resumed:bool) -> dict:
         "Write run.json and open the log; the versions of what runs."
         run, path = self.folder.run, self.folder.path
+        sharding = self.state.sharding
         record = write_run(path, to_json(self.recipe), seed=self.recipe.seed, data=self.data.fingerprint,
                            device=self.processes.device, world=self.processes.world, options=to_json(run),
+                           sharding=asdict(sharding) if sharding else None,
                            resumed_at=self.step if resumed else None)
         self.tracker = trackers[run.tracker](path, self.step, self.recipe)
         return record["versions"]
