@@ -1,4 +1,4 @@
-"""The study of protocols: one field a row, the rest shared by both sides; pieces are kept; signs only beyond the noise."""
+"""The study of protocols: a row switches one field, both sides share the rest; no sign is said within the noise."""
 import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -81,7 +81,8 @@ def test_truncation_is_told_by_the_sampler(bench):
 
 
 def test_a_sign_is_said_only_beyond_the_noise():
-    def points(*shifts): return [{"seed": i, "before": 2.0, "after": 2.0 + s, "told_by": []} for i, s in enumerate(shifts)]
+    def points(*shifts):
+        return [{"seed": seed, "before": 2.0, "after": 2.0 + s, "told_by": []} for seed, s in enumerate(shifts)]
     clear = study.summary(study.CROP, points(0.5, 0.6, 0.55))
     assert clear["sign"] == 1 and clear["verdict"] == "as published" and clear["shift"] == pytest.approx(0.55)
     assert clear["error"] == pytest.approx(4.3027 * 0.05 / 3 ** 0.5, rel=1e-3)
