@@ -314,6 +314,7 @@ def summary(row: Switch, points: list[dict]) -> dict:
     shifts = [p["after"] - p["before"] for p in points]
     mean, error = interval(shifts)
     bases, _ = interval([p["before"] for p in points])
+    grown, spread = interval([np.log(p["after"] / p["before"]) for p in points])
     sign = 0 if abs(mean) <= error else int(np.sign(mean))
     public = row.published
     if public: public = public._asdict() | {"sign": int(np.sign(public.after - public.before))}
@@ -321,8 +322,9 @@ def summary(row: Switch, points: list[dict]) -> dict:
     elif not public: verdict = "no published number"
     else: verdict = "as published" if sign == public["sign"] else "against the published one"
     return {"name": row.name, "field": row.field, "kind": row.kind, "words": row.words, "value": row.value,
-            "base": bases, "shift": mean, "error": error, "sign": sign, "verdict": verdict, "published": public,
-            "seeds": points}
+            "base": bases, "shift": mean, "error": error, "sign": sign, "verdict": verdict,
+            "factor": [float(np.exp(x)) for x in (grown, grown - spread, grown + spread)],     # and its 95% interval
+            "published": public, "seeds": points}
 
 
 # ---- what is committed
