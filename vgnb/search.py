@@ -140,7 +140,9 @@ class _Search:
     def at(self, scale:float) -> Pipeline:
         "The pipeline at a scale."
         p = self.pipe
-        sampling = with_dotted(p.sampling, self.setting, scale)
+        whole = type(dotted(p.sampling)[self.setting]) is int and scale == int(scale)     # steps, top_k
+        sampling = with_dotted(p.sampling, self.setting, int(scale) if whole else scale)
+        sampling.check_steps(p.sampling)
         return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape, mixed=p.mixed)
 
     def classes(self, count:int) -> Tensor:
