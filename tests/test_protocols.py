@@ -86,6 +86,8 @@ def test_a_sign_is_said_only_beyond_the_noise():
     clear = study.summary(study.CROP, points(0.5, 0.6, 0.55))
     assert clear["sign"] == 1 and clear["verdict"] == "as published" and clear["shift"] == pytest.approx(0.55)
     assert clear["error"] == pytest.approx(4.3027 * 0.05 / 3 ** 0.5, rel=1e-3)
+    of_ten = study.summary(study.CROP, points(0.5, 0.6, 0.55), 10)["error_of_all"]
+    assert clear["error_of_all"] == clear["error"] < of_ten == pytest.approx(14.089 * 0.05 / 3 ** 0.5, rel=1e-3)
     factor, low, high = clear["factor"]
     assert low < factor < high and factor == pytest.approx(2.55 / 2, abs=1e-3)
     assert study.summary(study.CROP, points(-0.5, -0.6, -0.55))["verdict"] == "against the published one"

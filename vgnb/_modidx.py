@@ -4049,6 +4049,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vgnb.search._by_scale': ('search.html#_by_scale', 'vgnb/search.py'),
                              'vgnb.search._number': ('search.html#_number', 'vgnb/search.py'),
                              'vgnb.search._read': ('search.html#_read', 'vgnb/search.py'),
+                             'vgnb.search._set_to': ('search.html#_set_to', 'vgnb/search.py'),
                              'vgnb.search._together': ('search.html#_together', 'vgnb/search.py'),
                              'vgnb.search._write': ('search.html#_write', 'vgnb/search.py'),
                              'vgnb.search.best_scale': ('search.html#best_scale', 'vgnb/search.py'),
