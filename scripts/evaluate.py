@@ -35,8 +35,8 @@ class Options:
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     "npz, folder or address"
     extractor: str = "inception"
-    """the network that looks: inception, inception-clean, inception-halton, inception-pytorch, shapes-judge, or
-    one of your own; numbers of different extractors have nothing to do with each other"""
+    """the network that looks: inception, inception-clean, inception-halton, inception-pytorch, dinov2, shapes-judge,
+    or one of your own; numbers of different extractors have nothing to do with each other"""
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
     metrics: tuple[Literal["fid", "is", "kid", "pr", "dc", "accuracy"], ...] = ("fid", "is", "kid", "pr")

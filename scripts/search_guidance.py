@@ -44,7 +44,7 @@ class Options:
     by: str = "fid"
     "the value that decides: fid, kid_mean, is_mean, precision, recall or accuracy"
     setting: str = ""
-    "what takes the scales: guidance.scale, guidance.end, picks.0.temperature ...; empty = the guidance's own scale"
+    "what takes the scales: guidance.end, picks.0.temperature, picks.0.top_k, steps ...; empty = the guidance's own"
     extractor: str = "inception"
     "the network that looks: inception, shapes-judge, or one of your own"
     weights: Path | None = None

@@ -22,6 +22,7 @@ from tests.run_scripts import Scripts
 from vgnb.core import BadInput, Mismatch, Missing, digest_file
 from vgnb.data.shapes import Shapes, draw_shapes, nearest_mean_accuracy, shape_ranges
 from vgnb.evaluation import features, fid, judge, measure, reconstruction, samples
+from vgnb.tokenizers import dinov2
 
 def cloud(n, d=12, seed=0, shift=0.0):
     "Points of a Gaussian, wider along each axis."
@@ -84,6 +85,19 @@ def test_codebook_numbers_are_what_they_are_called():
 
 
 # ---- feature clouds
+
+def test_histograms_of_codes_against_the_definition():
+    g = torch.Generator().manual_seed(0)
+    a, b = (reconstruction.CodebookMeter(9).update(torch.randint(k, (500,), generator=g)) for k in (9, 5))
+    p, q = (np.array([float(n) for n in m.counts]) / 500 for m in (a, b))
+    assert reconstruction.codebook_distance(a, b) == pytest.approx(math.sqrt(1 - np.sqrt(p * q).sum()))
+    assert reconstruction.codebook_distance(a, b) == reconstruction.codebook_distance(b, a)
+    twice = reconstruction.CodebookMeter(9, 2 * b.counts)
+    assert reconstruction.codebook_distance(b, twice) == 0, "how many there are does not count"
+    for vocab, words in ((8, "b=8: must count"), (9, "b=0: needs at least one code")):
+        other = reconstruction.CodebookMeter(vocab)
+        with pytest.raises(BadInput, match=words): reconstruction.codebook_distance(a, other)
+
 
 def test_frechet_distance_is_the_matrix_square_root():
     a, b = cloud(200), cloud(230, seed=1, shift=0.4)
@@ -377,6 +391,28 @@ def run_python(code, path):
 
 
 @pytest.mark.full
+def test_dinov2_names_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("VGNB_PATHS_WEIGHTS", str(tmp_path))
+    with pytest.raises(Missing, match="dinov2_vitb14_pretrain.pth"): features.load_extractor("dinov2")
+    with pytest.raises(Missing, match="dinov2_vitl14_pretrain.pth"):
+        features.load_extractor("dinov2", tmp_path / "dinov2_vitl14_pretrain.pth")
+    with pytest.raises(BadInput, match="must be called as it was published"):
+        features.load_extractor("dinov2", tmp_path / "x.pth")
+
+
+@pytest.mark.full
+def test_dinov2_looks_with_its_class_token(tmp_path):
+    torch.manual_seed(0)
+    net = dinov2.load_dinov2(None, "vits14")
+    state = {k: v.contiguous() for k, v in dinov2.dinov2_names().export(net.state_dict(), net).items()}
+    torch.save(state, tmp_path / "dinov2_vits14_pretrain.pth")
+    looks, x = features.load_extractor("dinov2", tmp_path / "dinov2_vits14_pretrain.pth"), pictures(2, size=224)[0]
+    seen = looks(x)
+    assert looks.id.startswith("dinov2-vits14@") and looks.dims == 384 == seen.pool.shape[1] and seen.logits is None
+    direct = net.features(dinov2.dino_view(torch.from_numpy(x).permute(0, 3, 1, 2) / 127.5 - 1))[0]
+    torch.testing.assert_close(seen.pool, direct, atol=1e-4, rtol=1e-4)
+
+
 def test_torchvision_is_helped_only_where_it_cannot_load(tmp_path, root):
     "With a torchvision that fails as CUDA builds do on a CPU torch; with a healthy one; with one that fails otherwise."
     package = tmp_path / "torchvision"

@@ -38,6 +38,17 @@ def test_wheel_holds_every_module_and_data_file(root, wheel):
     assert want - inside == set()
 
 
+def test_the_wheel_holds_the_package_and_its_weights_alone(wheel):
+    "No tests, notebooks, scripts or measurements; the shipped models with their cards."
+    z = zipfile.ZipFile(wheel)
+    names = [Path(name) for name in z.namelist()]
+    assert {p.parts[0].split("-")[0] for p in names} == {"vgnb"}
+    own = [p for p in names if p.parts[0] == "vgnb"]
+    assert {p.suffix for p in own} == {".py", ".json", ".safetensors"}
+    assert all(p.parts[1] == "weights" for p in own if p.suffix != ".py")
+    assert sum(z.getinfo(str(p)).file_size for p in own if p.parts[1] == "weights") <= 22e6
+
+
 NEEDED = ("torch", "einops", "accelerate", "datasets", "fastcore", "ipywidgets", "matplotlib", "safetensors", "tyro")
 NOT_NEEDED = ("nbdev", "torchvision", "transformers", "pytest")
 
@@ -83,6 +94,39 @@ def test_the_wheel_alone_imports_everything(wheel, tmp_path, figures):
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout) > 20
     figures(imported=int(done.stdout), asked=0)
+
+
+SAMPLE = """
+import socket, sys
+def refuse(*a, **k): raise SystemExit('a connection')
+socket.socket.connect = refuse
+import vgnb
+assert vgnb.__file__.startswith(sys.prefix), vgnb.__file__
+images = vgnb.Pipeline.from_pretrained('tiny-randar')(labels=[3], seed=0)
+assert images.shape == (1, 32, 32, 3) and images.std() > 10
+print(vgnb.zoo.table())
+"""
+
+
+@pytest.mark.full
+def test_the_wheel_in_an_environment_of_its_own_samples_offline(wheel, tmp_path):
+    "pip puts it into a new environment; from another folder its one line gives a picture, without a connection."
+    place, elsewhere = tmp_path / "environment", tmp_path / "elsewhere"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = next(place.glob("[bS]*/python*"))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
+    done = subprocess.run([*install, "--disable-pip-version-check", str(wheel)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    packages = next(place.rglob("site-packages"))
+    libraries = [p for p in sys.path if p.endswith("site-packages")]
+    (packages / "libraries.pth").write_text("\n".join(libraries) + "\n")    # torch and the like, not this checkout
+    elsewhere.mkdir()
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HF_HOME")} | {"HOME": str(tmp_path)}
+    how = dict(cwd=elsewhere, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([str(python), "-c", SAMPLE], **how)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RandAR-XL" in done.stdout and not list(elsewhere.iterdir())
 
 
 def test_nbdev_is_configured_in_pyproject(root):

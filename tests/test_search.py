@@ -133,6 +133,18 @@ def test_other_settings_can_be_searched(pipe, tmp_path):
     assert results["plan"]["sampling"]["guidance.scale"] == 2.0
 
 
+def test_whole_numbers_can_be_searched(pipe, tmp_path):
+    in_steps = search(Pipeline.from_pretrained("tiny-maskgit"), tmp_path, setting="steps", scales=(2, 4))
+    assert [in_steps.at(scale).sampling.steps for scale in in_steps.scales] == [2, 4]
+    assert "steps" not in in_steps.plan["sampling"]
+    with pytest.raises(BadInput, match="steps=2.5: must be a whole number"): in_steps.at(2.5)
+    few = search(pipe, tmp_path / "few", setting="picks.0.top_k", scales=(4, 8), final=0, metrics=("accuracy",),
+                 by="accuracy").run()
+    assert [r["protocol"]["sampler"]["picks"][0]["top_k"] for r in few["scales"].values()] == [4, 8]
+    with pytest.raises(BadInput, match="steps=3: one-by-one draws one cell a step"):
+        search(pipe, tmp_path / "singly", setting="steps", scales=(3, 4))
+
+
 def replace_sampling(pipe, **kw):
     return Pipeline(pipe.tokenizer, pipe.generator, replace(pipe.sampling, **kw), pipe.classes, pipe.grid.shape)
 

@@ -161,7 +161,8 @@ def _by_https(remote:Remote, part:Path, moved:Callable[[int], None]):
             came = part.exists() and part.stat().st_size > before
             tries = 0 if came else tries + 1
             if tries >= _TRIES:
-                raise Missing("url", remote.url, f"could not be fetched ({e}); what came is kept in {part}") from None
+                kept = f"; what came is kept in {part}" if part.exists() else ""
+                raise Missing("url", remote.url, f"could not be fetched ({e}){kept}") from None
             time.sleep(_PAUSE * 2 ** tries)
 
 # %% ../nbs/004a_downloads.ipynb #320e5203

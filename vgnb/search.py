@@ -45,6 +45,7 @@ from .kinds import called, dotted, to_json, with_dotted
 from .pipeline import Pipeline
 from .places import check_times, locked
 from .processes import Processes
+from .sampling.settings import Sampling
 
 # %% ../nbs/730_search.ipynb #314c3827
 def scale_grid(
@@ -86,6 +87,13 @@ def own_scale(guidance) -> str:
     message = "has no scale of its own to search; name a setting, as --setting guidance.along.value"
     check(guidance.searched, "guidance", called(guidance), message)
     return f"guidance.{guidance.searched}"
+
+def _set_to(sampling:Sampling, setting:str, value:float) -> Sampling:
+    "The settings with one of them set to a number: a whole one where it counts something, as steps and top_k do."
+    counts = type(dotted(sampling)[setting]) is int and value == int(value)
+    changed = with_dotted(sampling, setting, int(value) if counts else value)
+    changed.check_steps(sampling)
+    return changed
 
 # %% ../nbs/730_search.ipynb #6e0f6189
 @dataclass
@@ -140,7 +148,7 @@ class _Search:
     def at(self, scale:float) -> Pipeline:
         "The pipeline at a scale."
         p = self.pipe
-        sampling = with_dotted(p.sampling, self.setting, scale)
+        sampling = _set_to(p.sampling, self.setting, scale)
         return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape, mixed=p.mixed)
 
     def classes(self, count:int) -> Tensor:

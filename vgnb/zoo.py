@@ -220,7 +220,7 @@ def _prefix_advice(state:dict[str, Tensor], system:str|None=None) -> str:
         inside = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
         try: recognised(inside, system)
         except VgnbError: continue
-        way = f'prefix="{prefix}", --tokenizer-prefix or --generator-prefix'
+        way = f'prefix="{prefix}", --tokenizer-prefix, --generator-prefix or --start-prefix'
         return f"; its entries begin with {beginnings(state)}: say {way} to take it off"
     return ""
 

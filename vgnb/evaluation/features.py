@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extractors', 'INCEPTION', 'POOLED_INCEPTION', 'Features', 'Extractor', 'accuracy', 'load_extractor',
            'import_torchvision', 'fidelity', 'Inception', 'clean_resize', 'CleanInception', 'HaltonInception',
-           'extract', 'InceptionConfig', 'bare_inception', 'PooledInceptionConfig', 'pooled_inception',
+           'extract', 'DinoExtractor', 'InceptionConfig', 'bare_inception', 'PooledInceptionConfig', 'pooled_inception',
            'pooled_inception_names', 'PyTorchInception']
 
 # %% ../../nbs/evaluation/610_features.ipynb #89e5022f
@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core import BadInput, Mismatch, Missing, check, check_int, digest_file, get_settings
+from ..core import BadInput, Mismatch, Missing, check, check_int, digest, digest_file, get_settings
 from ..downloads import Remote, remotes
 from ..families import Family, register
 from ..kinds import OpenRegistry
 from ..names import Ignore, NameTable, Recreate, Rename
 from ..tensor_files import read_state
+from ..tokenizers.dinov2 import DINOV2S, dino_view, load_dinov2
 
 # %% ../../nbs/evaluation/610_features.ipynb #bab31d92
 class Features(NamedTuple):
@@ -235,6 +236,23 @@ def extract(
         if progress: progress(done)
     check_int("number of pictures", done, 1)
     return Features(*(None if x[0] is None else torch.cat(x) for x in zip(*seen)))
+
+# %% ../../nbs/evaluation/610_features.ipynb #8f4985a0
+@extractors.register(name="dinov2")
+class DinoExtractor(Extractor):
+    "The class token of DINOv2 at 224 pixels, pictures brought there by `clean_resize`."
+    def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
+        path = Path(weights) if weights else get_settings().paths.weights / remotes["dinov2"][0].original
+        name = next((size for size in DINOV2S if size in path.name), None)
+        sizes = " or ".join(f"dinov2_{size}_pretrain.pth" for size in DINOV2S)
+        check(name, "weights", path, f"must be called as it was published, {sizes}")
+        net = load_dinov2(path.parent, name)
+        self.net, self.device, self.dims = net.to(device), device, net.config.dim
+        self.id = f"dinov2-{name}@{digest(*net.state_dict().values())[:8]}"
+
+    def look(self, images:Tensor) -> Features:
+        view = clean_resize(images, self.net.view).to(self.device) / 127.5 - 1
+        return Features(self.net.features(dino_view(view, self.net.view))[0])        # (b, d)
 
 # %% ../../nbs/evaluation/610_features.ipynb #390c37b7
 @dataclass(frozen=True)

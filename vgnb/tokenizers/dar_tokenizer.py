@@ -9,7 +9,7 @@ __all__ = ['dar_tokenizer_names', 'DAR_TOKENIZER', 'DARTokenizerConfig', 'DARTok
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #a243a49e
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isqrt, lcm
 from typing import Any, Literal, NamedTuple
@@ -701,7 +701,9 @@ def dar_tokenizer_config(
             output=spec.get("output_resolution") or None,
             compat=changes.get("compat"),
             **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
-    return changed(own, **changes)
+    own = changed(own, **changes)
+    is_group = own.window is not None and own.window * own.groups == own.queries    # said, or left out: the same
+    return replace(own, window=None) if is_group else own
 
 def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
     "The authors' arguments."

@@ -232,14 +232,14 @@ def build_tokenizer(
         task = TokenizerTask(model, objective, recipe.free_steps, recipe.kmeans)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps, recipe.kmeans)
-    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
+    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
     return task, ImageData(source, recipe.augment)
 
 def _check_start(recipe:Recipe):
     "What a recipe starts from is there. Errors: `Missing` names the recipe of the stage that makes it."
     first = stages[recipe.name] if recipe.name in stages else ""
     origin = origins[recipe.start] if recipe.start in origins else ""
-    if recipe.start: find_start(recipe.start, recipe.kind, first, origin)
+    if recipe.start: find_start(recipe.start, recipe.kind, first, origin, recipe.start_prefix)
 
 def open_codes(uri:str) -> Codes:
     "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&grid=256` says what files don't."
@@ -309,7 +309,7 @@ def build_generator(
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
     task = GeneratorTask(model)
-    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit)
+    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf

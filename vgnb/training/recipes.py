@@ -162,6 +162,7 @@ class Recipe:
     exact: int = 0                              # micro-batches of a step, added in one order by any processes; 0: off
     start: str = ""                             # where weights begin: a run's or model's folder, a shipped name, a file
     start_fit: Literal["whole", "parts"] = "whole" # parts: what fits by name and shape; the rest stays random
+    start_prefix: str = ""                      # what stands before the names in a published file at start: model.
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
     name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
 
@@ -172,6 +173,8 @@ class Recipe:
         check_int("exact", self.exact, 0)
         check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
         check_choice("start_fit", self.start_fit, ("whole", "parts"))
+        alone = "only goes with start, a published file"
+        check(self.start or not self.start_prefix, "start_prefix", self.start_prefix, alone)
         check(check_float("ema", self.ema, 0, 1) < 1, "ema", self.ema, "must be in [0, 1)")
         if self.compat:
             for part in ("model", "rate"): self._pass_on(part)

@@ -121,7 +121,7 @@ def _fitted(module:nn.Module, there:dict[str, Tensor], source:str|Path) -> tuple
     return module.state_dict() | found, taken
 
 # %% ../../nbs/training/526_start.ipynb #ffc21bb9
-start_files = OpenRegistry("start file")    # ending of a file's name -> (path, system) -> model
+start_files = OpenRegistry("start file")    # ending of a file's name -> (path, system, prefix) -> model
 
 def _grown(path:Path, model:nn.Module) -> nn.Module|None:
     "A model like the starting one, begun with a file of another kind of model; None for any other file."
@@ -130,16 +130,16 @@ def _grown(path:Path, model:nn.Module) -> nn.Module|None:
     made = (grow(path, config) for grow in makers)
     return next((other for other in made if other is not None), None)
 
-def _read_file(path:Path, model:nn.Module) -> nn.Module:
+def _read_file(path:Path, model:nn.Module, prefix:str) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
     importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
-    other = _grown(path, model)
+    other = None if prefix else _grown(path, model)
     if other is not None: return other
     ending = (weight_files(path) or [path])[-1].suffix
     check(ending in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
     try: systems = {family.system for family in owners(model)}
     except BadInput: systems = set()
-    return start_files[ending](path, system=systems.pop() if len(systems) == 1 else None)
+    return start_files[ending](path, system=systems.pop() if len(systems) == 1 else None, prefix=prefix)
 
 def _role(model:nn.Module) -> str:
     "tokenizer, generator, or empty for what is neither."
@@ -151,6 +151,7 @@ def find_start(
     role:str="",       # which part of a pipeline is meant: tokenizer or generator; empty: a model's own folder only
     first:str="",      # the recipe of the stage before: its run is what should lie there
     origin:str="",     # the published file that should lie there
+    prefix:str="",     # what stands before the names in a published file, `model.`
 ) -> Path:             # a published file, or the folder of a model
     "Where a training begins. Errors: `Missing` says what can be there, or which recipe makes it."
     path = Path(start)
@@ -162,14 +163,16 @@ def find_start(
     check(there or not is_file, "start", path, put if origin else "no such file", Missing)
     advice = f"no such run: train {first}, then give the folder of that run here, --start RUN"
     check(there or not first, "start", path, advice, Missing)
+    alone = f"only goes with a published file at start: the names in {start} are ours"
+    check(not prefix, "start_prefix", prefix, alone)
     folder = above.part_folder(start, role, "start")
     is_under_way = (folder / "checkpoints").is_dir() and not (folder / "config.json").is_file()
     check(not is_under_way, "start", path, "is a run that has not finished: its model is not there yet", Missing)
     return folder
 
-def _other(path:Path, model:nn.Module, source:str|Path) -> nn.Module:
+def _other(path:Path, model:nn.Module, source:str|Path, prefix:str) -> nn.Module:
     "The model that another one starts from; of the same role. Errors: what lies there instead."
-    other = _read_file(path, model) if weight_files(path) else load_model(path)
+    other = _read_file(path, model, prefix) if weight_files(path) else load_model(path)
     role = _role(model)
     if role: importlib.import_module("vgnb.shipped").check_role(other, role, "start", source)
     return other
@@ -191,13 +194,14 @@ def begin_with(
     task:Task,
     start:str|Path,     # folder of a run, a saved model, a pipeline; a shipped name; a published file, or several: A,B
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
+    prefix:str="",      # what stands before the names in a published file, `model.`; entries without it are left out
 ) -> dict[str, Taken]:  # by module
     "Give a task's first module another model's weights; of a run also those of what was trained beside it."
     whole = check_choice("start_fit", fit, ("whole", "parts")) == "whole"
     path = weights_in(start)
     (name, model), *beside = task.modules.items()
-    place = find_start(path, _role(model))
-    is_run, other = place == path / "model", _other(place, model, path)
+    place = find_start(path, _role(model), prefix=prefix)
+    is_run, other = place == path / "model", _other(place, model, path, prefix)
     inside = _frozen(model, other)
     if whole: part, state = _taken_over(model, other, path)
     else: part, (state, taken) = inside or model, _fitted(inside or model, _weights(other), path)
