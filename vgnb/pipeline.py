@@ -97,6 +97,7 @@ class _Named:
     tree:Callable
     branch:Callable
     compare:Callable
+    race:Callable
     to:Callable
     save_pretrained:Callable
     push_to_hub:Callable
@@ -833,6 +834,17 @@ def compare(self:Pipeline,
     "Two settings side by side on the same noise, and runs that are pinned; needs a notebook."
     views = importlib.import_module("vgnb.views.compare")    # stands above this room
     return views.LivePair(self, label, left, right, **kwargs)
+
+@patch
+def race(self:Pipeline,
+    label=None,                      # as `Pipeline.play` takes it
+    orders=None,                     # names of `ORDERS`, orders, or {name: order}; None = raster, random and halton
+    steps:Sequence[int]=(4, 8, 16),  # numbers of steps
+    **kwargs,                        # as `vgnb.views.race.LiveRace`
+):
+    "Orders and numbers of steps against each other on the same noise, with what each costs; needs a notebook."
+    views = importlib.import_module("vgnb.views.race")       # stands above this room
+    return views.race(self, label, orders, steps, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch
