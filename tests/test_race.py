@@ -13,7 +13,6 @@ from vgnb.matrix import why_not
 from vgnb.pipeline import from_pretrained
 from vgnb.views.race import TICKS, Lane, Race, Tiles, Track, lanes, race, race_picture, track_words
 
-
 @pytest.fixture(scope="module")
 def pipe(): return from_pretrained("tiny-randar")
 
@@ -56,7 +55,8 @@ def test_work_by_step_adds_up_and_a_branch_that_rests_catches_up(pipe):
     steps = [(0, 10, 2), (10, 20, 1), (30, 34, 2)]
     each = work_by_step(config, 64, steps)
     assert sum(each) == run_work(config, [10, 20, 34], live=[2, 1, 2]) and len(each) == 3
-    assert each[2] == config.step_work(64, 30, 34, 10) + config.step_work(64, 30, 34, 0) and work_by_step(config, 64, []) == []
+    assert each[2] == config.step_work(64, 30, 34, 10) + config.step_work(64, 30, 34, 0)
+    assert work_by_step(config, 64, []) == []
     masked = MaskedConfig(grid=(8, 8))
     first, second = work_by_step(masked, 64, [(0, 32, 1), (32, 32, 1)])
     assert first - second == masked.condition_work()

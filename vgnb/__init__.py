@@ -23,6 +23,7 @@ What there is:
     OrderExplorer               any order and schedule on any grid
     desk                        pictures and what a tokenizer makes of them
     race                        orders, numbers of steps and models against each other
+    sight                       who may look at whom in each step of a sampler
     board                       a training run while it runs
 
 Every part is a module of its own in vgnb.tokenizers, generators, sampling, training, evaluation, data, recipes and
@@ -45,6 +46,7 @@ _HOME = {
     "OrderExplorer": "vgnb.views.explorer",
     "desk": "vgnb.views.desk",
     "race": "vgnb.views.race",
+    "sight": "vgnb.views.sight",
     "board": "vgnb.views.board"}
 
 

@@ -98,6 +98,8 @@ class _Named:
     branch:Callable
     compare:Callable
     race:Callable
+    sight:Callable
+    sweep:Callable
     to:Callable
     save_pretrained:Callable
     push_to_hub:Callable
@@ -845,6 +847,24 @@ def race(self:Pipeline,
     "Orders and numbers of steps against each other on the same noise, with what each costs; needs a notebook."
     views = importlib.import_module("vgnb.views.race")       # stands above this room
     return views.race(self, label, orders, steps, **kwargs)
+
+@patch
+def sight(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.sight.LiveSight`
+):
+    "What each query of each step may see: the attention masks of the generator itself; needs a notebook."
+    views = importlib.import_module("vgnb.views.sight")      # stands above this room
+    return views.sight(self, label, **kwargs)
+
+@patch
+def sweep(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.sweep.LiveSweep`: scales, temperatures, seed, ...
+):
+    "A sample under every guidance scale and temperature, on the same noise; needs a notebook."
+    views = importlib.import_module("vgnb.views.sweep")      # stands above this room
+    return views.LiveSweep(self, label, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch
