@@ -42,6 +42,11 @@ class Lane:
     settings: Sampling
     refused: str = ""        # why the model can't run like this; empty = it can
 
+    @property
+    def steps(self) -> int:
+        "How many steps are asked for."
+        return self.pipe.grid.n if self.settings.schedule == "one-by-one" else self.settings.steps
+
 def _named_orders(orders) -> dict:
     "{name: order}; None = the pipeline's own."
     if isinstance(orders, Mapping): return dict(orders)
@@ -445,7 +450,7 @@ def _run(self:LiveRace, wish:RaceWish) -> Iterator[None]:
     try:
         rows, shown = self._tracks(wish), 0.0
         tracks = [track for row in rows for track in row if isinstance(track, Track) and not track.finished]
-        for track in sorted(tracks, key=lambda t: t.lane.settings.steps):
+        for track in sorted(tracks, key=lambda t: t.lane.steps):
             for _ in track.steps(): yield
             self._kept[track.lane.pipe, track.lane.settings, track.label, track.seed] = track
             if time.monotonic() - shown < 0.2: continue
