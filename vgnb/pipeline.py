@@ -837,6 +837,7 @@ def compare(self:Pipeline,
     views = importlib.import_module("vgnb.views.compare")    # stands above this room
     return views.LivePair(self, label, left, right, **kwargs)
 
+# %% ../nbs/710_pipeline.ipynb #raceswee
 @patch
 def race(self:Pipeline,
     label=None,                      # as `Pipeline.play` takes it

@@ -499,6 +499,7 @@ def _draw(self:LiveRace, change=None):
     self.image.value = encode_png(race_picture(race, self.tiles, times=True), compress_level=1)
     self.say(_clock_words(race))
 
+# %% ../../nbs/views/842_race.ipynb #d05578f3
 @patch
 def _fail(self:LiveRace, error:Exception):
     "Say what went wrong; the last picture fades."
@@ -526,7 +527,7 @@ def snapshot(self:LiveRace) -> Image.Image:
     self.settle()
     return race_picture(self.now(), self.tiles)
 
-# %% ../../nbs/views/842_race.ipynb #69fa97aa
+# %% ../../nbs/views/842_race.ipynb #cb04b9db
 def _named_pipes(models) -> dict[str, Pipeline]:
     "Pipelines by name."
     if isinstance(models, Mapping): named = dict(models)

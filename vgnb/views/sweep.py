@@ -396,6 +396,7 @@ def open(self:LiveSweep, place:tuple[int, int]|None=None):
     self.beside.children = (self.player.box,)
     self.close_.disabled = False
 
+# %% ../../nbs/views/846_sweep.ipynb #7bf7d3ec
 @patch
 def _closed(self:LiveSweep):
     self.player, self.beside.children, self.close_.disabled = None, (), True
