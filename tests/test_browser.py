@@ -507,7 +507,7 @@ def test_sweep(chromium, lab, tmp_path):
     with opened(lab, chromium, "sweep") as page:
         output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
         def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
-        says("guidance 2, temperature 1")
+        says("guidance 2, temperature 0.5")
         picture = shown(page)
         output.locator('button[title="guidance 4, temperature 0.5"]').click()
         says("guidance 4, temperature 0.5")

@@ -352,7 +352,8 @@ class _RaceDesk(Live):
         self.orders = _listed("orders", orders, first.orders)
         self.steps = widgets.Text(value=first.steps, description="steps", continuous_update=False,
                                   style={"description_width": "5.6rem"}, layout={"width": "22rem"})
-        self.schedule = _chooser("schedule", [("each model's own", None), *((s, s) for s in SCHEDULES)], first.schedule)
+        schedules = [("each model's own", ""), *((name, name) for name in SCHEDULES)]
+        self.schedule = _chooser("schedule", schedules, first.schedule or "")
         self.play = widgets.Play(min=0, max=TICKS, value=TICKS, interval=120, tooltip="play")
         self.clock = widgets.IntSlider(min=0, max=TICKS, value=TICKS, description="clock", readout=False,
                                        layout={"width": "24rem"})
@@ -414,8 +415,8 @@ class LiveRace(_RaceDesk):
 @patch(as_prop=True)
 def wish(self:LiveRace) -> RaceWish:
     "What the controls say."
-    return RaceWish(self.label.value, self.seed.value, self.orders.value, self.steps.value, self.schedule.value,
-                    self.models.value)
+    return RaceWish(self.label.value, self.seed.value, self.orders.value, self.steps.value,
+                    self.schedule.value or None, self.models.value)
 
 @patch
 def _wished(self:LiveRace, change=None): self._latest.ask(self.wish)

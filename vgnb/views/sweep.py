@@ -246,13 +246,15 @@ class _SweepDesk(Live):
         self.column, self.row = (_slider(name, 1, 1, 1, readout=False) for name in ("guidance", "temperature"))
         self.pin, self.close_ = (widgets.Button(description=word, icon=icon, layout={"width": "7rem"})
                                  for word, icon in (("pin", "thumb-tack"), ("close", "times")))
-        self.image, self.sheet = widgets.Image(format="png"), widgets.Image(format="png", layout={"display": "none"})
+        self.image, self.sheet = (widgets.Image(format="png", layout={"max_width": "100%"}) for _ in range(2))
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
-        self.place, self.beside = widgets.VBox(), widgets.VBox()
+        self.sheet.layout = {"display": "none", "align_self": "flex-start", "max_width": "100%"}
+        self.place, self.beside = widgets.VBox(), widgets.VBox(layout={"flex": "1 1 40rem"})
         self.buttons:dict[tuple[int, int], widgets.Button] = {}
         self.wishes = [self.label, self.seed, self.steps, self.scales, self.temperatures]
         hand = [self.column, self.row, widgets.HBox([self.pin, self.close_])]
-        left = widgets.VBox([*self.wishes, self.place, *hand, self.text, self.busy, self.sheet])
+        parts = [*self.wishes, self.place, *hand, self.text, self.busy, self.sheet]
+        left = widgets.VBox(parts, layout={"min_width": "22.5rem"})
         self.box = with_tooltips(widgets.HBox([left, self.beside], layout={"flex_flow": "row wrap"}))
 
     def lay_out(self, table:Sweep, block:int, press):
@@ -269,7 +271,8 @@ class _SweepDesk(Live):
     def say(self, words:str, call:str="", alarm:bool=False):
         colour = f"; color: {TONES['alarm']}" if alarm else ""
         code = f"<br><code>{_escaped(call)}</code>" if call else ""
-        self.text.value = f'<div style="line-height: 1.5{colour}">{_escaped(words)}{code}</div>'
+        style = f"line-height: 1.5; max-width: 22rem; overflow-wrap: anywhere{colour}"
+        self.text.value = f'<div style="{style}">{_escaped(words)}{code}</div>'
 
     def _busy(self, now:bool): self.busy.value = "<em>sampling ...</em>" if now else ""
 
@@ -391,7 +394,7 @@ def open(self:LiveSweep, place:tuple[int, int]|None=None):
     self.choose(self.chosen if place is None else place)
     if self.player is not None: return
     wish = self._chosen_wish()
-    self.player = LiveSampler(self.pipe, wish.label, seed=wish.seed, side=160)
+    self.player = LiveSampler(self.pipe, wish.label, seed=wish.seed, side=128)
     turn_to(self.player, wish)
     self.beside.children = (self.player.box,)
     self.close_.disabled = False
