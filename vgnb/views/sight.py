@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
@@ -157,17 +157,24 @@ class Sight:
         seen = [c for c, there in zip(self.columns, self.mask[query]) if there]
         return {c.cell for c in seen if c.kind in ("code", "lower")} | {c.reads for c in seen if c.reads >= 0}
 
-    def cells(self, query:int) -> np.ndarray: # (n,) int
-        "What each cell is to a query: `OPEN`, `SEEN`, `UNSEEN`, `ASKED` (itself), `TOGETHER` (seen), `APART`."
-        out, itself = np.full(int(np.prod(self.shape)), OPEN), self.asked[query]
-        for column, there in zip(self.columns, self.mask[query]):
-            if column.kind == "code": out[column.cell] = SEEN if there else UNSEEN
-            asks = column.kind in ("query", "hidden") and column.cell in self.asked
-            if asks: out[column.cell] = TOGETHER if there else APART
-        out[[c for c in self.asked if out[c] == OPEN]] = APART
-        out[[c for c in self.codes(query) if c != itself]] = SEEN
-        out[itself] = ASKED
+    @cached_property
+    def states(self) -> np.ndarray: # (queries, n) int8
+        "What each cell is to each query, see `cells`."
+        out = np.full((len(self.asked), int(np.prod(self.shape))), OPEN, np.int8)
+        kinds, cells, reads = (np.array(part) for part in zip(*self.columns))
+        asked = np.array(self.asked)
+        codes = kinds == "code"
+        out[:, cells[codes]] = np.where(self.mask[:, codes], SEEN, UNSEEN)
+        asks = np.isin(kinds, ("query", "hidden")) & np.isin(cells, asked)
+        out[:, cells[asks]] = np.where(self.mask[:, asks], TOGETHER, APART)
+        out[:, asked] = np.where(out[:, asked] == OPEN, APART, out[:, asked])
+        for column in (reads >= 0).nonzero()[0]: out[self.mask[:, column], reads[column]] = SEEN
+        out[np.arange(len(asked)), asked] = ASKED
         return out
+
+    def cells(self, query:int) -> np.ndarray: # (n,) int8
+        "What each cell is to a query: `OPEN`, `SEEN`, `UNSEEN`, `ASKED` (itself), `TOGETHER` (seen), `APART`."
+        return self.states[query]
 
     def words(self, query:int) -> str:
         "The same in a line."
@@ -179,6 +186,7 @@ class Sight:
         name = f" ({self.names[query]})" if self.names else ""
         return f"query {query + 1} of {len(self.asked)}: cell {cell}{name} sees {told}"
 
+# %% ../../nbs/views/844_sight.ipynb #b2c5fee3
 def _first_level(generator, state, positions:Tensor, masks:list) -> tuple[list[Column], np.ndarray]:
     "The columns of a forward, and the rows of its queries."
     asked = positions[0].tolist()
@@ -194,7 +202,7 @@ def _with_lower(before:tuple, cell:int, masks:list) -> tuple[list[Column], np.nd
     row = np.append(mask[:1], [[masks[-1][-1, -1]]], 1)
     return [*columns, Column("lower", cell)], np.concatenate([np.pad(mask, ((0, 0), (0, 1))), row])
 
-# %% ../../nbs/views/844_sight.ipynb #b2c5fee3
+# %% ../../nbs/views/844_sight.ipynb #9566cf60
 @contextlib.contextmanager
 def _overheard(generator:Generator, note:Callable):
     "While it lasts, `note(state, positions, given, masks)` hears of every prediction."
@@ -232,7 +240,7 @@ def sights(
         asks, decided = tuple(asked) * len(levels), tuple(step.positions[0].tolist())
         yield Sight(pipe.grid.shape, step.clock.step, step.clock.steps, asks, decided, names, tuple(columns), mask)
 
-# %% ../../nbs/views/844_sight.ipynb #a678366b
+# %% ../../nbs/views/844_sight.ipynb #d66c03de
 _TONES = {OPEN: TONES["paper"], SEEN: PALETTE[0], UNSEEN: "#C9DEEC", ASKED: PALETTE[1], TOGETHER: PALETTE[5],
           APART: "#F4E2BD"}
 
@@ -247,15 +255,20 @@ def running_mask(
     given = sorted({c.cell for c in run[0].columns if c.kind == "code"} - set(decided))
     order = [*given, *decided, *sorted(set(range(n)) - {*given, *decided})]
     seen = run if upto is None else run[:check_int("upto", upto, 0, len(run))]
-    rows = [sight.cells(sight.asked.index(cell))[order] for sight in seen for cell in sight.decided]
-    return np.array(rows + [[OPEN] * n] * (len(decided) - len(rows)), int)
+    out, y = np.full((len(decided), n), OPEN, np.int8), 0
+    for sight in seen:
+        query = {cell: k for k, cell in reversed(list(enumerate(sight.asked)))}     # a cell's first code
+        rows = sight.states[[query[cell] for cell in sight.decided]]
+        out[y:y + len(rows)] = rows[:, order]
+        y += len(rows)
+    return out
 
 def _coloured(states:np.ndarray) -> np.ndarray: # (..., 3) uint8
     "States of `Sight.cells` as colours."
-    return np.stack([rgb(_TONES[k]) for k in range(6)])[states]
+    return np.take(np.stack([rgb(_TONES[k]) for k in range(6)]), states, axis=0)
 
-# %% ../../nbs/views/844_sight.ipynb #c0b827c3
-_GAP, _TEXT = 10, 16
+# %% ../../nbs/views/844_sight.ipynb #5f9c083f
+_GAP, _TEXT, _TALL = 10, 16, 180
 
 def _squares(colours:np.ndarray, high:int, wide:int) -> np.ndarray:
     "A block of pixels for each cell (rows, columns, 3), with paper between them where there is room."
@@ -263,6 +276,11 @@ def _squares(colours:np.ndarray, high:int, wide:int) -> np.ndarray:
     if high >= 4: out[high - 1::high] = rgb("paper")
     if wide >= 4: out[:, wide - 1::wide] = rgb("paper")
     return out
+
+def _within(image:Image.Image, wide:int, tall:int) -> Image.Image:
+    "A picture that is no larger: what is too fine for a pixel is mixed."
+    size = min(image.width, wide), min(image.height, tall)
+    return image if size == image.size else image.resize(size, Image.BOX)
 
 def _staircase(run:list[Sight], at:int, query:int, side:int) -> Image.Image:
     "The running mask after step `at`, the query's row framed."
@@ -273,6 +291,7 @@ def _staircase(run:list[Sight], at:int, query:int, side:int) -> Image.Image:
     if sight.asked[query] in sight.decided:
         y = block * (sum(len(s.decided) for s in run[:at - 1]) + sight.decided.index(sight.asked[query]))
         ImageDraw.Draw(image).rectangle((0, y - 1, image.width - 1, y + block - 1), outline=PALETTE[1])
+    image = _within(image, side, side)
     edge = Image.new("RGB", (image.width + 2, image.height + 2), TONES["line"])
     edge.paste(image, (1, 1))
     return edge
@@ -292,12 +311,13 @@ def _seen_grid(sight:Sight, query:int, side:int) -> Image.Image:
 def mask_picture(
     sight:Sight,
     query:int=0,      # whose row is framed
-    wide:int=440,     # pixels at most, where columns are not too many for it
+    wide:int=440,     # pixels at most
 ) -> Image.Image:
     "The mask of a step: what stands in the columns, and a row for each query; pale = not seen."
-    kinds = np.stack([rgb(KINDS[c.kind][0]) for c in sight.columns])
+    tones = {kind: rgb(tone) for kind, (tone, _) in KINDS.items()}
+    kinds = np.stack([tones[column.kind] for column in sight.columns])
     block = max(min(wide // len(kinds), 12), 1)
-    high = max(min(block, 160 // len(sight.mask)), 3)
+    high = max(min(block, _TALL // len(sight.mask)), 1 if len(sight.mask) > _TALL // 3 else 3)
     pale = (255 - (255 - kinds.astype(int)) // 9).astype(np.uint8)
     rows = np.where(sight.mask[..., None], kinds, pale)
     strip = _squares(kinds[None], 6, block)
@@ -306,14 +326,14 @@ def mask_picture(
     image = Image.fromarray(out)
     y = 10 + high * query
     ImageDraw.Draw(image).rectangle((0, y - 1, image.width - 1, y + high - 1), outline=PALETTE[1])
-    return image
+    return _within(image, wide, _TALL)
 
-# %% ../../nbs/views/844_sight.ipynb #5f9c083f
+# %% ../../nbs/views/844_sight.ipynb #f2e64eba
 def _legend(sight:Sight, wide:int) -> Image.Image:
     "Swatches and words: of the grid in the first line, of the columns in those below."
     shown = {OPEN: "not known yet", SEEN: "seen", ASKED: "this query", TOGETHER: "asked together, seen",
              APART: "asked together, not seen", UNSEEN: "known, not seen"}
-    present = set(np.unique([sight.cells(k) for k in range(len(sight.asked))]))
+    present = set(np.unique(sight.states))
     cells = [(_TONES[k], words) for k, words in shown.items() if k in present]
     kinds = [KINDS[kind] for kind in KINDS if any(c.kind == kind for c in sight.columns)]
     font, lines = house_font(10), [[]]
@@ -336,7 +356,7 @@ def _legend(sight:Sight, wide:int) -> Image.Image:
             pen.text((x + 18, 15 * k + 7), words, TONES["muted"], font, "lm")
     return out
 
-# %% ../../nbs/views/844_sight.ipynb #f2e64eba
+# %% ../../nbs/views/844_sight.ipynb #bdee00c1
 def sight_picture(
     run:list[Sight],     # all steps of a run
     at:int|None=None,    # the step, from 1; None = the middle one
@@ -374,7 +394,7 @@ def sight_picture(
         y += picture.height + _GAP
     return out
 
-# %% ../../nbs/views/844_sight.ipynb #84badac9
+# %% ../../nbs/views/844_sight.ipynb #b2c5ad89
 @dataclass(frozen=True)
 class SightWish:
     "What the controls say."
@@ -418,7 +438,7 @@ class _SightDesk(Live):
 
     def _busy(self, now:bool): self.busy.value = "<em>looking ...</em>" if now else ""
 
-# %% ../../nbs/views/844_sight.ipynb #b2c5ad89
+# %% ../../nbs/views/844_sight.ipynb #f3822227
 class LiveSight(_SightDesk):
     "What sees what, step by step: `.model .order .schedule .steps .seed .step .query .image .text`; shows itself."
     def __init__(self,
@@ -468,7 +488,7 @@ class LiveSight(_SightDesk):
         self.steps.disabled = self.schedule.value == "one-by-one"
         self._latest.ask(self.wish)
 
-# %% ../../nbs/views/844_sight.ipynb #f3822227
+# %% ../../nbs/views/844_sight.ipynb #2b551c2f
 @patch
 def _look(self:LiveSight, wish:SightWish) -> Iterator[None]:
     "Run the sampler, a step a slice; in the end show what was seen, or say why it can't be."
@@ -513,7 +533,7 @@ def _picture(self:LiveSight) -> Image.Image:
     at, title = min(self.step.value, len(self.run)), f"{self._shown[0].model} · {self.run[0].steps} steps"
     return sight_picture(self.run, at, self.query.value - 1, side=self.side, title=title)
 
-# %% ../../nbs/views/844_sight.ipynb #2b551c2f
+# %% ../../nbs/views/844_sight.ipynb #888f58eb
 @patch
 def _fail(self:LiveSight, error:Exception):
     "Say what went wrong; the last picture fades."

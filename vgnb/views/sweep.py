@@ -232,6 +232,7 @@ class SweepWish:
         check(fits, name, typed, f"must be 1 to {most} numbers: 1, 2.5, 4")
         return _numbers(name, values)
 
+# %% ../../nbs/views/846_sweep.ipynb #e293f607
 class _SweepDesk(Live):
     "The widgets, without what they do."
     def __init__(self, pipe:Pipeline, first:SweepWish):
@@ -276,7 +277,7 @@ class _SweepDesk(Live):
 
     def _busy(self, now:bool): self.busy.value = "<em>sampling ...</em>" if now else ""
 
-# %% ../../nbs/views/846_sweep.ipynb #e293f607
+# %% ../../nbs/views/846_sweep.ipynb #53272fa1
 class LiveSweep(_SweepDesk):
     "A table to touch: `.label .seed .steps .scales .temperatures .column .row .pin .image .text`; shows itself."
     def __init__(self,
@@ -311,7 +312,7 @@ class LiveSweep(_SweepDesk):
         self._wished()
         self.settle()
 
-# %% ../../nbs/views/846_sweep.ipynb #53272fa1
+# %% ../../nbs/views/846_sweep.ipynb #5ec9deb1
 @patch(as_prop=True)
 def wish(self:LiveSweep) -> SweepWish:
     "What the controls say."
@@ -372,7 +373,7 @@ def _chosen_wish(self:LiveSweep) -> Wish:
     base = tuple((name, value) for name, value in self.settings.items() if name not in moved)
     return Wish(wish.label, wish.seed, id=self.id, base=base, **moved)
 
-# %% ../../nbs/views/846_sweep.ipynb #5ec9deb1
+# %% ../../nbs/views/846_sweep.ipynb #7bf7d3ec
 @patch
 def _slid(self:LiveSweep, change=None):
     "Another place is chosen by the sliders; what is open beside the table goes there, too."
@@ -399,7 +400,7 @@ def open(self:LiveSweep, place:tuple[int, int]|None=None):
     self.beside.children = (self.player.box,)
     self.close_.disabled = False
 
-# %% ../../nbs/views/846_sweep.ipynb #7bf7d3ec
+# %% ../../nbs/views/846_sweep.ipynb #741f06aa
 @patch
 def _closed(self:LiveSweep):
     self.player, self.beside.children, self.close_.disabled = None, (), True
