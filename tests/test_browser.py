@@ -97,6 +97,28 @@ live = pipe.branch("heart", seed=1)
 live
 """
 
+RACE = """
+import vgnb
+
+live = vgnb.race(["tiny-randar", "tiny-rar"], "heart", ("halton", "random"), (3, 5), side=64)
+live
+"""
+
+SIGHT = """
+import vgnb
+
+live = vgnb.sight(["tiny-randar", "tiny-lpd"], "heart", steps=6)
+live
+"""
+
+SWEEP = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-randar")
+live = pipe.sweep("heart", scales=(1, 2, 4), temperatures=(0.5, 1), steps=8, seed=1)
+live
+"""
+
 
 def _free_port() -> int:
     with socket.socket() as s:
@@ -144,7 +166,7 @@ def lab(tmp_path_factory):
     root = tmp / "root"
     root.mkdir()
     for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY]),
-                        ("branch", [BRANCH])):
+                        ("branch", [BRANCH]), ("race", [RACE]), ("sight", [SIGHT]), ("sweep", [SWEEP])):
         (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     with started(tmp, root) as address: yield address
 
@@ -415,3 +437,95 @@ def test_branch(chromium, lab, tmp_path):
         output.locator(".noUi-handle").nth(1).focus()
         page.keyboard.press("ArrowLeft")
         says("cell 6,0")
+
+
+@pytest.mark.full
+def test_race(chromium, lab, tmp_path):
+    "Lanes of two models, some of them refused: the clock by its keys, by playing, at another pace; other orders."
+    with opened(lab, chromium, "race") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("after 100 % of each lane's work")
+        picture = shown(page)
+        handle = output.locator(".noUi-handle").last                        # the clock
+        handle.focus()
+        page.keyboard.press("Home")
+        says("after 0 % of each lane's work")
+        picture = changed(page, picture)
+        page.keyboard.press("ArrowRight")
+        says("after 2 % of each lane's work")
+        output.get_by_role("button", name="same step").click()
+        says("after step 0 of 5")
+        output.locator(".widget-play button").first.click()
+        says("after step 5 of 5")
+        picture = shown(page)
+        output.get_by_role("button", name="same work", exact=True).click()
+        says("100 % of the costliest lane")
+        output.screenshot(path=tmp_path / "race.png")
+        orders = output.locator("select[multiple]").first
+        orders.select_option(["raster"])                                    # one that both models take
+        picture = changed(page, picture)
+        number = output.locator("input[type=text]").first
+        number.fill("2, x")
+        number.press("Enter")
+        says("must be numbers of steps, such as 4, 8, 16")
+        number.fill("2")
+        number.press("Enter")
+        says("100 % of the costliest lane")
+        assert changed(page, picture) and (tmp_path / "race.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_sight(chromium, lab, tmp_path):
+    "Steps and queries by the arrow keys, another model, another order."
+    with opened(lab, chromium, "sight") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("query 1 of")
+        picture = shown(page)
+        step, query = output.locator(".noUi-handle").nth(-2), output.locator(".noUi-handle").last
+        step.focus()
+        page.keyboard.press("End")
+        picture = changed(page, picture)
+        query.focus()
+        page.keyboard.press("ArrowRight")
+        says("query 2 of")
+        picture = changed(page, picture)
+        output.screenshot(path=tmp_path / "sight.png")
+        select = output.locator("select")
+        select.first.select_option("tiny-lpd")
+        picture = changed(page, picture)
+        assert "locality" in options(page, 1)
+        select.nth(1).select_option("raster")
+        changed(page, picture)
+        assert (tmp_path / "sight.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_sweep(chromium, lab, tmp_path):
+    "A click opens a place with its controls; pin, arrow keys, other scales, and the player closed again."
+    with opened(lab, chromium, "sweep") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("guidance 2, temperature 0.5")
+        picture = shown(page)
+        output.locator('button[title="guidance 4, temperature 0.5"]').click()
+        says("guidance 4, temperature 0.5")
+        says("step 8 of 8 · 64 of 64 tokens")                               # the player beside it
+        picture = changed(page, picture)
+        output.get_by_role("button", name="pin").click()
+        says("pinned as number 1")
+        output.screenshot(path=tmp_path / "sweep.png")
+        column = output.locator(".noUi-handle").nth(2)
+        column.focus()
+        page.keyboard.press("ArrowLeft")
+        says("guidance 2, temperature 0.5")
+        picture = changed(page, picture)
+        output.get_by_role("button", name="close").click()
+        output.get_by_text("step 8 of 8").wait_for(state="detached", timeout=20_000)
+        scales = output.locator("input[type=text]").first
+        scales.fill("1, 9")
+        scales.press("Enter")
+        output.locator('button[title="guidance 9, temperature 1"]').wait_for(timeout=60_000)
+        changed(page, picture)
+        assert (tmp_path / "sweep.png").stat().st_size > 20_000

@@ -22,6 +22,8 @@ What there is:
     SamplingPlayer              the steps of one run
     OrderExplorer               any order and schedule on any grid
     desk                        pictures and what a tokenizer makes of them
+    race                        orders, numbers of steps and models against each other
+    sight                       who may look at whom in each step of a sampler
     board                       a training run while it runs
 
 Every part is a module of its own in vgnb.tokenizers, generators, sampling, training, evaluation, data, recipes and
@@ -43,6 +45,8 @@ _HOME = {
     "SamplingPlayer": "vgnb.views.player",
     "OrderExplorer": "vgnb.views.explorer",
     "desk": "vgnb.views.desk",
+    "race": "vgnb.views.race",
+    "sight": "vgnb.views.sight",
     "board": "vgnb.views.board"}
 
 

@@ -97,6 +97,9 @@ class _Named:
     tree:Callable
     branch:Callable
     compare:Callable
+    race:Callable
+    sight:Callable
+    sweep:Callable
     to:Callable
     save_pretrained:Callable
     push_to_hub:Callable
@@ -833,6 +836,36 @@ def compare(self:Pipeline,
     "Two settings side by side on the same noise, and runs that are pinned; needs a notebook."
     views = importlib.import_module("vgnb.views.compare")    # stands above this room
     return views.LivePair(self, label, left, right, **kwargs)
+
+# %% ../nbs/710_pipeline.ipynb #raceswee
+@patch
+def race(self:Pipeline,
+    label=None,                      # as `Pipeline.play` takes it
+    orders=None,                     # names of `ORDERS`, orders, or {name: order}; None = raster, random and halton
+    steps:Sequence[int]=(4, 8, 16),  # numbers of steps
+    **kwargs,                        # as `vgnb.views.race.LiveRace`
+):
+    "Orders and numbers of steps against each other on the same noise, with what each costs; needs a notebook."
+    views = importlib.import_module("vgnb.views.race")       # stands above this room
+    return views.race(self, label, orders, steps, **kwargs)
+
+@patch
+def sight(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.sight.LiveSight`
+):
+    "What each query of each step may see: the attention masks of the generator itself; needs a notebook."
+    views = importlib.import_module("vgnb.views.sight")      # stands above this room
+    return views.sight(self, label, **kwargs)
+
+@patch
+def sweep(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.sweep.LiveSweep`: scales, temperatures, seed, ...
+):
+    "A sample under every guidance scale and temperature, on the same noise; needs a notebook."
+    views = importlib.import_module("vgnb.views.sweep")      # stands above this room
+    return views.LiveSweep(self, label, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #ca594c81
 @patch
