@@ -210,8 +210,7 @@ class RunFolder:
         to = "the one before" if found == own else "the mirror"
         for reason in damaged:
             if found != own or str(found) not in reason: print(f"{reason}; falling back to {to}", file=sys.stderr)
-        if found and not damaged:                        # fewer may be wanted now: the disk was full
-            rotate(self.saves, self.run.keep_last, self.run.keep_every)
+        if found and not damaged: rotate(self.saves, self.run.keep_last, self.run.keep_every)     # fewer may be kept
         return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #ac1802c7
