@@ -576,8 +576,11 @@ def test_what_the_authors_arguments_cannot_say_is_not_exported(changes):
 
 
 def test_the_authors_arguments_there_and_back():
-    for config in (DARTokenizerConfig(), DARTokenizerConfig(continuous=True, output=128, rank=None, steps=16)):
-        assert dar_tokenizer_config(dar_tokenizer_spec(config)) == replace(config, window=config.window_size)
+    other = dict(continuous=True, output=128, rank=None, steps=16)
+    for config in (DARTokenizerConfig(), DARTokenizerConfig(**other), DARTokenizerConfig(window=64)):
+        assert dar_tokenizer_config(dar_tokenizer_spec(config)) == config
+    whole_group = dar_tokenizer_spec(DARTokenizerConfig()) | {"queries_per_step": 32}
+    assert dar_tokenizer_config(whole_group).window is None, "said or left out, it is the same"
     with torch.device("meta"): v1, table = DAR_TOKENIZER.make(DAR_TOKENIZER.published[0].spec)
     state = table.export(v1.state_dict(), v1)
     assert DAR_TOKENIZER.recognise(state) == DAR_TOKENIZER.published[0].spec
