@@ -34,6 +34,7 @@ from vgnb.views.sight import (
 )
 
 STILL = 1e-5       # kernels may round otherwise in another row of a batch
+AT_ONCE = ("tiny-randar", "tiny-iar2", "tiny-pgm", "tiny-rar")       # those in groups are asked in sampling, too
 IN_GROUPS = ("tiny-randar", "tiny-lpd", "tiny-arpg", "tiny-maskgit", "tiny-pgm")
 
 
@@ -84,7 +85,8 @@ def moved_by(pipe, run, at):
     return out
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", [name if name in AT_ONCE else pytest.param(name, marks=pytest.mark.full)
+                                  for name in shipped()])
 def test_a_code_moves_exactly_the_queries_that_see_it(pipes, name):
     pipe = pipes(name)
     run = seen_run(pipe)
