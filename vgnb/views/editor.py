@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['marked_map', 'edit_maps', 'LiveEditor', 'editor']
 
-# %% ../../nbs/views/827_editor.ipynb #00538d05
+# %% ../../nbs/views/827_editor.ipynb #e76c8307
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -22,35 +22,38 @@ from ..charts import fold
 from ..core import BadInput, check_int
 from ..figures import PALETTE, TONES, house_font, plain_text, png_bytes, rgb
 from ..pipeline import Pipeline, from_pretrained
-from .branch import _MOST, Plot, _over, _spoken, picture_map, token_map
+from .branch import _MOST, Plot, _frame, _over, _spoken, picture_map, token_map
 from .edits import SIDES, STROKES, Draft, Editing, as_cells, touched_cells
 from .live import Live
 from .own import Upload
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
 
-# %% ../../nbs/views/827_editor.ipynb #e31c0009
+# %% ../../nbs/views/827_editor.ipynb #6486758e
 def marked_map(
     image:Image.Image,       # as large as the plot
     plot:Plot,
     marked:Tensor,           # (n,) bool
+    tint:float=0.0,          # of the cells, 0 to 1
 ) -> Image.Image:
-    "The image with marked cells tinted and outlined."
+    "The image with marked cells outlined, and tinted."
     if not marked.any(): return image
     where = fold(np.where(marked.numpy(), 1.0, 0.0), plot.shape) == 1
     wide = where.repeat(plot.block, 0).repeat(plot.block, 1)
     pixels = np.array(image)
-    pixels[wide] = (0.62 * pixels[wide] + 0.38 * np.array(rgb(PALETTE[1]))).astype(np.uint8)
+    pixels[wide] = ((1 - tint) * pixels[wide] + tint * np.array(rgb(PALETTE[1]))).astype(np.uint8)
 
     rim, edge = np.pad(where, 1), max(plot.block // 12, 2)
-    line = np.zeros_like(wide)
+    line, light = np.zeros_like(wide), np.zeros_like(wide)
     for axis in (0, 1):
         for step in (-1, 1):
             ends = where & ~np.roll(rim, step, axis)[1:-1, 1:-1]      # whose neighbour on this side is not marked
             k = np.arange(wide.shape[axis]) % plot.block
-            near = k < edge if step == 1 else k >= plot.block - edge
-            line |= ends.repeat(plot.block, 0).repeat(plot.block, 1) & np.expand_dims(near, 1 - axis)
-    pixels[line] = rgb(PALETTE[1])
+            depth = np.expand_dims(k if step == 1 else plot.block - 1 - k, 1 - axis)
+            ends = ends.repeat(plot.block, 0).repeat(plot.block, 1)
+            line |= ends & (depth < edge)
+            light |= ends & (depth == edge)                           # seen where the picture is orange, too
+    pixels[light], pixels[line] = rgb("paper"), rgb(PALETTE[1])
     return Image.fromarray(pixels)
 
 def edit_maps(
@@ -64,9 +67,14 @@ def edit_maps(
     plot = Plot(draft.shape, side)
     since = draft.parent if draft.parent is not None and draft.parent.shape == draft.shape else None
     shown, tokens = picture_map(picture, draft, plot, cell), token_map(draft, plot, cell, since)
-    return marked_map(shown, plot, marked) if len(plot.shape) == 2 else shown, marked_map(tokens, plot, marked)
+    tokens = marked_map(tokens, plot, marked, 0.38)
+    _frame(ImageDraw.Draw(tokens), plot.box(cell), TONES["ink"], 3)
+    if len(plot.shape) != 2: return shown, tokens
+    shown = marked_map(shown, plot, marked)
+    _frame(ImageDraw.Draw(shown), plot.box(cell), TONES["ink"], 3)
+    return shown, tokens
 
-# %% ../../nbs/views/827_editor.ipynb #0d110c7e
+# %% ../../nbs/views/827_editor.ipynb #d35bf4b1
 def _button(words:str, icon:str="", wide:float=6, **more) -> widgets.Button:
     return widgets.Button(description=words, icon=icon, layout={"width": f"{wide}rem"}, **more)
 
@@ -129,7 +137,7 @@ class _Bench(Live):
             for b in (*box.children[1].children, box.children[1], box): b.close()
         for slider, sides in zip(self.place, plot.shape): slider.max = sides - 1
 
-# %% ../../nbs/views/827_editor.ipynb #bb3dd080
+# %% ../../nbs/views/827_editor.ipynb #2bfedad6
 class LiveEditor(_Bench):
     "A picture whose cells are marked and drawn anew: `.edits .touch() .mark() .again() .undo .redo .text`; shows itself."
     def __init__(self,
@@ -185,7 +193,7 @@ class LiveEditor(_Bench):
         "What is looked at, (h, w, 3) uint8."
         return self.edits.picture(keep=self.keep.value)
 
-# %% ../../nbs/views/827_editor.ipynb #4ccc3814
+# %% ../../nbs/views/827_editor.ipynb #a483e410
 @patch
 def touch(self:LiveEditor, cell:int):
     "What a click on a cell does: the brush marks, or wipes."
@@ -238,7 +246,7 @@ def _moved(self:LiveEditor, change):
 def _show(self:LiveEditor):
     if not self._quiet: self._drawer.ask((id(self.edits.now), self._marked(), self.cell, self.keep.value))
 
-# %% ../../nbs/views/827_editor.ipynb #eee29f94
+# %% ../../nbs/views/827_editor.ipynb #57d30a56
 @patch
 def _stage(self:LiveEditor):
     "A stage for the draft that is looked at, with nothing marked, if the one there is has another grid."
@@ -289,7 +297,7 @@ def say(self:LiveEditor, words, alarm:bool=False):
 @patch
 def _busy(self:LiveEditor, now:bool): self.busy.value = "<em>drawing anew ...</em>" if now else ""
 
-# %% ../../nbs/views/827_editor.ipynb #f7e3d5a7
+# %% ../../nbs/views/827_editor.ipynb #afe5ac7a
 _SOON = 0.15      # seconds after which one sees what is half drawn
 
 @patch
@@ -327,7 +335,7 @@ def _glimpsed(self:LiveEditor, step, shape:tuple, seed:int) -> float:
     self.picture.value = png_bytes(seen.resize(Plot(shape, self.side).size, Image.NEAREST), None)
     return time.monotonic() + max(_SOON, 4 * (time.monotonic() - began))
 
-# %% ../../nbs/views/827_editor.ipynb #d863cdb6
+# %% ../../nbs/views/827_editor.ipynb #03342ac5
 @patch
 def _draw(self:LiveEditor, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the draft that is looked at."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STROKES', 'SIDES', 'touched_cells', 'as_cells', 'Draft', 'Editing']
 
-# %% ../../nbs/views/826_edits.ipynb #4bbd0b66
+# %% ../../nbs/views/826_edits.ipynb #74c1c82c
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..sampling.painting import Leg, Painting, Request
 from ..sampling.sampler import Step
 from .own import own_picture
 
-# %% ../../nbs/views/826_edits.ipynb #1bf02643
+# %% ../../nbs/views/826_edits.ipynb #31cc2bc3
 STROKES = ("dots", "stroke", "box", "from here on")
 
 def touched_cells(
@@ -69,7 +69,7 @@ def as_cells(
     size = tuple(mask.shape[-2:]) if mask.dim() > 1 else (1, *mask.shape)
     return cell_mask(check_mask(mask.reshape(-1, *size), 1, size), plane)[0]
 
-# %% ../../nbs/views/826_edits.ipynb #62282782
+# %% ../../nbs/views/826_edits.ipynb #30ed1202
 @dataclass(eq=False, repr=False)
 class Draft(Branch):
     "A grid of codes, and how it came to be."
@@ -86,7 +86,7 @@ class Draft(Branch):
     @property
     def kept(self) -> Tensor: return self.when < 0                # (n,) bool: cells that the last edit left alone
 
-# %% ../../nbs/views/826_edits.ipynb #1018a295
+# %% ../../nbs/views/826_edits.ipynb #0a8d3cdf
 SIDES = ("left", "right", "up", "down")
 _MOST = 4096      # cells of a canvas
 _KEPT = 64        # drafts that can be gone to; undo knows them all
@@ -133,7 +133,7 @@ class Editing(Course):
         nothing = torch.zeros(1, self.pipe.grid.n, len(self.pipe.generator.vocab), dtype=torch.long)
         return self._decoded(nothing, self.pipe.grid.shape, 0).shape[:2]
 
-# %% ../../nbs/views/826_edits.ipynb #3cc3806d
+# %% ../../nbs/views/826_edits.ipynb #5b4d0d09
 @patch
 def _decoded(self:Editing, codes:Tensor, shape:tuple[int, ...], seed:int) -> np.ndarray:
     "Codes (1, n, L) as a picture."
@@ -182,7 +182,7 @@ def _painted(self:Editing, draft:Draft, known:Tensor, label:int|None, seed:int) 
     draft.codes, draft.when, draft.confidence = made.cpu(), step.when[0].cpu(), confidence.cpu()
     draft.steps, draft.label, draft.seed = step.clock.steps, label, seed
 
-# %% ../../nbs/views/826_edits.ipynb #5d923e20
+# %% ../../nbs/views/826_edits.ipynb #5832182a
 @patch
 def drawing(self:Editing,
     marked,              # as `as_cells`
@@ -225,7 +225,7 @@ def redraw(self:Editing, marked, label=..., seed:int=0) -> Draft:
     for _ in self.drawing(marked, label, seed): pass
     return self.now
 
-# %% ../../nbs/views/826_edits.ipynb #6fb7f1b0
+# %% ../../nbs/views/826_edits.ipynb #01cb4bef
 @patch
 def extending(self:Editing,
     side:str,            # where: left, right, up or down
@@ -279,7 +279,7 @@ def open(self:Editing,
     self._note(self._loaded(picture, fit, self.now.label, name))
     return self.now
 
-# %% ../../nbs/views/826_edits.ipynb #6771f162
+# %% ../../nbs/views/826_edits.ipynb #883b7000
 @patch
 def picture(self:Editing,
     draft:Draft|None=None,       # None = that which is looked at
