@@ -7,6 +7,7 @@ __all__ = ['rebuilt', 'reconstruct', 'blend', 'draw_desk', 'Rebuilt', 'draw_besi
 
 # %% ../../nbs/views/810_desk.ipynb #fbae63b2
 import functools
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +15,16 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from fastcore.basics import patch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..core import BadInput, check, check_choice, check_float, check_int, named_as
 from ..data.shapes import Shapes
 from ..draws import At, Keyed
 from ..evaluation.reconstruction import psnr, ssim
-from ..figures import error_map, heat, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from ..figures import TONES, error_map, heat, house_font, plain_text, rgb, tile_sheet, to_pixels
 from ..pipeline import from_pretrained
 from ..tokenizers.pictures import codes_of, device_of, drawing, need_pixels, pictures
-from .live import Live
+from .live import Live, _quick
 from .own import Upload, own_picture
 from .player import _error_line, with_tooltips
 
@@ -129,7 +130,11 @@ class Rebuilt:
         used = " + ".join(str(len(level.unique())) for level in self.codes.T)
         return f"{used} codes in {len(self.codes)} places"
 
-    def words(self, image:np.ndarray) -> str: return " · ".join(filter(None, (self.measured(image), self.spent())))
+    def lines(self, image:np.ndarray, width:int) -> list[str]:
+        "What stands below it, in lines of about so many characters."
+        if self.picture is None: return textwrap.wrap(plain_text(self.why, 200), width)[:4]
+        measured = self.measured(image)
+        return [*(measured.split(" · ") if len(measured) > width else [measured]), *filter(None, [self.spent()])]
 
 def draw_beside(
     image,                 # (h, w, 3) uint8
@@ -143,9 +148,16 @@ def draw_beside(
     shown = [grey if m.picture is None else m.picture for m in made]
     far = [grey if m.picture is None else heat(error_map(image, m.picture)[0], 0, worst, "magma") for m in made]
     key = heat(np.linspace(0, worst, 64)[None].repeat(8, 0), 0, worst, "magma")
-    captions = [["image", *(plain_text(m.name, 40) for m in made)],
-                [f"error, black 0 to white {worst:.0%}", *(plain_text(m.words(image), 90) for m in made)]]
-    return tile_sheet([[image, *shown], [key, *far]], captions, side=side, title=title, whole=True)
+    names = ["image", *(plain_text(m.name, 40) for m in made)]
+    sheet = tile_sheet([[image, *shown], [key, *far]], [names, [""] * len(names)], side=side, title=title)
+    below = [["error, black 0", f"to white {worst:.0%}"], *(m.lines(image, max(side // 6, 12)) for m in made)]
+    out = Image.new("RGB", (sheet.width, sheet.height + 15 * (max(map(len, below)) - 1)), TONES["paper"])
+    out.paste(sheet)
+    bottom = max(y + h for _, y, _, h in sheet.info["tiles"])
+    for (x, _, w, _), lines in zip(sheet.info["tiles"][len(names):], below):
+        place = x + w / 2, bottom + 3
+        ImageDraw.Draw(out).multiline_text(place, "\n".join(lines), TONES["ink"], house_font(11), "ma", 3, "center")
+    return out
 
 # %% ../../nbs/views/810_desk.ipynb #9fdedc8c
 class _Controls(Live):
@@ -204,8 +216,13 @@ class ReconstructionDesk(_Controls):
         if i >= len(self.pixels): return self.own[i - len(self.pixels)][0]
         return plain_text(self.labels[i], 40) if self.labels is not None else ""
 
-    def _image(self, i:int) -> np.ndarray: return self.pixels[i] if i < len(self.pixels) else self.own[i - len(self.pixels)][1]
-    def _rebuilt(self, i:int, model:int) -> Rebuilt: return Rebuilt.of(*self._models[model], self._image(i))
+    def _image(self, i:int) -> np.ndarray:
+        own = i - len(self.pixels)
+        return self.pixels[i] if own < 0 else self.own[own][1]
+
+    def _rebuilt(self, i:int, model:int) -> Rebuilt:
+        self.text.value = "reconstructing ..."               # a large one takes a while
+        return Rebuilt.of(*self._models[model], self._image(i))
 
 # %% ../../nbs/views/810_desk.ipynb #df2ec85d
 @patch
@@ -233,7 +250,7 @@ def _fail(self:ReconstructionDesk, error:Exception): self.text.value = f"⚠ {_e
 def _update(self:ReconstructionDesk, change=None):
     "Bring picture and text up to date with the controls; an error becomes the text before it is raised."
     try:
-        self.image.value = png_bytes(self.snapshot(), None)
+        self.image.value = _quick(self.snapshot())
         self.text.value = self._words()
     except Exception as e:
         self._fail(e)
@@ -263,7 +280,8 @@ def snapshot(self:ReconstructionDesk) -> Image.Image:
     image, how = self._image(i), dict(worst=self.worst, side=self.side, title=self._label(i))
     if self.view.value == "side by side":
         return draw_beside(image, [self._made(i, k) for k in range(len(self._models))], **how)
-    return draw_desk(image, self._one().picture, share=self.share.value / 100, how=self.how.value, error=self.error.value, **how)
+    how |= dict(share=self.share.value / 100, how=self.how.value, error=self.error.value)
+    return draw_desk(image, self._one().picture, **how)
 
 # %% ../../nbs/views/810_desk.ipynb #b6aec3cb
 def desk(

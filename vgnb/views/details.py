@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['holding', 'Layered', 'Detailing', 'layers_sheet', 'variations_row', 'LiveDetails', 'details']
 
-# %% ../../nbs/views/834_details.ipynb #b733c30c
+# %% ../../nbs/views/834_details.ipynb #0084f3b3
 import copy
 import itertools
 import time
@@ -22,18 +22,18 @@ from torch import Tensor
 
 from ..core import BadInput, check, check_choice, check_int
 from ..draws import Keyed
-from ..figures import PALETTE, TONES, hatch, house_font, plain_text, png_bytes, tile, tile_sheet
+from ..figures import PALETTE, TONES, hatch, house_font, plain_text, tile, tile_sheet
 from ..pipeline import Pipeline, from_pretrained
 from ..sampling.branches import Course
 from ..sampling.sampler import Sampler, Step
 from ..tokenizers.pictures import pictures
 from .branch import _over, _spoken
-from .live import Live
+from .live import Live, _quick
 from .own import Upload, own_picture
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
 
-# %% ../../nbs/views/834_details.ipynb #5c7f05cb
+# %% ../../nbs/views/834_details.ipynb #e2ee9ccc
 class _Told:
     "A pick whose tokens are those of a picture."
     def __init__(self, pick, codes:Tensor): self.pick, self.codes = pick, codes      # codes (n,)
@@ -55,7 +55,7 @@ def holding(
     held.picks = tuple(told if k == level else pick for k, pick in enumerate(sampler.picks))
     return held
 
-# %% ../../nbs/views/834_details.ipynb #ab2986e9
+# %% ../../nbs/views/834_details.ipynb #a3b022e5
 @dataclass(eq=False)
 class Layered:
     "A picture of several codes a cell."
@@ -105,7 +105,7 @@ class Detailing(Course):
         self.look_at(self._loaded(picture, fit, name))
         return self.now
 
-# %% ../../nbs/views/834_details.ipynb #49c09d13
+# %% ../../nbs/views/834_details.ipynb #818b2e7a
 @patch
 def varying(self:Detailing,
     keep:str,            # which level stays: "semantic" or "detail"
@@ -137,7 +137,7 @@ def take(self:Detailing, codes:Tensor, words:str="a variation") -> Layered:
     return self.now
 
 @patch
-def pictures(self:Detailing, codes:Tensor) -> np.ndarray:
+def seen(self:Detailing, codes:Tensor) -> np.ndarray:
     "Codes (b, n, L) as pictures (b, h, w, 3) uint8."
     return self.pipe.decode(codes.to(self.pipe.device), ids=range(len(codes)), rows=len(codes), min_rows=1)
 
@@ -146,7 +146,7 @@ def rough(self:Detailing) -> np.ndarray:
     "What the semantic codes of the picture show alone, (h, w, 3) uint8."
     return pictures(self.alone, self.now.codes[None, :, :1], rows=1, shape=self.pipe.grid.shape)[0]
 
-# %% ../../nbs/views/834_details.ipynb #0e8f21cf
+# %% ../../nbs/views/834_details.ipynb #d76a4cad
 _SIDE = 132       # pixels of a variation, with its margin
 
 def layers_sheet(
@@ -170,11 +170,12 @@ def variations_row(
         shown = tile(picture, _SIDE - 8)
         x, y = k * _SIDE + (_SIDE - shown.width) // 2, (_SIDE - shown.height) // 2
         row.paste(shown, (x, y))
-        if k == chosen: draw.rectangle((x - 2, y - 2, x + shown.width + 1, y + shown.height + 1), outline=PALETTE[1], width=2)
+        frame = (x - 2, y - 2, x + shown.width + 1, y + shown.height + 1)
+        if k == chosen: draw.rectangle(frame, outline=PALETTE[1], width=2)
         draw.text((k * _SIDE + _SIDE // 2, _SIDE + 8), plain_text(words[k], 24), TONES["ink"], house_font(11), "mm")
     return row
 
-# %% ../../nbs/views/834_details.ipynb #5a48c421
+# %% ../../nbs/views/834_details.ipynb #431eaf1c
 class _Table(Live):
     "The widgets, without what they do."
     def __init__(self, detailing:Detailing, classes:list, label:int|None, seed:int, count:int):
@@ -182,8 +183,10 @@ class _Table(Live):
         self.top, self.row = widgets.Image(format="png"), widgets.Image(format="png")
         self.top.layout = widgets.Layout(max_width="100%", align_self="flex-start")
         self.rows = [widgets.Button(tooltip=f"take variation {k + 1}") for k in range(count)]
-        self.keep = widgets.ToggleButtons(options=list(names), description="keep", tooltips=[f"the {n} codes" for n in names],
-                                          style={"description_width": "5.6rem", "button_width": "6.4rem"})
+        self.keep = widgets.ToggleButtons(options=list(names), description="keep",
+                                          tooltips=[f"the {name} codes" for name in names],
+                                          style={"description_width": "5.6rem", "button_width": "6.4rem"},
+                                          layout={"width": "max-content"})
         self.label = _chooser("class", classes, label)
         self.seed, self.chosen = _slider("seed", 0, 99, seed), _slider("variation", 1, count, 1)
         def button(words, icon, tip): return widgets.Button(description=words, icon=icon, tooltip=tip)
@@ -197,7 +200,8 @@ class _Table(Live):
         moves, news = widgets.HBox([self.taken, self.undo, self.redo]), widgets.HBox([self.new])
         hand = [self.keep, self.label, self.seed, self.chosen, moves, news, self.upload.row]
         left = widgets.VBox([self.top, row, self.text, self.busy])
-        self.box = with_tooltips(widgets.HBox([left, widgets.VBox(hand, layout=wide)], layout={"flex_flow": "row wrap"}))
+        right = widgets.VBox(hand, layout=wide)
+        self.box = with_tooltips(widgets.HBox([left, right], layout={"flex_flow": "row wrap"}))
 
 class LiveDetails(_Table):
     "Two codes a cell, one of them held: `.study .keep .label .seed .rows .undo .redo .text`; shows itself."
@@ -212,13 +216,15 @@ class LiveDetails(_Table):
         self.count = check_int("count", count, 1, 8)
         self.study = Detailing(pipe, 0 if label is None else label, picture=picture, seed=seed, **kwargs)
         names = pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]
-        classes = [*((name, k) for k, name in enumerate(names)), *[("no class", None)] * (pipe._null_class() is not None)]
+        nothing = [("no class", None)] if pipe._null_class() is not None else []
+        classes = [*((name, k) for k, name in enumerate(names)), *nothing]
         chosen = int(pipe.condition([0 if label is None else label]).labels[0])
         super().__init__(self.study, classes, chosen, seed + 1, count)
-        self._serial, self._quiet, self.made = itertools.count(), False, self.study.now.codes[None].repeat(count, 1, 1)
+        self._serial, self._quiet = itertools.count(), False
+        self.made = self.study.now.codes[None].repeat(count, 1, 1)
         self._drawer = _Latest(self._draw, self._busy)
-        for k, b in enumerate(self.rows): b.on_click(lambda _, k=k: self.take(k))
-        self.taken.on_click(lambda _: self.take(self.chosen.value - 1))
+        for k, b in enumerate(self.rows): b.on_click(lambda _, k=k: self.adopt(k))
+        self.taken.on_click(lambda _: self.adopt(self.chosen.value - 1))
         self.new.on_click(lambda _: self._sampled())
         self.undo.on_click(lambda _: self._walk("undo"))
         self.redo.on_click(lambda _: self._walk("redo"))
@@ -227,7 +233,7 @@ class LiveDetails(_Table):
         self._show()
         self.settle()
 
-# %% ../../nbs/views/834_details.ipynb #69e9d34d
+# %% ../../nbs/views/834_details.ipynb #3726d2de
 @patch
 def _show(self:LiveDetails, change=None):
     wish = next(self._serial), self.study.now, self.keep.value, self.label.value, self.seed.value
@@ -238,7 +244,7 @@ def _draw(self:LiveDetails, wish:tuple) -> Iterator[None]:
     "Draw the variations that are wished for, a step a slice; half drawn they are seen after a moment."
     _, now, keep, label, seed = wish
     try:
-        self.top.value = png_bytes(self._layers(), None)
+        self.top.value = _quick(self._layers())
         yield
         soon, parts = time.monotonic() + .15, {}
         for step in self.study.varying(keep, label, seed, self.count):
@@ -248,7 +254,7 @@ def _draw(self:LiveDetails, wish:tuple) -> Iterator[None]:
             yield
             if self._drawer.wanted != wish: return             # a newer wish
         self.made = torch.stack([parts[i][0].cpu() for i in range(self.count)])
-        self._drawn = self.study.pictures(self.made)
+        self._drawn = self.study.seen(self.made)
         self._frame()
         self.undo.disabled, self.redo.disabled = not self.study.can_undo, not self.study.can_redo
         self.text.value = _spoken(self.words())
@@ -258,16 +264,17 @@ def _draw(self:LiveDetails, wish:tuple) -> Iterator[None]:
 def _glimpsed(self:LiveDetails, parts:dict) -> float:
     "Show what is half drawn; returns when to look again."
     began, grid = time.monotonic(), self.study.pipe.grid.shape
-    seen = self.study.pictures(torch.stack([codes for codes, *_ in parts.values()]))
-    shown = [hatch(p, (when > now).cpu().reshape(grid)) for p, (_, when, now) in zip(seen, parts.values())]
+    made = self.study.seen(torch.stack([codes for codes, *_ in parts.values()]))
+    shown = [hatch(p, (when > now).cpu().reshape(grid)) for p, (_, when, now) in zip(made, parts.values())]
     shown += [np.full_like(shown[0], 216)] * (self.count - len(shown))
-    self.row.value = png_bytes(variations_row(np.stack(shown), ["..."] * self.count), None)
+    self.row.value = _quick(variations_row(np.stack(shown), ["..."] * self.count))
     return time.monotonic() + max(.15, 4 * (time.monotonic() - began))
 
+# %% ../../nbs/views/834_details.ipynb #1347ce15
 @patch
 def _layers(self:LiveDetails) -> Image.Image:
     now = self.study.now
-    return layers_sheet(now.original, self.study.pictures(now.codes[None])[0], self.study.rough())
+    return layers_sheet(now.original, self.study.seen(now.codes[None])[0], self.study.rough())
 
 @patch
 def _row(self:LiveDetails) -> Image.Image:
@@ -276,7 +283,7 @@ def _row(self:LiveDetails) -> Image.Image:
     return variations_row(self._drawn, [f"{k} of {self.made.shape[1]} changed" for k in other], self.chosen.value - 1)
 
 @patch
-def _frame(self:LiveDetails, change=None): self.row.value = png_bytes(self._row(), None)
+def _frame(self:LiveDetails, change=None): self.row.value = _quick(self._row())
 
 @patch
 def words(self:LiveDetails) -> list[str]:
@@ -287,7 +294,7 @@ def words(self:LiveDetails) -> list[str]:
             f"{keep} codes kept, {other} codes drawn anew as {study.called(self.label.value)}, seed {self.seed.value}"]
 
 @patch
-def take(self:LiveDetails, k:int):
+def adopt(self:LiveDetails, k:int):
     "A variation, from 0, becomes the picture."
     check_int("k", k, 0, self.count - 1)
     if self._drawer.wanted != self._drawer.done: return        # what is on show is half drawn
@@ -298,7 +305,7 @@ def take(self:LiveDetails, k:int):
     self.study.take(self.made[k], words)
     self._show()
 
-# %% ../../nbs/views/834_details.ipynb #aaf77914
+# %% ../../nbs/views/834_details.ipynb #ae2e1a14
 @patch
 def _sampled(self:LiveDetails):
     "A new picture, of the next seed."

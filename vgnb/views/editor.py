@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['marked_map', 'edit_maps', 'LiveEditor', 'editor']
 
-# %% ../../nbs/views/827_editor.ipynb #e76c8307
+# %% ../../nbs/views/827_editor.ipynb #8cba2ab9
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -20,16 +20,16 @@ from torch import Tensor
 
 from ..charts import fold
 from ..core import BadInput, check_int
-from ..figures import PALETTE, TONES, house_font, plain_text, png_bytes, rgb
+from ..figures import PALETTE, TONES, house_font, plain_text, rgb
 from ..pipeline import Pipeline, from_pretrained
 from .branch import _MOST, Plot, _frame, _over, _spoken, picture_map, token_map
 from .edits import SIDES, STROKES, Draft, Editing, as_cells, touched_cells
-from .live import Live
+from .live import Live, _quick
 from .own import Upload
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
 
-# %% ../../nbs/views/827_editor.ipynb #6486758e
+# %% ../../nbs/views/827_editor.ipynb #f0258692
 def marked_map(
     image:Image.Image,       # as large as the plot
     plot:Plot,
@@ -74,14 +74,16 @@ def edit_maps(
     _frame(ImageDraw.Draw(shown), plot.box(cell), TONES["ink"], 3)
     return shown, tokens
 
-# %% ../../nbs/views/827_editor.ipynb #d35bf4b1
+# %% ../../nbs/views/827_editor.ipynb #e8378e04
 def _button(words:str, icon:str="", wide:float=6, **more) -> widgets.Button:
     return widgets.Button(description=words, icon=icon, layout={"width": f"{wide}rem"}, **more)
 
 def _toggles(name:str, options, tips) -> widgets.ToggleButtons:
     return widgets.ToggleButtons(options=options, description=name, tooltips=tips,
-                                 style={"description_width": "5.6rem", "button_width": "6.4rem"})
+                                 style={"description_width": "5.6rem", "button_width": "7rem"},
+                                 layout={"width": "max-content"})
 
+# %% ../../nbs/views/827_editor.ipynb #6e243746
 class _Bench(Live):
     "The widgets, without what they do."
     def __init__(self, editing:Editing, classes:list, label:int|None, seed:int):
@@ -89,15 +91,16 @@ class _Bench(Live):
         self.label = _chooser("class", classes, label)
         self.label.disabled = editing._caption is not None or len(classes) < 2
         self.seed = _slider("seed", 0, 99, seed)
-        self.how = _toggles("brush", STROKES, ["the cells around the one that is touched", "from the cell before to this",
-                                               "between the cell before and this", "this cell and all after it"])
+        tips = ["the cells around the one that is touched", "from the cell before to this",
+                "between the cell before and this", "this cell and all after it"]
+        self.how = _toggles("brush", STROKES, tips)
         self.width = _slider("brush width", 1, 9, 1)
-        self.wipe = widgets.ToggleButton(description="wipe", icon="eraser", layout={"width": "6rem"},
+        self.wipe = widgets.ToggleButton(description="wipe", icon="eraser", layout={"width": "5.2rem"},
                                          tooltip="touched cells are no longer marked")
         names = ("row", "column") if editing.planar else ("token",)
         self.place = [_slider(name, 0, 1, 0) for name in names]
-        self.here = _button("mark here", "paint-brush", 8, tooltip="touch the cell of row and column")
-        self.every, self.none, self.others = (_button(word, tooltip=tip) for word, tip in (
+        self.here = _button("mark here", "paint-brush", 7.6, tooltip="touch the cell of row and column")
+        self.every, self.none, self.others = (_button(word, wide=4.6, tooltip=tip) for word, tip in (
             ("all", "mark all cells"), ("none", "mark no cell"), ("invert", "mark the others")))
         self.redraw = _button("draw anew", "refresh", 8, button_style="primary",
                               tooltip="the marked cells, with the next seed")
@@ -115,10 +118,11 @@ class _Bench(Live):
         rows = [[self.here, self.wipe, self.every, self.none, self.others], [self.redraw, self.undo, self.redo],
                 [self.grow, self.keep]]
         marks, does, grows = (widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows)
-        hand = [self.how, self.width, *self.place, marks, self.label, self.seed, does, self.run, self.towards, self.by, grows,
-                self.upload.row]
-        self.box = widgets.HBox([widgets.VBox([self.stage, self.text, self.busy]), with_tooltips(widgets.VBox(hand))],
-                                layout={"flex_flow": "row wrap"})
+        hand = [self.how, self.width, *self.place, marks, self.label, self.seed, does, self.run, self.towards,
+                self.by, grows, self.upload.row]
+        left = widgets.VBox([self.stage, self.text, self.busy])
+        self.box = widgets.HBox([left, widgets.VBox(hand)], layout={"flex_flow": "row wrap"})
+        with_tooltips(self.box)
 
     def _set(self, plot:Plot, touch:Callable[[int], object]):
         "A stage for a grid: buttons over picture and tokens."
@@ -133,13 +137,14 @@ class _Bench(Live):
         cell, old = (plot.block, plot.block), self.stage.children
         self.stage.children = [_over(image, buttons, plot.columns, plot.size, cell) for image, buttons in
                                ((self.picture, self.on_picture), (self.tokens, self.on_tokens))]
+        with_tooltips(self.stage)
         for box in old:
             for b in (*box.children[1].children, box.children[1], box): b.close()
         for slider, sides in zip(self.place, plot.shape): slider.max = sides - 1
 
-# %% ../../nbs/views/827_editor.ipynb #2bfedad6
+# %% ../../nbs/views/827_editor.ipynb #8291a3ab
 class LiveEditor(_Bench):
-    "A picture whose cells are marked and drawn anew: `.edits .touch() .mark() .again() .undo .redo .text`; shows itself."
+    "Cells of a picture, marked and drawn anew: `.edits .touch() .mark() .again() .undo .redo`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = the first
@@ -150,11 +155,11 @@ class LiveEditor(_Bench):
     ):
         self.side = check_int("side", side, 64, 1024)
         check_int("seed", seed, 0)
-        if label is None and kwargs.get("text") is None: label = 0
+        if label is None and pipe.generator.conditioned_on == "class": label = 0
         self.edits = Editing(pipe, label, picture=picture, seed=seed, **kwargs)
-        now, classes = self.edits.now, pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]
-        if self.edits._caption is not None: classes = []
-        null = [("no class", None)] if pipe._null_class() is not None or not classes else []
+        now, by_class = self.edits.now, self.edits._caption is None
+        classes = (pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]) if by_class else []
+        null = [("no class", None)] if not by_class or pipe._null_class() is not None else []
         super().__init__(self.edits, [*((name, k) for k, name in enumerate(classes)), *null], now.label, seed)
         self.only_onwards = "any_order" not in pipe.generator.traits        # it can only go on, not fill gaps
         self._serial, self._quiet, self._scrubbed = itertools.count(), False, None
@@ -193,7 +198,7 @@ class LiveEditor(_Bench):
         "What is looked at, (h, w, 3) uint8."
         return self.edits.picture(keep=self.keep.value)
 
-# %% ../../nbs/views/827_editor.ipynb #a483e410
+# %% ../../nbs/views/827_editor.ipynb #4036414e
 @patch
 def touch(self:LiveEditor, cell:int):
     "What a click on a cell does: the brush marks, or wipes."
@@ -246,7 +251,7 @@ def _moved(self:LiveEditor, change):
 def _show(self:LiveEditor):
     if not self._quiet: self._drawer.ask((id(self.edits.now), self._marked(), self.cell, self.keep.value))
 
-# %% ../../nbs/views/827_editor.ipynb #57d30a56
+# %% ../../nbs/views/827_editor.ipynb #50bd8295
 @patch
 def _stage(self:LiveEditor):
     "A stage for the draft that is looked at, with nothing marked, if the one there is has another grid."
@@ -297,7 +302,7 @@ def say(self:LiveEditor, words, alarm:bool=False):
 @patch
 def _busy(self:LiveEditor, now:bool): self.busy.value = "<em>drawing anew ...</em>" if now else ""
 
-# %% ../../nbs/views/827_editor.ipynb #afe5ac7a
+# %% ../../nbs/views/827_editor.ipynb #e015d3cc
 _SOON = 0.15      # seconds after which one sees what is half drawn
 
 @patch
@@ -320,7 +325,7 @@ def _grow(self:LiveEditor, wish:tuple) -> Iterator[None]:
             self.busy.value = f"<em>drawing anew: step {step.clock.step + 1} of {step.clock.steps} ...</em>"
             if shape and time.monotonic() > soon: soon = self._glimpsed(step, shape, seed)
             yield
-            if self._grower.wanted != wish: return             # a newer wish: this draft is nobody's any more
+            if self._outdated(wish): return                    # this draft is nobody's any more
         dragged = what == "redraw" and how[-1]
         self._scrubbed = (id(self.edits.now), how[0]) if dragged else None
         self._stage()
@@ -328,19 +333,26 @@ def _grow(self:LiveEditor, wish:tuple) -> Iterator[None]:
     except Exception as e: self.fail(e)
 
 @patch
+def _outdated(self:LiveEditor, wish:tuple) -> bool:
+    "Whether there is a newer wish that can't wait; while a slider is dragged one sees where it has been."
+    newer = self._grower.wanted
+    both = [w[1] == "redraw" and w[-1] for w in (wish, newer)]
+    return newer != wish and not all(both)
+
+@patch
 def _glimpsed(self:LiveEditor, step, shape:tuple, seed:int) -> float:
     "Show what is half drawn; returns when to look again."
     began = time.monotonic()
     seen = Image.fromarray(self.edits.glimpse(step, shape, seed))
-    self.picture.value = png_bytes(seen.resize(Plot(shape, self.side).size, Image.NEAREST), None)
+    self.picture.value = _quick(seen.resize(Plot(shape, self.side).size, Image.NEAREST))
     return time.monotonic() + max(_SOON, 4 * (time.monotonic() - began))
 
-# %% ../../nbs/views/827_editor.ipynb #03342ac5
+# %% ../../nbs/views/827_editor.ipynb #f9e1834a
 @patch
 def _draw(self:LiveEditor, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the draft that is looked at."
     try:
-        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = png_bytes(made, None)
+        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = _quick(made)
         yield
         self._offer()
         self.say(self._words())
@@ -379,13 +391,15 @@ def save(self:LiveEditor, file:str|Path):
     "Write what is looked at as a PNG, see `Editing.save`."
     self.edits.save(file, self.keep.value)
 
+# %% ../../nbs/views/827_editor.ipynb #766a795a
 @patch
 def snapshot(self:LiveEditor) -> Image.Image:
     "Picture and tokens side by side, with the words: for pages without a kernel."
     self.settle()
     parts, gap = self._maps(), 12
     words = " · ".join(self._words())
-    wide = max(sum(p.width for p in parts) + gap * 3, round(house_font(12).getlength(plain_text(words, 160))) + 2 * gap)
+    room = round(house_font(12).getlength(plain_text(words, 160))) + 2 * gap
+    wide = max(sum(p.width for p in parts) + gap * 3, room)
     out = Image.new("RGB", (wide, max(p.height for p in parts) + 2 * gap + 18), TONES["paper"])
     for k, part in enumerate(parts): out.paste(part, (gap + k * (parts[0].width + gap), gap))
     ImageDraw.Draw(out).text((gap, out.height - 16), plain_text(words, 160), TONES["ink"], house_font(12), "lm")

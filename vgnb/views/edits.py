@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STROKES', 'SIDES', 'touched_cells', 'as_cells', 'Draft', 'Editing']
 
-# %% ../../nbs/views/826_edits.ipynb #74c1c82c
+# %% ../../nbs/views/826_edits.ipynb #5656155d
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from ..sampling.painting import Leg, Painting, Request
 from ..sampling.sampler import Step
 from .own import own_picture
 
-# %% ../../nbs/views/826_edits.ipynb #31cc2bc3
+# %% ../../nbs/views/826_edits.ipynb #f8656285
 STROKES = ("dots", "stroke", "box", "from here on")
 
 def touched_cells(
@@ -61,7 +62,8 @@ def as_cells(
     n = int(np.prod(shape))
     if isinstance(marked, (list, tuple, set, range)):
         check(len(marked), "marked", marked, "must name at least one cell")
-        return torch.zeros(n, dtype=torch.bool).index_fill_(0, torch.tensor([cell_number(c, shape) for c in marked]), True)
+        cells = torch.tensor([cell_number(cell, shape) for cell in marked])
+        return torch.zeros(n, dtype=torch.bool).index_fill_(0, cells, True)
     mask = torch.as_tensor(marked)
     flat = mask.dim() == 1 and len(mask) == n
     if flat and len(shape) == 2: mask = mask.reshape(shape)
@@ -69,7 +71,7 @@ def as_cells(
     size = tuple(mask.shape[-2:]) if mask.dim() > 1 else (1, *mask.shape)
     return cell_mask(check_mask(mask.reshape(-1, *size), 1, size), plane)[0]
 
-# %% ../../nbs/views/826_edits.ipynb #30ed1202
+# %% ../../nbs/views/826_edits.ipynb #8516c594
 @dataclass(eq=False, repr=False)
 class Draft(Branch):
     "A grid of codes, and how it came to be."
@@ -86,7 +88,7 @@ class Draft(Branch):
     @property
     def kept(self) -> Tensor: return self.when < 0                # (n,) bool: cells that the last edit left alone
 
-# %% ../../nbs/views/826_edits.ipynb #0a8d3cdf
+# %% ../../nbs/views/826_edits.ipynb #9d225792
 SIDES = ("left", "right", "up", "down")
 _MOST = 4096      # cells of a canvas
 _KEPT = 64        # drafts that can be gone to; undo knows them all
@@ -104,7 +106,8 @@ class Editing(Course):
         **settings,              # as `Pipeline.sample`
     ):
         self.pipe, self.settings = pipe, {"min_rows": 1} | settings
-        self.sampler = pipe.sampler(**self.settings)
+        self.sampler = copy.copy(pipe.sampler(**self.settings))
+        self.sampler._state = None                             # a memory of its own
         self.id = check_int("id", id, 0, 2 ** 32 - 1)
         self.planar = len(pipe.grid.shape) == 2
         cond = pipe.condition(label, text, mask)
@@ -133,7 +136,7 @@ class Editing(Course):
         nothing = torch.zeros(1, self.pipe.grid.n, len(self.pipe.generator.vocab), dtype=torch.long)
         return self._decoded(nothing, self.pipe.grid.shape, 0).shape[:2]
 
-# %% ../../nbs/views/826_edits.ipynb #5b4d0d09
+# %% ../../nbs/views/826_edits.ipynb #7b44d5a0
 @patch
 def _decoded(self:Editing, codes:Tensor, shape:tuple[int, ...], seed:int) -> np.ndarray:
     "Codes (1, n, L) as a picture."
@@ -182,7 +185,7 @@ def _painted(self:Editing, draft:Draft, known:Tensor, label:int|None, seed:int) 
     draft.codes, draft.when, draft.confidence = made.cpu(), step.when[0].cpu(), confidence.cpu()
     draft.steps, draft.label, draft.seed = step.clock.steps, label, seed
 
-# %% ../../nbs/views/826_edits.ipynb #5832182a
+# %% ../../nbs/views/826_edits.ipynb #1e3e7d2e
 @patch
 def drawing(self:Editing,
     marked,              # as `as_cells`
@@ -204,11 +207,13 @@ def drawing(self:Editing,
 @patch
 def _asked(self:Editing, label) -> int|None:
     if label is ...: return self.now.label
-    if self._caption is not None: return check(label is None, "label", label, "must be left out: a caption is followed")
+    if self._caption is not None:
+        check(label is None, "label", label, "must be left out: a caption is followed")
+        return None
     return self._class(int(self.pipe.condition([label]).labels[0]))
 
 @patch
-def _edited(self:Editing, draft:Draft, known:Tensor, label:int|None, seed:int, instead:bool=False) -> Iterator[Step]:
+def _edited(self:Editing, draft:Draft, known:Tensor, label, seed:int, instead:bool=False) -> Iterator[Step]:
     yield from self._painted(draft, known, label, seed)
     self._note(draft, instead)
 
@@ -225,7 +230,7 @@ def redraw(self:Editing, marked, label=..., seed:int=0) -> Draft:
     for _ in self.drawing(marked, label, seed): pass
     return self.now
 
-# %% ../../nbs/views/826_edits.ipynb #01cb4bef
+# %% ../../nbs/views/826_edits.ipynb #847c0c5e
 @patch
 def extending(self:Editing,
     side:str,            # where: left, right, up or down
@@ -237,9 +242,10 @@ def extending(self:Editing,
     check(self.planar, "side", side, "is nowhere: the codes of this tokenizer stand in a line")
     check_choice("side", side, SIDES)
     rows, columns = now.shape
-    most = max(_MOST // (rows if side in SIDES[:2] else columns) - (columns if side in SIDES[:2] else rows), 1)
-    check_int("by", by, 1, most)
-    shape = (rows, columns + by) if side in SIDES[:2] else (rows + by, columns)
+    sideways = side in SIDES[:2]
+    along, across = (columns, rows) if sideways else (rows, columns)
+    check_int("by", by, 1, max(_MOST // across - along, 1))
+    shape = (rows, columns + by) if sideways else (rows + by, columns)
     at = (by if side == "up" else 0, by if side == "left" else 0)
     cells = placed(now.shape, shape, at)
     known = torch.zeros(shape[0] * shape[1], dtype=torch.bool).index_fill_(0, cells, True)
@@ -249,9 +255,10 @@ def extending(self:Editing,
         whole = values.new_full((len(known), *values.shape[1:]), rest)
         return whole.index_copy_(0, cells, values)
 
-    words = f"{by} cells more {'on the ' if side in SIDES[:2] else ''}{side}, as {self.called(label)}, seed {seed}"
+    words = f"{by} cells more {'on the ' if sideways else ''}{side}, as {self.called(label)}, seed {seed}"
+    ground = self._ground(now.original, now.shape, shape, at)
     draft = Draft(laid(now.codes, 0), laid(now.when, -1), laid(now.confidence, torch.nan), 0, (), now, shape=shape,
-                  words=words, original=self._ground(now.original, now.shape, shape, at), touched=laid(now.touched, True))
+                  words=words, original=ground, touched=laid(now.touched, True))
     return self._edited(draft, known, label, check_int("seed", seed, 0))
 
 @patch
@@ -279,7 +286,7 @@ def open(self:Editing,
     self._note(self._loaded(picture, fit, self.now.label, name))
     return self.now
 
-# %% ../../nbs/views/826_edits.ipynb #883b7000
+# %% ../../nbs/views/826_edits.ipynb #e8349877
 @patch
 def picture(self:Editing,
     draft:Draft|None=None,       # None = that which is looked at

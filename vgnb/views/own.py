@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['own_picture', 'Upload']
 
-# %% ../../nbs/views/795_own.ipynb #a538b894
+# %% ../../nbs/views/795_own.ipynb #71cf8a93
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..data.stored import decode_image
 from ..figures import plain_text, to_pixels
 from ..upright import as_rgb
 
-# %% ../../nbs/views/795_own.ipynb #e1a1fb3f
+# %% ../../nbs/views/795_own.ipynb #8bf7d4b9
 def _opened(source, name:str) -> Image.Image:
     "Whatever is one picture, in RGB."
     if isinstance(source, (bytes, bytearray, memoryview)): return decode_image(bytes(source), name)
@@ -47,7 +47,7 @@ def own_picture(
     check(fit, "picture", name, allowed)
     return np.array(ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC))
 
-# %% ../../nbs/views/795_own.ipynb #e8b5f40f
+# %% ../../nbs/views/795_own.ipynb #c3802a16
 class Upload:
     "A button for a picture of one's own. `.button .fit .row`."
     def __init__(self,
