@@ -5,6 +5,7 @@ Nothing of the user's Jupyter settings is read or written.
 import contextlib
 import hashlib
 import importlib
+import io
 import json
 import os
 import re
@@ -17,8 +18,10 @@ import time
 import urllib.request
 
 import pytest
+from PIL import Image
 
 from tests.test_style import ROOT, notebook
+from vgnb.data.shapes import Shapes
 
 pytestmark = pytest.mark.browser
 
@@ -119,6 +122,48 @@ live = pipe.sweep("heart", scales=(1, 2, 4), temperatures=(0.5, 1), steps=8, see
 live
 """
 
+EDITOR = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-maskgit")
+live = pipe.editor("heart", seed=1)
+live
+"""
+
+ATLAS = """
+import vgnb
+
+live = vgnb.atlas("tiny-randar")
+live
+"""
+
+DETAILS = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-iar2")
+live = pipe.details("heart", seed=1)
+live
+"""
+
+RUNS = """
+import json
+from pathlib import Path
+from vgnb.views.board import board
+
+def noted(name, *steps):
+    "Lines of a log, as a run that trains would add them."
+    folder = Path("training") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.jsonl", "a") as log:
+        for s in steps: log.write(json.dumps({"step": s, "samples": 8 * s, "loss": 1 / (1 + s), "lr": 0.1}) + "\\n")
+
+for name in ("one", "<img src=x onerror=document.title=1>"): noted(name, 1, 2, 3)
+live = board("training", every=0.5)
+live
+""", """
+noted("a late one", *range(1, 9))
+"""
+
 
 def _free_port() -> int:
     with socket.socket() as s:
@@ -166,7 +211,9 @@ def lab(tmp_path_factory):
     root = tmp / "root"
     root.mkdir()
     for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY]),
-                        ("branch", [BRANCH]), ("race", [RACE]), ("sight", [SIGHT]), ("sweep", [SWEEP])):
+                        ("branch", [BRANCH]), ("race", [RACE]), ("sight", [SIGHT]), ("sweep", [SWEEP]),
+                        ("editor", [EDITOR]), ("atlas", [ATLAS]), ("details", [DETAILS]),
+                        ("runs", RUNS)):
         (root / f"{name}.ipynb").write_text(notebook(*map(str.strip, cells)))
     with started(tmp, root) as address: yield address
 
@@ -529,3 +576,139 @@ def test_sweep(chromium, lab, tmp_path):
         output.locator('button[title="guidance 9, temperature 1"]').wait_for(timeout=60_000)
         changed(page, picture)
         assert (tmp_path / "sweep.png").stat().st_size > 20_000
+
+
+def handed_in(page, name: str, size: int):
+    "A file is chosen with the button for a picture of one's own."
+    with io.BytesIO() as file:
+        Image.fromarray(Shapes(size=size).batch([3])[0][0]).save(file, "png")
+        content = file.getvalue()
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="own picture").first.click()
+    chooser.value.set_files([{"name": name, "mimeType": "image/png", "buffer": content}])
+
+
+@pytest.mark.full
+def test_editor(chromium, lab, tmp_path):
+    "Cells are marked by mouse and keyboard and drawn anew, another class, undo, one's own picture, a larger canvas."
+    with opened(lab, chromium, "editor") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        def press(name): output.get_by_role("button", name=name).click()
+        says("0 of 64 cells are marked")
+        first = shown(page)
+        press("box")
+        output.locator('button[title="cell 2,2, in the picture"]').click()
+        says("1 of 64 cells are marked")
+        output.locator('button[title="cell 5,4"]').click()
+        says("12 of 64 cells are marked")
+        press("dots")
+        handle = output.locator(".noUi-handle").nth(1)                        # the row
+        handle.focus()
+        page.keyboard.press("ArrowRight")
+        output.get_by_role("button", name="mark here").focus()
+        page.keyboard.press("Enter")
+        says("13 of 64 cells are marked")
+        marked = changed(page, first)
+
+        press("draw anew")
+        says("13 of 64 cells as heart, seed 2")
+        drawn = changed(page, marked)
+        output.locator("select").first.select_option("star")
+        says("13 of 64 cells as star, seed 2")
+        star = changed(page, drawn)
+        output.screenshot(path=tmp_path / "editor.png")
+        press("undo")
+        says("13 of 64 cells as heart, seed 2")
+        press("undo")
+        says("heart, seed 1 ")
+        assert changed(page, star) in (drawn, marked)
+        output.locator("button:disabled", has_text="undo").wait_for(timeout=20_000)
+        assert shown(page) == marked                                          # the same picture, to the bit
+
+        handed_in(page, "<img src=x onerror=document.title=1>.png", 96)
+        says("is 96x96 pixels and must be 32x32")
+        output.locator('input[type="checkbox"]').first.check()
+        says("32x32 pixels")
+        press("out-paint")
+        output.locator('button[title="cell 7,11, in the picture"]').wait_for(timeout=60_000)
+        says("4 cells more on the left")
+        output.screenshot(path=tmp_path / "editor-wide.png")
+        assert page.title() != "1" and (tmp_path / "editor.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_atlas(chromium, lab, tmp_path):
+    "A code is looked at by a click and by the arrow keys, a neighbour put in its place."
+    with opened(lab, chromium, "atlas") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("256 codes came")
+        usage = shown(page)
+        output.locator('button[title="code 17"]').click()
+        says("code 17 came")
+        usage = changed(page, usage)
+        output.locator('button[title="neighbour 3"]').click()
+        usage = changed(page, usage)
+        output.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        says("code 18 came")
+        changed(page, usage)
+        output.screenshot(path=tmp_path / "atlas.png")
+        assert (tmp_path / "atlas.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_details(chromium, lab, tmp_path):
+    "The other level is held, a variation is taken, and undone; the seed moves by the arrow keys."
+    with opened(lab, chromium, "details") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("semantic codes kept")
+        layers, row = shown(page, 0), shown(page, 1)
+        output.get_by_role("button", name="detail", exact=True).click()
+        says("detail codes kept, semantic codes drawn anew as heart, seed 2")
+        row = changed(page, row, 1)
+        output.locator('button[title="take variation 2"]').click()
+        says("variation 2 of seed 2")
+        changed(page, layers, 0)
+        output.get_by_role("button", name="undo").click()
+        output.locator("button:disabled", has_text="undo").wait_for(timeout=60_000)
+        assert shown(page, 0) == layers
+        output.locator(".noUi-handle").first.focus()
+        page.keyboard.press("ArrowRight")
+        says("drawn anew as heart, seed 3")
+        output.screenshot(path=tmp_path / "details.png")
+        assert (tmp_path / "details.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_runs_on_one_axis(chromium, lab, tmp_path):
+    "Runs are compared, another quantity is chosen, and one that comes later joins by itself."
+    with opened(lab, chromium, "runs") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("3 runs, 0 finished")
+        curves = shown(page)
+        output.locator("select").first.select_option("lr")
+        changed(page, curves)
+        output.screenshot(path=tmp_path / "runs.png")
+        assert page.title() != "1" and (tmp_path / "runs.png").stat().st_size > 10_000
+
+
+@pytest.mark.full
+def test_desk_side_by_side(chromium, lab, tmp_path):
+    with opened(lab, chromium, "desk") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def says(text): output.get_by_text(text).first.wait_for(timeout=60_000)
+        says("PSNR")
+        one = shown(page)
+        output.get_by_role("button", name="side by side").click()
+        says("2 tokenizers, one picture")
+        both = changed(page, one)
+        handed_in(page, "<img src=x onerror=document.title=1>.png", 96)
+        says("must be 32x32")
+        output.locator('input[type="checkbox"]').first.check()
+        changed(page, both)
+        output.screenshot(path=tmp_path / "desk.png")
+        assert page.title() != "1" and (tmp_path / "desk.png").stat().st_size > 20_000

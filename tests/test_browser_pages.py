@@ -18,7 +18,8 @@ PAGES = sorted(p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rg
                if ".ipynb_checkpoints" not in p.parts)
 OPENED = PAGES if os.environ.get("VGNB_TEST_FULL") else PAGES[::4]
 LIVE = {"790_live": 1, "800_player": 2, "810_desk": 1, "820_explorer": 2, "822_play": 1,
-        "823_compare": 1, "824_branch": 1, "842_race": 2, "844_sight": 1, "846_sweep": 1}    # views on show, at least
+        "823_compare": 1, "824_branch": 1, "827_editor": 1, "832_atlas": 1, "834_details": 1, "842_race": 2,
+        "844_sight": 1, "846_sweep": 1}    # views on show, at least
 LONG = [p for p in PAGES if p == "index.ipynb" or p.startswith(("tutorials/", "studies/"))]
 VIEW = "application/vnd.jupyter.widget-view+json"
 

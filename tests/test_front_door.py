@@ -34,7 +34,8 @@ from vgnb.views.play import LiveSampler, Wish, _Latest
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("tiny-randar", "tiny-maskgit", "tiny-pgm")
 OFFERED = {"Pipeline", "from_pretrained", "zoo", "shipped", "open_images", "reopen",
-           "OrderExplorer", "SamplingPlayer", "desk", "play", "board"}
+           "OrderExplorer", "SamplingPlayer", "editor", "atlas", "desk", "race", "sight", "play",
+           "board"}
 
 
 def fresh(code: str) -> str:

@@ -73,7 +73,9 @@ def pages(tmp_path_factory) -> dict[str, str]:
     player = SamplingPlayer(pipe.stream([0, 1]), lambda c: np.zeros((len(c), 8, 8, 3), np.uint8), (4, 4),
                             labels=HOSTILE[:2], side=32)
     live = pipe.play(1, side=64) if hasattr(pipe, "play") else None
-    boxes = {"explorer": order, "desk": desk, "player": player, "live sampler": live}
+    runs = board({word: folder for word in HOSTILE}, every=0)
+    boxes = {"explorer": order, "desk": desk, "player": player, "live sampler": live, "runs": runs,
+             "editor": pipe.editor(1, side=64), "atlas": pipe.atlas(sheet, side=64)}
     found = {name: "\n".join(words_of(view.box)) for name, view in boxes.items() if view is not None}
     for view in boxes.values():
         if view is not None and hasattr(view, "close"): view.close()

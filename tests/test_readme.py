@@ -74,7 +74,8 @@ def scripts(home):
 # what a reader expects of each Python block, by a word that stands in it
 EXPECTED = {
     "pipe(\"heart\")": "assert heart.shape == cool.shape == (1, 32, 32, 3) and len(images) == 3",
-    "pipe.play(": "for view in (live, explorer, desk, player): assert view.box and view.snapshot().width > 300",
+    "pipe.play(": "for view in (live, edit, book, explorer, desk, two, player):\n"
+                  "    assert view.box and view.snapshot().width > 300",
     "pipe.edit(": "assert (edited[:, :, :16] == hearts[:, :, :16]).all() and (edited != hearts).any()\n"
                   "assert (wide[:, :, 16:48] == hearts).all() and large.shape == (1, 48, 48, 3)",
     "pipe.prefix(": "assert same.shape == (3, 32, 32, 3) and begun.shape == (4, 32, 32, 3)",

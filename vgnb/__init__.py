@@ -21,10 +21,12 @@ What there is:
     play                        a pipeline's controls, and the picture that follows them
     SamplingPlayer              the steps of one run
     OrderExplorer               any order and schedule on any grid
-    desk                        pictures and what a tokenizer makes of them
+    editor                      cells of a picture, marked with a brush and drawn anew
+    atlas                       a codebook to leaf through
+    desk                        pictures and what tokenizers make of them
     race                        orders, numbers of steps and models against each other
     sight                       who may look at whom in each step of a sampler
-    board                       a training run while it runs
+    board                       a training run while it runs, or several on one axis
 
 Every part is a module of its own in vgnb.tokenizers, generators, sampling, training, evaluation, data, recipes and
 views, imported by its name: from vgnb.sampling.guidance import CFG. Each is explained by a notebook in nbs/, beginning
@@ -44,6 +46,8 @@ _HOME = {
     "play": "vgnb.views.play",
     "SamplingPlayer": "vgnb.views.player",
     "OrderExplorer": "vgnb.views.explorer",
+    "editor": "vgnb.views.editor",
+    "atlas": "vgnb.views.atlas",
     "desk": "vgnb.views.desk",
     "race": "vgnb.views.race",
     "sight": "vgnb.views.sight",

@@ -100,6 +100,9 @@ class _Named:
     race:Callable
     sight:Callable
     sweep:Callable
+    editor:Callable
+    details:Callable
+    atlas:Callable
     to:Callable
     save_pretrained:Callable
     push_to_hub:Callable
@@ -836,6 +839,29 @@ def compare(self:Pipeline,
     "Two settings side by side on the same noise, and runs that are pinned; needs a notebook."
     views = importlib.import_module("vgnb.views.compare")    # stands above this room
     return views.LivePair(self, label, left, right, **kwargs)
+
+@patch
+def editor(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.editor.LiveEditor`
+):
+    "A sample, or `picture=` of one's own, whose cells are marked and drawn anew; needs a notebook."
+    views = importlib.import_module("vgnb.views.editor")     # stands above this room
+    return views.LiveEditor(self, label, **kwargs)
+
+@patch
+def details(self:Pipeline,
+    label=None,      # as `Pipeline.play` takes it
+    **kwargs,        # as `vgnb.views.details.LiveDetails`
+):
+    "Of two codes a cell one is held and the other drawn anew; needs a notebook, and a model that writes two."
+    views = importlib.import_module("vgnb.views.details")    # stands above this room
+    return views.LiveDetails(self, label, **kwargs)
+
+@patch
+def atlas(self:Pipeline, images=None, **kwargs):
+    "The tokenizer's codebook to leaf through; arguments as `vgnb.views.atlas.LiveAtlas`. Needs a notebook."
+    return self.tokenizer.atlas(images, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #raceswee
 @patch

@@ -6,6 +6,7 @@
 __all__ = ['Quantized', 'Reconstruction', 'check_images', 'Tokenizer', 'check_levels', 'Progressive']
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #02db2f0f
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import prod
@@ -127,6 +128,15 @@ def _repr_html_(self:Tokenizer):
     lies = "on a grid (h, w)" if self.dims == 2 else "in a line"
     facts = {"codes": f"{levels}, {lies}", "a code's side": f"{self.factor} px", "makes": self.makes}
     return glance(type(self).__name__, facts, tree_html(self.state_dict()))
+
+@patch
+def atlas(self:Tokenizer,
+    images=None,     # (b, h, w, 3) uint8 or anything `to_pixels` takes; None = drawn shapes
+    **kwargs,        # as `vgnb.views.atlas.LiveAtlas`
+):
+    "The codebook to leaf through: usage, map, patches, neighbours, exchange; needs a notebook."
+    views = importlib.import_module("vgnb.views.atlas")      # stands above this room
+    return views.LiveAtlas(self, images, **kwargs)
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #43ba1e5e
 @patch(as_prop=True)

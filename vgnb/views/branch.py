@@ -391,12 +391,16 @@ def _offer(self:LiveBranches):
         button.tooltip = f"force code {self._codes[k]}" if there else "no candidate"
 
 # %% ../../nbs/views/824_branch.ipynb #8e6b8488
+def _spoken(words:str|list[str], alarm:bool=False) -> str:
+    "A line, or several, as HTML in which nothing of the words is taken for any."
+    lines = [words] if isinstance(words, str) else words
+    colour = f"; color: {TONES['alarm']}" if alarm else ""
+    return f'<div style="line-height: 1.5{colour}">{"<br>".join(map(_escaped, filter(None, lines)))}</div>'
+
 @patch
 def say(self:LiveBranches, words, alarm:bool=False):
     "A line, or several, below the pictures."
-    lines = [words] if isinstance(words, str) else words
-    colour = f"; color: {TONES['alarm']}" if alarm else ""
-    self.text.value = f'<div style="line-height: 1.5{colour}">{"<br>".join(map(_escaped, filter(None, lines)))}</div>'
+    self.text.value = _spoken(words, alarm)
 
 @patch
 def settle(self:LiveBranches):

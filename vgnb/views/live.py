@@ -12,6 +12,7 @@ import ipywidgets as widgets
 from PIL import Image
 
 from ..figures import png_bytes
+from ..pngs import encode_png
 
 # %% ../../nbs/views/790_live.ipynb #00dd0bce
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -32,6 +33,10 @@ def formats(
     picture = base64.b64encode(png_bytes(still, note=note)).decode()
     view = {VIEW: box._repr_mimebundle_()[VIEW]} if live else {}
     return {"text/plain": words, "image/png": picture, **view}
+
+def _quick(image:Image.Image) -> bytes:
+    "As PNG, with little effort: for what is on show while a hand moves."
+    return encode_png(image, compress_level=1)
 
 class Live:
     "A view with `.box` (widgets) and `.snapshot()` (their picture); as the last line of a cell it shows what it can."
