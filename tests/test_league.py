@@ -67,7 +67,7 @@ def test_all_cells_have_one_training():
     o = league.Options()
     recipes = [league.generator_recipe(o, league.configuration(o, name, 2), "", 0) for name in league.GENERATORS]
     alike = {(r.steps, r.batch, r.seed, r.rate, r.precision, replace(r.optim, undecayed=())) for r in recipes}
-    assert len(alike) == 1 and {r.model.dim for r in recipes} == {96}
+    assert len(alike) == 1 and {r.model.dim for r in recipes} == {64}
 
 
 def test_other_settings_and_unknown_names_are_refused(tmp_path):

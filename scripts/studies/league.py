@@ -40,13 +40,13 @@ PHOTOGRAPHS = "VQGAN of photographs"           # the tokenizer of the row on CIF
 GENERATORS = {"LlamaGen": "dar", "RandAR": "randar", "MaskGIT": "maskgit", "PGM": "pgm", "RAR": "rar", "IAR2": "iar2"}
 IN_GROUPS = ("RandAR", "MaskGIT", "PGM")       # families that draw several cells in a step
 ROW, COLUMN = "VQGAN", "LlamaGen"              # where there are three seeds
-SIZE = dict(layers=3, dim=96, heads=3, class_everywhere=True)
+SIZE = dict(layers=3, dim=64, heads=2, class_everywhere=True)
 OWN = {                                        # what makes a shipped configuration one of that size
     "LlamaGen": {},
     "RandAR": {},
-    "MaskGIT": dict(ffn=256),
+    "MaskGIT": dict(ffn=192),
     "PGM": dict(encoder=2, decoder=1),
-    "RAR": dict(hidden=288, class_everywhere=False),
+    "RAR": dict(hidden=192, class_everywhere=False),
     "IAR2": dict(head_layers=1)}
 
 
@@ -67,7 +67,7 @@ class Options:
     "where the pieces go"
     jobs: int = 1
     "processes, one thread each"
-    steps: int = 900
+    steps: int = 1500
     "of a generator's training"
     batch: int = 16
     "pictures a step"
@@ -91,7 +91,7 @@ class Options:
     def settings(self) -> dict:
         "What decides a piece, beside its name."
         names = ("steps", "batch", "count", "pictures", "held_out", "groups", "guidance", "share")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"few": list(self.few)}
 
 
 class Piece(NamedTuple):
@@ -427,7 +427,7 @@ def record(bench: Bench):
     device = f"{platform.processor() or platform.machine()}, one thread a process"
     study = {"command": command(o), "device": device, "torch": torch.__version__,
              "extractor": bench.field("shapes").judge.id, "seeds": o.seeds, "size": SIZE,
-             "generators": list(GENERATORS)} | o.settings() | {
+             "tokenizers": TOKENIZERS, "generators": list(GENERATORS), "photographs": PHOTOGRAPHS} | o.settings() | {
              "cpu_minutes": round(seconds / 60, 1), "floor": floor(bench), "rows": rows, "cells": cells,
              "steps_of_row": steps}
     FILE.write_text(json.dumps(study, indent=1) + "\n")
@@ -449,7 +449,8 @@ def command(o: Options) -> str:
     words = ["python scripts/studies/league.py", "--jobs 2"]
     if (o.out / "tokenizers" / f"{word(PHOTOGRAPHS)}.json").exists(): words.append("--cifar data/cifar10")
     for name, value in o.settings().items():
-        if value != getattr(Options, name): words.append(f"--{name.replace('_', '-')} {value}")
+        if value == Options().settings()[name]: continue
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else (value,))]
     return " ".join((*words, "--record"))
 
 
@@ -464,7 +465,7 @@ def check_options(o: Options):
     check(len(o.seeds) > 0, "seeds", o.seeds, "must be at least one")
     there = o.cifar is None or all((o.cifar / f"{split}.parquet").is_file() for split in ("train", "test"))
     check(there, "cifar", o.cifar, "must hold train.parquet and test.parquet of CIFAR-10", Missing)
-    file, now = o.out / "settings.json", o.settings()
+    file, now = o.out / "settings.json", o.settings() | {"size": SIZE}
     before = load_json(file) if file.exists() else now
     odd = next((name for name in now if before.get(name) != now[name]), "")
     check(not odd, odd, now.get(odd), f"must be {before.get(odd)}, as in {file}; or choose another --out", Mismatch)
