@@ -60,6 +60,7 @@ def test_pieces_are_asked_for_in_the_order_of_their_worth():
     names = [piece.file.stem for piece in league.pieces(league.Bench(o))]
     assert len(names) == len(set(names)) == 6 + 36 + 2 * 11 + 3, "tokenizers, cells, more seeds, steps"
     assert names.index("iar2-iar2-0") < names.index("vqgan-llamagen-1") < names.index("vqgan-pgm")
+    assert all(names.index(word) < names.index(f"{word}-pgm-0") for word in map(league.word, league.TOKENIZERS))
     assert all(league.data_of(t) == "shapes" for t in league.TOKENIZERS)
 
 

@@ -156,23 +156,30 @@ def data_of(tokenizer: str) -> str: return "cifar" if tokenizer == PHOTOGRAPHS e
 
 
 def pieces(bench: Bench) -> list[Piece]:
-    "All that is asked for, what is worth most first, and what that needs."
-    o, cells = bench.o, {}
-    pairs = [(t, g) for t in o.tokenizers for g in o.generators]
+    "All that is asked for, what is worth most first, and before each what it needs."
+    o, found = bench.o, {}
     first, *more = o.seeds
+    pairs = [(t, g) for t in o.tokenizers for g in o.generators]
     crossing = [(t, g) for t, g in pairs if t == ROW or g == COLUMN]
-    if "grid" in o.parts: cells |= dict.fromkeys((*pair, first) for pair in pairs)
-    if "seeds" in o.parts: cells |= dict.fromkeys((*pair, seed) for seed in (first, *more) for pair in crossing)
-    in_groups = [g for g in o.generators if g in IN_GROUPS] if "steps" in o.parts else []
-    cells |= dict.fromkeys((ROW, g, first) for g in in_groups)
-    photographs = "cifar" in o.parts and o.cifar is not None
-    if photographs: cells |= dict.fromkeys((PHOTOGRAPHS, g, first) for g in o.generators)
 
-    found = [Piece(tokenizer_file(o, t), lambda t=t: tokenizer(bench, t)) for t in dict.fromkeys(t for t, *_ in cells)]
-    found += [Piece(cell_file(o, *c), lambda c=c: cell(bench, *c), (tokenizer_file(o, c[0]),)) for c in cells]
-    found += [Piece(steps_file(o, g), lambda g=g: by_steps(bench, g), (cell_file(o, ROW, g, first),))
-              for g in in_groups]
-    return found
+    def add(file: Path, work: Callable[[], dict], *needs: Path): found.setdefault(file, Piece(file, work, needs))
+
+    def add_cell(t: str, g: str, seed: int):
+        add(tokenizer_file(o, t), lambda: tokenizer(bench, t))
+        add(cell_file(o, t, g, seed), lambda: cell(bench, t, g, seed), tokenizer_file(o, t))
+
+    if "grid" in o.parts:
+        for pair in pairs: add_cell(*pair, first)
+    if "seeds" in o.parts:
+        for seed in (first, *more):
+            for pair in crossing: add_cell(*pair, seed)
+    if "steps" in o.parts:
+        for g in (g for g in o.generators if g in IN_GROUPS):
+            add_cell(ROW, g, first)
+            add(steps_file(o, g), lambda g=g: by_steps(bench, g), cell_file(o, ROW, g, first))
+    if "cifar" in o.parts and o.cifar is not None:
+        for g in o.generators: add_cell(PHOTOGRAPHS, g, first)
+    return list(found.values())
 
 
 def carry_out(todo: list[Piece]):
