@@ -67,7 +67,7 @@ class Options:
     "where the pieces go"
     jobs: int = 1
     "processes, one thread each"
-    steps: int = 1500
+    steps: int = 1000
     "of a generator's training"
     batch: int = 16
     "pictures a step"
