@@ -76,3 +76,9 @@ def test_other_settings_and_unknown_names_are_refused(tmp_path):
     league.check_options(o)
     with pytest.raises(Mismatch, match="another --out"): league.check_options(replace(o, steps=7))
     with pytest.raises(BadInput, match="did you mean PGM"): league.check_options(replace(o, generators=("PGN",)))
+
+
+def test_the_committed_cells_have_the_scripts_settings():
+    found, now = json.loads(league.FILE.read_text()), league.Options().settings()
+    assert {name: found[name] for name in now} == now, "run scripts/studies/league.py --record again"
+    assert found["size"] == league.SIZE and found["cells"] and found["rows"]
