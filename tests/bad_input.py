@@ -1015,7 +1015,7 @@ ROWS = [
     Bad("unknown-metric", "metrics", "'fad'", "must be one of fid, is, kid, pr, dc, accuracy",
         lambda w: measured("good.npz", "good.npz", "fad")),
     Bad("unknown-extractor", "extractor", "'resnet'",
-        "must be one of inception, inception-clean, inception-halton, inception-pytorch, shapes-judge",
+        "must be one of dinov2, inception, inception-clean, inception-halton, inception-pytorch, shapes-judge",
         lambda w: load_extractor("resnet")),
     Bad("missing-extractor-weights", "weights", "nowhere.pth", "no such file",
         lambda w: load_extractor("inception", "nowhere.pth"),
