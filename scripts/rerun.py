@@ -151,7 +151,9 @@ def repeat(run: dict, command: list[str]) -> int:
     from vgnb.processes import run_below
     check(Path(run["cwd"]).is_dir(), "cwd", run["cwd"], "the folder it ran in is gone", Missing)
     on_cpus = run.get("world", 1) > 1 and run["device"].startswith("cpu")
-    env = os.environ | ({"ACCELERATE_USE_CPU": "true"} if on_cpus else {})
+    of_now = ("FSDP_", "PARALLELISM_CONFIG_", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_PARALLELISM_CONFIG")
+    env = {name: word for name, word in os.environ.items() if not name.startswith(of_now)}
+    env |= {"ACCELERATE_USE_CPU": "true"} if on_cpus else {}
     env |= sharing_of(run)
     if run.get("rooms"): env["VGNB_RUN_ROOMS"] = " ".join(run["rooms"])      # packages whose words the run knew
     return run_below(command, cwd=run["cwd"], env=env)
@@ -167,7 +169,8 @@ def main(argv: list[str]) -> int:
 
     command = command_of(run, o.out)
     for line in differences(run): print(f"differs: {line}")
-    print("runs:", " ".join(command), f"(in {run['cwd']})", flush=True)
+    shared = [f"{name}={word}" for name, word in sharing_of(run).items()]
+    print("runs:", *shared, *command, f"(in {run['cwd']})", flush=True)
     if o.dry_run: return 0
 
     before = results_of(o.run, run)

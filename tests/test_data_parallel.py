@@ -119,7 +119,7 @@ def test_what_a_loss_does_not_reach_keeps_no_gradient():
 
 @pytest.mark.parametrize("name, told, argument", [
     ("GRADIENT_ACCUMULATION_STEPS", "4", "accumulate=1: but the launcher was told 4 gradient accumulation steps"),
-    ("DYNAMO_BACKEND", "INDUCTOR", "compile=False: but the launcher was told dynamo_backend INDUCTOR")])
+    ("DYNAMO_BACKEND", "INDUCTOR", "compile=False: but the launcher was told dynamo_backend INDUCTOR; --compile")])
 def test_launcher_and_run_agree_on_the_rest(monkeypatch, tmp_path, name, told, argument):
     monkeypatch.setenv(f"ACCELERATE_{name}", told)
     check_launcher("fp32", accumulate=4, compile=True)

@@ -23,7 +23,7 @@ from tests.toy_training import RECIPE, Pair, Points, saves, until
 from tests.train_on_two import tokenizer_recipe, write_codes
 from vgnb import processes
 from vgnb.core import VgnbError
-from vgnb.processes import read_ahead
+from vgnb.processes import is_launched, read_ahead
 from vgnb.training.checkpoints import checkpoints
 from vgnb.training.run_folder import Run
 
@@ -318,6 +318,16 @@ def test_who_was_ended_by_a_signal_is_named(codes, code, said, capsys):
     assert runpy.run_path(str(ROOT / "scripts" / "launch.py"))["ended_with"](failures) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(said) and all(line.startswith(words) for line, words in zip(lines, said))
+
+
+@pytest.mark.parametrize("parent, launched", [
+    (["bin/accelerate", "launch", "x.py"], True), (["bin/accelerate-launch", "x.py"], True),
+    (["-m", "accelerate.commands.launch", "x.py"], True), (["bash", "-c", "x \udce9"], False)])
+def test_a_launcher_is_known_by_its_words(parent, launched, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    words = b"\0".join(os.fsencode(word) for word in ["python", "/" + parent[0], *parent[1:]])
+    monkeypatch.setattr(Path, "read_bytes", lambda path: words)
+    assert is_launched() == launched
 
 
 if __name__ == "__main__": main(Path(sys.argv[1]), *sys.argv[2:])

@@ -277,9 +277,24 @@ def test_a_run_begins_with_a_given_checkpoint_of_another(tmp_path):
     assert run("latest", resume_from=tmp_path / "old").step == 6          # the latest one: nothing is left to do
     with pytest.raises(BadInput, match="resume_from=.*must be a run, or a checkpoint"):
         run("none", resume_from=tmp_path / "old" / "checkpoints")
-    with pytest.raises(Mismatch, match="optim.lr=1.0: .*to begin another one with its weights: --start RUN"):
+    with pytest.raises(Mismatch, match="optim.lr=1.0: .*the weights of a finished one: --start RUN"):
         r = replace(r, optim=replace(r.optim, lr=1.0))
         run("other", resume_from=earlier)
+
+
+def test_more_steps_are_another_run_and_nothing_is_removed(tmp_path):
+    "A refused command leaves every checkpoint where it is."
+    r = replace(tokenizer_recipe(), free_steps=1, steps=6)
+    def run(recipe, **how):
+        task, data = build_tokenizer(recipe, tmp_path)
+        return Trainer(task, data, recipe, tmp_path / "run", Run(progress=False, save_every=1, **how)).fit()
+    run(r, keep_last=5)
+    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(Mismatch, match="steps=9: .*with 6; .*--fresh; .*begins with its finished model: --start RUN"):
+        run(replace(r, steps=9))
+    with pytest.raises(Mismatch, match="steps=5: .*with 6; use that value, or another folder, or --fresh$"):
+        run(replace(r, steps=5))
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before and len(before) == 5
 
 
 def test_a_discriminator_has_a_rate_of_its_own(tmp_path):

@@ -23,7 +23,7 @@ import tyro
 
 from .core import BadInput, VgnbError, check, reason_of
 from .kinds import called, discover, shelf, shelf_of, shelves
-from .processes import INTERRUPTED, Stopped, dead_reader, leave, stop_on_signals
+from .processes import INTERRUPTED, Stopped, dead_reader, end_with_launcher, is_launched, leave, stop_on_signals
 
 # %% ../nbs/010_cli.ipynb #135da896
 def run_main(
@@ -34,6 +34,7 @@ def run_main(
     _ASKED.clear()
     try:
         with stop_on_signals():
+            if is_launched(): end_with_launcher()
             code = main(sys.argv[1:] if argv is None else argv) or 0
             if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.barrier()
         return code

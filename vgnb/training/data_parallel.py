@@ -68,5 +68,6 @@ def check_launcher(
     allowed = f"but the launcher was told {parts} gradient accumulation steps; ask both for it: --accumulate {parts}"
     check(parts in ("", "1", str(accumulate)), "accumulate", accumulate, allowed)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    allowed = f"but the launcher was told dynamo_backend {backend}; ask for it here: --compile, or there for no"
-    check(backend.lower() in ("", "no") or compile, "compile", compile, allowed)
+    allowed = f"but the launcher was told dynamo_backend {backend}; --compile is inductor, and no is none"
+    agrees = backend.lower() in ("", "no") or (compile and backend.lower() == "inductor")
+    check(agrees, "compile", compile, allowed)

@@ -209,8 +209,8 @@ def check_name(saved:dict, asked:Recipe, source="checkpoint"):
     check(was == name, "recipe", name, advice, Mismatch)
 
 _OTHERWISE = "use that value, or another folder, or --fresh"
-_LONGER = "use that value; what comes after its end is another run, which begins with its model: --start RUN"
-_GIVEN = "a run goes on as it was; to begin another one with its weights: --start RUN in place of --resume-from"
+_LONGER = f"{_OTHERWISE}; what comes after its end is another run, which begins with its finished model: --start RUN"
+_GIVEN = "a run goes on as it was; another one begins with the weights of a finished one: --start RUN"
 
 def check_same(
     saved:dict, # recipe of a checkpoint, as JSON
@@ -223,7 +223,8 @@ def check_same(
     before, now = _flat(_filled_in(saved)), _flat(to_json(asked))
     for name in sorted(before.keys() | now.keys()):
         was, value = before.get(name, "nothing"), now.get(name, "nothing")
-        remedy = _GIVEN if given else _LONGER if name == "steps" else _OTHERWISE
+        is_longer = name == "steps" and isinstance(was, int) and value > was
+        remedy = _GIVEN if given else _LONGER if is_longer else _OTHERWISE
         advice = f"the run in {source} was started with {was!r}; {remedy}"
         check(was == value, name, value, advice, Mismatch)
 
@@ -294,7 +295,8 @@ def check_known(name:str, among=recipes):
     "A name must be one of `among`; one that is only like a document's first line (LlamaGen-XL) is told which it means."
     if name in among: return
     names, words = [str(n) for n in among], _in_words(str(name))
-    heads = {n: f"{recipes[n].__doc__.splitlines()[0]} {n}" for n in names if n in recipes} if words else {}
+    known = [n for n in names if n in recipes] if words else []
+    heads = {n: (recipes[n].__doc__ or "").partition("\n")[0] + f" {n}" for n in known}
     like = [n for n, head in heads.items() if words <= _in_words(head)]
     like.sort(key=lambda n: heads[n].split()[0].lower() not in str(name).lower())    # their own name before others'
     hint = hint_at(name, names) or (f"; did you mean {' or '.join(like[:4])}?" if like else "")

@@ -37,7 +37,6 @@ from vgnb.training.checkpoints import (
     checkpoints,
     mirror_checkpoint,
     read_checkpoint,
-    rotate,
     verify,
     write_checkpoint,
 )
@@ -210,7 +209,6 @@ class RunFolder:
         to = "the one before" if found == own else "the mirror"
         for reason in damaged:
             if found != own or str(found) not in reason: print(f"{reason}; falling back to {to}", file=sys.stderr)
-        if found and not damaged: rotate(self.saves, self.run.keep_last, self.run.keep_every)     # fewer may be kept
         return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #ac1802c7

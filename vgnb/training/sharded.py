@@ -111,7 +111,8 @@ def _check_wrap(task:Task):
     "The launcher's idea of what is gathered at a time must be the model's."
     policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
     allowed = "must be NO_WRAP, or TRANSFORMER_BASED_WRAP: what is gathered at a time are the model's blocks"
-    check(policy in ("NO_WRAP", "TRANSFORMER_BASED_WRAP"), "FSDP_AUTO_WRAP_POLICY", policy, allowed)
+    check(policy.upper() in ("NO_WRAP", "TRANSFORMER_BASED_WRAP"), "FSDP_AUTO_WRAP_POLICY", policy, allowed)
+    if policy.upper() == "NO_WRAP": return
     name = "FSDP_TRANSFORMER_CLS_TO_WRAP"
     asked = os.environ.get(name, "")
     there = sorted({type(block).__name__ for module in task.modules.values() for block in blocks_of(module)})
