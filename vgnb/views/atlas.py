@@ -27,7 +27,7 @@ from ..training.trackers import read_log
 from .board import named_folders
 from .branch import _MOST, Plot, _frame, _over, _spoken
 from .codebook import CodebookMap, PatchGallery, codebook_map, rows_of
-from .live import Live, _quick
+from .live import Live, quick_png
 from .play import _Latest, _slider
 from .player import _error_line, with_tooltips
 
@@ -288,9 +288,9 @@ def _draw(self:LiveAtlas, wish:tuple):
     "Bring everything up to date with the controls."
     try:
         for image, made in zip((self.usage, self.plane, self.patches, self.near), self._parts()):
-            image.value = _quick(made)
+            image.value = quick_png(made)
         yield
-        self.exchange.value = _quick(self._exchanged())
+        self.exchange.value = quick_png(self._exchanged())
         self.text.value = _spoken(self.words())
     except Exception as e: self.fail(e)
 

@@ -24,7 +24,7 @@ from ..evaluation.reconstruction import psnr, ssim
 from ..figures import TONES, error_map, heat, house_font, plain_text, rgb, tile_sheet, to_pixels
 from ..pipeline import from_pretrained
 from ..tokenizers.pictures import codes_of, device_of, drawing, need_pixels, pictures
-from .live import Live, _quick
+from .live import Live, quick_png
 from .own import Upload, own_picture
 from .player import _error_line, with_tooltips
 
@@ -250,7 +250,7 @@ def _fail(self:ReconstructionDesk, error:Exception): self.text.value = f"⚠ {_e
 def _update(self:ReconstructionDesk, change=None):
     "Bring picture and text up to date with the controls; an error becomes the text before it is raised."
     try:
-        self.image.value = _quick(self.snapshot())
+        self.image.value = quick_png(self.snapshot())
         self.text.value = self._words()
     except Exception as e:
         self._fail(e)

@@ -28,7 +28,7 @@ from ..sampling.branches import Course
 from ..sampling.sampler import Sampler, Step
 from ..tokenizers.pictures import pictures
 from .branch import _over, _spoken
-from .live import Live, _quick
+from .live import Live, quick_png
 from .own import Upload, own_picture
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
@@ -244,7 +244,7 @@ def _draw(self:LiveDetails, wish:tuple) -> Iterator[None]:
     "Draw the variations that are wished for, a step a slice; half drawn they are seen after a moment."
     _, now, keep, label, seed = wish
     try:
-        self.top.value = _quick(self._layers())
+        self.top.value = quick_png(self._layers())
         yield
         soon, parts = time.monotonic() + .15, {}
         for step in self.study.varying(keep, label, seed, self.count):
@@ -267,7 +267,7 @@ def _glimpsed(self:LiveDetails, parts:dict) -> float:
     made = self.study.seen(torch.stack([codes for codes, *_ in parts.values()]))
     shown = [hatch(p, (when > now).cpu().reshape(grid)) for p, (_, when, now) in zip(made, parts.values())]
     shown += [np.full_like(shown[0], 216)] * (self.count - len(shown))
-    self.row.value = _quick(variations_row(np.stack(shown), ["..."] * self.count))
+    self.row.value = quick_png(variations_row(np.stack(shown), ["..."] * self.count))
     return time.monotonic() + max(.15, 4 * (time.monotonic() - began))
 
 # %% ../../nbs/views/834_details.ipynb #1347ce15
@@ -283,7 +283,7 @@ def _row(self:LiveDetails) -> Image.Image:
     return variations_row(self._drawn, [f"{k} of {self.made.shape[1]} changed" for k in other], self.chosen.value - 1)
 
 @patch
-def _frame(self:LiveDetails, change=None): self.row.value = _quick(self._row())
+def _frame(self:LiveDetails, change=None): self.row.value = quick_png(self._row())
 
 @patch
 def words(self:LiveDetails) -> list[str]:

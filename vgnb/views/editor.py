@@ -24,7 +24,7 @@ from ..figures import PALETTE, TONES, house_font, plain_text, rgb
 from ..pipeline import Pipeline, from_pretrained
 from .branch import _MOST, Plot, _frame, _over, _spoken, picture_map, token_map
 from .edits import SIDES, STROKES, Draft, Editing, as_cells, touched_cells
-from .live import Live, _quick
+from .live import Live, quick_png
 from .own import Upload
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
@@ -344,7 +344,7 @@ def _glimpsed(self:LiveEditor, step, shape:tuple, seed:int) -> float:
     "Show what is half drawn; returns when to look again."
     began = time.monotonic()
     seen = Image.fromarray(self.edits.glimpse(step, shape, seed))
-    self.picture.value = _quick(seen.resize(Plot(shape, self.side).size, Image.NEAREST))
+    self.picture.value = quick_png(seen.resize(Plot(shape, self.side).size, Image.NEAREST))
     return time.monotonic() + max(_SOON, 4 * (time.monotonic() - began))
 
 # %% ../../nbs/views/827_editor.ipynb #f9e1834a
@@ -352,7 +352,7 @@ def _glimpsed(self:LiveEditor, step, shape:tuple, seed:int) -> float:
 def _draw(self:LiveEditor, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the draft that is looked at."
     try:
-        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = _quick(made)
+        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = quick_png(made)
         yield
         self._offer()
         self.say(self._words())

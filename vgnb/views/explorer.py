@@ -19,8 +19,7 @@ from ..core import BadInput, check, check_choice, check_int
 from ..figures import TONES, plain_text
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
-from ..pngs import encode_png
-from .live import Live
+from .live import Live, faded, quick_png
 from .player import with_tooltips
 from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
 
@@ -57,11 +56,11 @@ class _Offer:
         other = "halton" if left.order == "raster" else "raster"
         return dataclasses.replace(like, sample=left.sample, order=other, **_sizes(self.course(left)))
 
-    def _frame(self, course:Course, at:int, heat:bool, faded:bool) -> bytes:
+    def _frame(self, course:Course, at:int, heat:bool, stale:bool) -> bytes:
         "What goes to the browser: fast rather than small."
         made = course.picture(at, ahead=heat, side=self.side, dense=self.dense, titled=False)
-        if faded: made = Image.blend(made, Image.new("RGB", made.size, TONES["paper"]), .8)
-        return encode_png(made, compress_level=1)
+        if stale: made = faded(made)
+        return quick_png(made)
 
 # %% ../../nbs/views/820_explorer.ipynb #f8f0dffd
 def _size(width:float, description:float) -> dict:

@@ -32,7 +32,7 @@ from ..sampling.origins import Cells, Origin, weights_hash, with_samples
 from ..sampling.settings import Sampling, short_form
 from ..sampling.streaming import is_progressive
 from .explorer import _escaped
-from .live import Live
+from .live import Live, faded
 from .player import _error_line, _line, draw_moment, with_tooltips
 
 # %% ../../nbs/views/822_play.ipynb #5e7b4607
@@ -340,8 +340,7 @@ def _fail(self:LiveSampler, error:Exception):
     "Say what went wrong; the last picture fades."
     if self.frames is not None:
         last = self.frames.picture(self.shown.value, self.by.value)
-        paper = Image.new("RGB", last.size, TONES["paper"])
-        self.image.value = png_bytes(Image.blend(last, paper, .8), None)
+        self.image.value = png_bytes(faded(last), None)
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
 @patch

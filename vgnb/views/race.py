@@ -25,11 +25,10 @@ from ..generators.schedules import SCHEDULES
 from ..matrix import why_not
 from ..moments import Moment, moments, preview, token_picture
 from ..pipeline import Pipeline, class_ids, from_pretrained
-from ..pngs import encode_png
 from ..sampling.settings import Sampling, short_form
 from .explorer import _escaped
 from .films import _decoder
-from .live import Live
+from .live import Live, faded, quick_png
 from .play import _chooser, _Latest, _slider
 from .player import _error_line, with_tooltips
 
@@ -497,7 +496,7 @@ def _draw(self:LiveRace, change=None):
     "Bring picture and words up to date with the clock."
     if self._quiet or not self.rows: return
     race = self.now()
-    self.image.value = encode_png(race_picture(race, self.tiles, times=True), compress_level=1)
+    self.image.value = quick_png(race_picture(race, self.tiles, times=True))
     self.say(_clock_words(race))
 
 # %% ../../nbs/views/842_race.ipynb #d05578f3
@@ -506,8 +505,7 @@ def _fail(self:LiveRace, error:Exception):
     "Say what went wrong; the last picture fades."
     if self.rows:
         last = race_picture(self.now(), self.tiles)
-        faded = Image.blend(last, Image.new("RGB", last.size, TONES["paper"]), .8)
-        self.image.value = encode_png(faded, compress_level=1)
+        self.image.value = quick_png(faded(last))
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
 def _clock_words(race:Race) -> str:

@@ -36,9 +36,8 @@ from ..generators.raster import RasterTransformer
 from ..generators.rows_at_once import RowsAtOnce
 from ..generators.two_streams import TwoStreamTransformer
 from ..pipeline import Pipeline
-from ..pngs import encode_png
 from .explorer import _escaped
-from .live import Live
+from .live import Live, faded, quick_png
 from .play import _chooser, _Latest, _offered, _slider
 from .player import _error_line, with_tooltips
 from .race import _named_pipes
@@ -525,7 +524,7 @@ def _draw(self:LiveSight, change=None):
     self._quiet = True
     self.query.max = len(sight.asked)
     self._quiet = False
-    self.image.value = encode_png(self._picture(), compress_level=1)
+    self.image.value = quick_png(self._picture())
     self.say(sight.words(self.query.value - 1))
 
 @patch
@@ -539,8 +538,7 @@ def _fail(self:LiveSight, error:Exception):
     "Say what went wrong; the last picture fades."
     if self.run:
         last = self._picture()
-        faded = Image.blend(last, Image.new("RGB", last.size, TONES["paper"]), .8)
-        self.image.value = encode_png(faded, compress_level=1)
+        self.image.value = quick_png(faded(last))
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
 @patch

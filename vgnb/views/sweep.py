@@ -24,14 +24,13 @@ from ..figures import PALETTE, TONES, hatch, house_font, image_grid, plain_text,
 from ..generators.generator import Clock, Prediction
 from ..generators.schedules import SCHEDULES
 from ..pipeline import Pipeline, class_ids
-from ..pngs import encode_png
 from ..sampling.guidance import Unguided
 from ..sampling.sampler import Sampler
 from ..sampling.settings import Sampling
 from .branch import _frame, _over
 from .compare import turn_to
 from .explorer import _escaped
-from .live import Live
+from .live import Live, faded, quick_png
 from .play import LiveSampler, Wish, _chooser, _Latest, _scaled, _slider
 from .player import _error_line, with_tooltips
 
@@ -188,7 +187,7 @@ def _cell(table:Sweep, place:tuple[int, int], side:int) -> Image.Image:
     near = place if place in table.pictures else table.near(place)
     if near is None: return Image.fromarray(hatch(np.zeros((side, side, 3), np.uint8), [[True]]))
     made = tile(table.pictures[near], side).resize((side, side), Image.NEAREST)
-    return made if near == place else Image.blend(made, Image.new("RGB", made.size, TONES["paper"]), .7)
+    return made if near == place else faded(made, .7)
 
 def sweep_picture(
     table:Sweep,
@@ -358,7 +357,7 @@ def _show(self:LiveSweep, table:Sweep, wish:SweepWish):
 @patch
 def _draw(self:LiveSweep):
     "Bring the picture and the words up to date with what is found and chosen."
-    self.image.value = encode_png(sweep_picture(self.table, self.chosen, side=self.side), compress_level=1)
+    self.image.value = quick_png(sweep_picture(self.table, self.chosen, side=self.side))
     r, c = self.chosen
     words = f"guidance {self.table.scales[c]:g}, temperature {self.table.temperatures[r]:g}"
     missing = "" if self.chosen in self.table.pictures else " · not there yet"
@@ -412,7 +411,7 @@ def _pinned(self:LiveSweep):
     call = self._chosen_wish().call(self.pipe.classes)
     if picture is None or call in [pinned for pinned, _ in self.pins]: return
     self.pins.append((call, picture))
-    self.sheet.value = encode_png(self._strip(), compress_level=1)
+    self.sheet.value = quick_png(self._strip())
     self.sheet.layout.display = None
     self.say(f"pinned as number {len(self.pins)}", call)
 
@@ -426,8 +425,7 @@ def _fail(self:LiveSweep, error:Exception):
     "Say what went wrong; the last table fades."
     if self.table is not None:
         last = sweep_picture(self.table, self.chosen, side=self.side)
-        faded = Image.blend(last, Image.new("RGB", last.size, TONES["paper"]), .8)
-        self.image.value = encode_png(faded, compress_level=1)
+        self.image.value = quick_png(faded(last))
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
 @patch
