@@ -1,13 +1,15 @@
-"""Compare samples with a reference: FID, IS, KID, precision and recall, and on shapes the share drawn as asked.
+"""Compare samples with a reference: FID, sFID, IS, KID, MIND, precision and recall, the codes they take, and accuracy.
 
     python scripts/evaluate.py REF.npz SAMPLES.npz          # Inception; weights downloaded once, or --weights FILE
     python scripts/evaluate.py shapes://?n=5000 runs/x/samples.npz --extractor shapes-judge --metrics fid pr accuracy
     python scripts/evaluate.py photos/ out_pngs/ --size 256 --json metrics.json     # folders of pictures
     python scripts/evaluate.py originals.npz reconstructions.npz --metrics fid      # rFID
+    python scripts/evaluate.py real.npz samples.npz --metrics codes --tokenizer tiny-maskgit   # no network that looks
 
 REF and SAMPLES are npz files as the published evaluators exchange them (arr_0 uint8 (n, h, w, 3); REF may hold mu and
 sigma, which are then used for FID; SAMPLES may hold labels; scripts/extract_reference.py writes REF of a data set),
-folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone.
+folders of pictures, tars, or addresses of data sources (shapes://, datasets://, wds://). REF may be statistics alone;
+mu_s and sigma_s in it serve sFID.
 
 A number is printed with what it rests on: counts, labels, extractor (its weights' hash), reference. SAMPLES.run.json
 beside SAMPLES.npz adds the sampler's settings and seed, if it holds the hash of this very file. Several processes
@@ -16,9 +18,9 @@ computed.
 """
 import contextlib
 import sys
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -39,9 +41,13 @@ class Options:
     or one of your own; numbers of different extractors have nothing to do with each other"""
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
-    metrics: tuple[Literal["fid", "is", "kid", "pr", "dc", "accuracy"], ...] = ("fid", "is", "kid", "pr")
-    """what to compute; pr = precision and recall, dc = density and coverage, accuracy needs labels in SAMPLES and an
-    extractor that knows their classes: by name where SAMPLES (or its run.json) has names, else by number"""
+    metrics: tuple[Literal["fid", "sfid", "is", "kid", "mind", "pr", "dc", "accuracy", "codes"], ...] = (
+        "fid", "is", "kid", "pr")
+    """what to compute; mind = sliced distance, pr = precision and recall, dc = density and coverage, codes = how
+    differently a --tokenizer spends its codes; accuracy needs labels in SAMPLES and an extractor that knows their
+    classes: by name where SAMPLES (or its run.json) has names, else by number"""
+    tokenizer: Path | None = None
+    "whose codes count for `codes`: folder of a run, of a saved model, of a pipeline; a shipped name; a published file"
     size: int | None = None
     "centre-crop pictures of folders and sources to this side"
     crop: Literal["adm", "bilinear", "bicubic"] = "adm"
@@ -60,6 +66,8 @@ class Options:
     "subsets over which KID is averaged"
     kid_size: int | None = None
     "pictures in a subset of KID; None = 1000, or all of the smaller side"
+    mind_size: int | None = None
+    "pictures of either side that count for MIND; None = 5000, or all of the smaller side"
     k: int = 3
     "neighbours for precision and recall"
     uint8_rule: str | None = None
@@ -113,8 +121,8 @@ def is_report(known: dict) -> bool:
     return complete and all(isinstance(v, int | float) for v in values.values())
 
 
-def measured_before(o: Options, samples, reference, extractor, settings: dict):
-    "The report at --json, if it is of these very pictures and settings; None if there is none yet."
+def measured_before(o: Options, samples, reference, looker: str, settings: dict):
+    "The report at --json, if it is of these very pictures, eyes and settings; None if there is none yet."
     from vgnb.core import as_json, load_card
     from vgnb.evaluation.measure import MetricProtocol, Report
     from vgnb.places import check_record, check_times, check_vacant
@@ -124,7 +132,7 @@ def measured_before(o: Options, samples, reference, extractor, settings: dict):
     if o.overwrite or not o.json.exists(): return None
 
     known = load_card(o.json, "json")
-    asked = {"samples": samples.id, "reference": reference.id, "extractor": extractor.id, "settings": as_json(settings)}
+    asked = {"samples": samples.id, "reference": reference.id, "extractor": looker, "settings": as_json(settings)}
     same = is_report(known) and {k: known["protocol"].get(k) for k in asked} == asked
     if not same: check_vacant(o.json, argument="json")
     if record.exists(): check_times(o.json, load_card(record, "json"), times_of(samples, reference), "json")
@@ -136,17 +144,80 @@ def times_of(samples, reference) -> dict:
     return {name: side.times for name, side in (("samples", samples), ("reference", reference)) if side.times}
 
 
-def announce(o: Options, samples, reference, extractor, settings: dict, stored):
+@dataclass
+class Eyes:
+    "What looks at the pictures: a network, a tokenizer, or both; and what each of them is asked."
+    extractor: Any = None                           # where a metric needs one
+    tokenizer: Any = None                           # for `codes`
+    asked: dict = field(default_factory=dict)       # of `measure`
+    settings: dict = field(default_factory=dict)    # as the report will hold them
+    stored: Any = None                              # statistics of the reference that serve the extractor
+
+    @property
+    def id(self) -> str:
+        from vgnb.evaluation.code_distance import coder_id
+        return self.extractor.id if self.extractor else coder_id(self.tokenizer)
+
+
+def opened(o: Options, samples, reference, device) -> Eyes:
+    "The eyes that the metrics need. Errors: everything that could fail, before any picture is looked at."
+    from vgnb.core import check
+    from vgnb.evaluation.features import load_extractor
+    from vgnb.evaluation.measure import check_request
+    check("codes" in o.metrics or o.tokenizer is None, "tokenizer", o.tokenizer, "goes with --metrics codes only")
+    eyes, of_pictures = Eyes(), tuple(m for m in o.metrics if m != "codes")
+    if of_pictures or not o.metrics:
+        eyes.extractor = load_extractor(o.extractor, o.weights, device)
+        eyes.asked = dict(metrics=of_pictures, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets,
+                          kid_size=o.kid_size, mind_size=o.mind_size, k=o.k)
+        eyes.settings, eyes.stored = check_request(samples, reference, eyes.extractor, **eyes.asked)
+    if "codes" in o.metrics: _open_coder(o, eyes, samples, reference, device)
+    return eyes
+
+
+def _open_coder(o: Options, eyes: Eyes, samples, reference, device):
+    "The tokenizer among the eyes."
+    from vgnb.core import check
+    from vgnb.evaluation.code_distance import check_codes, coder_id
+    from vgnb.shipped import open_part
+    check(o.tokenizer is not None, "tokenizer", None, "must name whose codes are counted: --tokenizer tiny-maskgit")
+    eyes.tokenizer = open_part(o.tokenizer, "tokenizer", device=device)
+    check_codes(samples, reference, eyes.tokenizer)
+    told = {"tokenizer": coder_id(eyes.tokenizer)} if eyes.extractor else {}
+    eyes.settings = {**eyes.settings, "metrics": [*eyes.settings.get("metrics", []), "codes"], **told}
+
+
+def looked(o: Options, eyes: Eyes, samples, reference, processes, facts: dict):
+    "The report of all that was asked."
+    from vgnb.evaluation.code_distance import measure_codes
+    from vgnb.evaluation.measure import measure
+    reports, how = [], dict(batch=o.batch, processes=processes, **facts)
+    sides = {"samples": samples, "reference": reference}
+    if eyes.extractor:
+        with progress_of(sides, processes) as progress:
+            reports.append(measure(samples, reference, eyes.extractor, progress=progress, **eyes.asked, **how))
+    if eyes.tokenizer is not None:
+        with progress_of(sides, processes) as progress:
+            reports.append(measure_codes(samples, reference, eyes.tokenizer, progress=progress, **how))
+    report = reports[0]
+    for other in reports[1:]:
+        report.values |= other.values
+        report.notes += [note for note in other.notes if note not in report.notes]
+    report.protocol.settings = eyes.settings
+    return report
+
+
+def announce(o: Options, samples, reference, eyes: Eyes):
     "What will be compared."
     from vgnb.evaluation.measure import label_note, size_note
-    statistics = " and stored statistics" if stored else ""
+    statistics = " and stored statistics" if eyes.stored else ""
     print(f"{len(samples)} samples ({samples.id}) against {len(reference)} pictures{statistics} ({reference.id}),",
-          f"through {extractor.id}")
+          f"through {eyes.id}")
     unlike = size_note(samples, reference)
     if unlike: print(f"note: {unlike}")
-    by_number = label_note(samples, extractor) if "accuracy" in o.metrics else None
+    by_number = label_note(samples, eyes.extractor) if "accuracy" in o.metrics else None
     if by_number: print(f"note: {by_number}")
-    if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {settings}; dry run, stopping here")
+    if o.dry_run: print(f"would compute {', '.join(o.metrics)} with {eyes.settings}; dry run, stopping here")
 
 
 @contextlib.contextmanager
@@ -166,8 +237,6 @@ def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
     from vgnb.core import check, check_int
-    from vgnb.evaluation.features import load_extractor
-    from vgnb.evaluation.measure import check_request, measure
     from vgnb.evaluation.samples import open_samples
     from vgnb.places import locked_file
     from vgnb.processes import Processes
@@ -177,30 +246,26 @@ def main(argv: list[str]) -> int:
     how = dict(size=o.size, crop=o.crop, orientation=o.orientation)
     reference, samples = open_samples(o.reference, **how), open_samples(o.samples, **how)
     processes = Processes()
-    extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
-    asked = dict(metrics=o.metrics, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets,
-                 kid_size=o.kid_size, k=o.k)
-    settings, stored = check_request(samples, reference, extractor, **asked)
-    if processes.main: announce(o, samples, reference, extractor, settings, stored)
+    device = o.device or processes.device
+    eyes = opened(o, samples, reference, device)
+    if processes.main: announce(o, samples, reference, eyes)
     if o.dry_run: return 0
 
     with contextlib.ExitStack() as stack:
         if o.json: processes.together(lambda: stack.enter_context(locked_file(o.json, "json")))
-        known = processes.together(lambda: measured_before(o, samples, reference, extractor, settings))
+        known = processes.together(lambda: measured_before(o, samples, reference, eyes.id, eyes.settings))
         if known:
             if processes.main: print(f"{known}\nfinished already, in {o.json}")
             return 0
 
         facts = processes.together(lambda: recorded(o, samples))
         if o.uint8_rule: facts["uint8_rule"] = o.uint8_rule
-        with progress_of({"samples": samples, "reference": reference}, processes) as progress:
-            report = measure(samples, reference, extractor, batch=o.batch, progress=progress, processes=processes,
-                             **asked, **facts)
-        if processes.main: publish(o, report, extractor, processes, times_of(samples, reference))
+        report = looked(o, eyes, samples, reference, processes, facts)
+        if processes.main: publish(o, report, device, processes, times_of(samples, reference))
     return 0
 
 
-def publish(o: Options, report, extractor, processes, times: dict):
+def publish(o: Options, report, device, processes, times: dict):
     "Print the numbers; write them and how they came to be, if asked."
     from vgnb.core import digest_file, run_manifest, save_card
     from vgnb.kinds import to_json
@@ -211,7 +276,7 @@ def publish(o: Options, report, extractor, processes, times: dict):
     if p.seed is not None: print(f"samples: seed {p.seed}, guidance {told.get('guidance')}{made}")
     if o.json is None: return
     report.save(o.json)
-    run = run_manifest(to_json(o), seed=p.seed or 0, data=p.samples, device=extractor.device, world=processes.world,
+    run = run_manifest(to_json(o), seed=p.seed or 0, data=p.samples, device=device, world=processes.world,
                        reference=p.reference, extractor=p.extractor, times=times,
                        outputs={o.json.name: digest_file(o.json)})
     save_card(o.json.with_suffix(".run.json"), run)

@@ -48,6 +48,8 @@ class Options:
     "pictures turned as their EXIF says, or as published code reads them"
     features: int = 0
     "pictures, evenly spread, whose features are kept for precision, recall and KID"
+    spatial: bool = False
+    "also the statistics for sFID (mu_s and sigma_s, as in ADM's files)"
     batch: int = 64
     "pictures that are looked at together"
     shard_size: int = 1024
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> int:
     check_place("out", o.out.parent)
     images, processes = open_samples(o.images, o.size, o.crop, o.max_bad, o.orientation), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)
-    plan = reference_plan(images, extractor, o.out, o.features, o.shard_size)
+    plan = reference_plan(images, extractor, o.out, o.features, o.shard_size, o.spatial)
     record = o.out.with_suffix(".run.json")
     check_record(record, o.out.name)
     finished = o.out.exists() and record.exists()
@@ -90,8 +92,9 @@ def main(argv: list[str]) -> int:
     if o.dry_run: return 0
 
     crop = f"{o.crop} {o.size}" if o.size else "as stored"
-    statistics = extract_reference(images, o.out, extractor, keep=o.features, batch=o.batch, shard_size=o.shard_size,
-                                   workers=o.workers, progress=o.progress, processes=processes, record={"crop": crop})
+    statistics = extract_reference(images, o.out, extractor, keep=o.features, spatial=o.spatial, batch=o.batch,
+                                   shard_size=o.shard_size, workers=o.workers, progress=o.progress,
+                                   processes=processes, record={"crop": crop})
     for e in getattr(getattr(images.images, "source", None), "bad", []): print(f"left out: {e}", file=sys.stderr)
     if processes.main and finished: print(f"finished already: {o.out}")
     elif processes.main:

@@ -21,7 +21,8 @@ import torch
 from tests.run_scripts import Scripts
 from vgnb.core import BadInput, Mismatch, Missing, digest_file
 from vgnb.data.shapes import Shapes, draw_shapes, nearest_mean_accuracy, shape_ranges
-from vgnb.evaluation import features, fid, judge, measure, reconstruction, samples
+from vgnb.evaluation import code_distance, features, fid, judge, measure, reconstruction, reference, samples
+from vgnb.shipped import open_part
 from vgnb.tokenizers import dinov2
 
 def cloud(n, d=12, seed=0, shift=0.0):
@@ -205,7 +206,10 @@ def test_protocol_is_recorded_and_stored_statistics_serve_only_their_extractor(t
 
 @pytest.mark.parametrize("bad,words", [
     (dict(metrics=()), "at least one"),
-    (dict(metrics=("fid", "sfid")), "metrics='sfid'"),
+    (dict(metrics=("fid", "sfid")), "metrics='sfid': needs features of places"),
+    (dict(metrics=("fid", "fod")), "metrics='fod'"),
+    (dict(mind_size=61, metrics=("mind",)), "mind_size=61"),
+    (dict(mind_size=1), "mind_size=1"),
     (dict(is_split=0), "is_split=0"),
     (dict(is_shuffle=-1), "is_shuffle=-1"),
     (dict(kid_size=61), "kid_size=61"),
@@ -227,6 +231,79 @@ def test_impossible_requests_are_named_before_any_picture_is_looked_at(bad, word
                 extractor=Untouched())
     with pytest.raises(BadInput) as e: measure.measure(**{**good, **bad})
     assert words in str(e.value)
+
+
+def test_sliced_distance_is_the_mean_gap_of_sorted_projections():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=g), torch.randn(60, 5, generator=g)
+    moved = x + torch.tensor([2.0, 0, 0, 0, 0])
+    # along a unit vector u a shift s moves every point by s . u, on average s^2 / d of its square
+    assert fid.sliced_distance(x, moved, directions=20_000) == pytest.approx(3 * 5 * 4 / 5, rel=0.02)
+    assert fid.sliced_distance(x, x[torch.randperm(40, generator=g)]) == pytest.approx(0, abs=1e-9)
+    assert fid.sliced_distance(x, y) == pytest.approx(fid.sliced_distance(x, y, rows=7), rel=1e-12)
+    assert fid.sliced_distance(x, y, size=30) != fid.sliced_distance(x, y)
+    line = fid.sliced_distance(x[:, :1], y[:40, :1], size=40)
+    by_hand = 3 * (x[:, 0].sort().values - y[:40, 0].sort().values).square().mean()
+    assert line == pytest.approx(float(by_hand), rel=1e-5), "there is one direction, to either side"
+    for bad, words in ((dict(size=41), "size=41"), (dict(directions=0), "directions=0"), (dict(size=1), "size=1")):
+        with pytest.raises(BadInput, match=words): fid.sliced_distance(x, y, **bad)
+
+
+def test_spatial_statistics_serve_sfid_as_pictures_do(tmp_path):
+    net = features.load_extractor("shapes-judge")
+    (a, _), b = pictures(120, seed=7), pictures(150, seed=8)[0]
+    whole = measure.measure(a, b, net, metrics=("fid", "sfid"))
+    reference.extract_reference(b, tmp_path / "b.npz", net, spatial=True, shard_size=64, progress=False)
+    stored = measure.measure(a, tmp_path / "b.npz", net, metrics=("fid", "sfid"))
+    assert stored.values == pytest.approx(whole.values, rel=1e-5) and whole.values["sfid"] != whole.values["fid"]
+    theirs = np.load(tmp_path / "b.npz")
+    assert theirs["mu_s"].shape == (448,) and theirs["sigma_s"].shape == (448, 448)
+    # the same picture turned upside down: features of places notice more than pooled ones
+    turned = measure.measure(b[:, ::-1].copy(), b, net, metrics=("fid", "sfid")).values
+    assert turned["sfid"] > 0
+    reference.extract_reference(b, tmp_path / "plain.npz", net, progress=False)
+    with pytest.raises(BadInput, match="mu_s and sigma_s"):
+        measure.measure(a, tmp_path / "plain.npz", net, metrics=("sfid",))
+    with pytest.raises(BadInput, match="rests on something else"):
+        reference.extract_reference(b, tmp_path / "plain.npz", net, spatial=True, progress=False)
+    with pytest.raises(BadInput, match="spatial=True: can be kept in an .npz only"):
+        reference.extract_reference(b, tmp_path / "b.pt", net, spatial=True, progress=False)
+    # a file with fid's statistics and pictures, but none for sfid: those are looked at, and it says so
+    np.savez(tmp_path / "both.npz", arr_0=b[:100], mu=theirs["mu"], sigma=theirs["sigma"])
+    mixed = measure.measure(a, tmp_path / "both.npz", net, metrics=("fid", "sfid"))
+    assert any("none for sFID: it rests on 100 pictures" in note for note in mixed.notes)
+    once = measure.look_at(net, samples.open_samples(b))
+    with pytest.raises(BadInput, match="spatial=True"): measure.measure(a, b, net, metrics=("sfid",), base=once)
+
+
+def test_mind_is_of_5000_pictures_or_says_so():
+    net = features.load_extractor("shapes-judge")
+    a, b = pictures(60, seed=7)[0], pictures(80, seed=8)[0]
+    report = measure.measure(a, b, net, metrics=("mind",))
+    assert report.values["mind"] == fid.sliced_distance(net(a).pool, net(b).pool, 60)
+    assert report.protocol.settings["mind_size"] == 60 and any("MIND of 60 pictures" in n for n in report.notes)
+
+
+def test_code_distance_counts_codes_on_any_number_of_processes():
+    tokenizer = open_part("tiny-maskgit", "tokenizer")
+    a, b = (samples.open_samples(pictures(n, seed=n)[0]) for n in (50, 70))
+    report = code_distance.measure_codes(a, b, tokenizer)
+    both = [code_distance.code_counts(side, tokenizer, batch=13)[0] for side in (a, b)]
+    assert report.values == {"code_distance": reconstruction.codebook_distance(*both)}
+    assert report.protocol.extractor == code_distance.coder_id(tokenizer)
+    class Rank:
+        device, total = torch.device("cpu"), 0
+        def __init__(self, rank, world): self.rank, self.world = rank, world
+        def sum(self, x): return x
+    for world in (3, 60):
+        shares = [code_distance.code_counts(a, tokenizer, processes=Rank(r, world))[0].counts for r in range(world)]
+        assert torch.equal(sum(shares), both[0].counts), world
+    layered = open_part("tiny-iar2", "tokenizer")
+    values = code_distance.measure_codes(a, b, layered).values
+    mean = (values["code_distance_1"] + values["code_distance_2"]) / 2
+    assert values["code_distance"] == pytest.approx(mean)
+    with pytest.raises(BadInput, match="must hold pictures"):
+        code_distance.measure_codes(samples.Samples(None, statistics=samples.Statistics(4), id="s"), b, tokenizer)
 
 
 # ---- files
@@ -493,6 +570,29 @@ def test_evaluate_script_end_to_end(root, tmp_path):
     p = out["protocol"]
     assert p["seed"] == 5 and p["sampler"] == {"cfg": 3.0} and p["uint8_rule"] == "round"
     assert p["reference"].startswith("ref.npz@") and "shapes-judge@" in done.out
+
+
+def test_evaluate_script_counts_codes_with_and_without_a_network(root, tmp_path):
+    for name, n, seed in (("ref.npz", 70, 3), ("samples.npz", 60, 2)):
+        samples.save_samples(tmp_path / name, pictures(n, seed=seed)[0])
+    both = tmp_path / "ref.npz", tmp_path / "samples.npz"
+    coder = "--tokenizer", "tiny-maskgit"
+    alone = evaluate(root, *both, "--metrics", "codes", *coder, "--json", tmp_path / "codes.json")
+    assert alone.code == 0 and "through vqgan@" in alone.out, alone.err
+    asked = (*both, "--metrics", "sfid", "mind", "codes", *coder, "--extractor", "shapes-judge")
+    done = evaluate(root, *asked, "--json", tmp_path / "all.json")
+    assert done.code == 0, done.err
+    values = json.loads((tmp_path / "all.json").read_text())
+    codes = json.loads((tmp_path / "codes.json").read_text())
+    assert values["values"].keys() == {"sfid", "mind", "code_distance"} and codes["values"].keys() == {"code_distance"}
+    assert values["values"]["code_distance"] == codes["values"]["code_distance"]
+    assert values["protocol"]["settings"]["tokenizer"] == codes["protocol"]["extractor"]
+    again = evaluate(root, *asked, "--json", tmp_path / "all.json")
+    assert again.code == 0 and "finished already" in again.out, again.err
+    wrong = {"tokenizer=None": ("--metrics", "codes"), "--metrics codes only": ("--metrics", "fid", *coder)}
+    for words, more in wrong.items():
+        bad = evaluate(root, *both, "--extractor", "shapes-judge", *more)
+        assert bad.code == 2 and words in bad.err and len(bad.err.strip().splitlines()) == 1, bad.err
 
 
 def test_evaluate_script_says_what_is_no_plain_sample(root, tmp_path):

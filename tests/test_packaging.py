@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from nbdev.config import get_config
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from vgnb.core import _DEFAULTS
 
@@ -51,6 +54,19 @@ def test_the_wheel_holds_the_package_and_its_weights_alone(wheel):
 
 NEEDED = ("torch", "einops", "accelerate", "datasets", "fastcore", "ipywidgets", "matplotlib", "safetensors", "tyro")
 NOT_NEEDED = ("nbdev", "torchvision", "transformers", "pytest")
+
+
+def test_every_pinned_version_goes_with_the_first_release_of_its_python(root):
+    "Debian's 3.11 is 3.11.2: a pin that wants 3.11.5 leaves its users with pip's error."
+    pins = [Requirement(line) for line in (root / "constraints.txt").read_text().splitlines() if line.strip("# ")
+            and not line.startswith("#")]
+    strange = []
+    for pin in (pin for pin in pins if pin.marker is None or pin.marker.evaluate()):
+        wanted = metadata.metadata(pin.name).get("Requires-Python") or ""
+        first = f"{sys.version_info[0]}.{sys.version_info[1]}.0"
+        if pin.specifier.contains(metadata.version(pin.name)) and not SpecifierSet(wanted).contains(first):
+            strange.append(f"{pin}: {wanted}")
+    assert pins and not strange
 
 
 def test_metadata(wheel):

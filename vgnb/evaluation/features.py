@@ -38,12 +38,14 @@ class Features(NamedTuple):
     "What an extractor sees in a batch."
     pool: Tensor               # (b, d) fp32: one vector a picture
     logits: Tensor|None = None # (b, k) fp32: class scores, for the inception score and for accuracy
+    spatial: Tensor|None = None # (b, s) fp32: what is where in the picture, for sFID
 
 class Extractor:
     "A named look at pictures. Subclasses fill `id`, `dims`, `classes`, `names` and `look`."
     id: str                        # name@hash of the weights
     dims: int                      # length of a feature vector
     classes: int|None = None       # number of logits, None without
+    spatial: int|None = None       # length of what says what is where, None without
     names: tuple[str, ...] = ()    # of the classes, where they are known
     device: torch.device|str = "cpu"
 
@@ -139,12 +141,12 @@ def _published_inception(url:str) -> Path:
 @extractors.register(name="inception")
 class Inception(Extractor):
     "InceptionV3 of the TensorFlow FID graph (Heusel et al. 2017; torch-fidelity's port): 2048 features, 1008 logits."
-    dims, classes = 2048, 1008
-
+    dims, classes, spatial = 2048, 1008, 17 * 17 * 7
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
         engine = fidelity("feature_extractor_inceptionv3")
         path = Path(weights) if weights else _published_inception(engine.URL_INCEPTION_V3)
         self.net = self.network(path).to(device)
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep)
         self.device = device
         self.id = f"inception-v3@{digest_file(path)[:8]}"
 
@@ -161,8 +163,13 @@ class Inception(Extractor):
             reason = str(e).splitlines()[-1].strip()[:200]
             raise Mismatch("weights", path, f"is not torch-fidelity's InceptionV3: {reason}") from e
 
+    def _keep(self, layer, given, out:Tensor):
+        "The first 7 channels (b, 17, 17, 7) on their way through, as ADM's evaluator takes them."
+        self.passing = out[:, :7].permute(0, 2, 3, 1).flatten(1)
+
     def look(self, images:Tensor) -> Features:
-        return Features(*self.net(images))     # (b, 3, h, w) -> (b, 2048), (b, 1008)
+        seen = self.net(images)     # (b, 3, h, w) -> (b, 2048), (b, 1008)
+        return Features(*seen, spatial=self.passing)
 
 # %% ../../nbs/evaluation/610_features.ipynb #20b03a5c
 def clean_resize(
@@ -207,7 +214,8 @@ class CleanInception(Inception):
     def look(self, images:Tensor) -> Features:
         self.entering = self.enter(images)
         bytes_ = torch.zeros(len(images), 3, 299, 299, dtype=torch.uint8, device=self.device)
-        return Features(*self.net(bytes_))
+        seen = self.net(bytes_)
+        return Features(*seen, spatial=self.passing)
 
 @extractors.register(name="inception-halton")
 class HaltonInception(CleanInception):
@@ -227,11 +235,13 @@ def extract(
     extractor:Extractor,
     batches:Iterable, # uint8 pictures (b, h, w, 3), as many batches as there are
     progress:Callable[[int], None]|None=None, # called with the number of pictures done
-) -> Features:        # (n, d) and (n, k) or None
+    spatial:bool=False, # keep what says what is where, as long again as the features
+) -> Features:        # (n, d), (n, k) or None, (n, s) or None
     "Features of every picture."
     seen, done = [], 0
     for images in batches:
-        seen.append(extractor(images))
+        found = extractor(images)
+        seen.append(found if spatial else found._replace(spatial=None))
         done += len(images)
         if progress: progress(done)
     check_int("number of pictures", done, 1)

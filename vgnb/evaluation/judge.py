@@ -58,9 +58,15 @@ class Judge(nn.Module):
         self.neck = nn.Linear(4 * w, dims)
         self.head = nn.Linear(dims, classes)
 
-    def features(self, x:Tensor) -> Tensor:
+    def places(self, x:Tensor) -> Tensor:
+        "What is where, (b, 3w, 8, 8)."
+        return self.trunk[:3](x)
+
+    def pooled(self, places:Tensor) -> Tensor:
         "The layer in front of the scores, (b, dims)."
-        return F.silu(self.neck(self.trunk(x).amax((2, 3))))      # (b, 4w, 4, 4) -> (b, 4w) -> (b, dims)
+        return F.silu(self.neck(self.trunk[3:](places).amax((2, 3))))   # (b, 4w, 4, 4) -> (b, 4w) -> (b, dims)
+
+    def features(self, x:Tensor) -> Tensor: return self.pooled(self.places(x))
 
     def forward(self, x:Tensor) -> Tensor: return self.head(self.features(x))
 
@@ -266,7 +272,9 @@ def examine(
 # %% ../../nbs/evaluation/630_judge.ipynb #37a2af7a
 @extractors.register(name="shapes-judge")
 class ShapesJudge(Extractor):
-    "The judge as a feature extractor: 64 features, 10 scores."
+    "The judge as a feature extractor: 64 features, 10 scores, and for sFID 7 of its channels at 8x8 places."
+    spatial = 7 * 8 * 8
+
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
         self.net, self.card = load_judge(weights)
         self.net.to(device)
@@ -275,5 +283,6 @@ class ShapesJudge(Extractor):
         self.names = tuple(self.card["classes"])
 
     def look(self, images:Tensor) -> Features:
-        pool = self.net.features(judge_input(images.permute(0, 2, 3, 1)))     # (b, 64)
-        return Features(pool, self.net.head(pool))
+        places = self.net.places(judge_input(images.permute(0, 2, 3, 1)))     # (b, 3w, 8, 8)
+        pool = self.net.pooled(places)                                        # (b, 64)
+        return Features(pool, self.net.head(pool), places[:, :7].permute(0, 2, 3, 1).flatten(1))

@@ -27,6 +27,7 @@ from vgnb.evaluation.fid import (
     inception_score,
     kernel_distance,
     precision_recall,
+    sliced_distance,
 )
 from .samples import Samples, Statistics, open_samples
 from ..processes import Processes
@@ -55,7 +56,7 @@ class MetricProtocol:
 @dataclass
 class Report:
     "Metric values with their protocol."
-    values: dict             # fid, is_mean, is_std, kid_mean, kid_std, precision, recall, density, coverage, accuracy
+    values: dict             # by name: fid, is_mean, is_std, ...
     protocol: MetricProtocol
     notes: list[str] = field(default_factory=list) # what a reader should know
 
@@ -85,15 +86,24 @@ def spread(labels) -> str:
     return f"{len(counts)} classes, {each} of each"
 
 # %% ../../nbs/evaluation/621_measure.ipynb #b9262804
-METRICS = ("fid", "is", "kid", "pr", "dc", "accuracy")
-_OF_POINTS = ("kid", "pr", "dc")    # compare single pictures
+METRICS = ("fid", "sfid", "is", "kid", "mind", "pr", "dc", "accuracy")
+_OF_POINTS = ("kid", "mind", "pr", "dc")    # compare single pictures
 
 def _check_settings(s:dict):
     "Settings that are wrong on any data."
     check(len(s["metrics"]), "metrics", s["metrics"], f"must name at least one of {', '.join(METRICS)}")
     for m in s["metrics"]: check_choice("metrics", m, METRICS)
-    for name, low in (("k", 1), ("is_split", 1), ("kid_subsets", 1), ("kid_size", 2)): check_int(name, s[name], low)
+    for name in ("k", "is_split", "kid_subsets"): check_int(name, s[name], 1)
+    for name in ("kid_size", "mind_size"): check_int(name, s[name], 2)
     if s["is_shuffle"] is not None: check_int("is_shuffle", s["is_shuffle"], 0)
+
+def _check_spatial(reference:Samples, extractor:Extractor):
+    "What sFID needs is there."
+    check(extractor.spatial, "metrics", "sfid", f"needs features of places; {extractor.id} has none")
+    stored = _fitting_spatial(reference, extractor)
+    if stored: check_same_extractor(extractor.id, stored.extractor, "reference")
+    there = stored or len(reference) >= 2
+    check(there, "reference", reference.id, "must hold pictures for sfid, or mu_s and sigma_s of this extractor")
 
 def by_name(samples:Samples, extractor:Extractor) -> bool:
     "Whether labels can go over to the extractor's classes by name; names in digits are the numbers themselves."
@@ -127,12 +137,18 @@ def _fitting(reference:Samples, extractor:Extractor) -> Statistics|None:
     s = reference.statistics
     return s if s and s.dims == extractor.dims else None
 
+def _fitting_spatial(reference:Samples, extractor:Extractor) -> Statistics|None:
+    "Those for sFID."
+    s = reference.spatial
+    return s if s and s.dims == extractor.spatial else None
+
 # %% ../../nbs/evaluation/621_measure.ipynb #53ca4a8a
 def check_request(
     samples:Samples, reference:Samples,
     extractor:Extractor,
     metrics:tuple,
     kid_size:int|None,
+    mind_size:int|None=None,
     **settings,                    # as in `measure`
 ) -> tuple[dict, Statistics|None]: # settings filled in; stored statistics that serve this extractor
     "Everything that could fail, before any picture is looked at."
@@ -140,7 +156,8 @@ def check_request(
     points = len(reference) or (reference.points if stored else 0)
     few = min(len(samples), points)
     if kid_size is None: kid_size = max(2, min(1000, few))
-    settings = dict(metrics=list(metrics), kid_size=kid_size, **settings)
+    if mind_size is None: mind_size = max(2, min(5000, few))
+    settings = dict(metrics=list(metrics), kid_size=kid_size, mind_size=mind_size, **settings)
     _check_settings(settings)
 
     check(len(samples), "samples", samples.id, "must hold pictures, not only statistics")
@@ -150,12 +167,14 @@ def check_request(
         if m not in _OF_POINTS and (m != "fid" or stored): continue
         misfit = "; its statistics do not fit the extractor" if m == "fid" else ""
         check(points >= 2, "reference", reference.id, f"must hold pictures for {m}, or their features{misfit}")
+    if "sfid" in metrics: _check_spatial(reference, extractor)
 
     scores = "is" in metrics or "accuracy" in metrics
     check(extractor.classes or not scores, "metrics", "is", f"needs class scores; {extractor.id} has none")
     if "accuracy" in metrics: graded_labels(samples, extractor)
-    fits = "kid" not in metrics or kid_size <= few
-    check(fits, "kid_size", kid_size, f"must be at most the number of pictures, {few}")
+    for name, size in (("kid", kid_size), ("mind", mind_size)):
+        fits = name not in metrics or size <= few
+        check(fits, f"{name}_size", size, f"must be at most the number of pictures, {few}")
     fits = not {"pr", "dc"} & set(metrics) or settings["k"] < few
     check(fits, "k", settings["k"], f"must be below the number of pictures, {few}")
     return settings, stored
@@ -167,16 +186,18 @@ def look_at(
     batch:int=64,
     progress:Callable[[int], None]|None=None, # called with the number of pictures done
     processes:Processes|None=None,            # each looks at a share and gets the others'
+    spatial:bool=False,                       # also what says what is where, for sFID
 ) -> Features:
     "Features of all pictures, or those that are stored in their place."
     if samples.images is None and samples.features is not None:
         return Features(torch.from_numpy(np.array(samples.features)))
-    if processes is None or processes.world == 1: return extract(extractor, samples.batches(batch), progress)
+    if processes is None or processes.world == 1:
+        return extract(extractor, samples.batches(batch), progress, spatial)
 
     n = len(samples)
     share = -(-n // processes.world)
     start = min(processes.rank * share, n - 1)
-    mine = extract(extractor, samples.batches(batch, start, min(start + share, n)), progress)
+    mine = extract(extractor, samples.batches(batch, start, min(start + share, n)), progress, spatial)
 
     def joined(x:Tensor|None) -> Tensor|None:
         "Equal shares are sent, so the last ones are padded; the surplus lies at the end."
@@ -199,14 +220,15 @@ def size_note(samples:Samples, reference:Samples) -> str|None:
             "what is measured is the resizing, too")
 
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
-def _values(s:dict, seen:Features, base:Features|None, ours:Statistics, theirs:Statistics|None, labels) -> dict:
-    "The values, in the order of METRICS; `s` are the settings."
-    out, metrics = {}, s["metrics"]
-    if "fid" in metrics: out["fid"] = frechet_distance(ours, theirs)
+def _values(s:dict, seen:Features, base:Features|None, gaussians:dict, labels) -> dict:
+    "The values, in the order of METRICS; `s` are the settings, `gaussians` two of each kind of Fréchet distance."
+    metrics = s["metrics"]
+    out = {m: frechet_distance(*gaussians[m]) for m in ("fid", "sfid") if m in metrics}
     if "is" in metrics:
         out["is_mean"], out["is_std"] = inception_score(seen.logits, s["is_split"], s["is_shuffle"])
     if "kid" in metrics:
         out["kid_mean"], out["kid_std"] = kernel_distance(seen.pool, base.pool, s["kid_subsets"], s["kid_size"])
+    if "mind" in metrics: out["mind"] = sliced_distance(seen.pool, base.pool, s["mind_size"])
     if "pr" in metrics: out["precision"], out["recall"] = precision_recall(seen.pool, base.pool, s["k"])
     if "dc" in metrics: out["density"], out["coverage"] = density_coverage(seen.pool, base.pool, s["k"])
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
@@ -228,19 +250,34 @@ def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int
         reference_size=size_of(reference),
         **recorded)
 
-def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|None, extractor:Extractor) -> list[str]:
+_FRECHET = {"fid": "FID", "sfid": "sFID"}
+
+def _notes(settings:dict, gaussians:dict, stored:Statistics|None, extractor:Extractor) -> list[str]:
     "What weakens a number."
-    out = []
-    if "fid" in metrics:
-        for name, s in (("samples", ours), ("reference", theirs)):
-            if s is None or s.count is None or s.count > extractor.dims: continue
-            out.append(f"no more {name} than the {extractor.dims} feature dimensions: "
-                       "FID rests on a singular covariance and is too large")
-        if ours.count < 50_000:
-            out.append(f"FID of {ours.count} samples is larger than the FID of 50,000; "
-                       "compare it with equal counts only")
+    out, metrics = [], settings["metrics"]
+    for metric, distance in _FRECHET.items():
+        if metric not in metrics: continue
+        ours, theirs = gaussians[metric]
+        out += _few(distance, ours, theirs)
+    size = settings["mind_size"]
+    if "mind" in metrics and size != 5000:
+        out.append(f"MIND of {size} pictures a side; published ones rest on 5,000")
+    if "sfid" in metrics and stored and gaussians["sfid"][1].count != stored.count:
+        out.append(f"the stored statistics hold none for sFID: it rests on {gaussians['sfid'][1].count} pictures")
     if stored and not stored.extractor:
         out.append("the reference's statistics do not name their extractor; they are taken to be this one's")
+    return out
+
+def _few(distance:str, ours:Statistics, theirs:Statistics|None) -> list[str]:
+    "What to say of a Fréchet distance that rests on few pictures."
+    out = []
+    for name, s in (("samples", ours), ("reference", theirs)):
+        if s is None or s.count is None or s.count > s.dims: continue
+        out.append(f"no more {name} than the {s.dims} feature dimensions: "
+                   f"{distance} rests on a singular covariance and is too large")
+    if ours.count < 50_000:
+        out.append(f"{distance} of {ours.count} samples is larger than the {distance} of 50,000; "
+                   "compare it with equal counts only")
     return out
 
 def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|None) -> list[str]:
@@ -253,10 +290,11 @@ def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|
     return out
 
 # %% ../../nbs/evaluation/621_measure.ipynb #349eac4a
-def _needs_base(settings:dict, stored:Statistics|None) -> bool:
+def _needs_base(settings:dict, stored:Statistics|None, spatial:Statistics|None) -> bool:
     "Whether the reference's pictures have to be looked at: not where stored statistics tell all that is asked."
     metrics = settings["metrics"]
-    return any(m in _OF_POINTS for m in metrics) or ("fid" in metrics and stored is None)
+    gaussians = ("fid", stored), ("sfid", spatial)
+    return any(m in _OF_POINTS for m in metrics) or any(m in metrics and s is None for m, s in gaussians)
 
 def _judge(
     samples:Samples, reference:Samples, extractor:Extractor,
@@ -265,20 +303,26 @@ def _judge(
     **recorded,
 ) -> Report:
     "The report on what was seen."
-    def statistics(x:Features, source:str): return Statistics(extractor.dims, extractor.id, source).update(x.pool)
-
-    ours, theirs = statistics(seen, samples.id), stored
-    if theirs is None and base: theirs = statistics(base, reference.id)
+    ours, theirs = _gaussian(seen.pool, extractor, samples), stored
+    if theirs is None and base: theirs = _gaussian(base.pool, extractor, reference)
     count = theirs.count if theirs else len(reference)
+    gaussians, spatial = {"fid": (ours, theirs)}, _fitting_spatial(reference, extractor)
+    if "sfid" in settings["metrics"]:
+        known = spatial or _gaussian(base.spatial, extractor, reference)
+        gaussians["sfid"] = _gaussian(seen.spatial, extractor, samples), known
 
     protocol = _protocol(samples, reference, extractor, count, bool(stored), settings=settings, **recorded)
-    notes = _notes(settings["metrics"], ours, theirs, stored, extractor)
-    notes += _reference_notes(_needs_base(settings, stored), samples, reference, count)
+    notes = _notes(settings, gaussians, stored, extractor)
+    notes += _reference_notes(_needs_base(settings, stored, spatial), samples, reference, count)
     labels = None
     if "accuracy" in settings["metrics"]:
         labels, note = graded_labels(samples, extractor), label_note(samples, extractor)
         notes += [note] if note else []
-    return Report(_values(settings, seen, base, ours, theirs, labels), protocol, notes)
+    return Report(_values(settings, seen, base, gaussians, labels), protocol, notes)
+
+def _gaussian(features:Tensor, extractor:Extractor, of:Samples) -> Statistics:
+    "The Gaussian of features (n, d)."
+    return Statistics(features.shape[1], extractor.id, of.id).update(features)
 
 # %% ../../nbs/evaluation/621_measure.ipynb #c99b7dc5
 def measure(
@@ -290,6 +334,7 @@ def measure(
     is_shuffle:int|None=None,        # seed of a keyed order, or None = as stored
     kid_subsets:int=100,
     kid_size:int|None=None,          # None: 1000, or all of the smaller set when there are fewer
+    mind_size:int|None=None,         # pictures of either side; None: 5000, or all of the smaller set
     k:int=3,                         # neighbours for precision and recall
     uint8_rule:str="unknown",        # recorded, as are seed and sampler
     seed:int|None=None,
@@ -301,16 +346,20 @@ def measure(
     "Compare samples with a reference."
     samples, reference = open_samples(samples), open_samples(reference)
     check_int("batch", batch, 1)
-    settings, stored = check_request(samples, reference, extractor, metrics, kid_size, is_split=is_split,
-                                     is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
+    settings, stored = check_request(samples, reference, extractor, metrics, kid_size, mind_size,
+                                     is_split=is_split, is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
+    places = "sfid" in metrics
 
     def look(side:str, pictures:Samples) -> Features:
         report = (lambda n: progress(side, n)) if progress else None
-        return look_at(extractor, pictures, batch, report, processes)
+        return look_at(extractor, pictures, batch, report, processes, places)
     seen = look("samples", samples)
-    if base is None and _needs_base(settings, stored): base = look("reference", reference)
+    spatial = _fitting_spatial(reference, extractor)
+    if base is None and _needs_base(settings, stored, spatial): base = look("reference", reference)
     fits = base is None or base.pool.shape == (reference.points, extractor.dims)
     check(fits, "base", base and tuple(base.pool.shape),
           f"must be the features of the reference's {reference.points} pictures", Mismatch)
+    fits = base is None or not places or spatial is not None or base.spatial is not None
+    check(fits, "base", None, "must hold features of places for sfid: look_at(..., spatial=True)")
     recorded = dict(uint8_rule=uint8_rule, seed=seed, sampler=sampler)
     return _judge(samples, reference, extractor, settings, stored, seen, base, **recorded)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..core import BadItem, as_json, check, check_int, digest, load_card, save_card, sweep_aside, write_aside
 from ..data.shards import ShardWriter
 from ..downloads import Remote, remotes
-from .features import Extractor
+from .features import Extractor, Features
 from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
 from ..places import locked_file
 from ..processes import Processes, read_ahead
@@ -38,24 +38,30 @@ class ReferencePlan:
     size: tuple          # (h, w) of the pictures
     shard_size: int = 1024
     times: str = ""      # when the source's files were last changed
+    spatial: int = 0     # numbers that say what is where, kept after a picture's features, for sFID
+
+    @property
+    def width(self) -> int:
+        "Numbers a picture."
+        return self.dims + self.spatial
 
 class FeatureShards(ShardWriter):
-    "Features (rows, d) fp32 of each shard of pictures, with the pictures' ids."
+    "Features (rows, d) fp32 of each shard of pictures, and what is where, with the pictures' ids."
     kind = "looks"
     def ids_of(self, body, rows):
-        whole = len(body) == rows * (8 + 4 * self.plan.dims)
-        check(whole, "shard", len(body), f"must hold {self.plan.dims} features for {rows} rows")
+        whole = len(body) == rows * (8 + 4 * self.plan.width)
+        check(whole, "shard", len(body), f"must hold {self.plan.width} features for {rows} rows")
         return np.frombuffer(body, "<i8", rows)
 
     def write(self, shard:int, ids, features:Tensor):
-        "Publish the features (rows, d) of a shard's readable pictures."
-        rows = features.numpy().astype("<f4").reshape(len(ids), self.plan.dims)
+        "Publish the features (rows, width) of a shard's readable pictures."
+        rows = features.numpy().astype("<f4").reshape(len(ids), self.plan.width)
         self.publish(shard, np.asarray(ids, "<i8"), rows)
 
     def read(self, shard:int) -> tuple[np.ndarray, Tensor]:
-        "(ids, features (rows, d)) of a published shard."
+        "(ids, features (rows, width)) of a published shard."
         body, rows, _ = self.sealed(shard)
-        features = np.frombuffer(body, "<f4", offset=8 * rows).reshape(rows, self.plan.dims)
+        features = np.frombuffer(body, "<f4", offset=8 * rows).reshape(rows, self.plan.width)
         return self.ids_of(body, rows), torch.from_numpy(features.copy())
 
 class _Pieces(torch.utils.data.Dataset):
@@ -106,6 +112,7 @@ def save_reference(
     protocol:dict,                # JSON-able: how they came to be
     features:Iterator[Tensor]=(), # parts (b, d) fp32
     rows:int=0,                   # how many rows these parts have together
+    spatial:Statistics|None=None, # for sFID: `mu_s` and `sigma_s`, as ADM's evaluator calls them
 ):
     "Write statistics, their protocol, and features as they come."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")
@@ -114,6 +121,9 @@ def save_reference(
     with write_aside(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:
         _write(z, "mu", statistics.mean.numpy())
         _write(z, "sigma", statistics.cov.numpy())
+        if spatial:
+            _write(z, "mu_s", spatial.mean.numpy())
+            _write(z, "sigma_s", spatial.cov.numpy())
         for name, text in facts.items(): _write(z, name, np.array(text))
         if not rows: return
         with z.open("features.npy", "w", force_zip64=True) as f: _write_features(f, features, rows, statistics.dims)
@@ -125,16 +135,21 @@ def reference_plan(
     out:str|Path,
     keep:int=0,       # pictures whose features are kept
     shard_size:int=1024,
+    spatial:bool=False, # also the statistics for sFID
 ) -> ReferencePlan:
     "What the reference will rest on. Errors: a name that is taken or of another kind, too few pictures."
     out = Path(out)
     check(out.suffix in (".npz", ".safetensors", ".pt"), "out", out, "must end in .npz, .safetensors or .pt")
     check_int("features", keep, 0)
     check(keep == 0 or out.suffix == ".npz", "features", keep, "can be kept in an .npz only")
+    check(not spatial or out.suffix == ".npz", "spatial", spatial, "can be kept in an .npz only")
+    there = extractor.spatial or not spatial
+    check(there, "spatial", spatial, f"needs features of places; {extractor.id} has none")
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, images.times)
+    places = extractor.spatial if spatial else 0
+    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, images.times, places)
     _check_own(out, plan, keep)
     return plan
 
@@ -154,7 +169,7 @@ def _beside(out:Path) -> Path:
 
 def _note(plan:ReferencePlan, s:Statistics) -> dict:
     "What a .pt rests on, and which numbers are meant."
-    facts = {k: v for k, v in asdict(plan).items() if k != "shard_size"}
+    facts = {k: v for k, v in asdict(plan).items() if k not in ("shard_size", "spatial")}
     return as_json({"plan": facts, "numbers": digest(s.mean.float(), s.cov.float())})
 
 def _noted(out:Path) -> dict:
@@ -177,18 +192,23 @@ def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
     counts = said.get("count"), said.get("left_out", 0)
     pictures = sum(counts) if all(isinstance(n, int) for n in counts) else None
     found = said.get("images"), said.get("extractor"), said.get("size"), pictures, said.get("features", 0)
-    return found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
+    places = samples.spatial.dims if samples.spatial else 0
+    return (*found, places) == (plan.images, plan.extractor, list(plan.size), plan.total, keep, plan.spatial)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #a63b4c36
 def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, source, bar):
     "Look at the pictures of one shard and publish what was seen."
-    seen, ids = [torch.zeros(0, extractor.dims)], []
+    seen, ids = [torch.zeros(0, writer.plan.width)], []
     for pictures, numbers, bad in pieces:
         for e in bad: source.skip(e)
-        if numbers: seen.append(extractor(pictures).pool)
+        if numbers: seen.append(_numbers(extractor(pictures), writer.plan))
         ids += numbers
         bar.update(len(numbers) + len(bad))
     writer.write(shard, ids, torch.cat(seen))
+
+def _numbers(seen:Features, plan:ReferencePlan) -> Tensor:
+    "What is kept of pictures, (b, width)."
+    return torch.cat([seen.pool, seen.spatial], 1) if plan.spatial else seen.pool
 
 def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int, workers:int, show:bool|None):
     "Look at this process's shards that are not there yet; pieces of a batch's size are read ahead."
@@ -203,39 +223,41 @@ def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, bat
         for k in todo: _look(writer, k, [next(feed) for _ in pieces[k]], extractor, source, bar)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #4f07b740
-def _gather(writer:FeatureShards, max_bad:int) -> tuple[Statistics, np.ndarray]:
-    "The Gaussian of all shards, in their order, and the ids of the pictures that could be read."
+def _gather(writer:FeatureShards, max_bad:int) -> tuple[Statistics, Statistics|None, np.ndarray]:
+    "The Gaussian of all shards, in their order, that for sFID, and the ids of the pictures that could be read."
     plan = writer.plan
     lost = [k for k in range(writer.shards) if writer.entry(k) is None]
     missing = f"{len(lost)} of {writer.shards} shards are missing; run the extraction again"
     check(not lost, "out", writer.path, missing)
 
     total, readable = Statistics(plan.dims, plan.extractor, plan.images), []
+    places = Statistics(plan.spatial, plan.extractor, plan.images) if plan.spatial else None
     for k in range(writer.shards):
         ids, features = writer.read(k)
-        total.update(features)
+        total.update(features[:, :plan.dims])
+        if places: places.update(features[:, plan.dims:])
         readable.append(ids)
     gone = plan.total - total.count
     check(gone <= max_bad, "max_bad", max_bad, f"{gone} pictures could not be read over all processes")
     check(total.count >= 2, "images", plan.images, "must be at least two readable pictures")
-    return total, np.concatenate(readable)
+    return total, places, np.concatenate(readable)
 
 def _some(writer:FeatureShards, chosen:np.ndarray) -> Iterator[Tensor]:
     "Features of the chosen pictures, shard by shard."
     for k in range(writer.shards):
         ids, features = writer.read(k)
-        yield features[torch.from_numpy(np.isin(ids, chosen))]
+        yield features[torch.from_numpy(np.isin(ids, chosen)), :writer.plan.dims]
 
 def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) -> Statistics:
     "Gather the shards, write the file, remove them."
-    plan, (total, readable) = writer.plan, _gather(writer, max_bad)
+    plan, (total, places, readable) = writer.plan, _gather(writer, max_bad)
     if out.suffix == ".npz":
         protocol = dict(images=plan.images, count=total.count, left_out=plan.total - total.count,
                         size=list(plan.size), extractor=plan.extractor, features=keep,
                         engine=f"torch-fidelity {metadata.version('torch-fidelity')}", **record)
         chosen = _spread(plan.total, keep)
         kept = int(np.isin(readable, chosen).sum())
-        save_reference(out, total, protocol, _some(writer, chosen), kept)
+        save_reference(out, total, protocol, _some(writer, chosen), kept, places)
     else:
         if out.suffix == ".pt": save_card(_beside(out), _note(plan, total))    # first: never a file without its note
         save_statistics(out, total)
@@ -248,6 +270,7 @@ def extract_reference(
     out:str|Path,                # .npz (or .safetensors; .pt as the masked transformer's code base reads it)
     extractor:Extractor,
     *, keep:int=0,               # pictures whose features are kept, for precision and recall
+    spatial:bool=False,          # also the statistics for sFID, where the extractor sees places
     batch:int=64,
     shard_size:int=1024,
     workers:int=0,               # processes that read ahead
@@ -259,7 +282,7 @@ def extract_reference(
     images, out, processes = open_samples(images), Path(out), processes or Processes()
     check_int("batch", batch, 1)
     check_int("workers", workers, 0)
-    plan = reference_plan(images, extractor, out, keep, shard_size)
+    plan = reference_plan(images, extractor, out, keep, shard_size, spatial)
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(locked_file(out)))
         if processes.together(lambda: _begin(out, plan, keep)): return load_statistics(out)

@@ -204,11 +204,11 @@ def _stored_safely(path:Path) -> tuple[dict, dict]:
     check(intact, "statistics", path, "is damaged: its seal does not fit; make or copy it again", Mismatch)
     return arrays, facts
 
-def _stored(path:Path) -> tuple[dict, dict]:
+def _stored(path:Path, spatial:bool=False) -> tuple[dict, dict]:
     "(arrays, what the file says about them)."
     if path.suffix == ".npz":
-        names = npz_members(path)
-        arrays = {k: read_npz(path, k) for k in ("mu", "sigma", "cov") if k in names}
+        names, end = npz_members(path), "_s" if spatial else ""
+        arrays = {k: read_npz(path, k + end) for k in ("mu", "sigma", "cov") if k + end in names}
         return arrays, {k: str(read_npz(path, k)) for k in ("count", "extractor", "source") if k in names}
     if path.suffix == ".safetensors":
         return _stored_safely(path)
@@ -224,11 +224,12 @@ def _as_double(a, path:Path) -> Tensor:
 
 def load_statistics(
     path:str|Path, # .npz, .safetensors, or a torch file of tensors
+    spatial:bool=False, # those for sFID, `mu_s` and `sigma_s` of an npz
 ) -> Statistics:
     "Statistics from one of the layouts in use; `mu` with `sigma` or `cov`."
     path = Path(path)
     check(path.is_file(), "statistics", path, "no such file", Missing)
-    arrays, facts = _stored(path)
+    arrays, facts = _stored(path, spatial)
     gaussian = isinstance(arrays, dict) and "mu" in arrays and ("sigma" in arrays or "cov" in arrays)
     check(gaussian, "statistics", path, "must hold mu and sigma (or cov)", Mismatch)
 
@@ -306,6 +307,7 @@ class Samples:
     protocol: dict|None = None         # how stored statistics came to be
     times: str = ""                    # when the files of a source were last changed, in one word
     classes: list[str]|None = None     # what the labels' numbers are called, where that is known
+    spatial: Statistics|None = None    # stored, too: of what is where in the pictures, for sFID
 
     def __post_init__(self):
         if self.images is None:
@@ -361,10 +363,13 @@ def _open_npz(path:Path) -> Samples:
     members = npz_members(path)
     check_crc(path)
     stored = load_statistics(path) if "mu" in members and ("sigma" in members or "cov" in members) else None
+    spatial = load_statistics(path, spatial=True) if {"mu_s", "sigma_s"} <= members.keys() else None
     pictures = next((k for k in ("arr_0", "images", "samples") if k in members), None)
     check(pictures or stored, "npz", path,
           f"must hold arr_0 (uint8 pictures) or mu and sigma; it holds {', '.join(members)}", Mismatch)
-    if pictures is None: return Samples(None, None, stored, _file_id(path), *_kept(path, members, stored))
+    if pictures is None:
+        kept = _kept(path, members, stored)
+        return Samples(None, None, stored, _file_id(path), *kept, spatial=spatial)
 
     m = members[pictures]
     bytes_ = m.dtype == np.uint8 and len(m.shape) == 4 and m.shape[-1] == 3
@@ -372,7 +377,8 @@ def _open_npz(path:Path) -> Samples:
     label = next((k for k in ("labels", "arr_1", "label") if k in members), None)
     labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
     id = _file_id(path)
-    return Samples(read_npz(path, pictures), labels, stored, id, classes=_recorded_classes(path, id))
+    names = _recorded_classes(path, id)
+    return Samples(read_npz(path, pictures), labels, stored, id, classes=names, spatial=spatial)
 
 def _labels(source:ImageSource):
     "(n,) labels of a source, however it keeps them; None when there is only one class."
