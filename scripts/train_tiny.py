@@ -40,6 +40,7 @@ READS = {                          # whose codes a generator learns, if not the 
     "vqkd": "vqkd-tokenizer"}
 RECIPES = {"dar": "shapes-dar", "vqkd": "shapes-vqkd"} # a generator's, if not shapes-8x8-NAME
 SETTINGS = {                       # how the shipped pipeline samples unless asked otherwise
+    "llamagen": dict(order="raster", schedule="one-by-one", rows=50),
     "randar": dict(order="random", schedule="cosine", steps=22, rows=50),
     "maskgit": dict(order="halton", schedule="arccos", steps=22, rows=50),
     "pgm": dict(order="halton", schedule="arccos", steps=22, rows=50),
@@ -58,7 +59,7 @@ PICKS = {                          # how the shipped pipeline draws a code, if n
 class Options:
     "Which model, and where."
     name: tyro.conf.Positional[str]
-    "vqkd-teacher; [iar2-|dar-|vqkd-]tokenizer; randar, maskgit, pgm, rar, arpg, lpd, iar2, dar or vqkd"
+    "vqkd-teacher; [iar2-|dar-|vqkd-]tokenizer; llamagen, randar, maskgit, pgm, rar, arpg, lpd, iar2, dar or vqkd"
     out: Path = Path("runs/tiny")
     "where the runs go; the tokenizer's codes are shared"
     ship: Path = ROOT / "vgnb" / "weights" / "tiny"

@@ -3333,6 +3333,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vgnb/recipes/rar_recipes.py')},
             'vgnb.recipes.shapes_recipes': { 'vgnb.recipes.shapes_recipes._tiny': ( 'recipes/shapes_recipes.html#_tiny',
                                                                                     'vgnb/recipes/shapes_recipes.py'),
+                                             'vgnb.recipes.shapes_recipes.shapes_8x8_llamagen': ( 'recipes/shapes_recipes.html#shapes_8x8_llamagen',
+                                                                                                  'vgnb/recipes/shapes_recipes.py'),
                                              'vgnb.recipes.shapes_recipes.shapes_8x8_maskgit': ( 'recipes/shapes_recipes.html#shapes_8x8_maskgit',
                                                                                                  'vgnb/recipes/shapes_recipes.py'),
                                              'vgnb.recipes.shapes_recipes.shapes_8x8_pgm': ( 'recipes/shapes_recipes.html#shapes_8x8_pgm',
