@@ -76,9 +76,11 @@ def measure_codes(
     values = {"code_distance": sum(levels) / len(levels)}
     if len(levels) > 1: values |= {f"code_distance_{i}": d for i, d in enumerate(levels, 1)}
     unlike = size_note(samples, reference)
-    return Report(values, _protocol(samples, reference, tokenizer, **recorded), [unlike] if unlike else [])
+    return Report(values, _protocol(samples, reference, tokenizer, **recorded),
+                  [unlike] if unlike else [])
 
-def _protocol(samples:Samples, reference:Samples, tokenizer:Tokenizer, **recorded) -> MetricProtocol:
+def _protocol(samples:Samples, reference:Samples, tokenizer:Tokenizer,
+              **recorded) -> MetricProtocol:
     "What the distances rest on."
     return MetricProtocol(
         count=len(samples),

@@ -37,21 +37,21 @@ from ..rows import padded
 @dataclass
 class MetricProtocol:
     "What a metric was measured on, through what, and how."
-    count: int                       # samples
-    reference_count: int|None        # pictures of the reference; None where stored statistics do not tell
-    extractor: str                   # id
-    samples: str                     # id
-    reference: str                   # id
-    labels: str                      # how the samples' classes are spread
-    reference_statistics: str        # "computed" here, or "stored" in the reference
-    uint8_rule: str = "unknown"      # how floats became bytes; pictures that come as bytes do not tell
-    seed: int|None = None            # of sampling
-    sampler: dict|None = None        # its settings
+    count: int                    # samples
+    reference_count: int|None  # pictures of the reference; None where stored statistics do not tell
+    extractor: str                # id
+    samples: str                  # id
+    reference: str                # id
+    labels: str                   # how the samples' classes are spread
+    reference_statistics: str     # "computed" here, or "stored" in the reference
+    uint8_rule: str = "unknown"   # how floats became bytes; pictures that come as bytes do not tell
+    seed: int|None = None         # of sampling
+    sampler: dict|None = None     # its settings
     settings: dict = field(default_factory=dict) # of the metrics
     engine: str = ""
     reference_protocol: dict|None = None # of stored statistics, where their file tells
     size: tuple|None = None          # (h, w) of the samples
-    reference_size: tuple|None = None # (h, w) of the reference's pictures; None where stored statistics do not tell
+    reference_size: tuple|None = None # (h, w) of the reference; None: statistics don't tell
 
 @dataclass
 class Report:
@@ -85,13 +85,14 @@ def spread(labels) -> str:
     each = f"{low}" if low == high else f"{low} to {high}"
     return f"{len(counts)} classes, {each} of each"
 
-# %% ../../nbs/evaluation/621_measure.ipynb #b9262804
+# %% ../../nbs/evaluation/621_measure.ipynb #d9bb8685
 METRICS = ("fid", "sfid", "is", "kid", "mind", "pr", "dc", "accuracy")
 _OF_POINTS = ("kid", "mind", "pr", "dc")    # compare single pictures
 
 def _check_settings(s:dict):
     "Settings that are wrong on any data."
-    check(len(s["metrics"]), "metrics", s["metrics"], f"must name at least one of {', '.join(METRICS)}")
+    check(len(s["metrics"]), "metrics", s["metrics"],
+          f"must name at least one of {', '.join(METRICS)}")
     for m in s["metrics"]: check_choice("metrics", m, METRICS)
     for name in ("k", "is_split", "kid_subsets"): check_int(name, s[name], 1)
     for name in ("kid_size", "mind_size"): check_int(name, s[name], 2)
@@ -99,21 +100,27 @@ def _check_settings(s:dict):
 
 def _check_spatial(reference:Samples, extractor:Extractor):
     "What sFID needs is there."
-    check(extractor.spatial, "metrics", "sfid", f"needs features of places; {extractor.id} has none")
+    check(extractor.spatial, "metrics", "sfid",
+          f"needs features of places; {extractor.id} has none")
     stored = _fitting_spatial(reference, extractor)
     if stored: check_same_extractor(extractor.id, stored.extractor, "reference")
     there = stored or len(reference) >= 2
-    check(there, "reference", reference.id, "must hold pictures for sfid, or mu_s and sigma_s of this extractor")
+    check(there, "reference", reference.id,
+          "must hold pictures for sfid, or mu_s and sigma_s of this extractor")
 
 def by_name(samples:Samples, extractor:Extractor) -> bool:
-    "Whether labels can go over to the extractor's classes by name; names in digits are the numbers themselves."
+    "Whether labels can become the extractor's classes by name; names in digits are the numbers."
     names = samples.classes or []
     return bool(names) and (bool(extractor.names) or all(name.isdigit() for name in names))
 
+# %% ../../nbs/evaluation/621_measure.ipynb #b9262804
 def graded_labels(samples:Samples, extractor:Extractor) -> np.ndarray: # (n,)
-    "What was asked for, in the extractor's own numbers. Errors: labels or names of classes that it doesn't have."
+    """What was asked for, in the extractor's own numbers.
+
+    Errors: labels or names of classes that it doesn't have."""
     labels = samples.labels
-    check(labels is not None, "metrics", "accuracy", "needs the labels that were asked for, in samples")
+    check(labels is not None, "metrics", "accuracy",
+          "needs the labels that were asked for, in samples")
     low, high = int(np.min(labels)), int(np.max(labels))
     named, known = by_name(samples, extractor), list(extractor.names)
     count = len(samples.classes) if named else extractor.classes
@@ -123,14 +130,16 @@ def graded_labels(samples:Samples, extractor:Extractor) -> np.ndarray: # (n,)
 
     numbers = np.array([class_index(name, known, extractor.classes) for name in samples.classes])
     strange = [samples.classes[k] for k in np.unique(labels) if numbers[k] < 0]
-    check(not strange, "labels", strange, f"must be classes of {extractor.id}: {', '.join(known) or extractor.classes}")
+    check(not strange, "labels", strange,
+          f"must be classes of {extractor.id}: {', '.join(known) or extractor.classes}")
     return numbers[labels]
 
 def label_note(samples:Samples, extractor:Extractor) -> str|None:
     "What to say where labels are graded by number."
     words = [name for name in samples.classes or [] if not name.isdigit()]
     if words and extractor.names: return None
-    return f"labels are taken as the class numbers of {extractor.id}: no names of classes say otherwise"
+    return (f"labels are taken as the class numbers of {extractor.id}: "
+            "no names of classes say otherwise")
 
 def _fitting(reference:Samples, extractor:Extractor) -> Statistics|None:
     "The reference's stored statistics, if they may be this extractor's."
@@ -166,11 +175,13 @@ def check_request(
     for m in metrics:
         if m not in _OF_POINTS and (m != "fid" or stored): continue
         misfit = "; its statistics do not fit the extractor" if m == "fid" else ""
-        check(points >= 2, "reference", reference.id, f"must hold pictures for {m}, or their features{misfit}")
+        check(points >= 2, "reference", reference.id,
+              f"must hold pictures for {m}, or their features{misfit}")
     if "sfid" in metrics: _check_spatial(reference, extractor)
 
     scores = "is" in metrics or "accuracy" in metrics
-    check(extractor.classes or not scores, "metrics", "is", f"needs class scores; {extractor.id} has none")
+    check(extractor.classes or not scores, "metrics", "is",
+          f"needs class scores; {extractor.id} has none")
     if "accuracy" in metrics: graded_labels(samples, extractor)
     for name, size in (("kid", kid_size), ("mind", mind_size)):
         fits = name not in metrics or size <= few
@@ -197,7 +208,8 @@ def look_at(
     n = len(samples)
     share = -(-n // processes.world)
     start = min(processes.rank * share, n - 1)
-    mine = extract(extractor, samples.batches(batch, start, min(start + share, n)), progress, spatial)
+    mine = extract(extractor, samples.batches(batch, start, min(start + share, n)),
+                   progress, spatial)
 
     def joined(x:Tensor|None) -> Tensor|None:
         "Equal shares are sent, so the last ones are padded; the surplus lies at the end."
@@ -216,10 +228,10 @@ def size_note(samples:Samples, reference:Samples) -> str|None:
     "What to say where samples and reference are of different sizes."
     ours, theirs = size_of(samples), size_of(reference)
     if ours == theirs or None in (ours, theirs): return None
-    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures were {theirs[1]}x{theirs[0]}: "
-            "what is measured is the resizing, too")
+    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures were "
+            f"{theirs[1]}x{theirs[0]}: what is measured is the resizing, too")
 
-# %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
+# %% ../../nbs/evaluation/621_measure.ipynb #5e620769
 def _values(s:dict, seen:Features, base:Features|None, gaussians:dict, labels) -> dict:
     "The values, in the order of METRICS; `s` are the settings, `gaussians` two of each kind of Fréchet distance."
     metrics = s["metrics"]
@@ -227,14 +239,18 @@ def _values(s:dict, seen:Features, base:Features|None, gaussians:dict, labels) -
     if "is" in metrics:
         out["is_mean"], out["is_std"] = inception_score(seen.logits, s["is_split"], s["is_shuffle"])
     if "kid" in metrics:
-        out["kid_mean"], out["kid_std"] = kernel_distance(seen.pool, base.pool, s["kid_subsets"], s["kid_size"])
+        out["kid_mean"], out["kid_std"] = kernel_distance(seen.pool, base.pool,
+                                                          s["kid_subsets"], s["kid_size"])
     if "mind" in metrics: out["mind"] = sliced_distance(seen.pool, base.pool, s["mind_size"])
-    if "pr" in metrics: out["precision"], out["recall"] = precision_recall(seen.pool, base.pool, s["k"])
-    if "dc" in metrics: out["density"], out["coverage"] = density_coverage(seen.pool, base.pool, s["k"])
+    if "pr" in metrics:
+        out["precision"], out["recall"] = precision_recall(seen.pool, base.pool, s["k"])
+    if "dc" in metrics:
+        out["density"], out["coverage"] = density_coverage(seen.pool, base.pool, s["k"])
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
     return out
 
-def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int|None, stored:bool, **recorded):
+def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int|None,
+              stored:bool, **recorded):
     "What the values rest on; `count`: pictures of the reference."
     return MetricProtocol(
         count=len(samples),
@@ -252,6 +268,7 @@ def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int
 
 _FRECHET = {"fid": "FID", "sfid": "sFID"}
 
+# %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
 def _notes(settings:dict, gaussians:dict, stored:Statistics|None, extractor:Extractor) -> list[str]:
     "What weakens a number."
     out, metrics = [], settings["metrics"]
@@ -263,9 +280,11 @@ def _notes(settings:dict, gaussians:dict, stored:Statistics|None, extractor:Extr
     if "mind" in metrics and size != 5000:
         out.append(f"MIND of {size} pictures a side; published ones rest on 5,000")
     if "sfid" in metrics and stored and gaussians["sfid"][1].count != stored.count:
-        out.append(f"the stored statistics hold none for sFID: it rests on {gaussians['sfid'][1].count} pictures")
+        out.append("the stored statistics hold none for sFID: "
+                   f"it rests on {gaussians['sfid'][1].count} pictures")
     if stored and not stored.extractor:
-        out.append("the reference's statistics do not name their extractor; they are taken to be this one's")
+        out.append("the reference's statistics do not name their extractor; "
+                   "they are taken to be this one's")
     return out
 
 def _few(distance:str, ours:Statistics, theirs:Statistics|None) -> list[str]:
@@ -281,7 +300,7 @@ def _few(distance:str, ours:Statistics, theirs:Statistics|None) -> list[str]:
     return out
 
 def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|None) -> list[str]:
-    "What a reader should know of a reference that was looked at before; `needed`: its single pictures count."
+    "What to know of a reference that was looked at before; `needed`: its single pictures count."
     unlike = size_note(samples, reference)
     out = [unlike] if unlike else []
     if needed and len(reference) == 0 and reference.points != count:
@@ -294,7 +313,8 @@ def _needs_base(settings:dict, stored:Statistics|None, spatial:Statistics|None) 
     "Whether the reference's pictures have to be looked at: not where stored statistics tell all that is asked."
     metrics = settings["metrics"]
     gaussians = ("fid", stored), ("sfid", spatial)
-    return any(m in _OF_POINTS for m in metrics) or any(m in metrics and s is None for m, s in gaussians)
+    return (any(m in _OF_POINTS for m in metrics)
+            or any(m in metrics and s is None for m, s in gaussians))
 
 def _judge(
     samples:Samples, reference:Samples, extractor:Extractor,
@@ -311,7 +331,8 @@ def _judge(
         known = spatial or _gaussian(base.spatial, extractor, reference)
         gaussians["sfid"] = _gaussian(seen.spatial, extractor, samples), known
 
-    protocol = _protocol(samples, reference, extractor, count, bool(stored), settings=settings, **recorded)
+    protocol = _protocol(samples, reference, extractor, count, bool(stored),
+                         settings=settings, **recorded)
     notes = _notes(settings, gaussians, stored, extractor)
     notes += _reference_notes(_needs_base(settings, stored, spatial), samples, reference, count)
     labels = None
@@ -330,13 +351,13 @@ def measure(
     extractor:Extractor,
     metrics:tuple=("fid", "is", "kid", "pr"), # some of METRICS
     batch:int=64,
-    is_split:int=5000,               # samples in a part of the inception score
-    is_shuffle:int|None=None,        # seed of a keyed order, or None = as stored
+    is_split:int=5000,              # samples in a part of the inception score
+    is_shuffle:int|None=None,       # seed of a keyed order, or None = as stored
     kid_subsets:int=100,
-    kid_size:int|None=None,          # None: 1000, or all of the smaller set when there are fewer
-    mind_size:int|None=None,         # pictures of either side; None: 5000, or all of the smaller set
-    k:int=3,                         # neighbours for precision and recall
-    uint8_rule:str="unknown",        # recorded, as are seed and sampler
+    kid_size:int|None=None,         # None: 1000, or all of the smaller set when there are fewer
+    mind_size:int|None=None,        # pictures of either side; None: 5000, or all of the smaller set
+    k:int=3,                        # neighbours for precision and recall
+    uint8_rule:str="unknown",       # recorded, as are seed and sampler
     seed:int|None=None,
     sampler:dict|None=None,
     progress:Callable[[str, int], None]|None=None, # ("samples" | "reference", pictures done)
@@ -347,7 +368,8 @@ def measure(
     samples, reference = open_samples(samples), open_samples(reference)
     check_int("batch", batch, 1)
     settings, stored = check_request(samples, reference, extractor, metrics, kid_size, mind_size,
-                                     is_split=is_split, is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
+                                     is_split=is_split, is_shuffle=is_shuffle,
+                                     kid_subsets=kid_subsets, k=k)
     places = "sfid" in metrics
 
     def look(side:str, pictures:Samples) -> Features:
