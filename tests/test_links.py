@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def prose(path: Path) -> str:
-    "The text of a page: its markdown cells and what its code answers with in Markdown, or the whole file."
+    "The text of a page: its markdown cells and its code's answers in Markdown, or the whole file."
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb": return text
     cells = json.loads(text)["cells"]
@@ -69,9 +69,11 @@ def test_what_counts_as_a_broken_link(text, wrong, tmp_path):
 
 def test_what_code_answers_in_markdown_is_prose(tmp_path):
     (tmp_path / "there.md").write_text("")
-    answers = [{"data": {"text/markdown": ["| [a](there.md) |\n", "| [b](gone.md) |"]}}, {"text": ["[c](stdout.md)"]}]
+    table = ["| [a](there.md) |\n", "| [b](gone.md) |"]
+    answers = [{"data": {"text/markdown": table}}, {"text": ["[c](stdout.md)"]}]
     page = tmp_path / "page.ipynb"
-    page.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["x"], "outputs": answers}]}))
+    cell = {"cell_type": "code", "source": ["x"], "outputs": answers}
+    page.write_text(json.dumps({"cells": [cell]}))
     assert broken([page]) == ["page.ipynb -> gone.md"]
 
 

@@ -14,11 +14,11 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 from ..core import check
-from ..figures import TONES, heat, house_font, image_grid, plain_text, png_bytes, tile_sheet
+from ..figures import TONES, heat, house_font, image_grid, plain_text, tile_sheet
 from ..pipeline import Pipeline
 from ..sampling.settings import Sampling
 from .explorer import _escaped
-from .live import Live
+from .live import Live, quick_png
 from .play import LiveSampler, Wish
 from .player import with_tooltips
 
@@ -117,9 +117,9 @@ class LivePair(_Table):
             check(is_dict, name, given, "must be settings: dict(guidance=2.0, steps=12)")
         self.pipe, self.runs = pipe, []
         ways = [pipe.settings(**(given or {})) for given in (left, right)]          # before any widget is made
-        super().__init__(*(LiveSampler(pipe, label, **kwargs) for _ in range(2)))
+        super().__init__(*(LiveSampler(pipe, label, at_once=False, **kwargs) for _ in range(2)))
         for live, own in zip((self.left, self.right), ways):
-            if own != pipe.sampling: turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
+            turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
             live.image.observe(self._compare, "value")
         self.pin_left.on_click(lambda _: self.pin(self.left))
         self.pin_right.on_click(lambda _: self.pin(self.right))
@@ -134,7 +134,7 @@ class LivePair(_Table):
         both = a is not None and b is not None
         same_noise = both and (a.wish.label, a.wish.seed, a.wish.id) == (b.wish.label, b.wish.seed, b.wish.id)
         if not same_noise: return                                    # one of them is still being drawn
-        self.difference.value = png_bytes(difference_sheet(a, b), None)
+        self.difference.value = quick_png(difference_sheet(a, b))
         self.text.value = f"<div>{_escaped(in_words(a, b))}</div>"
 
     def pin(self, live:LiveSampler):
@@ -152,7 +152,7 @@ def _offer(self:LivePair):
     self.pins.options = [(plain_text(f"{k + 1}: {run.call}", 90), k) for k, run in enumerate(self.runs)]
     for control in (self.pins, self.to_left, self.to_right): control.disabled = not self.runs
     self.sheet.layout.display = None if self.runs else "none"
-    if self.runs: self.sheet.value = png_bytes(self._pinned(), None)
+    if self.runs: self.sheet.value = quick_png(self._pinned())
 
 @patch
 def _pinned(self:LivePair) -> Image.Image:
