@@ -349,6 +349,7 @@ def _fail(self:LiveSampler, error:Exception):
 @patch
 def settle(self:LiveSampler):
     "Wait until the picture is the one that the controls ask for."
+    if self._latest.wanted is None: self._latest.wanted = self.wish(self.own)
     self._latest.settle()
 
 @patch

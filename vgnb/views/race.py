@@ -489,7 +489,8 @@ def _run(self:LiveRace, wish:RaceWish) -> Iterator[None]:
 def _show(self:LiveRace, rows:tuple):
     "Put rows on the stage."
     self.rows = rows
-    self._reach()
+    runs = any(isinstance(t, Track) and not t.finished for row in rows for t in row)
+    if not runs: self._reach()                   # until then nobody knows where the race ends
     self._draw()
 
 @patch
