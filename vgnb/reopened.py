@@ -97,6 +97,7 @@ def _painted(pipe:Pipeline, origin:Origin, cond:Cond, what:Application, images, 
     made = decoded(codes)
     return what.finish(made, _photo(what, made, painting, images, shown), painting)
 
+# %% ../nbs/712_reopened.ipynb #8c10a098
 def _branched(pipe:Pipeline, origin:Origin, cond:Cond) -> np.ndarray:
     "The picture (1, h, w, 3) in which codes were forced."
     one = len(origin.ids) == 1

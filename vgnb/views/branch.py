@@ -418,6 +418,7 @@ def say(self:LiveBranches, words, alarm:bool=False):
     "A line, or several, below the pictures."
     self.text.value = _spoken(words, alarm)
 
+# %% ../../nbs/views/824_branch.ipynb #df58afa6
 @patch
 def carried(self:LiveBranches) -> dict:
     "What the pictures say of themselves: the run that is looked at, with what is forced in it."

@@ -541,6 +541,7 @@ def _clock_words(race:Race) -> str:
     if race.pace == "share": return f"after {share} of each lane's work"
     return f"after {_amount(race.clock * race.most // race.ticks)} multiply-adds, {share} of the costliest lane"
 
+# %% ../../nbs/views/842_race.ipynb #12929eab
 @patch
 def carried(self:LiveRace) -> dict|None:
     "What the picture without times says of itself; None while a lane runs."

@@ -160,6 +160,7 @@ def _guided(guidance, scale:float):
     if hasattr(guidance, "scale"): return _scaled(guidance, scale)
     return replace(guidance, **{guidance.searched: scale}) if guidance.searched else scale
 
+# %% ../../nbs/views/846_sweep.ipynb #39344ab3
 def _in_batches(places:list, most:int=16) -> list[list]:
     "Places in as few batches as may be: a step costs little more for more rows."
     return [places[k:k + most] for k in range(0, len(places), most)]
@@ -392,6 +393,7 @@ def _draw(self:LiveSweep):
     missing = "" if self.chosen in self.table.pictures else " · not there yet"
     self.say(words + missing, self._chosen_wish().call(self.pipe.classes))
 
+# %% ../../nbs/views/846_sweep.ipynb #c82a2515
 @patch
 def _chosen_wish(self:LiveSweep) -> Wish:
     "The place that is chosen, as `play` takes it."
@@ -458,6 +460,7 @@ def _fail(self:LiveSweep, error:Exception):
         self.image.value = quick_png(faded(last))
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
+# %% ../../nbs/views/846_sweep.ipynb #4fd02ab8
 @patch
 def carried(self:LiveSweep) -> dict|None:
     "What the table says of itself; None while it is not whole."
