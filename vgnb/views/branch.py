@@ -390,6 +390,7 @@ def _listing(self:LiveBranches) -> tuple[Image.Image, list[str]]:
     other = "" if now.parent is None else f"{int(now.differs(now.parent).sum())} cells differ from the run before"
     return listing, [repr(seen), other]
 
+# %% ../../nbs/views/824_branch.ipynb #a2aef388
 @patch
 def _offer(self:LiveBranches):
     "Which runs and moves there are; what each row's button would do."
