@@ -177,7 +177,7 @@ def running_on(device) -> dict[str, str]:
     "What else can move a low bit: device, torch, vgnb."
     d = torch.device(device)
     name = torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine()
-    return {"device": f"{d.type}: {name}", "torch": torch.__version__, "version": metadata.version("vgnb")}
+    return {"device": f"{d.type}: {name}", "torch": str(torch.__version__), "version": metadata.version("vgnb")}
 
 # %% ../../nbs/sampling/449_origins.ipynb #93a7a7f9
 class Given(NamedTuple):
