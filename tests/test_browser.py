@@ -92,6 +92,14 @@ live = pipe.play("heart")
 live
 """
 
+COMPARE = """
+import vgnb
+
+pipe = vgnb.from_pretrained("tiny-randar")
+pair = pipe.compare("heart", dict(guidance=1.0, steps=6), dict(guidance=4.0, steps=6), seed=1)
+pair
+"""
+
 BRANCH = """
 import vgnb
 
@@ -211,6 +219,7 @@ def lab(tmp_path_factory):
     root = tmp / "root"
     root.mkdir()
     for name, cells in (("player", [PLAYER]), ("desk", [DESK]), ("explorer", EXPLORER), ("play", [PLAY]),
+                        ("compare", [COMPARE]),
                         ("branch", [BRANCH]), ("race", [RACE]), ("sight", [SIGHT]), ("sweep", [SWEEP]),
                         ("editor", [EDITOR]), ("atlas", [ATLAS]), ("details", [DETAILS]),
                         ("runs", RUNS)):
@@ -442,6 +451,47 @@ def test_play(chromium, lab, tmp_path):
         changed(page, picture)
         output.screenshot(path=tmp_path / "play.png")
         assert (tmp_path / "play.png").stat().st_size > 20_000
+
+
+@pytest.mark.full
+def test_compare(chromium, lab, tmp_path):
+    "What is shared moves both sides, a column's slider one; a pinned run comes back to the other."
+    with opened(lab, chromium, "compare") as page:
+        output = page.locator(".jp-OutputArea-output:has(.widget-image)").first
+        def both(*texts):
+            "Wait until both sides say so, and their runs are over."
+            for _ in range(200):
+                counts = [output.get_by_text(text).count() for text in ("step 6 of 6", *texts)]
+                if set(counts) == {2}: return
+                page.wait_for_timeout(100)
+            raise AssertionError(f"both sides must say {texts}")
+        both("pipe.sample('heart', seed=1")
+        output.get_by_text("tokens differ").wait_for(timeout=20_000)
+        left, right, difference = (shown(page, n) for n in range(3))
+        assert left != right
+
+        output.locator("select").first.select_option("star")
+        both("pipe.sample('star', seed=1")
+        handles = output.locator(".noUi-handle")
+        handles.first.focus()
+        page.keyboard.press("ArrowRight")                                  # the seed, of both
+        both("pipe.sample('star', seed=2")
+        after = [shown(page, n) for n in range(3)]
+        assert not set(after) & {left, right, difference}
+
+        output.get_by_role("button", name="pin").first.click()             # what stands on the left
+        pinned = output.get_by_text("1: pipe.sample('star', seed=2")
+        pinned.wait_for(state="attached", timeout=20_000)
+        handles.nth(3).focus()                                # guidance, of the left side alone
+        page.keyboard.press("ArrowRight")
+        output.get_by_text("guidance=1.1").first.wait_for(timeout=20_000)
+        changed(page, after[0])
+        assert shown(page, 1) == after[1]
+        output.get_by_role("button", name="to the right").click()
+        both("pipe.sample('star', seed=2")
+        assert changed(page, after[1], 1) == after[0]         # the pinned picture, to the bit
+        output.screenshot(path=tmp_path / "compare.png")
+        assert (tmp_path / "compare.png").stat().st_size > 20_000
 
 
 @pytest.mark.full

@@ -9,10 +9,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def prose(path: Path) -> str:
-    "The text of a page: its markdown cells, or the whole file."
+    "The text of a page: its markdown cells and its code's answers in Markdown, or the whole file."
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb": return text
-    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    cells = json.loads(text)["cells"]
+    written = [c["source"] for c in cells if c["cell_type"] == "markdown"]
+    data = [output.get("data", {}) for c in cells for output in c.get("outputs", ())]
+    answered = [found["text/markdown"] for found in data if "text/markdown" in found]
+    return "\n\n".join("".join(part) for part in written + answered)
 
 
 def links(path: Path) -> list[str]:
@@ -61,6 +65,16 @@ def test_what_counts_as_a_broken_link(text, wrong, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(text)
     assert broken([page]) == wrong
+
+
+def test_what_code_answers_in_markdown_is_prose(tmp_path):
+    (tmp_path / "there.md").write_text("")
+    table = ["| [a](there.md) |\n", "| [b](gone.md) |"]
+    answers = [{"data": {"text/markdown": table}}, {"text": ["[c](stdout.md)"]}]
+    page = tmp_path / "page.ipynb"
+    cell = {"cell_type": "code", "source": ["x"], "outputs": answers}
+    page.write_text(json.dumps({"cells": [cell]}))
+    assert broken([page]) == ["page.ipynb -> gone.md"]
 
 
 def test_a_notebook_that_the_index_forgets_is_noticed(tmp_path):

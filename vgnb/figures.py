@@ -340,19 +340,22 @@ def heat(
     out = np.asarray(mpl.colormaps[cmap](share, bytes=True))[..., :3]
     return np.where(np.isfinite(v)[..., None], out, rgb("paper"))
 
+@functools.lru_cache(32)
+def _lines(h:int, w:int) -> np.ndarray: # (h, w) uint8
+    "Grey paper with diagonal lines."
+    y, x = np.ogrid[:h, :w]
+    return np.where((x + y) % max(3, min(8, h // 8)) == 0, np.uint8(178), np.uint8(216))
+
 def hatch(
     pixels, # (h, w, 3) uint8
     where,  # (rows, columns) bool: cells to cover, of a grid laid over the picture
 ) -> np.ndarray:
-    "The picture with some cells of its grid under grey hatched paper: nothing is known there."
-    out = np.array(pixels)
+    "The picture with some cells of its grid covered by grey paper with diagonal lines: nothing is known there."
+    out, where = np.array(pixels), np.asarray(where, bool)
     h, w = out.shape[:2]
-    y, x = np.mgrid[:h, :w]
-    covered = np.asarray(where, bool)[y * len(where) // h, x * len(where[0]) // w]       # (h, w)
-
-    period = max(3, min(8, h // 8))
-    line = ((x + y) % period == 0)[..., None]
-    out[covered] = np.where(line, np.uint8(178), np.uint8(216)).repeat(3, -1)[covered]
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip((h, w), where.shape))
+    covered = where[rows[:, None], columns]                                              # (h, w)
+    out[covered] = _lines(h, w)[covered][:, None]
     return out
 
 def reconstruction_sheet(

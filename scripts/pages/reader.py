@@ -103,8 +103,10 @@ class Source:
         return [name for cell in self.cells if is_exported(cell) for name in names_of(cell.source)]
 
     def targets(self) -> set[str]:
-        "All that its prose and its documents may link: notebooks, and words in backticks."
+        "What its prose, answers in Markdown and documents may link: notebooks, words in backticks."
         cells = [c.source for c in self.cells if c.cell_type == "markdown"]
+        data = [output.get("data", {}) for c in self.cells for output in c.get("outputs") or ()]
+        cells += ["".join(found["text/markdown"]) for found in data if "text/markdown" in found]
         names = self.exported()
         abouts = [name.about for owner in names for name in (owner, *owner.members)]
         prose = "\n\n".join([self.summary, *cells, *abouts])

@@ -8,7 +8,7 @@ __all__ = ['Forced', 'Candidates', 'Branch', 'Course', 'Branching', 'cell_number
 # %% ../../nbs/sampling/452_branches.ipynb #a5bba88f
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -401,6 +401,19 @@ def branch(self:Branching,
 
     Errors: no such cell, level or code."""
     for _ in self.grow(cell, code, level): pass
+    return self.now
+
+@patch
+def take(self:Branching,
+    forced:Sequence[Forced],   # of a run, as `Branch.forced` says it
+) -> Branch:
+    "The run in which exactly these codes are forced. Errors: no such cell, level or code."
+    vocab = self.sampler.generator.vocab
+    for f in forced:
+        self.cell_of(f.cell)
+        check_int("level", f.level, 0, len(vocab) - 1)
+        check_int("code", f.code, 0, vocab[f.level] - 1)
+    for _ in self._grown(tuple(sorted(forced, key=lambda f: (f.step, *f.place))), self.now): pass
     return self.now
 
 @patch

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fastcore.basics import patch
 
-from ..core import check, check_choice, check_int
+from ..core import BadInput, check, check_choice, check_int
 from ..generators.generator import Generator
 from ..generators.orders import Raster
 from ..generators.schedules import SCHEDULES
@@ -22,7 +22,7 @@ from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
 
-# %% ../../nbs/sampling/430_settings.ipynb #84655ad9
+# %% ../../nbs/sampling/430_settings.ipynb #fe608654
 def _guidance(value):
     """A number is the scale of classifier-free guidance.
 
@@ -41,19 +41,21 @@ def _part(name:str, value, shelf_name:str):
     if isinstance(value, str):
         ready.check_word(name, value)
         return ready[check_choice(name, value, ready)]
+    if shelf_of(value) == shelf_name: return value        # without a look at what else there is
     allowed = (f"must be one of {', '.join(ready)}, "
                f"or a registered {shelf_name} (vgnb.kinds.register_part)")
-    check(shelf_of(value) == shelf_name, name, value, allowed)
-    return value
+    raise BadInput(name, value, allowed)
 
 # %% ../../nbs/sampling/430_settings.ipynb #977fb786
 @dataclass(frozen=True)
 class Sampling:
     "How tokens are drawn, as values that JSON and a command line can carry."
-    order: Any = field(default_factory=Raster)  # in which order cells fill; also a name of `ORDERS`
+    # in which order cells are filled; also a name of `ORDERS`
+    order: Any = field(default_factory=Raster)
     schedule: str = "one-by-one"         # how many cells a step: a name of `SCHEDULES`
     steps: int = 1                       # asked of the schedule; one-by-one takes one cell a step
-    guidance: Any = field(default_factory=CFG)      # or one of `GUIDANCES`, or the scale of `CFG`
+    # also a name of `GUIDANCES`, or a number: the scale of `CFG`
+    guidance: Any = field(default_factory=CFG)
     picks: tuple[Any, ...] = (Pick(),)   # one a code level; a single one stands for all
     rows: int = 8                        # of a full micro-batch; another value gives other low bits
     compat: Literal["upstream"]|None = None  # with the published code's faults

@@ -8,6 +8,7 @@ __all__ = ['Plot', 'token_map', 'picture_map', 'candidate_list', 'LiveBranches']
 # %% ../../nbs/views/824_branch.ipynb #b6dba658
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import ipywidgets as widgets
 import numpy as np
@@ -17,11 +18,12 @@ from PIL import Image, ImageDraw
 
 from ..charts import fold
 from ..core import BadInput, check_int
-from ..figures import PALETTE, TONES, heat, house_font, plain_text, png_bytes, rgb
+from ..figures import PALETTE, TONES, hatch, heat, house_font, plain_text, rgb
 from ..pipeline import Pipeline
+from ..pngs import pixel_hash
 from ..sampling.branches import Branch, Branching, Candidates
 from .explorer import _escaped
-from .live import Live
+from .live import Live, Pace, quick_png
 from .play import _Latest
 from .player import _error_line, with_tooltips
 
@@ -159,7 +161,7 @@ class _Pictures:
         self.plot = Plot(pipe.grid.shape, side)
         self._made:dict = {}
 
-    def _decoded(self, codes:torch.Tensor) -> np.ndarray:
+    def of_codes(self, codes:torch.Tensor) -> np.ndarray:
         "Codes (k, n, L) of this sample."
         ids, rows = [int(self.tree.ids[0])] * len(codes), len(codes)
         how = dict(seed=self.seed, rows=rows, min_rows=1, precision=self.tree.sampler.precision)
@@ -174,7 +176,7 @@ class _Pictures:
 
     def of(self, branch:Branch) -> np.ndarray:
         "The picture of a run (h, w, 3)."
-        return self._kept(branch.forced, lambda: self._decoded(branch.codes[None])[0])
+        return self._kept(branch.forced, lambda: self.of_codes(branch.codes[None])[0])
 
     def thumbs(self, seen:Candidates, codes:list[int]) -> list[np.ndarray]:
         "The cell and its surroundings with each of these codes in it."
@@ -184,7 +186,7 @@ class _Pictures:
             other = now.codes[None].repeat(len(codes), 1, 1)
             other[:, seen.cell, seen.level] = torch.tensor(codes).clamp(
                 max=self.pipe.generator.vocab[seen.level] - 1)
-            return [self.plot.cut(picture, seen.cell) for picture in self._decoded(other)]
+            return [self.plot.cut(picture, seen.cell) for picture in self.of_codes(other)]
 
         return self._kept((now.forced, seen.cell, seen.level, *codes), made)
 
@@ -257,7 +259,7 @@ class _Desk(Live):
 
 # %% ../../nbs/views/824_branch.ipynb #7a6f3d22
 class LiveBranches(_Desk):
-    "A sample and what it might have been: `.tree .look() .force() .undo .redo ...`; shows itself."
+    "A sample and what it might have been: `.tree .look() .force() .undo .redo .run .text .busy`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = no class
@@ -268,8 +270,8 @@ class LiveBranches(_Desk):
     ):
         check_int("side", side, 64, 1024)
         self.count = check_int("count", count, 2, 32)
-        self.pipe, self.seed = pipe, seed
-        self.tree = pipe.tree(label, seed=seed, **kwargs)
+        self.pipe, self.seed, self._origin = pipe, seed, None
+        self.tree, self._asked = pipe.tree(label, seed=seed, **kwargs), kwargs
         self.pictures = _Pictures(pipe, self.tree, seed, side)
         g = pipe.generator
         super().__init__(self.pictures.plot,
@@ -351,9 +353,9 @@ def _grow(self:LiveBranches, wish:tuple) -> Iterator[None]:
     try:
         seen = self.tree.candidates(cell, level)
         if code == seen.code: return
+        pace = Pace()
         for step in self.tree.grow(cell, code, level):
-            self.busy.value = ("<em>drawing again: "
-                               f"step {step.clock.step + 1} of {step.clock.steps} ...</em>")
+            if pace.due(): self._show_begun(step)
             yield
             if self._grower.wanted != wish: return    # a newer click: this run is nobody's any more
         self.look(self.cell)
@@ -362,14 +364,27 @@ def _grow(self:LiveBranches, wish:tuple) -> Iterator[None]:
 
 # %% ../../nbs/views/824_branch.ipynb #a5d129ca
 @patch
+def _show_begun(self:LiveBranches, step):
+    "A run that is not over: what it decodes to so far, what is not known yet hatched."
+    words = f"drawing again: step {step.clock.step + 1} of {step.clock.steps} ..."
+    self.busy.value = f"<em>{words}</em>"
+    codes, plot = step.codes().cpu(), self.pictures.plot
+    if len(plot.shape) != 2: return              # the beginning of a line is no part of the picture
+    made = Image.fromarray(self.pictures.of_codes(codes.clamp(min=0))[0])
+    unknown = (codes[0] < 0).any(-1).reshape(plot.shape)
+    self.picture.value = quick_png(
+        Image.fromarray(hatch(made.resize(plot.size, Image.NEAREST), unknown.numpy())))
+
+@patch
 def _draw(self:LiveBranches, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the run and the cell that are looked at."
     try:
+        note = self.carried()
         for image, made in zip((self.picture, self.tokens), self._maps()):
-            image.value = png_bytes(made, None)
+            image.value = quick_png(made, note)
         yield
         listing, words = self._listing()
-        self.list.value = png_bytes(listing, None)
+        self.list.value = quick_png(listing, note)
         self._offer()
         self.say(words)
     except Exception as e:
@@ -400,6 +415,7 @@ def _listing(self:LiveBranches) -> tuple[Image.Image, list[str]]:
              else f"{int(now.differs(now.parent).sum())} cells differ from the run before")
     return listing, [repr(seen), other]
 
+# %% ../../nbs/views/824_branch.ipynb #a2aef388
 @patch
 def _offer(self:LiveBranches):
     "Which runs and moves there are; what each row's button would do."
@@ -429,6 +445,21 @@ def _spoken(words:str|list[str], alarm:bool=False) -> str:
 def say(self:LiveBranches, words, alarm:bool=False):
     "A line, or several, below the pictures."
     self.text.value = _spoken(words, alarm)
+
+# %% ../../nbs/views/824_branch.ipynb #df58afa6
+@patch
+def carried(self:LiveBranches) -> dict:
+    "What the pictures say of themselves: the run that is looked at, with what is forced in it."
+    run = self.tree.now
+    if self._origin is None:
+        others = ("text", "mask", "id", "given")
+        settings = {name: value for name, value in self._asked.items() if name not in others}
+        how = {"min_rows": 1, "ids": self.tree.ids.cpu(), "given": self.tree.given, **settings}
+        origin = self.pipe.origin(self.tree.cond, seed=self.seed, **how)
+        self._origin = replace(origin, work="branch", marked=True)
+    forced = tuple((f.step, f.level, f.cell, f.code, f.rank) for f in run.forced)
+    samples = pixel_hash(self.pictures.of(run)[None])
+    return replace(self._origin, forced=forced, samples=samples).note()
 
 @patch
 def settle(self:LiveBranches):

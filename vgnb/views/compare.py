@@ -14,11 +14,11 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 from ..core import check
-from ..figures import TONES, heat, house_font, image_grid, plain_text, png_bytes, tile_sheet
+from ..figures import TONES, heat, house_font, image_grid, plain_text, tile_sheet
 from ..pipeline import Pipeline
 from ..sampling.settings import Sampling
 from .explorer import _escaped
-from .live import Live
+from .live import Live, quick_png
 from .play import LiveSampler, Wish
 from .player import with_tooltips
 
@@ -123,10 +123,9 @@ class LivePair(_Table):
         self.pipe, self.runs = pipe, []
         # before any widget is made
         ways = [pipe.settings(**(given or {})) for given in (left, right)]
-        super().__init__(*(LiveSampler(pipe, label, **kwargs) for _ in range(2)))
+        super().__init__(*(LiveSampler(pipe, label, at_once=False, **kwargs) for _ in range(2)))
         for live, own in zip((self.left, self.right), ways):
-            if own != pipe.sampling:
-                turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
+            turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
             live.image.observe(self._compare, "value")
         self.pin_left.on_click(lambda _: self.pin(self.left))
         self.pin_right.on_click(lambda _: self.pin(self.right))
@@ -142,7 +141,7 @@ class LivePair(_Table):
         same_noise = (both and (a.wish.label, a.wish.seed, a.wish.id)
                       == (b.wish.label, b.wish.seed, b.wish.id))
         if not same_noise: return                                 # one of them is still being drawn
-        self.difference.value = png_bytes(difference_sheet(a, b), None)
+        self.difference.value = quick_png(difference_sheet(a, b))
         self.text.value = f"<div>{_escaped(in_words(a, b))}</div>"
 
     def pin(self, live:LiveSampler):
@@ -161,7 +160,7 @@ def _offer(self:LivePair):
                          for k, run in enumerate(self.runs)]
     for control in (self.pins, self.to_left, self.to_right): control.disabled = not self.runs
     self.sheet.layout.display = None if self.runs else "none"
-    if self.runs: self.sheet.value = png_bytes(self._pinned(), None)
+    if self.runs: self.sheet.value = quick_png(self._pinned())
 
 @patch
 def _pinned(self:LivePair) -> Image.Image:

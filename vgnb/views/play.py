@@ -20,10 +20,11 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import BadInput, Mismatch, check, check_int
-from ..figures import TONES, plain_text, png_bytes
+from ..figures import TONES, plain_text
 from ..generators.generator import Cond
 from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES
+from ..matrix import refusal
 from ..moments import Moment, moments
 from ..pipeline import Pipeline, class_ids, from_pretrained
 from ..reopened import Reopened, reopen
@@ -32,7 +33,7 @@ from ..sampling.origins import Cells, Origin, weights_hash, with_samples
 from ..sampling.settings import Sampling, short_form
 from ..sampling.streaming import is_progressive
 from .explorer import _escaped
-from .live import Live, faded
+from .live import Live, Pace, faded, quick_png
 from .player import _error_line, _line, draw_moment, with_tooltips
 
 # %% ../../nbs/views/822_play.ipynb #5e7b4607
@@ -122,21 +123,18 @@ def _chooser(name:str, options, value):
     shown = [(plain_text(text, 40), v) for text, v in options]
     return widgets.Dropdown(options=shown, value=value, description=name, **_LOOK)
 
-def _can(pipe:Pipeline, order) -> bool:
-    "Whether the generator can fill its grid in this order."
-    try:
-        pipe.sampling.changed(order=order).sampler(pipe.generator)
-        order.check(pipe.grid, torch.zeros(1, dtype=torch.long))
-    except BadInput: return False
-    return True
+def _can(pipe:Pipeline, **changes) -> bool:
+    "Whether the pipeline takes its settings with one of them changed."
+    return not refusal(pipe, pipe.sampling.changed(**changes))
 
 def _offered(pipe:Pipeline) -> tuple[list, list]:
     "(orders, schedules), each as (text, value): the pipeline's own first, if it has no name."
     own, s = pipe.sampling.order, pipe.sampling
-    orders = [(name, order) for name, order in ORDERS.items() if order == own or _can(pipe, order)]
+    taken = [name for name, order in ORDERS.items() if order == own or _can(pipe, order=order)]
+    orders = [(name, ORDERS[name]) for name in taken]
     if own not in [order for _, order in orders]: orders.insert(0, (short_form(own), own))
-    singly = pipe.generator.most == 1
-    schedules = [s.schedule] if singly else list(SCHEDULES)
+    others = [] if pipe.generator.most == 1 else SCHEDULES       # one cell a step, whatever is said
+    schedules = [name for name in others if _can(pipe, schedule=name)] or [s.schedule]
     return orders, [(name, name) for name in schedules]
 
 # %% ../../nbs/views/822_play.ipynb #c56114f3
@@ -282,6 +280,7 @@ class LiveSampler(_Stage):
         *, seed:int=0,
         text=None, mask=None,  # features (1, t, d) of a caption, for pipelines that follow captions
         side:int=224,        # of the pictures in pixels
+        at_once:bool=True,   # False: nothing is drawn before something is wished for, see `turn_to`
     ):
         self.side = check_int("side", side, 16, 1024)
         check_int("seed", seed, 0)
@@ -302,8 +301,14 @@ class LiveSampler(_Stage):
         for control in self.all: control.observe(self._wished, "value")
         for control in (self.shown, self.by): control.observe(self._draw, "value")
         self.upload.observe(self._uploaded, "value")
+        if not at_once: return
         self._latest.wanted = self.wish(self.own)
         self._latest.settle()                  # the first picture is there before anything is shown
+
+    @property
+    def at(self) -> int:
+        "The step on the stage, from 1: the one that is asked for, or the last one so far."
+        return min(self.shown.value, len(self.frames.seen))
 
     def _wished(self, change=None):
         if self._quiet: return
@@ -314,16 +319,14 @@ class LiveSampler(_Stage):
 
     def _sample(self, wish:Wish) -> Iterator[None]:
         "Sample what is wished for, one step a slice; in the end show it, or say why it can't be."
-        began = time.monotonic()
+        pace = Pace()
         try:
             frames = _Frames(self.pipe, wish, self._cond(wish), self.side)
             steps = self.pipe.stream(frames.cond, seed=wish.seed, ids=[wish.id],
                                      **wish.changes, min_rows=1)
             for moment in moments(steps):
                 frames.seen.append(moment)
-                # a second without a picture: show how far it is
-                slow = time.monotonic() - began > 1
-                if slow: began = self._show(frames)
+                if pace.due(): self._show(frames)                # so far
                 yield
             self._show(frames)
         except Exception as e:
@@ -331,24 +334,22 @@ class LiveSampler(_Stage):
 
 # %% ../../nbs/views/822_play.ipynb #25c35c71
 @patch
-def _show(self:LiveSampler, frames:_Frames) -> float:
-    "Put a run on the stage; returns the time."
+def _show(self:LiveSampler, frames:_Frames):
+    "Put a run on the stage, as far as it is."
     at_end = self.shown.value == self.shown.max
-    self.frames, count = frames, len(frames.seen)
+    self.frames, count = frames, frames.seen[-1].steps
     self._quiet = True
     self.shown.max = count
     if at_end: self.shown.value = count
     self._quiet = False
     self._draw()
-    return time.monotonic()
 
 @patch
 def _draw(self:LiveSampler, change=None):
     "Bring picture and words up to date with the run and its two controls."
-    if self._quiet: return
-    moment = self.frames.seen[self.shown.value - 1]
-    self.image.value = png_bytes(self.frames.picture(self.shown.value, self.by.value),
-                                 None, self.carried())
+    if self._quiet or self.frames is None: return
+    moment = self.frames.seen[self.at - 1]
+    self.image.value = quick_png(self.frames.picture(self.at, self.by.value), self.carried())
     self.say(_line(moment, 0),
              self.frames.wish.call(self.pipe.classes) if self._caption is None else "")
 
@@ -356,25 +357,26 @@ def _draw(self:LiveSampler, change=None):
 def _fail(self:LiveSampler, error:Exception):
     "Say what went wrong; the last picture fades."
     if self.frames is not None:
-        last = self.frames.picture(self.shown.value, self.by.value)
-        self.image.value = png_bytes(faded(last), None)
+        last = self.frames.picture(self.at, self.by.value)
+        self.image.value = quick_png(faded(last))
     self.say(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
 
 @patch
 def settle(self:LiveSampler):
     "Wait until the picture is the one that the controls ask for."
+    if self._latest.wanted is None: self._latest.wanted = self.wish(self.own)
     self._latest.settle()
 
 @patch
 def snapshot(self:LiveSampler) -> Image.Image:
     "What the controls ask for, as a picture for pages without a kernel."
     self.settle()
-    return self.frames.picture(self.shown.value, self.by.value)
+    return self.frames.picture(self.at, self.by.value)
 
 @patch
 def carried(self:LiveSampler) -> dict:
     "What the picture on the stage says of itself: what `vgnb.reopen` reads."
-    return self.frames.note(self.shown.value, self.by.value)
+    return self.frames.note(self.at, self.by.value)
 
 # %% ../../nbs/views/822_play.ipynb #9ee7b93a
 def wish_of(

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'OPEN', 'SEEN', 'UNSEEN', 'ASKED', 'TOGETHER', 'APART', 'AttentionMasks', 'Column', 'Layout', 'layout',
-           'Sight', 'sights', 'running_mask', 'mask_picture', 'sight_picture', 'SightWish', 'LiveSight', 'sight']
+           'Sight', 'sights', 'running_mask', 'mask_picture', 'sight_picture', 'SightWish', 'LiveSight', 'composed',
+           'sight']
 
 # %% ../../nbs/views/844_sight.ipynb #3cfb68da
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, singledispatch
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from ..charts import fold
 from ..core import BadInput, Mismatch, check, check_int
 from ..figures import PALETTE, TONES, hatch, house_font, plain_text, rgb
 from ..generators.annealed_order import AnnealedOrderTransformer
-from ..generators.generator import Generator
+from ..generators.generator import Cond, Generator
 from ..generators.joint_queries import JointQueryTransformer
 from ..generators.masked import MaskedTransformer
 from ..generators.partition import PartitionTransformer
@@ -36,8 +36,9 @@ from ..generators.raster import RasterTransformer
 from ..generators.rows_at_once import RowsAtOnce
 from ..generators.two_streams import TwoStreamTransformer
 from ..pipeline import Pipeline
+from ..sampling.origins import Origin
 from .explorer import _escaped
-from .live import Live, faded, quick_png
+from .live import Live, Pace, faded, quick_png
 from .play import _chooser, _Latest, _offered, _slider
 from .player import _error_line, with_tooltips
 from .race import _named_pipes
@@ -487,6 +488,7 @@ class LiveSight(_SightDesk):
         own = pipe.settings(**first)
         super().__init__(list(self.pipes), pipe, seed)
         self.run, self._shown = [], None                     # the steps so far, and of which wish
+        self._origin = None, None                            # a wish, and of its pictures
         self._latest, self._quiet = _Latest(self._look, self._busy), True
         self.offer(pipe)
         self._begin_with(own, first)
@@ -528,18 +530,17 @@ def _look(self:LiveSight, wish:SightWish) -> Iterator[None]:
     try:
         steps = {} if wish.schedule == "one-by-one" else {"steps": wish.steps}
         how = {"order": wish.order, "schedule": wish.schedule, **steps, **self.settings}
-        run, began = [], time.monotonic()
+        run, pace = [], Pace()
         for sight in sights(self.pipes[wish.model], self.label, seed=wish.seed, **how):
             run.append(sight)
             yield
-            slow = time.monotonic() - began > 0.2              # a long run is shown as far as it is
-            if slow: began = self._show(run, wish)
+            if pace.due(): self._show(run, wish)                # as far as it is
         self._show(run, wish)
     except Exception as e: self._fail(e)
 
 @patch
-def _show(self:LiveSight, run:list[Sight], wish:SightWish) -> float:
-    "Put a run on the stage, at the same share of its steps as before; returns the time."
+def _show(self:LiveSight, run:list[Sight], wish:SightWish):
+    "Put a run on the stage, at the same share of its steps as before."
     share, steps = self.step.value / self.step.max if self.run else .5, run[0].steps
     if (wish, steps) != self._shown:
         self._quiet = True
@@ -548,7 +549,6 @@ def _show(self:LiveSight, run:list[Sight], wish:SightWish) -> float:
         self._quiet = False
     self.run, self._shown = list(run), (wish, steps)
     self._draw()
-    return time.monotonic()
 
 @patch
 def _draw(self:LiveSight, change=None):
@@ -558,14 +558,16 @@ def _draw(self:LiveSight, change=None):
     self._quiet = True
     self.query.max = len(sight.asked)
     self._quiet = False
-    self.image.value = quick_png(self._picture())
+    self.image.value = quick_png(self._picture(), self.carried())
     self.say(sight.words(self.query.value - 1))
 
 @patch
 def _picture(self:LiveSight) -> Image.Image:
     at = min(self.step.value, len(self.run))
-    title = f"{self._shown[0].model} · {self.run[0].steps} steps"
-    return sight_picture(self.run, at, self.query.value - 1, side=self.side, title=title)
+    return sight_picture(self.run, at, self.query.value - 1, side=self.side, title=self._title())
+
+@patch
+def _title(self:LiveSight) -> str: return f"{self._shown[0].model} · {self.run[0].steps} steps"
 
 # %% ../../nbs/views/844_sight.ipynb #888f58eb
 @patch
@@ -586,6 +588,32 @@ def snapshot(self:LiveSight) -> Image.Image:
     "The masks as they are shown now: for pages without a kernel."
     self.settle()
     return self._picture()
+
+@patch
+def carried(self:LiveSight) -> dict|None:
+    "What the picture says of itself; None while its run is not over."
+    if len(self.run) < self.run[0].steps: return None
+    wish, pipe = self._shown[0], self.pipes[self._shown[0].model]
+    if self._origin[0] != wish:
+        steps = {} if wish.schedule == "one-by-one" else {"steps": wish.steps}
+        how = {"min_rows": 1, "order": wish.order, "schedule": wish.schedule}
+        how |= {**steps, **self.settings}
+        origin = pipe.origin(self.label, seed=wish.seed, ids=[0], **how)
+        self._origin = wish, replace(origin, work="sight")
+    more = dict(step=self.step.value, query=self.query.value, side=self.side, title=self._title())
+    return replace(self._origin[1], more=more).note()
+
+def composed(
+    pipe:Pipeline, origin:Origin, cond:Cond,   # what `vgnb.reopen` found
+) -> np.ndarray:                               # (1, h, w, 3) uint8
+    "The sheet of a recipe. Errors: `BadInput` names the entry that is wrong."
+    more = origin.more or {}
+    given = None if origin.given is None else tuple(map(torch.from_numpy, origin.codes_given()[:2]))
+    run = list(sights(pipe, cond, seed=origin.seed, id=(*origin.ids, 0)[0], given=given))
+    side = check_int("recipe.more.side", more.get("side"), 64, 1024)
+    at, query = (check_int(f"recipe.more.{name}", more.get(name), 1) for name in ("step", "query"))
+    made = sight_picture(run, at, query - 1, side=side, title=str(more.get("title", "")))
+    return np.asarray(made)[None]
 
 def sight(
     models="tiny-randar",   # a pipeline, what `from_pretrained` takes, several, or {name: pipeline}
