@@ -118,6 +118,7 @@ def stream_work(self:AnnealedOrderConfig, new:int, keys:int, asked:int) -> int:
 class AnnealedOrderTransformer(RasterTransformer):
     "Predicts the code of the cell that it is asked for, after those it has seen. RAR, arXiv 2411.00776."
     columns, plans, quirks = "ordered", "order", ()
+    splits_loss = False
     check_order, logits = RandomOrderTransformer.check_order, RandomOrderTransformer.logits
 
     def __init__(self, config:AnnealedOrderConfig, seed:int=0):

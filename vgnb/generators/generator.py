@@ -179,6 +179,9 @@ class Generator(nn.Module):
     most:int|None = None
     in_raster:bool = False                  # missing cells are asked for in raster order, whichever are known
     plans:Literal["nothing", "order", "mask"] = "nothing"   # what `logits` is told besides the codes
+    splits_loss:bool = False                # its loss can compute the logits of a few samples at a time: `loss_rows`
+    loss_rows:int = 0                       # how many that are, see `head_loss`; 0 = all
+    whole_layers:bool = True                # its linear layers are called, never taken apart: their weights may be int8
     config:Any = None                       # the dataclass it was built from
 
     @property

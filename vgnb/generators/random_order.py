@@ -18,6 +18,7 @@ from ..core import check, check_choice, check_int
 from ..draws import At, seeded_generator
 from ..families import Checkpoint, Family, Published, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
+from .head_loss import mean_head_loss
 from .orders import check_permutation
 from vgnb.generators.raster import (
     DecoderOnly,
@@ -93,6 +94,7 @@ class RandomOrderTransformer(DecoderOnly):
     "Predicts the codes of whatever cells it is asked for. RandAR, arXiv 2412.01827 §3."
     columns = "ordered"
     plans = "order"
+    splits_loss = True
     quirks = (
         *DecoderOnly.quirks,
         ("guided captions have a constant as their null",
@@ -166,13 +168,19 @@ def sequence(self:RandomOrderTransformer,
 def _logits(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
     "Logits (b, n, V) in the order of generation, of the training sequence."
+    return self.head(self._states(codes, cond, grid, order, noise, taps)).float()
+
+@patch
+def _states(self:RandomOrderTransformer,
+    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
+    "What the head reads (b, n, d), behind the last norm."
     p, n = self.prefix_places, codes.shape[1]
     places = p + 2 * n - 1
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order, noise)
     x = torch.cat((prefix, pairs[:, :-1]), 1)                                                   # (b, p + 2n - 1, d)
     mask = causal_mask(places, 0, visible_places(cond, places))
     x = self.blocks(x, rotary[:, :-1], mask, noise=noise, taps=taps)
-    return self.head(self.norm(x[:, p::2])).float()
+    return self.norm(x[:, p::2])
 
 @patch
 def forward(self:RandomOrderTransformer,
@@ -186,8 +194,10 @@ def forward(self:RandomOrderTransformer,
     codes = self.checked(codes, cond, grid, null=False)
     drawn = self.config.order == "random"
     order = draws.permutation("order", at, grid.n) if drawn else self.check_order(None, len(codes), grid, codes.device)
-    logits = self._logits(codes, cond, grid, order, Noise(draws, at))
-    return cross_entropy(logits, codes.gather(1, order), valid)
+    wanted, noise = codes.gather(1, order), Noise(draws, at)
+    if not self.loss_rows: return cross_entropy(self._logits(codes, cond, grid, order, noise), wanted, valid)
+    x = self._states(codes, cond, grid, order, noise)
+    return mean_head_loss(x, self.head, wanted, valid, self.loss_rows)
 
 @patch
 def check_order(self:RandomOrderTransformer,

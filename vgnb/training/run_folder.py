@@ -59,6 +59,7 @@ class Run:
     max_skips: int = 20           # stop after so many skipped steps in a row
     tracker: str = "jsonl"        # jsonl, none, or a program that accelerate logs to: tensorboard, wandb ...
     compile: bool = False         # torch.compile the modules
+    peak: str|None = None         # what a processor can do, for `mfu`: measured, h100 ..., or a number of TFLOP/s
     progress: bool|None = None    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
     on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
     resume_from: Path|None = None # a run, or one of its checkpoints (RUN/checkpoints/step-...), to begin with as it was
