@@ -2863,6 +2863,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vgnb.layers._by_onednn': ('layers.html#_by_onednn', 'vgnb/layers.py'),
                              'vgnb.layers._compiled_call': ('layers.html#_compiled_call', 'vgnb/layers.py'),
                              'vgnb.layers._hash_uniform': ('layers.html#_hash_uniform', 'vgnb/layers.py'),
+                             'vgnb.layers._keep_loop': ('layers.html#_keep_loop', 'vgnb/layers.py'),
+                             'vgnb.layers._kept': ('layers.html#_kept', 'vgnb/layers.py'),
                              'vgnb.layers._per_place': ('layers.html#_per_place', 'vgnb/layers.py'),
                              'vgnb.layers._turned_halves': ('layers.html#_turned_halves', 'vgnb/layers.py'),
                              'vgnb.layers.additive': ('layers.html#additive', 'vgnb/layers.py'),

@@ -11,10 +11,13 @@ __all__ = ['RMSNorm', 'linear', 'Linear', 'ffn_width', 'SwiGLU', 'Noise', 'Dropo
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import contextlib
+import ctypes
 import math
 import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .core import check, check_float, check_int
 from .draws import At, Draws, keyed_generator
+from .native import native
 
 # %% ../nbs/200_layers.ipynb #7a82606c
 class RMSNorm(nn.Module):
@@ -102,6 +106,40 @@ def _hash_uniform(
     x = ((x ^ x >> 15) * 0x846CA68B) & 0xFFFFFFFF
     return (x ^ x >> 16).to(torch.float32) * 2.0 ** -32
 
+_KEEP = """
+typedef unsigned int u32;
+void keep(const long long *key, long long rows, long long n, float rate, unsigned char *out) {
+    for (long long i = 0; i < rows; i++)
+        for (long long c = 0; c < n; c++) {
+            u32 x = (u32)key[i] ^ ((u32)(c + 1) * 0x9E3779B9u);
+            x = (x ^ x >> 16) * 0x7FEB352Du;
+            x = (x ^ x >> 15) * 0x846CA68Bu;
+            out[i * n + c] = (float)(x ^ x >> 16) * 0x1p-32f >= rate;
+        }
+}
+"""
+
+@lru_cache
+def _keep_loop() -> Callable|None:
+    "`_hash_uniform(...) >= rate` as one loop in C, if it can be had."
+    library = native("dropout", _KEEP)
+    if library is None: return None
+    pointer, i64 = ctypes.c_void_p, ctypes.c_int64
+    library.keep.argtypes, library.keep.restype = [pointer, i64, i64, ctypes.c_float, pointer], None
+    return library.keep
+
+def _kept(words:Tensor, n:int, rate:float) -> Tensor:
+    "Which of n channels of each token (..., 2) stay: (..., n) bool."
+    plain = type(words) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(words)
+    on_host = plain and not torch.compiler.is_compiling() and words.device.type == "cpu"
+    loop = _keep_loop() if on_host and words.dtype == torch.float32 else None
+    if loop is None: return _hash_uniform(words, n) >= rate
+    first, second = (words * 2 ** 23).to(torch.int64).unbind(-1)
+    key = (first << 9 ^ second).contiguous()
+    out = torch.empty(*key.shape, n, dtype=torch.bool, device="cpu")
+    loop(key.data_ptr(), key.numel(), n, rate, out.data_ptr())
+    return out
+
 class Dropout(nn.Module):
     "Zeroes activations with probability `rate`, scales the others up; the mask is keyed by `name`, sample and token."
     def __init__(self,
@@ -115,7 +153,7 @@ class Dropout(nn.Module):
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         if noise is None or not self.rate or not self.training: return x
         words = noise.draws.uniform(self.name, noise.at, x.shape[1], 2)           # (b, n, 2)
-        kept = _hash_uniform(words, x.shape[-1]) >= self.rate                     # (b, n, d)
+        kept = _kept(words, x.shape[-1], self.rate)                               # (b, n, d)
         return x * kept.to(x.dtype) / (1 - self.rate)
 
 # %% ../nbs/200_layers.ipynb #31d6d466

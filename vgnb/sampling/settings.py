@@ -18,6 +18,7 @@ from ..generators.schedules import SCHEDULES
 from ..glance import glance, own_fields
 from ..kinds import shelf, shelf_of
 from ..precision import check_precision
+from .eight_bits import CACHES, WEIGHTS
 from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
@@ -55,6 +56,8 @@ class Sampling:
     min_rows: int = 4                               # of the smallest: fewer samples are filled up
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"    # of both networks' passes; weights stay fp32
     compile: bool = False                           # the generator's blocks; compiled code gives other low bits
+    weights: Literal["whole", "int8"] = "whole"     # of the generator's linear layers, see `eight_bits`
+    cache: Literal["whole", "fp8"] = "whole"        # what the generator's keys and values are kept in
 
     def __post_init__(self):
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
@@ -68,6 +71,8 @@ class Sampling:
         check_choice("compat", self.compat, (None, "upstream"))
         check_precision(self.precision)
         check(isinstance(self.compile, bool), "compile", self.compile, "must be True or False")
+        check_choice("weights", self.weights, WEIGHTS)
+        check_choice("cache", self.cache, CACHES)
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
 
@@ -78,7 +83,7 @@ class Sampling:
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
         return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows, self.precision,
-                       "inductor" if self.compile else None)
+                       "inductor" if self.compile else None, self.weights, self.cache)
 
 # %% ../../nbs/sampling/430_settings.ipynb #460afab9
 _OF_PICKS = ("temperature", "top_k", "top_p")
@@ -97,6 +102,8 @@ def spelled(
     min_rows:int|None=None,          # of the smallest micro-batch
     precision:str|None=None,         # fp32, tf32, bf16 or fp16, see `vgnb.precision`
     compile:bool|None=None,          # the generator's blocks, by torch.compile
+    weights:str|None=None,           # whole or int8, of the generator's linear layers: see `eight_bits`
+    cache:str|None=None,             # whole or fp8, of its keys and values
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."
     return {name: value for name, value in locals().items() if value is not None}
