@@ -2880,7 +2880,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vgnb.layers.half_turns': ('layers.html#half_turns', 'vgnb/layers.py'),
                              'vgnb.layers.init_normal': ('layers.html#init_normal', 'vgnb/layers.py'),
                              'vgnb.layers.kept_in': ('layers.html#kept_in', 'vgnb/layers.py'),
-                             'vgnb.layers.linear': ('layers.html#linear', 'vgnb/layers.py'),
+                             'vgnb.layers.linear_map': ('layers.html#linear_map', 'vgnb/layers.py'),
                              'vgnb.layers.modulate': ('layers.html#modulate', 'vgnb/layers.py'),
                              'vgnb.layers.null_class': ('layers.html#null_class', 'vgnb/layers.py'),
                              'vgnb.layers.rotary_1d': ('layers.html#rotary_1d', 'vgnb/layers.py'),

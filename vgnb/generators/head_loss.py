@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core import check_int
 from .generator import Loss
-from ..layers import linear
+from ..layers import linear_map
 
 # %% ../../nbs/generators/302_head_loss.ipynb #6d14b769
 class _Pieces(torch.autograd.Function):
@@ -55,7 +55,7 @@ class _Pieces(torch.autograd.Function):
 
 def _log_softmax(states:Tensor, weight:Tensor, bias:Tensor|None) -> tuple[Tensor, Tensor]:
     "Of logits (m, V) in fp32, and the likeliest codes (m, 1)."
-    logits = linear(states, weight, bias).float()
+    logits = linear_map(states, weight, bias).float()
     return logits.log_softmax(-1), logits.argmax(-1, keepdim=True)
 
 def _add_product(total:Tensor, a:Tensor, b:Tensor):

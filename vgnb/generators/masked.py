@@ -49,7 +49,7 @@ from vgnb.layers import (
     attend,
     ffn_width,
     init_normal,
-    linear,
+    linear_map,
     modulate,
     null_class,
 )
@@ -313,6 +313,7 @@ def logits(self:MaskedGenerator,
     mask = None if visible is None else visible[:, None, None]
     return (self.cell_logits(codes, self.conditioning([cond]), mask),)
 
+# %% ../../nbs/generators/340_masked.ipynb #614bc788
 @patch
 def forward(self:MaskedGenerator,
     codes:Tensor, cond:Cond,    # (b, n, 1); the condition
@@ -511,7 +512,7 @@ def code_head(self:MaskedTransformer) -> tuple[Tensor, Tensor]:
 def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
                 queries:Tensor|None=None) -> Tensor:
     "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
-    return linear(self.cell_states(codes, conditioning, mask, noise, queries), *self.code_head()).float()
+    return linear_map(self.cell_states(codes, conditioning, mask, noise, queries), *self.code_head()).float()
 
 # %% ../../nbs/generators/340_masked.ipynb #134de19b
 @patch

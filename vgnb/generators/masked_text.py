@@ -21,7 +21,7 @@ from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from .generator import Cond, training_grid
 from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
-from ..layers import Dropout, Linear, Noise, Portions, attend, dropped, init_normal, linear
+from ..layers import Dropout, Linear, Noise, Portions, attend, dropped, init_normal, linear_map
 from ..names import NameTable, Rename
 from ..rows import gather_rows
 
@@ -71,7 +71,7 @@ class BiasedAttention(nn.Module):
     def _projected(self, x:Tensor, first:int, last:int) -> tuple[Tensor, ...]:
         "Numbers first..last-1 of (queries, keys, values) of x (b, n, d): each (b, h, n, c)."
         d = self.out.in_features
-        y = linear(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
+        y = linear_map(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
         return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in y.chunk(last - first, -1))
 
     def keys_values(self, context:Tensor) -> tuple[Tensor, ...]:
@@ -196,7 +196,7 @@ def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Ten
     x = self.run_blocks(shrink_cells(x, self.shrink, c.grid), conditioning, mask, noise, queries)
     if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
     else: x = gather_rows(grow_cells(x, self.grow, c.grid, c.patch), queries)
-    y = linear(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]               # (b, k or n, head_size)
+    y = linear_map(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]               # (b, k or n, head_size)
     return y.float()
 
 # %% ../../nbs/generators/342_masked_text.ipynb #b3b734d7

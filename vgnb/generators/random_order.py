@@ -182,6 +182,7 @@ def _states(self:RandomOrderTransformer,
     x = self.blocks(x, rotary[:, :-1], mask, noise=noise, taps=taps)
     return self.norm(x[:, p::2])
 
+# %% ../../nbs/generators/330_random_order.ipynb #29eec5a5
 @patch
 def forward(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond,    # (b, n, 1); the condition

@@ -71,8 +71,7 @@ class Sampling:
         check_choice("compat", self.compat, (None, "upstream"))
         check_precision(self.precision)
         check(isinstance(self.compile, bool), "compile", self.compile, "must be True or False")
-        check_choice("weights", self.weights, WEIGHTS)
-        check_choice("cache", self.cache, CACHES)
+        for name, words in (("weights", WEIGHTS), ("cache", CACHES)): check_choice(name, getattr(self, name), words)
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
 

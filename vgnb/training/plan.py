@@ -97,7 +97,7 @@ def _attention_back(grad, q, k, v, *args, out_val=None, **kw):
     return count(grad, q, k, v, *[None] * 10, out_val=out_val)
 
 def _by_onednn(x, weight, *args, out_val=None, **kw) -> int:
-    "Operations of the product of a large matrix on a CPU, see `vgnb.layers.linear`."
+    "Operations of the product of a large matrix on a CPU, see `vgnb.layers.linear_map`."
     return 2 * x.numel() * weight.shape[0]
 
 # operator -> formula of its operations
