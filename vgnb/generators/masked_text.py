@@ -196,7 +196,7 @@ def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Ten
     x = self.run_blocks(shrink_cells(x, self.shrink, c.grid), conditioning, mask, noise, queries)
     if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
     else: x = gather_rows(grow_cells(x, self.grow, c.grid, c.patch), queries)
-    y = linear_map(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]               # (b, k or n, head_size)
+    y = linear_map(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]   # (b, k or n, head_size)
     return y.float()
 
 # %% ../../nbs/generators/342_masked_text.ipynb #b3b734d7
