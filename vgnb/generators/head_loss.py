@@ -95,10 +95,10 @@ def sample_weights(
     return None if valid is None else valid.float()[:, None].expand(codes.shape)
 
 def mean_head_loss(
-    x:Tensor, head:nn.Linear,    # (b, n, d) states behind the last norm; the layer that makes logits
-    codes:Tensor,                # (b, n)
-    valid:Tensor|None,           # (b,) weights of the samples; None = all 1
-    rows:int,                    # samples whose logits are there at once
+    x:Tensor, head:nn.Linear,   # (b, n, d) states behind the last norm; the layer that makes logits
+    codes:Tensor,               # (b, n)
+    valid:Tensor|None,          # (b,) weights of the samples; None = all 1
+    rows:int,                   # samples whose logits are there at once
 ) -> Loss:
     "`cross_entropy` of the head's logits."
     found = head_loss(x, head.weight, head.bias, codes, sample_weights(valid, codes), rows)

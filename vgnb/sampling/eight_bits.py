@@ -81,7 +81,8 @@ def check_eight_bits(generator:Generator, weights:str, cache:str, compile:str|No
     check(weights == "whole" or generator.whole_layers, "weights", weights, apart)
     check(weights == "whole" or not compile, "weights", weights, "must be whole with compile")
     keeps = "cached" in generator.traits
-    check(cache == "whole" or keeps, "cache", cache, f"must be whole: {who} keeps no keys and values")
+    check(cache == "whole" or keeps, "cache", cache,
+          f"must be whole: {who} keeps no keys and values")
 
 def cache_dtype(cache:str) -> torch.dtype|None:
     "In what keys and values are kept; None = as they are computed."
