@@ -21,12 +21,14 @@ from .sampling.settings import spelled
 # %% ../nbs/714_agreement.ipynb #b357547b
 @dataclass(frozen=True)
 class Agreement:
-    "What another precision has in common with fp32."
+    "What another precision, or weights and memories of eight bits, have in common with fp32."
     precision: str
     forced: float      # share of tokens drawn alike, with fp32's tokens before them
     free: float        # share of tokens that are the same in two whole runs
     levels: float      # mean difference of pixels decoded from the same codes, in grey levels
     tokens: int        # that were compared
+    weights: str = "whole"    # or int8
+    cache: str = "whole"      # or fp8
 
 @delegates(spelled)
 def agreement(
@@ -34,14 +36,17 @@ def agreement(
     labels,                   # classes, as `Pipeline.sample` takes them: one sample each
     precision:str,            # compared with fp32
     *, seeds:tuple[int, ...]=(0, 1, 2),
+    weights:str="whole",      # int8: what the compared run's linear layers multiply by
+    cache:str="whole",        # fp8: what it keeps keys and values in
     **kwargs,                 # other settings of both runs
 ) -> Agreement:
-    "Sample in fp32 and beside it in another precision, for each seed. Errors: as `Pipeline.codes`."
+    "Sample in fp32 and beside it otherwise, for each seed. Errors: as `Pipeline.codes`."
     check_precision(precision, pipe.device)
     check_ints("seeds", seeds, 0)
     cond = pipe.condition(labels)
     ids, rows = torch.arange(cond.b, device=pipe.device), dict(rows=cond.b, min_rows=cond.b)
-    exact, other = (pipe.sampler(**kwargs | rows, precision=p) for p in ("fp32", precision))
+    exact = pipe.sampler(**kwargs | rows, precision="fp32", weights="whole", cache="whole")
+    other = pipe.sampler(**kwargs | rows, precision=precision, weights=weights, cache=cache)
     forced, free, levels = [], [], []
     for seed in seeds:
         asked = dict(cond=cond, ids=ids, draws=Keyed(seed), grid=pipe.grid)
@@ -55,4 +60,4 @@ def agreement(
         levels.append(np.abs(one - two).mean())
     forced, free = torch.cat(forced), torch.cat(free)
     shares = (float(t.float().mean()) for t in (forced, free))
-    return Agreement(precision, *shares, float(np.mean(levels)), len(free))
+    return Agreement(precision, *shares, float(np.mean(levels)), len(free), weights, cache)

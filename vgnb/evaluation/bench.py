@@ -23,30 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from ..core import Mismatch, Missing, check, check_int
 from ..draws import At, Keyed
-from ..training.plan import Ledger
+from ..training.plan import FLOPS, Ledger, product_rate
 
 # %% ../../nbs/evaluation/660_bench.ipynb #729e18aa
-_aten = torch.ops.aten
-
-def _attention_back(grad, q, k, v, *args, out_val=None, **kw) -> int:
-    "The CPU's fused attention, backward: as that of GPUs, whose other arguments don't count."
-    count = flop_registry[_aten._scaled_dot_product_flash_attention_backward]
-    return count(grad, q, k, v, *[None] * 10, out_val=out_val)
-
-def _by_onednn(x, weight, *args, out_val=None, **kw) -> int:
-    "The product of a large matrix on a CPU, see `vgnb.layers.Linear`."
-    return 2 * x.numel() * weight.shape[0]
-
-_FLOPS = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        _aten._scaled_dot_product_flash_attention],
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _FLOPS[torch.ops.mkldnn._linear_pointwise] = _by_onednn
 _READS = {      # a host that asks for these waits for the device
     "_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2",
     "unique_consecutive", "unique_dim"}
@@ -84,7 +66,7 @@ class Tally(Ledger):
         self.reads += _reads(func, args) or _to_host(func, args, out)
 
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
-        formula = _FLOPS.get(func._overloadpacket)
+        formula = FLOPS.get(func._overloadpacket)
         if formula:
             flops = formula(*args, **kwargs, out_val=out)
             taken = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
@@ -157,14 +139,11 @@ def ceilings(
 ) -> Ceilings:
     "Rates of a product and a copy, the best of several."
     on_gpu = torch.device(device).type == "cuda"
-    side = side or (8192 if on_gpu else 768)
-    a = torch.randn(side, side, device=device).to(dtype)
     source = torch.zeros((2 ** 30 if on_gpu else 2 ** 26) // 4, device=device)
     target = torch.empty_like(source)
-    product, copy = torch.empty_like(a), lambda: target.copy_(source)
-    def best(run): return max(min(own_time(spent(run, device), device) for _ in range(tries)), 1e-9)
-    return Ceilings(2 * side ** 3 / best(lambda: torch.mm(a, a, out=product)),
-                    2 * source.nbytes / best(copy))
+    copies = (own_time(spent(lambda: target.copy_(source), device), device) for _ in range(tries))
+    return Ceilings(product_rate(dtype, device, side, tries),
+                    2 * source.nbytes / max(min(copies), 1e-9))
 
 # %% ../../nbs/evaluation/660_bench.ipynb #07801a76
 def in_turns(

@@ -348,7 +348,7 @@ def _trained(model:nn.Module, start:dict, asked:GeneratorRecipe, inputs:dict, at
     "The mean of the steps' losses."
     model.load_state_dict(start)
     processes = Processes()
-    stepper = Stepper(TrainState(GeneratorTask(model), asked, processes), Share())
+    stepper = Stepper(TrainState(GeneratorTask(model, asked.loss_rows), asked, processes), Share())
     for step, (codes, labels) in enumerate(zip(inputs["codes"], inputs["labels"])):
         stepper(step, [(at._replace(step=step), {"codes": codes, "labels": labels})])
     means = stepper.meter.read(processes)

@@ -144,6 +144,7 @@ class AnnealedOrderTransformer(RasterTransformer):
 
     RAR, arXiv 2411.00776."""
     columns, plans, quirks = "ordered", "order", ()
+    splits_loss = False
     check_order, logits = RandomOrderTransformer.check_order, RandomOrderTransformer.logits
 
     def __init__(self, config:AnnealedOrderConfig, seed:int=0):

@@ -187,6 +187,11 @@ class Generator(nn.Module):
     most:int|None = None
     in_raster:bool = False        # missing cells are asked for in raster order, whichever are known
     plans:Literal["nothing", "order", "mask"] = "nothing"  # what `logits` is told besides the codes
+    # its loss can compute the logits of a few samples at a time: `loss_rows`
+    splits_loss:bool = False
+    loss_rows:int = 0                       # how many that are, see `head_loss`; 0 = all
+    # its linear layers are called, never taken apart: their weights may be int8
+    whole_layers:bool = True
     config:Any = None                       # the dataclass it was built from
 
     @property

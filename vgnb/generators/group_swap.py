@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_int
 from ..draws import keyed_generator
-from ..layers import AdaBlock, Attention, Modulation, additive, attend, rotate
+from ..layers import AdaBlock, Attention, HalfTurns, Linear, Modulation, additive, attend, rotate
 
 # %% ../../nbs/generators/348_group_swap.ipynb #5816a144
 def group_masks(
@@ -45,13 +45,13 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.Identity() if norm is None else norm
-        self.query = query or nn.Linear(dim, dim, bias=bias)
-        self.kv = nn.Linear(dim, 2 * dim, bias=bias)
-        self.out = nn.Linear(dim, dim, bias=bias)
+        self.query = query or Linear(dim, dim, bias=bias)
+        self.kv = Linear(dim, 2 * dim, bias=bias)
+        self.out = Linear(dim, dim, bias=bias)
 
     def keys_values(self,
         memory:Tensor,    # (b, m, d)
-        rotary:Tensor,    # (m, c/2, 2) or (b, m, c/2, 2), of the memory's places
+        rotary:Tensor|HalfTurns,    # (m, c/2, 2) or (b, m, c/2, 2), of the memory's places
     ) -> tuple[Tensor, Tensor]:
         "Keys and values of a memory, (b, h, m, c) each."
         # (b, m, h, c)
@@ -60,7 +60,7 @@ class CrossAttention(nn.Module):
 
     def forward(self,
         x:Tensor,                    # (b, n, d)
-        rotary:Tensor,               # (n, c/2, 2) or (b, n, c/2, 2), of the queries' places
+        rotary:Tensor|HalfTurns,     # (n, c/2, 2) or (b, n, c/2, 2), of the queries' places
         kv:tuple[Tensor, Tensor],    # what `keys_values` made of the memory
         mask:Tensor|None=None,       # (b, 1, n, m) bool or additive; None = everything
     ) -> Tensor:                     # (b, n, d)
@@ -110,23 +110,25 @@ class GroupSwap(nn.Module):
         self.pooling = parts[2] if len(parts) == 3 else None
         self.base = nn.Parameter(torch.zeros(1, dim))
         self.norm = nn.LayerNorm(dim)
-        wide = (nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        wide = (nn.Sequential(Linear(dim, 4 * dim), nn.SiLU(), Linear(4 * dim, dim))
                 if network == "mlp4" else None)
         self.attention = CrossAttention(dim, heads, bias=True, query=wide)
 
     def pool(self, memory:Tensor, members:Tensor) -> Tensor|None:
-        "What queries take from each group's rows (see `pool_groups`); None if they don't."
+        "What the queries take from all rows of each group (see `pool_groups`); None if they don't want it."
         return pool_groups(memory, members, self.pooling) if self.pooling else None
 
     def forward(self,
         places:Tensor,                 # (q,) or (b, q)
-        rotary:Tensor,                 # (q, c/2, 2) or (b, q, c/2, 2)
+        rotary:Tensor|HalfTurns,       # (q, c/2, 2) or (b, q, c/2, 2)
         kv:tuple[Tensor, Tensor],      # keys and values of the memory
         mask:Tensor|None=None,         # of the memory, as in `CrossAttention`
         pooled:Tensor|None=None,       # (b, 1 or q, d): the other group's, at each query
+        # (q, d) or (b, q, d): `sinusoid` of the places, where it is known already
+        waves:Tensor|None=None,
     ) -> Tensor:                       # (b, q, d)
         x = self.base.expand(*places.shape, -1)
-        if self.freqs: x = x + sinusoid(places, x.shape[-1])
+        if self.freqs: x = x + (sinusoid(places, x.shape[-1]) if waves is None else waves)
         if pooled is not None: x = x + pooled
         b = len(kv[0])
         x = x.type_as(self.base).expand(b, -1, -1)
@@ -170,7 +172,7 @@ def partition_block(
     if cross: attention = CrossAttention(dim, heads, norm=LayerNorm(dim, eps))
     else: attention = Attention(dim, heads, halves=True)
     hidden = int(ratio * dim)
-    ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, dim))
+    ffn = nn.Sequential(Linear(dim, hidden), nn.GELU(approximate="tanh"), Linear(hidden, dim))
     norms = LayerNorm(dim, eps), LayerNorm(dim, eps)
     return AdaBlock(attention, ffn, norms, Modulation(dim), (dropout, dropout), name)
 

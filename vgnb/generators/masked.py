@@ -33,12 +33,14 @@ from vgnb.generators.generator import (
     check_classes,
     training_grid,
 )
+from .head_loss import head_loss, sample_weights
 from .masks import draw_mask
 from .schedules import CURVES
 from vgnb.layers import (
     AdaBlock,
     Dropout,
     LabelEmbedder,
+    Linear,
     Modulation,
     Noise,
     Portions,
@@ -47,6 +49,7 @@ from vgnb.layers import (
     attend,
     ffn_width,
     init_normal,
+    linear_map,
     modulate,
     null_class,
 )
@@ -144,8 +147,8 @@ class NormedAttention(nn.Module):
         self.channels = dim // heads
         self.inner = heads * self.channels
         self.eps = eps
-        self.qkv = nn.Linear(dim, 3 * self.inner, bias=False)
-        self.out = nn.Linear(self.inner, dim, bias=False)
+        self.qkv = Linear(dim, 3 * self.inner, bias=False)
+        self.out = Linear(self.inner, dim, bias=False)
         self.drop = Dropout(dropout, name)
 
     def project(self, x:Tensor, queries:Tensor|None=None) -> tuple[Tensor, Tensor, Tensor]:
@@ -290,15 +293,19 @@ def masked_loss(
     valid:Tensor|None=None,    # (b,) weights of the samples (0 = unreadable image); None = all 1
     cells:Literal["all", "hidden"]="all",
 ) -> Loss:
-    "Mean cross entropy of all cells, or the hidden; parts 'hidden', 'accuracy' are of the hidden."
+    "Mean cross entropy of all cells, or of the hidden ones; its parts 'hidden' and 'accuracy' are of the hidden ones."
     # (b, n)
     ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
+    with torch.no_grad(): right = logits.argmax(-1) == codes
+    return _masked_means(ce, right, hidden, valid, cells)
+
+def _masked_means(ce:Tensor, right:Tensor, hidden:Tensor, valid:Tensor|None, cells:str) -> Loss:
+    "`masked_loss` of the cells' cross entropy (b, n), and which were guessed right (b, n)."
     weights = torch.ones_like(ce) if valid is None else valid.to(ce.dtype)[:, None].expand_as(ce)
     hidden_weights = weights * hidden
     over_all = (ce * weights).sum() / weights.sum().clamp(min=1)
     over_hidden = (ce * hidden_weights).sum() / hidden_weights.sum().clamp(min=1)
     with torch.no_grad():
-        right = logits.argmax(-1) == codes
         accuracy = (right * weights * hidden).sum() / hidden_weights.sum().clamp(min=1)
 
     total = over_all if cells == "all" else over_hidden
@@ -325,6 +332,7 @@ def logits(self:MaskedGenerator,
     mask = None if visible is None else visible[:, None, None]
     return (self.cell_logits(codes, self.conditioning([cond]), mask),)
 
+# %% ../../nbs/generators/340_masked.ipynb #614bc788
 @patch
 def forward(self:MaskedGenerator,
     codes:Tensor, cond:Cond,    # (b, n, 1); the condition
@@ -337,8 +345,15 @@ def forward(self:MaskedGenerator,
     noise = Noise(draws, at._replace(positions=None))
     hidden = draw_mask(draws, at, codes.shape[1], self.config.mask_rate)
     known = codes.masked_fill(hidden, self.config.vocab)
-    logits = self.cell_logits(known, self.conditioning([cond], noise), noise=noise)
-    return masked_loss(logits, codes, hidden, valid, self.config.loss_cells)
+    conditioning, cells = self.conditioning([cond], noise), self.config.loss_cells
+    if not self.loss_rows:
+        logits = self.cell_logits(known, conditioning, noise=noise)
+        return masked_loss(logits, codes, hidden, valid, cells)
+    weights = sample_weights(valid, codes)
+    if cells == "hidden": weights = hidden.float() if weights is None else weights * hidden
+    head = self.cell_states(known, conditioning, noise=noise), *self.code_head()
+    found = head_loss(*head, codes, weights, self.loss_rows)
+    return Loss(found.total, _masked_means(found.ce, found.right, hidden, valid, cells).parts)
 
 # %% ../../nbs/generators/340_masked.ipynb #7f164ca3
 class MaskedState(State):
@@ -429,6 +444,7 @@ def init_xavier(
 class MaskedTransformer(MaskedGenerator):
     "Predicts the codes of hidden cells from the others. Halton-MaskGIT, arXiv 2503.17076."
     tied = ("tokens.weight",)
+    splits_loss = True
     quirks: tuple[tuple[str, str], ...] = (
         ("the mask code can be drawn", "the cell stays hidden for later steps and ends as the last "
                                        "code; by default it has no probability"),
@@ -503,13 +519,23 @@ def _cells(self:MaskedTransformer, x:Tensor, queries:Tensor|None) -> Tensor:
     return gather_rows(cells, queries)
 
 @patch
+def cell_states(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None,
+                noise:Noise|None=None, queries:Tensor|None=None) -> Tensor:
+    "What the head reads of the queried cells (b, k or n, d); arguments as `cell_logits`."
+    x = self.run_blocks(self._sequence(codes), conditioning, mask, noise, queries)
+    return self.norm(self._cells(x, queries), conditioning[-1])
+
+@patch
+def code_head(self:MaskedTransformer) -> tuple[Tensor, Tensor]:
+    "Weight (head_size, d), the codes' own, and bias of the head."
+    return self.tokens.weight[:self.head_size], self.bias[:self.head_size]
+
+@patch
 def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None,
                 noise:Noise|None=None, queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see the `MaskedGenerator`'s `cell_logits`."
-    x = self.run_blocks(self._sequence(codes), conditioning, mask, noise, queries)
-    y = self.norm(self._cells(x, queries), conditioning[-1])
-    size = self.head_size
-    return F.linear(y, self.tokens.weight[:size], self.bias[:size]).float()
+    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
+    return linear_map(self.cell_states(codes, conditioning, mask, noise, queries),
+                      *self.code_head()).float()
 
 # %% ../../nbs/generators/340_masked.ipynb #134de19b
 @patch

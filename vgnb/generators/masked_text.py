@@ -20,14 +20,8 @@ from torch import Tensor, nn
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from .generator import Cond, training_grid
-from vgnb.generators.masked import (
-    MaskedGenerator,
-    check_masking,
-    grow_cells,
-    init_xavier,
-    shrink_cells,
-)
-from ..layers import Dropout, Noise, Portions, attend, dropped, init_normal
+from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
+from ..layers import Dropout, Linear, Noise, Portions, attend, dropped, init_normal, linear_map
 from ..names import NameTable, Rename
 from ..rows import gather_rows
 
@@ -65,19 +59,19 @@ class MaskedTextConfig:
         check_choice("condition", self.condition, ("text",))
         check_masking(self)
 
-# %% ../../nbs/generators/342_masked_text.ipynb #bc968c24
+# %% ../../nbs/generators/342_masked_text.ipynb #c8030a3f
 class BiasedAttention(nn.Module):
     "Multi-head attention with biases, on itself or on a context."
     def __init__(self, dim:int, heads:int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
 
     def _projected(self, x:Tensor, first:int, last:int) -> tuple[Tensor, ...]:
         "Numbers first..last-1 of (queries, keys, values) of x (b, n, d): each (b, h, n, c)."
         d = self.out.in_features
-        y = F.linear(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
+        y = linear_map(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
         return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
                      for t in y.chunk(last - first, -1))
 
@@ -99,12 +93,12 @@ class TextBlock(nn.Module):
     def __init__(self, c:MaskedTextConfig, name:str):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(c.dim, 1e-6) for _ in range(3))
-        self.text = nn.Linear(c.text_dim, c.dim)
+        self.text = Linear(c.text_dim, c.dim)
         self.text_norm = nn.LayerNorm(c.dim)
         self.inner = BiasedAttention(c.dim, c.heads)
         self.cross = BiasedAttention(c.dim, c.heads)
-        self.up = nn.Linear(c.dim, c.ffn)
-        self.down = nn.Linear(c.ffn, c.dim)
+        self.up = Linear(c.dim, c.ffn)
+        self.down = Linear(c.ffn, c.dim)
         self.drops = nn.ModuleList(Dropout(c.dropout, f"{name}.{part}")
                                    for part in ("inner", "cross", "ffn"))
 
@@ -113,12 +107,13 @@ class TextBlock(nn.Module):
         return self.cross.keys_values(self.text_norm(self.text(text)))
 
     def forward(self,
-        x:Tensor,                               # (b, n, d)
-        caption:tuple[Tensor, Tensor, Tensor],  # keys, values (b, h, t, c); (b, 1, 1, t) to look at
-        mask:Tensor|None=None,                  # (b, 1, 1, n) bool: places that may be looked at
+        x:Tensor,                                # (b, n, d)
+        # keys, values (b, h, t, c); bool (b, 1, 1, t): what may be looked at
+        caption:tuple[Tensor, Tensor, Tensor],
+        mask:Tensor|None=None,                   # (b, 1, 1, n) bool: places that may be looked at
         noise:Noise|None=None,
-        queries:Tensor|None=None,               # (b, k) places that are computed; None = all
-    ) -> Tensor:                                # (b, k or n, d)
+        queries:Tensor|None=None,                # (b, k) places that are computed; None = all
+    ) -> Tensor:                                 # (b, k or n, d)
         k, v, visible = caption
         drop_inner, drop_cross, drop_ffn = self.drops
         y = self.norm1(x)
@@ -139,6 +134,7 @@ class MaskedTextTransformer(MaskedGenerator):
         ("padding of captions is looked at",
          "a short caption's answer depends on how far it was padded"),
     )
+    whole_layers = False               # keys, values and queries are parts of one matrix
 
     def __init__(self,
         config:MaskedTextConfig,
@@ -209,7 +205,7 @@ def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Ten
     if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
     else: x = gather_rows(grow_cells(x, self.grow, c.grid, c.patch), queries)
     # (b, k or n, head_size)
-    y = F.linear(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]
+    y = linear_map(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]
     return y.float()
 
 # %% ../../nbs/generators/342_masked_text.ipynb #b3b734d7

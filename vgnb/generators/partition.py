@@ -41,15 +41,20 @@ from vgnb.generators.group_swap import (
     group_masks,
     init_uniform,
     partition_block,
+    sinusoid,
 )
+from .head_loss import head_loss, sample_weights
 from .masks import draw_mask
 from .schedules import CURVES
 from vgnb.layers import (
+    HalfTurns,
     LabelEmbedder,
+    Linear,
     Modulation,
     Noise,
     Portions,
     additive,
+    half_turns,
     modulate,
     null_class,
     rotary_1d,
@@ -120,10 +125,11 @@ partition_presets: dict[str, PartitionConfig] = {
                             dropout=0, rope_base=20, code_std=1),
 }
 
-# %% ../../nbs/generators/350_partition.ipynb #9f77c861
+# %% ../../nbs/generators/350_partition.ipynb #feb3dd4c
 class Modulations(NamedTuple):
     "What the class makes of each layer."
-    encoder: list[tuple[Tensor, ...]]    # a block: shift, scale, gate of both parts; (b, d) each
+    # a block: shift, scale, gate of attention, then of feed-forward; (b, d) each
+    encoder: list[tuple[Tensor, ...]]
     decoder: list[tuple[Tensor, ...]]
     head: tuple[Tensor, Tensor]          # shift and scale of the last norm
 
@@ -155,13 +161,13 @@ class PartitionLayers(Generator):
                                 methods=("keys_values",))
         self.norm = LayerNorm(c.dim, c.eps)
         self.modulation = Modulation(c.dim, 2)
-        self.head = nn.Linear(c.dim, c.vocab + 2)
-        self._rotary: dict = {}
+        self.head = Linear(c.dim, c.vocab + 2)
+        self._rotary: dict = {}                 # what only places decide
         self.init_weights(seed)
 
     @torch.no_grad()
     def init_weights(self, seed:int=0) -> "PartitionLayers":
-        "PyTorch's uniform weights; N(0, 1): classes, N(0, 0.02²): registers, query; 0: head."
+        "PyTorch's uniform weights; N(0, 1) for classes, N(0, 0.02²) for registers and query, 0 for the head."
         init_uniform(self, seed)
         codes = self.tokens.weight
         if codes.is_meta: return self
@@ -193,13 +199,23 @@ def prefix_places(self:PartitionLayers) -> int:
     return self.config.registers + 1
 
 @patch
-def rotary(self:PartitionLayers, n:int, device) -> Tensor:
-    "Rotary table (prefix_places + n, c/2, 2), computed once a length, in fp32."
+def rotary(self:PartitionLayers, n:int, device) -> HalfTurns:
+    "Turns of all prefix_places + n places, computed once a length, in fp32."
     c, key = self.config, (n, str(device))
     if key not in self._rotary:
         with torch.inference_mode(False):                 # training may want it later
             table = rotary_1d(self.prefix_places + n, c.dim // c.heads, c.rope_base, device="cpu")
-            self._rotary[key] = table.to(device)
+            self._rotary[key] = half_turns(table.to(device))
+    return self._rotary[key]
+
+@patch
+def waves(self:PartitionLayers, n:int, device) -> Tensor:
+    "`sinusoid` of all prefix_places + n places, computed once a length."
+    key = ("waves", n, str(device))
+    if key not in self._rotary:
+        with torch.inference_mode(False):
+            self._rotary[key] = sinusoid(torch.arange(self.prefix_places + n, device=device),
+                                         self.config.dim)
     return self._rotary[key]
 
 @patch
@@ -228,9 +244,14 @@ def modulations(self:PartitionLayers, rows:Tensor) -> Modulations:
     return Modulations(blocks[:self.config.encoder], blocks[self.config.encoder:], parts[-2:])
 
 @patch
+def head_states(self:PartitionLayers, y:Tensor, modulations:Modulations) -> Tensor:
+    "Rows (b, q, d) as the head reads them."
+    return modulate(self.norm(y), *modulations.head)
+
+@patch
 def head_logits(self:PartitionLayers, y:Tensor, modulations:Modulations) -> Tensor:
     "Rows (b, q, d) -> logits (b, q, V + 2): the codes, the mask id, BOS."
-    return self.head(modulate(self.norm(y), *modulations.head)).float()
+    return self.head(self.head_states(y, modulations)).float()
 
 # %% ../../nbs/generators/350_partition.ipynb #ddcb15c5
 def open_cells(state:State) -> Tensor:
@@ -309,6 +330,8 @@ class PartitionTraining(PartitionLayers):
         super().__init__(config, seed)
         self.rules = RULES[config.compat](config)
         self.columns = self.rules.columns
+        # the fault adds a column to the logits of the loss
+        self.splits_loss = config.compat is None
 
     def all_rows(self,
         codes:Tensor, groups:Tensor,       # (b, n) each, in raster order; groups of bool
@@ -387,6 +410,12 @@ def forward(self:PartitionTraining,
     modulations = self.modulations(self.modulation_rows(cond.labels, noise))
 
     y = self.all_rows(codes, groups, modulations, noise)[:, 1:]
+    if self.loss_rows:
+        x, head, v = self.head_states(y, modulations), self.head, self.config.vocab
+        found = head_loss(x, head.weight[:v], head.bias[:v], codes,
+                          sample_weights(valid, codes), self.loss_rows)
+        parts = {"cross_entropy": found.total.detach(), "accuracy": found.right.float().mean()}
+        return Loss(found.total, parts)
     logits = self.rules.loss_logits(self.head_logits(y, modulations))           # (b, n, V or V + 2)
     loss = cross_entropy(logits, codes, valid)
     accuracy = (logits.detach().argmax(-1) == codes).float().mean()
@@ -459,7 +488,7 @@ class PartitionTransformer(PartitionTraining):
             members = torch.arange(x.shape[1], device=device) < visible[:, None]
             mask = additive(members)[:, None, None]                                   # (b, 1, 1, m)
 
-        rotary = self.rotary(n, device)[places]
+        rotary = self.rotary(n, device).at(places)
         for block, m in zip(self.encoder, modulations.encoder):
             x = block(x, m, rotary, mask, noise=noise)
         looking = (self.swap, True), *zip(self.decoder, self.crosses)
@@ -476,9 +505,11 @@ def decode(self:PartitionTransformer,
     noise:Noise|None=None,
 ) -> Tensor:                  # (b, q, d)
     "Run the decoder for some places."
-    rotary = self.rotary(n, places.device)[places]
+    rotary = self.rotary(n, places.device).at(places)
     swap, *blocks = memory.keys_values
-    y = self.swap(places, rotary, swap, memory.mask, memory.pooled).type_as(self.tokens.weight)
+    waves = self.waves(n, places.device)[places]
+    y = self.swap(places, rotary, swap, memory.mask, memory.pooled,
+                  waves).type_as(self.tokens.weight)
     for block, kv, m in zip(self.decoder, blocks, modulations.decoder):
         attended = () if kv is None else (kv, memory.mask)
         y = block(y, m, rotary, *attended, noise=noise)

@@ -150,6 +150,7 @@ class GELUFeedForward(nn.Module):
 class ProposalTransformer(RasterTransformer):
     "Predicts codes after a class as a language model its next word. arXiv 2411.04406."
     quirks = ()
+    splits_loss = False
 
     def __init__(self,
         config:ProposalConfig,

@@ -18,6 +18,7 @@ from ..core import check, check_choice, check_int
 from ..draws import At, seeded_generator
 from ..families import Checkpoint, Family, Published, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
+from .head_loss import mean_head_loss
 from .orders import check_permutation
 from vgnb.generators.raster import (
     DecoderOnly,
@@ -102,6 +103,7 @@ class RandomOrderTransformer(DecoderOnly):
     "Predicts the codes of whatever cells it is asked for. RandAR, arXiv 2412.01827 §3."
     columns = "ordered"
     plans = "order"
+    splits_loss = True
     quirks = (*DecoderOnly.quirks, ("guided captions have a constant as their null",
                                     "the null caption's features are all equal to the number of "
                                     "classes; by default guidance uses the learnt one"))
@@ -152,7 +154,7 @@ class RandomOrderTransformer(DecoderOnly):
         "Rows of the rotary table for the queries and codes of cells (b, k): (b, 2k)."
         return self.prefix_places + cells.repeat_interleave(2, 1)
 
-# %% ../../nbs/generators/330_random_order.ipynb #140c8de3
+# %% ../../nbs/generators/330_random_order.ipynb #93420b87
 @patch
 def sequence(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond,    # (b, n) in raster order; the condition
@@ -160,7 +162,7 @@ def sequence(self:RandomOrderTransformer,
     order:Tensor,               # (b, n) cells
     noise:Noise|None=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "Condition (b, p, d), ordered pairs (b, 2n, d), their rotary table (b, p + 2n, c/2, 2)."
+    "The condition (b, p, d), the pairs (b, 2n, d) in the given order, and their rotary table (b, p + 2n, c/2, 2)."
     p = self.prefix_places
     table = self.table(grid, codes.device)
     prefix = self.embed_condition(cond, noise)
@@ -177,15 +179,22 @@ def _logits(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None,
     taps:dict|None=None) -> Tensor:
     "Logits (b, n, V) in the order of generation, of the training sequence."
+    return self.head(self._states(codes, cond, grid, order, noise, taps)).float()
+
+@patch
+def _states(self:RandomOrderTransformer,
+    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None,
+    taps:dict|None=None) -> Tensor:
+    "What the head reads (b, n, d), behind the last norm."
     p, n = self.prefix_places, codes.shape[1]
     places = p + 2 * n - 1
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order, noise)
     x = torch.cat((prefix, pairs[:, :-1]), 1)                                   # (b, p + 2n - 1, d)
     mask = causal_mask(places, 0, visible_places(cond, places))
     x = self.blocks(x, rotary[:, :-1], mask, noise=noise, taps=taps)
-    return self.head(self.norm(x[:, p::2])).float()
+    return self.norm(x[:, p::2])
 
-# %% ../../nbs/generators/330_random_order.ipynb #93420b87
+# %% ../../nbs/generators/330_random_order.ipynb #29eec5a5
 @patch
 def forward(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond,  # (b, n, 1); the condition
@@ -199,8 +208,11 @@ def forward(self:RandomOrderTransformer,
     drawn = self.config.order == "random"
     order = (draws.permutation("order", at, grid.n) if drawn
              else self.check_order(None, len(codes), grid, codes.device))
-    logits = self._logits(codes, cond, grid, order, Noise(draws, at))
-    return cross_entropy(logits, codes.gather(1, order), valid)
+    wanted, noise = codes.gather(1, order), Noise(draws, at)
+    if not self.loss_rows:
+        return cross_entropy(self._logits(codes, cond, grid, order, noise), wanted, valid)
+    x = self._states(codes, cond, grid, order, noise)
+    return mean_head_loss(x, self.head, wanted, valid, self.loss_rows)
 
 @patch
 def check_order(self:RandomOrderTransformer,

@@ -44,6 +44,7 @@ from vgnb.generators.generator import (
     on_host,
     training_grid,
 )
+from .head_loss import mean_head_loss
 from vgnb.layers import (
     Attention,
     Blocks,
@@ -338,6 +339,7 @@ def check_grid(self:DecoderOnly, grid:Grid): self.table(grid, "cpu")
 class RasterTransformer(DecoderOnly):
     "Predicts codes one by one, row by row, after a class or a caption. LlamaGen, arXiv 2406.06525."
     most = 1
+    splits_loss = True
 
     def __init__(self,
         config:RasterConfig,
@@ -392,7 +394,10 @@ class RasterTransformer(DecoderOnly):
         grid = Grid(self.grid)
         codes = self.checked(codes, cond, grid, null=False)
         noise = Noise(draws, at._replace(positions=None))
-        return self.loss(self._logits(codes, cond, grid, noise), codes, valid)
+        if not self.loss_rows:
+            return self.loss(self._logits(codes, cond, grid, noise), codes, valid)
+        x = self.norm(self.states(codes, cond, grid, noise))
+        return mean_head_loss(x, self.head, codes, valid, self.loss_rows)
 
 # %% ../../nbs/generators/320_raster.ipynb #f3d7b896
 @patch

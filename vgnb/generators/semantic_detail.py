@@ -169,6 +169,7 @@ def half_rate(
 class SemanticDetailTransformer(RasterTransformer):
     "Predicts a semantic and then a detail code of one cell after the other. IAR2."
     level_names = ("semantic", "detail")
+    splits_loss = False
 
     def __init__(self,
         config:SemanticDetailConfig,

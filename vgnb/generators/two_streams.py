@@ -242,7 +242,8 @@ def predict(self:TwoStreamTransformer, state, positions:Tensor, given=None, *,
     state.check_cells(positions, live)
     for first, last in state.runs(live): self._feed(state, first, last)
     rows = state.rows(0, live)
-    shared = [t[-1, rows, :, :state.ends[-1]] for t in (state.cache.keys, state.cache.values)]
+    kept = state.cache.keys, state.cache.values
+    shared = [t[-1, rows, :, :state.ends[-1]].to(state.cache.dtype) for t in kept]
     logits = self.ask(positions.repeat(live, 1), state.prefix[rows], shared, state.table)
     return Prediction(logits.unflatten(0, (live, state.b)))
 

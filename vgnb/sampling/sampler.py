@@ -31,10 +31,11 @@ from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
 from ..glance import first_line, glance, own_fields
 from ..kinds import called
-from ..layers import compiled
+from ..layers import compiled, kept_in
 from ..precision import arithmetic, check_precision
 from ..progress import Progress
 from ..rows import gather_rows, padded
+from .eight_bits import cache_dtype, check_eight_bits, int8_weights
 from .guidance import Unguided, by_column
 from .pick import Pick
 
@@ -110,8 +111,11 @@ class Sampler:
     rows: int = 8                          # of a full micro-batch, part of the result's record
     compat: Literal["upstream"]|None = None
     min_rows: int|None = None        # of the smallest micro-batch, see `computed_rows`; None = rows
-    precision: str|None = None    # of `PRECISIONS`; None = as whoever calls has it
-    compile: str|None = None      # backend of torch.compile for the generator's blocks; None = none
+    precision: str|None = None             # of `PRECISIONS`; None = as whoever calls has it
+    # backend of torch.compile for the generator's blocks; None = as they are
+    compile: str|None = None
+    weights: str = "whole"                 # int8: what linear layers multiply by, see `eight_bits`
+    cache: str = "whole"                   # fp8: what keys and values are kept in
 
     def __post_init__(self):
         check_int("steps", self.steps, 1)
@@ -119,6 +123,7 @@ class Sampler:
         if self.min_rows is not None: check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
         if self.precision is not None: check_precision(self.precision)
+        check_eight_bits(self.generator, self.weights, self.cache, self.compile)
 
         g = self.generator = self.order.asks(self.generator)
         for name in ("order", "guidance"):
@@ -383,7 +388,11 @@ def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None,
 @contextlib.contextmanager
 def _passes(self:Sampler, device):
     "The generator's passes: in the sampler's precision, compiled if that is asked for."
-    with arithmetic(device, self.precision), compiled(self.generator, self.compile): yield
+    as_said = arithmetic(device, self.precision), compiled(self.generator, self.compile)
+    eight = int8_weights(self.generator, self.weights == "int8"), kept_in(cache_dtype(self.cache))
+    with contextlib.ExitStack() as stack:
+        for part in (*as_said, *eight): stack.enter_context(part)
+        yield
 
 @patch
 def _computed(self:Sampler, run:_Run) -> Iterator[Step]:

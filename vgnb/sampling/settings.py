@@ -18,6 +18,7 @@ from ..generators.schedules import SCHEDULES
 from ..glance import glance, own_fields
 from ..kinds import shelf, shelf_of
 from ..precision import check_precision
+from .eight_bits import CACHES, WEIGHTS
 from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
@@ -63,6 +64,9 @@ class Sampling:
     # of both networks' passes; weights stay fp32
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False               # the generator's blocks; compiled code gives other low bits
+    # of the generator's linear layers, see `eight_bits`
+    weights: Literal["whole", "int8"] = "whole"
+    cache: Literal["whole", "fp8"] = "whole"      # what the generator's keys and values are kept in
 
     def __post_init__(self):
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
@@ -77,6 +81,8 @@ class Sampling:
         check_choice("compat", self.compat, (None, "upstream"))
         check_precision(self.precision)
         check(isinstance(self.compile, bool), "compile", self.compile, "must be True or False")
+        for name, words in (("weights", WEIGHTS), ("cache", CACHES)):
+            check_choice(name, getattr(self, name), words)
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
 
@@ -86,10 +92,11 @@ class Sampling:
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
-        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows,
-                       self.precision, "inductor" if self.compile else None)
+        return Sampler(generator, *parts, self.steps, self.rows, self.compat,
+                       self.min_rows, self.precision,
+                       "inductor" if self.compile else None, self.weights, self.cache)
 
-# %% ../../nbs/sampling/430_settings.ipynb #460afab9
+# %% ../../nbs/sampling/430_settings.ipynb #9b88cf40
 _OF_PICKS = ("temperature", "top_k", "top_p")
 
 def spelled(
@@ -106,6 +113,8 @@ def spelled(
     min_rows:int|None=None,       # of the smallest micro-batch
     precision:str|None=None,      # fp32, tf32, bf16 or fp16, see `vgnb.precision`
     compile:bool|None=None,       # the generator's blocks, by torch.compile
+    weights:str|None=None,       # whole or int8, of the generator's linear layers: see `eight_bits`
+    cache:str|None=None,          # whole or fp8, of its keys and values
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."
     return {name: value for name, value in locals().items() if value is not None}
@@ -119,6 +128,7 @@ def check_steps(self:Sampling,
     check(heard, "steps", self.steps,
           "one-by-one draws one cell a step: leave it out, or name another schedule")
 
+# %% ../../nbs/sampling/430_settings.ipynb #460afab9
 @patch
 def changed(self:Sampling,
     **changes,   # as `spelled`; None = as it is, but for `compat`

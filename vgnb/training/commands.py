@@ -48,7 +48,7 @@ from ..saved import save_model
 # %% ../../nbs/training/550_commands.ipynb #8f71cd39
 from .checkpoints import checkpoints
 from .feed import Data
-from .plan import Cluster, plan_json, plan_run, plan_text
+from .plan import Cluster, peak_flops, plan_json, plan_run, plan_text, work_of
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from vgnb.training.recipes import (
@@ -336,7 +336,7 @@ def build_generator(
 
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
-    task = GeneratorTask(model)
+    task = GeneratorTask(model, recipe.loss_rows)
     if recipe.start and begin:
         task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
@@ -470,6 +470,7 @@ def train(
                          run.accumulate, run.keep_last)
         if Processes().main: print(plan_text(found))
         return Outcome(0, True, "plan")
+    if run.peak not in (None, "measured"): peak_flops(run.peak, options.recipe.precision)
     folder = RunFolder(out, run)
     folder.check_recipe(options.recipe)
     goes_on = folder.goes_on()              # then nobody needs the folder that it once started from
@@ -487,7 +488,8 @@ def train(
         if processes.main: print(text)
         return Outcome(0, True, "dry run")
 
-    trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=previews)
+    work = work_of(recipe, run, processes)
+    trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=previews, work=work)
     slow = slow_precision(trainer.processes.device, recipe.precision)
     if slow and trainer.processes.main: print(slow, file=sys.stderr)
     begin = (lambda: tell_start(task, out)) if trainer.processes.main else None

@@ -285,10 +285,13 @@ class GeneratorRecipe(Recipe):
     kind: ClassVar[str] = "generator"
     model: Any = None       # a registered generator's configuration
     features: str = ""      # caption features (a folder), for text conditions
+    # samples whose logits the loss has at once, to save memory; 0 = all; other low bits
+    loss_rows: int = 0
 
     def __post_init__(self):
         super().__post_init__()
         check(is_dataclass(self.model), "model", self.model, "must be a generator's configuration")
+        check_int("loss_rows", self.loss_rows, 0)
 
 for _config in (Recipe, TokenizerRecipe, GeneratorRecipe):
     kinds.register(Kind(_config), name=_config.kind)

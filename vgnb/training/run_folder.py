@@ -51,19 +51,26 @@ class Run:
     "How a run is carried out."
     # auto: go on if the folder has a checkpoint of this recipe
     resume: Annotated[_Resume, tyro.conf.Suppress] = "auto"
-    accumulate: int = 1         # micro-batches a process works through in a step, to save memory
-    workers: int = 0            # processes that read data ahead
-    log_every: int = 50         # steps
-    save_every: int = 500       # steps between checkpoints
-    keep_last: int = 2          # checkpoints kept
-    keep_every: int = 0         # the first one at or after every so many steps stays; 0 = none does
-    max_skips: int = 20         # stop after so many skipped steps in a row
-    tracker: str = "jsonl"      # jsonl, none, or a program of accelerate's: tensorboard, wandb ...
-    compile: bool = False       # torch.compile the modules
-    progress: bool|None = None  # a progress bar; None = on a terminal, elsewhere lines at times
-    on_save_error: str = "stop"  # or warn: go on when a checkpoint can't be written
-    resume_from: Path|None = None  # a run or its checkpoint (RUN/checkpoints/step-...) to start
-    mirror: Path|None = None    # slow storage: <mirror>/<run folder's name>/checkpoints gets copies
+    accumulate: int = 1           # micro-batches a process works through in a step, to save memory
+    workers: int = 0              # processes that read data ahead
+    log_every: int = 50           # steps
+    save_every: int = 500         # steps between checkpoints
+    keep_last: int = 2            # checkpoints kept
+    # the first one at or after every so many steps stays for ever; 0 = none does
+    keep_every: int = 0
+    max_skips: int = 20           # stop after so many skipped steps in a row
+    # jsonl, none, or a program that accelerate logs to: tensorboard, wandb ...
+    tracker: str = "jsonl"
+    compile: bool = False         # torch.compile the modules
+    # what a processor can do, for `mfu`: measured, h100 ..., or a number of TFLOP/s
+    peak: str|None = None
+    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
+    progress: bool|None = None
+    on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
+    # a run, or one of its checkpoints (RUN/checkpoints/step-...), to begin with as it was
+    resume_from: Path|None = None
+    # slow storage: <mirror>/<name of the run's folder>/checkpoints gets copies
+    mirror: Path|None = None
 
     def __post_init__(self):
         for name in ("accumulate", "log_every", "save_every", "max_skips"):
