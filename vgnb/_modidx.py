@@ -1398,6 +1398,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vgnb.figures._show_in_pages': ('figures.html#_show_in_pages', 'vgnb/figures.py'),
                               'vgnb.figures._to_bytes': ('figures.html#_to_bytes', 'vgnb/figures.py'),
                               'vgnb.figures._upright': ('figures.html#_upright', 'vgnb/figures.py'),
+                              'vgnb.figures.code_cells': ('figures.html#code_cells', 'vgnb/figures.py'),
+                              'vgnb.figures.cross': ('figures.html#cross', 'vgnb/figures.py'),
                               'vgnb.figures.error_map': ('figures.html#error_map', 'vgnb/figures.py'),
                               'vgnb.figures.hatch': ('figures.html#hatch', 'vgnb/figures.py'),
                               'vgnb.figures.heat': ('figures.html#heat', 'vgnb/figures.py'),
