@@ -302,11 +302,11 @@ def plain_log(
 
 # %% ../nbs/002a_charts.ipynb #301e01ad
 def _spread(wanted:np.ndarray, gap:float) -> np.ndarray:
-    "Places at least `gap` apart, in the same order, with the least squared distance to the wanted ones."
+    "Places at least `gap` apart, in the same order, as near to the wanted ones as can be."
     order = np.argsort(wanted, kind="stable")
-    groups = []                                                     # (sum of wanted - offset, count)
-    for i, w in enumerate(wanted[order] - gap * np.arange(len(wanted))):
-        total, count = w, 1
+    groups = []                                             # (sum of wanted - offset, count)
+    for total in wanted[order] - gap * np.arange(len(wanted)):
+        count = 1
         while groups and groups[-1][0] / groups[-1][1] > total / count:
             before, many = groups.pop()
             total, count = total + before, count + many
@@ -325,12 +325,13 @@ def end_labels(
     lines = [line for line in ax.lines if names is not None or not line.get_label().startswith("_")]
     names = [line.get_label() for line in lines] if names is None else list(names)
     fits = 0 < len(names) <= len(lines)
-    check(fits, "names", names, f"must be 1 to {len(lines)} names: one for each line, the first ones first")
+    check(fits, "names", names, f"must be 1 to {len(lines)}: one for each line, in their order")
 
-    ax.autoscale_view()                                             # else the limits are those of an empty panel
+    ax.autoscale_view()                                     # else its limits are an empty panel's
     lines = lines[:len(names)]
     points = np.array([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines], float)
     shares = ax.transAxes.inverted().transform(ax.transData.transform(points))[:, 1]
     inches = ax.get_position().height * ax.figure.get_figheight()
     for line, name, y in zip(lines, names, _spread(shares.clip(0, 1), 1.3 * size / 72 / inches)):
-        ax.text(1.015, y, plain_text(name), color=line.get_color(), fontsize=size, va="center", transform=ax.transAxes)
+        ax.text(1.015, y, plain_text(name), color=line.get_color(), fontsize=size, va="center",
+                transform=ax.transAxes)

@@ -371,7 +371,7 @@ def cross(
     where = np.asarray(where, bool)
     y, x = np.mgrid[:h, :w]
     rows, columns = y * len(where) // h, x * len(where[0]) // w
-    down = (y + .5) * len(where) / h - rows                            # place inside its cell, 0 to 1
+    down = (y + .5) * len(where) / h - rows                 # place inside its cell, 0 to 1
     across = (x + .5) * len(where[0]) / w - columns
     on_line = np.minimum(abs(down - across), abs(down + across - 1)) < .09
     marked = where[rows, columns] & on_line
@@ -391,7 +391,8 @@ def code_cells(
     codes = to_array(codes)
     check(codes.ndim == 2, "codes", codes.shape, "must be (h, w)")
     colours = mpl.colormaps[cmap].N
-    top = colours - 1 if colours <= 20 else check_int("vocab", vocab, 1) - 1      # a listed map: its first colours
+    listed = colours <= 20                                  # a list of colours: its first ones
+    top = colours - 1 if listed else check_int("vocab", vocab, 1) - 1
     out = heat(codes, 0, top, cmap).repeat(cell, 0).repeat(cell, 1)
     if known is not None: out = hatch(out, ~to_array(known).astype(bool))
     return out if wrong is None else cross(out, to_array(wrong))
