@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'TONES', 'to_image', 'png_bytes', 'png_uri', 'rgb', 'house_style', 'house_figure', 'use_house_style',
            'plain_text', 'to_array', 'to_pixels', 'house_font', 'tile', 'tile_sheet', 'image_grid', 'error_map', 'heat',
-           'hatch', 'reconstruction_sheet']
+           'hatch', 'reconstruction_sheet', 'cross', 'code_cells']
 
 # %% ../nbs/002_figures.ipynb #290e9267
 import base64
@@ -375,3 +375,40 @@ def reconstruction_sheet(
     names = ["image", "reconstruction", f"error, 0-{worst:.0%}"]
     return tile_sheet([a, b, heat(errors, 0, worst, "magma")], captions, names,
                       side=side, title=title)
+
+# %% ../nbs/002_figures.ipynb #3f9abfb0
+def cross(
+    pixels, # (h, w, 3) uint8
+    where,  # (rows, columns) bool: cells to cross, of a grid laid over the picture
+) -> np.ndarray:
+    "The picture with some cells of its grid crossed: light on dark pixels, dark on light ones."
+    out = np.array(pixels)
+    h, w = out.shape[:2]
+    where = np.asarray(where, bool)
+    y, x = np.mgrid[:h, :w]
+    rows, columns = y * len(where) // h, x * len(where[0]) // w
+    down = (y + .5) * len(where) / h - rows                 # place inside its cell, 0 to 1
+    across = (x + .5) * len(where[0]) / w - columns
+    on_line = np.minimum(abs(down - across), abs(down + across - 1)) < .09
+    marked = where[rows, columns] & on_line
+    dark = (out @ np.array([.3, .59, .11]) < 128)[..., None]
+    out[marked] = np.where(dark, rgb("paper"), rgb("ink"))[marked]
+    return out
+
+def code_cells(
+    codes,                # (h, w) integers
+    vocab:int,            # how many codes there are
+    *, known=None,        # (h, w) bool: the others are hatched
+    wrong=None,           # (h, w) bool: these are crossed
+    cell:int=16,          # pixels
+    cmap:str="viridis",   # any of matplotlib's; tab20 where neighbouring numbers mean nothing
+) -> np.ndarray: # (h * cell, w * cell, 3) uint8
+    "A grid of codes as large cells."
+    codes = to_array(codes)
+    check(codes.ndim == 2, "codes", codes.shape, "must be (h, w)")
+    colours = mpl.colormaps[cmap].N
+    listed = colours <= 20                                  # a list of colours: its first ones
+    top = colours - 1 if listed else check_int("vocab", vocab, 1) - 1
+    out = heat(codes, 0, top, cmap).repeat(cell, 0).repeat(cell, 1)
+    if known is not None: out = hatch(out, ~to_array(known).astype(bool))
+    return out if wrong is None else cross(out, to_array(wrong))
