@@ -75,7 +75,7 @@ def cells(page: Path = PAGE, names: set[str] = DEFINED) -> list[ast.Module]:
 
 
 def digest(trees: list[ast.Module]) -> str:
-    "Of what cells do: neither imports, comments, line breaks nor documentation count."
+    "Of what cells do: neither imports, comments, line breaks nor words of documentation."
     bare = [node for tree in deepcopy(trees) for node in tree.body if not imports(node)]
     for node in (node for top in bare for node in ast.walk(top)):
         if not isinstance(node, (ast.ClassDef, ast.FunctionDef)): continue
