@@ -350,7 +350,7 @@ def hatch(
     pixels, # (h, w, 3) uint8
     where,  # (rows, columns) bool: cells to cover, of a grid laid over the picture
 ) -> np.ndarray:
-    "The picture with some cells of its grid covered by grey paper with diagonal lines: nothing is known there."
+    "The picture with grey paper with diagonal lines over some cells: nothing is known there."
     out, where = np.array(pixels), np.asarray(where, bool)
     h, w = out.shape[:2]
     rows, columns = (np.arange(side) * cells // side for side, cells in zip((h, w), where.shape))

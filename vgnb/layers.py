@@ -143,7 +143,7 @@ def _kept(words:Tensor, n:int, rate:float) -> Tensor:
     return out
 
 class Dropout(nn.Module):
-    "Zeroes activations with probability `rate`, scales the others up; the mask is keyed by `name`, sample and token."
+    "Zeroes activations with probability `rate`, scales others up; keyed by `name`, sample, token."
     def __init__(self,
         rate:float,         # 0 <= rate < 1
         name:str="dropout", # name of the draw, unique in a model
@@ -233,7 +233,7 @@ class HalfTurns(NamedTuple):
         return HalfTurns(self.cos[places], self.sin[places])
 
 def half_turns(table:Tensor) -> HalfTurns:
-    "A table (n, c/2, 2) or (b, n, c/2, 2) for `rotate` with `halves`: spread once where many rows turn by it."
+    "A table ((b,) n, c/2, 2) for `rotate` with `halves`: spread once where many rows turn by it."
     cos, sin = table.unbind(-1)
     return HalfTurns(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
@@ -291,7 +291,7 @@ _KEPT_IN: ContextVar[torch.dtype|None] = ContextVar("kept_in", default=None)
 
 @contextlib.contextmanager
 def kept_in(dtype:torch.dtype|None):
-    "A `Cache` that is made inside keeps keys and values in this dtype; None = in that it is asked for."
+    "A `Cache` made inside keeps keys and values in this dtype; None = in that it is asked for."
     before = _KEPT_IN.set(dtype)
     try: yield
     finally: _KEPT_IN.reset(before)

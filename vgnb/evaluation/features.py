@@ -152,7 +152,7 @@ def _published_inception(url:str) -> Path:
 
 @extractors.register(name="inception")
 class Inception(Extractor):
-    "InceptionV3 of the TensorFlow FID graph (Heusel et al. 2017; torch-fidelity's port): 2048 features, 1008 logits."
+    "InceptionV3 of TensorFlow's FID graph (Heusel et al. 2017; torch-fidelity's port)."
     dims, classes, spatial = 2048, 1008, 17 * 17 * 7
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
         engine = fidelity("feature_extractor_inceptionv3")

@@ -292,7 +292,7 @@ def examine(
 # %% ../../nbs/evaluation/630_judge.ipynb #37a2af7a
 @extractors.register(name="shapes-judge")
 class ShapesJudge(Extractor):
-    "The judge as a feature extractor: 64 features, 10 scores, and for sFID 7 of its channels at 8x8 places."
+    "The judge as an extractor: 64 features, 10 scores, for sFID 7 channels at 8x8 places."
     spatial = 7 * 8 * 8
 
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):

@@ -233,7 +233,7 @@ def size_note(samples:Samples, reference:Samples) -> str|None:
 
 # %% ../../nbs/evaluation/621_measure.ipynb #5e620769
 def _values(s:dict, seen:Features, base:Features|None, gaussians:dict, labels) -> dict:
-    "The values, in the order of METRICS; `s` are the settings, `gaussians` two of each kind of Fréchet distance."
+    "The values, in the order of METRICS; `gaussians`: two of each kind of Fréchet distance."
     metrics = s["metrics"]
     out = {m: frechet_distance(*gaussians[m]) for m in ("fid", "sfid") if m in metrics}
     if "is" in metrics:
@@ -310,7 +310,7 @@ def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|
 
 # %% ../../nbs/evaluation/621_measure.ipynb #349eac4a
 def _needs_base(settings:dict, stored:Statistics|None, spatial:Statistics|None) -> bool:
-    "Whether the reference's pictures have to be looked at: not where stored statistics tell all that is asked."
+    "Whether the reference's pictures have to be looked at: not where stored statistics do."
     metrics = settings["metrics"]
     gaussians = ("fid", stored), ("sfid", spatial)
     return (any(m in _OF_POINTS for m in metrics)

@@ -32,7 +32,13 @@ from vgnb.core import (
 from ..data.shards import ShardWriter
 from ..downloads import Remote, remotes
 from .features import Extractor, Features
-from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
+from vgnb.evaluation.samples import (
+    Samples,
+    Statistics,
+    load_statistics,
+    open_samples,
+    save_statistics,
+)
 from ..places import locked_file
 from ..processes import Processes, read_ahead
 from ..progress import Progress
@@ -249,7 +255,7 @@ def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, bat
 
 # %% ../../nbs/evaluation/622_reference.ipynb #4f07b740
 def _gather(writer:FeatureShards, max_bad:int) -> tuple[Statistics, Statistics|None, np.ndarray]:
-    "The Gaussian of all shards, in their order, that for sFID, and the ids of the pictures that could be read."
+    "The Gaussian of all shards in their order, that for sFID, and the ids of readable pictures."
     plan = writer.plan
     lost = [k for k in range(writer.shards) if writer.entry(k) is None]
     missing = f"{len(lost)} of {writer.shards} shards are missing; run the extraction again"

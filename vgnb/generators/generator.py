@@ -187,11 +187,9 @@ class Generator(nn.Module):
     most:int|None = None
     in_raster:bool = False        # missing cells are asked for in raster order, whichever are known
     plans:Literal["nothing", "order", "mask"] = "nothing"  # what `logits` is told besides the codes
-    # its loss can compute the logits of a few samples at a time: `loss_rows`
-    splits_loss:bool = False
+    splits_loss:bool = False      # its loss takes logits of a few samples at a time: `loss_rows`
     loss_rows:int = 0                       # how many that are, see `head_loss`; 0 = all
-    # its linear layers are called, never taken apart: their weights may be int8
-    whole_layers:bool = True
+    whole_layers:bool = True      # its linear layers are never taken apart: they may be int8
     config:Any = None                       # the dataclass it was built from
 
     @property
@@ -200,9 +198,7 @@ class Generator(nn.Module):
         return tuple(self.config.grid)
 
     @property
-    def dims(self) -> int:
-        "Axes of the grid."
-        return len(self.grid)
+    def dims(self) -> int: return len(self.grid)       # axes
 
     @property
     def conditioned_on(self) -> Literal["class", "text"]:

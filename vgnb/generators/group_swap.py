@@ -115,7 +115,7 @@ class GroupSwap(nn.Module):
         self.attention = CrossAttention(dim, heads, bias=True, query=wide)
 
     def pool(self, memory:Tensor, members:Tensor) -> Tensor|None:
-        "What the queries take from all rows of each group (see `pool_groups`); None if they don't want it."
+        "What queries take from a group's rows (see `pool_groups`); None if they don't want it."
         return pool_groups(memory, members, self.pooling) if self.pooling else None
 
     def forward(self,

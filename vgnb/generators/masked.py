@@ -293,7 +293,7 @@ def masked_loss(
     valid:Tensor|None=None,    # (b,) weights of the samples (0 = unreadable image); None = all 1
     cells:Literal["all", "hidden"]="all",
 ) -> Loss:
-    "Mean cross entropy of all cells, or of the hidden ones; its parts 'hidden' and 'accuracy' are of the hidden ones."
+    "Mean cross entropy of all cells or the hidden ones; parts 'hidden' and 'accuracy' of these."
     # (b, n)
     ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
     with torch.no_grad(): right = logits.argmax(-1) == codes
@@ -533,7 +533,7 @@ def code_head(self:MaskedTransformer) -> tuple[Tensor, Tensor]:
 @patch
 def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None,
                 noise:Noise|None=None, queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
+    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of `MaskedGenerator`."
     return linear_map(self.cell_states(codes, conditioning, mask, noise, queries),
                       *self.code_head()).float()
 

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from .generator import Cond, training_grid
-from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
+from vgnb.generators.masked import (
+    MaskedGenerator,
+    check_masking,
+    grow_cells,
+    init_xavier,
+    shrink_cells,
+)
 from ..layers import Dropout, Linear, Noise, Portions, attend, dropped, init_normal, linear_map
 from ..names import NameTable, Rename
 from ..rows import gather_rows

@@ -167,7 +167,7 @@ class PartitionLayers(Generator):
 
     @torch.no_grad()
     def init_weights(self, seed:int=0) -> "PartitionLayers":
-        "PyTorch's uniform weights; N(0, 1) for classes, N(0, 0.02²) for registers and query, 0 for the head."
+        "PyTorch's weights; classes N(0, 1), registers and query N(0, 0.02²), the head 0."
         init_uniform(self, seed)
         codes = self.tokens.weight
         if codes.is_meta: return self

@@ -162,7 +162,7 @@ def sequence(self:RandomOrderTransformer,
     order:Tensor,               # (b, n) cells
     noise:Noise|None=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "The condition (b, p, d), the pairs (b, 2n, d) in the given order, and their rotary table (b, p + 2n, c/2, 2)."
+    "Condition (b, p, d), ordered pairs (b, 2n, d), their rotary table (b, p + 2n, c/2, 2)."
     p = self.prefix_places
     table = self.table(grid, codes.device)
     prefix = self.embed_condition(cond, noise)

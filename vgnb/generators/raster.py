@@ -348,8 +348,7 @@ class RasterTransformer(DecoderOnly):
         super().__init__(config)
         self.init_weights(seed)
 
-    def states(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None,
-               taps:dict|None=None) -> Tensor:
+    def states(self, codes:Tensor, cond:Cond, grid:Grid, noise=None, taps=None) -> Tensor:
         "What the blocks make of `cell_codes` (b, n): (b, n, d), row i from all before cell i."
         p, n = self.prefix_places, codes.shape[1]
         places = p + n - 1                                         # the last code is never an input
@@ -362,8 +361,7 @@ class RasterTransformer(DecoderOnly):
         x = self.blocks(x, table, mask, noise=noise, taps=taps)
         return x[:, p - 1:]
 
-    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None,
-                taps:dict|None=None) -> tuple:
+    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise=None, taps=None) -> tuple:
         "Logits (b, n, V) of each level of `cell_codes` (b, n)."
         return (self.read_out(self.states(codes, cond, grid, noise, taps)),)
 
@@ -379,8 +377,7 @@ class RasterTransformer(DecoderOnly):
         taps:dict|None=None,    # see `Blocks`
     ) -> tuple[Tensor, ...]:
         "Teacher-forced logits, (b, n, V) a level: row i predicts cell i from what is before it."
-        check(plan is None, "plan", type(plan).__name__,
-              "must be None: this model knows raster order only")
+        check(plan is None, "plan", type(plan).__name__, "must be None: it knows raster order only")
         grid = grid or Grid(self.grid)
         codes = self.checked(codes, cond, grid)
         return self._logits(codes, cond, grid, taps=taps)

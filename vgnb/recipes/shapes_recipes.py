@@ -77,11 +77,13 @@ def _tiny(model, steps:int) -> GeneratorRecipe:
 
 @recipes.register
 def shapes_8x8_llamagen() -> GeneratorRecipe:
-    """The shipped tiny LlamaGen: 64 codes a picture one after the other, 0.9M parameters, half an hour on a CPU core.
+    """The shipped tiny LlamaGen: 64 codes a picture one after the other, 0.9M parameters.
 
+    Half an hour on a CPU core.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-llamagen --data runs/tiny/codes --out runs/tiny/llamagen"""
+        python scripts/train_generator.py shapes-8x8-llamagen --data runs/tiny/codes \\
+            --out runs/tiny/llamagen"""
     return _tiny(raster_presets["tiny"], 4_000)
 
 @recipes.register

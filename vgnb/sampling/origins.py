@@ -274,7 +274,7 @@ def save_samples_png(path, origin:Origin, images:np.ndarray, sheet:Image.Image|N
 
 @patch
 def differing(self:Origin, picture:Image.Image, images:np.ndarray) -> list[int]:
-    "Which samples look otherwise than these images (n, h, w, 3); all if a marked picture was changed."
+    "Which samples differ from these images (n, h, w, 3); all if a marked picture was changed."
     if self.marked: return [] if pixel_hash(picture) == self.pixels else list(range(len(images)))
     if self.cells is None:
         return [] if np.array_equal(np.asarray(picture.convert("RGB")), images[0]) else [0]

@@ -629,7 +629,7 @@ def product_rate(
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def peak_flops(peak:str, precision:str, device:str|torch.device="cpu") -> float:
-    "Operations a second of a processor: a GPU's by name, so many TFLOP/s, or what is measured here."
+    "Operations a second of a processor: a GPU's by name, TFLOP/s, or what is measured here."
     cores = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     if peak == "measured": return product_rate(_HALF.get(precision, torch.float32), device) * cores
     try: return Cluster(peak=peak).peak_of(precision) * 1e12

@@ -259,7 +259,7 @@ class _Desk(Live):
 
 # %% ../../nbs/views/824_branch.ipynb #7a6f3d22
 class LiveBranches(_Desk):
-    "A sample and what it might have been: `.tree .look() .force() .undo .redo .run .text .busy`; shows itself."
+    "A sample and what it might have been: `.tree .look() .force() .undo .redo .run .text .busy`."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = no class

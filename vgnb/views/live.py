@@ -44,7 +44,7 @@ def quick_png(image:Image.Image, note:dict|None=None) -> bytes:
     return encode_png(image, note, compress_level=1)
 
 class Pace:
-    "When work that is not over is shown: soon, then after twice as long each time: it costs little."
+    "When unfinished work is shown: soon, then after twice as long each time: it costs little."
     def __init__(self,
         first:float=0.1,      # seconds until the first time
         longest:float=1.0,    # between two times

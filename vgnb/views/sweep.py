@@ -177,7 +177,7 @@ def sweep(
     *, seed:int=0, id:int=0,
     **settings,                              # as `Pipeline.sample`: steps, order, top_k, ...
 ) -> Iterator[Sweep]:
-    "Fill a table from the coarse to the fine; yields what is found, after every step of the sampler."
+    "Fill a table from coarse to fine; yields what is found after every step of the sampler."
     columns, rows = _numbers("scales", scales), _numbers("temperatures", temperatures)[::-1]
     own = pipe.settings(**settings)
     cond = label if isinstance(label, Cond) else pipe.condition([label])
@@ -374,7 +374,7 @@ def _wished(self:LiveSweep, change=None): self._latest.ask(self.wish)
 
 @patch
 def _fill(self:LiveSweep, wish:SweepWish) -> Iterator[None]:
-    "Fill the table that is wished for, one step of the sampler a slice; show it whenever there is more of it."
+    "Fill the table that is wished for, a sampler's step a slice; show it whenever there is more."
     try:
         steps = {} if wish.steps is None else {"steps": wish.steps}
         how = dict(seed=wish.seed, id=self.id) | self.settings | steps
