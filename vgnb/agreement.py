@@ -50,7 +50,8 @@ def agreement(
         forced += [(step.tokens == tokens).flatten() for step, tokens in drawn]
         codes = steps[-1].codes()
         free.append((codes == other.sample(**asked)).flatten())
-        one, two = (pipe.decode(codes, seed=seed, precision=p).astype(int) for p in ("fp32", precision))
+        one, two = (pipe.decode(codes, seed=seed, precision=p).astype(int)
+                    for p in ("fp32", precision))
         levels.append(np.abs(one - two).mean())
     forced, free = torch.cat(forced), torch.cat(free)
     shares = (float(t.float().mean()) for t in (forced, free))

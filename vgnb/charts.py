@@ -34,7 +34,7 @@ def _round_ticks(axis):
     axis.set_major_formatter(FuncFormatter(_short))
 
 def _code_map(ax, n:np.ndarray):
-    "Every code as a cell: its uses on a logarithmic scale; dead ones pale, and crossed while there is room."
+    "Every code as a cell: its uses on a log scale; dead ones pale, crossed where there is room."
     wide = math.ceil(math.sqrt(len(n) * 1.6))
     field = np.full(math.ceil(len(n) / wide) * wide, np.nan)
     field[:len(n)] = np.where(n > 0, np.log10(n.clip(1e-9)), np.nan)
@@ -42,13 +42,16 @@ def _code_map(ax, n:np.ndarray):
     field = field.reshape(-1, wide)
     dead = dead.reshape(-1, wide)
 
-    ax.imshow(np.where(dead, 1., np.nan), aspect="auto", cmap=mpl.colors.ListedColormap([TONES["line"]]))
+    ax.imshow(np.where(dead, 1., np.nan), aspect="auto",
+              cmap=mpl.colors.ListedColormap([TONES["line"]]))
     if wide <= 64:
         half_a_cell = (144 / wide) ** 2                            # in square points
-        ax.scatter(*np.argwhere(dead).T[::-1], s=half_a_cell, marker="x", lw=.7, color=TONES["alarm"])
+        ax.scatter(*np.argwhere(dead).T[::-1], s=half_a_cell, marker="x", lw=.7,
+                   color=TONES["alarm"])
     drawn = ax.imshow(field, aspect="auto", cmap="viridis")
     ax.set_axis_off()
-    bar = ax.figure.colorbar(drawn, ax=ax, label="uses", fraction=.05, pad=.02, ticks=MaxNLocator(3),
+    bar = ax.figure.colorbar(drawn, ax=ax, label="uses", fraction=.05,
+                             pad=.02, ticks=MaxNLocator(3),
                              format=FuncFormatter(lambda t, _: f"{10 ** t:,.0f}"))
     bar.outline.set_visible(False)
 
@@ -118,7 +121,7 @@ def fold(
 
 # %% ../nbs/002a_charts.ipynb #09e9c8ed
 def _followed(hand:np.ndarray, wide:int) -> bool:
-    "Whether arrows from cell to cell are no tangle: up to 64 cells, up to 256 where the jumps are short."
+    "Whether arrows between cells are no tangle: up to 64 cells, up to 256 with short jumps."
     if hand.size <= 64: return True
     return hand.size <= 256 and np.median(np.abs(np.diff(hand))) <= wide
 
@@ -126,7 +129,8 @@ def _arrows(ax, perm, wide:int):
     "One arrow from each cell to the next of `perm`, light on dark cells and dark on light ones."
     y, x = np.divmod(perm, wide)
     dark = np.linspace(0, 1, len(perm))[:-1] < .6
-    ax.quiver(x[:-1], y[:-1], np.diff(x), np.diff(y), color=np.where(dark, "#FFFFFF90", "#22303C90"), angles="xy",
+    ax.quiver(x[:-1], y[:-1], np.diff(x), np.diff(y),
+              color=np.where(dark, "#FFFFFF90", "#22303C90"), angles="xy",
               scale_units="xy", scale=1, width=.007, headwidth=5, headlength=5, headaxislength=4.5)
 
 def _order_map(ax, order, shape:tuple, arrows:bool):
@@ -150,7 +154,7 @@ def _order_map(ax, order, shape:tuple, arrows:bool):
 def order_figure(
     orders:dict,           # name -> (n,) permutation, or (permutation, counts)
     shape:tuple[int, ...], # grid: (h, w) or (n,)
-    *, arrows:bool=True,   # follow the hand: one cell a step, up to 64 cells (256 if the jumps are short)
+    *, arrows:bool=True,   # follow the hand: one cell a step, up to 64 cells (256 with short jumps)
 ) -> Figure:
     "Each order as a map of steps, numbered when there is room, with arrows from cell to cell."
     fig, axes = house_figure(1, len(orders), size=(2.4 * len(orders) + .7, 2.6))
@@ -173,14 +177,15 @@ def _record(line:str) -> dict|None:
 def read_records(
     path:str|Path, # a .jsonl file
 ) -> list[dict]:
-    "The records of a jsonl log; an unfinished last line is ignored, any other bad line is an error."
+    "The records of a jsonl log; an unfinished last line is ignored, any other bad one an error."
     check(Path(path).is_file(), "path", Path(path), "no such file", Missing)
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
     out = []
     for n, line in numbered:
         record = _record(line)
-        check(record is not None or n == numbered[-1][0], "path", Path(path), f"line {n} must be a JSON object")
+        check(record is not None or n == numbered[-1][0], "path", Path(path),
+              f"line {n} must be a JSON object")
         if record is not None: out.append(record)
     return out
 
@@ -232,10 +237,11 @@ def _last_values(ax, key:str, lines:list):
 
     for i, (end, line) in enumerate(zip(ends, lines)):
         right = 1 - .22 * (len(ends) - 1 - i)
-        ax.text(right, 1.035, end, color=line.get_color(), fontsize=8, ha="right", va="bottom", transform=ax.transAxes)
+        ax.text(right, 1.035, end, color=line.get_color(), fontsize=8, ha="right", va="bottom",
+                transform=ax.transAxes)
 
 def _scale_y(ax, logarithmic:bool):
-    "Few short numbers on the y axis; a line that is almost level is not stretched to fill the panel."
+    "Few short numbers on the y axis; an almost level line is not stretched to fill the panel."
     low, high = ax.get_ylim()
     if logarithmic:
         ax.set_yscale("log")
@@ -273,13 +279,15 @@ def curves_figure(
         for ax, key in zip(axes.flat, keys):
             _panel(ax, key, x)
             mean = 0 if key in exact else keep
-            lines = [_curve(ax, records, x, key, i, mean) for i, records in enumerate(runs.values())]
+            lines = [_curve(ax, records, x, key, i, mean)
+                     for i, records in enumerate(runs.values())]
             _last_values(ax, key, lines)
             _scale_y(ax, key in log)
             _round_ticks(ax.xaxis)
         if len(runs) > 1:
             # names are set afterwards: matplotlib drops labels that begin with "_"
-            legend = fig.legend(lines, ["run"] * len(lines), loc="outside upper left", ncols=len(lines))
+            legend = fig.legend(lines, ["run"] * len(lines),
+                                loc="outside upper left", ncols=len(lines))
             for text, name in zip(legend.get_texts(), runs): text.set_text(plain_text(name))
     return fig
 

@@ -23,7 +23,15 @@ import tyro
 
 from .core import BadInput, VgnbError, check, reason_of
 from .kinds import called, discover, shelf, shelf_of, shelves
-from .processes import INTERRUPTED, Stopped, dead_reader, end_with_launcher, is_launched, leave, stop_on_signals
+from vgnb.processes import (
+    INTERRUPTED,
+    Stopped,
+    dead_reader,
+    end_with_launcher,
+    is_launched,
+    leave,
+    stop_on_signals,
+)
 
 # %% ../nbs/010_cli.ipynb #135da896
 def run_main(
@@ -36,10 +44,12 @@ def run_main(
         with stop_on_signals():
             if is_launched(): end_with_launcher()
             code = main(sys.argv[1:] if argv is None else argv) or 0
-            if torch.distributed.is_available() and torch.distributed.is_initialized(): torch.distributed.barrier()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.barrier()
         return code
     except Stopped as e:
-        if _rank() == "0": print(f"{e}: stopped; run the same command again to go on", file=sys.stderr)
+        if _rank() == "0":
+            print(f"{e}: stopped; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED
     except KeyboardInterrupt:
         return 130
@@ -68,7 +78,7 @@ def explained(e:Exception) -> str|None:
 _ASKED: dict[str, str] = {}     # option -> words that it holds, of the command that runs
 
 def _words_of(options) -> dict[str, str]:
-    "{option: text, path or part} of a dataclass and those inside it, without choices: those have their own name."
+    "{option: text, path or part} of a dataclass and those inside; choices have their own name."
     found = {}
     for f in fields(options):
         value = getattr(options, f.name)
@@ -76,7 +86,8 @@ def _words_of(options) -> dict[str, str]:
         if is_dataclass(value): found = _words_of(value) | found
         if shelf_of(value): found[f.name] = called(value)
         is_choice = "Literal[" in str(f.type)
-        if isinstance(value, (str, Path)) and str(value) and not is_choice: found[f.name] = str(value)
+        if isinstance(value, (str, Path)) and str(value) and not is_choice:
+            found[f.name] = str(value)
     return found
 
 def _lies_in(value:str, place:str) -> bool:
@@ -85,9 +96,10 @@ def _lies_in(value:str, place:str) -> bool:
     return is_path and Path(place) in Path(value).parents and Path(place) != Path(".")
 
 def _place_of(e:OSError) -> str:
-    "`out=...: `, where a folder on the way to what an option asks for is the trouble; else the line names the path."
+    "`out=...: `, where a folder on the way to an option's thing is to blame; else its name."
     above = str(e.filename or "")
-    return next((f"{name}={words}: " for name, words in _ASKED.items() if above and _lies_in(words, above)), "")
+    return next((f"{name}={words}: " for name, words in _ASKED.items()
+                 if above and _lies_in(words, above)), "")
 
 def _as_asked(e:BadInput) -> BadInput:
     "The error in the words of the command line: its argument is the option that holds the value."
@@ -102,7 +114,7 @@ def _as_asked(e:BadInput) -> BadInput:
     holders = exact or around
     return type(e)(holders[0], e.value, e.allowed) if holders else e
 
-# %% ../nbs/010_cli.ipynb #3233b028
+# %% ../nbs/010_cli.ipynb #7cf3f68a
 def _option(words:list[str], name:str) -> tuple[str|None, list[str]]:
     "(the value of option `name` among a command's words, or None; the other words)."
     for i, word in enumerate(words):
@@ -124,28 +136,38 @@ def choose_parts(
     prefix:str="--",
     flat:tuple[str, ...]=(), # fields whose own fields have no prefix on the command line
 ) -> tuple[Any, list[str]]:
-    "(`default` with the parts the words choose by name, the other words). Errors: an unknown name, with what there is."
+    """(`default` with the parts the words choose by name, the other words).
+
+    Errors: an unknown name, with what there is."""
     for f in fields(default):
         value = getattr(default, f.name)
         name = prefix + f.name.replace("_", "-")
         inner = prefix if f.name in flat else f"{name}."
-        if isinstance(value, tuple): chosen, words = _chosen_parts(value, f.metadata.get("shelf"), words, name)
-        else: chosen, words = _chosen(value, f.metadata.get("shelf"), words, name, inner)
+        if isinstance(value, tuple):
+            chosen, words = _chosen_parts(value, f.metadata.get("shelf"), words, name)
+        else:
+            chosen, words = _chosen(value, f.metadata.get("shelf"), words, name, inner)
         if chosen != value: default = replace(default, **{f.name: chosen})
     return default, words
 
-def _chosen(part, shelf_name:str|None, words:list[str], name:str, inner:str) -> tuple[Any, list[str]]:
-    "(`part`, or the one of its shelf that option `name` chooses; the other words); the same for the parts inside."
+# %% ../nbs/010_cli.ipynb #3233b028
+def _chosen(part, shelf_name:str|None, words:list[str], name:str,
+            inner:str) -> tuple[Any, list[str]]:
+    "(`part`, or the one that option `name` chooses; the other words); parts inside alike."
     shelf_name = shelf_of(part) or shelf_name
     chosen, others = _option(words, name) if shelf_name else (None, words)
-    stays_plain = isinstance(part, (int, float)) and _is_number(chosen)    # a number in place of a number
+    # a number in place of a number
+    stays_plain = isinstance(part, (int, float)) and _is_number(chosen)
     if chosen is not None and not stays_plain:
         part = shelf(shelf_name).read(chosen)
         words = others
     return choose_parts(part, words, inner) if is_dataclass(part) else (part, words)
 
-def _chosen_parts(parts:tuple, shelf_name:str|None, words:list[str], name:str) -> tuple[tuple, list[str]]:
-    "(the parts of a tuple, chosen by number, `name.0`; the other words). The next number adds one, `name none` clears."
+def _chosen_parts(parts:tuple, shelf_name:str|None, words:list[str],
+                  name:str) -> tuple[tuple, list[str]]:
+    """(the parts of a tuple, chosen by number, `name.0`; the other words).
+
+    The next number adds one, `name none` clears."""
     shelf_name = next(filter(None, map(shelf_of, parts)), shelf_name)
     if shelf_name:
         whole, others = _option(words, name)
@@ -161,18 +183,20 @@ def _chosen_parts(parts:tuple, shelf_name:str|None, words:list[str], name:str) -
         part, words = _chosen(part, shelf_name, words, f"{name}.{i}", f"{name}.{i}.")
         chosen.append(part)
 
-# %% ../nbs/010_cli.ipynb #2a1cb381
+# %% ../nbs/010_cli.ipynb #825f9d49
 def part_names(
     default,                 # see `choose_parts`
     prefix:str="--",
     flat:tuple[str, ...]=(),
 ) -> dict[str, list[str]]: # option -> what it takes
-    "The options that choose a part by name, with the names on its shelf; the one that adds to a tuple, too."
-    found = {option: list(shelves.get(of, ())) for option, _, of in _parts_in(default, prefix, flat)}
+    "Options that choose a part by name, with its shelf's names; the one that adds to a tuple, too."
+    found = {option: list(shelves.get(of, ()))
+             for option, _, of in _parts_in(default, prefix, flat)}
     return {option: names for option, names in found.items() if names}
 
-def _parts_in(default, prefix:str="--", flat:tuple[str, ...]=()) -> Iterator[tuple[str, Any, str|None]]:
-    "(option, the part, its shelf) of every field; None where there is no part yet, as behind the last of a tuple."
+def _parts_in(default, prefix:str="--",
+              flat:tuple[str, ...]=()) -> Iterator[tuple[str, Any, str|None]]:
+    "(option, the part, its shelf) of every field; None: no part yet, as behind a tuple's last."
     for f in fields(default):
         value, shelf_name = getattr(default, f.name), f.metadata.get("shelf")
         name = prefix + f.name.replace("_", "-")
@@ -182,17 +206,20 @@ def _parts_in(default, prefix:str="--", flat:tuple[str, ...]=()) -> Iterator[tup
             parts = {f"{name}.{i}": part for i, part in enumerate((*value, None))}
         for option, part in parts.items():
             yield option, part, shelf_of(part) or shelf_name
-            if is_dataclass(part): yield from _parts_in(part, prefix if f.name in flat else f"{option}.")
+            if is_dataclass(part):
+                yield from _parts_in(part, prefix if f.name in flat else f"{option}.")
 
 def _typed_options(words:list[str]) -> Iterator[tuple[str, str|None]]:
     "(option, the value that was typed for it) of a command's words; None where nothing follows."
     for word, following in zip(words, [*words[1:], "--"]):
         flag, equals, value = word.partition("=")
         if not flag.startswith("--"): continue
-        yield flag.replace("_", "-"), value if equals else None if following.startswith("--") else following
+        yield (flag.replace("_", "-"),
+               value if equals else None if following.startswith("--") else following)
 
+# %% ../nbs/010_cli.ipynb #2a1cb381
 def _number(flag:str, option:str) -> int:
-    "Which part an option is of, `--picks.1.top-k`: 1, if `option` is one of the same tuple, `--picks.2`; else -1."
+    "Of which part an option is: 1 for `--picks.1.top-k` if `option` is of that tuple; else -1."
     whole, _, last = option.rpartition(".")
     found = re.match(re.escape(whole) + r"\.(\d+)(\.|$)", flag) if last.isdigit() else None
     return int(found[1]) if found else -1
@@ -201,10 +228,11 @@ def check_parts(
     default,                 # as `choose_parts` takes it
     words:list[str],
     flat:tuple[str, ...]=(),
-    most:dict[str, tuple[int, str]]|None=None, # option of a tuple -> (how many parts it can have, what they stand for)
+    most:dict[str, tuple[int, str]]|None=None, # a tuple's option -> (most parts, what they mean)
 ):
-    "Refuse an option of a part that is not there yet, and say how it comes there, or that it can't."
-    absent = [(option, of) for option, part, of in _parts_in(default, flat=flat) if part is None and of]
+    "Refuse an option of a part that is not there yet; say how it comes there, or that it can't."
+    absent = [(option, of) for option, part, of in _parts_in(default, flat=flat)
+              if part is None and of]
     for flag, typed in _typed_options(words):
         for option, of in absent:
             whole, number = option.rpartition(".")[0], _number(flag, option)
@@ -214,7 +242,8 @@ def check_parts(
 
             is_absent = flag.startswith(f"{option}.") or number > _number(option, option)
             names = ", ".join(shelves.get(of, ()))
-            message = f"belongs to a part that is not there yet: choose it first, {option} NAME, one of {names}"
+            message = ("belongs to a part that is not there yet: choose it first, "
+                       f"{option} NAME, one of {names}")
             check(not is_absent, flag, typed, message)
 
 # %% ../nbs/010_cli.ipynb #0312d25a
@@ -222,7 +251,7 @@ def folded(
     text:str,
     wide:int|None=None, # columns; default: the window's
 ) -> str:
-    "Paragraphs wrapped to the window; boxes and indented lines as they are, single empty lines between."
+    "Paragraphs wrapped to the window; boxes and indented lines stay, single empty lines between."
     wide = wide or shutil.get_terminal_size().columns
     out, paragraph = [], []
     for line in [*text.splitlines(), ""]:
@@ -230,7 +259,8 @@ def folded(
         if loose:
             paragraph.append(line)
             continue
-        out += textwrap.wrap(" ".join(paragraph), wide, break_long_words=False, break_on_hyphens=False)
+        out += textwrap.wrap(" ".join(paragraph), wide, break_long_words=False,
+                             break_on_hyphens=False)
         out.append(line)
         paragraph = []
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).rstrip()
@@ -240,8 +270,10 @@ def _names_in_words(names:dict, wide:int) -> str:
     if not names: return ""
     column = max(map(len, names)) + 4
     lines = [textwrap.fill(", ".join(words), wide, initial_indent=f"  {option}".ljust(column),
-                           subsequent_indent=" " * column, break_on_hyphens=False) for option, words in names.items()]
-    head = "names to choose from; what is chosen has options of its own (give its name before --help):"
+                           subsequent_indent=" " * column, break_on_hyphens=False)
+             for option, words in names.items()]
+    head = ("names to choose from; "
+            "what is chosen has options of its own (give its name before --help):")
     return "\n".join([head, *lines])
 
 class _Printed(io.StringIO):
@@ -272,7 +304,7 @@ def typed_cli(
     most:dict|None=None,        # see `check_parts`
     **kw,                       # for `tyro.cli`
 ):
-    "`tyro.cli`, with parts chosen by name; a typed error raised while the options are put together arrives as itself."
+    "`tyro.cli`, with parts chosen by name; a typed error about options arrives as itself."
     words = list(sys.argv[1:] if args is None else args)
     if default is not None:
         default, words = choose_parts(default, words, flat=flat)

@@ -35,7 +35,7 @@ import torch
 
 # %% ../nbs/000_core.ipynb #9312a507
 class VgnbError(Exception):
-    "Anything that went wrong in a way we can explain; scripts print it as one line and exit with code 2."
+    "Anything that went wrong in a way we can explain; scripts print it as a line and exit with 2."
 
 class BadInput(VgnbError, ValueError):
     "An argument outside what is allowed; reads `argument=value: allowed`."
@@ -88,11 +88,12 @@ def _inside(value, low, high) -> bool:
 def check_int(argument:str, value, low:int|None=None, high:int|None=None) -> int:
     "`value` must be an integer with `low <= value <= high`; returns it."
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    check(is_integer and _inside(value, low, high), argument, value, f"must be an integer{_bounds(low, high)}")
+    check(is_integer and _inside(value, low, high), argument, value,
+          f"must be an integer{_bounds(low, high)}")
     return int(value)
 
 def check_ints(argument:str, values, low:int|None=None, high:int|None=None) -> tuple[int, ...]:
-    "`values` must be a list or tuple of at least one integer, each with `low <= value <= high`; returns a tuple."
+    "At least one integer in a list or tuple, each with `low <= value <= high`; returns a tuple."
     many = isinstance(values, (list, tuple)) and len(values) > 0
     check(many, argument, values, f"must be a list of at least one integer{_bounds(low, high)}")
     return tuple(check_int(argument, value, low, high) for value in values)
@@ -115,22 +116,27 @@ def check_list(argument:str, value) -> tuple:
     return tuple(value)
 
 def hint_at(value, choices) -> str:
-    "`; did you mean X?` with the one of `choices` that is nearest to `value`; empty where none is near."
+    "`; did you mean X?` with the one of `choices` nearest to `value`; empty where none is near."
     near = difflib.get_close_matches(str(value), [str(c) for c in choices], 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 def check_choice(argument:str, value, choices):
     "`value` must be one of `choices`; a near miss is suggested. Returns it."
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):     # a list or an array is none of them
+    # a list or an array is none of them
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
         if value in choices: return value
     names = [str(c) for c in choices]       # only now: an open registry asks all rooms for them
     raise BadInput(argument, value, f"must be one of {', '.join(names)}{hint_at(value, names)}")
 
 # %% ../nbs/000_core.ipynb #99fc6a27
 def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes", level:str="") -> torch.Tensor:
-    "Codes are integers in [0, vocab); returns them. `vocab` is the codebook size; `level` says of which level, if any."
-    check(torch.is_tensor(codes), argument, type(codes).__name__, "must be a tensor of integer codes")
-    are_integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+    """Codes are integers in [0, vocab); returns them.
+
+    `vocab` is the codebook size; `level` says of which level, if any."""
+    check(torch.is_tensor(codes), argument, type(codes).__name__,
+          "must be a tensor of integer codes")
+    are_integers = not (codes.is_floating_point() or codes.is_complex()
+                        or codes.dtype == torch.bool)
     dtype = str(codes.dtype).removeprefix("torch.")
     check(are_integers, argument, dtype, f"must have an integer dtype, with values in [0, {vocab})")
 
@@ -138,7 +144,8 @@ def check_codes(codes:torch.Tensor, vocab:int, argument:str="codes", level:str="
         low, high = (int(v) for v in codes.aminmax())
         inside = low >= 0 and high < vocab
         at_level = f" at {level}" if level else ""
-        check(inside, argument, [low, high], f"must lie in [0, {vocab}), the codebook's range{at_level}")
+        check(inside, argument, [low, high],
+              f"must lie in [0, {vocab}), the codebook's range{at_level}")
     return codes
 
 def check_levels_of(
@@ -147,10 +154,11 @@ def check_levels_of(
     argument:str="codes",
     names:tuple[str, ...]=(),  # what the levels are called, where they have names
 ) -> torch.Tensor:
-    "Codes of each level are in the range of its codebook, see `check_codes`; of several levels an error names the one."
+    "Codes of each level are in its codebook's range, see `check_codes`; an error names the level."
     for level, size in enumerate(vocab):
         name = f" ({names[level]})" if names else ""
-        check_codes(codes[..., level], size, argument, f"level {level}{name}" if len(vocab) > 1 else "")
+        check_codes(codes[..., level], size, argument,
+                    f"level {level}{name}" if len(vocab) > 1 else "")
     return codes
 
 # %% ../nbs/000_core.ipynb #3688b4e0
@@ -158,12 +166,15 @@ def check_place(argument:str, folder) -> Path:
     "`folder` is one that may be written to, or can be made; returns it as a Path."
     folder = Path(folder)
     scheme = folder.parts[0] if len(folder.parts) > 1 else ""
-    is_address = len(scheme) > 2 and scheme.endswith(":")              # Path makes "iar2://x" iar2:/x
-    check(not is_address, argument, folder, f"must be a folder, not an address: nothing is written to {scheme}//")
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())    # the first on the way up
+    is_address = len(scheme) > 2 and scheme.endswith(":")            # Path makes "iar2://x" iar2:/x
+    check(not is_address, argument, folder,
+          f"must be a folder, not an address: nothing is written to {scheme}//")
+    # the first on the way up
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     allowed = f"must be a folder, or a place where one can be made; {there.name} is a file"
     check(there.is_dir(), argument, folder, allowed)
-    check(os.access(there, os.W_OK), argument, folder, f"must be a place one may write to; {there} is not")
+    check(os.access(there, os.W_OK), argument, folder,
+          f"must be a place one may write to; {there} is not")
     return folder
 
 # %% ../nbs/000_core.ipynb #90f67f1e
@@ -179,12 +190,16 @@ def named_as(
 
 # %% ../nbs/000_core.ipynb #45240f04
 def as_tensor(argument:str, value, allowed:str) -> torch.Tensor:
-    "A tensor, an array or (nested) lists of numbers as a tensor. Errors: `BadInput` for anything else."
+    """A tensor, an array or (nested) lists of numbers as a tensor.
+
+    Errors: `BadInput` for anything else."""
     try: return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError): raise BadInput(argument, value, allowed) from None
 
 def as_mask(argument:str, value, allowed:str="must be bool, or hold only 0 and 1") -> torch.Tensor:
-    "A bool tensor of truth values, or of numbers that are all 0 or 1. Errors: the first other number."
+    """A bool tensor of truth values, or of numbers that are all 0 or 1.
+
+    Errors: the first other number."""
     mask = as_tensor(argument, value, allowed)
     if mask.dtype == torch.bool: return mask
     others = mask[(mask != 0) & (mask != 1)]
@@ -192,7 +207,9 @@ def as_mask(argument:str, value, allowed:str="must be bool, or hold only 0 and 1
     return mask.bool()
 
 def as_pair(argument:str, value, allowed:str) -> tuple:
-    "The two entries of a list, a tuple, an array or a tensor. Errors: `BadInput` for anything else."
+    """The two entries of a list, a tuple, an array or a tensor.
+
+    Errors: `BadInput` for anything else."""
     plain = value.tolist() if hasattr(value, "tolist") else value
     is_pair = isinstance(plain, (list, tuple)) and len(plain) == 2
     check(is_pair, argument, value, allowed)
@@ -218,35 +235,39 @@ def _typed(section:str, key:str, text:str, home:Path):
     if section == "paths": return (home / Path(text).expanduser()).resolve()
     if key in _CHOICES: return check_choice(name, text, _CHOICES[key])
     if key == "rooms": return tuple(text.split())
-    if key == "tracker": return text        # a name that a room may add: whoever starts a run looks it up
-    if key in ("fast", "native"): return check_choice(name, text.lower(), ("true", "false")) == "true"
+    if key == "tracker": return text  # a name that a room may add: whoever starts a run looks it up
+    if key in ("fast", "native"):
+        return check_choice(name, text.lower(), ("true", "false")) == "true"
     check(re.fullmatch(r"-?\d+", text.strip()), name, text, "must be an integer")
     return int(text)
 
 @dataclass(frozen=True)
 class Settings:
-    "Workspace settings: `paths` (Path), `run`, `notebook`, and the `file` they came from (None = defaults)."
+    "Workspace settings: `paths` (Path), `run`, `notebook`, and their `file` (None = defaults)."
     paths: Section
     run: Section
     notebook: Section
     file: Path|None = None
 
 def get_settings(
-    start:str|Path|None=None, # folder from which settings.ini is searched upward (default: the current one)
+    start:str|Path|None=None, # settings.ini is searched from here upward (default: current folder)
 ) -> Settings:
     "Defaults < settings.ini < the environment's `VGNB_*`. Unknown sections and keys are errors."
     start = Path(start or Path.cwd()).resolve()
-    file = next((p / "settings.ini" for p in (start, *start.parents) if (p / "settings.ini").is_file()), None)
+    file = next((p / "settings.ini" for p in (start, *start.parents)
+                 if (p / "settings.ini").is_file()), None)
     ini = configparser.ConfigParser(interpolation=None)
     if file: ini.read(file, encoding="utf-8")
     for section in ini.sections():
         check_choice("settings.ini section", section, tuple(_DEFAULTS))
-        for key in ini[section]: check_choice(f"settings.ini [{section}] key", key, tuple(_DEFAULTS[section]))
+        for key in ini[section]:
+            check_choice(f"settings.ini [{section}] key", key, tuple(_DEFAULTS[section]))
 
     def typed(section:str) -> Section:
         values = Section()
         for key, default in _DEFAULTS[section].items():
-            text = os.environ.get(f"VGNB_{section}_{key}".upper(), ini.get(section, key, fallback=default))
+            text = os.environ.get(f"VGNB_{section}_{key}".upper(),
+                                  ini.get(section, key, fallback=default))
             values[key] = _typed(section, key, text, file.parent if file else start)
         return values
 
@@ -254,13 +275,13 @@ def get_settings(
 
 # %% ../nbs/000_core.ipynb #1596e401
 class Registry(dict):
-    "Names → functions or classes of one `kind`; `@registry.register` adds, `registry[name]` finds or explains."
+    "Names → things of one `kind`; `@registry.register` adds, `registry[name]` finds or explains."
     def __init__(self, kind:str):
         super().__init__()
         self.kind = kind
 
     def register(self, thing=None, *, name:str|None=None):
-        "Add `thing` under `name` (default: its own, `-` for `_`); also a decorator, with or without a name."
+        "Add `thing` under `name` (default: its own, `-` for `_`); also a decorator, named or not."
         if thing is None: return lambda t: self.register(t, name=name)
         self[name or thing.__name__.replace("_", "-")] = thing
         return thing
@@ -269,7 +290,7 @@ class Registry(dict):
 
 # %% ../nbs/000_core.ipynb #89edf978
 def _plain(x):
-    "Dataclasses as dictionaries with their name, tensors as arrays (bfloat16 by its bytes); the rest as it is."
+    "Dataclasses as named dictionaries, tensors as arrays (bfloat16 as bytes), the rest as is."
     if is_dataclass(x) and not isinstance(x, type):
         return {"@": type(x).__name__, **{k: getattr(x, k) for k in x.__dataclass_fields__}}
     if torch.is_tensor(x):
@@ -349,7 +370,8 @@ def write_aside(path:str|Path):
         os.replace(aside, path)
         _fsync(path.parent)
     except OSError as e:
-        if e.errno in _REMEDIES: e.filename, e.filename2 = str(path), None     # the name that the caller knows
+        # the name that the caller knows
+        if e.errno in _REMEDIES: e.filename, e.filename2 = str(path), None
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -359,9 +381,10 @@ def publish_dir(
     final:str|Path, # its public name; must not exist
     at_once:bool=False, # flush the whole system in one call: for a million small files
 ):
-    "fsync every file below `aside`, then rename it to `final`: the folder exists whole or not at all."
+    "fsync every file below `aside`, then rename it to `final`: the folder is there whole or not."
     aside, final = Path(aside), Path(final)
-    check(not final.exists(), "final", final, "already exists; a published folder is never overwritten")
+    check(not final.exists(), "final", final,
+          "already exists; a published folder is never overwritten")
     if at_once: os.sync()
     for p in () if at_once else sorted(aside.rglob("*"), reverse=True): _fsync(p)
     _fsync(aside)
@@ -396,7 +419,7 @@ def sweep_aside(
     folder:str|Path,
     name:str="*",  # of what was to be written there; default: of anything
 ):
-    "Remove what interrupted writers left in `folder`, folders and files; only for whoever owns them."
+    "Remove what interrupted writers left in `folder`, folders and files; only for their owner."
     folder = Path(folder)
     hexes = "[0-9a-f]" * 8
     if name != "*": name = glob.escape(name)
@@ -407,7 +430,7 @@ def sweep_aside(
 
 # %% ../nbs/000_core.ipynb #2d1bbc0f
 def _json(value, where:str) -> str:
-    "As JSON for `where`, which errors name; dataclasses, paths, sets and numbers of numpy are allowed."
+    "As JSON for `where`, which errors name; dataclasses, paths, sets and numpy's numbers may be."
     def plain(x):
         if is_dataclass(x): return asdict(x)
         if isinstance(x, np.generic): return x.item()
@@ -419,7 +442,8 @@ def _json(value, where:str) -> str:
 
 def save_json(path:str|Path, value):
     "Write JSON (dataclasses and paths allowed) so that the file is whole or absent."
-    with write_aside(path) as p: p.write_text(_json(value, Path(path).name) + "\n", encoding="utf-8")
+    with write_aside(path) as p:
+        p.write_text(_json(value, Path(path).name) + "\n", encoding="utf-8")
 
 def as_json(value):
     "A value as `load_json` gives it back after `save_json`."
@@ -434,7 +458,8 @@ def load_json(path:str|Path):
         return json.loads(text)
     except BadInput: raise
     except RecursionError:
-        raise BadInput("path", Path(path), f"must be valid JSON, nested at most {_DEEPEST} deep") from None
+        raise BadInput("path", Path(path),
+                       f"must be valid JSON, nested at most {_DEEPEST} deep") from None
     except ValueError as e:
         raise BadInput("path", Path(path), f"must be valid JSON ({e})") from None
     except OSError as e:
@@ -443,20 +468,22 @@ def load_json(path:str|Path):
 _DEEPEST = 50    # lists and objects in one another
 
 def _odd(value) -> str|None:
-    "What keeps a JSON value from being settings: NaN or infinity, or lists and objects without end."
+    "What keeps a JSON value from being settings: NaN, infinity, or lists and objects without end."
     level = [value]
     for _ in range(_DEEPEST):
         strange = [x for x in level if isinstance(x, float) and not np.isfinite(x)]
         if strange: return f"must hold finite numbers; it has {strange[0]}"
-        parts = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, (dict, list))]
+        parts = [x.values() if isinstance(x, dict) else x
+                 for x in level if isinstance(x, (dict, list))]
         level = [x for part in parts for x in part]
         if not level: return None
     return f"must be nested at most {_DEEPEST} deep"
 
 def load_settings(path:str|Path) -> dict:
-    "Read what somebody may have written by hand: a JSON object of finite numbers, words, lists and objects."
+    "Read what may be written by hand: a JSON object of finite numbers, words, lists and objects."
     value = load_json(path)
-    check(isinstance(value, dict), "path", Path(path), f"must hold a JSON object, not a {type(value).__name__}")
+    check(isinstance(value, dict), "path", Path(path),
+          f"must hold a JSON object, not a {type(value).__name__}")
     odd = _odd(value)
     check(odd is None, "path", Path(path), odd)
     return value
@@ -473,7 +500,8 @@ def load_card(path:str|Path, argument:str="path") -> dict:
     card = load_settings(path)
     entries = {k: v for k, v in card.items() if k != "seal"}
     intact = "seal" not in card or card["seal"] == digest(entries)
-    message = 'is not as it was written: its seal does not fit. Take a sound copy; if you changed it, remove its "seal"'
+    message = ('is not as it was written: its seal does not fit. Take a sound copy; '
+               'if you changed it, remove its "seal"')
     check(intact, argument, path, message, Mismatch)
     return card
 
@@ -481,12 +509,14 @@ def load_card(path:str|Path, argument:str="path") -> dict:
 def _git(*args) -> str|None:
     "Output of a git command in the current folder, or None outside a repository."
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(["git", *args], capture_output=True, text=True,
+                              timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
 
-_TOUCH_NUMBERS = ("vgnb", "torch", "numpy", "accelerate", "datasets", "safetensors", "torch-fidelity", "transformers")
+_TOUCH_NUMBERS = ("vgnb", "torch", "numpy", "accelerate", "datasets", "safetensors",
+                  "torch-fidelity", "transformers")
 
 def _versions() -> dict:
     "Installed versions of the packages that touch numbers."
@@ -502,7 +532,7 @@ def _device_name(device) -> str:
     return f"{d.type}: {name}"
 
 def _rooms() -> list[str]:
-    "The rooms of the user's own that are in force; with settings that cannot be read there are none."
+    "The user's own rooms that are in force; with settings that cannot be read there are none."
     try: return list(get_settings().run.rooms)
     except BadInput: return []
 

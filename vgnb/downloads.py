@@ -32,9 +32,9 @@ class Remote:
     file: str               # its path below a folder of weights
     hub: str = ""           # its repository on the Hugging Face hub, owner/name
     url: str = ""           # the address of the file itself, where it is not on the hub
-    page: str = ""          # the page that offers it; default: the repository's, or the file's own address
+    page: str = ""   # the page that offers it; default: the repository's, or the file's own address
     size: int|None = None   # bytes; None: nobody states it
-    hash: str = ""          # "sha256:..." or "md5:..." and all or the first of its digits; "": nobody states it
+    hash: str = ""     # "sha256:..." or "md5:..." and at least its first digits; "": none is stated
     licence: str = ""       # of the weights; "": their page states none
     note: str = ""          # what else there is to do by hand
 
@@ -54,7 +54,8 @@ class Remote:
 
     def __str__(self) -> str: return self.url or f"{self.hub or self.page}: {self.original}"
 
-remotes: dict[str, tuple[Remote, ...]] = Registry("name")   # what models need besides, by name: lpips, dinov2, ...
+# what models need besides, by name: lpips, dinov2, ...
+remotes: dict[str, tuple[Remote, ...]] = Registry("name")
 
 # %% ../nbs/004a_downloads.ipynb #0aba4dd1
 def _digest(path:Path, kind:str) -> str:
@@ -74,11 +75,14 @@ def differs(path:str|Path, remote:Remote) -> str:
 
 def by_hand(wanted:Iterable[Remote], folder:str|Path) -> list[str]:
     "For whoever has no network: which file of which page goes where, a line each."
-    def line(r): return f"{r.original} of {r.address} -> {r.place(folder)}" + (f" ({r.note})" if r.note else "")
+    def line(r):
+        return f"{r.original} of {r.address} -> {r.place(folder)}" + (
+            f" ({r.note})" if r.note else "")
     return [line(r) for r in wanted]
 
 # %% ../nbs/004a_downloads.ipynb #0f45922e
-_PATIENCE, _TRIES, _PAUSE, _PIECE = 30.0, 4, 0.5, 1 << 20      # seconds, tries without a byte, seconds, bytes
+# seconds, tries without a byte, seconds, bytes
+_PATIENCE, _TRIES, _PAUSE, _PIECE = 30.0, 4, 0.5, 1 << 20
 
 class _Cut(Exception):
     "A transfer that did not begin, or ended before its end; another try may do better."
@@ -89,13 +93,18 @@ def _tag(headers) -> str:
     return headers.get("Last-Modified", "") if strong.startswith("W/") or not strong else strong
 
 def _asked(url:str, have:int, tag:str):
-    "The server's answer, all or from byte `have` on. Errors: `_Cut`; `Missing` where another try is of no use."
+    """The server's answer, all or from byte `have` on.
+
+    Errors: `_Cut`; `Missing` where another try is of no use."""
     headers = {"User-Agent": "vgnb", "Accept-Encoding": "identity"}
     if have: headers["Range"] = f"bytes={have}-"
     if have and tag: headers["If-Range"] = tag
-    try: return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_PATIENCE)
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers),
+                                      timeout=_PATIENCE)
     except urllib.error.HTTPError as e:
-        if e.code == 416 and e.headers.get("Content-Range", "").endswith(f"/{have}"): return None    # all is here
+        # all is here
+        if e.code == 416 and e.headers.get("Content-Range", "").endswith(f"/{have}"): return None
         if e.code in (408, 416, 429) or e.code >= 500: raise _Cut(f"HTTP {e.code}") from None
         raise Missing("url", url, f"the server answers {e.code} {e.reason}") from None
     except (OSError, http.client.HTTPException) as e:
@@ -114,8 +123,10 @@ def _sizes(answer, have:int) -> tuple[int, int|None]:
 def _pieces(answer) -> Iterable[bytes]:
     "The bytes of an answer; a broken connection is a `_Cut`."
     while True:
-        try: piece = answer.read(_PIECE)
-        except (OSError, http.client.HTTPException) as e: raise _Cut(str(e) or type(e).__name__) from None
+        try:
+            piece = answer.read(_PIECE)
+        except (OSError, http.client.HTTPException) as e:
+            raise _Cut(str(e) or type(e).__name__) from None
         if not piece: return
         yield piece
 
@@ -131,7 +142,8 @@ def _receive(remote:Remote, part:Path, moved:Callable[[int], None]):
     noted = part.with_name(f"{part.name}.tag")
     tag = noted.read_text() if noted.exists() else ""
     held = part.stat().st_size if part.exists() else 0
-    have = held if tag or remote.hash else 0     # else nothing would tell whether it is still the same file
+    # else nothing would tell whether it is still the same file
+    have = held if tag or remote.hash else 0
     answer = _asked(remote.url, have, tag)
     if answer is None: return
     with answer:
@@ -151,7 +163,9 @@ def _receive(remote:Remote, part:Path, moved:Callable[[int], None]):
 
 # %% ../nbs/004a_downloads.ipynb #e9a40e7b
 def _by_https(remote:Remote, part:Path, moved:Callable[[int], None]):
-    "Fetch the whole of an address into `part`. Errors: `Missing` after several tries in which nothing came."
+    """Fetch the whole of an address into `part`.
+
+    Errors: `Missing` after several tries in which nothing came."""
     tries = 0
     if part.exists(): moved(part.stat().st_size)
     while True:
@@ -165,14 +179,16 @@ def _by_https(remote:Remote, part:Path, moved:Callable[[int], None]):
                 raise Missing("url", remote.url, f"could not be fetched ({e}){kept}") from None
             time.sleep(_PAUSE * 2 ** tries)
 
-# %% ../nbs/004a_downloads.ipynb #320e5203
+# %% ../nbs/004a_downloads.ipynb #181bef21
 def _reason(e:Exception) -> str:
     "Why the hub gave nothing, and what helps."
     from huggingface_hub import errors
-    if isinstance(e, errors.GatedRepoError): return "is gated: accept its terms there, then log in (hf auth login)"
+    if isinstance(e, errors.GatedRepoError):
+        return "is gated: accept its terms there, then log in (hf auth login)"
     absent = (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError)
     if isinstance(e, absent): return "is not on the hub, or not for this login (hf auth login)"
-    return f"could not be fetched from the hub ({type(e).__name__}): is there a network, and is HF_HUB_OFFLINE unset?"
+    return (f"could not be fetched from the hub ({type(e).__name__}): is there a network, "
+            "and is HF_HUB_OFFLINE unset?")
 
 def _unreached(e:Exception, remote:Remote) -> Missing:
     "The error for whatever the library raises, or what it asks the network with."
@@ -194,6 +210,7 @@ def hub_file(remote:Remote) -> Path:
     try: return Path(hub.hf_hub_download(remote.hub, remote.original, endpoint=_endpoint()))
     except Exception as e: raise _unreached(e, remote) from e
 
+# %% ../nbs/004a_downloads.ipynb #320e5203
 def hub_folder(
     repository:str,         # owner/name
     argument:str="where",   # named in the error
@@ -201,11 +218,15 @@ def hub_folder(
     "The local copy of a hub repository's settings and weights. Errors: `Missing`."
     import huggingface_hub as hub
     how = dict(allow_patterns=["*.json", "*.safetensors"], endpoint=_endpoint())
-    try: return Path(hub.snapshot_download(repository, **how))
-    except Exception as e: raise Missing(argument, repository, f"as a hub repository it {_reason(e)}") from e
+    try:
+        return Path(hub.snapshot_download(repository, **how))
+    except Exception as e:
+        raise Missing(argument, repository, f"as a hub repository it {_reason(e)}") from e
 
 def _by_hub(remote:Remote, part:Path, moved:Callable[[int], None]) -> Remote:
-    "Fetch a file of the hub into `part`, a folder while it lasts -> what is stated about it. Errors: `Missing`."
+    """Fetch a file of the hub into `part`, a folder while it lasts -> what is stated about it.
+
+    Errors: `Missing`."""
     import huggingface_hub as hub
     endpoint = _endpoint()
     try:
@@ -231,28 +252,35 @@ def fetch(
     folder:str|Path,                      # of weights
     moved:Callable[[int], None]=_nothing, # told how many bytes moved
 ) -> Path:
-    "The file in its place, fetched if it isn't there. Errors: `Missing` says what to put where; `Mismatch`."
+    """The file in its place, fetched if it isn't there.
+
+    Errors: `Missing` says what to put where; `Mismatch`."""
     place = remote.place(folder)
     if place.is_file():
         odd = differs(place, remote)
         check(not odd, "file", place, f"{odd}; remove it, and it is fetched anew", Mismatch)
         return place
     hand = "; ".join(by_hand([remote], folder))
-    check(remote.hub or remote.url, "file", remote.file, f"can only be fetched by hand: {hand}", Missing)
+    check(remote.hub or remote.url, "file", remote.file,
+          f"can only be fetched by hand: {hand}", Missing)
 
     with locked_file(place, "file"):
         part = place.with_name(f"{place.name}.part")
-        stated = _by_hub(remote, part, moved) if remote.hub else _by_https(remote, part, moved) or remote
+        stated = (_by_hub(remote, part, moved) if remote.hub
+                  else _by_https(remote, part, moved) or remote)
         odd = differs(part, stated)
         if odd: part.unlink()
         part.with_name(f"{part.name}.tag").unlink(missing_ok=True)
-        check(not odd, "file", remote.file, f"{odd}: {remote} gives another file than is stated", Mismatch)
+        check(not odd, "file", remote.file,
+              f"{odd}: {remote} gives another file than is stated", Mismatch)
         with open(part, "rb") as f: os.fsync(f.fileno())
         os.replace(part, place)
     return place
 
 def check_room(wanted:Iterable[Remote], folder:str|Path):
-    "There is room for what is still to come, as far as sizes are stated. Errors: `Mismatch` with both numbers."
+    """There is room for what is still to come, as far as sizes are stated.
+
+    Errors: `Mismatch` with both numbers."""
     absent = [r for r in wanted if not r.place(folder).is_file()]
     _check_space(Path(folder), sum(r.size or 0 for r in absent))
 
@@ -261,7 +289,9 @@ _MB = 10 ** 6
 
 @contextlib.contextmanager
 def _counted(wanted:list[Remote], folder:Path, show:bool|None):
-    "Yields what threads tell the bytes to that moved; inside, progress in megabytes. A stop ends the threads, too."
+    """Yields what threads tell the bytes to that moved; inside, progress in megabytes.
+
+    A stop ends the threads, too."""
     absent = [r for r in wanted if not r.place(folder).is_file()]
     total = sum(r.size or 0 for r in absent) // _MB if all(r.size for r in absent) else None
     lock, came, stop = threading.Lock(), [0], threading.Event()

@@ -31,12 +31,12 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85      # what a round adds to the key: golden ra
 _LOW = 0xFFFFFFFF                      # the low 32 bits
 
 def _mul(m:int, x:Tensor) -> tuple[Tensor, Tensor]:
-    "High and low 32 bits of m * x: an int64 product wraps at 2^64, which leaves all 64 bits as they are."
+    "High and low 32 bits of m * x: an int64 product wraps at 2^64, which keeps all 64 bits."
     product = m * x
     return (product >> 32) & _LOW, product & _LOW      # the sign that >> brings in is masked away
 
 def philox(
-    counter:tuple, # four int64 tensors (or ints) with values in [0, 2^32), broadcast against each other
+    counter:tuple, # four int64 tensors (or ints) in [0, 2^32), broadcast against each other
     key:tuple[int, int], # two 32-bit words
     rounds:int=10,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +60,9 @@ class At(NamedTuple):
     level: int = 0                  # which code of a cell that has several
 
 class Draws(Protocol):
-    "What samplers and losses ask for randomness. Shapes: `(b, *shape)`, with `at.positions` `(b, k, *shape)`."
+    """What samplers and losses ask for randomness.
+
+    Shapes: `(b, *shape)`, with `at.positions` `(b, k, *shape)`."""
     def fork(self, name:str) -> "Draws": ...
     def uniform(self, name:str, at:At, *shape:int) -> Tensor: ...
     def normal(self, name:str, at:At, *shape:int) -> Tensor: ...
@@ -69,8 +71,10 @@ class Draws(Protocol):
     def categorical(self, name:str, at:At, logits:Tensor) -> Tensor: ...
 
 # %% ../nbs/001_draws.ipynb #09c115a5
-_HALVES = (0, 1) if sys.byteorder == "little" else (1, 0)      # where the low and the high half of an int64 lie
-_HOST = tuple(torch.tensor(n, device="cpu") for n in (_M0, _M1, 32, _LOW))    # a tensor isn't made one by each use
+# where the low and the high half of an int64 lie
+_HALVES = (0, 1) if sys.byteorder == "little" else (1, 0)
+# a tensor isn't made one by each use
+_HOST = tuple(torch.tensor(n, device="cpu") for n in (_M0, _M1, 32, _LOW))
 
 @lru_cache(maxsize=256)
 def _host_keys(key:tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
@@ -89,12 +93,12 @@ def _host_round(counter:tuple, key:tuple, out:tuple=(None, None)) -> tuple:
     return c0, p1 & low, c2, p0 & low
 
 def _at_once(blocks:int, device:torch.device) -> int:
-    "Blocks of a piece: half a draw is 6 bytes a word at work; more wouldn't fit a cache, less isn't worth a call."
+    "Blocks of a piece: half a draw works on 6 bytes a word; more is no cache's, less no gain."
     least, most = (2 ** 14, 2 ** 15) if device.type == "cpu" else (2 ** 16, 2 ** 20)
     return min(max(blocks // 2, least), most)
 
 def _boxes(shape:tuple[int, ...], most:int):
-    "Slices of boxes that cover a shape, of at most `most` entries, whole along the last dimensions."
+    "Slices of boxes that cover a shape, at most `most` entries, whole along the last dimensions."
     sides = []
     for n in reversed(shape):
         side = max(1, min(n, most))
@@ -111,13 +115,13 @@ class _Product(NamedTuple):
     high: Tensor
 
 class _Lanes:
-    "Memory for the words of a box of blocks: c0 and c2, the products of this round, those of the last one."
+    "Memory for a box of blocks: c0 and c2, the products of this round, those of the last."
     def __init__(self, shape:tuple[int, ...], device:torch.device):
         self.shape = shape
         lanes = torch.zeros(6, *shape, dtype=torch.int64, device=device)
         low, high = (lanes.view(torch.int32)[..., half::2].split(2) for half in _HALVES)
         self.c0, self.c2, *products = lanes.unbind()
-        self.words = low[0]                                                     # of c0 and c2; the high halves stay 0
+        self.words = low[0]                                   # of c0 and c2; the high halves stay 0
         self.now = _Product(*products[:2], low[1], high[1])
         self.last = _Product(*products[2:], low[2], high[2])
 
@@ -190,7 +194,7 @@ _LOOP = """
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
-#define AT_ONCE 64                       /* blocks whose words stay in registers and the nearest cache */
+#define AT_ONCE 64                 /* blocks whose words stay in registers and the nearest cache */
 
 static void rounds(u32 *c0, u32 *c1, u32 *c2, u32 *c3, u32 k0, u32 k1) {
     for (int round = 0; round < 10; round++) {
@@ -217,12 +221,17 @@ static int too_large(i64 x) { return x < 0 || x > 0xFFFFFFFFll; }
 
 # %% ../nbs/001_draws.ipynb #ec1f8b6f
 _LOOP += """
-typedef struct { const i64 *ids, *cells, *when; i64 by_id, by_row, by_cell, by_when; u32 k0, k1; } Address;
+typedef struct {
+    const i64 *ids, *cells, *when;
+    i64 by_id, by_row, by_cell, by_when;
+    u32 k0, k1;
+} Address;
 
 static int any_too_large(const Address *a, i64 b, i64 k) {
     for (i64 i = 0; i < b; i++) {
         if (too_large(a->ids[i * a->by_id]) || too_large(a->when[i * a->by_when])) return 1;
-        for (i64 j = 0; j < k; j++) if (too_large(a->cells[i * a->by_row + j * a->by_cell])) return 1;
+        for (i64 j = 0; j < k; j++)
+            if (too_large(a->cells[i * a->by_row + j * a->by_cell])) return 1;
     }
     return 0;
 }
@@ -239,9 +248,11 @@ static void words_of(u32 *to, i64 n, const Address *a, i64 i, i64 j, int as_unif
         }
         rounds(c0, c1, c2, c3, a->k0, a->k1);
         if (as_uniform)
-            for (int w = 0; w < 4; w++) for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
+            for (int w = 0; w < 4; w++)
+                for (int t = 0; t < AT_ONCE; t++) words[w][t] = uniform(words[w][t]);
         if (n - done >= 4 * AT_ONCE)
-            for (int t = 0; t < AT_ONCE; t++) for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
+            for (int t = 0; t < AT_ONCE; t++)
+                for (int w = 0; w < 4; w++) to[done + 4 * t + w] = words[w][t];
         else
             for (i64 e = 0; e < n - done; e++) to[done + e] = words[e & 3][e >> 2];
     }
@@ -250,14 +261,15 @@ static void words_of(u32 *to, i64 n, const Address *a, i64 i, i64 j, int as_unif
 /* out (b, k, n); 1 and nothing written if an address has more than 32 bits */
 int fill(u32 *out, i64 b, i64 k, i64 n, const Address *a, int as_uniform) {
     if (any_too_large(a, b, k)) return 1;
-    for (i64 row = 0; row < b * k; row++) words_of(out + row * n, n, a, row / k, row % k, as_uniform);
+    for (i64 row = 0; row < b * k; row++)
+        words_of(out + row * n, n, a, row / k, row % k, as_uniform);
     return 0;
 }
 """
 
 # %% ../nbs/001_draws.ipynb #c555a528
 _LOOP += """
-static int bin(u32 u) {                  /* of 1 - u, by its exponent and five bits more: 24 octaves of 32 */
+static int bin(u32 u) {       /* of 1 - u, by its exponent and five bits more: 24 octaves of 32 */
     union { u32 bits; float value; } x = { u };
     x.value = 1.0f - x.value;
     return (int)(x.bits >> 18) & 1023;
@@ -274,10 +286,11 @@ static float surely(const float *l, const u32 *u, int n, const float *low, int *
     return best;
 }
 
-/* Which of V logits a row can win: low and high bound the Gumbel noise of a bin, `wide` is the widest. What is found
-   (index, u, logit) goes to `most` places, a row's end to ends; 1 = an address of more than 32 bits, a logit that is
-   odd, or too many. */
-int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float *low, const float *high, float wide,
+/* Which of V logits a row can win: low and high bound the Gumbel noise of a bin, `wide` is the
+   widest. What is found (index, u, logit) goes to `most` places, a row's end to ends; 1 = an
+   address of more than 32 bits, a logit that is odd, or too many. */
+int race(const float *logits, i64 b, i64 k, i64 V, const Address *a,
+         const float *low, const float *high, float wide,
          u32 *u, float *sure, i64 most, i64 *index, float *found_u, float *found_logit, i64 *ends) {
     if (any_too_large(a, b, k)) return 1;
     i64 found = 0;
@@ -291,9 +304,12 @@ int race(const float *logits, i64 b, i64 k, i64 V, const Address *a, const float
             least = sure[piece] > least ? sure[piece] : least;
         }
         if (odd) return 1;
-        float has_lost = least - 1e-6f * __builtin_fabsf(least);      /* by more than rounding can hide */
+        float has_lost = least - 1e-6f * __builtin_fabsf(least);   /* by more than rounding hides */
         for (i64 v = 0; v < V; v++) {
-            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < has_lost) { v += AT_ONCE - 1; continue; }
+            if (v % AT_ONCE == 0 && sure[v / AT_ONCE] + wide < has_lost) {
+                v += AT_ONCE - 1;
+                continue;
+            }
             if (!(l[v] + high[bin(u[v])] >= least)) continue;
             if (found == most) return 1;
             index[found] = v;
@@ -321,16 +337,20 @@ def _loops() -> ctypes.CDLL|None:
     pointer, i64 = ctypes.c_void_p, ctypes.c_int64
     library.fill.argtypes = [pointer, i64, i64, i64, pointer, ctypes.c_int]
     bounds = [pointer, pointer, ctypes.c_float]
-    library.race.argtypes = [pointer, i64, i64, i64, pointer, *bounds, *[pointer] * 2, i64, *[pointer] * 4]
+    library.race.argtypes = [pointer, i64, i64, i64, pointer, *bounds, *[pointer] * 2,
+                             i64, *[pointer] * 4]
     return library
 
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor      # by vmap or grad: it has no memory of its own
+# by vmap or grad: it has no memory of its own
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 def _readable(address:tuple, b:int, k:int) -> bool:
-    "Whether the loops can read it: int64 in the host's memory, b ids, a cell for each of b rows of k, one step or b."
+    "Whether the loops can read it: int64 on the host, b ids, cells (b, k), one step or b."
     ids, cell, when = address
-    on_host = all(t.device.type == "cpu" and t.dtype == torch.int64 and not _is_wrapped(t) for t in address)
-    return on_host and len(ids) == b and cell.shape[:2] == (b, k) and when.shape in ((1, 1, 1), (b, 1, 1))
+    on_host = all(t.device.type == "cpu" and t.dtype == torch.int64 and not _is_wrapped(t)
+                  for t in address)
+    return (on_host and len(ids) == b and cell.shape[:2] == (b, k)
+            and when.shape in ((1, 1, 1), (b, 1, 1)))
 
 def _c_address(address:tuple, key:tuple[int, int]) -> _Address:
     ids, cell, when = address
@@ -348,7 +368,8 @@ def _filled(
     loops = _loops() if out.device.type == "cpu" and type(out) is Tensor else None
     if loops is None or _is_wrapped(out) or not _readable(address, *out.shape[:2]): return False
     where = _c_address(address, key)
-    if loops.fill(out.data_ptr(), *out.shape, ctypes.byref(where), finish is not _as_they_are): return False
+    if loops.fill(out.data_ptr(), *out.shape, ctypes.byref(where), finish is not _as_they_are):
+        return False
     if finish is _to_gumbel: _gumbel_of(out.view(torch.float32))
     return True
 
@@ -363,13 +384,13 @@ def _key(seed:int, path:tuple[str, ...], name:str) -> tuple[int, int]:
 def _kept(word:int) -> Tensor: return torch.full((1, 1, 1), word, dtype=torch.int64, device="cpu")
 
 def _word(word:int, device:torch.device) -> Tensor:
-    "A word of an address that all share, (1, 1, 1) int64: on a host the same tensor again and again."
+    "A word of an address that all share, (1, 1, 1) int64: on a host always the same tensor."
     is_kept, word = device.type == "cpu" and not torch.compiler.is_compiling(), index(word)
     return _kept(word) if is_kept else torch.full((1, 1, 1), word, dtype=torch.int64, device=device)
 
 # %% ../nbs/001_draws.ipynb #f92c9b55
 class Keyed:
-    "Draws as a pure function of (seed, name, address). `fork` gives an uncorrelated family of the same kind."
+    "Draws as a pure function of (seed, name, address); `fork` gives an uncorrelated family."
     addressed = True     # what a cell draws doesn't depend on which others are asked
     def __init__(self,
         seed:int,                # any integer >= 0
@@ -391,21 +412,22 @@ class Keyed:
     def _address(self, at:At) -> tuple[Tensor, Tensor, Tensor]:
         "Id (b, 1, 1), cell (b, k, 1) and when, (1, 1, 1) or (b, 1, 1): int64 that broadcasts."
         ids, device = at.ids.to(torch.int64)[:, None, None], at.ids.device
-        whole = at.positions is None                                            # one draw a sample, not one a cell
-        cell = _word(0, device).expand(len(ids), 1, 1) if whole else at.positions.to(torch.int64)[..., None]
+        whole = at.positions is None                             # one draw a sample, not one a cell
+        cell = (_word(0, device).expand(len(ids), 1, 1) if whole
+                else at.positions.to(torch.int64)[..., None])
         when = at.step * 256 + at.level
-        if torch.is_tensor(when): when = torch.bitwise_or(ids.new_zeros(1, 1, 1), when)      # no float passes here
+        if torch.is_tensor(when): when = ids.new_zeros(1, 1, 1) | when       # no float passes here
         else: when = _word(when, device)
         if when.numel() > 1: cell = torch.broadcast_tensors(cell, when)[0]
         return ids if len(ids) == len(cell) else ids.expand(len(cell), 1, 1), cell, when
 
-    def _draw(self, name:str, at:At, shape:tuple[int, ...], finish:Callable, dtype:torch.dtype) -> Tensor:
+    def _draw(self, name:str, at:At, shape:tuple, finish:Callable, dtype:torch.dtype) -> Tensor:
         "Words that were finished in place, seen as `dtype`: (b, *shape) or (b, k, *shape)."
-        n = math.prod(shape)
-        address, key = self._address(at), self.key(name)
-        if torch.compiler.is_compiling():                                       # a compiler makes one loop of it all
-            words = torch.stack(torch.broadcast_tensors(*philox((_blocks(n, at.ids.device), *address), key)), -1)
-            out = words.flatten(-2)[..., :n].to(torch.int32)                    # (b, k, n)
+        n, address, key = math.prod(shape), self._address(at), self.key(name)
+        if torch.compiler.is_compiling():                      # a compiler makes one loop of it all
+            words = philox((_blocks(n, at.ids.device), *address), key)
+            words = torch.stack(torch.broadcast_tensors(*words), -1)
+            out = words.flatten(-2)[..., :n].to(torch.int32)   # (b, k, n)
             finish(out)
         else:
             out = torch.empty(*address[1].shape[:2], n, dtype=torch.int32, device=at.ids.device)
@@ -416,7 +438,8 @@ class Keyed:
 
     def bits(self, name:str, at:At, *shape:int) -> Tensor:
         "32-bit words as int64, (b, *shape) or (b, k, *shape)."
-        return self._draw(name, at, shape, _as_they_are, torch.int32).to(torch.int64).bitwise_and_(_LOW)
+        words = self._draw(name, at, shape, _as_they_are, torch.int32)
+        return words.to(torch.int64).bitwise_and_(_LOW)
 
     def uniform(self, name:str, at:At, *shape:int) -> Tensor:
         "fp32 in (0, 1)."
@@ -437,33 +460,40 @@ def normal(self:Keyed, name:str, at:At, *shape:int) -> Tensor:
 def permutation(self:Keyed, name:str, at:At, n:int) -> Tensor:
     "(b, n): one uniform permutation of range(n) a sample; equal keys are ordered by index."
     words = self._draw(name, at._replace(positions=None), (n,), _as_they_are, torch.int32)
-    return words.bitwise_xor_(-2 ** 31).argsort(dim=-1, stable=True)       # a word without a sign sorts like this
+    # a word without a sign sorts like this
+    return words.bitwise_xor_(-2 ** 31).argsort(dim=-1, stable=True)
 
 # %% ../nbs/001_draws.ipynb #aff727c6
 @lru_cache
 def _bounds() -> tuple[Tensor, Tensor, float]:
-    "Least and largest Gumbel noise of the uniforms in a bin of 1 - u, wider by more than rounding is; the widest."
-    edge = (np.arange(1024, dtype=np.uint32) + 3072 << 18).view(np.float32).astype(np.float64)     # bits 10000... to 1
+    "Least and largest Gumbel noise of a bin of 1 - u, wider than rounding; the widest."
+    # bits 10000... to 1
+    edge = (np.arange(1024, dtype=np.uint32) + 3072 << 18).view(np.float32).astype(np.float64)
     edge = np.clip(np.append(edge, 1.0), 2.0 ** -25, 1 - 2.0 ** -25)
     noise = -np.log(-np.log1p(-edge))                              # of u = 1 - edge: it falls
     wide = 1e-5 * (1 + np.abs(noise))
     low, high = (noise - wide)[1:], (noise + wide)[:-1]
-    return torch.from_numpy(low.astype(np.float32)), torch.from_numpy(high.astype(np.float32)), (high - low).max() + 0.1
+    return (torch.from_numpy(low.astype(np.float32)), torch.from_numpy(high.astype(np.float32)),
+            (high - low).max() + 0.1)
 
 def _finalists(
     logits:Tensor,     # (b, k, V) fp32
     address:tuple,     # as for `_fill`
     key:tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, list[int]]|None:
-    "Index, uniform and logit of all that can win, row after row, and where rows end; None where there is no loop."
+    "Index, uniform and logit of all that can win, row by row; where rows end; None without a loop."
     loops, (b, k, V) = _loops(), logits.shape
     if loops is None or _is_wrapped(logits) or not _readable(address, b, k): return None
     (low, high, wide), most = _bounds(), 64 * b * k + V
     place, index = torch.empty(2 * most + 2 * V), torch.empty(most + b * k, dtype=torch.int64)
-    u, logit, words, sure, ends = place[:most], place[most:], place[2 * most:], place[2 * most + V:], index[most:]
-    failed = loops.race(
-        logits.data_ptr(), b, k, V, ctypes.byref(_c_address(address, key)), low.data_ptr(), high.data_ptr(), wide,
-        words.data_ptr(), sure.data_ptr(), most, index.data_ptr(), u.data_ptr(), logit.data_ptr(), ends.data_ptr())
+    u = place[:most]
+    logit = place[most:]
+    words = place[2 * most:]
+    sure = place[2 * most + V:]
+    ends = index[most:]
+    failed = loops.race(logits.data_ptr(), b, k, V, ctypes.byref(_c_address(address, key)),
+                        low.data_ptr(), high.data_ptr(), wide, words.data_ptr(), sure.data_ptr(),
+                        most, index.data_ptr(), u.data_ptr(), logit.data_ptr(), ends.data_ptr())
     if failed: return None
     stops = ends.tolist()
     return index[:stops[-1]], u[:stops[-1]], logit[:stops[-1]], stops
@@ -474,7 +504,8 @@ def _won(logits:Tensor, address:tuple, key:tuple[int, int]) -> Tensor|None:
     if found is None: return None
     index, u, logit, stops = found
     scores = logit.add_(_gumbel_of(u)).tolist()
-    best = [max(range(i, j), key=scores.__getitem__) for i, j in zip([0, *stops], stops)]      # the first of equals
+    # the first of equals
+    best = [max(range(i, j), key=scores.__getitem__) for i, j in zip([0, *stops], stops)]
     return index[best].view(logits.shape[:2])
 
 # %% ../nbs/001_draws.ipynb #6dab10fc
@@ -482,7 +513,8 @@ def _won(logits:Tensor, address:tuple, key:tuple[int, int]) -> Tensor|None:
 def categorical(self:Keyed, name:str, at:At, logits:Tensor) -> Tensor:
     "One category a row, (b, k, V) -> (b, k); -inf never wins."
     V, most = logits.shape[-1], 2 ** 18 if logits.device.type == "cpu" else 2 ** 22
-    by_row = at.positions is not None and (len(at.ids), *at.positions.shape[1:]) == logits.shape[:-1]
+    by_row = (at.positions is not None
+              and (len(at.ids), *at.positions.shape[1:]) == logits.shape[:-1])
     one_step = not torch.is_tensor(at.step) or at.step.dim() == 0
     is_eager = type(logits) is Tensor and not torch.compiler.is_compiling()
     if by_row and is_eager and logits.device.type == "cpu" and V >= 1024 and logits.numel():
@@ -492,8 +524,10 @@ def categorical(self:Keyed, name:str, at:At, logits:Tensor) -> Tensor:
         return (logits.float() + self.gumbel(name, at, V)).argmax(-1)
 
     tokens = torch.empty(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    for rows, cells in _boxes(tokens.shape, max(1, most // V)):            # noise for a part of the rows at a time
-        noise = self.gumbel(name, at._replace(ids=at.ids[rows], positions=at.positions[rows, cells]), V)
+    # noise for a part of the rows at a time
+    for rows, cells in _boxes(tokens.shape, max(1, most // V)):
+        noise = self.gumbel(name,
+                            at._replace(ids=at.ids[rows], positions=at.positions[rows, cells]), V)
         tokens[rows, cells] = noise.add_(logits[rows, cells].float()).argmax(-1)
     return tokens
 
@@ -511,14 +545,15 @@ class Inverse:
 class Recorded:
     "Draws that were written down, for tests."
     def __init__(self,
-        tape:dict, # name -> (b, ...) for uniform, normal, gumbel and permutation; `Race` or `Inverse` for categories
+        tape:dict, # name -> (b, ...) of numbers, permutations; `Race` or `Inverse` of categories
     ):
         self.tape = tape
 
     def fork(self, name:str) -> "Recorded": return self
 
     def _record(self, name:str):
-        check(name in self.tape, "draw", name, f"must be one of the recorded {', '.join(sorted(self.tape))}")
+        check(name in self.tape, "draw", name,
+              f"must be one of the recorded {', '.join(sorted(self.tape))}")
         return self.tape[name]
 
     def _rows(self, name:str, at:At) -> Tensor:
@@ -531,10 +566,10 @@ class Recorded:
 
     def categorical(self, name:str, at:At, logits:Tensor) -> Tensor:
         "Replay: row `at.index + column` of the record decides column `column`."
-        t, p = self._record(name), logits.float().softmax(-1)                    # p: (b, k, V)
-        kept = t.noise if isinstance(t, Race) else t.u                           # (steps, b, ...)
+        t, p = self._record(name), logits.float().softmax(-1)                   # p: (b, k, V)
+        kept = t.noise if isinstance(t, Race) else t.u                          # (steps, b, ...)
         columns = [kept[int(at.index) + k][at.ids % kept.shape[1]] for k in range(p.shape[1])]
-        noise = torch.stack(columns, 1)                                          # (b, k, V) | (b, k)
+        noise = torch.stack(columns, 1)                                         # (b, k, V) | (b, k)
         if isinstance(t, Race): return (p / noise).argmax(-1)
         return (p.cumsum(-1) <= noise[..., None]).sum(-1).clamp(max=p.shape[-1] - 1)
 
@@ -558,13 +593,13 @@ def shuffled(
     seed:int,
     epoch:int=0,
 ) -> np.ndarray: # int64 indices in [0, n), same shape
-    "Indices at `positions` of the shuffled epoch: a keyed permutation of range(n), computed entry by entry."
+    "Indices at `positions` of the shuffled epoch: a keyed permutation of range(n), entry by entry."
     check_int("n", n, 1)
     x = np.asarray(positions, dtype=np.int64)
     ends = [int(x.min()), int(x.max())] if x.size else []
     check(not ends or 0 <= ends[0] and ends[1] < n, "positions", ends, f"must lie in [0, {n})")
 
-    half = max(1, ((n - 1).bit_length() + 1) // 2)                     # bits of each side of the network
+    half = max(1, ((n - 1).bit_length() + 1) // 2)                # bits of each side of the network
     keys = [_round_key(seed, epoch, number) for number in range(6)]
     x = x.astype(np.uint64).copy()
     todo = np.ones(x.shape, bool)
@@ -572,7 +607,7 @@ def shuffled(
         left, right = x[todo] >> np.uint64(half), x[todo] & np.uint64((1 << half) - 1)
         for key in keys: left, right = right, left ^ _mix(right, key, half)
         x[todo] = (left << np.uint64(half)) | right
-        todo &= x >= n                                                 # those outside are sent through again
+        todo &= x >= n                                        # those outside are sent through again
     return x.astype(np.int64)
 
 # %% ../nbs/001_draws.ipynb #e193d19d
@@ -586,5 +621,5 @@ def keyed_generator(
     return torch.Generator(device).manual_seed(word)
 
 def seeded_generator(seed:int, device="cpu") -> torch.Generator:
-    "torch's generator of a bare seed: of weights that were drawn so from the start, whose bits must stay."
+    "torch's generator of a bare seed: of weights that were always drawn so, and must stay."
     return torch.Generator(device).manual_seed(seed)

@@ -26,17 +26,19 @@ from .kinds import Kind, discover, kinds
 from .names import NameTable
 
 # %% ../nbs/007_families.ipynb #06d66c73
-SAY_SPEC = "give its arguments as spec= of load_published, in Python; scripts take what save_model then writes"
+SAY_SPEC = ("give its arguments as spec= of load_published, in Python; "
+            "scripts take what save_model then writes")
 
 @dataclass(frozen=True)
 class Checkpoint(Remote):
     "A file of weights that its authors published, and what they say of it."
     name: str = ""         # what it is called here, for ever; "": as its model
     result: str = ""       # the authors' measurement and how they made it; "": they state none
-    sampling: dict = field(default_factory=dict, hash=False) # their settings, JSON of a `Sampling`; empty: none stated
+    sampling: dict = field(default_factory=dict, hash=False) # JSON of a `Sampling`; {} = unstated
     codes: str = ""        # of a generator: the name of the checkpoint whose codes it writes
-    recipe: str = ""       # the training that makes such a model, as `scripts/train_*.py` takes it; "": there is none
-    spec: dict = field(default_factory=dict, hash=False)     # the authors' arguments that differ from their model's
+    recipe: str = ""       # training of such a model, as `scripts/train_*.py` takes it; "": none
+    # the authors' arguments that differ from their model's
+    spec: dict = field(default_factory=dict, hash=False)
 
 @dataclass(frozen=True)
 class Published:
@@ -56,20 +58,21 @@ class Family:
     kind: str                               # the word in JSON of its configuration (`vgnb.kinds`)
     config: type                            # dataclass; a model keeps its own as `model.config`
     build: Callable[..., nn.Module]         # configuration [, seed] -> module
-    role: Literal["tokenizer", "generator", "helper"]  # helper: what training and metrics use besides
-    system: str = ""                        # whose words the rest is in: llamagen, ...; "" = our own, never published
-    names: NameTable|Callable = field(default_factory=NameTable)  # the authors' names; or configuration -> their names
-    read: Callable|None = None              # (the authors' arguments, **changes) -> configuration
-    reads: Callable[[dict], bool] = _no     # whether these arguments mean this family
-    write: Callable|None = None             # configuration -> the authors' arguments
-    recognise: Callable|None = None         # published state dict -> the authors' arguments; None = another family's
-    owns: Callable[..., bool] = _yes        # whether a model of this configuration can be written under these names
-    unpublished: tuple[str, ...] = ()       # beginnings of entries that no published file has: counters of a training
-    classes: tuple[str, ...] = ()           # the authors' classes, as `module.Class` or `Class`
-    also: tuple[str, ...] = ()              # other systems that publish this very model
-    pickles: tuple[str, ...] = ()           # the authors' classes of settings that their files hold, as `module.Class`
-    carried: Callable|None = None           # what a file holds -> the authors' arguments that lie beside its weights
-    grown: Callable|None = None             # (file of another kind, configuration) -> ours begun with it, or None
+    role: Literal["tokenizer", "generator", "helper"]  # helper: of training and metrics
+    system: str = ""      # whose words the rest is in: llamagen, ...; "" = our own, never published
+    # the authors' names; or configuration -> their names
+    names: NameTable|Callable = field(default_factory=NameTable)
+    read: Callable|None = None            # (the authors' arguments, **changes) -> configuration
+    reads: Callable[[dict], bool] = _no   # whether these arguments mean this family
+    write: Callable|None = None           # configuration -> the authors' arguments
+    recognise: Callable|None = None   # published state dict -> authors' arguments; None = another's
+    owns: Callable[..., bool] = _yes      # whether a model of this configuration has these names
+    unpublished: tuple[str, ...] = ()     # of entries that no published file has: training counters
+    classes: tuple[str, ...] = ()         # the authors' classes, as `module.Class` or `Class`
+    also: tuple[str, ...] = ()            # other systems that publish this very model
+    pickles: tuple[str, ...] = ()      # authors' settings classes in their files, as `module.Class`
+    carried: Callable|None = None   # what a file holds -> the authors' arguments beside its weights
+    grown: Callable|None = None     # (another kind's file, configuration) -> ours begun so, or None
     published: tuple[Published, ...] = ()
 
     def __str__(self) -> str: return f"{self.system or 'own'} {self.kind}"
@@ -84,24 +87,30 @@ class Family:
         return self.names if isinstance(self.names, NameTable) else self.names(config)
 
     def make(self, spec:dict, **changes) -> tuple[nn.Module, NameTable]:
-        "(our model of the authors' arguments with some fields of ours changed, the table of its names)."
+        "(our model of the authors' arguments with some fields changed, the table of its names)."
         config = self.read(spec, **changes)
         return self.build(config), self.table(config)
 
     def arguments(self, config) -> tuple[dict, dict]:
-        "(the authors' arguments, the fields of ours they leave open): `make` takes both. Errors: a model beyond them."
+        """(the authors' arguments, the fields of ours they leave open): `make` takes both.
+
+        Errors: a model beyond them."""
         describes = self.write is not None
-        check(describes, "model", type(config).__name__, f"can't be described: nothing writes the arguments of {self}")
+        check(describes, "model", type(config).__name__,
+              f"can't be described: nothing writes the arguments of {self}")
         spec = self.write(config)
         own = self.read(spec)
         left_open = {f.name: getattr(config, f.name) for f in fields(config)}
-        return spec, {name: value for name, value in left_open.items() if value != getattr(own, name)}
+        return spec, {name: value for name, value in left_open.items()
+                      if value != getattr(own, name)}
 
 # %% ../nbs/007_families.ipynb #32aae8fe
 _FAMILIES: dict[tuple[str, str], Family] = {}
 
 def register(family:Family) -> Family:
-    "Add a record, in place of one of the same system and kind. Errors: a kind that stands for another configuration."
+    """Add a record, in place of one of the same system and kind.
+
+    Errors: a kind that stands for another configuration."""
     kinds.register(Kind(family.config, family.build), name=family.kind)
     _FAMILIES[family.system, family.kind] = family
     return family
@@ -118,12 +127,15 @@ def families(
 
 # %% ../nbs/007_families.ipynb #43a9559e
 def record_reader(read:Callable) -> Callable: # the same, of one error
-    "A reader of authors' arguments; where they lack something, or hold another kind of thing, it raises `BadInput`."
+    "A reader of authors' arguments; raises `BadInput` where they lack or mistake something."
     @functools.wraps(read)
     def reader(*args, **changes):
-        try: return read(*args, **changes)
-        except KeyError as e: reason = f"lacks {e}"
-        except (TypeError, AttributeError, IndexError) as e: reason = f"holds something of another kind: {e}"
+        try:
+            return read(*args, **changes)
+        except KeyError as e:
+            reason = f"lacks {e}"
+        except (TypeError, AttributeError, IndexError) as e:
+            reason = f"holds something of another kind: {e}"
         words = f"is no record that {read.__name__} knows: it {reason}"
         raise BadInput("spec", next((a for a in args if isinstance(a, dict)), args), words)
     return reader
@@ -131,7 +143,8 @@ def record_reader(read:Callable) -> Callable: # the same, of one error
 # %% ../nbs/007_families.ipynb #415c98fa
 def _check_mapping(spec, name:str="spec"):
     "Refuse what has no words at all."
-    check(isinstance(spec, Mapping), name, spec, "must be a mapping: the authors' arguments, by their names")
+    check(isinstance(spec, Mapping), name, spec,
+          "must be a mapping: the authors' arguments, by their names")
 
 def check_words(
     spec,                      # what somebody wrote down
@@ -139,13 +152,16 @@ def check_words(
     needed:Iterable[str]=(),   # that must be there
     where:str="",              # what the mapping is called, if it lies in another one
 ) -> dict:
-    "Authors' arguments, checked. Errors: no mapping; an unknown word, with the nearest; a missing or an odd one."
+    """Authors' arguments, checked.
+
+    Errors: no mapping; an unknown word, with the nearest; a missing or an odd one."""
     whole = where or "spec"
     _check_mapping(spec, whole)
     for word in spec: check_choice(f"{whole} word", word, tuple(known))
     missing = [word for word in needed if word not in spec]
     check(not missing, whole, sorted(spec), f"must say {', '.join(missing)}")
-    return {word: known[word](f"{where}.{word}" if where else word, value) for word, value in spec.items()}
+    return {word: known[word](f"{where}.{word}" if where else word, value)
+            for word, value in spec.items()}
 
 def or_none(check_one:Callable) -> Callable: # the same, which takes None, too
     "A check of an argument that may be left open."
@@ -168,11 +184,14 @@ def owners(
     model:nn.Module,
     system:str|None=None, # only that one's
 ) -> list[Family]:
-    "The families under whose names a model of ours can be written. Errors: `BadInput` if there is none."
+    """The families under whose names a model of ours can be written.
+
+    Errors: `BadInput` if there is none."""
     config = getattr(model, "config", None)
     known = families(system)
     found = [f for f in known if f.system and f.config is type(config) and f.owns(config)]
-    why = f"has no published form with this configuration ({config}); published families: {_list(known)}"
+    why = (f"has no published form with this configuration ({config}); "
+           f"published families: {_list(known)}")
     check(found, "model", type(model).__name__, why)
     return found
 
@@ -195,14 +214,17 @@ def described(
     "The families that these arguments may mean. Errors: `BadInput` if there is none."
     known = families(system)
     exactly = [f for f in known if upstream_class in f.classes]
-    of_class = exactly or [f for f in known if upstream_class and _last(upstream_class) in map(_last, f.classes)]
+    of_class = exactly or [f for f in known
+                           if upstream_class and _last(upstream_class) in map(_last, f.classes)]
     _check_mapping(spec)
     found = of_class if len(of_class) == 1 else [f for f in of_class or known if f.reads(spec)]
-    check(found, "spec", spec, f"must describe a published model in its authors' words; known: {_list(known)}")
+    check(found, "spec", spec,
+          f"must describe a published model in its authors' words; known: {_list(known)}")
     return [Match(f, spec) for f in found]
 
 # %% ../nbs/007_families.ipynb #8225b540
-_FILLS = (*(f for name, f in vars(nn.init).items() if name.endswith("_") and not name.startswith("_")),
+_FILLS = (*(f for name, f in vars(nn.init).items()
+            if name.endswith("_") and not name.startswith("_")),
           Tensor.normal_, Tensor.uniform_, nn.functional.normalize)
 
 class _Unfilled(TorchFunctionMode):
@@ -228,9 +250,12 @@ def recognised(
     known = families(system)
     found, objections = [], {}
     for f in known:
-        try: spec = f.recognise(state) if f.recognise else None
-        except Exception as e: objections.setdefault(str(e) if isinstance(e, VgnbError) else repr(e), (f, e))
-        else: found += [] if spec is None else [Match(f, spec)]
+        try:
+            spec = f.recognise(state) if f.recognise else None
+        except Exception as e:
+            objections.setdefault(str(e) if isinstance(e, VgnbError) else repr(e), (f, e))
+        else:
+            found += [] if spec is None else [Match(f, spec)]
 
     if not found: _reject(state, known, objections)
     exact = [match for match in found if _loads(match, state)] if len(found) > 1 else []
@@ -242,10 +267,12 @@ def _loads(match:Match, state:dict[str, Tensor]) -> bool:
     try:
         with without_memory(): model, table = match.family.make(match.spec)
         table.load(shapes, model)
-    except Exception: return False       # a description that can't be built is no match, whatever its room raises
+    # a description that can't be built is no match, whatever its room raises
+    except Exception: return False
     return True
 
-def _reject(state:dict[str, Tensor], known:list[Family], objections:dict[str, tuple[Family, Exception]]):
+def _reject(state:dict[str, Tensor], known:list[Family],
+            objections:dict[str, tuple[Family, Exception]]):
     "Nobody knows these names: a `Mismatch`, or the one that a room has raised already."
     if len(objections) == 1:
         family, error = next(iter(objections.values()))
@@ -274,7 +301,7 @@ def meant(
     state:dict[str, Tensor], # and what they describe, under published names
     system:str|None=None,
 ) -> list[Match]:
-    "The families of which these arguments make a model of just these entries; else those that know the names."
+    "The families whose model of these arguments has these entries; else those that know the names."
     _check_mapping(spec)
     readers = [Match(f, spec) for f in families(system) if f.read]
     fitting = [match for match in readers if _loads(match, state)]
@@ -296,7 +323,8 @@ def the_one(
     choices = " or ".join(f'"{system}"' for system in dict.fromkeys(m.family.system for m in left))
     source = str(file) or sorted(left[0].spec)
     several = _list([m.family for m in left])
-    why = f"fits several models alike ({several}); say system={choices}, --tokenizer-system or --generator-system"
+    why = (f"fits several models alike ({several}); say system={choices}, "
+           "--tokenizer-system or --generator-system")
     check(len(left) == 1, "checkpoint", source, why, Mismatch)
     return left[0]
 
@@ -305,7 +333,7 @@ def find(spec:dict, upstream_class:str="", system:str|None=None) -> Family:
     return the_one(described(spec, upstream_class, system)).family
 
 def published_model(
-    spec:dict,               # {"model": "VQ-16"}, {"embed_dim": ..., "ddconfig": ...}, {"ndf": 64, ...}
+    spec:dict,           # {"model": "VQ-16"}, {"embed_dim": ..., "ddconfig": ...}, {"ndf": 64, ...}
     upstream_class:str="",   # the authors' class, where the arguments alone don't tell
     system:str|None=None,    # whose words these are, where several have them
     **changes,               # fields of our configuration to set on top
@@ -318,7 +346,7 @@ def counted(
     state:dict[str, Tensor],
     before:str,              # what stands in front of the number
 ) -> int:
-    "How many layers, levels or blocks there are: different numbers that follow `before` at the beginning of a name."
+    "How many layers, levels or blocks there are: numbers that follow `before` at a name's start."
     found = (re.match(re.escape(before) + r"(\d+)\.", name) for name in state)
     return len({m.group(1) for m in found if m})
 
@@ -326,7 +354,9 @@ def published_size(
     sizes:Iterable,          # configurations
     layers:int, dim:int,     # of a file: its depth and width
 ):
-    "The configuration of this depth and width. Errors: `Mismatch` for a size that nobody published."
+    """The configuration of this depth and width.
+
+    Errors: `Mismatch` for a size that nobody published."""
     size = next((c for c in sizes if (c.layers, c.dim) == (layers, dim)), None)
     found, why = f"{layers} layers of width {dim}", f"is no published size; {SAY_SPEC}"
     check(size is not None, "checkpoint", found, why, Mismatch)

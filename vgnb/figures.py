@@ -27,14 +27,15 @@ from .pngs import encode_png
 
 # %% ../nbs/002_figures.ipynb #cf458d47
 def _upright(image:Image.Image) -> Image.Image:
-    "Turned as its EXIF says, like every picture here; one whose EXIF is damaged stays as it is stored."
+    "Turned as its EXIF says, like every picture here; with a damaged EXIF it stays as stored."
     try: return ImageOps.exif_transpose(image)
     except Exception: return image
 
 def to_image(picture) -> Image.Image:
     "A figure or PIL image as an RGB image."
     if isinstance(picture, Image.Image): return _upright(picture).convert("RGB")
-    check(isinstance(picture, Figure), "picture", type(picture).__name__, "must be a matplotlib Figure or a PIL image")
+    check(isinstance(picture, Figure), "picture", type(picture).__name__,
+          "must be a matplotlib Figure or a PIL image")
     for ax in picture.axes:
         if ax.images: ax.grid(False)    # lines across a picture would be read as part of it
     with io.BytesIO() as f:
@@ -57,7 +58,8 @@ def png_bytes(
     for scale in (1, .85, .7, .5, .35, .25, .12, .06):
         made = encode_png(_resized(image, scale), note if scale == 1 else None, optimize=True)
         if limit is None or len(made) <= limit: return made
-    raise BadInput("limit", limit, f"is too few bytes for a picture of {image.width}x{image.height}")
+    raise BadInput("limit", limit,
+                   f"is too few bytes for a picture of {image.width}x{image.height}")
 
 def png_uri(picture, limit:int|None=200_000, note:dict|None=None) -> str:
     "The picture as a `data:` address, for pages that need no other file; arguments as `png_bytes`."
@@ -66,13 +68,15 @@ def png_uri(picture, limit:int|None=200_000, note:dict|None=None) -> str:
 # %% ../nbs/002_figures.ipynb #2f0cae75
 # blue, vermilion, green, pink, sky, amber, ink
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#22303C")
-TONES = dict(ink="#22303C", muted="#65717F", line="#E1E4E8", paper="#FCFBF8", alarm="#D55E00", given="#9AA5B1")
+TONES = dict(ink="#22303C", muted="#65717F", line="#E1E4E8", paper="#FCFBF8",
+             alarm="#D55E00", given="#9AA5B1")
 
 def rgb(
     colour:str, # one of TONES by name, or whatever matplotlib takes for a colour
 ) -> np.ndarray: # (3,) uint8
     "A colour as bytes."
-    return np.array([round(255 * c) for c in mpl.colors.to_rgb(TONES.get(colour, colour))], np.uint8)
+    return np.array([round(255 * c) for c in mpl.colors.to_rgb(TONES.get(colour, colour))],
+                    np.uint8)
 
 # %% ../nbs/002_figures.ipynb #e19bf998
 _RC = {
@@ -110,20 +114,21 @@ _RC = {
 }
 
 def house_style():
-    "A context for drawing in the house style, whatever the caller has set; his own settings come back afterwards."
+    "Draw in the house style, whatever the caller has set; his own settings come back afterwards."
     return style.context(_RC, after_reset=True)
 
 # %% ../nbs/002_figures.ipynb #bc84f68b
 class _HouseFigure(Figure):
-    "A figure that is in house style also when it is drawn later, and that shows itself in a notebook."
+    "A figure in house style, also when it is drawn later; it shows itself in a notebook."
     def draw(self, renderer):
         with house_style(): super().draw(renderer)
 
     def _repr_png_(self): return png_bytes(self)
 
 def _show_in_pages(*kinds:type):
-    "Pictures of these kinds become PNGs by `png_bytes`, and nothing else, wherever a notebook shows them."
-    from IPython import get_ipython  # here, because most figures are drawn where there is no notebook
+    "Wherever a notebook shows pictures of these kinds, they become PNGs by `png_bytes` alone."
+    # here, because most figures are drawn where there is no notebook
+    from IPython import get_ipython
 
     shell = get_ipython()
     if not shell: return
@@ -137,22 +142,24 @@ def house_figure(
     *, size:tuple[float, float]=(7.2, 2.6), # inches; at 80 dpi 7.2 inches are 576 pixels
     dpi:int|None=None,                      # default: settings.ini, [notebook] dpi
 ) -> tuple[Figure, np.ndarray]:
-    "An empty figure and its (rows, columns) array of axes; draw into it inside `with house_style():`."
+    "An empty figure and its array of axes (rows, columns); draw into it in `with house_style():`."
     _show_in_pages(_HouseFigure)
     with house_style():
-        fig = _HouseFigure(figsize=size, dpi=dpi or get_settings().notebook.dpi, layout="constrained")
+        fig = _HouseFigure(figsize=size, dpi=dpi or get_settings().notebook.dpi,
+                           layout="constrained")
         return fig, fig.subplots(rows, columns, squeeze=False)
 
 # %% ../nbs/002_figures.ipynb #2bbba1e2
 def use_house_style():
-    "The house style for the rest of a page: for figures that pyplot makes too, and for PIL pictures as they are shown."
+    "The house style for the rest of a page: for pyplot's figures, too, and PIL pictures shown."
     import matplotlib.pyplot as plt
 
-    plt.switch_backend(mpl.get_backend())    # loaded now: when it is loaded it sets rules of its own
+    plt.switch_backend(mpl.get_backend())   # loaded now: when it is loaded it sets rules of its own
+    # labels are the page's own, and logarithmic axes write 10 to the power of n
     page = {"figure.figsize": (7.2, 2.6),
             "figure.dpi": get_settings().notebook.dpi,
             "figure.constrained_layout.use": True,
-            "text.parse_math": True}    # labels are the page's own, and logarithmic axes write 10 to the power of n
+            "text.parse_math": True}
     style.use(["default", _RC, page])
     _show_in_pages(Figure, Image.Image)
 
@@ -161,7 +168,7 @@ def plain_text(
     text,         # anything; `str(text)` is shown
     limit:int=60, # characters
 ) -> str:
-    "One visible line: control, format and unpaired characters dropped, white space joined, shortened with `…`."
+    "One visible line: odd characters dropped, white space joined, shortened with `…`."
     spaced = "".join(" " if c.isspace() else c for c in str(text))
     visible = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
     line = " ".join(visible.split())
@@ -175,14 +182,15 @@ def to_array(x) -> np.ndarray:
     return x.float().numpy() if x.is_floating_point() else x.numpy()
 
 def to_pixels(
-    images, # PIL image(s); uint8 (b, h, w, 3) or (h, w, 3); or float (b, 3, h, w) or (3, h, w) in [-1, 1]
+    images, # PIL; uint8 (b, h, w, 3) or (h, w, 3); or float (b, 3, h, w), (3, h, w) in [-1, 1]
 ) -> np.ndarray: # (b, h, w, 3) uint8
-    "Pictures as uint8 for looking at; numbers outside [-1, 1] are clipped, NaN and infinity become vermilion."
+    "Pictures as uint8 to look at; outside [-1, 1] is clipped, NaN and infinity become vermilion."
     if isinstance(images, Image.Image): images = np.asarray(_upright(images).convert("RGB"))
     if isinstance(images, (list, tuple)):
         parts = [to_pixels(i) for i in images]
         alike = len({p.shape[1:] for p in parts}) == 1
-        check(alike, "images", [p.shape for p in parts][:8], "must be one or more pictures of one size")
+        check(alike, "images", [p.shape for p in parts][:8],
+              "must be one or more pictures of one size")
         return np.concatenate(parts)
 
     x = to_array(images)
@@ -194,7 +202,7 @@ def to_pixels(
     return _to_bytes(x.transpose(0, 2, 3, 1)) if floats else x
 
 def _to_bytes(x:np.ndarray) -> np.ndarray:
-    "Floats (b, h, w, 3) in [-1, 1] as uint8; pixels with a value that is not finite in the colour of alarm."
+    "Floats (b, h, w, 3) in [-1, 1] as uint8; pixels that are not finite in the colour of alarm."
     bad = ~np.isfinite(x).all(-1)                                    # (b, h, w)
     out = np.round((np.nan_to_num(x).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     out[bad] = rgb("alarm")
@@ -219,7 +227,8 @@ def tile(
     side:int, # pixels
 ) -> Image.Image:
     "A picture with its longer side near `side`: whole blocks when growing, smooth when shrinking."
-    image = _upright(picture) if isinstance(picture, Image.Image) else Image.fromarray(to_pixels(picture)[0])
+    image = (_upright(picture) if isinstance(picture, Image.Image)
+             else Image.fromarray(to_pixels(picture)[0]))
     longest = max(image.size)
     factor = round(side / longest)
     if factor: return image.resize([s * factor for s in image.size], Image.NEAREST)
@@ -227,7 +236,7 @@ def tile(
 
 # %% ../nbs/002_figures.ipynb #3547ee2b
 def tile_sheet(
-    rows,          # list of rows of pictures (anything `to_pixels` takes, one at a time); None leaves a gap
+    rows,  # list of rows of pictures (anything `to_pixels` takes, one at a time); None leaves a gap
     captions=None, # same nesting: text below each tile
     names=None,    # text before each row
     *, title:str="",
@@ -244,21 +253,24 @@ def tile_sheet(
     h = max(t.height for t in tiles)
 
     small = house_font(11)
-    if whole and captions: w = max(w, math.ceil(max(small.getlength(plain_text(t)) for row in captions for t in row)))
+    if whole and captions:
+        w = max(w, math.ceil(max(small.getlength(plain_text(t)) for row in captions for t in row)))
     foot = 16 if captions else 0                                      # room for a caption
     top = 24 if title else gap
     left = gap
     if names: left += max(math.ceil(small.getlength(plain_text(n))) for n in names) + gap
 
     columns = max(map(len, rows))
-    sheet = Image.new("RGB", (left + columns * (w + gap), top + len(rows) * (h + foot + gap)), TONES["paper"])
+    sheet = Image.new("RGB", (left + columns * (w + gap), top + len(rows) * (h + foot + gap)),
+                      TONES["paper"])
     draw = ImageDraw.Draw(sheet)
     bold = house_font(12, True)
     draw.text((gap, 5), _fitted(title, bold, sheet.width - 2 * gap), TONES["ink"], bold)
-    sheet.info["tiles"] = []                                          # (x, y, width, height) of each, in reading order
+    sheet.info["tiles"] = []                       # (x, y, width, height) of each, in reading order
     for r, row in enumerate(rows):
         y = top + r * (h + foot + gap)
-        if names: draw.text((left - gap, y + h / 2), plain_text(names[r]), TONES["muted"], small, "rm")
+        if names:
+            draw.text((left - gap, y + h / 2), plain_text(names[r]), TONES["muted"], small, "rm")
         for c, t in enumerate(row):
             x = left + c * (w + gap)
             if t is not None:
@@ -318,9 +330,9 @@ def _decibels(a, b) -> np.ndarray: # (b,)
         return 10 * np.log10(255 ** 2 / ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3)))
 
 def heat(
-    values,                      # (...) numbers
-    low:float=0., high:float=1., # the ends of the scale
-    cmap:str="viridis",          # any of matplotlib's; viridis for steps and confidence, magma for errors
+    values,                # (...) numbers
+    low:float=0., high:float=1.,  # the ends of the scale
+    cmap:str="viridis",    # any of matplotlib's; viridis for steps and confidence, magma for errors
 ) -> np.ndarray: # (..., 3) uint8
     "Numbers as colours; what is not a number is paper-white."
     v = np.asarray(values, np.float32)
@@ -332,7 +344,7 @@ def hatch(
     pixels, # (h, w, 3) uint8
     where,  # (rows, columns) bool: cells to cover, of a grid laid over the picture
 ) -> np.ndarray:
-    "The picture with some cells of its grid covered by grey paper with diagonal lines: nothing is known there."
+    "The picture with some cells of its grid under grey hatched paper: nothing is known there."
     out = np.array(pixels)
     h, w = out.shape[:2]
     y, x = np.mgrid[:h, :w]
@@ -358,7 +370,8 @@ def reconstruction_sheet(
                 [f"{d:.1f} dB" for d in _decibels(a, b)],
                 [f"max {e.max():.0%}" for e in errors]]
     names = ["image", "reconstruction", f"error, 0-{worst:.0%}"]
-    return tile_sheet([a, b, heat(errors, 0, worst, "magma")], captions, names, side=side, title=title)
+    return tile_sheet([a, b, heat(errors, 0, worst, "magma")], captions, names,
+                      side=side, title=title)
 
 # %% ../nbs/002_figures.ipynb #3f9abfb0
 def cross(

@@ -29,8 +29,10 @@ def glance(
 ) -> str:
     "A title and a table of facts as HTML."
     left = 'style="text-align: left"'
-    said = {name: one_line(value) for name, value in facts.items() if value is not None and str(value) != ""}
-    rows = [f"<tr><th {left}>{one_line(name)}</th><td {left}>{value}</td></tr>" for name, value in said.items()]
+    said = {name: one_line(value) for name, value in facts.items()
+            if value is not None and str(value) != ""}
+    rows = [f"<tr><th {left}>{one_line(name)}</th><td {left}>{value}</td></tr>"
+            for name, value in said.items()]
     return f"<b>{one_line(title)}</b><table>{''.join(rows)}</table>{more}"
 
 def own_fields(
@@ -61,7 +63,8 @@ def _nested(shapes:Mapping) -> dict:
     for name, shape in shapes.items():
         *way, last = str(name).split(".", _DEEPEST)
         node = tree
-        for word in way: node = node.setdefault(f"{word}.", {})       # a dot: a branch and a leaf may share a name
+        # a dot: a branch and a leaf may share a name
+        for word in way: node = node.setdefault(f"{word}.", {})
         node[last] = tuple(shape)
     return tree
 
@@ -73,7 +76,8 @@ def _alike(tree:dict) -> list[tuple[str, dict|tuple, int]]:
     "(name, what lies below, of how many): numbered neighbours of the same shapes are one."
     out = []
     for name, node in tree.items():
-        same = out and name.rstrip(".").isdigit() and out[-1][0].rstrip(".").isdigit() and out[-1][1] == node
+        same = (out and name.rstrip(".").isdigit() and out[-1][0].rstrip(".").isdigit()
+                and out[-1][1] == node)
         if same: out[-1] = (out[-1][0], node, out[-1][2] + 1)
         else: out.append((name, node, 1))
     return out
@@ -84,7 +88,8 @@ def _branch(name:str, node, count:int, lines:list[int]) -> str:
     if lines[0] < 0: return ""
     first = name.rstrip(".")
     said = one_line(first if count == 1 else f"{first} ... {int(first) + count - 1}", 60)
-    if not isinstance(node, dict): return f"<div>{said} <small>{'x'.join(map(str, node)) or 'one number'}</small></div>"
+    if not isinstance(node, dict):
+        return f"<div>{said} <small>{'x'.join(map(str, node)) or 'one number'}</small></div>"
     inside = "".join(_branch(*entry, lines) for entry in _alike(node))
     size = f"{_numbers(node):,}" + (f" each, {count} alike" if count > 1 else "")
     return f'<details style="margin-left: 1em"><summary>{said} <small>{size}</small></summary>' \
@@ -111,8 +116,10 @@ class TensorTree:
         self.title, self.shapes = title, {name: tuple(t.shape) for name, t in state.items()}
 
     def __repr__(self) -> str:
-        return f"TensorTree({self.title}: {len(self.shapes)} tensors, {_numbers(_nested(self.shapes)):,} numbers)"
+        return (f"TensorTree({self.title}: {len(self.shapes)} tensors, "
+                f"{_numbers(_nested(self.shapes)):,} numbers)")
 
     def _repr_html_(self) -> str:
-        facts = {"tensors": f"{len(self.shapes):,}", "numbers": f"{_numbers(_nested(self.shapes)):,}"}
+        facts = {"tensors": f"{len(self.shapes):,}",
+                 "numbers": f"{_numbers(_nested(self.shapes)):,}"}
         return glance(self.title, facts, tree_html(self.shapes))

@@ -35,7 +35,8 @@ class Upload:
         return sum(self.files.values())
 
     def __repr__(self) -> str:
-        head = f"{self.name}: {len(self.files)} files, {self.size:,} bytes, {self.url or 'not sent: a dry run'}"
+        head = (f"{self.name}: {len(self.files)} files, {self.size:,} bytes, "
+                f"{self.url or 'not sent: a dry run'}")
         return "\n".join([head, *(f"{size:14,}  {file}" for file, size in self.files.items())])
 
     def _repr_html_(self) -> str:
@@ -48,25 +49,31 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def check_repository(name:str) -> str:
     "The name of a repository, owner/name. Errors: what the hub would refuse, in one line."
     from huggingface_hub.utils import HFValidationError, validate_repo_id
-    allowed = "must be owner/name, as in https://huggingface.co/owner/name: letters, digits, -, _ and ."
+    allowed = ("must be owner/name, as in https://huggingface.co/owner/name: letters, "
+               "digits, -, _ and .")
     check(isinstance(name, str) and _NAME.fullmatch(name), "name", name, allowed)
-    try: validate_repo_id(name)
-    except HFValidationError as e: raise BadInput("name", name, f"{allowed} ({str(e).splitlines()[0]})") from None
+    try:
+        validate_repo_id(name)
+    except HFValidationError as e:
+        raise BadInput("name", name, f"{allowed} ({str(e).splitlines()[0]})") from None
     return name
 
 def _check_login():
     "Somebody is logged in, and the hub may be asked. Errors: `Missing` says what to do."
     import huggingface_hub as hub
-    said = "is needed to write to the hub: run `hf auth login` once, or set HF_TOKEN; dry_run=True needs none"
+    said = ("is needed to write to the hub: run `hf auth login` once, or set HF_TOKEN; "
+            "dry_run=True needs none")
     check(hub.get_token(), "login", None, said, Missing)
-    words = "is set: the hub is not asked; unset it to send files, or look at them with dry_run=True"
+    words = ("is set: the hub is not asked; unset it to send files, "
+             "or look at them with dry_run=True")
     check(not hub.constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE", 1, words)
 
 def _refusal(e:Exception) -> str:
     "Why the hub didn't take it, and what helps."
     status = getattr(getattr(e, "response", None), "status_code", None)
     known = {401: "does not know this login: run `hf auth login` again",
-             403: "does not let this login write there: take a name of your own, or a token that may write",
+             403: "does not let this login write there: take a name of your own, "
+                  "or a token that may write",
              404: "has no such owner"}
     if status in known: return known[status]
     if status: return f"answered with {status} ({type(e).__name__})"
@@ -74,18 +81,21 @@ def _refusal(e:Exception) -> str:
 
 # %% ../nbs/707_hub.ipynb #1b2ef433
 def upload(
-    folder:str|Path,       # all that lies in it goes, but what is hidden; a README.md of the hub is replaced
+    folder:str|Path,       # all in it goes, but what is hidden; a README.md of the hub is replaced
     name:str,              # owner/name
     *, private:bool=False, # where the repository is new
     message:str="",        # of the commit
     dry_run:bool=False,    # say what would go, and stop
 ) -> Upload:
-    "Send a saved model to the hub, in one commit. Errors: a name, no login, no network, no right to write, links."
+    """Send a saved model to the hub, in one commit.
+
+    Errors: a name, no login, no network, no right to write, links."""
     import huggingface_hub as hub
     check_repository(name)
     folder = Path(folder)
     below = {p.relative_to(folder): p for p in sorted(folder.rglob("*"))}
-    shown = {file.as_posix(): p for file, p in below.items() if not any(part[0] == "." for part in file.parts)}
+    shown = {file.as_posix(): p for file, p in below.items()
+             if not any(part[0] == "." for part in file.parts)}
     links = ", ".join(file for file, p in shown.items() if p.is_symlink())
     check(not links, "folder", folder, f"must hold files, not links to others: {links}", Mismatch)
     paths = {file: p for file, p in shown.items() if p.is_file()}
@@ -94,20 +104,24 @@ def upload(
     if dry_run: return Upload(name, sizes)
 
     _check_login()
-    adds = [hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(p)) for file, p in paths.items()]
+    adds = [hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=str(p))
+            for file, p in paths.items()]
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
     try:
         api.create_repo(name, private=private, exist_ok=True)
         done = api.create_commit(name, adds, commit_message=message or "A model of vgnb")
     except Exception as e: raise Missing("name", name, f"the hub {_refusal(e)}") from e
-    return Upload(name, sizes, str(getattr(done, "commit_url", "") or f"https://huggingface.co/{name}"))
+    return Upload(name, sizes,
+                  str(getattr(done, "commit_url", "") or f"https://huggingface.co/{name}"))
 
 def send(
     save:Callable[[Path], object],  # writes the model into a folder
     name:str,                       # as `upload` takes it, as the rest
     *, private:bool=False, message:str="", dry_run:bool=False,
 ) -> Upload:
-    "Save a model into a folder that goes away again, and send that. Errors: before it is saved, where they are known."
+    """Save a model into a folder that goes away again, and send that.
+
+    Errors: before it is saved, where they are known."""
     check_repository(name)
     if not dry_run: _check_login()
     with tempfile.TemporaryDirectory() as room:

@@ -72,7 +72,8 @@ def planned_labels(
     "The class asked of each sample id."
     check_int("count", count, 1)
     check_choice("labels", how, ("balanced", "random"))
-    check(classes > 0, "classes", classes, "must be at least 1: a model that is asked with captions has none to plan")
+    check(classes > 0, "classes", classes,
+          "must be at least 1: a model that is asked with captions has none to plan")
     pool = [check_int("class id", c, 0, classes - 1) for c in only] if only else range(classes)
     pool = torch.tensor(list(pool))
     ids = torch.arange(count)
@@ -99,13 +100,15 @@ def open_pictures(
     if path.is_file() and path.suffix.lower() != ".tar":
         return _one_picture(path, crop, argument, orientation), []
     source = open_images(where, orientation=orientation)
-    return open_samples(source, crop, orientation=orientation), list(source.classes) if len(source.classes) > 1 else []
+    return (open_samples(source, crop, orientation=orientation),
+            list(source.classes) if len(source.classes) > 1 else [])
 
 def _one_picture(path:Path, crop:int|None, argument:str, orientation:str) -> Samples:
     "A single file."
     try: picture = decode_image(path.read_bytes(), path.name, orientation=orientation)
     except BadItem as e:
-        raise BadInput(argument, path, f"must be a picture, a folder of pictures or an npz; it {e.reason}") from None
+        raise BadInput(argument, path, "must be a picture, a folder of pictures or an npz; "
+                                       f"it {e.reason}") from None
     except OSError as e:
         raise BadInput(argument, path, f"cannot be read ({e.strerror})") from None
     x = np.asarray(center_crop(picture, crop) if crop else picture)[None]
@@ -114,15 +117,18 @@ def _one_picture(path:Path, crop:int|None, argument:str, orientation:str) -> Sam
 def _stored_pictures(path:Path, found:Samples) -> Iterator[tuple[str, bytes]]:
     "(name, stored bytes) of the pictures that lie in files."
     source = getattr(found.images, "source", None)
-    if isinstance(source, StoredImages): yield from ((name, source.read(i)) for i, name in enumerate(source.names))
-    elif path.is_file() and path.suffix != ".npz": yield path.name, path.read_bytes()
+    if isinstance(source, StoredImages):
+        yield from ((name, source.read(i)) for i, name in enumerate(source.names))
+    elif path.is_file() and path.suffix != ".npz":
+        yield path.name, path.read_bytes()
 
 def _check_opaque(name:str, data:bytes):
-    "Refuse a mask that is drawn on a transparent layer: its colours say nothing where nothing can be seen."
+    "Refuse a mask on a transparent layer: its colours say nothing where nothing can be seen."
     picture = Image.open(BytesIO(data))
     if "A" not in picture.getbands(): return
     low, high = picture.getchannel("A").getextrema()
-    check(low == high, "mask", name, "must be opaque: white on black, not strokes on a transparent layer")
+    check(low == high, "mask", name,
+          "must be opaque: white on black, not strokes on a transparent layer")
 
 def open_masks(where, crop:int|None=None, orientation:str="upright") -> np.ndarray:
     "Masks (m, h, w) bool from a picture or a folder of pictures, in the order of their names."
@@ -135,76 +141,92 @@ def picture_of(images:Samples, ids:Tensor) -> np.ndarray:
     "The pictures (b, h, w, 3) that samples `ids` start from."
     return np.concatenate([images.images[i:i + 1] for i in (ids % len(images)).tolist()])
 
-# %% ../nbs/720_jobs.ipynb #73059e03
-_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph, "extrapolate": Extrapolate, "prefix": Prefix}
-_FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}   # called otherwise there
+# %% ../nbs/720_jobs.ipynb #6a69545c
+_WHAT = {"inpaint": Inpaint, "outpaint": Outpaint, "morph": Morph,
+         "extrapolate": Extrapolate, "prefix": Prefix}
+# called otherwise there
+_FIELDS = {"spatial_scale": "spatial", "spatial_ratio": "ratio", "morph_order": "order"}
 
 def _goes_with(option:str) -> list[str]:
     "The applications that have such a field; how pictures are opened goes with all that take some."
     if option == "like": return ["prefix"]
-    if option in ("crop", "orientation"): return [*(k for k, what in _WHAT.items() if what.takes_pictures), "prefix"]
+    if option in ("crop", "orientation"):
+        return [*(k for k, what in _WHAT.items() if what.takes_pictures), "prefix"]
     field = _FIELDS.get(option, option)
     return [kind for kind, what in _WHAT.items() if field in (f.name for f in fields(what))]
 
 def asked_for(
-    inpaint=None, outpaint=None, morph=None,   # where the pictures are ...
-    extrapolate=None,                          # ... or a code grid (h, w)
-    prefix=None,                               # ... or how many codes are shared; `like` says whose they are
-    **options,                                 # its fields, `crop` and `orientation`; None = not asked for
+    inpaint=None, outpaint=None, morph=None,  # where the pictures are ...
+    extrapolate=None,                 # ... or a code grid (h, w)
+    prefix=None,                      # ... or how many codes are shared; `like` says whose they are
+    **options,                        # its fields, `crop` and `orientation`; None = not asked for
 ) -> tuple[Application|None, Samples|None, list[str]]:
-    "(the application that is asked for, the pictures, the names of their classes). Errors: options that don't fit."
-    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph, "extrapolate": extrapolate, "prefix": prefix}
+    """(the application that is asked for, the pictures, the names of their classes).
+
+    Errors: options that don't fit."""
+    asked = {"inpaint": inpaint, "outpaint": outpaint, "morph": morph,
+             "extrapolate": extrapolate, "prefix": prefix}
     kinds = [k for k, v in asked.items() if v is not None]
     for k in kinds[1:]:
-        check(False, k, str(asked[k]), f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
+        check(False, k, str(asked[k]),
+              f"can't be combined with {kinds[0]}: ask for one of {', '.join(asked)}")
 
     kind = kinds[0] if kinds else None
     given = {k: v for k, v in options.items() if v is not None}
     for name, value in given.items():
         known_to = _goes_with(name)
-        check(kind in known_to, name, value, f"only goes with {' or '.join(known_to) or 'nothing here'}")
-    check("seam" not in given or given.get("paste"), "seam", given.get("seam"), "only goes with paste")
+        check(kind in known_to, name, value,
+              f"only goes with {' or '.join(known_to) or 'nothing here'}")
+    check("seam" not in given or given.get("paste"), "seam", given.get("seam"),
+          "only goes with paste")
     if kind is None: return None, None, []
 
     how = {name: given.pop(name) for name in ("crop", "orientation") if name in given}
-    what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    what = {_FIELDS.get(name, name): tuple(v) if isinstance(v, list) else v
+            for name, v in given.items()}
     if kind == "extrapolate": return Extrapolate(tuple(extrapolate), **what), None, []
     if kind == "prefix": return _shared(prefix, what.get("like"), how)
 
     images, classes = open_pictures(asked[kind], argument=kind, **how)
     has_canvas = kind != "outpaint" or "canvas" in given
     check(has_canvas, "canvas", None, "is needed: height and width of the whole in pixels")
-    if kind != "outpaint": what["mask"] = _masks(given.get("mask"), how, images, needed=kind == "inpaint")
+    if kind != "outpaint":
+        what["mask"] = _masks(given.get("mask"), how, images, needed=kind == "inpaint")
     return _WHAT[kind](**what), images, classes
 
+# %% ../nbs/720_jobs.ipynb #73059e03
 def _shared(count:int, like, how:dict) -> tuple[Application, Samples|None, list[str]]:
     "The first codes of the first sample, or those of pictures `like`."
     if like is not None: return Continue(count), *open_pictures(like, argument="like", **how)
-    for name, value in how.items(): check(False, name, value, "only goes with like, the pictures of a prefix")
+    for name, value in how.items():
+        check(False, name, value, "only goes with like, the pictures of a prefix")
     return Prefix(count), None, []
 
 def _masks(where, how:dict, images:Samples, needed:bool) -> np.ndarray|None:
     "Masks for pictures: (h, w), or one each (n, h, w)."
-    explained = "is needed: a picture, or a folder with one for each, white where it is to be made anew"
+    explained = ("is needed: a picture, or a folder with one for each, "
+                 "white where it is to be made anew")
     check(where is not None or not needed, "mask", where, explained)
     if where is None: return None
     masks = open_masks(where, **how)
     fits = len(masks) in (1, len(images))
-    allowed = f"must hold one mask, or one for each of the {len(images)} pictures; it holds {len(masks)}"
+    allowed = (f"must hold one mask, or one for each of the {len(images)} pictures; "
+               f"it holds {len(masks)}")
     check(fits, "mask", str(where), allowed)
     check_mask(masks, len(masks), tuple(images.images.shape[1:3]))
     return masks[0] if len(masks) == 1 else masks
 
 # %% ../nbs/720_jobs.ipynb #497a14c5
 def asked_word(what:Application) -> str:
-    "The option that asks for an application: \"prefix\"; of one that no option asks for the class's name."
+    "The option that asks for an application, 'prefix'; where there is none, its class's name."
     options = _WHAT | {"prefix": (Prefix, Continue)}
-    return next((word for word, kind in options.items() if isinstance(what, kind)), type(what).__name__)
+    return next((word for word, kind in options.items() if isinstance(what, kind)),
+                type(what).__name__)
 
 # %% ../nbs/720_jobs.ipynb #20c5c312
 @dataclass
 class SampleJob:
-    "Sample `labels` (one an id) with a pipeline into `out` (.npz); `part` images a file while it is under way."
+    "Sample `labels` (one an id) into `out` (.npz); `part` images a file while it is under way."
     pipe: Pipeline
     labels: Tensor|None        # (count,), or None with text
     out: Path
@@ -228,7 +250,8 @@ class SampleJob:
         check_place("out", self.out.parent)
         check_int("part", self.part, 1)
         check_int("seed", self.seed, 0)
-        if self.size is not None: check_size(check_int("size", self.size, 1), tokenizer=self.pipe.tokenizer)
+        if self.size is not None:
+            check_size(check_int("size", self.size, 1), tokenizer=self.pipe.tokenizer)
         rows = self.pipe.sampling.rows
         self.part = -(-self.part // rows) * rows
         if self.what is not None: self.what = self.what.whole(self.cond(slice(None)))
@@ -238,7 +261,7 @@ class SampleJob:
 
     @property
     def sampling(self) -> Sampling:
-        "How tokens are drawn: in full micro-batches only, so that the kernels never see another shape."
+        "How tokens are drawn: in full micro-batches only, so that kernels never see another shape."
         return self.pipe.settings(min_rows=self.pipe.sampling.rows)
 
     @property
@@ -256,7 +279,8 @@ class SampleJob:
 def cond(self:SampleJob, rows:slice) -> Cond:
     "What is asked of some ids."
     if self.text is None: return self.pipe.condition(self.labels[rows].tolist())
-    return self.pipe.condition(text=self.text[rows], mask=None if self.mask is None else self.mask[rows])
+    return self.pipe.condition(text=self.text[rows],
+                               mask=None if self.mask is None else self.mask[rows])
 
 # %% ../nbs/720_jobs.ipynb #53d6d151
 @patch
@@ -288,24 +312,27 @@ def _check_denoising(self:SampleJob):
 
 @patch
 def check_plain(self:SampleJob, name:str, value):
-    "Refuse an option that only goes with samples from nothing, drawn once; say which other one it meets."
+    "Refuse an option that only goes with samples from nothing, drawn once; say which one it meets."
     other = "reject_by" if self.reject else "" if self.what is None else asked_word(self.what)
-    words = f"can't be combined with {other}: it only goes with samples that begin from nothing and are drawn once"
+    words = (f"can't be combined with {other}: "
+             "it only goes with samples that begin from nothing and are drawn once")
     check(not other, name, value, words)
 
 @patch
 def _check_rejection(self:SampleJob):
     "Raise `BadInput` unless samples can be rejected."
-    check(self.classifier is not None, "classifier", None, "is needed: an extractor that scores the classes")
+    check(self.classifier is not None, "classifier", None,
+          "is needed: an extractor that scores the classes")
     other = "" if self.what is None else asked_word(self.what)
-    check(not other, "reject", self.reject, f"can't be combined with {other}: it only goes with samples from nothing")
+    check(not other, "reject", self.reject,
+          f"can't be combined with {other}: it only goes with samples from nothing")
     check_classifier(self.classifier, self.pipe)
 
 # %% ../nbs/720_jobs.ipynb #jobpart1
 class Part(NamedTuple):
     "What a file of a job under way holds."
     images: np.ndarray                             # (b, h, w, 3) uint8
-    chosen: np.ndarray = np.zeros((0, 3), "<f4")   # (b, 3) of rejection: probability, try that was kept, tries
+    chosen: np.ndarray = np.zeros((0, 3), "<f4")   # (b, 3) of rejection: probability, kept, tries
 
 # %% ../nbs/720_jobs.ipynb #9787351f
 @patch(as_prop=True)
@@ -321,7 +348,7 @@ def record_file(self:SampleJob) -> Path:
 def first_difference(
     mine:dict, theirs:dict,  # plans
 ) -> tuple|None:             # its name (`sampling.rows`), mine, theirs; None: they are the same
-    "The first entry in which two plans differ, however deep; what only one of them says differs, too."
+    "The first entry in which two plans differ, however deep; what only one says differs, too."
     for name in {**mine, **theirs}:
         a, b = mine.get(name), theirs.get(name)
         if a == b: continue
@@ -329,7 +356,7 @@ def first_difference(
         return (f"{name}.{deeper[0]}", *deeper[1:]) if deeper else (name, a, b)
 
 def model_facts(pipe:Pipeline) -> dict:
-    "Hashes of both models' weights, and how they are used: a decoder's steps, say, are in no weight."
+    "Hashes of both models' weights, and how they are used: a decoder's steps are in no weight."
     both = {name: getattr(pipe, name) for name in ("tokenizer", "generator")}
     hashes = {name: digest(model.state_dict()) for name, model in both.items()}
     return hashes | {f"{name}_config": to_json(model.config) for name, model in both.items()}
@@ -345,7 +372,8 @@ def plan(self:SampleJob) -> dict:
                 seed=self.seed, size=self.size, part=self.part,
                 condition=digest(self.labels if self.text is None else caption),
                 count=self.count)
-    plan |= {name: getattr(self, name) for name in ("preview", "denoise") if getattr(self, name) is not None}
+    plan |= {name: getattr(self, name) for name in ("preview", "denoise")
+             if getattr(self, name) is not None}
     if self.reject: plan["rejection"] = to_json(self.reject) | {"classifier": self.classifier.id}
     if self.what is not None: plan |= to_json(self.what.record())
     if self.images is not None: plan["pictures"] = self.images.id
@@ -378,26 +406,30 @@ def read_part(self:SampleJob, file:Path) -> Part:
     images = np.frombuffer(body[:pixels], np.uint8).reshape(shape)
     chosen = np.frombuffer(body[pixels:-32], "<f4").reshape(-1, 3)
     needed = len(images) if self.reject else 0
-    check(len(chosen) == needed, "part", file, f"must say of {needed} samples which try was kept, not of {len(chosen)}")
+    check(len(chosen) == needed, "part", file,
+          f"must say of {needed} samples which try was kept, not of {len(chosen)}")
     return Part(images, chosen)
 
 # %% ../nbs/720_jobs.ipynb #b2c70851
 @patch
 def is_finished(self:SampleJob) -> bool:
-    "Whether `out` is what this plan makes, by its record. Errors: `Mismatch` if it has been changed since."
+    """Whether `out` is what this plan makes, by its record.
+
+    Errors: `Mismatch` if it has been changed since."""
     if not (self.out.exists() and self.record_file.exists()): return False
     record = load_card(self.record_file, "out")
     if record.get("config") != as_json(self.plan()): return False
     outputs = record.get("outputs")
     same = isinstance(outputs, dict) and outputs.get(self.out.name) == digest_file(self.out)
-    message = f"is not the file that {self.record_file.name} describes; move it away, or give --overwrite"
+    message = (f"is not the file that {self.record_file.name} describes; move it away, "
+               "or give --overwrite")
     check(same, "out", self.out, message, Mismatch)
     return True
 
 # %% ../nbs/720_jobs.ipynb #6ab0b281
 @patch
 def _begun(self:SampleJob) -> dict|None:
-    "The plan of the parts that are there; None: there are no parts; {}: nobody can tell whose they are."
+    "The plan of the parts that are there; None: no parts; {}: nobody can tell whose they are."
     try: found = load_card(self.folder / "plan.json").get("plan")
     except Missing: pass
     except BadInput: return {}
@@ -415,8 +447,8 @@ def _take_over(self:SampleJob):
         save_card(self.folder / "plan.json", {"plan": mine})
         return
 
-    unknown = f"has parts in {self.folder} without a readable plan, so nobody knows whose they are; " \
-              "remove them, or give --overwrite"
+    unknown = (f"has parts in {self.folder} without a readable plan, "
+               "so nobody knows whose they are; remove them, or give --overwrite")
     check(theirs, "out", self.out, unknown, Mismatch)
     name, ours, begun = first_difference(mine, theirs) or ("", None, None)
     allowed = f"another job began {self.out} with {begun!r}; finish that one, " \
@@ -454,13 +486,15 @@ def make(self:SampleJob, start:int) -> Part:
     ids, cond = torch.arange(start, stop), self.cond(slice(start, stop))
     how = dict(ids=ids, seed=self.seed, size=self.size, min_rows=self.sampling.min_rows)
     if self.reject: return _part_of(self.pipe.select(cond, self.reject, self.classifier, **how))
-    if self.preview is not None: return Part(self.pipe.preview(cond, self.preview, denoise=self.denoise, **how))
+    if self.preview is not None:
+        return Part(self.pipe.preview(cond, self.preview, denoise=self.denoise, **how))
     if self.what is None: return Part(self.pipe.sample(cond, denoise=self.denoise, **how))
 
     images = picture_of(self.images, ids) if self.what.takes_pictures else None
     made = self.pipe.apply(self.what.of(ids), cond, images, **how)
     if made.ndim == 4: return Part(made)
-    return Part(made.swapaxes(0, 1).reshape(-1, *made.shape[2:]))   # (k, b, ...): the pictures of a sample in a row
+    # (k, b, ...): the pictures of a sample in a row
+    return Part(made.swapaxes(0, 1).reshape(-1, *made.shape[2:]))
 
 def _part_of(found:Selected) -> Part:
     "What was kept of candidates, with its numbers."
@@ -468,7 +502,7 @@ def _part_of(found:Selected) -> Part:
     return Part(found.images, numbers.numpy().astype("<f4"))
 
 def _in_numbers(chosen:np.ndarray) -> dict:
-    "What the record says of candidates: how many, how often each try was kept, what the classifier thinks of those."
+    "What the record says of candidates: how many, how often each was kept, the classifier's word."
     probability, kept, drawn = chosen.T
     return {
         "candidates": int(drawn.sum()),
@@ -517,9 +551,10 @@ def join(self:SampleJob, world:int=1):
     labels = self.labels.repeat_interleave(self.each) if self.text is None else None
     count = self.count * self.each
     def record(file:Path):
-        run = run_manifest(plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, world=world,
-                           sampler=plan["sampling"], count=count, classes=self.pipe.classes, uint8_rule="round",
-                           outputs={self.out.name: digest_file(file)}, **chosen, **(self.record or {}))
+        run = run_manifest(
+            plan, seed=self.seed, data=plan["generator"], device=self.pipe.device, world=world,
+            sampler=plan["sampling"], count=count, classes=self.pipe.classes, uint8_rule="round",
+            outputs={self.out.name: digest_file(file)}, **chosen, **(self.record or {}))
         save_card(self.record_file, run)
 
     save_samples(self.out, batches, labels, count, before=record)
@@ -536,8 +571,10 @@ def origin(self:SampleJob,
     cond, what, images = self.cond(slice(0, len(ids))), self.what, None
     if what is not None: what = what.of(ids)
     if what is not None and what.takes_pictures: images = picture_of(self.images, ids)
-    told = self.pipe.origin(cond, seed=self.seed, ids=ids, size=self.size, denoise=self.denoise, preview=self.preview,
-                            what=what, images=images, prompts=prompts, min_rows=self.sampling.min_rows)
+    told = self.pipe.origin(cond, seed=self.seed, ids=ids, size=self.size, denoise=self.denoise,
+                            preview=self.preview, what=what, images=images, prompts=prompts,
+                            min_rows=self.sampling.min_rows)
     if self.images is not None: told = replace(told, more={"pictures": self.images.id})
     if not self.reject: return told
-    return replace(told, work="rejection", more=to_json(self.reject) | {"classifier": self.classifier.id})
+    return replace(told, work="rejection",
+                   more=to_json(self.reject) | {"classifier": self.classifier.id})

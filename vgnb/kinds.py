@@ -45,10 +45,10 @@ def _again(one, other) -> bool:
     return names[0] == names[1] and (modules[0] == modules[1] or "__main__" in modules)
 
 class OpenRegistry(Registry):
-    "A registry of all rooms: each is asked (see `discover`) for an unknown name and before names are listed."
+    "A registry of all rooms, which are asked (see `discover`) for unknown names and before a list."
     def check_free(self, name:str, thing):
         "Raise where a name stands for something else."
-        there = self.get(name)         # of what is known so far: rooms register while they are imported
+        there = self.get(name)     # of what is known so far: rooms register while they are imported
         is_free = there is None or _again(there, thing)
         if not is_free:
             owner, new = (".".join(_origin(t)) for t in (there, thing))
@@ -79,7 +79,8 @@ class OpenRegistry(Registry):
         return super().__len__()
 
     def _repr_html_(self):
-        things = {name: first_line(thing) if callable(thing) else repr(thing) for name, thing in dict.items(self)}
+        things = {name: first_line(thing) if callable(thing) else repr(thing)
+                  for name, thing in dict.items(self)}
         return glance(f"{self.kind}: {len(things)} words", dict(list(things.items())[:40]))
 
     def keys(self): return KeysView(self)
@@ -89,8 +90,8 @@ class OpenRegistry(Registry):
 # %% ../nbs/006_kinds.ipynb #ef30ddfe
 class Shelf(OpenRegistry):
     "Ready-made values of parts that stand in for each other, by name."
-    number: Callable|None = None       # float -> a part, where a plain number stands for one
-    advice: Callable|None = None       # a word that is no name -> how that which it means is said; "" = nothing known
+    number: Callable|None = None   # float -> a part, where a plain number stands for one
+    advice: Callable|None = None   # a word that is no name -> how its meaning is said; "" = unknown
 
     def read(self, word:str):
         "What a word of a command line stands for."
@@ -114,13 +115,14 @@ def shelf(name:str) -> Shelf:
 def register_part(
     shelf_name:str,            # order, guidance, quantizer, ...
     word:str,                  # in JSON its kind is `shelf.word`
-    part,                      # a dataclass; or a value of it, which then lies on the shelf under `word`
+    part,                 # a dataclass; or a value of it, which then lies on the shelf under `word`
     build:Callable|None=None,  # what makes of a configuration the thing that it describes
 ):
     "Make a part known to files and commands. Errors: a word that stands for another part."
     config = part if isinstance(part, type) else type(part)
     own_init = "__init__" in vars(config) and "__dataclass_fields__" not in vars(config)
-    rule = "must be a dataclass: its fields are what is saved of it, and what tells two of its values apart"
+    rule = ("must be a dataclass: its fields are what is saved of it, "
+            "and what tells two of its values apart")
     check(not own_init, "part", config.__name__, rule)
     is_ready = config is not part
     if is_ready: shelf(shelf_name).check_free(word, part)
@@ -138,10 +140,11 @@ def shelf_of(value) -> str|None:
 
 # %% ../nbs/006_kinds.ipynb #76aa36aa
 def called(part) -> str:
-    "The word for a part: where an equal one lies on its shelf, else of its kind, else its class's name."
+    "The word for a part: an equal one's on its shelf, else its kind's, else its class's name."
     of_shelf, _, word = (kind_of(part) or "").partition(".")
     ready = shelves.get(of_shelf, {})
-    equal = (name for name, value in dict.items(ready) if type(value) is type(part) and value == part)
+    equal = (name for name, value in dict.items(ready)
+             if type(value) is type(part) and value == part)
     return next(equal, word) or type(part).__name__
 
 # %% ../nbs/006_kinds.ipynb #57c42f5e
@@ -149,26 +152,35 @@ _CHAPTERS = ("data", "tokenizers", "generators", "sampling", "evaluation", "reci
 
 @cache
 def _installed_rooms() -> list[str]:
-    "The modules of the house's chapters in which things are registered, and those that packages declare."
-    chapters = [importlib.import_module(f"vgnb.{c}") for c in _CHAPTERS if importlib.util.find_spec(f"vgnb.{c}")]
-    house = [f"{c.__name__}.{room.name}" for c in chapters for room in pkgutil.iter_modules(c.__path__)]
+    "The modules of our chapters in which things are registered, and those that packages declare."
+    chapters = [importlib.import_module(f"vgnb.{c}") for c in _CHAPTERS
+                if importlib.util.find_spec(f"vgnb.{c}")]
+    house = [f"{c.__name__}.{room.name}" for c in chapters
+             for room in pkgutil.iter_modules(c.__path__)]
     return house + [entry.value for entry in metadata.entry_points(group="vgnb.rooms")]
 
 def _import(room:str):
     "Import one room. Errors: `BadInput` says why it cannot be."
-    try: importlib.import_module(room)
-    except (ImportError, SyntaxError) as e: raise BadInput("rooms", room, f"cannot be imported: {e}") from e
+    try:
+        importlib.import_module(room)
+    except (ImportError, SyntaxError) as e:
+        raise BadInput("rooms", room, f"cannot be imported: {e}") from e
     except Exception as e:
         last = traceback.extract_tb(e.__traceback__)[-1]
         place = f"{Path(last.filename).name}, line {last.lineno}"
-        raise BadInput("rooms", room, f"cannot be imported: {type(e).__name__}: {e} ({place})") from e
+        raise BadInput("rooms", room,
+                       f"cannot be imported: {type(e).__name__}: {e} ({place})") from e
 
-_asking:list[str] = []      # the rooms that are being asked: one that asks meanwhile gets what is known so far
+# the rooms that are being asked: one that asks meanwhile gets what is known so far
+_asking:list[str] = []
 
 def discover() -> list[str]:
-    "Import every room that may register something; their names. Errors: `BadInput` for one that cannot be imported."
+    """Import every room that may register something; their names.
+
+    Errors: `BadInput` for one that cannot be imported."""
     named = get_settings().run.rooms
-    if named and os.getcwd() not in sys.path: sys.path.append(os.getcwd())    # a script begins in its own folder
+    # a script begins in its own folder
+    if named and os.getcwd() not in sys.path: sys.path.append(os.getcwd())
     rooms = [*_installed_rooms(), *named]
     if _asking: return rooms
     _asking.extend(rooms)
@@ -180,8 +192,8 @@ def discover() -> list[str]:
     return rooms
 
 # %% ../nbs/006_kinds.ipynb #2b420c1f
-_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
-          dict: "an object", tuple: "a list"}
+_PLAIN = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
+          type(None): "null", dict: "an object", tuple: "a list"}
 
 def _json_type(hint) -> type|None:
     "What a value of this annotation is in JSON, or None where that is not for us to say."
@@ -207,24 +219,30 @@ def _dotted(where:str, name) -> str: return f"{where}.{name}" if where else str(
 
 def to_json(
     value,
-    where:str="",              # its dotted name, for errors
-    hint=None,                 # the annotation of the field it comes from: the part must be found again from it
+    where:str="",  # its dotted name, for errors
+    hint=None,     # the annotation of the field it comes from: the part must be found again from it
 ):
-    "Plain JSON values; registered dataclasses carry their `kind`. Errors: what could not be read again, by its field."
+    """Plain JSON values; registered dataclasses carry their `kind`.
+
+    Errors: what could not be read again, by its field."""
     if is_dataclass(value) and not isinstance(value, type):
         word = kind_of(value)
         is_known = word or hint is None or type(value) in _types_in(hint)
-        check(is_known, where or "value", value, "is of no registered kind: it could be written, but not read again")
+        check(is_known, where or "value", value,
+              "is of no registered kind: it could be written, but not read again")
         hints = typing.get_type_hints(type(value))
         parts = ((f.name, getattr(value, f.name), hints[f.name]) for f in fields(value))
         plain = {name: to_json(part, _dotted(where, name), hint) for name, part, hint in parts}
         return {"kind": word} | plain if word else plain
-    if isinstance(value, dict): return {k: to_json(v, _dotted(where, k), hint) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [to_json(v, _dotted(where, i), hint) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        return {k: to_json(v, _dotted(where, k), hint) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v, _dotted(where, i), hint) for i, v in enumerate(value)]
     if isinstance(value, Path): return str(value)
     if isinstance(value, np.generic): return value.item()
     is_plain = value is None or isinstance(value, (bool, int, float, str))
-    check(is_plain, where or "value", value, "can't be written as JSON; numbers, words, lists and registered parts can")
+    check(is_plain, where or "value", value,
+          "can't be written as JSON; numbers, words, lists and registered parts can")
     return value
 
 # %% ../nbs/006_kinds.ipynb #fb5d56fd
@@ -232,18 +250,22 @@ def _revive(hint, value, where:str):
     "`value` from JSON as what the annotation `hint` asks for."
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     options = list(typing.get_args(hint)) if is_union else [hint]
-    names_its_kind = isinstance(value, dict) and "kind" in value and not any(_own_kind(h) for h in options)
+    names_its_kind = (isinstance(value, dict) and "kind" in value
+                      and not any(_own_kind(h) for h in options))
     if names_its_kind: return from_json(value, next(filter(is_dataclass, options), None), where)
     is_absent = value is None and types.NoneType in options
     is_object = all(is_dataclass(h) or h is types.NoneType for h in options)
-    check(not is_object or is_absent or isinstance(value, dict), where, value, "must be an object with fields")
+    check(not is_object or is_absent or isinstance(value, dict), where, value,
+          "must be an object with fields")
     _check_plain(options, value, where)
 
     for h in options:
         if is_dataclass(h) and isinstance(value, dict): return from_json(value, h, where)
-        if typing.get_origin(h) is tuple and isinstance(value, list): return _tuple(typing.get_args(h), value, where)
+        if typing.get_origin(h) is tuple and isinstance(value, list):
+            return _tuple(typing.get_args(h), value, where)
         if h is Path and isinstance(value, str): return Path(value)
-        if h is float and isinstance(value, int) and not isinstance(value, bool): return float(value)
+        if h is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
     is_tuple = isinstance(value, list) and list not in options
     return tuple(_revive(Any, v, where) for v in value) if is_tuple else value
 
@@ -261,10 +283,12 @@ def _tuple(args, values, where:str) -> tuple:
 # %% ../nbs/006_kinds.ipynb #19214fd5
 def from_json(
     value:dict,          # what `to_json` gave
-    cls:type|None=None,  # the dataclass, where `value` has no kind; one that it has must be of this class
+    cls:type|None=None,  # the dataclass, where `value` has no kind; its kind must be of this class
     where:str="recipe",  # named in errors
 ):
-    "A dataclass from JSON. Errors: `BadInput` names the kind or field that is unknown, missing or misshapen."
+    """A dataclass from JSON.
+
+    Errors: `BadInput` names the kind or field that is unknown, missing or misshapen."""
     check(isinstance(value, dict), where, value, "must be an object with fields")
     value = dict(value)
     if "kind" in value and not _own_kind(cls): cls = _class_of(value.pop("kind"), cls, where)
@@ -274,19 +298,23 @@ def from_json(
     for k in value: check_choice(f"{where} field", k, known)
     for f in fields(cls):
         has_default = f.default is not MISSING or f.default_factory is not MISSING
-        check(f.name in value or has_default, f"{where}.{f.name}", None, f"is needed by {cls.__name__}")
+        check(f.name in value or has_default, f"{where}.{f.name}", None,
+              f"is needed by {cls.__name__}")
     hints = typing.get_type_hints(cls)
     given = {k: _revive(hints[k], v, f"{where}.{k}") for k, v in value.items()}
     try: return cls(**given)
     except VgnbError: raise
-    except (TypeError, ValueError, AttributeError) as e:    # a value of a type that the class does not expect
+    # a value of a type that the class does not expect
+    except (TypeError, ValueError, AttributeError) as e:
         raise BadInput(where, value, f"does not describe a {cls.__name__} ({e})") from e
 
 def _unknown(word:str) -> BadInput:
-    "The error of a word that no room knows: the words of its shelf, and how to name the room that brings it."
+    "The error of a word no room knows: the words of its shelf, and how to name the room it is in."
     of_shelf, dot, _ = word.partition(".")
-    alike = [w for w in sorted(kinds) if w.partition(".")[:2] == (of_shelf, dot) or not (dot or "." in w)]
-    rooms = "a package of your own that registers it is named as `rooms` in settings.ini, or in VGNB_RUN_ROOMS"
+    alike = [w for w in sorted(kinds)
+             if w.partition(".")[:2] == (of_shelf, dot) or not (dot or "." in w)]
+    rooms = ("a package of your own that registers it is named as `rooms` in settings.ini, "
+             "or in VGNB_RUN_ROOMS")
     try: check_choice("kind", word, alike or sorted(kinds))
     except BadInput as e: return BadInput("kind", word, f"{e.allowed}; {rooms}")
 
@@ -301,7 +329,7 @@ def _class_of(word, cls:type|None, where:str) -> type:
 
 # %% ../nbs/006_kinds.ipynb #b2dd0aec
 def _below(plain) -> dict[str, Any]:
-    "What lies in a dictionary or in a list of dictionaries, by its word there; a plain value has nothing below."
+    "What lies in a dictionary or a list of them, by its word; a plain value has nothing below."
     if isinstance(plain, dict): return plain
     of_parts = isinstance(plain, list) and plain and all(isinstance(v, dict) for v in plain)
     return {str(i): v for i, v in enumerate(plain)} if of_parts else {}
@@ -309,7 +337,8 @@ def _below(plain) -> dict[str, Any]:
 def _flat(plain, name:str) -> dict[str, Any]:
     below = _below(plain)
     if not below: return {name: plain}
-    return {k: v for word, inner in below.items() for k, v in _flat(inner, f"{name}.{word}").items()}
+    return {k: v for word, inner in below.items()
+            for k, v in _flat(inner, f"{name}.{word}").items()}
 
 def dotted(value) -> dict[str, Any]:
     "The plain values of a dataclass and of the parts in it, by their dotted names."
@@ -333,7 +362,9 @@ def changed(
     config,      # a dataclass
     **changes,   # fields; a dictionary changes fields of the dataclass that is there
 ):
-    "A configuration with some fields changed, inner ones too. Errors: a field that it doesn't have, with the nearest."
+    """A configuration with some fields changed, inner ones too.
+
+    Errors: a field that it doesn't have, with the nearest."""
     is_one = is_dataclass(config) and not isinstance(config, type)
     check(is_one, "config", config, "must be a configuration, to change its fields")
     known = [f.name for f in fields(config) if f.init]

@@ -45,10 +45,11 @@ _LARGE = 2 ** 20    # entries of a matrix that is read from memory, not from a c
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 def _by_onednn(x:Tensor, weight:Tensor) -> bool:
-    "Whether a product is oneDNN's: of a large matrix, fp32 on a CPU, and nobody asks for its gradient."
+    "Whether a product is oneDNN's: of a large matrix, fp32 on a CPU, and without a gradient."
     if not _ONEDNN or weight.numel() < _LARGE or not x.numel(): return False
     in_fp32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    watched = (torch.is_grad_enabled() or torch.compiler.is_compiling()
+               or torch.is_autocast_enabled("cpu"))
     return in_fp32 and not watched
 
 class Linear(nn.Linear):
@@ -61,7 +62,7 @@ class Linear(nn.Linear):
 def ffn_width(
     dim:int,                     # model width
     multiple_of:int=256,         # round up to this
-    multiplier:float|None=None,  # stretch first (grouped-query models spend the saved parameters here)
+    multiplier:float|None=None,  # stretch first (grouped-query models spend what they saved here)
 ) -> int:
     "Hidden width of a gated feed-forward: 2/3 of 4 dim, stretched, rounded up."
     hidden = int(2 * (4 * dim) / 3)
@@ -88,7 +89,7 @@ def _hash_uniform(
     words:Tensor,   # (..., 2) uniforms of a token, 23 bits each
     n:int,          # channels
 ) -> Tensor:        # (..., n) in [0, 1)
-    "One number a channel: a 32-bit finaliser (of the family of MurmurHash3's) over the token's key xor the channel."
+    "One number a channel: a 32-bit finaliser (kin to MurmurHash3's) of the token's key xor it."
     first, second = (words * 2 ** 23).to(torch.int64).unbind(-1)
     key = first << 9 ^ second
     channel = torch.arange(1, n + 1, device=words.device) * 0x9E3779B9
@@ -99,7 +100,7 @@ def _hash_uniform(
     return (x ^ x >> 16).to(torch.float32) * 2.0 ** -32
 
 class Dropout(nn.Module):
-    "Zeroes activations with probability `rate`, scales the others up; the mask is keyed by `name`, sample and token."
+    "Zeroes activations at `rate`, scales the others up; the mask is keyed by name, sample, token."
     def __init__(self,
         rate:float,         # 0 <= rate < 1
         name:str="dropout", # name of the draw, unique in a model
@@ -162,16 +163,16 @@ def rotary_1d(n:int, channels:int, base:float=10000, start:int=0, device=None) -
     return rotary_table(rotary_angles(places, channels, base))
 
 def grid_angles(rows:Tensor, columns:Tensor) -> Tensor:
-    "Angles (h, p) of the rows and (w, p) of the columns -> `(h*w, 2p)` of the cells in raster order."
+    "Angles (h, p) of rows and (w, p) of columns -> `(h*w, 2p)` of the cells in raster order."
     h, w = len(rows), len(columns)
     return torch.cat((rows.repeat_interleave(w, 0), columns.repeat(h, 1)), -1)
 
 def rotary_2d(h:int, w:int, channels:int, base:float=10000, device=None) -> Tensor:
-    "Table `(h*w, channels/2, 2)` of a grid in raster order: half the planes turn with the row, half with the column."
+    "Table `(h*w, channels/2, 2)` of a grid in raster order: half of it by row, half by column."
     check(channels % 4 == 0, "channels", channels,
           "must be divisible by 4 for a grid: half of the planes for rows, half for columns")
-    rows = rotary_angles(torch.arange(h, device=device), channels // 2, base)       # (h, channels/4)
-    columns = rotary_angles(torch.arange(w, device=device), channels // 2, base)    # (w, channels/4)
+    rows = rotary_angles(torch.arange(h, device=device), channels // 2, base)      # (h, channels/4)
+    columns = rotary_angles(torch.arange(w, device=device), channels // 2, base)   # (w, channels/4)
     return rotary_table(grid_angles(rows, columns))
 
 def zero_prefix(table:Tensor, count:int) -> Tensor:
@@ -185,13 +186,15 @@ def rotate(
     halves:bool=False,   # pairs are (i, i + c/2) instead of (2i, 2i + 1)
 ) -> Tensor:
     "Turn each pair of channels by the angle of its place, in fp32."
-    if not halves and not torch.compiler.is_compiling():       # a complex product is fastest, but not for the compiler
-        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))                          # (b, n, h, c/2)
-        turns = torch.view_as_complex(table)[..., None, :]                                       # (.., n, 1, c/2)
+    # a complex product is fastest, but not for the compiler
+    if not halves and not torch.compiler.is_compiling():
+        pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))            # (b, n, h, c/2)
+        turns = torch.view_as_complex(table)[..., None, :]                         # (.., n, 1, c/2)
         return torch.view_as_real(pairs * turns).flatten(-2).type_as(x)
 
-    cos, sin = table[..., None, :, :].unbind(-1)                                                 # (.., n, 1, c/2)
-    p, q = x.float().chunk(2, -1) if halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)     # (b, n, h, c/2)
+    cos, sin = table[..., None, :, :].unbind(-1)                                   # (.., n, 1, c/2)
+    # (b, n, h, c/2)
+    p, q = x.float().chunk(2, -1) if halves else x.float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = (p * cos - q * sin, q * cos + p * sin)
     joined = torch.cat(turned, -1) if halves else torch.stack(turned, -1).flatten(-2)
     return joined.type_as(x)
@@ -202,7 +205,7 @@ def causal_mask(
     start:int=0,                 # tokens already in the cache
     visible:Tensor|None=None,    # (b, >= start + n) bool: False hides a place from all others
     device=None,
-) -> Tensor|str|None:            # (b or 1, 1, n, start + n) bool | "causal" = a plain triangle | None = everything
+) -> Tensor|str|None:   # (b or 1, 1, n, start + n) bool | "causal" = a triangle | None = everything
     "What the last n of start + n tokens may look at."
     if visible is None and n == 1: return None
     if visible is None and start == 0: return "causal"
@@ -215,7 +218,9 @@ def causal_mask(
     return (past | (there == here))[:, None]
 
 def additive(visible:Tensor) -> Tensor:
-    "A bool mask as floats to add to attention scores: 0 where visible, -inf elsewhere. Cheaper where layers share it."
+    """A bool mask as floats to add to attention scores: 0 where visible, -inf elsewhere.
+
+    Cheaper where layers share it."""
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
 
 # %% ../nbs/200_layers.ipynb #5a23ed24
@@ -233,10 +238,12 @@ class Past(NamedTuple):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def asked(self, q:Tensor, k:Tensor):
-        "Queries (b, h, n, c) and the keys that they meet: nothing to do here, but a past may watch."
+        "Queries (b, h, n, c) and the keys they meet: nothing to do here, but a past may watch."
 
 class Cache:
-    "Keys and values, allocated once; addresses never move. How many layers keep how much is the model's formula."
+    """Keys and values, allocated once; addresses never move.
+
+    How many layers keep how much is the model's formula."""
     def __init__(self,
         layers:int, rows:int, kv_heads:int,
         length:int,                             # places that can be kept
@@ -267,7 +274,8 @@ def attend(
     "Scaled dot-product attention."
     causal = isinstance(mask, str)
     if causal: mask = None
-    kw = dict(is_causal=causal, enable_gqa=bool(q.shape[1] != k.shape[1]))     # a compiler may know only a symbol
+    # a compiler may know only a symbol
+    kw = dict(is_causal=causal, enable_gqa=bool(q.shape[1] != k.shape[1]))
 
     # In half precision on a CPU the backward pass is several times slower than in fp32.
     slow = q.device.type == "cpu" and q.dtype != torch.float32 and q.requires_grad
@@ -275,11 +283,14 @@ def attend(
     if mask is not None and mask.is_floating_point(): mask = mask.to(dtype)
     if not slow: return F.scaled_dot_product_attention(q, k, v, mask, **kw)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, **kw).to(q.dtype)
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(),
+                                              mask, **kw).to(q.dtype)
 
 # %% ../nbs/200_layers.ipynb #c71c8176
 def check_kv_heads(kv_heads:int|None, heads:int) -> int:
-    "How many key-value heads there are: as many as heads (None), or a divisor of them. Errors: any other number."
+    """How many key-value heads there are: as many as heads (None), or a divisor of them.
+
+    Errors: any other number."""
     if kv_heads is None: return heads
     check_int("kv_heads", kv_heads, 1, heads)
     check(heads % kv_heads == 0, "kv_heads", kv_heads, f"must divide heads={heads}")
@@ -297,7 +308,8 @@ class Attention(nn.Module):
         super().__init__()
         check_int("heads", heads, 1)
         kv_heads = check_kv_heads(kv_heads, heads)
-        check(channels is not None or dim % heads == 0, "dim", dim, f"must be divisible by heads={heads}")
+        check(channels is not None or dim % heads == 0, "dim", dim,
+              f"must be divisible by heads={heads}")
 
         self.heads = heads
         self.kv_heads = kv_heads
@@ -308,31 +320,31 @@ class Attention(nn.Module):
 
     def project(self, x:Tensor, rotary:Tensor|None) -> tuple[Tensor, Tensor, Tensor]:
         "Queries (b, h, n, c), keys and values (b, kv, n, c), turned to their places."
-        qkv = self.qkv(x).unflatten(-1, (-1, self.channels))                                # (b, n, h + 2 kv, c)
+        qkv = self.qkv(x).unflatten(-1, (-1, self.channels))                   # (b, n, h + 2 kv, c)
         qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 2)
         if rotary is not None: qk = rotate(qk, rotary, self.halves)
         q, k = qk.split((self.heads, self.kv_heads), 2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(self,
-        x:Tensor,                     # (b, n, d)
-        rotary:Tensor|None=None,      # (n, c/2, 2) or (b, n, c/2, 2)
-        mask:Tensor|str|None=None,    # (b or 1, 1, n, m) bool | "causal" | None = everything: see `causal_mask`
-        past:Past|None=None,          # extended by the n new places
-    ) -> Tensor:                      # (b, n, d)
+        x:Tensor,                    # (b, n, d)
+        rotary:Tensor|None=None,     # (n, c/2, 2) or (b, n, c/2, 2)
+        mask:Tensor|str|None=None,   # (b or 1, 1, n, m) bool | "causal" | None = all: `causal_mask`
+        past:Past|None=None,         # extended by the n new places
+    ) -> Tensor:                     # (b, n, d)
         q, k, v = self.project(x, rotary)
         if past is not None:
-            k, v = past.extend(k, v)                                                        # (b, kv, m, c)
+            k, v = past.extend(k, v)                                                 # (b, kv, m, c)
             past.asked(q, k)
         return self.out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 # %% ../nbs/200_layers.ipynb #14fc6b4b
 class Portions(nn.ModuleList):
-    "Blocks that are computed one at a time, so that only one of them has to be on a device as a whole."
+    "Blocks that are computed one at a time, so only one has to be on a device as a whole."
     def __init__(self,
-        blocks=(),                     # modules, the first one first
-        apart:tuple[str, ...]=(),      # parts of a block that are called by themselves, outside of it
-        methods:tuple[str, ...]=(),    # what is called besides forward, of a block or of these parts
+        blocks=(),                   # modules, the first one first
+        apart:tuple[str, ...]=(),    # parts of a block that are called by themselves, outside of it
+        methods:tuple[str, ...]=(),  # what is called besides forward, of a block or of these parts
     ):
         super().__init__(blocks)
         self.apart, self.methods = apart, methods
@@ -343,15 +355,16 @@ _COMPILED = weakref.WeakKeyDictionary()    # block -> {backend: its compiled cal
 def _compiled_call(block:nn.Module, backend:str):
     "A block's call, compiled once for all shapes."
     calls = _COMPILED.setdefault(block, {})
-    if backend not in calls: calls[backend] = torch.compile(block._call_impl, backend=backend, dynamic=True)
+    if backend not in calls:
+        calls[backend] = torch.compile(block._call_impl, backend=backend, dynamic=True)
     return calls[backend]
 
 @contextlib.contextmanager
 def compiled(
     model:nn.Module,
-    backend:str|None,    # of torch.compile: "inductor", or "eager", which only traces; None = as they are
+    backend:str|None,    # of torch.compile: "inductor", or "eager", which only traces; None = none
 ):
-    "The blocks of all `Portions` of a model run compiled, whatever their batch and length; afterwards as before."
+    "All `Portions` of a model run compiled, whatever batch and length; afterwards as before."
     parts = (m for m in model.modules() if isinstance(m, Portions)) if backend else ()
     blocks = [block for part in parts for block in part]
     before = [block._compiled_call_impl for block in blocks]
@@ -384,7 +397,7 @@ class TransformerBlock(nn.Module):
 
     def forward(self,
         x:Tensor,                                                    # (b, n, d)
-        rotary:Tensor|None=None, mask:Tensor|str|None=None, past:Past|None=None,    # see `Attention`
+        rotary:Tensor|None=None, mask:Tensor|str|None=None, past:Past|None=None,   # see `Attention`
         noise:Noise|None=None,
     ) -> Tensor:
         y = self.attention(self.norm1(x), rotary, mask, past)
@@ -394,27 +407,29 @@ class TransformerBlock(nn.Module):
 
 class Blocks(Portions):
     "Blocks one after the other."
-    recompute = False    # True: training keeps only what stands between blocks and runs each again in the backward pass
+    # True: training keeps only what stands between blocks and runs each again in the backward pass
+    recompute = False
 
     def forward(self,
-        x:Tensor,                                       # (b, n, d)
+        x:Tensor,                                 # (b, n, d)
         rotary:Tensor|None=None, mask:Tensor|str|None=None,
-        past:list[Past]|None=None,                      # one a layer
+        past:list[Past]|None=None,                # one a layer
         noise:Noise|None=None,
-        taps:dict[int, Tensor|None]|None=None,          # filled with the output of each block whose index it holds
+        taps:dict[int, Tensor|None]|None=None,    # gets the output of each block whose index it has
     ) -> Tensor:
         recompute = self.recompute and past is None and torch.is_grad_enabled()
         shared = past is not None and torch.is_tensor(mask) and mask.dtype == torch.bool
-        if shared: mask = additive(mask)                           # once, where each layer would do it for itself
+        if shared: mask = additive(mask)             # once, where each layer would do it for itself
         for i, block in enumerate(self):
             args = (x, rotary, mask, None if past is None else past[i], noise)
-            x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False) if recompute else block(*args)
+            x = (checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+                 if recompute else block(*args))
             if taps is not None and i in taps: taps[i] = x
         return x
 
 # %% ../nbs/200_layers.ipynb #4fa3534a
 def dropped(rate:float, noise:Noise|None) -> Tensor|None:
-    "Which samples lose their condition: (b,) bool from the draw `class_drop`, or None when nobody does."
+    "Which samples lose their condition: (b,) bool by the draw `class_drop`, or None if none does."
     if noise is None or not rate: return None
     return noise.draws.uniform("class_drop", noise.at) < rate
 
@@ -485,10 +500,10 @@ def modulate(
 
 # %% ../nbs/200_layers.ipynb #67e7cf3b
 class Modulation(nn.Module):
-    "What a block takes from the condition: `count` vectors out of one linear layer that starts at zero."
+    "What a block takes from the condition: `count` vectors of a linear layer that starts at zero."
     def __init__(self,
         dim:int,
-        count:int=6,       # shift, scale, gate of the attention, then of the feed-forward; 2 = shift, scale
+        count:int=6,       # shift, scale, gate of attention, then of feed-forward; 2 = shift, scale
         silu:bool=False,   # activate the condition first (DiT); False = as it is
     ):
         super().__init__()
@@ -507,7 +522,7 @@ class Modulation(nn.Module):
         return self.linear(self.activation(condition)).chunk(self.count, -1)
 
 class AdaBlock(nn.Module):
-    "Pre-norm block modulated by the condition: `x + gate * f(modulate(norm x))`. adaLN-Zero, arXiv 2212.09748 §3.2."
+    "A modulated pre-norm block, `x + gate * f(modulate(norm x))`: adaLN-Zero, 2212.09748 §3.2."
     def __init__(self,
         attention:nn.Module, ffn:nn.Module,     # (b, n, d), ... -> (b, n, d)
         norms:tuple[nn.Module, nn.Module],      # before attention, before the feed-forward
@@ -524,9 +539,9 @@ class AdaBlock(nn.Module):
         self.drop2 = Dropout(dropout[1], f"{name}.ffn")
 
     def forward(self,
-        x:Tensor,                          # (b, n, d)
-        modulations:tuple[Tensor, ...],    # what `modulation` made of the condition: the same in every step of a run
-        *attended,                         # passed on to the attention: rotary table, mask, ...
+        x:Tensor,                        # (b, n, d)
+        modulations:tuple[Tensor, ...],  # what `modulation` made of the condition: a run's constant
+        *attended,                       # passed on to the attention: rotary table, mask, ...
         noise:Noise|None=None,
     ) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations
@@ -543,7 +558,7 @@ def init_normal(
     seed:int=0,
     prefix:str="",    # put in front of the names
 ) -> nn.Module:
-    "Fill every Linear and Embedding weight with N(0, std²), biases with 0; weights on the meta device are left alone."
+    "Fill every Linear and Embedding weight with N(0, std²), biases with 0; the meta device's stay."
     for name, m in module.named_modules(prefix=prefix):
         if not isinstance(m, (nn.Linear, nn.Embedding)) or m.weight.is_meta: continue
         m.weight.normal_(0, std, generator=keyed_generator(seed, name, m.weight.device))

@@ -40,9 +40,10 @@ def fresh_generator(
     vocab = tokenizer.vocab[0] if len(tokenizer.vocab) == 1 else tuple(tokenizer.vocab)
     cell = tokenizer.factor
     is_line = tokenizer.dims == 1
-    grid = tuple(tokenizer.code_shape(cell, cell)[:1]) if is_line else changes.pop("grid", config.grid)
+    grid = (tuple(tokenizer.code_shape(cell, cell)[:1]) if is_line
+            else changes.pop("grid", config.grid))
     if is_line: changes.pop("grid", None)
-    elif len(grid) == 1: grid = (8, 8)                    # the configuration of a line, asked for a plane
+    elif len(grid) == 1: grid = (8, 8)              # the configuration of a line, asked for a plane
     config = replace(config, vocab=vocab, grid=grid, **changes)
     return kinds[kind_of(config)].build(config)
 
@@ -53,7 +54,8 @@ def pair(
 ) -> Pipeline:
     "Both together, with plain settings. Errors: what their classes or `Pipeline` refuse."
     tokenizer = _tokenizer(tokenizer)
-    if not isinstance(generator, nn.Module): generator = fresh_generator(generator, tokenizer, **changes)
+    if not isinstance(generator, nn.Module):
+        generator = fresh_generator(generator, tokenizer, **changes)
     return Pipeline(tokenizer, generator)
 
 def tiny_parts() -> tuple[dict, dict]:
@@ -64,7 +66,8 @@ def tiny_parts() -> tuple[dict, dict]:
     return tokenizers, generators
 
 # %% ../nbs/713_matrix.ipynb #fa350ecd
-SAMPLERS:dict[str, dict] = {   # settings as `Pipeline.sample` takes them, by what is special about them
+# settings as `Pipeline.sample` takes them, by what is special about them
+SAMPLERS:dict[str, dict] = {
     "one by one": {},
     "in groups": dict(schedule="cosine", steps=4),
     "unguided": dict(guidance="unguided"),
@@ -77,7 +80,8 @@ def _somebody(generator:Generator) -> Cond:
     "What a generator can be asked for: its first class, or an empty caption."
     if generator.conditioned_on == "class": return Cond(labels=torch.zeros(1, dtype=torch.long))
     c = generator.config
-    return Cond(text=torch.zeros(1, c.text_tokens, c.text_dim), mask=torch.ones(1, c.text_tokens, dtype=torch.bool))
+    return Cond(text=torch.zeros(1, c.text_tokens, c.text_dim),
+                mask=torch.ones(1, c.text_tokens, dtype=torch.bool))
 
 def why_not(
     pipe:Pipeline,      # of models on any device, those without memory included
@@ -86,11 +90,12 @@ def why_not(
     "The words with which a pipeline refuses these settings; empty where it takes them."
     try:
         sampler = Sampling().changed(**settings).sampler(pipe.generator)
-        sampler.check_request(_somebody(pipe.generator), torch.zeros(1, dtype=torch.long), pipe.grid)
+        sampler.check_request(_somebody(pipe.generator),
+                              torch.zeros(1, dtype=torch.long), pipe.grid)
     except VgnbError as e: return str(e)
     return ""
 
-# %% ../nbs/713_matrix.ipynb #e7fa260f
+# %% ../nbs/713_matrix.ipynb #00161ad3
 class Cell(NamedTuple):
     "A combination of parts, by their names."
     tokenizer: str
@@ -99,12 +104,14 @@ class Cell(NamedTuple):
     sampler: str
     reason: str = ""    # why it is refused; empty: it is allowed
 
+# %% ../nbs/713_matrix.ipynb #e7fa260f
 class Matrix:
     "Combinations of parts, each with the reason why it is refused; shows itself in a notebook."
     def __init__(self, cells:Sequence[Cell]): self.cells = tuple(cells)
     def __len__(self) -> int: return len(self.cells)
     def __iter__(self) -> Iterator[Cell]: return iter(self.cells)
-    def __repr__(self) -> str: return f"Matrix({len(self)} combinations, {len(self.allowed)} allowed)"
+    def __repr__(self) -> str:
+        return f"Matrix({len(self)} combinations, {len(self.allowed)} allowed)"
 
     @property
     def allowed(self) -> list[Cell]: return [cell for cell in self if not cell.reason]
@@ -117,11 +124,12 @@ class Matrix:
         return dict(Counter(cell.reason for cell in self.refused).most_common())
 
     def of(self, **names:str) -> "Matrix":
-        "The combinations with these parts: `of(order=\"halton\")`. Errors: a part that is not in it."
+        "The combinations with these parts: `of(order='halton')`. Errors: a part that isn't in it."
         for name, value in names.items():
             check_choice("part", name, ("tokenizer", "generator", "order", "sampler"))
             check_choice(name, value, tuple(dict.fromkeys(getattr(cell, name) for cell in self)))
-        return Matrix([cell for cell in self if all(getattr(cell, k) == v for k, v in names.items())])
+        return Matrix([cell for cell in self
+                       if all(getattr(cell, k) == v for k, v in names.items())])
 
     def rows(self) -> list[dict[str, str]]:
         "A row for tokenizer and generator: how many of the samplers each order takes."
@@ -129,20 +137,24 @@ class Matrix:
         for cell in self:
             row = out.setdefault((cell.tokenizer, cell.generator), {})
             row.setdefault(cell.order, []).append(not cell.reason)
-        return [{"tokenizer": t, "generator": g} | {order: f"{sum(ok)}/{len(ok)}" for order, ok in row.items()}
+        return [{"tokenizer": t, "generator": g} | {order: f"{sum(ok)}/{len(ok)}"
+                                                    for order, ok in row.items()}
                 for (t, g), row in out.items()]
 
     def _repr_html_(self) -> str:
         left, rows = ' style="text-align: left"', self.rows()
-        head = "".join(f"<th{left}>{one_line(word)}</th>" for word in (rows[0] if rows else ["nothing"]))
+        head = "".join(f"<th{left}>{one_line(word)}</th>"
+                       for word in (rows[0] if rows else ["nothing"]))
         body = "".join(f"<tr>{self._line(row, left)}</tr>" for row in rows)
         return f"<table><tr>{head}</tr>{body}</table>"
 
     def _line(self, row:Mapping[str, str], left:str) -> str:
         "A row of the table: one reason for all where the two parts don't go together."
-        cells = [c for c in self if (c.tokenizer, c.generator) == (row["tokenizer"], row["generator"])]
+        cells = [c for c in self
+                 if (c.tokenizer, c.generator) == (row["tokenizer"], row["generator"])]
         shared = {cell.reason for cell in cells}
-        names = f"<td{left}>{one_line(row['tokenizer'])}</td><td{left}>{one_line(row['generator'])}</td>"
+        names = (f"<td{left}>{one_line(row['tokenizer'])}</td>"
+                 f"<td{left}>{one_line(row['generator'])}</td>")
         apart = len(shared) == 1 and "" not in shared
         if apart: return f"{names}<td{left} colspan={len(row) - 2}>{one_line(shared.pop())}</td>"
         return names + "".join(f"<td>{count}</td>" for count in list(row.values())[2:])
@@ -152,20 +164,24 @@ def _asked(pipe:Pipeline|None, reason:str, names:tuple[str, str], orders, sample
     "All orders and samplers of two parts; those that don't go together have one reason."
     every = ((order, sampler) for order in orders for sampler in samplers)
     if pipe is None: return [Cell(*names, order, sampler, reason) for order, sampler in every]
-    return [Cell(*names, o, s, why_not(pipe, **{"order": orders[o]} | samplers[s])) for o, s in every]
+    return [Cell(*names, o, s, why_not(pipe, **{"order": orders[o]} | samplers[s]))
+            for o, s in every]
 
 def matrix(
-    tokenizers:Mapping|None=None,     # {name: tokenizer or its configuration}; None = the shipped ones'
-    generators:Mapping|None=None,     # {name: generator as it is, or a configuration: a fresh one}; None = likewise
+    tokenizers:Mapping|None=None,    # {name: tokenizer or its configuration}; None = the shipped
+    generators:Mapping|None=None,    # {name: generator, or configuration: a fresh one}; None = same
     orders:Mapping|Sequence|None=None,   # {name: order}, or names of `ORDERS`; None = all of them
     samplers:Mapping[str, dict]=SAMPLERS,
     **changes,                        # of every fresh generator's configuration
 ) -> Matrix:
-    "Which combination of parts is allowed, and why the others are refused. Nothing runs, and nothing needs memory."
+    """Which combination of parts is allowed, and why the others are refused.
+
+    Nothing runs, and nothing needs memory."""
     own_tokenizers, own_generators = tiny_parts() if None in (tokenizers, generators) else ({}, {})
     tokenizers, generators = tokenizers or own_tokenizers, generators or own_generators
     words = orders if isinstance(orders, Mapping) else {word: word for word in (orders or ORDERS)}
-    for name in words: check(isinstance(name, str), "orders", name, "must be names of orders, or {name: order}")
+    for name in words:
+        check(isinstance(name, str), "orders", name, "must be names of orders, or {name: order}")
     cells = []
     with without_memory():
         ready = {name: _tokenizer(part) for name, part in tokenizers.items()}

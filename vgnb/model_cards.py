@@ -24,7 +24,8 @@ from .saved import learnt_from, save_model
 from .tokenizers.tokenizer import Tokenizer
 
 # %% ../nbs/706_model_cards.ipynb #abab7353
-FACTS = ("summary", "made", "data", "result", "licence", "page")    # what may be stated of a part, in words
+# what may be stated of a part, in words
+FACTS = ("summary", "made", "data", "result", "licence", "page")
 
 def _recipe_words(card:Mapping) -> str:
     "The command that made a model, as far as its card tells."
@@ -37,7 +38,7 @@ def _recipe_words(card:Mapping) -> str:
     return f"python scripts/train_{role}.py {name}{step}" if is_ours else f"recipe {name}{step}"
 
 def stated(part:nn.Module) -> dict:
-    "What is known of where a part comes from, by `FACTS`, and the table of its results; only what somebody stated."
+    "Where a part comes from, by `FACTS`, and the table of its results; only what was stated."
     card = getattr(part, "card", {})
     said = card.get("about") if isinstance(card.get("about"), Mapping) else {}
     own = {"made": _recipe_words(card), "data": card.get("data"), "result": card.get("result")}
@@ -53,12 +54,13 @@ def stated(part:nn.Module) -> dict:
     return words | ({"table": [dict(row) for row in table]} if is_table and table else {})
 
 def card_entries(part:nn.Module) -> dict:
-    "What `save_model` writes of a part that was loaded: whose codes it learnt, and what is stated of it."
+    "What `save_model` writes of a loaded part: whose codes it learnt, and what is stated of it."
     about = stated(part)
     return learnt_from(part) | ({"about": about} if about else {})
 
 # %% ../nbs/706_model_cards.ipynb #a663035d
-_RECORD = "must be a record of scripts/evaluate.py --json: values with the protocol they were measured by"
+_RECORD = ("must be a record of scripts/evaluate.py --json: "
+           "values with the protocol they were measured by")
 
 def _is_count(value) -> bool:
     "Whether a value is a whole number, numpy's too, that can be written."
@@ -79,14 +81,16 @@ def _fault(n:Mapping) -> str:
         "protocol.reference_count must be an integer": count is None or _is_count(count),
         "protocol.reference_size must be (h, w)": size is None or isinstance(size, (list, tuple)),
         "values must be below 2^63": all(map(_is_small, values.values())),
-        "notes must be a list of strings": isinstance(notes, (list, tuple)) and all(isinstance(s, str) for s in notes)}
+        "notes must be a list of strings": isinstance(notes, (list, tuple)) and all(
+            isinstance(s, str) for s in notes)}
     return "; ".join(words for words, is_so in sound.items() if not is_so)
 
 def _as_dict(n) -> dict:
     "A copy of a measurement's fields, its protocol's, too: what the caller holds stays as it is."
     n = dict(n) if isinstance(n, Mapping) else dict(getattr(n, "__dict__", {}))
     protocol = n.get("protocol")
-    if hasattr(protocol, "__dict__") and not isinstance(protocol, Mapping): n["protocol"] = dict(vars(protocol))
+    if hasattr(protocol, "__dict__") and not isinstance(protocol, Mapping):
+        n["protocol"] = dict(vars(protocol))
     return n
 
 def are_numbers(value) -> bool:
@@ -101,15 +105,18 @@ def read_numbers(
     read = [_as_dict(load_json(n) if isinstance(n, (str, Path)) else n) for n in listed]
     for given, n in zip(listed, read):
         fault = _fault(n)
-        check(not fault, "numbers", given if isinstance(given, (str, Path)) else sorted(map(str, n)), fault, Mismatch)
-    return [{"values": dict(n["values"]), "protocol": dict(n["protocol"]), "notes": list(n.get("notes", []))}
+        check(not fault, "numbers",
+              given if isinstance(given, (str, Path)) else sorted(map(str, n)), fault, Mismatch)
+    return [{"values": dict(n["values"]), "protocol": dict(n["protocol"]),
+             "notes": list(n.get("notes", []))}
             for n in read]
 
 # %% ../nbs/706_model_cards.ipynb #7d00a34b
 def _reference(protocol:Mapping) -> str:
     "The set, with its crop where it was cut here, how many pictures, and whose statistics."
     count, size = protocol.get("reference_count"), protocol.get("reference_size")
-    told = [f"{count:,} pictures" if count else "", "x".join(map(str, size)) + " px" if size else "",
+    told = [f"{count:,} pictures" if count else "",
+            "x".join(map(str, size)) + " px" if size else "",
             f"{s} statistics" if (s := protocol.get("reference_statistics")) else ""]
     more = ", ".join(filter(None, told))
     return f"{protocol['reference']} ({more})" if more else protocol["reference"]
@@ -118,19 +125,22 @@ def _sampler(protocol:Mapping) -> str:
     "Order, steps and guidance of the samples, where they are told."
     sampler = protocol.get("sampler")
     if not isinstance(sampler, Mapping): return "not stated"
-    def word(part): return str(part.get("kind", "")).partition(".")[2] if isinstance(part, Mapping) else str(part)
+    def word(part):
+        if isinstance(part, Mapping): return str(part.get("kind", "")).partition(".")[2]
+        return str(part)
     guidance = sampler.get("guidance")
     scale = f" {guidance['scale']}" if isinstance(guidance, Mapping) and "scale" in guidance else ""
     steps = f"{sampler['steps']} steps" if "steps" in sampler else ""
-    told = [word(sampler.get("order", "")), sampler.get("schedule"), steps, word(guidance) + scale if guidance else "",
-            sampler.get("precision")]
+    told = [word(sampler.get("order", "")), sampler.get("schedule"), steps,
+            word(guidance) + scale if guidance else "", sampler.get("precision")]
     return ", ".join(str(t) for t in told if t)
 
 def number_rows(numbers:Sequence[Mapping]) -> list[dict]:
     "A row a measurement: its values, and what decides them."
     rows = []
     for n in numbers:
-        p, values = n["protocol"], {k: v for k, v in n["values"].items() if isinstance(v, (int, float))}
+        p = n["protocol"]
+        values = {k: v for k, v in n["values"].items() if isinstance(v, (int, float))}
         seed = "" if p.get("seed") is None else f", seed {p['seed']}"
         rows.append({
             "numbers": ", ".join(f"{name} {value:.6g}" for name, value in values.items()),
@@ -147,7 +157,8 @@ _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 def _cell(value) -> str:
     "One line of a Markdown table, in which nothing is markup."
     line = " ".join(str(value).split())
-    for mark, safe in {"\\": "\\\\", "|": "\\|", "<": "&lt;", "`": "'"}.items(): line = line.replace(mark, safe)
+    for mark, safe in {"\\": "\\\\", "|": "\\|", "<": "&lt;", "`": "'"}.items():
+        line = line.replace(mark, safe)
     return line
 
 def _markdown(rows:Sequence[Mapping]) -> str:
@@ -164,7 +175,8 @@ def _described(name:str, part:nn.Module) -> dict:
     fit = getattr(part, "fit", None)
     share = f", loaded in part: only {fit.share} entries" if fit and not fit.whole else ""
     return {"part": name, "class": type(part).__name__, "kind": kind_of(part.config) or "",
-            "parameters": f"{count:,}{share}", "codes": codes, "made by": known.get("made", "not stated"),
+            "parameters": f"{count:,}{share}", "codes": codes,
+            "made by": known.get("made", "not stated"),
             "result": known.get("result", "not stated"), "data": known.get("data", "not stated")}
 
 def _licences(parts:Mapping[str, nn.Module], given:str) -> dict[str, str]:
@@ -178,18 +190,23 @@ def _front(parts:Mapping[str, nn.Module], licences:Mapping[str, str]) -> str:
     word = every.pop() if len(every) == 1 else ""
     licence = [f"license: {word}"] if _LICENCE.fullmatch(word) else []
     generator = parts.get("generator")
-    task = [] if generator is None else ["pipeline_tag: text-to-image" if generator.conditioned_on == "text"
+    task = [] if generator is None else ["pipeline_tag: text-to-image"
+                                         if generator.conditioned_on == "text"
                                          else "pipeline_tag: unconditional-image-generation"]
-    tags = ["vgnb", "image-generation", *dict.fromkeys(filter(None, (kind_of(p.config) for p in parts.values())))]
-    return "\n".join(["---", "library_name: vgnb", *licence, *task, "tags:", *(f"- {tag}" for tag in tags), "---"])
+    tags = ["vgnb", "image-generation",
+            *dict.fromkeys(filter(None, (kind_of(p.config) for p in parts.values())))]
+    return "\n".join(["---", "library_name: vgnb", *licence, *task, "tags:",
+                      *(f"- {tag}" for tag in tags), "---"])
 
 # %% ../nbs/706_model_cards.ipynb #f8bd3b8b
 def _sampler_facts(sampling:Sampling) -> list[dict]:
     "A sampler's settings, a row each."
     one_by_one = sampling.schedule == "one-by-one"
     steps = "one cell at a time" if one_by_one else f"{sampling.schedule}, {sampling.steps} steps"
-    facts = {"order": called(sampling.order), "schedule": steps, "guidance": short_form(sampling.guidance),
-             "picks": ", ".join(dict.fromkeys(map(short_form, sampling.picks))), "precision": sampling.precision}
+    facts = {"order": called(sampling.order), "schedule": steps,
+             "guidance": short_form(sampling.guidance),
+             "picks": ", ".join(dict.fromkeys(map(short_form, sampling.picks))),
+             "precision": sampling.precision}
     return [{"setting": name, "value": value} for name, value in facts.items()]
 
 def _load_words(parts:Mapping[str, nn.Module], where:str) -> str:
@@ -199,7 +216,8 @@ def _load_words(parts:Mapping[str, nn.Module], where:str) -> str:
         role = next(iter(parts))
         hub = f"hf://{where}" if re.fullmatch(r"[\w.-]+/[\w.-]+", where) else where
         return f'from vgnb.shipped import open_part\n\n{role} = open_part("{hub}", "{role}")'
-    asked = "labels=[0]" if parts["generator"].conditioned_on == "class" else "text=features, mask=mask"
+    asked = ("labels=[0]" if parts["generator"].conditioned_on == "class"
+             else "text=features, mask=mask")
     return f"import vgnb\n\npipe = vgnb.from_pretrained({place})\nimages = pipe({asked}, seed=0)"
 
 def model_card(
@@ -208,10 +226,10 @@ def model_card(
     sampling:Sampling|None=None,
     classes:Sequence[str]=(),
     *, summary:str="",                # what it is for, in your own words
-    licence:str="",                   # of the whole, as the hub calls it (apache-2.0); "": as stated of the parts
+    licence:str="",     # of the whole, as the hub calls it (apache-2.0); "": as stated of the parts
     numbers:Sequence[Mapping]=(),     # as `read_numbers` gives them
 ) -> str:                             # Markdown
-    "A page on a model: what it is, how it is opened, made, sampled and measured, and what may be done with it."
+    "A page on a model: what it is, how it is opened, made, sampled, measured, and may be used."
     for name, word in {"summary": summary, "licence": licence}.items():
         check(isinstance(word, str), name, word, "must be a string")
     licences = _licences(parts, licence)
@@ -219,17 +237,22 @@ def model_card(
     words = [summary, *(stated(part).get("summary", "") for part in parts.values())]
     blocks += [f"{word.strip()}" for word in dict.fromkeys(words) if word.strip()]
     blocks += ["## How to load", f"```python\n{_load_words(parts, where)}\n```",
-               "The folder holds settings in JSON and weights in safetensors; nothing in it runs when it is opened.",
+               "The folder holds settings in JSON and weights in safetensors; "
+               "nothing in it runs when it is opened.",
                "## Parts", _markdown([_described(name, part) for name, part in parts.items()])]
-    if classes: blocks.append(f"Classes, in the order of their ids: {', '.join(map(_cell, classes))}.")
+    if classes:
+        blocks.append(f"Classes, in the order of their ids: {', '.join(map(_cell, classes))}.")
     if sampling is not None: blocks += ["## Sampler", _markdown(_sampler_facts(sampling))]
     blocks += ["## Numbers", *_number_blocks(parts, numbers)]
     said = "; ".join(f"{name}: {_cell(word)}" for name, word in licences.items())
-    pages = [f"{name}: {stated(part)['page']}" for name, part in parts.items() if "page" in stated(part)]
+    pages = [f"{name}: {stated(part)['page']}" for name, part in parts.items()
+             if "page" in stated(part)]
     blocks += ["## Licence", f"{said}.", *(f"Published, {page}." for page in pages)]
     text = "\n\n".join(blocks) + "\n"
-    try: text.encode()
-    except UnicodeEncodeError as e: raise BadInput("card", text[e.start:e.end], "must be text for UTF-8") from None
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise BadInput("card", text[e.start:e.end], "must be text for UTF-8") from None
     return text
 
 # %% ../nbs/706_model_cards.ipynb #5258994d
@@ -242,19 +265,22 @@ def _number_blocks(parts:Mapping[str, nn.Module], numbers:Sequence[Mapping]) -> 
         if not table: continue
         told = "as its training measured them (protocol: see its command)"
         blocks += [f"Of the {name}, {told}:", _markdown(table)]
-    none = "None is recorded. `scripts/evaluate.py REF SAMPLES --json metrics.json` measures them with their " \
-           "protocol; `save_pretrained(folder, numbers=[\"metrics.json\"])` writes them here."
+    none = ("None is recorded. `scripts/evaluate.py REF SAMPLES --json metrics.json` measures them "
+            "with their protocol; `save_pretrained(folder, "
+            "numbers=[\"metrics.json\"])` writes them here.")
     return blocks or [none]
 
 # %% ../nbs/706_model_cards.ipynb #d2f36f01
 def own_page(folder:str|Path) -> bytes|None:
-    "README.md of a folder where somebody else wrote it, of which one line tells; None where there is none."
+    "A folder's README.md where somebody else wrote it, which is told; None where there is none."
     page = Path(folder) / "README.md"
     if not page.is_file(): return None
     data = page.read_bytes()
     if MARK.encode() in data: return None
     speaks = os.environ.get("RANK", "0") == "0"
-    if speaks: print(f"{page}: was not written by vgnb and stays as it is; no card is written", file=sys.stderr)
+    if speaks:
+        print(f"{page}: was not written by vgnb and stays as it is; no card is written",
+              file=sys.stderr)
     return data
 
 def write_card(folder:str|Path, text:str):
@@ -265,7 +291,8 @@ def write_card(folder:str|Path, text:str):
 
 def role_of(part:nn.Module) -> str:
     "tokenizer or generator. Errors: what is neither."
-    roles = [name for name, kind in {"tokenizer": Tokenizer, "generator": Generator}.items() if isinstance(part, kind)]
+    roles = [name for name, kind in {"tokenizer": Tokenizer, "generator": Generator}.items()
+             if isinstance(part, kind)]
     check(roles, "model", type(part).__name__, "must be a tokenizer or a generator", Mismatch)
     return roles[0]
 
@@ -273,14 +300,15 @@ def save_part(
     folder:str|Path,
     part:nn.Module,           # a tokenizer or a generator
     *, where:str="",          # how the card says it is opened; default: the folder
-    summary:str="", licence:str="", numbers:Sequence=(),   # see `model_card`; numbers as `read_numbers` takes them
+    summary:str="", licence:str="", numbers:Sequence=(),   # see `model_card`, `read_numbers`
 ) -> Path:
     "Write a model folder (`config.json`, weights) and its card, `README.md`."
     role, read = role_of(part), read_numbers(numbers)
     given = {"summary": summary, "licence": licence}
     about = stated(part) | {name: word for name, word in given.items() if word}
     entries = learnt_from(part) | ({"about": about} if about else {})
-    text = model_card({role: part}, where or str(Path(folder)), summary=summary, licence=licence, numbers=read)
+    text = model_card({role: part}, where or str(Path(folder)), summary=summary,
+                      licence=licence, numbers=read)
     own = own_page(folder)
     page = text.encode() if own is None else own
     return save_model(folder, part, part.config, page=page, **entries)

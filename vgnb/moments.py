@@ -25,7 +25,7 @@ class Moment:
     step: int               # 0-based
     steps: int
     codes: np.ndarray       # (b, n, L) int32; -1 = unknown
-    drawn: np.ndarray       # (b, n) int32, step at which a cell was last drawn; -1 = not (unknown, or given)
+    drawn: np.ndarray       # (b, n) int32, step at which a cell was last drawn; -1 = unknown, given
     confidence: np.ndarray  # (b, n) float32, probability of the drawn token; NaN = not drawn
     ids: np.ndarray         # (b,) sample ids
 
@@ -53,10 +53,11 @@ def _next_moment(step, before:Moment|None) -> Moment:
     drawn[now] = step.clock.step
     confidence[now] = sure[now]
 
-    forgotten = (codes < 0).any(-1)                                   # cells can become unknown again
+    forgotten = (codes < 0).any(-1)                                 # cells can become unknown again
     drawn[forgotten] = -1
     confidence[forgotten] = np.nan
-    return Moment(int(step.clock.step), int(step.clock.steps), codes, drawn, confidence, to_array(step.ids))
+    return Moment(int(step.clock.step), int(step.clock.steps), codes, drawn,
+                  confidence, to_array(step.ids))
 
 def moments(
     steps:Iterable, # of a sampler: each has .clock .positions .confidence .ids .codes()
@@ -64,23 +65,25 @@ def moments(
     "One `Moment` per step, lazily; a new micro-batch starts afresh."
     last = None
     for step in steps:
-        goes_on = last is not None and step.clock.step > last.step and np.array_equal(to_array(step.ids), last.ids)
+        goes_on = (last is not None and step.clock.step > last.step
+                   and np.array_equal(to_array(step.ids), last.ids))
         last = _next_moment(step, last if goes_on else None)
         yield last
 
 # %% ../nbs/002b_moments.ipynb #083b5080
 def token_picture(
     moment:Moment,
-    sample:int,            # which image of the stream
-    shape:tuple[int, ...], # grid: (h, w) or (n,)
-    *, by:str="step",      # colour: "step" (early dark, late bright) or "confidence" (0 dark, 1 bright)
+    sample:int,        # which image of the stream
+    shape:tuple[int, ...],  # grid: (h, w) or (n,)
+    *, by:str="step",  # colour: "step" (early dark, late bright) or "confidence" (0 dark, 1 bright)
     side:int=160,
 ) -> Image.Image:
     "The grid of tokens: hatched = unknown, grey = given, coloured = drawn."
     check_choice("by", by, ("step", "confidence"))
     drawn = fold(moment.drawn[sample], shape)
-    known = fold(moment.known[sample], shape)                          # NaN where a folded line ends early
-    values = drawn / max(moment.steps - 1, 1) if by == "step" else fold(moment.confidence[sample], shape)
+    known = fold(moment.known[sample], shape)                   # NaN where a folded line ends early
+    values = (drawn / max(moment.steps - 1, 1) if by == "step"
+              else fold(moment.confidence[sample], shape))
     cells = heat(values, 0, 1)
     cells[(known == 1) & (drawn < 0)] = rgb("given")
 
@@ -92,23 +95,25 @@ def token_picture(
     return Image.fromarray(big)
 
 def _arrived(moment:Moment, sample:int, decode, side:int) -> Image.Image:
-    "What a decoder makes of the first codes alone (`vgnb.sampling.streaming.Arriving`); hatched while it can't."
-    codes = torch.from_numpy(moment.codes[sample:sample + 1].astype(np.int64))              # (1, n, L), -1 = unknown
+    "What a decoder makes of the first codes (`vgnb.sampling.streaming.Arriving`); else hatched."
+    # (1, n, L), -1 = unknown
+    codes = torch.from_numpy(moment.codes[sample:sample + 1].astype(np.int64))
     picture = decode.arriving(codes, torch.from_numpy(moment.ids[sample:sample + 1]))
-    if picture is None: return Image.fromarray(hatch(np.full((side, side, 3), 216, np.uint8), [[True]]))
+    if picture is None:
+        return Image.fromarray(hatch(np.full((side, side, 3), 216, np.uint8), [[True]]))
     return tile(to_pixels(picture)[0], side)
 
 def preview(
     moment:Moment,
     sample:int,
-    decode:Callable,       # codes (1, *shape) or (1, *shape, L) -> picture (anything `to_pixels` takes)
+    decode:Callable,   # codes (1, *shape) or (1, *shape, L) -> picture (anything `to_pixels` takes)
     shape:tuple[int, ...],
     *, cover:bool=True,    # hatch what is not known yet (grids only; a sequence has no places)
     side:int=160,
 ) -> Image.Image:
-    "What decodes so far: unknown codes are set to 0 for the decoder, their patches covered; or `decode.arriving`'s."
+    "What decodes so far: unknown codes are 0, their patches covered; or `decode.arriving`'s."
     if hasattr(decode, "arriving"): return _arrived(moment, sample, decode, side)
-    codes = torch.from_numpy(moment.codes[sample:sample + 1].clip(0).astype(np.int64))      # (1, n, L)
+    codes = torch.from_numpy(moment.codes[sample:sample + 1].clip(0).astype(np.int64))   # (1, n, L)
     levels = codes.shape[-1:] if codes.shape[-1] > 1 else ()
     picture = tile(to_pixels(decode(codes.reshape(1, *shape, *levels)))[0], side)
     if not cover or len(shape) != 2: return picture
@@ -135,7 +140,8 @@ def sampling_strip(
     check_int("sample", sample, 0, len(seen[-1].ids) - 1)
     shown = _evenly(seen, count)
     pictures = [preview(m, sample, decode, shape, side=side) for m in shown]
-    tokens = [token_picture(m, sample, shape, by=by, side=max(p.size)) for m, p in zip(shown, pictures)]
+    tokens = [token_picture(m, sample, shape, by=by, side=max(p.size))
+              for m, p in zip(shown, pictures)]
 
     n = math.prod(shape)
     captions = [[f"step {m.step + 1}" for m in shown],

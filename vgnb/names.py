@@ -24,7 +24,7 @@ _PARTS = {"i": r"\d+", "rest": r".+"}
 
 @lru_cache(maxsize=4096)
 def _pattern(template:str) -> re.Pattern:
-    "A template as a regular expression; `{i}` digits, `{rest}` anything, other names one dotted part."
+    "A template as a regular expression; `{i}`: digits, `{rest}`: anything, others: a dotted part."
     out = ""
     for n, piece in enumerate(re.split(r"\{(\w+)\}", template)):
         if n % 2 == 0:
@@ -70,7 +70,7 @@ class Fuse:
             names = [t.format(**parts) for t in self.theirs]
             complete = all(t in state for t in names)
             check(complete, "checkpoint", ours, f"needs all of {', '.join(self.theirs)}", Mismatch)
-            if n > 0: return {}                                       # written with the first of them
+            if n > 0: return {}                                     # written with the first of them
             whole = torch.cat([state[t] for t in names], self.dim)
             return {ours: whole.flatten(1) if self.squeeze and whole.dim() > 2 else whole}
         return None
@@ -95,7 +95,8 @@ class Slice:
         if parts is None: return None
         sizes = list(self.ours.values())
         fits = len(state[name]) == sum(sizes)
-        check(fits, "checkpoint", name, f"must have {sum(sizes)} rows; it has {len(state[name])}", Mismatch)
+        check(fits, "checkpoint", name,
+              f"must have {sum(sizes)} rows; it has {len(state[name])}", Mismatch)
         pieces = state[name].split(sizes)
         return {o.format(**parts): piece for o, piece in zip(self.ours, pieces)}
 
@@ -103,8 +104,9 @@ class Slice:
         for n, template in enumerate(self.ours):
             parts = _matched(template, name)
             if parts is None: continue
-            if n > 0: return {}                                       # written with the first of them
-            return {self.theirs.format(**parts): torch.cat([state[o.format(**parts)] for o in self.ours])}
+            if n > 0: return {}                                     # written with the first of them
+            return {self.theirs.format(**parts): torch.cat([
+                state[o.format(**parts)] for o in self.ours])}
         return None
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Bare:
 
     def export(self, name:str, state:dict) -> dict|None:
         parts = _matched(self.ours, name)
-        return None if parts is None else {self.theirs.format(**parts): state[name][(0,) * self.axes]}
+        if parts is None: return None
+        return {self.theirs.format(**parts): state[name][(0,) * self.axes]}
 
 @dataclass(frozen=True)
 class Ignore:
@@ -136,10 +139,10 @@ class Ignore:
 
 @dataclass(frozen=True)
 class Recreate(Ignore):
-    "A published entry we keep differently: dropped on loading, rebuilt by `make(module)` on export."
+    "A published entry we keep differently: dropped on loading, made by `make(module)` on export."
     make: Callable[[nn.Module], Tensor] = field(compare=False)
 
-# %% ../nbs/005_names.ipynb #6b90514a
+# %% ../nbs/005_names.ipynb #2194e11b
 def _some(what:str, names) -> str:
     "`3 missing (a, b, c)`: how many there are, and the first three."
     names = sorted(names)
@@ -153,7 +156,7 @@ class Fit:
     loaded: tuple[str, ...]      # entries of the model that the file fills
     missing: tuple[str, ...]     # those that the file has nothing for: they stay as the model began
     unexpected: dict[str, str]   # entries of the file without a place in the model: why
-    misshapen: dict[str, str]    # entries of another shape there and here: `(2, 4) instead of (2, 3)`
+    misshapen: dict[str, str]  # entries of another shape there and here: `(2, 4) instead of (2, 3)`
 
     @property
     def whole(self) -> bool:
@@ -174,36 +177,44 @@ class Fit:
 
     def __str__(self) -> str:
         head = f"{self.share} entries loaded"
-        return f"{self.source}: {head}, everything fits" if self.whole else f"{self.source}: {head}; {self.problems}"
+        if self.whole: return f"{self.source}: {head}, everything fits"
+        return f"{self.source}: {head}; {self.problems}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         odd = [f"{name}: {why}" for name, why in (self.misshapen | self.unexpected).items()]
-        facts = {"file": self.source, "loaded": f"{self.share} entries", "missing": some_of(self.missing),
+        facts = {"file": self.source, "loaded": f"{self.share} entries",
+                 "missing": some_of(self.missing),
                  "of another shape": some_of(odd[:len(self.misshapen)]),
                  "unexpected": some_of(odd[len(self.misshapen):])}
         return glance("Fit", facts)
 
+# %% ../nbs/005_names.ipynb #6b90514a
 def _held(got:dict, expect:nn.Module|dict, source, refused:dict|None=None) -> Fit:
     "A state dict under our names against a model, or its state dict."
     want = expect if isinstance(expect, dict) else expect.state_dict()
     shapes = {k: (tuple(got[k].shape), tuple(want[k].shape)) for k in want if k in got}
-    odd = {k: f"{theirs} instead of {ours}" for k, (theirs, ours) in shapes.items() if theirs != ours}
+    odd = {k: f"{theirs} instead of {ours}" for k, (theirs, ours) in shapes.items()
+           if theirs != ours}
     nowhere = {k: "has no place in this model" for k in got if k not in want}
     loaded = tuple(k for k in shapes if k not in odd)
-    return Fit(str(source), loaded, tuple(k for k in want if k not in got), nowhere | (refused or {}), odd)
+    return Fit(str(source), loaded, tuple(k for k in want if k not in got),
+               nowhere | (refused or {}), odd)
 
 def _odd(name:str, e:Exception) -> Mismatch:
     "The error of an entry whose shape doesn't go with those beside it."
-    return Mismatch("checkpoint", name, f"has a shape that doesn't go with its neighbours' ({str(e).splitlines()[0]})")
+    return Mismatch("checkpoint", name,
+                    f"has a shape that doesn't go with its neighbours' ({str(e).splitlines()[0]})")
 
 # %% ../nbs/005_names.ipynb #ac298eb8
 def beginnings(
     names:Iterable[str],  # of entries
     limit:int=6,          # so many are shown
 ) -> str:
-    "How names begin, and how many do so: `model. (344), ema. (2)`; where all share one: `net. (9): net.gen. (8), ...`."
+    """How names begin, and how many do so: `model. (344), ema. (2)`; where all share one: `net.
+
+    (9): net.gen. (8), ...`."""
     names = list(names)
     if len(names) == 1: return names[0]
     shared = os.path.commonprefix(names).rpartition(".")[0]
@@ -219,10 +230,11 @@ def _begun(fit:Fit, names:Iterable[str]) -> str:
     return "" if fit.loaded or fit.misshapen else f"; its entries begin with {beginnings(names)}"
 
 # %% ../nbs/005_names.ipynb #31e11360
-_ODD_SHAPES = (IndexError, RuntimeError, TypeError)      # what torch says of tensors that don't go together
+# what torch says of tensors that don't go together
+_ODD_SHAPES = (IndexError, RuntimeError, TypeError)
 
 class NameTable:
-    "Published names ↔ our names for one model; the first rule that fits wins, anything else keeps its name."
+    "Published names ↔ our names for one model; the first rule to fit wins, the rest keep theirs."
     def __init__(self, *rules): self.rules = rules
 
     def _translated(self, way:str, state:dict, refused:dict|None=None) -> dict:
@@ -240,7 +252,7 @@ class NameTable:
 
     def to_ours(self,
         state:dict,               # published names
-        refused:dict|None=None,   # takes {entry: why} of what no rule can read; None: that is an error
+        refused:dict|None=None,   # takes {entry: why} of what no rule reads; None: that is an error
     ) -> dict:
         "Our state dict from a published one; nothing is held against a model."
         return self._translated("load", state, refused)
@@ -256,14 +268,16 @@ class NameTable:
         expect:nn.Module|dict,      # the model, or its state dict
         source:str="checkpoint",    # named in the error
     ) -> dict:
-        "Our state dict, held against `expect`. Errors: one `Mismatch` lists what is missing, unexpected or misshapen."
+        "Our state dict, as `expect` has it. Errors: one `Mismatch` lists all that does not fit."
         got = self.to_ours(state)
         fit = _held(got, expect, source)
-        check(fit.whole, "checkpoint", source, f"does not fit this model: {fit.problems}{_begun(fit, state)}", Mismatch)
+        check(fit.whole, "checkpoint", source,
+              f"does not fit this model: {fit.problems}{_begun(fit, state)}", Mismatch)
         return got
 
-    def load_some(self, state:dict, expect:nn.Module|dict, source:str="checkpoint") -> tuple[dict, Fit]:
-        "(what fits of our state dict, the account of all). Errors: a `Mismatch` where nothing does."
+    def load_some(self, state:dict, expect:nn.Module|dict,
+                  source:str="checkpoint") -> tuple[dict, Fit]:
+        "(what fits of our state dict, the account of all). Errors: `Mismatch` if nothing does."
         refused = {}
         got = self.to_ours(state, refused)
         fit = _held(got, expect, source, refused)
@@ -280,7 +294,7 @@ class NameTable:
 class Bundle(NameTable):
     "Names of a file that holds several modules."
     def __init__(self,
-        parts:dict[str, tuple[str, NameTable]],  # our module: (how its entries begin there, its table)
+        parts:dict[str, tuple[str, NameTable]],  # our module: (its entries' beginning, its table)
         *rules,                                  # for entries of no part; these are asked first
         left_out:tuple[str, ...]=(),             # how names of ours begin that are not written
     ):
@@ -314,7 +328,8 @@ class Bundle(NameTable):
 
     def export(self, ours:dict, module:nn.Module|None=None) -> dict:
         "The published state dict from ours (`module` is needed where entries are re-created)."
-        written = {name: value for name, value in ours.items() if not name.startswith(self.left_out)}
+        written = {name: value for name, value in ours.items()
+                   if not name.startswith(self.left_out)}
         out = {}
         for part, (start, table) in self.parts.items():
             own = [name for name in written if name.startswith(f"{part}.")]

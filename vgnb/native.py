@@ -20,11 +20,13 @@ from pathlib import Path
 from .core import VgnbError, get_settings
 
 # %% ../nbs/000a_native.ipynb #723b8610
-_FLAGS = (("-O3", "-march=native"), ("-O3",))      # the second where a compiler or a system doesn't say what it has
+# the second where a compiler or a system doesn't say what it has
+_FLAGS = (("-O3", "-march=native"), ("-O3",))
 
 def _compiler() -> str|None:
     "The command that compiles C: the environment's `CC`, or the system's."
-    return shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
+    return (shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc")
+            or shutil.which("clang"))
 
 @lru_cache
 def _processor() -> str:
@@ -40,7 +42,9 @@ def _is_ours(path:Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 def _cache() -> Path:
-    "The user's folder of libraries; one that goes with this process where there can be none. Errors: `OSError`."
+    """The user's folder of libraries; one that goes with this process where there can be none.
+
+    Errors: `OSError`."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         folder = Path(home).expanduser() / "vgnb" / "native"
@@ -64,7 +68,7 @@ def _compile(command:tuple[str, ...], source:str, file:Path):
         line = [*command, "-shared", "-fPIC", "-o", str(made), str(text)]
         subprocess.run(line, check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
         made.chmod(0o700)
-        with open(made, "rb+") as f: os.fsync(f.fileno())       # the name must not outlive the content
+        with open(made, "rb+") as f: os.fsync(f.fileno())    # the name must not outlive the content
         os.replace(made, file)
 
 def _load(name:str, source:str, command:tuple[str, ...], folder:Path) -> ctypes.CDLL:
@@ -91,7 +95,9 @@ def native(
     source:str, # C, without headers that a system may lack
     folder:Path|None=None, # where libraries lie (default: the user's cache)
 ) -> ctypes.CDLL|None:
-    "The functions of a source, compiled for this processor; None where that can't be. Settled once a process."
+    """The functions of a source, compiled for this processor; None where that can't be.
+
+    Settled once a process."""
     compiler = _compiler() if _wanted() else None
     for flags in _FLAGS[not _processor():] if compiler else ():
         try: return _load(name, source, (compiler, *flags), folder or _cache())

@@ -31,23 +31,26 @@ def _checked(steps, shape:tuple, at:int|None, total:int|None) -> tuple[np.ndarra
 def _number_font(largest:int, room:int, dense:int):
     "The largest font in which the number fits into `room` pixels; None if none does."
     fonts = (house_font(size * dense) for size in (14, 12, 11, 10, 9, 8))
-    return next((f for f in fonts if f.getlength(str(largest)) <= room and f.size <= .7 * room), None)
+    return next((f for f in fonts if f.getlength(str(largest)) <= room and f.size <= .7 * room),
+                None)
 
 def _grown(cells:np.ndarray, block:int) -> np.ndarray:
     "A block of pixels for each cell."
     return cells.repeat(block, 0).repeat(block, 1)
 
-def _write_numbers(image:Image.Image, steps:np.ndarray, dark_ink:np.ndarray, font, block:int, dense:int):
+def _write_numbers(image:Image.Image, steps:np.ndarray, dark_ink:np.ndarray, font,
+                   block:int, dense:int):
     "The step of each cell, from 1, in its middle."
     pen = ImageDraw.Draw(image)
     for (y, x), s in np.ndenumerate(steps):
-        if not s >= 0: continue                                        # known beforehand, or no cell (NaN)
+        if not s >= 0: continue                                 # known beforehand, or no cell (NaN)
         spot = (x + .5) * block + dense / 2, (y + .5) * block + dense / 2
         pen.text(spot, str(int(s) + 1), TONES["ink"] if dark_ink[y, x] else "#FFFFFF", font, "mm")
 
 @functools.lru_cache(16)
-def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int, numbers:bool) -> tuple:
-    "The whole grid three times, (h * block, w * block, 3): in the steps' colours, as decided now, as still open."
+def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int,
+            numbers:bool) -> tuple:
+    "The grid three times, (h * block, w * block, 3): in steps' colours, decided now, open."
     steps = np.frombuffer(cells, np.float32).reshape(shape)
     share = steps / max(total - 1, 1)
     colours = heat(share)
@@ -73,7 +76,7 @@ def _layers(cells:bytes, shape:tuple[int, int], total:int, block:int, dense:int,
 def step_map(
     steps,                 # (n,) step from 0 in which each cell is decided; -1 = known beforehand
     shape:tuple[int, ...], # grid: (h, w) or (n,)
-    *, at:int|None=None,   # a moment: after that many steps; the cells of the last of them are marked. None = no moment
+    *, at:int|None=None,   # after so many steps, the last one's cells marked; None = no moment
     ahead:bool=True,       # colour also what is decided after `at`; False = hatched
     total:int|None=None,   # steps in all; default: up to the last one that decides a cell
     side:int=320,          # longer side in pixels of the page, at most
@@ -87,9 +90,11 @@ def step_map(
     cells = fold(steps, tuple(shape))                                   # (h, w), NaN = no cell
     h, w = cells.shape
     block = max(1, side // max(h, w)) * dense
-    planned, now, still_open = _layers(cells.tobytes(), cells.shape, total, block, dense, bool(numbers))
+    planned, now, still_open = _layers(cells.tobytes(), cells.shape, total, block,
+                                       dense, bool(numbers))
 
-    def blocks(x): return x.reshape(h, block, w, block, 3).swapaxes(1, 2)  # (h, w, block, block, 3), a view
+    # (h, w, block, block, 3), a view
+    def blocks(x): return x.reshape(h, block, w, block, 3).swapaxes(1, 2)
     out = planned.copy()
     if at is not None:
         here = (cells == at - 1) & (at > 0)
@@ -100,24 +105,25 @@ def step_map(
 
 # %% ../nbs/004_order_maps.ipynb #086c79aa
 def _bars(counts:np.ndarray, w:int, h:int, at:int|None, ahead:bool, dense:int) -> np.ndarray:
-    "Bars in an (h, w, 3) field: a column of pixels shows the largest count of the steps that fall on it."
+    "Bars in an (h, w, 3) field: a column of pixels shows the largest count of its steps."
     total, x = counts.size, np.arange(w)
-    first = x * total // w                                              # (w,) first step of a column of pixels
-    after = np.maximum(np.append(first[1:], total), first + 1)          # and the step after its last
+    first = x * total // w                                   # (w,) first step of a column of pixels
+    after = np.maximum(np.append(first[1:], total), first + 1)         # and the step after its last
     spans = np.stack([first, after], 1).ravel()
-    largest = np.maximum.reduceat(np.append(counts, 0), spans)[::2]     # (w,)
+    largest = np.maximum.reduceat(np.append(counts, 0), spans)[::2]    # (w,)
     share = largest / max(counts.max(), 1)
-    height = np.where(largest > 0, np.maximum(np.rint(share * h), dense), 0)    # what is decided is seen
+    # what is decided is seen
+    height = np.where(largest > 0, np.maximum(np.rint(share * h), dense), 0)
 
     colours = heat(first / max(total - 1, 1))                           # (w, 3)
     if at is not None and not ahead: colours[first >= at] = rgb("line")
     if at:
         here = (first < at) & (after >= at)
-        thin = abs(x - _middle(at, total, w)) < dense                   # a mark, however many steps there are
+        thin = abs(x - _middle(at, total, w)) < dense         # a mark, however many steps there are
         colours[here | thin] = rgb("alarm")
 
-    drawn = np.arange(h)[::-1, None] < height                           # (h, w)
-    if w / total >= 4 * dense: drawn[:, :-1] &= first[1:] == first[:-1] # gaps between the bars
+    drawn = np.arange(h)[::-1, None] < height                 # (h, w)
+    if w / total >= 4 * dense: drawn[:, :-1] &= first[1:] == first[:-1]  # gaps between the bars
     return np.where(drawn[..., None], colours, rgb("paper"))
 
 def _middle(at:int, total:int, w:int) -> int:
@@ -125,7 +131,7 @@ def _middle(at:int, total:int, w:int) -> int:
     return round((at - .5) * w / total)
 
 def _write_ends(pen, total:int, at:int|None, w:int, h:int, dense:int):
-    "The first and the last step below the bars, and a triangle below step `at`, which comes before both."
+    "First and last step below the bars, and a triangle below step `at`, which goes before both."
     font = house_font(10 * dense)
     x = _middle(at, total, w) if at else None
     last = f"{total:,}"
@@ -151,14 +157,15 @@ def count_bars(
     total = counts.size
     if at is not None: check_int("at", at, 0, total)
 
-    w, h, line = width * dense, height * dense, 15 * dense              # a line of text above, one below
+    w, h, line = width * dense, height * dense, 15 * dense         # a line of text above, one below
     out = np.full((h, w, 3), rgb("paper"))
     if total: out[line:h - line] = _bars(counts, w, h - 2 * line, at, ahead, dense)
     out = Image.fromarray(out)
     pen, font = ImageDraw.Draw(out), house_font(10 * dense)
     pen.line((0, h - line, w, h - line), TONES["muted"], dense)
     pen.text((0, 0), "cells per step", TONES["muted"], font, "la")
-    pen.text((w, 0), f"largest {counts.max():,}" if total else "nothing to decide", TONES["muted"], font, "ra")
+    pen.text((w, 0), f"largest {counts.max():,}" if total else "nothing to decide",
+             TONES["muted"], font, "ra")
     if total: _write_ends(pen, total, at, w, h, dense)
     return out
 
@@ -224,9 +231,11 @@ def order_panel(
 
     gap = 8 * dense
     y = gap + len(lines) * 16 * dense + 4 * dense * bool(lines)
-    out = Image.new("RGB", (side * dense + 2 * gap, y + sum(p.height + gap for p in parts)), TONES["paper"])
+    out = Image.new("RGB", (side * dense + 2 * gap, y + sum(p.height + gap for p in parts)),
+                    TONES["paper"])
     for k, (words, font, tone) in enumerate(lines):
-        ImageDraw.Draw(out).text((gap, gap + (16 * k - 2) * dense), plain_text(words, 72), TONES[tone], font)
+        ImageDraw.Draw(out).text((gap, gap + (16 * k - 2) * dense),
+                                 plain_text(words, 72), TONES[tone], font)
     for part in parts:
         out.paste(part, (gap, y))
         y += part.height + gap
@@ -234,7 +243,7 @@ def order_panel(
 
 # %% ../nbs/004_order_maps.ipynb #b0863a13
 def _shares(seen:list, count:int) -> list:
-    "The moments after equal shares of a run, the last included; those of a short run come more than once."
+    "The moments after equal shares of a run, the last included; a short run's come more than once."
     return [seen[max(0, round((k + 1) * len(seen) / count) - 1)] for k in range(count)]
 
 def order_strip(
@@ -247,9 +256,10 @@ def order_strip(
     side:int=96,
     title:str="",
 ) -> Image.Image:
-    "One row a run: what is decided after equal shares of its steps, the rest hatched; last finished. Raises BadInput."
+    "One row a run: what is decided after equal shares of steps, else hatched. Raises BadInput."
     lengths = {name: len(seen) for name, seen in runs.items()}
-    check(runs and all(lengths.values()), "runs", lengths, "must hold at least one run of at least one moment")
+    check(runs and all(lengths.values()), "runs", lengths,
+          "must hold at least one run of at least one moment")
     check_int("count", count, 1)
     check_int("sample", sample, 0, min(len(m.ids) for seen in runs.values() for m in seen) - 1)
 
@@ -258,7 +268,8 @@ def order_strip(
         shown = _shares(seen, count)
         pictures = [preview(m, sample, decode, shape, side=side) for m in shown]
         if tokens:
-            rows.append([token_picture(m, sample, shape, side=max(p.size)) for m, p in zip(shown, pictures)])
+            rows.append([token_picture(m, sample, shape, side=max(p.size))
+                         for m, p in zip(shown, pictures)])
             captions.append([""] * count)
             names.append(name)
         rows.append(pictures)

@@ -46,7 +46,16 @@ from .generators.orders import ORDERS
 from .glance import glance
 from .hub import Upload, send
 from .kinds import from_json, to_json
-from .model_cards import are_numbers, card_entries, model_card, own_page, read_numbers, write_card
+from vgnb.model_cards import (
+    are_numbers,
+    card_entries,
+    model_card,
+    own_page,
+    read_numbers,
+    write_card,
+)
+
+# %% ../nbs/710_pipeline.ipynb #73a712e7
 from .names import Fit
 from .places import locked_file
 from .precision import check_precision
@@ -54,12 +63,26 @@ from .progress import Progress
 from .sampling.applications import Inpaint, Morph, Outpaint
 from .sampling.branches import Branching
 from .sampling.extrapolation import Extrapolate
-from .sampling.origins import Origin, given_note, running_on, save_samples_png, weights_hash, with_samples
+from vgnb.sampling.origins import (
+    Origin,
+    given_note,
+    running_on,
+    save_samples_png,
+    weights_hash,
+    with_samples,
+)
 from .sampling.painting import Application, Painting, Request
 from .sampling.prefix import Continue, Prefix
 from .sampling.sampler import Sampler, Step, computed_rows, micro_batches
 from .sampling.settings import Sampling, short_form, spelled
-from .sampling.streaming import Arriving, Preview, arrivals, first_codes, need_progressive, preview_pictures
+from vgnb.sampling.streaming import (
+    Arriving,
+    Preview,
+    arrivals,
+    first_codes,
+    need_progressive,
+    preview_pictures,
+)
 from .saved import is_hashes, learnt_from, load_model, read_config, save_model
 from .shipped import FORMAT, check_role, shipped, shipped_folder
 from .tokenizers.pictures import check_size, codes_of, denoising, need_pixels, pictures, plan_of
@@ -118,20 +141,23 @@ def check_coding(
     if known is None: return
     found = tokenizer.coding()
     this, asked = names or (f"this {type(tokenizer).__name__}", type(generator).__name__)
-    words = f"learnt the codes of another tokenizer (coding {known[:12]}) than {this} (coding {found[:12]}): " \
-            f"its pictures would be noise; take the one it was trained with, or say {way} if that is meant"
+    words = (f"learnt the codes of another tokenizer (coding {known[:12]}) than {this} (coding "
+             f"{found[:12]}): its pictures would be noise; take the one it was trained with, "
+             f"or say {way} if that is meant")
     check(found == known, "generator", asked, words, Mismatch)
 
 # %% ../nbs/710_pipeline.ipynb #36fe7247
 def check_line(tokenizer:Tokenizer, grid:Grid) -> Grid:
-    "The grid, if the tokenizer's codes lie so: on a plane (h, w), or in a line (n,) as long as its own."
+    "The grid, if the tokenizer's codes lie so: a plane (h, w), or a line (n,) as long as its own."
     who, shape = type(tokenizer).__name__, grid.shape
     if tokenizer.dims == 2:
-        check(len(shape) == 2, "grid", shape, f"must be (h, w): the codes of {who} lie on a plane", Mismatch)
+        check(len(shape) == 2, "grid", shape,
+              f"must be (h, w): the codes of {who} lie on a plane", Mismatch)
         return grid
     line = tokenizer.code_shape(tokenizer.factor, tokenizer.factor)[:1]
     who_can = f"; {LINES}" if len(shape) == 2 else ""
-    check(shape == line, "grid", shape, f"must be {line}: the codes of {who} stand in a line{who_can}", Mismatch)
+    check(shape == line, "grid", shape,
+          f"must be {line}: the codes of {who} stand in a line{who_can}", Mismatch)
     return grid
 
 # %% ../nbs/710_pipeline.ipynb #464a59bc
@@ -142,12 +168,15 @@ class Pipeline(_Named):
         sampling:Sampling=Sampling(),         # defaults of every call
         classes:Sequence[str]|None=None,      # names of the labels
         grid:tuple[int, ...]|None=None,       # code grid; default: the generator's own
-        *, mixed:bool=False,                  # the generator learnt another tokenizer's codes, and that is meant
+        *, mixed:bool=False,     # the generator learnt another tokenizer's codes, and that is meant
     ):
-        check(isinstance(tokenizer, Tokenizer), "tokenizer", type(tokenizer).__name__, "must be a tokenizer", Mismatch)
-        check(isinstance(generator, Generator), "generator", type(generator).__name__, "must be a generator", Mismatch)
+        check(isinstance(tokenizer, Tokenizer), "tokenizer", type(tokenizer).__name__,
+              "must be a tokenizer", Mismatch)
+        check(isinstance(generator, Generator), "generator", type(generator).__name__,
+              "must be a generator", Mismatch)
         same_codes = tuple(tokenizer.vocab or ()) == tuple(generator.vocab)
-        check(same_codes, "generator", generator.vocab, f"must speak the tokenizer's codes {tokenizer.vocab}", Mismatch)
+        check(same_codes, "generator", generator.vocab,
+              f"must speak the tokenizer's codes {tokenizer.vocab}", Mismatch)
         need_pixels(tokenizer, "a pipeline")
         if not mixed: check_coding(tokenizer, generator)
         self.mixed = bool(mixed)
@@ -173,7 +202,8 @@ class Pipeline(_Named):
 
     @sampling.setter
     def sampling(self, value:Sampling):
-        allowed = "must be a Sampling, such as pipe.settings(steps=8); a call changes some for itself: pipe(steps=8)"
+        allowed = ("must be a Sampling, such as pipe.settings(steps=8); "
+                   "a call changes some for itself: pipe(steps=8)")
         check(isinstance(value, Sampling), "sampling", value, allowed)
         self._sampling = value
 
@@ -200,10 +230,10 @@ def settings(self:Pipeline, **kwargs) -> Sampling:
 @patch
 @delegates(spelled)
 def sampler(self:Pipeline, **kwargs) -> Sampler:
-    "The sampler of these settings; the last few are kept, so that their caches serve the next call."
+    "The sampler of these settings; the last few are kept: their caches serve the next call."
     settings = self.settings(**kwargs)
     found = self._samplers.pop(settings, None) or settings.sampler(self.generator)
-    self._samplers[settings] = found                              # the last one used is the last to go
+    self._samplers[settings] = found                           # the last one used is the last to go
     if len(self._samplers) > _KEPT: del self._samplers[next(iter(self._samplers))]
     return found
 
@@ -211,7 +241,8 @@ def sampler(self:Pipeline, **kwargs) -> Sampler:
 def _check_device(device):
     "Raise `BadInput` for a device that cannot be used here."
     is_dtype = isinstance(device, torch.dtype)
-    words = "is no device; in which numbers passes are computed is a setting: pipe.settings(precision=\"bf16\")"
+    words = ("is no device; in which numbers passes are computed is a setting: "
+             "pipe.settings(precision=\"bf16\")")
     check(not is_dtype, "device", str(device), words)
     try: torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as e:
@@ -225,7 +256,7 @@ def to(self:Pipeline,
     "The same pipeline, moved; returns itself. Errors: a device that is not there."
     _check_device(device)
     for part in (self.tokenizer, self.generator): part.to(device)
-    self._samplers.clear()                                   # their caches lie where the weights were
+    self._samplers.clear()                                 # their caches lie where the weights were
     return self
 
 # %% ../nbs/710_pipeline.ipynb #7a3e4cbd
@@ -235,16 +266,19 @@ def class_ids(
     classes:int|None=None,     # how many there are; None = as many as names
     null:int|None=None,        # the id that stands for no class; None = there is none
 ) -> list[int]:
-    "The ids of classes that are given by name or number. Errors: `BadInput` for what is not exactly a class."
+    """The ids of classes that are given by name or number.
+
+    Errors: `BadInput` for what is not exactly a class."""
     classes = len(names) if classes is None else classes
     listed = _listed(labels)
-    check(len(listed) > 0, "labels", labels, "must be a class, or a non-empty list of classes (or give text features)")
+    check(len(listed) > 0, "labels", labels,
+          "must be a class, or a non-empty list of classes (or give text features)")
     return [_class_id(label, list(names), classes, null) for label in listed]
 
 def _listed(labels) -> list:
     "One label or several as a list; a word is one label, never a list of letters."
     if labels is None or isinstance(labels, (str, int, float)): return [labels]
-    if hasattr(labels, "tolist"):                                 # arrays and tensors, those of one number, too
+    if hasattr(labels, "tolist"):                     # arrays and tensors, those of one number, too
         values = labels.tolist()
         return values if isinstance(values, list) else [values]
     is_list = isinstance(labels, Sequence) and not isinstance(labels, (bytes, bytearray))
@@ -254,7 +288,8 @@ def _listed(labels) -> list:
 def _class_id(label, names:list[str], classes:int, null:int|None) -> int:
     "The id of one class."
     if label is None:
-        check(null is not None, "label", None, "must be a class: this generator was trained with one for every picture")
+        check(null is not None, "label", None,
+              "must be a class: this generator was trained with one for every picture")
         return null
 
     if hasattr(label, "item"): label = label.item()
@@ -263,11 +298,12 @@ def _class_id(label, names:list[str], classes:int, null:int|None) -> int:
 # %% ../nbs/710_pipeline.ipynb #3bd1f423
 @patch
 def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|None=None) -> Cond:
-    "Classes (see `class_ids`) or caption features as a `Cond` on the model's device; a `Cond` stays what it is."
+    "Classes (see `class_ids`) or caption features as a `Cond` on the model's device; or a `Cond`."
     if isinstance(labels, Cond): return labels.to(self.device)
     who = type(self.generator).__name__
     if self.generator.conditioned_on == "text":
-        check(labels is None, "labels", labels, f"must be left out: {who} is asked with caption features, by text=")
+        check(labels is None, "labels", labels,
+              f"must be left out: {who} is asked with caption features, by text=")
         check(text is not None, "text", None, f"is needed: {who} follows captions, not classes")
         return Cond(text=text, mask=mask).to(self.device)
 
@@ -280,7 +316,8 @@ def condition(self:Pipeline, labels=None, text:Tensor|None=None, mask:Tensor|Non
 def _null_class(self:Pipeline) -> int|None:
     "The id that stands for no class, if the generator has one."
     try:
-        nothing = self.generator.null(Cond(labels=torch.zeros(1, dtype=torch.long, device=self.device)))
+        nothing = self.generator.null(
+            Cond(labels=torch.zeros(1, dtype=torch.long, device=self.device)))
         self.generator.check_cond(nothing)
     except BadInput: return None
     return int(nothing.labels[0])
@@ -289,7 +326,8 @@ def _null_class(self:Pipeline) -> int|None:
 def _ids(self:Pipeline, ids, b:int) -> Tensor:
     "Sample ids (b,); by default 0, 1, ..."
     if ids is None: return torch.arange(b, device=self.device)
-    given, ids = ids, as_tensor("ids", ids, f"must be whole numbers, one for each of the {b} samples")
+    given = ids
+    ids = as_tensor("ids", ids, f"must be whole numbers, one for each of the {b} samples")
     if ids.dim() == 0: ids = ids[None]
     check(ids.shape == (b,), "ids", tuple(ids.shape), f"must number the {b} samples")
     are_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
@@ -298,7 +336,7 @@ def _ids(self:Pipeline, ids, b:int) -> Tensor:
 
 @patch
 def _given(self:Pipeline, given):
-    "Cells that are fixed, (codes, known), as tensors on the model's device; what is no pair is left to the sampler."
+    "Fixed cells (codes, known) as tensors on the model's device; no pair is left to the sampler."
     is_pair = isinstance(given, (tuple, list)) and len(given) == 2
     if not is_pair: return given
     codes = as_tensor("given codes", given[0], "must be integer codes (b, n, L)")
@@ -307,19 +345,21 @@ def _given(self:Pipeline, given):
 _COUNTS = ("n", "b", "count", "num", "number", "samples", "num_samples", "batch", "batch_size")
 
 def _check_names(method:Callable, given:dict):
-    "Raise `BadInput` for an argument that a method doesn't take; how many samples there are its labels say."
-    taken = [p.name for p in inspect.signature(method).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    "Raise `BadInput` for an argument that a method lacks; labels say how many samples there are."
+    taken = [p.name for p in inspect.signature(method).parameters.values()
+             if p.kind == p.KEYWORD_ONLY]
     for name, value in given.items():
         counts = name in _COUNTS and name not in taken
         hint = 'one label a sample: ["heart"] * 3'
-        check(not counts, name, value, f"is no setting; for several samples give {hint}. Settings: {', '.join(taken)}")
+        check(not counts, name, value,
+              f"is no setting; for several samples give {hint}. Settings: {', '.join(taken)}")
         check_choice("setting", name, taken)
 
 # %% ../nbs/710_pipeline.ipynb #225670e9
 @patch
 @delegates(spelled)
 def codes(self:Pipeline,
-    labels=None,                # a class or several, see `class_ids`; None without text = one sample of no class
+    labels=None,   # a class or several, see `class_ids`; None without text = one sample of no class
     *, text=None, mask=None,    # caption features instead
     seed:int=0,
     ids=None,                   # numbers of the samples (default 0, 1, ...)
@@ -352,8 +392,8 @@ def stream(self:Pipeline,
 @patch
 @delegates(spelled)
 def sample(self:Pipeline,
-    labels=None,                # a class or several: "heart", 6, ["heart", 6, None]; see `class_ids`
-    *, size:int|None=None,      # side of the images, resized (bicubic); None = as decoded
+    labels=None,               # a class or several: "heart", 6, ["heart", 6, None]; see `class_ids`
+    *, size:int|None=None,     # side of the images, resized (bicubic); None = as decoded
     seed:int=0, ids=None,
     text=None, mask=None, given=None,            # as `codes`
     denoise:int|None=None,      # steps of a decoder that begins with noise; None = its own
@@ -366,9 +406,10 @@ def sample(self:Pipeline,
     check_size(size, tokenizer=self.tokenizer)
     denoising(self.tokenizer, denoise)
     settings = self.settings(**kwargs)
-    codes = self.codes(labels, text=text, mask=mask, seed=seed, ids=ids, given=given, progress=progress, watch=watch,
-                       **kwargs)
-    return self.decode(codes, ids=ids, seed=seed, size=size, denoise=denoise, **_of_passes(settings))
+    codes = self.codes(labels, text=text, mask=mask, seed=seed, ids=ids, given=given,
+                       progress=progress, watch=watch, **kwargs)
+    return self.decode(codes, ids=ids, seed=seed, size=size, denoise=denoise,
+                       **_of_passes(settings))
 
 Pipeline.__call__ = Pipeline.sample
 
@@ -381,7 +422,8 @@ def _micro_batches(b:int, rows:int, min_rows:int) -> list[tuple[slice, int]]:
     "(samples, rows that are computed at once): the full micro-batches, and what is left."
     whole = b // rows * rows
     left = computed_rows(b - whole, rows, min_rows)
-    return [(part, n) for part, n in ((slice(0, whole), rows), (slice(whole, b), left)) if part.stop > part.start]
+    return [(part, n) for part, n in ((slice(0, whole), rows), (slice(whole, b), left))
+            if part.stop > part.start]
 
 @patch
 def decode(self:Pipeline,
@@ -392,7 +434,7 @@ def decode(self:Pipeline,
     min_rows:int|None=None,              # of the smallest; None = that of the settings
     shape:tuple[int, ...]|None=None,     # grid of the codes; None = the pipeline's
     denoise:int|None=None,               # steps of a decoder that begins with noise; None = its own
-    precision:str|None=None,             # of the passes, see `vgnb.precision`; None = that of the settings
+    precision:str|None=None,      # of the passes, see `vgnb.precision`; None = that of the settings
 ) -> np.ndarray:                         # (b, h, w, 3) uint8
     "Codes -> images."
     check_size(size)
@@ -400,38 +442,43 @@ def decode(self:Pipeline,
     codes = as_tensor("codes", codes, allowed)
     check(codes.dim() == 3 and len(codes), "codes", tuple(codes.shape), allowed)
     ids, s = self._ids(ids, len(codes)), self.sampling
-    how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape, denoise=denoise,
-               precision=precision or s.precision)
+    how = dict(draws=Keyed(seed).fork("decode"), size=size, shape=shape or self.grid.shape,
+               denoise=denoise, precision=precision or s.precision)
     parts = _micro_batches(len(codes), rows or s.rows, min_rows or s.min_rows)
-    return np.concatenate([pictures(self.tokenizer, codes[part], ids=ids[part], rows=n, **how) for part, n in parts])
+    return np.concatenate([pictures(self.tokenizer, codes[part], ids=ids[part], rows=n, **how)
+                           for part, n in parts])
 
 @patch
 def encode(self:Pipeline,
     images:np.ndarray|Tensor,                         # (b, h, w, 3) uint8
     *, rows:int|None=None, min_rows:int|None=None, precision:str|None=None,    # as `decode`
-    orientation:str="upright",                        # of PIL pictures: as their EXIF says, or as they are "stored"
-) -> Tensor:                                          # (b, n, L)
+    orientation:str="upright",        # of PIL pictures: as their EXIF says, or as they are "stored"
+) -> Tensor:                          # (b, n, L)
     "Images -> codes."
     images, s = _pixels(images, orientation, one=False), self.sampling
     parts = _micro_batches(len(images), rows or s.rows, min_rows or s.min_rows)
     how = dict(precision=precision or s.precision)
-    return torch.cat([codes_of(self.tokenizer, images[part], n, **how) for part, n in parts]).to(self.device)
+    return torch.cat([codes_of(self.tokenizer, images[part], n, **how)
+                      for part, n in parts]).to(self.device)
 
 # %% ../nbs/710_pipeline.ipynb #1471244c
 def _turned(images, orientation:str):
     "PIL pictures as bytes (h, w, 3) or (b, h, w, 3), turned as asked; the rest as it is."
     check_choice("orientation", orientation, ORIENTATIONS)
     if isinstance(images, Image.Image): return np.array(as_rgb(images, orientation=orientation))
-    several = isinstance(images, (list, tuple)) and images and all(isinstance(i, Image.Image) for i in images)
+    several = (isinstance(images, (list, tuple)) and images
+               and all(isinstance(i, Image.Image) for i in images))
     if not several: return images
     parts = [_turned(i, orientation) for i in images]
     alike = len({p.shape for p in parts}) == 1
-    check(alike, "images", [p.shape[:2] for p in parts][:8], "must be pictures of one height and width")
+    check(alike, "images", [p.shape[:2] for p in parts][:8],
+          "must be pictures of one height and width")
     return np.stack(parts)
 
 def _pixels(images, orientation:str="upright", one:bool=True) -> Tensor:
-    "Images as a tensor (b, h, w, 3) uint8; a single (h, w, 3), or a PIL picture, will do where `one`."
-    x = as_tensor("images", _turned(images, orientation), "must be uint8 of shape (b, h, w, 3), or PIL pictures")
+    "Images as a tensor (b, h, w, 3) uint8; one (h, w, 3), or a PIL picture, will do where `one`."
+    x = as_tensor("images", _turned(images, orientation),
+                  "must be uint8 of shape (b, h, w, 3), or PIL pictures")
     x = x[None] if one and x.dim() == 3 else x
     fits = x.dim() == 4 and x.shape[-1] == 3 and x.dtype == torch.uint8 and len(x)
     check(fits, "images", f"{tuple(x.shape)} {x.dtype}", "must be uint8 of shape (b, h, w, 3)")
@@ -446,7 +493,9 @@ def stream_previews(self:Pipeline,
     denoise:int|None=None,      # steps of the decoder; None = its own
     **kwargs,
 ) -> Iterator[Preview]:
-    "Each preview of each micro-batch, as soon as its tokens allow. Errors: a tokenizer that needs all tokens at once."
+    """Each preview of each micro-batch, as soon as its tokens allow.
+
+    Errors: a tokenizer that needs all tokens at once."""
     _check_names(Pipeline.stream_previews, kwargs)
     plan = plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     cond, given = self.condition(labels, text, mask), self._given(given)
@@ -458,14 +507,16 @@ def stream_previews(self:Pipeline,
     return itertools.chain(self._whole(plan, ids, given, s, how), arriving)
 
 @patch
-def _whole(self:Pipeline, plan, ids:Tensor, given, settings:Sampling, how:dict) -> Iterator[Preview]:
+def _whole(self:Pipeline, plan, ids:Tensor, given, settings:Sampling,
+           how:dict) -> Iterator[Preview]:
     "Pictures of samples whose codes are all given: nothing of theirs arrives."
     count = plan.needs(plan.steps)
     for rows in given[1].all(1).nonzero()[:, 0].split(settings.rows):
         if not len(rows): return
         computed = computed_rows(len(rows), settings.rows, settings.min_rows)
         codes = given[0][rows, :count].long()
-        images = preview_pictures(self.tokenizer, codes, plan.steps, ids=ids[rows], rows=computed, **how)
+        images = preview_pictures(self.tokenizer, codes, plan.steps, ids=ids[rows],
+                                  rows=computed, **how)
         yield Preview(ids[rows], plan.steps, plan.steps, count, images)
 
 # %% ../nbs/710_pipeline.ipynb #prevfew1
@@ -473,10 +524,13 @@ def _whole(self:Pipeline, plan, ids:Tensor, given, settings:Sampling, how:dict) 
 @delegates(spelled)
 def preview(self:Pipeline,
     labels, k:int,              # denoising steps, the last one straight to the end
-    *, text=None, mask=None, seed:int=0, ids=None, given=None, size:int|None=None, denoise:int|None=None,
+    *, text=None, mask=None, seed:int=0, ids=None, given=None,
+    size:int|None=None, denoise:int|None=None,
     **kwargs,
 ) -> np.ndarray:                # (b, h, w, 3) uint8
-    "Images after k denoising steps; tokens that these don't need are not sampled. Arguments as `stream_previews`."
+    """Images after k denoising steps; tokens that these don't need are not sampled.
+
+    Arguments as `stream_previews`."""
     _check_names(Pipeline.preview, kwargs)
     plan = plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     check_int("k", k, 1, plan.steps)
@@ -487,11 +541,13 @@ def preview(self:Pipeline,
     return self._shown(codes, k, ids, s, draws=draws.fork("decode"), size=size, denoise=denoise)
 
 @patch
-def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, given, count:int) -> Tensor:
-    "The first codes (b, count, L): a run for each of the sampler's micro-batches, which ends early."
+def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, given,
+                 count:int) -> Tensor:
+    "The first codes (b, count, L): a run for each of the sampler's micro-batches that ends early."
     groups = sampler.check_request(cond, ids, self.grid, given, draws=draws)
     known = [0] * cond.b if given is None else given[1].sum(1).tolist()
-    out = torch.zeros(cond.b, count, len(self.generator.vocab), dtype=torch.long, device=self.device)
+    out = torch.zeros(cond.b, count, len(self.generator.vocab), dtype=torch.long,
+                      device=self.device)
     if given is not None: out += given[0][:, :count]
     for rows in micro_batches(list(zip(known, groups)), sampler.rows):
         if known[rows[0]] == self.grid.n and not sampler.order.redraw: continue       # as given
@@ -505,32 +561,35 @@ def _first_codes(self:Pipeline, sampler:Sampler, cond:Cond, ids:Tensor, draws, g
 def _shown(self:Pipeline, codes:Tensor, k:int|None, ids:Tensor, s:Sampling, **how) -> np.ndarray:
     "Previews of codes, in the micro-batches of `decode`; arguments as `preview_pictures`."
     parts, how = _micro_batches(len(codes), s.rows, s.min_rows), how | {"precision": s.precision}
-    return np.concatenate([preview_pictures(self.tokenizer, codes[part], k, ids=ids[part], rows=n, **how)
+    return np.concatenate([preview_pictures(self.tokenizer, codes[part],
+                                            k, ids=ids[part], rows=n, **how)
                            for part, n in parts])
 
 # %% ../nbs/710_pipeline.ipynb #prevall1
 @patch
 @delegates(spelled)
-def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=None, denoise:int|None=None,
-             **kwargs) -> np.ndarray:
-    "Every preview of each sample, (b, steps, h, w, 3) uint8; arguments as `codes` and `stream_previews`."
+def previews(self:Pipeline, labels=None, *, seed:int=0, ids=None, size:int|None=None,
+             denoise:int|None=None, **kwargs) -> np.ndarray:
+    "Each sample's previews, (b, steps, h, w, 3) uint8; arguments as `codes`, `stream_previews`."
     plan_of(need_progressive(self.tokenizer, "previews"), denoise)
     check_size(size, tokenizer=self.tokenizer)
     codes = self.codes(labels, seed=seed, ids=ids, **kwargs)
     ids, draws = self._ids(ids, len(codes)), Keyed(seed).fork("decode")
-    settings = self.settings(**{name: kwargs.get(name) for name in ("rows", "min_rows", "precision")})
+    settings = self.settings(**{name: kwargs.get(name)
+                                for name in ("rows", "min_rows", "precision")})
     return self._shown(codes, None, ids, settings, draws=draws, size=size, denoise=denoise)
 
 @patch
 def arriving(self:Pipeline, seed:int=0, denoise:int|None=None) -> Arriving:
-    "What a player decodes with: `SamplingPlayer(pipe.stream(labels), pipe.arriving(), pipe.grid.shape)`."
+    "A player's decoder: `SamplingPlayer(pipe.stream(labels), pipe.arriving(), pipe.grid.shape)`."
     s = self.sampling
     how = dict(rows=computed_rows(1, s.rows, s.min_rows), precision=s.precision)
     return Arriving(self.tokenizer, Keyed(seed).fork("decode"), denoise=denoise, **how)
 
 # %% ../nbs/710_pipeline.ipynb #78a0cd34
 @patch
-def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, changes:dict) -> Request:
+def _request(self:Pipeline, what:Application, labels, images, seed:int, ids,
+             changes:dict) -> Request:
     "Whom to ask, and about what; the codes hold a place."
     cond = self.condition(labels)
     one_for_all = images is not None and cond.b == 1
@@ -540,15 +599,18 @@ def _request(self:Pipeline, what:Application, labels, images, seed:int, ids, cha
 
     cell = self.tokenizer.factor
     fits = self.tokenizer.dims == 2 or not what.needs_plane
-    check(fits, "tokenizer", type(self.tokenizer).__name__, "must have codes that lie on a grid (h, w)")
+    check(fits, "tokenizer", type(self.tokenizer).__name__,
+          "must have codes that lie on a grid (h, w)")
     height, width = images.shape[1:3]
     fits = height % cell == 0 and width % cell == 0
-    check(fits, "images", (height, width), f"height and width must be multiples of {cell} pixels, a cell's side")
+    check(fits, "images", (height, width),
+          f"height and width must be multiples of {cell} pixels, a cell's side")
     allowed = f"must be one for each of the {len(images)} images, or one for all"
     check(len(images) in (1, cond.b), "labels", cond.b, allowed)
 
     grid = Grid(self.tokenizer.code_shape(height, width)[:self.tokenizer.dims])
-    nothing = torch.zeros(1, grid.n, len(self.generator.vocab), dtype=torch.long, device=self.device)
+    nothing = torch.zeros(1, grid.n, len(self.generator.vocab), dtype=torch.long,
+                          device=self.device)
     return Request(sampler, cond, ids, draws, nothing, grid, cell)
 
 @patch
@@ -568,7 +630,8 @@ def painting(self:Pipeline,
     request = self._request(what, labels, images, seed, ids, kwargs)
     painting = what.paint(request)
     if images is None or not encode: return painting
-    return what.paint(replace(request, codes=self.encode(images, **_of_passes(self.settings(**kwargs)))))
+    return what.paint(replace(request,
+                              codes=self.encode(images, **_of_passes(self.settings(**kwargs)))))
 
 # %% ../nbs/710_pipeline.ipynb #c335da6b
 @patch
@@ -576,12 +639,12 @@ def painting(self:Pipeline,
 def apply(self:Pipeline,
     what:Application, labels, images=None,
     *, seed:int=0, ids=None,
-    size:int|None=None,                       # side of the images; only where no pictures are given
-    orientation:str="upright",                # of PIL pictures: as their EXIF says, or as they are "stored"
-    progress:bool=False,                      # a bar over the samples
-    watch:Callable[[Step], object]|None=None, # is shown every step
+    size:int|None=None,               # side of the images; only where no pictures are given
+    orientation:str="upright",        # of PIL pictures: as their EXIF says, or as they are "stored"
+    progress:bool=False,              # a bar over the samples
+    watch:Callable[[Step], object]|None=None,  # is shown every step
     **kwargs,
-) -> np.ndarray:                # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
+) -> np.ndarray:       # (b, h, w, 3) uint8, or (k, b, h, w, 3) where several pictures each are made
     "Carry out an application."
     _check_names(Pipeline.apply, kwargs)
     check_size(size, tokenizer=self.tokenizer)
@@ -592,9 +655,10 @@ def apply(self:Pipeline,
             if watch: watch(step)
             if step.clock.step == step.clock.steps - 1: bar.update(len(step.ids))
         codes = what.codes(painting, seen)
-    codes = codes.clamp(min=0)                                             # what was never decided is code 0
+    codes = codes.clamp(min=0)                                    # what was never decided is code 0
 
-    how = dict(ids=ids, seed=seed, size=size, shape=painting.shape, **_of_passes(self.settings(**kwargs)))
+    how = dict(ids=ids, seed=seed, size=size, shape=painting.shape,
+               **_of_passes(self.settings(**kwargs)))
     if codes.dim() == 4: return np.stack([self.decode(c, **how) for c in codes])
     return what.finish(self.decode(codes, **how), images, painting)
 
@@ -610,15 +674,16 @@ def inpaint(self:Pipeline, images, mask, labels, *,
 
 @patch
 @delegates(Pipeline.apply, but=["size"])
-def edit(self:Pipeline, images, mask, labels, *, paste:bool=True, seam:int=0, **kwargs) -> np.ndarray:
-    "Images with a region made anew as another class, the rest bit for bit as it was; arguments as `inpaint`."
+def edit(self:Pipeline, images, mask, labels, *, paste:bool=True, seam:int=0,
+         **kwargs) -> np.ndarray:
+    "Images with a region made anew as another class, the rest bit for bit; arguments as `inpaint`."
     return self.inpaint(images, mask, labels, paste=paste, seam=seam, **kwargs)
 
 @patch
 @delegates(Pipeline.apply, but=["size"])
 def outpaint(self:Pipeline, images, canvas:tuple[int, int], labels, *, at=None, ntk_boundary=None,
              paste:bool=True, seam:int=0, **kwargs) -> np.ndarray:
-    "Images continued on a larger canvas `(b, *canvas, 3)`, they themselves bit for bit as they were; see `Outpaint`."
+    "Images continued on a larger canvas `(b, *canvas, 3)`, themselves bit for bit; see `Outpaint`."
     return self.apply(Outpaint(canvas, at, ntk_boundary, paste, seam), labels, images, **kwargs)
 
 @patch
@@ -628,13 +693,13 @@ def morph(self:Pipeline, images, labels, *,
     order:str="halton",  # in which the region grows, see `Morph`
     afresh:bool=False, mask=None,
     **kwargs) -> np.ndarray:
-    "(frames + 1, b, h, w, 3) uint8: the pictures as they decode, then every frame; arguments as `Morph`."
+    "(frames + 1, b, h, w, 3) uint8: pictures as decoded, then each frame; arguments as `Morph`."
     return self.apply(Morph(frames, order, afresh, mask), labels, images, **kwargs)
 
 @patch
 @delegates(Pipeline.apply, but=["images", "orientation"])
-def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2.5), ratio:float=0.5,
-                ntk_boundary:int=2, **kwargs) -> np.ndarray:
+def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2.5),
+                ratio:float=0.5, ntk_boundary:int=2, **kwargs) -> np.ndarray:
     "Pictures on a code grid (h, w) larger than in training; arguments as `Extrapolate`."
     return self.apply(Extrapolate(shape, spatial, ratio, ntk_boundary), labels, **kwargs)
 
@@ -642,17 +707,20 @@ def extrapolate(self:Pipeline, labels, shape:tuple[int, int], *, spatial=(2.5, 2
 @delegates(Pipeline.apply)
 def prefix(self:Pipeline, labels,
     count:int,        # codes that are shared, the first ones
-    images=None,      # whose codes they are: pictures (b, h, w, 3) uint8; None = those of the first sample
+    images=None,      # whose codes they are: pictures (b, h, w, 3) uint8; None = the first sample's
     **kwargs) -> np.ndarray:
-    "Pictures that begin with the same codes, each of its own class; arguments as `apply`. See `Prefix`, `Continue`."
+    """Pictures that begin with the same codes, each of its own class; arguments as `apply`.
+
+    See `Prefix`, `Continue`."""
     what = Prefix(count) if images is None else Continue(count)
     return self.apply(what, labels, images, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #eedf5ead
+# %% ../nbs/710_pipeline.ipynb #9ce9e57d
 @patch
 def _caption(self:Pipeline, cond:Cond, prompts) -> dict:
     "What is known of captions: a hash of their features, and their words if they are told."
-    said = {"sha256": digest({"text": cond.text, "mask": cond.mask if cond.mask is not None else 0})}
+    said = {"sha256": digest({"text": cond.text,
+                              "mask": cond.mask if cond.mask is not None else 0})}
     return said | {"prompts": list(prompts)} if prompts else said
 
 @patch
@@ -665,11 +733,13 @@ def _asked(self:Pipeline, cond:Cond, prompts=()) -> dict:
     def name(label): return "no class" if label == null else names[label]
     return {"labels": tuple(labels), "names": tuple(name(label) for label in sorted(set(labels)))}
 
+# %% ../nbs/710_pipeline.ipynb #eedf5ead
 @patch
 @delegates(spelled)
 def origin(self:Pipeline,
     labels=None,                # as `sample` takes them
-    *, text=None, mask=None, seed:int=0, ids=None, given=None, size:int|None=None, denoise:int|None=None,
+    *, text=None, mask=None, seed:int=0, ids=None, given=None,
+    size:int|None=None, denoise:int|None=None,
     preview:int|None=None,      # denoising steps, as `preview` takes them
     what:Application|None=None, images=None,  # as `apply` takes them
     orientation:str="upright",
@@ -679,27 +749,33 @@ def origin(self:Pipeline,
     "How pictures of such a call come to be; what `Pipeline.save` writes into them."
     _check_names(Pipeline.origin, kwargs)
     cond, tokens = self.condition(labels, text, mask), self._given(given)
-    if tokens is not None: tokens = given_note(tokens[0].cpu().numpy(), tokens[1].cpu().numpy(), self.grid.shape)
+    if tokens is not None:
+        tokens = given_note(tokens[0].cpu().numpy(), tokens[1].cpu().numpy(), self.grid.shape)
     if what is not None:
         images = None if images is None else _pixels(images, orientation)
         one_for_all = images is not None and cond.b == 1
-        if one_for_all: cond = cond.rows(torch.zeros(len(images), dtype=torch.long, device=self.device))
-        tokens = self._codes_there(what, cond, images, seed, ids, kwargs) if what.takes_pictures else None
+        if one_for_all:
+            cond = cond.rows(torch.zeros(len(images), dtype=torch.long, device=self.device))
+        tokens = (self._codes_there(what, cond, images, seed, ids, kwargs)
+                  if what.takes_pictures else None)
     is_named = isinstance(self.where, str)
     plain = Origin(
-        "sample" if preview is None else "preview", self.where if is_named else "", () if is_named else self.where,
-        weights_hash(self.tokenizer), weights_hash(self.generator), self.settings(**kwargs), tuple(self.grid.shape),
-        check_int("seed", seed, 0), tuple(self._ids(ids, cond.b).tolist()), **self._asked(cond, prompts),
+        "sample" if preview is None else "preview", self.where if is_named else "",
+        () if is_named else self.where, weights_hash(self.tokenizer), weights_hash(self.generator),
+        self.settings(**kwargs), tuple(self.grid.shape), check_int("seed", seed, 0),
+        tuple(self._ids(ids, cond.b).tolist()), **self._asked(cond, prompts),
         size=size, denoise=denoise, preview=preview, given=tokens, **running_on(self.device))
     return plain.pictures_of(what)
 
 @patch
-def _codes_there(self:Pipeline, what:Application, cond:Cond, images, seed:int, ids, changes:dict) -> dict:
+def _codes_there(self:Pipeline, what:Application, cond:Cond, images, seed:int, ids,
+                 changes:dict) -> dict:
     "The codes of the pictures that an application starts from, as far as it knows them."
     request = self._request(what, cond, images, seed, ids, changes)
     codes = self.encode(images, **_of_passes(self.settings(**changes)))
     known = what.paint(replace(request, codes=codes)).known
-    stays = known.shape[1] == codes.shape[1]                # the rest nobody needs; a canvas knows all of its picture
+    # the rest nobody needs; a canvas knows all of its picture
+    stays = known.shape[1] == codes.shape[1]
     if stays: codes = torch.where(known[..., None], codes, 0)
     return given_note(codes.cpu().numpy(), None, request.grid.shape)
 
@@ -711,14 +787,18 @@ def save(self:Pipeline,
     labels=None,        # as `origin` takes them
     **kwargs,
 ) -> np.ndarray:        # (n, h, w, 3) uint8: the samples
-    "Sample, and write the picture, or a sheet of several, as a PNG that `vgnb.reopen` can render again."
-    check(Path(file).suffix.lower() == ".png", "file", str(file), "must end in .png: only a PNG carries its recipe")
+    "Sample, and write the picture, or a sheet of several, as a PNG that `vgnb.reopen` makes again."
+    check(Path(file).suffix.lower() == ".png", "file", str(file),
+          "must end in .png: only a PNG carries its recipe")
     told = self.origin(labels, **kwargs)
     of_origin = ("what", "images", "preview", "prompts", "orientation")
     what, images, k, _, orientation = (kwargs.pop(name, None) for name in of_origin)
-    if what is None: made = self.sample(labels, **kwargs) if k is None else self.preview(labels, k, **kwargs)
-    else: made = self.apply(what, labels, images, orientation=orientation or "upright", **kwargs)
-    if made.ndim == 5: made = made.swapaxes(0, 1).reshape(-1, *made.shape[2:])    # a sample's pictures in a row
+    if what is None:
+        made = self.sample(labels, **kwargs) if k is None else self.preview(labels, k, **kwargs)
+    else:
+        made = self.apply(what, labels, images, orientation=orientation or "upright", **kwargs)
+    # a sample's pictures in a row
+    if made.ndim == 5: made = made.swapaxes(0, 1).reshape(-1, *made.shape[2:])
     save_samples_png(file, told, made)
     return made
 
@@ -750,9 +830,10 @@ def _facts(self:Pipeline) -> dict[str, str]:
     picks = ", ".join(dict.fromkeys(map(short_form, s.picks)))
     order = next((name for name, order in ORDERS.items() if order == s.order), short_form(s.order))
     return {
-        "tokenizer": f"{type(self.tokenizer).__name__}, {_size(self.tokenizer)}{self._in_part('tokenizer')}",
-        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, {self.device} {s.precision}"
-                     f"{self._in_part('generator')}",
+        "tokenizer": f"{type(self.tokenizer).__name__}, "
+                     f"{_size(self.tokenizer)}{self._in_part('tokenizer')}",
+        "generator": f"{type(self.generator).__name__}, {_size(self.generator)}, "
+                     f"{self.device} {s.precision}{self._in_part('generator')}",
         "makes": f"{grid} codes of {codes} -> {pixels}",
         "from": followed if self.generator.conditioned_on == "class" else "caption features",
         "order": f"{order}, {s.schedule}" + f", {s.steps} steps" * (s.schedule != "one-by-one"),
@@ -763,7 +844,8 @@ def _facts(self:Pipeline) -> dict[str, str]:
 @patch
 def __repr__(self:Pipeline):
     facts = self._facts()
-    shown = "; ".join(facts[name] for name in ("tokenizer", "generator", "makes", "order", "guidance"))
+    shown = "; ".join(facts[name]
+                      for name in ("tokenizer", "generator", "makes", "order", "guidance"))
     return f"Pipeline({shown})"
 
 # %% ../nbs/710_pipeline.ipynb #1b5d5d9a
@@ -774,7 +856,7 @@ def _four(self:Pipeline) -> str:
     can = self.generator.conditioned_on == "class" and (small or self.device.type != "cpu")
     if not can: return "pipe.sample(...) makes pictures"
 
-    figures = importlib.import_module("vgnb.figures")        # draws: only who shows pictures needs it
+    figures = importlib.import_module("vgnb.figures")      # draws: only who shows pictures needs it
     every = self.generator.classes
     asked = [k * every // 4 for k in range(4)]
     names = [self.classes[k] if self.classes else f"class {k}" for k in asked]
@@ -788,7 +870,8 @@ def _four(self:Pipeline) -> str:
 @patch
 def _repr_html_(self:Pipeline):
     facts = self._facts()
-    versions = sum(p._version for p in self.generator.parameters())      # another number after a step of training
+    # another number after a step of training
+    versions = sum(p._version for p in self.generator.parameters())
     now = self.sampling, *facts.values(), versions
     if not self._page or self._page[0] != now: self._page = now, self._four()
 
@@ -799,11 +882,11 @@ def play(self:Pipeline,
     label=None,      # the class to begin with, by name or number
     **kwargs,        # as `vgnb.views.play.LiveSampler`
 ):
-    "Controls for class, seed, order, steps, guidance ..., and the picture that follows them; needs a notebook."
+    "Controls for class, seed, order, steps ..., and the picture that follows; needs a notebook."
     views = importlib.import_module("vgnb.views.play")       # stands above this room
     return views.LiveSampler(self, label, **kwargs)
 
-# %% ../nbs/710_pipeline.ipynb #38a83e39
+# %% ../nbs/710_pipeline.ipynb #3fa90b3b
 @patch
 @delegates(spelled)
 def tree(self:Pipeline,
@@ -814,7 +897,7 @@ def tree(self:Pipeline,
     given=None,      # as `Pipeline.codes` takes it
     **kwargs,
 ) -> Branching:
-    "One sample and what it might have been: candidates of its cells, other codes in their place, undo."
+    "One sample and what it might have been: candidates of its cells, other codes instead, undo."
     _check_names(Pipeline.tree, kwargs)
     sampler = self.sampler(**{"min_rows": 1} | kwargs)
     how = dict(grid=self.grid, id=id, given=self._given(given))
@@ -825,21 +908,22 @@ def branch(self:Pipeline,
     label=None,      # as `Pipeline.tree` takes it
     **kwargs,        # as `vgnb.views.branch.LiveBranches`
 ):
-    "A sample whose cells can be touched: their candidates, another code, the rest drawn again; needs a notebook."
+    "A sample whose cells can be touched: candidates, other codes, the rest anew; needs a notebook."
     views = importlib.import_module("vgnb.views.branch")     # stands above this room
     return views.LiveBranches(self, label, **kwargs)
 
 @patch
 def compare(self:Pipeline,
-    label=None,                 # as `Pipeline.play` takes it
-    left:dict|None=None,        # settings of each side, as `Pipeline.sample` takes them; None = the pipeline's
+    label=None,              # as `Pipeline.play` takes it
+    left:dict|None=None,     # each side's settings, as `Pipeline.sample` takes them; None = its own
     right:dict|None=None,
-    **kwargs,                   # as `vgnb.views.compare.LivePair`
+    **kwargs,                # as `vgnb.views.compare.LivePair`
 ):
     "Two settings side by side on the same noise, and runs that are pinned; needs a notebook."
     views = importlib.import_module("vgnb.views.compare")    # stands above this room
     return views.LivePair(self, label, left, right, **kwargs)
 
+# %% ../nbs/710_pipeline.ipynb #38a83e39
 @patch
 def editor(self:Pipeline,
     label=None,      # as `Pipeline.play` takes it
@@ -854,24 +938,26 @@ def details(self:Pipeline,
     label=None,      # as `Pipeline.play` takes it
     **kwargs,        # as `vgnb.views.details.LiveDetails`
 ):
-    "Of two codes a cell one is held and the other drawn anew; needs a notebook, and a model that writes two."
+    "Of two codes a cell one is held, the other drawn anew; needs a notebook and such a model."
     views = importlib.import_module("vgnb.views.details")    # stands above this room
     return views.LiveDetails(self, label, **kwargs)
 
 @patch
 def atlas(self:Pipeline, images=None, **kwargs):
-    "The tokenizer's codebook to leaf through; arguments as `vgnb.views.atlas.LiveAtlas`. Needs a notebook."
+    """The tokenizer's codebook to leaf through; arguments as `vgnb.views.atlas.LiveAtlas`.
+
+    Needs a notebook."""
     return self.tokenizer.atlas(images, **kwargs)
 
 # %% ../nbs/710_pipeline.ipynb #raceswee
 @patch
 def race(self:Pipeline,
     label=None,                      # as `Pipeline.play` takes it
-    orders=None,                     # names of `ORDERS`, orders, or {name: order}; None = raster, random and halton
+    orders=None,     # names of `ORDERS`, orders, or {name: order}; None = raster, random and halton
     steps:Sequence[int]=(4, 8, 16),  # numbers of steps
     **kwargs,                        # as `vgnb.views.race.LiveRace`
 ):
-    "Orders and numbers of steps against each other on the same noise, with what each costs; needs a notebook."
+    "Orders and numbers of steps on the same noise, with what each costs; needs a notebook."
     views = importlib.import_module("vgnb.views.race")       # stands above this room
     return views.race(self, label, orders, steps, **kwargs)
 
@@ -880,7 +966,7 @@ def sight(self:Pipeline,
     label=None,      # as `Pipeline.play` takes it
     **kwargs,        # as `vgnb.views.sight.LiveSight`
 ):
-    "What each query of each step may see: the attention masks of the generator itself; needs a notebook."
+    "What each query of each step may see: the generator's own attention masks; needs a notebook."
     views = importlib.import_module("vgnb.views.sight")      # stands above this room
     return views.sight(self, label, **kwargs)
 
@@ -898,17 +984,19 @@ def sweep(self:Pipeline,
 def save_pretrained(self:Pipeline,
     folder:str|Path,
     *, where:str="",          # how the card says it is opened; default: the folder
-    summary:str="", licence:str="", numbers:Sequence=(),   # of the card, see `vgnb.model_cards.model_card`
+    summary:str="", licence:str="", numbers:Sequence=(),   # see `vgnb.model_cards.model_card`
 ) -> Path:
-    "Write `tokenizer/`, `generator/`, a card (`README.md`) and `pipeline.json` (last) below `folder`."
+    "Write `tokenizer/`, `generator/`, a card (`README.md`) and last `pipeline.json` in `folder`."
     folder = Path(folder)
     known = dict(self.about)
-    if any(not fit.whole for fit in self.fits.values()): known.pop("numbers", None)   # they are those of the whole
+    # they are those of the whole
+    if any(not fit.whole for fit in self.fits.values()): known.pop("numbers", None)
     about = known | {k: v for k, v in {"summary": summary, "licence": licence}.items() if v}
     if numbers: about["numbers"] = read_numbers(numbers)
     card = {
         "format": FORMAT,
-        "sampling": to_json(self.sampling, "sampling"),       # first: what can't be written must not cost an older one
+        # first: what can't be written must not cost an older one
+        "sampling": to_json(self.sampling, "sampling"),
         "classes": self.classes,
         "grid": list(self.grid.shape)}
     if self.mixed: card["mixed"] = True
@@ -917,7 +1005,8 @@ def save_pretrained(self:Pipeline,
     parts = {"tokenizer": self.tokenizer, "generator": self.generator}
     page = model_card(parts, where or str(folder), self.sampling, self.classes, **about)
     for name, part in parts.items():
-        save_model(folder / name, part, part.config, page=own_page(folder / name), **card_entries(part))
+        save_model(folder / name, part, part.config, page=own_page(folder / name),
+                   **card_entries(part))
     with locked_file(folder / "pipeline.json", "folder"):
         sweep_aside(folder, "pipeline.json")
         write_card(folder, page)
@@ -933,7 +1022,9 @@ def push_to_hub(self:Pipeline,
     dry_run:bool=False,    # say what would go, and stop
     **kwargs,
 ) -> Upload:
-    "Send this pipeline to the hub: exactly the files that `save_pretrained` writes. Errors: as `vgnb.hub.upload`."
+    """Send this pipeline to the hub: exactly the files that `save_pretrained` writes.
+
+    Errors: as `vgnb.hub.upload`."""
     how = dict(private=private, message=message, dry_run=dry_run)
     return send(lambda folder: self.save_pretrained(folder, where=name, **kwargs), name, **how)
 
@@ -943,13 +1034,15 @@ def _are_names(value) -> bool:
     except BadInput: return False
     return True
 
-def _is_grid(value) -> bool: return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
+def _is_grid(value) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n > 0 for n in value)
 
 def _are_parts(value) -> bool:
     return isinstance(value, dict) and all(v is None or is_hashes(v) for v in value.values())
 
 def _is_about(value) -> bool:
-    if not (isinstance(value, dict) and value.keys() <= {"summary", "licence", "numbers"}): return False
+    if not (isinstance(value, dict) and value.keys() <= {"summary", "licence", "numbers"}):
+        return False
     if not are_numbers(value.get("numbers", [])): return False
     return all(isinstance(value.get(name, ""), str) for name in ("summary", "licence"))
 
@@ -957,42 +1050,48 @@ def _is_place(value) -> bool: return isinstance(value, str)
 
 def _is_flag(value) -> bool: return isinstance(value, bool)
 
-_SOUND = {"classes": _are_names, "grid": _is_grid, "parts": _are_parts, "tokenizer": _is_place, "generator": _is_place,
-          "mixed": _is_flag, "about": _is_about}
+_SOUND = {"classes": _are_names, "grid": _is_grid, "parts": _are_parts, "tokenizer": _is_place,
+          "generator": _is_place, "mixed": _is_flag, "about": _is_about}
 
 def read_card(folder:str|Path) -> dict:
     "pipeline.json of a saved pipeline: its `sampling`, revived, `classes` and `grid`."
     card = load_card(Path(folder) / "pipeline.json", "where")
     ours = card.get("format") == FORMAT and {"sampling", "classes", "grid"} <= card.keys()
     check(ours, "where", Path(folder), "has a pipeline.json that is not vgnb's", Mismatch)
-    odd = ", ".join(name for name, is_sound in _SOUND.items() if name in card and not is_sound(card[name]))
-    check(not odd, "where", Path(folder), f"has a pipeline.json with a strange entry: {odd}", Mismatch)
+    odd = ", ".join(name for name, is_sound in _SOUND.items()
+                    if name in card and not is_sound(card[name]))
+    check(not odd, "where", Path(folder),
+          f"has a pipeline.json with a strange entry: {odd}", Mismatch)
     return card | {"sampling": from_json(card["sampling"], Sampling, "sampling")}
 
 # %% ../nbs/710_pipeline.ipynb #c2320677
 def find_pretrained(where:str|Path) -> Path:
     "The local folder of a pipeline; shipped ones go by name, `owner/name` is fetched from the hub."
     is_place = isinstance(where, (str, Path))
-    check(is_place, "where", where, "must be a folder, the name of a shipped model, or a hub repository")
+    check(is_place, "where", where,
+          "must be a folder, the name of a shipped model, or a hub repository")
     folder = Path(where)
     if not folder.exists() and where in shipped(): return shipped_folder(where)
     if folder.is_dir():
         saved = (folder / "pipeline.json").is_file()
         is_run = (folder / "model" / "config.json").is_file()
-        advice = f": it is a run's folder, whose model {folder / 'model'} is one of a pipeline's two parts" * is_run
-        check(saved, "where", folder, f"has no pipeline.json, so it is no saved pipeline{advice}", Missing)
+        advice = (": it is a run's folder, "
+                  f"whose model {folder / 'model'} is one of a pipeline's two parts" * is_run)
+        check(saved, "where", folder,
+              f"has no pipeline.json, so it is no saved pipeline{advice}", Missing)
         return folder
 
     names = ", ".join(shipped())
     is_repository = isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
-    allowed = f"must be a folder written by save_pretrained, one of {names}, the name of a published generator " \
-              "(vgnb.zoo.table()), or a hub repository owner/name"
+    allowed = (f"must be a folder written by save_pretrained, one of {names}, the name of a "
+               "published generator (vgnb.zoo.table()), or a hub repository owner/name")
     check(is_repository, "where", where, allowed + _advice(folder), Missing)
     return find_pretrained(_fetched(where))
 
 def _advice(folder:Path) -> str:
     "How to come by the folder that the first steps make."
-    return "; bash scripts/quickstart.sh makes runs/quickstart" if "quickstart" in folder.parts else ""
+    if "quickstart" in folder.parts: return "; bash scripts/quickstart.sh makes runs/quickstart"
+    return ""
 
 def _fetched(repository:str) -> Path:
     "The local copy of a hub repository's model files."
@@ -1011,18 +1110,21 @@ def _published_pipeline(name:str, mixed:bool, strict:bool) -> Pipeline:
     known = checkpoints()[name]
     alone = f"names a published {known.family.role}: vgnb.zoo.load_published({name!r}) loads it"
     check(known.file.codes, "where", name, f"{alone}; a pipeline needs a generator", Mismatch)
-    tokenizer, generator = (load_published(part, strict=strict) for part in (known.file.codes, name))
+    tokenizer, generator = (load_published(part, strict=strict)
+                            for part in (known.file.codes, name))
     return Pipeline(tokenizer, generator, known.sampling, mixed=mixed)
 
 def from_pretrained(
-    where:str|Path,      # a folder of `save_pretrained`, a shipped or published model's name, or a hub's owner/name
+    where:str|Path,    # `save_pretrained`'s folder, a shipped or published name, a hub's owner/name
     device="cpu",
     *, ema:bool|None=None,  # averaged weights: None = where there are some
     mixed:bool=False,       # as `Pipeline` takes it; one that was saved so needs no word
-    strict:bool=True,       # False: what fits of the weights; the rest is told in a line, and kept in `pipe.fits`
-    precision:str|None=None, # of the passes, fp32, tf32, bf16 or fp16: see `Sampling`; None = as it was saved
+    strict:bool=True,     # False: what fits of the weights; `pipe.fits` and a line tell of the rest
+    precision:str|None=None, # of passes, fp32, tf32, bf16 or fp16: see `Sampling`; None = as saved
 ) -> Pipeline:
-    "Load a pipeline. Errors: a place, a device or a precision that is none; parts that are not the saved ones."
+    """Load a pipeline.
+
+    Errors: a place, a device or a precision that is none; parts that are not the saved ones."""
     _check_device(device)
     if precision is not None: check_precision(precision, device)
     if _named(where):
@@ -1046,19 +1148,22 @@ def from_pretrained(
     sampling = card["sampling"].changed(precision=precision)
     pipe = Pipeline(*parts, sampling, card["classes"], tuple(card["grid"]), mixed=mixed)
     pipe.about = card.get("about", {})
-    pipe.where = next((name for name, home in shipped().items() if home.samefile(folder)), str(where))
+    pipe.where = next((name for name, home in shipped().items() if home.samefile(folder)),
+                      str(where))
     return pipe
 
 # %% ../nbs/710_pipeline.ipynb #cff9889a
 def named_pipeline(
-    words:Sequence[str], # a command's
-    seen:str,            # which of them was read as a pipeline, while options of its own parts were not known yet
+    words:Sequence[str],  # a command's
+    seen:str,           # which of them was read as a pipeline, before its parts' options were known
 ) -> str:
-    "The pipeline that a command names, or \"\"; behind options that only its own parts know it must lie here."
+    "The pipeline a command names, or ''; behind options of its own parts it must lie here."
     if seen in words: return seen
-    def is_here(word): return word in shipped() or (Path(word) / "pipeline.json").is_file() or bool(_named(word))
+    def is_here(word):
+        return word in shipped() or (Path(word) / "pipeline.json").is_file() or bool(_named(word))
     def is_value(before): return before in ("--tokenizer", "--generator")
-    free = [word for before, word in zip(["", *words], words) if not word.startswith("-") and not is_value(before)]
+    free = [word for before, word in zip(["", *words], words)
+            if not word.startswith("-") and not is_value(before)]
     return next(filter(is_here, free), "")
 
 def saved_sampling(
@@ -1068,7 +1173,8 @@ def saved_sampling(
     if _named(where): return _named(where).sampling
     try: return read_card(find_pretrained(where))["sampling"] if where else Sampling()
     except BadInput as e:
-        raise type(e)("pipeline" if e.argument == "where" else e.argument, e.value, e.allowed) from None
+        raise type(e)("pipeline" if e.argument == "where" else e.argument, e.value,
+                      e.allowed) from None
 
 def saved_levels(
     where:str,   # as `saved_sampling` takes it
@@ -1077,6 +1183,7 @@ def saved_levels(
     if _named(where): return len(getattr(_named(where).config, "levels", (None,)))
     try:
         folder = find_pretrained(where) if where else None
-        config = read_config(folder / read_card(folder).get("generator", "generator"))["config"] if folder else None
+        config = (read_config(folder / read_card(folder).get("generator", "generator"))["config"]
+                  if folder else None)
     except BadInput: return 0
     return len(getattr(config, "levels", (None,))) if config else 0

@@ -24,16 +24,17 @@ def _lock(file, path:Path) -> bool:
     "Take the lock on an open file, unless somebody has it."
     import fcntl
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)     # record locks: a forked worker does not inherit them
+        # record locks: a forked worker does not inherit them
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as e:
-        print(f"{path}: this file system keeps no locks ({e.strerror}); make sure that no other job writes here",
-              file=sys.stderr)
+        print(f"{path}: this file system keeps no locks ({e.strerror}); "
+              "make sure that no other job writes here", file=sys.stderr)
     return True
 
 def _is_at(file, path:Path) -> bool:
-    "Whether an open file still lies at `path`: its last owner may have removed it between our opening and locking it."
+    "Whether an open file still lies at `path`: its owner may remove it before we have locked it."
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -41,7 +42,7 @@ def _is_at(file, path:Path) -> bool:
 
 def _open_locked(path:Path, place:Path, argument:str):
     "The lock file, open and ours. Errors: `Mismatch` names its owner."
-    until = time.monotonic() + 1                       # who has just taken it has yet to write who they are
+    until = time.monotonic() + 1               # who has just taken it has yet to write who they are
     while True:
         file = open(path, "a+", encoding="utf-8")
         if _lock(file, path):
@@ -52,7 +53,8 @@ def _open_locked(path:Path, place:Path, argument:str):
         owner = file.read().strip()
         file.close()
         if owner or time.monotonic() > until:
-            message = f"is in use by process {owner or 'unknown'}; wait for it or choose another place"
+            message = (f"is in use by process {owner or 'unknown'}; "
+                       "wait for it or choose another place")
             raise Mismatch(argument, place, message)
         time.sleep(0.01)
 
@@ -63,7 +65,8 @@ def _owned(path:Path, place:Path, argument:str):
     path.parent.mkdir(parents=True, exist_ok=True)
     path = path.parent.resolve() / path.name
     with _ONE_AT_A_TIME:
-        check(path not in _LOCKED, argument, place, f"is in use by this process ({os.getpid()})", Mismatch)
+        check(path not in _LOCKED, argument, place,
+              f"is in use by this process ({os.getpid()})", Mismatch)
         _LOCKED.add(path)
     try: file = _open_locked(path, place, argument)
     except BaseException:
@@ -76,7 +79,8 @@ def _owned(path:Path, place:Path, argument:str):
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)        # while it is locked: whoever opened it meanwhile looks again
+            # while it is locked: whoever opened it meanwhile looks again
+            path.unlink(missing_ok=True)
             _LOCKED.discard(path)
 
 def locked(
@@ -84,7 +88,7 @@ def locked(
     name:str="lock",       # of the file inside it
     argument:str="folder", # for the error
 ):
-    "Own a folder while inside `with`; a second owner is refused with the first one's id, a dead one's lock taken over."
+    "Own a folder while inside `with`; a second is told of the first, a dead one's lock taken over."
     folder = check_place(argument, folder)
     return _owned(folder / name, folder, argument)
 
@@ -92,7 +96,7 @@ def locked_file(
     file:str|Path,
     argument:str="out",
 ):
-    "Own the place of a file, or of a folder that appears as a whole; the lock lies beside it: `.NAME.lock`."
+    "Own the place of a file or a whole folder; the lock lies beside it: `.NAME.lock`."
     file = Path(file)
     check_place(argument, file.parent)
     return _owned(file.with_name(f".{file.name}.lock"), file, argument)
@@ -108,7 +112,8 @@ def check_vacant(
     place = Path(place)
     taken = place.exists() or place.is_symlink()
     holds = f" ({what})" if what else ""
-    message = f"exists already{holds} and was not made by this very command; choose another name, or give --overwrite"
+    message = (f"exists already{holds} and was not made by this very command; choose another name, "
+               "or give --overwrite")
     check(overwrite or not taken, argument, place, message)
 
 def check_record(
@@ -117,21 +122,25 @@ def check_record(
     overwrite:bool=False,
     argument:str="out",
 ):
-    "A record is not there, or it is of this very file. Errors: `BadInput`: NAME is another result's, too."
+    """A record is not there, or it is of this very file.
+
+    Errors: `BadInput`: NAME is another result's, too."""
     record = Path(record)
     if overwrite or not record.exists(): return
     owners = load_card(record, argument).get("outputs") or {result: ""}
-    message = f"is the record of {', '.join(owners)} and would be overwritten; choose another name, or give --overwrite"
+    message = (f"is the record of {', '.join(owners)} and would be overwritten; "
+               "choose another name, or give --overwrite")
     check(result in owners, argument, record, message)
 
 def changed_since(
     then:dict,      # a record, which may know the `times` of the files that a result rests on
     now:str|dict,   # these files' times as they are; empty: unknown
 ) -> str: # empty: nothing speaks against it
-    "What is odd about files that were the same, as far as their names, sizes and a few of their bytes tell."
+    "What is odd about files that were the same, as far as names, sizes and a few bytes tell."
     was = then.get("times") or now
     if not now or was == now: return ""
-    return "some files were changed since, or all copied without their times (cp -p and rsync -a keep them)"
+    return ("some files were changed since, "
+            "or all copied without their times (cp -p and rsync -a keep them)")
 
 def check_times(
     place:str|Path,

@@ -48,8 +48,10 @@ def encode_png(
     info = None
     if note is not None:
         image, info = image.convert("RGB"), PngInfo()
-        text = json.dumps({**note, "pixels": pixel_hash(image)}, separators=(",", ":"), allow_nan=False)
-        check(len(text) <= _LONGEST, "note", f"{len(text):,} characters", f"must have at most {_LONGEST:,}")
+        text = json.dumps({**note, "pixels": pixel_hash(image)},
+                          separators=(",", ":"), allow_nan=False)
+        check(len(text) <= _LONGEST, "note", f"{len(text):,} characters",
+              f"must have at most {_LONGEST:,}")
         info.add_itxt(KEYWORD, text, zip=len(text) > _PLAIN)
     with io.BytesIO() as f:
         image.save(f, "PNG", pnginfo=info, **how)
@@ -63,19 +65,24 @@ def save_png(path:str|Path, image:Image.Image, note:dict|None=None, **how):
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 def _chunks(data:bytes, name) -> Iterator[tuple[bytes, bytes]]:
-    "(kind, content) of each chunk. Errors: `Mismatch` for a file that ends too early, or whose parts were damaged."
-    check(data[:8] == _SIGNATURE, "picture", name, "is no PNG, and only a PNG carries a recipe: a JPEG or a screenshot "
-          "has lost it", Mismatch)
+    """(kind, content) of each chunk.
+
+    Errors: `Mismatch` for a file that ends too early, or whose parts were damaged."""
+    check(data[:8] == _SIGNATURE, "picture", name,
+          "is no PNG, and only a PNG carries a recipe: a JPEG or a screenshot has lost it",
+          Mismatch)
     at = 8
     while at < len(data):
         whole = at + 12 <= len(data)
         length, kind = struct.unpack(">I4s", data[at:at + 8]) if whole else (0, b"")
         stop = at + 12 + length
-        check(whole and stop <= len(data), "picture", name, "is damaged: the file ends within a part of it", Mismatch)
+        check(whole and stop <= len(data), "picture", name,
+              "is damaged: the file ends within a part of it", Mismatch)
         content = data[at + 8:stop - 4]
         intact = struct.pack(">I", zlib.crc32(kind + content)) == data[stop - 4:stop]
         part = kind.decode("ascii", "replace") if kind.isalpha() else "unnamed"
-        check(intact, "picture", name, f"is damaged: its {part} part has another checksum", Mismatch)
+        check(intact, "picture", name,
+              f"is damaged: its {part} part has another checksum", Mismatch)
         yield kind, content
         at = stop
         if kind == b"IEND": return
@@ -96,10 +103,12 @@ def _text(content:bytes, name) -> str|None:
     check(len(body) <= _LONGEST, "picture", name, long, Mismatch)
     if packed: body = _unpacked(body, _LONGEST)
     check(body is not None, "picture", name, long, Mismatch)
-    try: return body.decode()
-    except UnicodeDecodeError: raise Mismatch("picture", name, "holds a recipe that is no text (UTF-8)") from None
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        raise Mismatch("picture", name, "holds a recipe that is no text (UTF-8)") from None
 
-# %% ../nbs/001b_pngs.ipynb #e4701de0
+# %% ../nbs/001b_pngs.ipynb #ae84541c
 def _number(text:str) -> float:
     "A JSON number that is finite."
     value = float(text)
@@ -109,31 +118,41 @@ def _number(text:str) -> float:
 def _parsed(text:str, name) -> dict:
     "The object that a note is. Errors: `Mismatch` says what is wrong."
     wrong = "holds a recipe that is no JSON object"
-    try: note = json.loads(text, parse_float=_number, parse_constant=_number)
-    except RecursionError: raise Mismatch("picture", name, f"{wrong}: it is nested too deep") from None
-    except ValueError as e: raise Mismatch("picture", name, f"{wrong} ({e})") from None
-    check(isinstance(note, dict), "picture", name, f"{wrong}, but a {type(note).__name__}", Mismatch)
+    try:
+        note = json.loads(text, parse_float=_number, parse_constant=_number)
+    except RecursionError:
+        raise Mismatch("picture", name, f"{wrong}: it is nested too deep") from None
+    except ValueError as e:
+        raise Mismatch("picture", name, f"{wrong} ({e})") from None
+    check(isinstance(note, dict), "picture", name,
+          f"{wrong}, but a {type(note).__name__}", Mismatch)
     return note
 
 def _bytes_of(source) -> tuple[bytes, object]:
     "(the file's bytes, what to call it)."
-    if isinstance(source, (bytes, bytearray, memoryview)): return bytes(source), f"{len(source):,} bytes"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), f"{len(source):,} bytes"
     is_path = isinstance(source, (str, Path))
-    check(is_path, "picture", type(source).__name__, "must be a PNG file, its bytes, or a picture opened by Pillow")
+    check(is_path, "picture", type(source).__name__,
+          "must be a PNG file, its bytes, or a picture opened by Pillow")
     path = Path(source)
     check(path.is_file(), "picture", path, "no such file", Missing)
     small = path.stat().st_size <= _LARGEST
     check(small, "picture", path, f"must have at most {_LARGEST:,} bytes")
     return path.read_bytes(), path
 
+# %% ../nbs/001b_pngs.ipynb #e4701de0
 def _decoded(data:bytes, name) -> Image.Image:
     "The pixels. Errors: `Mismatch` for absurd sides and for whatever cannot be decoded."
     try:
-        check_sides(*struct.unpack(">II", data[16:24]))         # before Pillow looks, which would warn, or refuse
+        # before Pillow looks, which would warn, or refuse
+        check_sides(*struct.unpack(">II", data[16:24]))
         return Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB")
-    except BadItem as e: raise Mismatch("picture", name, f"has sides that are refused: {e.reason}") from None
+    except BadItem as e:
+        raise Mismatch("picture", name, f"has sides that are refused: {e.reason}") from None
     except Exception as e:             # Pillow raises whatever it likes for what is damaged
-        raise Mismatch("picture", name, f"has pixels that cannot be decoded ({type(e).__name__})") from None
+        raise Mismatch("picture", name,
+                       f"has pixels that cannot be decoded ({type(e).__name__})") from None
 
 def read_png(
     source,   # a file, its bytes, or a PIL image that was opened from one
@@ -145,10 +164,13 @@ def read_png(
     else:
         data, name = _bytes_of(source)
         chunks = list(_chunks(data, name))
-        texts = [t for kind, content in chunks if kind == b"iTXt" and (t := _text(content, name)) is not None]
-    message = "carries no recipe: it was not made by vgnb, or was saved again by a program that drops it"
+        texts = [t for kind, content in chunks
+                 if kind == b"iTXt" and (t := _text(content, name)) is not None]
+    message = ("carries no recipe: it was not made by vgnb, "
+               "or was saved again by a program that drops it")
     check(len(texts) > 0, "picture", name, message, Mismatch)
-    check(len(texts) == 1, "picture", name, f"carries {len(texts)} recipes: nobody knows which is its own", Mismatch)
+    check(len(texts) == 1, "picture", name,
+          f"carries {len(texts)} recipes: nobody knows which is its own", Mismatch)
     note = _parsed(texts[0], name)
     return note, source.convert("RGB") if isinstance(source, Image.Image) else _decoded(data, name)
 
@@ -161,12 +183,15 @@ def pack(
     "An array as a few characters of JSON."
     a = np.asarray(array)
     is_mask = a.dtype == bool
-    fits = is_mask or (a.dtype.kind in "iu" and (not a.size or (a.min() >= 0 and a.max() < 2 ** 32)))
-    check(fits and a.size <= _MOST, "array", f"{a.dtype} {a.shape}", "must hold truth values, or integers in [0, 2^32)")
+    fits = (is_mask
+            or (a.dtype.kind in "iu" and (not a.size or (a.min() >= 0 and a.max() < 2 ** 32))))
+    check(fits and a.size <= _MOST, "array", f"{a.dtype} {a.shape}",
+          "must hold truth values, or integers in [0, 2^32)")
     top = int(a.max(initial=0))
     kind = "bits" if is_mask else "<u1" if top < 2 ** 8 else "<u2" if top < 2 ** 16 else "<u4"
     body = np.packbits(a) if is_mask else a.astype(kind)
-    return {"shape": list(a.shape), "of": kind, "zlib": base64.b64encode(zlib.compress(body.tobytes(), 9)).decode()}
+    return {"shape": list(a.shape), "of": kind,
+            "zlib": base64.b64encode(zlib.compress(body.tobytes(), 9)).decode()}
 
 def unpack(
     packed,              # what `pack` gave, or anything that a stranger wrote in its place
@@ -176,14 +201,17 @@ def unpack(
     kinds = {"bits": 1 / 8, "<u1": 1, "<u2": 2, "<u4": 4}
     sound = isinstance(packed, dict) and packed.keys() == {"shape", "of", "zlib"}
     shape = packed["shape"] if sound else None
-    sound = sound and packed["of"] in list(kinds) and isinstance(packed["zlib"], str) and isinstance(shape, list)
+    sound = (sound and packed["of"] in list(kinds) and isinstance(packed["zlib"], str)
+             and isinstance(shape, list))
     sound = sound and len(shape) <= 4 and all(type(n) is int and 0 <= n <= _MOST for n in shape)
     sound = sound and math.prod(shape) <= _MOST
     check(sound, argument, packed, "is no packed array of numbers", Mismatch)
     size = math.ceil(math.prod(shape) * kinds[packed["of"]])
     try: body = _unpacked(base64.b64decode(packed["zlib"], validate=True), size + 1)
     except ValueError: body = None
-    check(body is not None and len(body) == size, argument, shape, "is a packed array of another size", Mismatch)
-    if packed["of"] != "bits": return np.frombuffer(body, packed["of"]).reshape(shape).astype(np.int64)
+    check(body is not None and len(body) == size, argument, shape,
+          "is a packed array of another size", Mismatch)
+    if packed["of"] != "bits":
+        return np.frombuffer(body, packed["of"]).reshape(shape).astype(np.int64)
     bits = np.unpackbits(np.frombuffer(body, np.uint8), count=math.prod(shape))
     return bits.reshape(shape) > 0

@@ -21,20 +21,24 @@ def check_precision(
     device=None,                # where it will be computed; None = not known yet
     argument:str="precision",
 ) -> str:
-    "The word, if it is one. Errors: `BadInput` with the choices; tf32 where there is no NVIDIA GPU."
+    """The word, if it is one.
+
+    Errors: `BadInput` with the choices; tf32 where there is no NVIDIA GPU."""
     check_choice(argument, precision, PRECISIONS)
     here = device is None or torch.device(device).type == "cuda"
-    check(here or precision != "tf32", argument, precision, "needs an NVIDIA GPU; here there are fp32, bf16 and fp16")
+    check(here or precision != "tf32", argument, precision,
+          "needs an NVIDIA GPU; here there are fp32, bf16 and fp16")
     return precision
 
 def autocast(
     device:torch.device,
     precision:str,
-    remember:bool=True,   # keep a weight's cast until the outermost pass is over, for those that are used twice
+    remember:bool=True,   # keep a weight's cast until the outermost pass is over: some serve twice
 ):
     "Products in half precision, if that is asked for; weights stay fp32."
     dtype = _HALVES.get(precision, torch.bfloat16)
-    return torch.autocast(device.type, dtype=dtype, enabled=precision in _HALVES, cache_enabled=remember)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision in _HALVES,
+                          cache_enabled=remember)
 
 # %% ../nbs/012_precision.ipynb #71139691
 @contextlib.contextmanager
@@ -66,8 +70,9 @@ def arithmetic(
 
 # %% ../nbs/012_precision.ipynb #3787b38a
 def slow_precision(device:torch.device, precision:str) -> str:
-    "Why a precision costs time on this device instead of saving it; empty if it doesn't, or if nobody knows."
+    "Why a precision costs time on this device; empty if it doesn't, or if nobody knows."
     if device.type != "cpu" or precision not in _HALVES: return ""
     has = getattr(torch.cpu, "get_capabilities", dict)()
     if not has or any(there for unit, there in has.items() if precision in unit): return ""
-    return f"{precision}: this processor has no units for it, and may take ten times as long as with precision fp32"
+    return (f"{precision}: this processor has no units for it, "
+            "and may take ten times as long as with precision fp32")

@@ -24,7 +24,8 @@ from .training.recipes import recipe, recipes
 from .zoo import checkpoint_file, checkpoints, load_published
 
 # %% ../nbs/711_preparation.ipynb #619a9f63
-IMAGENET_NAME = "imagenet"     # as a name of what is needed; the data set lies on the hub under the name below
+# as a name of what is needed; the data set lies on the hub under the name below
+IMAGENET_NAME = "imagenet"
 IMAGENET_HUB = "ILSVRC/imagenet-1k"
 
 def _on_imagenet(name:str) -> bool:
@@ -36,18 +37,22 @@ def _helpers(settings:dict) -> list[str]:
     "The names of what a loss is computed with, from the plain values of a recipe."
     found = [word for word, end in (("lpips", ".lpips"), ("dinov2", ".repa"))
              if any(key.endswith(end) and value for key, value in settings.items())]
-    teachers = [value for key, value in settings.items() if key.endswith("loss.teacher") and value in remotes]
+    teachers = [value for key, value in settings.items()
+                if key.endswith("loss.teacher") and value in remotes]
     return found + teachers
 
 def _codes_of(name:str, model) -> list[str]:
-    "The published tokenizer whose codes a generator's recipe is for: that of its own checkpoint, else a sibling's."
+    "The published tokenizer of a generator's recipe: that of its own checkpoint, else a sibling's."
     known = [k for k in checkpoints().values() if k.file.codes and k.file.recipe]
     own = [k for k in known if k.file.recipe.split()[0] == name]
-    siblings = [k for k in known if k.file.recipe.split("-")[0] == name.split("-")[0] and k.config.vocab == model.vocab]
+    siblings = [k for k in known if k.file.recipe.split("-")[0] == name.split("-")[0]
+                and k.config.vocab == model.vocab]
     return [k.file.codes for k in (own or siblings)[:1]]
 
 def needed_by(name:str) -> list[str]:
-    "What a name stands for, by the names of published files, of `remotes`, and `imagenet`. Errors: an unknown name."
+    """What a name stands for, by the names of published files, of `remotes`, and `imagenet`.
+
+    Errors: an unknown name."""
     discover()
     files = checkpoints()
     if name in files: return [name, *filter(None, [files[name].file.codes])]

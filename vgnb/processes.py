@@ -37,17 +37,18 @@ _PARENTS_DEATH = 1      # PR_SET_PDEATHSIG of prctl(2)
 _BEGAN = os.getpid(), os.getppid()      # this process and who started it
 
 def end_with_launcher():
-    "On Linux this process is told to stop, by SIGTERM, when the one that started it is gone, however that ended."
+    "On Linux this process gets SIGTERM when the one that started it is gone, however that ended."
     if not sys.platform.startswith("linux"): return
     ctypes.CDLL(None).prctl(_PARENTS_DEATH, signal.SIGTERM, 0, 0, 0)
     own, parent = _BEGAN
-    is_late = own == os.getpid() and parent != os.getppid()         # it went before the system was asked
+    is_late = own == os.getpid() and parent != os.getppid()    # it went before the system was asked
     if is_late: os.kill(own, signal.SIGTERM)
 
-_LAUNCHES = (b"accelerate-launch", b"accelerate.commands.launch", b"accelerate.commands.accelerate_cli", b"/accelerate")
+_LAUNCHES = (b"accelerate-launch", b"accelerate.commands.launch",
+             b"accelerate.commands.accelerate_cli", b"/accelerate")
 
 def is_launched() -> bool:
-    "Whether this process was started by a launcher, which lives as long: torch's, or accelerate's of one process."
+    "Whether a launcher started this process and lives as long: torch's, or accelerate's of one."
     if "TORCHELASTIC_RUN_ID" in os.environ: return True
     try: words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
     except OSError: return False
@@ -56,27 +57,29 @@ def is_launched() -> bool:
 @lru_cache
 def _tell_no_gpu(device:torch.device):
     "Say once that who was started through accelerate, and not for CPUs, found no other device."
-    through = "ACCELERATE_MIXED_PRECISION" in os.environ       # its launcher always says something about it
+    # its launcher always says something about it
+    through = "ACCELERATE_MIXED_PRECISION" in os.environ
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     if device.type != "cpu" or not through or on_cpu or os.environ.get("RANK", "0") != "0": return
-    print("warning: there is no accelerator here: this runs on the CPU (accelerate launch --cpu says that it is meant)",
-          file=sys.stderr)
+    print("warning: there is no accelerator here: "
+          "this runs on the CPU (accelerate launch --cpu says that it is meant)", file=sys.stderr)
 
 # %% ../nbs/009_processes.ipynb #3c94447e
 def leave():
-    "End the process group in good order; without it the interpreter's exit may abort in a communication thread."
+    "End the process group in good order; else the exit may abort in a communication thread."
     if not (dist.is_available() and dist.is_initialized()): return
-    gc.collect()                     # models that are shared out hold the group, and are held in circles themselves
+    gc.collect()     # models that are shared out hold the group, and are held in circles themselves
     dist.destroy_process_group()
 
 # %% ../nbs/009_processes.ipynb #80b628fc
 class Processes:
-    "The processes of this run, through accelerate: device, rank, and sums and joins over all of them."
+    "The processes of this run, through accelerate: device, rank, sums and joins over all of them."
     def __init__(self):
         from accelerate import PartialState
         for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM"):
             asked = os.environ.get(name, "false")
-            allowed = "must be false: launch with one of scripts/configs/: ddp.yaml, fsdp2.yaml, hsdp.yaml"
+            allowed = ("must be false: launch with one of scripts/configs/: ddp.yaml, "
+                       "fsdp2.yaml, hsdp.yaml")
             check(asked.lower() != "true", name, asked, allowed)
 
         if is_launched(): end_with_launcher()
@@ -93,9 +96,10 @@ class Processes:
         self.world = self.state.num_processes
 
         all_joined = launched in ("1", str(self.world))
-        allowed = f"but only {self.world} process joined: set ACCELERATE_USE_CPU=true for processes on the CPU"
+        allowed = (f"but only {self.world} process joined: "
+                   "set ACCELERATE_USE_CPU=true for processes on the CPU")
         check(all_joined, "WORLD_SIZE", launched, allowed)
-        if self.world > 1: self.wait()      # who fails from here on does not leave others half-way in
+        if self.world > 1: self.wait()    # who fails from here on does not leave others half-way in
 
     @property
     def main(self) -> bool: return self.rank == 0
@@ -145,10 +149,13 @@ def together(self:Processes, work:Callable):
 # %% ../nbs/009_processes.ipynb #414367c2
 INTERRUPTED = 75
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)    # what tells a run to stop
-_HEARD = []    # when this process was told to stop, each time: a launcher passes on what the group has got already
+# when this process was told to stop, each time: a launcher passes on what the group has got already
+_HEARD = []
 
 def _is_first(number:int) -> bool:
-    "Note a signal to stop; whether it is the first. A second Ctrl-C, a second later or more, interrupts what hangs."
+    """Note a signal to stop; whether it is the first.
+
+    A second Ctrl-C, a second later or more, interrupts what hangs."""
     again = _HEARD and number == signal.SIGINT and time.monotonic() - _HEARD[0] >= 1
     if again: raise KeyboardInterrupt
     _HEARD.append(time.monotonic())
@@ -157,7 +164,8 @@ def _is_first(number:int) -> bool:
 @contextlib.contextmanager
 def _answered(handler:Callable):
     "`handler` for `STOPS`, SIGHUP only if nobody has it ignored; the old ones return afterwards."
-    if threading.current_thread() is not threading.main_thread():      # only the main thread may set handlers
+    # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [s for s in STOPS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
@@ -169,7 +177,7 @@ def _answered(handler:Callable):
 
 @contextlib.contextmanager
 def catch_signals():
-    "Yields a list that gets the name of each signal to stop that comes; the old handlers return afterwards."
+    "Yields a list that gets the name of each signal to stop; the old handlers return afterwards."
     _HEARD.clear()
     came = []
     def note(number, frame):
@@ -182,7 +190,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_on_signals():
-    "A signal to stop raises `Stopped` wherever the work inside is, so that what is half-written is cleared away."
+    "A signal to stop raises `Stopped` in the work inside, so that half-written things are cleared."
     _HEARD.clear()
     def leave_work(number, frame):
         if _is_first(number): raise Stopped(signal.Signals(number).name)
@@ -223,9 +231,11 @@ def _obituary(
         if time.monotonic() > last: return otherwise
         time.sleep(0.02)
     if _NO_ROOM in gone:
-        return "data workers have no shared memory left to hand pictures over: give /dev/shm more room (docker run " \
-               "--shm-size), or use --workers 0; run the same command again to go on"
-    return otherwise or f"a data worker died (exit code {gone[0]}); run the same command again to go on"
+        return ("data workers have no shared memory left to hand pictures over: "
+                "give /dev/shm more room (docker run --shm-size), or use --workers 0; "
+                "run the same command again to go on")
+    return (otherwise
+            or f"a data worker died (exit code {gone[0]}); run the same command again to go on")
 
 @contextlib.contextmanager
 def _blocked():
@@ -236,7 +246,7 @@ def _blocked():
 
 # %% ../nbs/009_processes.ipynb #267e8cae
 def _hush(reader:int):
-    "In a reader: the threads that hand tensors over keep silent when whoever fetches them has left."
+    "In a reader: the threads that hand tensors over keep silent when who fetches them has left."
     def heard(kind, error, trace):
         if not isinstance(error, (OSError, EOFError)): sys.__excepthook__(kind, error, trace)
     sys.excepthook = heard
@@ -276,7 +286,9 @@ class _Deaths:
         finally: self.may_raise = False
 
 def read_ahead(loader):
-    "The items of a `DataLoader` whose processes ignore signals to stop. Errors: `VgnbError` when one of them died."
+    """The items of a `DataLoader` whose processes ignore signals to stop.
+
+    Errors: `VgnbError` when one of them died."""
     loader.worker_init_fn = loader.worker_init_fn or _hush
     with _blocked(): items = iter(loader)
     readers = getattr(items, "_workers", [])
@@ -290,12 +302,14 @@ def read_ahead(loader):
                 try: item = deaths.next(items)
                 except StopIteration: return
                 yield item
-        except (RuntimeError, OSError, EOFError) as e:   # what torch noticed, or the end of a pipe to the dead
+        # what torch noticed, or the end of a pipe to the dead
+        except (RuntimeError, OSError, EOFError) as e:
             line = dead_reader(e)
             if line or not isinstance(e, RuntimeError): line = _obituary(readers, line)
             if line is None: raise
             raise VgnbError(line) from e
         finally:
-            getattr(items, "_shutdown_workers", lambda: None)()   # asks its processes to leave, and waits for them
+            # asks its processes to leave, and waits for them
+            getattr(items, "_shutdown_workers", lambda: None)()
             end()
             atexit.unregister(end)

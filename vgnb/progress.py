@@ -34,11 +34,11 @@ def _number(value) -> str: return f"{value:.4g}" if isinstance(value, float) els
 class Progress:
     "Counts the units of a long work; a context."
     def __init__(self,
-        total:int|None,          # units; None: nobody knows
+        total:int|None,         # units; None: nobody knows
         unit:str="step",
-        *, done:int=0,           # units that were finished before
-        show:bool|None=None,     # True: a bar; False: nothing; None: a bar on a terminal, else lines
-        what:str="",             # comes first: "sampling"
+        *, done:int=0,          # units that were finished before
+        show:bool|None=None,    # True: a bar; False: nothing; None: a bar on a terminal, else lines
+        what:str="",            # comes first: "sampling"
         clock:Callable[[], float]=time.monotonic, # seconds
     ):
         self.total = None if total is None else check_int("total", total, 0)
@@ -53,14 +53,15 @@ class Progress:
 
     def _bar(self):
         from tqdm import tqdm
-        return tqdm(total=self.total, initial=self.done, unit=self.unit, desc=self.what or None, delay=self.wait)
+        return tqdm(total=self.total, initial=self.done, unit=self.unit,
+                    desc=self.what or None, delay=self.wait)
 
     def __enter__(self): return self
     def __exit__(self, *error): self.close()
 
     def update(self,
-        n:int=1,                                         # units that are finished now
-        numbers:dict|Callable[[], dict]|None=None,       # for a line; a function is called only when there is one
+        n:int=1,                                        # units that are finished now
+        numbers:dict|Callable[[], dict]|None=None,      # for a line; a function is called only then
     ):
         "Count, and show it when it is time."
         self.done += n
@@ -69,7 +70,8 @@ class Progress:
 
     def note(self, numbers:dict):
         "Numbers to stand beside the bar, if there is one."
-        if self.bar is not None: self.bar.set_postfix({k: _number(v) for k, v in numbers.items()}, refresh=False)
+        if self.bar is not None:
+            self.bar.set_postfix({k: _number(v) for k, v in numbers.items()}, refresh=False)
 
     def _say(self, numbers):
         "A line on stderr; the next one is due after twice the time."
@@ -87,12 +89,15 @@ class Progress:
 def line(self:Progress, numbers:dict=()) -> str:
     "Where the work is, in words."
     rate = (self.done - self.first) / max(1e-9, self.clock() - self.begun)
-    share = f" of {self.total:,} ({self.done / max(1, self.total):.0%})" if self.total is not None else ""
+    share = (f" of {self.total:,} ({self.done / max(1, self.total):.0%})"
+             if self.total is not None else "")
     parts = [f"{self.what + ': ' if self.what else ''}{self.unit} {self.done:,}{share}"]
     parts += [f"{k} {_number(v)}" for k, v in dict(numbers).items()]
     many = self.unit + ("es" if self.unit.endswith(("ch", "sh", "s", "x")) else "s")
-    parts.append(f"{rate:.3g} {many}/s" if rate >= 0.1 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
-    if self.total is not None and rate: parts.append(f"{duration((self.total - self.done) / rate)} left")
+    parts.append(f"{rate:.3g} {many}/s" if rate >= 0.1
+                 else f"{1 / max(rate, 1e-9):.3g} s/{self.unit}")
+    if self.total is not None and rate:
+        parts.append(f"{duration((self.total - self.done) / rate)} left")
     return ", ".join(parts)
 
 # %% ../nbs/003b_progress.ipynb #a751413d

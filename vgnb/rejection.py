@@ -26,7 +26,7 @@ from .rows import by_rows
 class Rejection:
     "How often a sample is drawn, and when it is good enough. arXiv 1906.00446 §3.3."
     tries: int = 4         # candidates at most; 1 = the plain sample
-    enough: float = 1.0    # probability of the asked class that ends the search; 1 = draw all, keep the best
+    enough: float = 1.0    # probability of the asked class that ends the search; 1 = keep the best
 
     def __post_init__(self):
         check_int("tries", self.tries, 1)
@@ -53,7 +53,7 @@ def search(
     rejection:Rejection,
     b:int,                                            # samples
     candidates:Callable[[int, Tensor], np.ndarray],   # (try, samples (m,)) -> (m, h, w, 3) uint8
-    judged:Callable[[np.ndarray, Tensor], Tensor],    # (pictures, samples (m,)) -> probabilities (m,)
+    judged:Callable[[np.ndarray, Tensor], Tensor],  # (pictures, samples (m,)) -> probabilities (m,)
 ) -> Selected:
     "Draw those that are not good enough again, until they are or the tries are over."
     best, images = torch.full((b,), -1.0), None
@@ -77,12 +77,15 @@ def search(
 def check_classifier(classifier:Extractor, pipe:Pipeline):
     "Raise `BadInput` unless a classifier scores the classes that the pipeline is asked for."
     by_class = pipe.generator.conditioned_on == "class"
-    check(by_class, "generator", type(pipe.generator).__name__, "must be asked for classes: rejection looks for them")
+    check(by_class, "generator", type(pipe.generator).__name__,
+          "must be asked for classes: rejection looks for them")
     known = classifier.classes
     fits = known == pipe.generator.classes
-    check(fits, "classifier", known, f"must score the generator's {pipe.generator.classes} classes", Mismatch)
+    check(fits, "classifier", known,
+          f"must score the generator's {pipe.generator.classes} classes", Mismatch)
     named = not (classifier.names and pipe.classes) or list(classifier.names) == list(pipe.classes)
-    check(named, "classifier", list(classifier.names), f"must name the pipeline's classes: {pipe.classes}", Mismatch)
+    check(named, "classifier", list(classifier.names),
+          f"must name the pipeline's classes: {pipe.classes}", Mismatch)
 
 def probabilities(
     classifier:Extractor,
@@ -94,7 +97,8 @@ def probabilities(
     logits = by_rows(lambda part: classifier(part).logits, rows, torch.from_numpy(images))
     found = logits.softmax(1).gather(1, labels[:, None])[:, 0]
     is_finite = bool(found.isfinite().all())
-    check(is_finite, "classifier", classifier.id, "must give finite scores; some have NaN or infinity")
+    check(is_finite, "classifier", classifier.id,
+          "must give finite scores; some have NaN or infinity")
     return found
 
 @patch
@@ -110,7 +114,8 @@ def select(self:Pipeline,
     cond = self.condition(labels)
     asked = cond.labels.cpu()
     are_classes = bool((asked < self.generator.classes).all())
-    check(are_classes, "labels", labels, "must be classes: what is asked for as nothing can't be recognised")
+    check(are_classes, "labels", labels,
+          "must be classes: what is asked for as nothing can't be recognised")
     ids, sampler = self._ids(ids, cond.b), self.sampler(**kwargs)
     settings = self.settings(**kwargs)
     passes = dict(rows=settings.rows, min_rows=settings.min_rows, precision=settings.precision)

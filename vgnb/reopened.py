@@ -39,7 +39,8 @@ def _opened(origin:Origin, device) -> Pipeline:
     try: is_folder = (Path(model) / "pipeline.json").is_file()
     except (OSError, ValueError): is_folder = False          # a word that can be no folder's name
     there = model in shipped() or is_folder
-    check(there, "pipe", None, f"is needed: the picture was made with {model!r}, which is no shipped model and no "
+    check(there, "pipe", None,
+          f"is needed: the picture was made with {model!r}, which is no shipped model and no "
           f"folder here, and nothing is fetched for a picture; {way}", Missing)
     return from_pretrained(model, device or "cpu")
 
@@ -53,53 +54,63 @@ def _as_recorded(pipe:Pipeline, origin:Origin) -> Pipeline:
     "The same two networks with the picture's settings, grid and numbers."
     told = origin.sampling is not None
     check(told, "recipe.sampling", None, "is missing: nobody knows how tokens were drawn", Mismatch)
-    return Pipeline(pipe.tokenizer, pipe.generator, origin.sampling, pipe.classes, origin.grid or None, mixed=True)
+    return Pipeline(pipe.tokenizer, pipe.generator, origin.sampling, pipe.classes,
+                    origin.grid or None, mixed=True)
 
 # %% ../nbs/712_reopened.ipynb #f4336969
 def _condition(origin:Origin, text, mask) -> Cond:
     "What was asked for. Errors: captions, of which a picture keeps only the hash."
     if origin.text is None: return Cond(labels=torch.tensor(origin.labels, dtype=torch.long))
     words = origin.text.get("prompts") or "captions"
-    check(text is not None, "text", None, f"is needed: the picture follows {words!r}, and keeps only their hash")
+    check(text is not None, "text", None,
+          f"is needed: the picture follows {words!r}, and keeps only their hash")
     return Cond(text=text, mask=mask)
 
 def _photo(what:Application, made:np.ndarray, painting, images, shown:np.ndarray):
     "The pictures that an application began with, as far as their pixels are put back."
     if not getattr(what, "paste", False) or images is not None: return images
-    told = "are needed: the picture mixes their pixels with new ones along a seam, and doesn't keep them"
+    told = ("are needed: the picture mixes their pixels with new ones along a seam, "
+            "and doesn't keep them")
     check(what.seam == 0, "images", None, told)
-    check(shown.shape == made.shape, "images", None, "are needed: the picture shows its samples in another size")
+    check(shown.shape == made.shape, "images", None,
+          "are needed: the picture shows its samples in another size")
     if not isinstance(what, Outpaint): return shown
     inside, cell = painting.known[0].view(painting.shape).cpu(), made.shape[1] // painting.shape[0]
     rows, columns = (int(inside.any(side).sum()) * cell for side in (1, 0))
     top, left = (int(inside.any(side).int().argmax()) * cell for side in (1, 0))
     return shown[:, top:top + rows, left:left + columns]
 
-def _painted(pipe:Pipeline, origin:Origin, cond:Cond, what:Application, images, shown:np.ndarray) -> np.ndarray:
+def _painted(pipe:Pipeline, origin:Origin, cond:Cond, what:Application, images,
+             shown:np.ndarray) -> np.ndarray:
     "An application's pictures (n, h, w, 3), from the codes that were there."
     ids, given, photo = list(origin.ids), origin.codes_given(), None
     if what.takes_pictures:
-        check(given is not None, "recipe.given", None, "is missing: nobody knows the codes it began with", Mismatch)
+        check(given is not None, "recipe.given", None,
+              "is missing: nobody knows the codes it began with", Mismatch)
         sides = [side * pipe.tokenizer.factor for side in given.grid]
         sides = sides if len(sides) == 2 else [pipe.tokenizer.factor] * 2
         photo = torch.zeros(len(given.codes), *sides, 3, dtype=torch.uint8)
     request = pipe._request(what, cond.to(pipe.device), photo, origin.seed, ids, {})
-    if photo is not None: request = replace(request, codes=torch.from_numpy(given.codes).to(pipe.device))
+    if photo is not None:
+        request = replace(request, codes=torch.from_numpy(given.codes).to(pipe.device))
     painting = what.paint(request)
     codes = what.codes(painting).clamp(min=0)
 
-    def decoded(codes): return pipe.decode(codes, ids=ids, seed=origin.seed, size=origin.size, shape=painting.shape)
+    def decoded(codes):
+        return pipe.decode(codes, ids=ids, seed=origin.seed, size=origin.size, shape=painting.shape)
     if codes.dim() == 4:                                     # a sample's pictures in a row
         frames = np.stack([decoded(c) for c in codes])
         return frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:])
     made = decoded(codes)
     return what.finish(made, _photo(what, made, painting, images, shown), painting)
 
-def _rendered(pipe:Pipeline, origin:Origin, shown:np.ndarray, text=None, mask=None, images=None) -> np.ndarray:
+def _rendered(pipe:Pipeline, origin:Origin, shown:np.ndarray, text=None, mask=None,
+              images=None) -> np.ndarray:
     "The samples of a recipe, (n, h, w, 3) uint8; `shown` are those that the picture shows."
     cond, what = _condition(origin, text, mask), origin.application()
     if what is not None: return _painted(pipe, origin, cond, what, images, shown)
-    how, given = dict(ids=list(origin.ids), seed=origin.seed, size=origin.size, denoise=origin.denoise), None
+    how = dict(ids=list(origin.ids), seed=origin.seed, size=origin.size, denoise=origin.denoise)
+    given = None
     if origin.given is not None: given = tuple(map(torch.from_numpy, origin.codes_given()[:2]))
     if origin.preview is not None: return pipe.preview(cond, origin.preview, given=given, **how)
     return pipe.sample(cond, given=given, **how)
@@ -116,9 +127,12 @@ class Again:
 
     def __str__(self) -> str:
         ours, theirs = self.sha256[:16], self.recorded[:16]
-        if self.same: head = f"same: {ours}"
-        elif ours == theirs: head = f"not the same: the samples are {ours} as recorded, the picture shows others"
-        else: head = f"not the same: {ours}, not {theirs or 'known'}"
+        if self.same:
+            head = f"same: {ours}"
+        elif ours == theirs:
+            head = f"not the same: the samples are {ours} as recorded, the picture shows others"
+        else:
+            head = f"not the same: {ours}, not {theirs or 'known'}"
         return "; ".join([head, *self.differs])
 
     __repr__ = __str__
@@ -159,47 +173,58 @@ class Reopened:
     def cell(self, k:int) -> np.ndarray:
         "What the picture shows of its k-th sample, (h, w, 3) uint8."
         check(0 <= k < self.count, "cell", k, f"must be from 0 to {self.count - 1}")
-        return np.asarray(self.picture) if self.origin.cells is None else self.origin.cells.cut(self.picture, k)
+        if self.origin.cells is None: return np.asarray(self.picture)
+        return self.origin.cells.cut(self.picture, k)
 
-# %% ../nbs/712_reopened.ipynb #ac0bfacb
+# %% ../nbs/712_reopened.ipynb #ee18d91b
 def _circumstances(pipe:Pipeline, origin:Origin) -> list[str]:
     "Facts that differ between a recipe and a pipeline."
     here, out = running_on(pipe.device), []
     for name in ("tokenizer", "generator"):
         then, now = getattr(origin, name), weights_hash(getattr(pipe, name))
-        if then != now: out.append(f"the weights of the {name} are {now[:12]}, not {then[:12] or 'known'}")
+        if then != now:
+            out.append(f"the weights of the {name} are {now[:12]}, not {then[:12] or 'known'}")
     others = [name for name in here if here[name] != getattr(origin, name)]
-    return out + [f"{name} is {here[name]}, not {plain_text(getattr(origin, name) or 'known')}" for name in others]
+    return out + [f"{name} is {here[name]}, not {plain_text(getattr(origin, name) or 'known')}"
+                  for name in others]
 
 def _changed(opened:Reopened, made:np.ndarray) -> tuple[list[str], list[int]]:
     "(what is said of the file, the cells that show something else than the samples)."
     origin, picture = opened.origin, opened.picture
     if origin.shown and origin.shown[0] < origin.shown[1]:
-        return ["the picture shows step {} of {}, the samples are finished".format(*origin.shown)], []
+        return (["the picture shows step {} of {}, the samples are finished".format(*origin.shown)],
+                [])
     other = origin.differing(picture, made)
     out = []
     if pixel_hash(picture) != origin.pixels:
         where = "" if other else "; its samples are as they were"
         out.append(f"pixels were changed after the picture was written{where}")
-    if other and opened.count > 1: out.append(f"{len(other)} of {opened.count} samples differ: cells {other[:8]}")
+    if other and opened.count > 1:
+        out.append(f"{len(other)} of {opened.count} samples differ: cells {other[:8]}")
     return out, other
 
+# %% ../nbs/712_reopened.ipynb #ac0bfacb
 @patch
 def again(self:Reopened,
     *, text=None, mask=None,   # features of the captions, of which a picture keeps only the hash
     images=None,               # the pictures an application began with, where a seam mixes them in
 ) -> Again:
-    "Render the samples once more, and compare. Errors: what is missing, by name; a picture that no recipe makes alone."
+    """Render the samples once more, and compare.
+
+    Errors: what is missing, by name; a picture that no recipe makes alone."""
     origin = self.origin
-    ways = {"training": "run the training to that step", "rejection": "run scripts/sample.py with its classifier"}
+    ways = {"training": "run the training to that step",
+            "rejection": "run scripts/sample.py with its classifier"}
     way = ways.get(origin.work, "run the command again")
-    check(origin.work in AGAIN, "picture", origin.work, f"can't be rendered from its recipe alone: {way}")
+    check(origin.work in AGAIN, "picture", origin.work,
+          f"can't be rendered from its recipe alone: {way}")
     shown = np.stack([self.cell(k) for k in range(self.count)])
     made = _rendered(_as_recorded(self.pipe, origin), origin, shown, text, mask, images)
     words, other = _changed(self, made)
     if text is not None:
         found = digest({"text": text, "mask": mask if mask is not None else 0})
-        if found != (origin.text or {}).get("sha256"): words.append("the captions' features are others")
+        if found != (origin.text or {}).get("sha256"):
+            words.append("the captions' features are others")
     words += _circumstances(self.pipe, origin)
     unfinished = bool(origin.shown) and origin.shown[0] < origin.shown[1]
     recorded = "" if unfinished else origin.samples or origin.pixels
@@ -210,11 +235,12 @@ def again(self:Reopened,
 
 def reopen(
     picture,                # a PNG of ours: the file, its bytes, or as Pillow opened it
-    pipe:Pipeline|str|Path|None=None,  # what made it, where the picture's word for that means nothing here
-    device=None,            # to load the model on; None = the kind it was made on, where there is one
+    pipe:Pipeline|str|Path|None=None,  # what made it, where the picture's word for it means nothing
+    device=None,          # to load the model on; None = the kind it was made on, where there is one
 ) -> Reopened:
     "What made a picture. Errors: `Missing` and `Mismatch` for files that say nothing, or nonsense."
-    if pipe is not None and not isinstance(pipe, Pipeline): pipe = from_pretrained(pipe, device or "cpu")
+    if pipe is not None and not isinstance(pipe, Pipeline):
+        pipe = from_pretrained(pipe, device or "cpu")
     note, image = read_png(picture)
     return Reopened(image, origin_from(note), pipe, device)
 
@@ -236,7 +262,8 @@ def _facts(opened:Reopened) -> dict[str, str]:
     return {name: plain_text(text, 160) for name, text in facts.items() if text}
 
 @patch
-def __repr__(self:Reopened): return "Reopened(" + "; ".join(f"{k} {v}" for k, v in _facts(self).items()) + ")"
+def __repr__(self:Reopened):
+    return "Reopened(" + "; ".join(f"{k} {v}" for k, v in _facts(self).items()) + ")"
 
 @patch
 def _repr_html_(self:Reopened): return glance("Reopened", _facts(self))

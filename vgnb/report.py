@@ -20,7 +20,8 @@ from .figures import PALETTE, TONES, plain_text, png_uri
 def html_figure(picture, caption:str="", limit:int|None=200_000) -> str:
     "A picture with its caption (plain text) as one piece of HTML."
     text = html.escape(plain_text(caption, 2000))
-    return f'<figure><img alt="{text}" src="{png_uri(picture, limit)}"><figcaption>{text}</figcaption></figure>'
+    return (f'<figure><img alt="{text}" '
+            f'src="{png_uri(picture, limit)}"><figcaption>{text}</figcaption></figure>')
 
 def _cell(value, tag:str="td") -> str:
     "One cell of a table; numbers are right-aligned by a class of their own."
@@ -39,10 +40,12 @@ def html_table(
 
 # %% ../nbs/003_report.ipynb #07ca5112
 _CSS = f"""
-body{{font:15px/1.55 system-ui,"DejaVu Sans",sans-serif;color:{TONES['ink']};background:{TONES['paper']};
+body{{font:15px/1.55 system-ui,"DejaVu Sans",sans-serif;\
+color:{TONES['ink']};background:{TONES['paper']};
 max-width:62rem;margin:2.5rem auto;padding:0 1.2rem}}
 h1{{font-size:1.7rem;margin:0 0 1rem}}
-h2{{font-size:1.15rem;margin:2.2rem 0 .4rem;border-top:1px solid {TONES['line']};padding-top:1.1rem}}
+h2{{font-size:1.15rem;margin:2.2rem 0 .4rem;border-top:1px solid {TONES['line']};\
+padding-top:1.1rem}}
 p{{max-width:46rem}}
 figure{{margin:1rem 0}}
 img{{max-width:100%;image-rendering:pixelated}}
@@ -53,7 +56,8 @@ td.n{{text-align:right;font-variant-numeric:tabular-nums}}
 pre{{background:#F1F0EB;padding:.7rem 1rem;overflow:auto;font-size:.85rem}}
 """.replace("\n", "")
 
-_HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+_HEAD = ('<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+         'content="width=device-width">')
 
 def _piece(part) -> str:
     "One part of a page as HTML."
@@ -121,12 +125,16 @@ def _panel(name:str, xs:np.ndarray, ys:np.ndarray, keep:float) -> str:
     px, py, pb = across(_thinned(xs)), down(_thinned(ys)), down(_thinned(bold))
     blue = f'stroke="{PALETTE[0]}"'
     out = [_text(_LEFT, 15, name, 'font-weight="bold"')]
-    if len(known): out.append(_text(_W - _RIGHT, 15, _short(float(bold[-1])), f'text-anchor="end" fill="{PALETTE[0]}"'))
+    if len(known):
+        out.append(_text(_W - _RIGHT, 15, _short(float(bold[-1])),
+                         f'text-anchor="end" fill="{PALETTE[0]}"'))
     for t in _ticks(low, high):
         out.append(f'<path d="M{_LEFT} {down(t):.1f}H{_W - _RIGHT}" stroke="{TONES["line"]}"/>')
-        out.append(_text(_LEFT - 5, down(t) + 3, _short(t), f'text-anchor="end" fill="{TONES["muted"]}"'))
+        out.append(_text(_LEFT - 5, down(t) + 3, _short(t),
+                         f'text-anchor="end" fill="{TONES["muted"]}"'))
     for x, where in ((first, "start"), (last, "end")):
-        out.append(_text(across(x), _H - 5, _short(float(x)), f'text-anchor="{where}" fill="{TONES["muted"]}"'))
+        out.append(_text(across(x), _H - 5, _short(float(x)),
+                         f'text-anchor="{where}" fill="{TONES["muted"]}"'))
     if keep: out.append(_polyline(px, py, f'{blue} stroke-opacity=".3"'))
     out.append(_polyline(px, pb, f'{blue} stroke-width="1.8"'))
     lost = [x for x, y in zip(across(xs), ys) if not math.isfinite(y)][:_POINTS]
@@ -158,7 +166,8 @@ def curves_svg(
         xs = np.array([r[x] for r in own], float)
         ys = np.array([r[key] if is_number(r[key]) else math.nan for r in own], float)
         at = f"translate({n % columns * _W} {n // columns * _H})"
-        panels.append(f'<g transform="{at}">{_panel(key, xs, ys, 0.0 if key in plain else keep)}</g>')
+        panels.append(
+            f'<g transform="{at}">{_panel(key, xs, ys, 0.0 if key in plain else keep)}</g>')
     wide, tall = min(columns, len(keys)) * _W, -(-len(keys) // columns) * _H
     font = f'font-family="system-ui,DejaVu Sans,sans-serif" font-size="10.5" fill="{TONES["ink"]}"'
     size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
@@ -166,10 +175,11 @@ def curves_svg(
             f'<rect width="100%" height="100%" fill="{TONES["paper"]}"/>{"".join(panels)}</svg>')
 
 def html_svg(svg:str, caption:str="") -> str:
-    "An SVG picture with its caption (plain text) as one piece of HTML; as a picture it can't run anything."
+    "An SVG picture with its caption (plain text) as HTML; as a picture it can't run anything."
     text = html.escape(plain_text(caption, 2000))
     data = base64.b64encode(svg.encode()).decode()
-    return f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return (f'<figure><img alt="{text}" '
+            f'src="data:image/svg+xml;base64,{data}"><figcaption>{text}</figcaption></figure>')
 
 # %% ../nbs/003_report.ipynb #3259affa
 def markdown_table(

@@ -44,7 +44,7 @@ from .names import Fit, NameTable
 from .places import locked_file
 from .tensor_files import read_safetensors
 
-# %% ../nbs/008_saved.ipynb #61e7cade
+# %% ../nbs/008_saved.ipynb #794d7821
 def _memory(t:Tensor) -> tuple:
     "What makes two tensors the same memory."
     return t.device, t.untyped_storage().data_ptr(), t.storage_offset(), tuple(t.shape), t.stride()
@@ -62,7 +62,8 @@ def save_tensors(path:str|Path, state:dict[str, Tensor], **meta:str):
     "Write a state dict as safetensors; ties and `meta` go into the header."
     once, aliases = split_ties(state)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in once.items()}
-    header = json.dumps({"aliases": aliases, **meta}, sort_keys=True)    # one key: several have no fixed order
+    # one key: several have no fixed order
+    header = json.dumps({"aliases": aliases, **meta}, sort_keys=True)
     save_safetensors(path, plain, {"vgnb": header})
 
 _MASK = os.umask(0o022)      # can only be read by setting it, which is every thread's: once
@@ -73,13 +74,17 @@ def save_safetensors(
     tensors:dict[str, Tensor],         # contiguous, none of them another's memory
     header:dict[str, str]|None=None,   # the file's own metadata
 ):
-    "Write tensors as safetensors. Errors: `OSError`, as for every other file, where it cannot be written."
+    """Write tensors as safetensors.
+
+    Errors: `OSError`, as for every other file, where it cannot be written."""
     try: save_file(tensors, path, metadata=header)
     except SafetensorError as e: raise _as_os_error(e, path) from None
-    os.chmod(path, 0o666 & ~_MASK)    # safetensors makes files for their owner alone; a group shares its models
+    # safetensors makes files for their owner alone; a group shares its models
+    os.chmod(path, 0o666 & ~_MASK)
 
+# %% ../nbs/008_saved.ipynb #61e7cade
 def _as_os_error(e:SafetensorError, path:str|Path) -> OSError:
-    "What safetensors says of a file that could not be written, as the error that Python would raise."
+    "What safetensors says of a file that could not be written, as the error Python would raise."
     found = re.search(r"os error (\d+)", str(e))
     if not found: return OSError(f"{path}: {e}")
     number = int(found[1])
@@ -91,7 +96,8 @@ def _aliases(metadata:dict[str, str], path:Path) -> dict[str, str]:
     except (ValueError, RecursionError): header = None
     aliases = header.get("aliases", {}) if isinstance(header, dict) else None
     sound = isinstance(aliases, dict) and all(isinstance(v, str) for v in aliases.values())
-    check(sound, "path", path, "has a damaged header: its metadata `vgnb` is not what was written", Mismatch)
+    check(sound, "path", path,
+          "has a damaged header: its metadata `vgnb` is not what was written", Mismatch)
     return aliases
 
 def load_tensors(path:str|Path, device="cpu") -> dict[str, Tensor]:
@@ -109,7 +115,7 @@ def fill(
     state:dict[str, Tensor],
     source:str|Path="checkpoint", # named in the error
 ) -> nn.Module:
-    "Load a state dict that must fit exactly; `Mismatch` lists what is missing, unexpected or misshapen."
+    "Load a state dict that must fit; `Mismatch` lists what is missing, unexpected or misshapen."
     return NameTable().load_into(module, state, str(source))
 
 def fill_some(
@@ -117,7 +123,7 @@ def fill_some(
     ours:dict[str, Tensor],   # the entries that fit, as `NameTable.load_some` gives them
     fit:Fit,                  # and the account of all
 ) -> nn.Module:
-    "Load what fits; the account is kept as `module.fit`, and what was left out is said in one line."
+    "Load what fits; the account is kept as `module.fit`, what was left out is said in one line."
     module.load_state_dict(ours, strict=False)      # all of `ours` fits: the account knows the rest
     module.fit = fit
     speaks = os.environ.get("RANK", "0") == "0"
@@ -133,8 +139,11 @@ def no_larger_than(
     source:str|Path="checkpoint", # named in the error
 ):
     "Inside, a module that asks for far more than `state` holds is a `Mismatch` at once."
-    left = {"tensors": 4 * len(state) + 1000, "tables": _TABLES + sum(t.numel() for t in state.values())}
-    def refuse(ok, what): check(ok, "checkpoint", str(source), f"is too small for this configuration: {what}", Mismatch)
+    left = {"tensors": 4 * len(state) + 1000,
+            "tables": _TABLES + sum(t.numel() for t in state.values())}
+    def refuse(ok, what):
+        check(ok, "checkpoint", str(source),
+              f"is too small for this configuration: {what}", Mismatch)
 
     def parameter(module, name, value):
         left["tensors"] -= 1
@@ -150,7 +159,8 @@ def no_larger_than(
     finally:
         for handle in handles: handle.remove()
 
-_MAKES_NONE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+_MAKES_NONE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError,
+               TypeError, ValueError)
 
 def make(build:Callable, config, source:str|Path="checkpoint") -> nn.Module:
     "The model of a configuration. Errors: `Mismatch` for one that makes none."
@@ -158,16 +168,19 @@ def make(build:Callable, config, source:str|Path="checkpoint") -> nn.Module:
     except (VgnbError, NotImplementedError): raise
     except _MAKES_NONE as e:
         reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
-        raise Mismatch("checkpoint", str(source), f"has a configuration that makes no model: {reason}") from e
+        raise Mismatch("checkpoint", str(source),
+                       f"has a configuration that makes no model: {reason}") from e
 
 def fits_first(
     build, config, state:dict[str, Tensor], source:str|Path="checkpoint",
     strict:bool=True,    # False: it is enough that something fits
 ):
-    "Hold a state dict against the model of a configuration that is made without memory. Errors: `Mismatch`."
+    """Hold a state dict against the model of a configuration that is made without memory.
+
+    Errors: `Mismatch`."""
     try:
         with without_memory(), no_larger_than(state, source): model = make(build, config, source)
-    except NotImplementedError: return                       # one that computes while it is made: `fill` will look
+    except NotImplementedError: return        # one that computes while it is made: `fill` will look
     except Mismatch as e:
         if "meta" in str(e.__cause__): return                # likewise
         raise
@@ -180,7 +193,7 @@ _CHECKED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def _largest(tensors:list[Tensor]) -> list[Tensor]:
     "The largest magnitude in each tensor; NaN where one is."
     if any(t.device.type != "cpu" for t in tensors): return torch._foreach_norm(tensors, math.inf)
-    ends = [t.aminmax() for t in tensors]                    # on a CPU nine times as fast as the norm
+    ends = [t.aminmax() for t in tensors]                  # on a CPU nine times as fast as the norm
     return [torch.maximum(high, -low) for low, high in ends]
 
 @torch.no_grad()
@@ -189,11 +202,13 @@ def not_finite(
     masks:tuple[str, ...]|set[str]=(), # names that may hold -inf
 ) -> str|None:
     "The name of the first tensor that holds a NaN or an infinity; None if all is well."
-    floats = {k: t for k, t in tensors.items() if t.dtype in _CHECKED and t.numel() and not t.is_meta}
+    floats = {k: t for k, t in tensors.items()
+              if t.dtype in _CHECKED and t.numel() and not t.is_meta}
     if not floats: return None
     fine = torch.stack([x.double() for x in _largest(list(floats.values()))])
     for name, ok in zip(floats, fine.isfinite().tolist()):
-        is_mask = not ok and name in masks and bool((floats[name].isfinite() | floats[name].isneginf()).all())
+        is_mask = (not ok and name in masks
+                   and bool((floats[name].isfinite() | floats[name].isneginf()).all()))
         if not ok and not is_mask: return name
     return None
 
@@ -206,21 +221,23 @@ def check_finite(
     "Refuse weights that are not finite, by the tensor's name. Errors: `BadInput`."
     learnt = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     name = not_finite(state, state.keys() - learnt)
-    check(name is None, argument, source, f"must hold finite numbers; {name} has NaN or infinity", BadInput)
+    check(name is None, argument, source,
+          f"must hold finite numbers; {name} has NaN or infinity", BadInput)
 
 # %% ../nbs/008_saved.ipynb #503a053e
 def save_model(
     folder:str|Path,
     model:nn.Module,
     config,                              # a registered configuration (`vgnb.kinds.kinds`)
-    *, weights:dict[str, Tensor]|None=None,  # those of the model, where it does not hold them itself
-    ema:dict[str, Tensor]|None=None,     # averaged weights
-    page:bytes|None=None,                # README.md beside them; an older one goes with the older model
-    **extra,                             # also written into config.json: data, classes, preprocessing, ...
+    *, weights:dict[str, Tensor]|None=None,  # the model's, where it does not hold them itself
+    ema:dict[str, Tensor]|None=None,  # averaged weights
+    page:bytes|None=None,         # README.md beside them; an older one goes with the older model
+    **extra,                      # also written into config.json: data, classes, preprocessing, ...
 ) -> Path:
     "Write a model folder; an older one of the same name is replaced once the new one is complete."
     word = kind_of(config)
-    check(word, "config", type(config).__name__, f"must be of a registered kind: {', '.join(sorted(kinds))}")
+    check(word, "config", type(config).__name__,
+          f"must be of a registered kind: {', '.join(sorted(kinds))}")
 
     folder = Path(folder)
     weights = model.state_dict() if weights is None else weights
@@ -234,8 +251,8 @@ def save_model(
             if ema: save_tensors(aside / "ema.safetensors", ema, kind=word)
             if page is not None: (aside / "README.md").write_bytes(page)
             hashes = {p.name: digest_file(p) for p in sorted(aside.glob("*.safetensors"))}
-            save_card(aside / "config.json",
-                      {"format": "vgnb-model/1", "config": to_json(config), **extra, "weights": hashes})
+            save_card(aside / "config.json", {"format": "vgnb-model/1", "config": to_json(config),
+                                              **extra, "weights": hashes})
             _replace(folder, aside)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -269,19 +286,24 @@ def read_config(folder:str|Path, argument:str="model") -> dict:
     folder = Path(folder)
     is_model = (folder / "config.json").is_file()
     allowed = "must be the folder of a saved model (config.json + model.safetensors)"
-    if _was(folder).is_dir(): allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
+    if _was(folder).is_dir():
+        allowed = f"was being replaced when its writer died; the one before is {_was(folder)}"
     check(folder.is_dir(), argument, folder, allowed, Missing)
-    parts = [folder / part for part in ("tokenizer", "generator") if (folder / part / "config.json").is_file()]
+    parts = [folder / part for part in ("tokenizer", "generator")
+             if (folder / part / "config.json").is_file()]
     inside = folder / "model"
-    advice = f": it is a run's folder, whose model is {inside}" if (inside / "config.json").is_file() else ""
+    advice = (f": it is a run's folder, whose model is {inside}"
+              if (inside / "config.json").is_file() else "")
     if parts: advice = f": it is a saved pipeline, whose parts are {' and '.join(map(str, parts))}"
-    check(is_model, argument, folder, f"has no config.json, so it is not a saved model{advice}", Mismatch)
+    check(is_model, argument, folder,
+          f"has no config.json, so it is not a saved model{advice}", Mismatch)
 
     card = load_card(folder / "config.json", argument)
     has_config = isinstance(card.get("config"), dict)
     check(has_config, argument, folder, "has a config.json without a configuration", Mismatch)
     knows_files = card.get("weights") is None or is_hashes(card["weights"])
-    check(knows_files, argument, folder, "has a config.json whose weights are not {file: SHA-256}", Mismatch)
+    check(knows_files, argument, folder,
+          "has a config.json whose weights are not {file: SHA-256}", Mismatch)
     return card | {"config": from_json(card["config"], where="config")}
 
 def _check_weights(file:Path, card:dict):
@@ -289,8 +311,8 @@ def _check_weights(file:Path, card:dict):
     known = card.get("weights")
     if known is None: return
     expected, found = known.get(file.name, "none"), digest_file(file)
-    message = f"is not the file that was saved: its SHA-256 is {found[:16]}, config.json says {expected[:16]}; " \
-              "copy the folder anew, or save the model again"
+    message = (f"is not the file that was saved: its SHA-256 is {found[:16]}, "
+               f"config.json says {expected[:16]}; copy the folder anew, or save the model again")
     check(found == expected, "model", file, message, Mismatch)
 
 def _has_average(folder:Path, card:dict) -> bool:
@@ -300,7 +322,8 @@ def _has_average(folder:Path, card:dict) -> bool:
 
 def _note_unsealed(folder:Path, card:dict):
     "One line about a folder whose files cannot be compared with what was written."
-    lacks = [words for key, words in (("seal", "seal"), ("weights", "hashes of its weights")) if key not in card]
+    lacks = [words for key, words in (("seal", "seal"), ("weights", "hashes of its weights"))
+             if key not in card]
     speaks = os.environ.get("RANK", "0") == "0"
     if not (lacks and speaks): return
     print(f"{folder}: config.json has no {' and no '.join(lacks)}; taken as it is", file=sys.stderr)
@@ -318,13 +341,14 @@ def side_of(
     asked:int|None=None,   # what somebody wants instead
     otherwise:int=256,     # where nobody knows: the side of most published tokenizers
 ) -> tuple[int, str]:      # pixels, whose choice that is; "" = as asked
-    "The side of the pictures that a tokenizer is given: as asked, or as it was trained, of which its card tells."
+    "The side of a tokenizer's pictures: as asked, or as it was trained, which its card tells."
     if asked is not None: return asked, ""
     card = getattr(tokenizer, "card", {})
     recipe = card.get("recipe")
     augment = recipe.get("augment") if isinstance(recipe, dict) else None
     side = augment.get("size") if isinstance(augment, dict) else card.get("size")
-    if type(side) is int and side > 0: return side, "as this tokenizer was trained (--size for another)"
+    if type(side) is int and side > 0:
+        return side, "as this tokenizer was trained (--size for another)"
     return otherwise, "for this tokenizer doesn't say how it was trained (--size for another)"
 
 # %% ../nbs/008_saved.ipynb #5edb4a2c
@@ -339,8 +363,9 @@ def load_model(
     folder = Path(folder)
     card = read_config(folder)
     found = kind_of(card["config"])
-    check(kind is None or found == kind, "model", folder, f"holds a {found}, not a {kind}", Mismatch)
-    is_model = kinds[found].build and "." not in found      # a part's word has its shelf before a dot
+    check(kind is None or found == kind, "model", folder,
+          f"holds a {found}, not a {kind}", Mismatch)
+    is_model = kinds[found].build and "." not in found    # a part's word has its shelf before a dot
     check(is_model, "model", folder, f"holds a {found}, which is no model", Mismatch)
 
     averaged = ema or (ema is None and _has_average(folder, card))

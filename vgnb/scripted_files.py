@@ -19,14 +19,15 @@ from .tensor_files import PickleStub
 
 # %% ../nbs/005b_scripted_files.ipynb #15de61c5
 _DTYPES = {f"{kind}Storage": dtype for kind, dtype in {
-    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16, "Double": torch.float64,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Byte": torch.uint8, "Char": torch.int8,
-    "Bool": torch.bool}.items()}
+    "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Double": torch.float64, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Byte": torch.uint8, "Char": torch.int8, "Bool": torch.bool}.items()}
 
 def _tensor(held:tuple[bytes, torch.dtype], offset:int, size:tuple, stride:tuple, *rest) -> Tensor:
     "A tensor of stored bytes. Errors: `ValueError` where it shows more than these."
     stored, dtype = held
-    flat = torch.frombuffer(bytearray(stored), dtype=dtype) if stored else torch.empty(0, dtype=dtype)
+    flat = (torch.frombuffer(bytearray(stored), dtype=dtype) if stored
+            else torch.empty(0, dtype=dtype))
     view = torch.as_strided(flat, size, stride, offset)
     if view.numel() > flat.numel(): raise ValueError("a tensor is larger than its bytes")
     return view
@@ -63,19 +64,24 @@ def _entries(held:PickleStub, start:str="") -> dict[str, Tensor]:
 def is_scripted(path:str|Path) -> bool:
     "Whether a file is a TorchScript archive."
     if not zipfile.is_zipfile(path): return False
-    with zipfile.ZipFile(path) as z: return any(name.endswith("/constants.pkl") for name in z.namelist())
+    with zipfile.ZipFile(path) as z:
+        return any(name.endswith("/constants.pkl") for name in z.namelist())
 
 def read_scripted(
     path:str|Path,
     argument:str="path",  # its name in errors
 ) -> dict[str, Tensor]:
-    "The tensors of a TorchScript archive by name. Errors: one `Mismatch` for anything else in its place."
+    """The tensors of a TorchScript archive by name.
+
+    Errors: one `Mismatch` for anything else in its place."""
     path = Path(path)
-    check(path.is_file() and is_scripted(path), argument, path, "must be a TorchScript archive", Mismatch)
+    check(path.is_file() and is_scripted(path), argument, path,
+          "must be a TorchScript archive", Mismatch)
     try:
         with zipfile.ZipFile(path) as z:
             root = next(n for n in z.namelist() if n.endswith("/data.pkl")).removesuffix("data.pkl")
-            read = [e for e in z.infolist() if e.filename.startswith((f"{root}data.pkl", f"{root}data/"))]
+            read = [e for e in z.infolist()
+                    if e.filename.startswith((f"{root}data.pkl", f"{root}data/"))]
             plain = all(e.compress_type == zipfile.ZIP_STORED for e in read)
             true = plain and sum(e.file_size for e in read) <= path.stat().st_size
             if not true: raise ValueError("its tensors are compressed")

@@ -60,9 +60,11 @@ def scale_grid(
     return tuple(round(low + i * step, 6) for i in range(int((high - low + 1e-4) / step) + 1))
 
 # %% ../nbs/730_search.ipynb #9d2bc971
-_BETTER = {"fid": min, "kid_mean": min, "is_mean": max, "precision": max, "recall": max, "accuracy": max}
+_BETTER = {"fid": min, "kid_mean": min, "is_mean": max, "precision": max,
+           "recall": max, "accuracy": max}
 _FORMAT = "vgnb-search/1"
-_METRIC = {"kid_mean": "kid", "is_mean": "is", "precision": "pr", "recall": "pr"}  # value -> what measures it
+# value -> what measures it
+_METRIC = {"kid_mean": "kid", "is_mean": "is", "precision": "pr", "recall": "pr"}
 
 def _by_scale(scales:dict) -> dict:
     "Entries by their scale as a number, the lowest first."
@@ -72,7 +74,9 @@ def best_scale(
     results:dict,     # of a search
     scales=None,      # that may win; None = all
 ) -> float:
-    "The scale whose deciding value is best; values that are not finite cannot win. The lowest one on ties."
+    """The scale whose deciding value is best; values that are not finite cannot win.
+
+    The lowest one on ties."""
     by, found = results["by"], {}
     for scale, report in _by_scale(results["scales"]).items():
         value = report["values"].get(by)
@@ -83,13 +87,15 @@ def best_scale(
 
 # %% ../nbs/730_search.ipynb #ownscale
 def own_scale(guidance) -> str:
-    "The setting of a guidance that is its scale: `guidance.scale`, or what it calls so. Errors: one that has none."
+    """The setting of a guidance that is its scale: `guidance.scale`, or what it calls so.
+
+    Errors: one that has none."""
     message = "has no scale of its own to search; name a setting, as --setting guidance.along.value"
     check(guidance.searched, "guidance", called(guidance), message)
     return f"guidance.{guidance.searched}"
 
 def _set_to(sampling:Sampling, setting:str, value:float) -> Sampling:
-    "The settings with one of them set to a number: a whole one where it counts something, as steps and top_k do."
+    "The settings with one of them set to a number, a whole one for counts such as steps and top_k."
     counts = type(dotted(sampling)[setting]) is int and value == int(value)
     changed = with_dotted(sampling, setting, int(value) if counts else value)
     changed.check_steps(sampling)
@@ -98,7 +104,7 @@ def _set_to(sampling:Sampling, setting:str, value:float) -> Sampling:
 # %% ../nbs/730_search.ipynb #6e0f6189
 @dataclass
 class _Search:
-    "What is searched: a pipeline at each of `scales`, then the best of them again with more images."
+    "What is searched: a pipeline at each of `scales`, then the best again with more images."
     pipe: Pipeline
     reference: Samples|str|Path   # whatever `open_samples` opens
     extractor: Extractor
@@ -107,8 +113,8 @@ class _Search:
     count: int = 10_000           # images a scale
     final: int = 50_000           # images at the best scale; 0 = no second round
     metrics: tuple = ("fid", "is", "pr") # see `measure`
-    by: str = "fid"               # what decides: fid, kid_mean (least), is_mean, precision, recall, accuracy (most)
-    setting: str = ""             # of the sampling (a name of `dotted`): what takes the scales; "" = the guidance's own
+    by: str = "fid"    # decides: fid, kid_mean (least), is_mean, precision, recall, accuracy (most)
+    setting: str = ""  # of the sampling (a name of `dotted`): takes the scales; "" = the guidance's
     labels: str = "balanced"      # or random
     seed: int = 0
     size: int|None = None         # side of the images; None = the tokenizer's own
@@ -123,10 +129,10 @@ class _Search:
         different = len(self.scales) and len(set(self.scales)) == len(self.scales)
         check(different, "scales", self.scales, "must be different numbers, at least one")
         check_choice("by", self.by, tuple(_BETTER))
-        check_int("count", self.count, 2)
-        check_int("final", self.final, 0)
+        for name, least in (("count", 2), ("final", 0)): check_int(name, getattr(self, name), least)
         metric = _METRIC.get(self.by, self.by)
-        check(metric in self.metrics, "by", self.by, f"needs {metric} among the metrics {self.metrics}")
+        check(metric in self.metrics, "by", self.by,
+              f"needs {metric} among the metrics {self.metrics}")
         self.setting = self.setting or own_scale(self.pipe.sampling.guidance)
         check_choice("setting", self.setting, tuple(dotted(self.pipe.sampling)))
         self.reference = open_samples(self.reference)
@@ -136,19 +142,20 @@ class _Search:
     def _check_sampled(self, pipe:Pipeline):
         "What cannot be sampled is refused now."
         first = self.classes(1)
-        pipe.sampler().check_request(pipe.condition(first.tolist()), torch.zeros_like(first), pipe.grid)
+        cond = pipe.condition(first.tolist())
+        pipe.sampler().check_request(cond, torch.zeros_like(first), pipe.grid)
 
     def _check_count(self, n:int):
         "What `measure` would refuse, for n images."
         pictures = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (n, 1, 1, 3))
-        planned = Samples(pictures, self.classes(n), id="planned", classes=self.pipe.classes or None)
+        names = self.pipe.classes or None
+        planned = Samples(pictures, self.classes(n), id="planned", classes=names)
         check_request(planned, self.reference, self.extractor, self.metrics, None,
                       is_split=5000, is_shuffle=None, kid_subsets=100, k=3)
 
     def at(self, scale:float) -> Pipeline:
         "The pipeline at a scale."
-        p = self.pipe
-        sampling = _set_to(p.sampling, self.setting, scale)
+        p, sampling = self.pipe, _set_to(self.pipe.sampling, self.setting, scale)
         return Pipeline(p.tokenizer, p.generator, sampling, p.classes, p.grid.shape, mixed=p.mixed)
 
     def classes(self, count:int) -> Tensor:
@@ -180,18 +187,21 @@ class _SearchFolder(_Search):
         "What decides the numbers of a scale."
         p = self.pipe
         return dict(**model_facts(p),
-                    sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting}, setting=self.setting,
-                    grid=list(p.grid.shape), count=self.count, labels=self.labels, seed=self.seed, size=self.size,
-                    metrics=list(self.metrics), extractor=self.extractor.id, reference=self.reference.id)
+                    sampling={k: v for k, v in dotted(p.sampling).items() if k != self.setting},
+                    setting=self.setting, grid=list(p.grid.shape), count=self.count,
+                    labels=self.labels, seed=self.seed, size=self.size, metrics=list(self.metrics),
+                    extractor=self.extractor.id, reference=self.reference.id)
 
     @property
     def file(self) -> Path: return self.out / "results.json"
 
     def results(self) -> dict:
-        "What is known: {plan, by, scales: {scale: report}, best, final}. Errors: `Mismatch` for another plan's folder."
+        """What is known: {plan, by, scales: {scale: report}, best, final}.
+
+        Errors: `Mismatch` for another plan's folder."""
         if not self.file.exists():
-            return {"format": _FORMAT, "plan": self.plan, "times": self.reference.times, "by": self.by, "scales": {},
-                    "best": None, "final": None}
+            return {"format": _FORMAT, "plan": self.plan, "times": self.reference.times,
+                    "by": self.by, "scales": {}, "best": None, "final": None}
         known = load_card(self.file, "out")
         ours = known.get("format") == _FORMAT and isinstance(known.get("plan"), dict)
         check(ours, "out", self.out, "has a results.json that is not a search's", Mismatch)
@@ -222,15 +232,16 @@ class _SearchFolder(_Search):
 # %% ../nbs/730_search.ipynb #5dc569b1
 class GuidanceSearch(_SearchFolder):
     "Measures a pipeline at each of `scales`, then the best of them again with more images."
-    def measure(self, scale:float, count:int, processes:Processes|None=None, keep:bool=False) -> dict:
+    def measure(self, scale:float, count:int, processes:Processes|None=None,
+                keep:bool=False) -> dict:
         "Sample `count` images at a scale and compare them with the reference: a report as JSON."
         base, pipe = self.look(processes), self.at(scale)
         file = self.out / f"scale-{scale:g}-{count}.npz"
         job = SampleJob(pipe, self.classes(count), file, self.seed, self.size, self.part)
         path = job.run(processes)
-        report = measure(path, self.reference, self.extractor, self.metrics, self.batch, uint8_rule="round",
-                         seed=self.seed, sampler=to_json(pipe.sampling), processes=processes, base=base)
-
+        report = measure(path, self.reference, self.extractor, self.metrics, self.batch,
+                         uint8_rule="round", seed=self.seed, sampler=to_json(pipe.sampling),
+                         processes=processes, base=base)
         if processes: processes.wait()                              # all have read them
         if not keep and (processes is None or processes.main):
             path.unlink()
@@ -260,7 +271,6 @@ class GuidanceSearch(_SearchFolder):
             if key in results["scales"]: continue
             results["scales"][key] = self.measure(scale, self.count, processes, self.keep_samples)
             note(scale, self.count, results["scales"][key])
-
         best = results["best"] = best_scale(results, self.scales)
         final = results["final"]
         done = final is not None and (final["scale"], final["count"]) == (best, self.final)
@@ -273,8 +283,9 @@ class GuidanceSearch(_SearchFolder):
 
     def save(self, results:dict, processes:Processes|None=None):
         "Write results.json and its picture."
-        run = run_manifest(self.plan, seed=self.seed, data=self.reference.id, device=self.pipe.device,
-                           world=processes.world if processes else 1, count=self.count, final=self.final, by=self.by)
+        run = run_manifest(self.plan, seed=self.seed, data=self.reference.id,
+                           device=self.pipe.device, world=processes.world if processes else 1,
+                           count=self.count, final=self.final, by=self.by)
         save_card(self.file, results | {"scales": _by_scale(results["scales"]), "run": run})
         picture = png_bytes(search_figure(results), None)
         with write_aside(self.out / "search.png") as aside: aside.write_bytes(picture)
@@ -295,7 +306,8 @@ def search_figure(results:dict):
         for ax, k in zip(axes[0], keys):
             ax.plot(scales, [_number(report["values"].get(k)) for _, report in reports], "o-", ms=3)
             if best is not None: ax.axvline(best, lw=0.8, ls=":", color="grey")
-            if final: ax.plot(final["scale"], _number(final["values"].get(k)), "*", ms=10, color="C1")
+            if final:
+                ax.plot(final["scale"], _number(final["values"].get(k)), "*", ms=10, color="C1")
             decides = " (decides)" if k == results["by"] else ""
             ax.set_title(k.removesuffix("_mean") + decides)
             ax.set_xlabel(results["plan"]["setting"].replace(".", " ").replace("_", " "))

@@ -52,7 +52,7 @@ sys.modules[__name__].__class__ = _Room
 _HUB = "hf://"
 
 def part_folder(
-    where:str|Path,   # folder of a model, of a run or of a pipeline; a shipped pipeline's name; or hf://owner/name
+    where:str|Path,   # a model's, run's or pipeline's folder; a shipped pipeline; hf://owner/name
     role:Literal["tokenizer", "generator"], # which part is meant
     argument:str="",  # what the caller calls it; default: the role
 ) -> Path:
@@ -60,16 +60,18 @@ def part_folder(
     argument, folder = argument or role, Path(where)
     if str(where).startswith(_HUB): folder = hub_folder(str(where).removeprefix(_HUB), argument)
     if not folder.exists() and str(where) in shipped(): folder = shipped_folder(str(where))
-    allowed = "must be the folder of a saved model, of a run or of a pipeline, a published file or its name " \
-              "(vgnb.zoo.table()), or one of the shipped "
+    allowed = ("must be the folder of a saved model, of a run or of a pipeline, "
+               "a published file or its name (vgnb.zoo.table()), or one of the shipped ")
     names = ", ".join(shipped()) + hint_at(where, shipped())
     check(folder.exists(), argument, folder, allowed + names, Missing)
 
     if (folder / "config.json").is_file(): return folder
     if (folder / "model" / "config.json").is_file(): return folder / "model"
-    if not (folder / "pipeline.json").is_file(): return folder              # whoever reads it says what it lacks
+    # whoever reads it says what it lacks
+    if not (folder / "pipeline.json").is_file(): return folder
     place = load_card(folder / "pipeline.json", argument).get(role, role)
-    check(isinstance(place, str), argument, folder, f"has a pipeline.json with a strange entry: {role}", Mismatch)
+    check(isinstance(place, str), argument, folder,
+          f"has a pipeline.json with a strange entry: {role}", Mismatch)
     return folder / place
 
 _ROLES = {"tokenizer": Tokenizer, "generator": Generator}
@@ -82,10 +84,11 @@ def check_role(
 ):
     "Refuse a model that is no tokenizer, or no generator. Errors: `Mismatch` says what lies there."
     kind = kind_of(getattr(model, "config", None)) or type(model).__name__
-    check(isinstance(model, _ROLES[role]), argument, Path(where), f"holds a {kind}, which is no {role}", Mismatch)
+    check(isinstance(model, _ROLES[role]), argument, Path(where),
+          f"holds a {kind}, which is no {role}", Mismatch)
 
 def open_part(
-    where:str|Path,          # as `part_folder` takes it; or a published file, or its name in `vgnb.zoo.table()`
+    where:str|Path,  # as `part_folder` takes it; a published file or its name in `vgnb.zoo.table()`
     role:Literal["tokenizer", "generator"],
     argument:str="",         # what the caller calls it; default: the role
     *, system:str|None=None, # whose published file it is, where its name doesn't tell
@@ -116,7 +119,8 @@ def ship_model(
     "Write a model folder with fp16 weights."
     small = copy.deepcopy(model).half()
     size = sum(t.numel() * t.element_size() for t in small.state_dict().values())
-    check(size <= limit, "model", f"{size:,} bytes", f"must not need more than {limit:,} bytes in fp16", Mismatch)
+    check(size <= limit, "model", f"{size:,} bytes",
+          f"must not need more than {limit:,} bytes in fp16", Mismatch)
     return save_model(folder, small, model.config, **(learnt_from(model) | record))
 
 def ship_pipeline(
@@ -133,6 +137,7 @@ def ship_pipeline(
     ship_model(folder / "generator", generator, classes=classes, **record)
     card = {"format": FORMAT, "sampling": to_json(sampling), "classes": classes, "grid": list(grid)}
     places = {"tokenizer": folder.parent / tokenizer, "generator": folder / "generator"}
-    parts = {name: read_config(place)["weights"] for name, place in places.items() if place.is_dir()}
+    parts = {name: read_config(place)["weights"] for name, place in places.items()
+             if place.is_dir()}
     save_card(folder / "pipeline.json", card | {"tokenizer": f"../{tokenizer}", "parts": parts})
     return folder

@@ -24,7 +24,8 @@ from .core import Mismatch, Missing, check
 
 # %% ../nbs/005a_tensor_files.ipynb #685e0d9e
 _BEGINNINGS = {
-    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch that with `git lfs pull`",
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; "
+                                "fetch that with `git lfs pull`",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",
     b"BZh": "is compressed with bzip2; unpack it first",
     b"\xfd7zXZ": "is compressed with xz; unpack it first",
@@ -36,18 +37,21 @@ def _is_text(head:bytes) -> bool:
     "Whether bytes are words: UTF-8 without control characters."
     text = head.decode("utf-8", "ignore")
     controls = any(ord(c) < 32 and c not in "\t\r\n" for c in text)
-    return bool(text) and not controls and len(text.encode()) >= len(head) - 3    # a character may be cut at the end
+    # a character may be cut at the end
+    return bool(text) and not controls and len(text.encode()) >= len(head) - 3
 
 def no_weights(path:str|Path) -> str|None:
     "Why a file can hold no tensors, by its first bytes; None where it may."
     with open(path, "rb") as f: head = f.read(512)
     if not head: return "is empty (0 bytes): the download or the copy was cut off; fetch it again"
-    if not head.strip(b"\0"): return "holds zeros only: the download was never filled in; fetch it again"
+    if not head.strip(b"\0"):
+        return "holds zeros only: the download was never filled in; fetch it again"
     for start, why in _BEGINNINGS.items():
         if head.startswith(start): return why
 
     words = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if words.startswith(b"<"): return "is a web page, no weights: the server wanted a login, or had no such file"
+    if words.startswith(b"<"):
+        return "is a web page, no weights: the server wanted a login, or had no such file"
     if not _is_text(head): return None
     return f"is text, no weights: {words.decode('utf-8', 'ignore').split(chr(10))[0][:60]!r}"
 
@@ -56,7 +60,8 @@ _NAMES = 40_000        # tensors in a file
 _CONTENTS = 2 ** 23    # bytes of its table of contents
 _STEPS = 600_000       # opcodes of a pickle: some 15 a tensor
 _BEYOND = 2 ** 26      # bytes that views may show beyond what is stored
-_FOLDER = 0x10        # of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
+# of an entry's attributes: torch would read nothing there, and leave its tensor's memory as it is
+_FOLDER = 0x10
 
 def _tensors(content) -> Iterator[Tensor]:
     "All tensors in dictionaries, lists and tuples, however deep."
@@ -74,7 +79,8 @@ def _check_claims(content, size:int, argument:str, path:Path):
     held, beyond = {}, 0
     for t in _tensors(content):
         plain = t.layout == torch.strided and t.device.type != "meta" and not t.is_quantized
-        check(plain, argument, path, "must hold plain tensors: none sparse, quantized or without bytes", Mismatch)
+        check(plain, argument, path,
+              "must hold plain tensors: none sparse, quantized or without bytes", Mismatch)
         storage = t.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
         beyond += max(0, t.numel() * t.element_size() - storage.nbytes())
@@ -85,34 +91,38 @@ def _check_claims(content, size:int, argument:str, path:Path):
 
 def _check_contents(size:int, argument:str, path:Path):
     "Refuse a table of contents that names too much to be one of weights."
-    allowed = f"must hold at most {_NAMES:,} tensors; its table of contents alone has {size:,} bytes"
+    allowed = (f"must hold at most {_NAMES:,} tensors; "
+               f"its table of contents alone has {size:,} bytes")
     check(size <= _CONTENTS, argument, path, allowed, Mismatch)
 
 def _check_program(pickle, argument:str, path:Path):
     "Refuse a pickle that is cut off, endless, or makes bytes out of a number."
     try:
         for step, (_, value, _) in enumerate(pickletools.genops(pickle)):
-            check(step < _STEPS, argument, path, f"must be a pickle of at most {_STEPS:,} steps", Mismatch)
+            check(step < _STEPS, argument, path,
+                  f"must be a pickle of at most {_STEPS:,} steps", Mismatch)
             harmless = not (isinstance(value, str) and value.endswith("bytearray"))
-            check(harmless, argument, path, "holds pickled objects that are not tensors (bytearray)", Mismatch)
+            check(harmless, argument, path,
+                  "holds pickled objects that are not tensors (bytearray)", Mismatch)
     except Mismatch: raise
     except Exception:                    # a forged one may make the parser raise whatever it likes
-        raise Mismatch(argument, path, "is cut off or damaged: its pickle has no end; fetch it again") from None
+        raise Mismatch(argument, path,
+                       "is cut off or damaged: its pickle has no end; fetch it again") from None
 
 # %% ../nbs/005a_tensor_files.ipynb #971b7c32
 def directory_size(path:Path) -> int:
-    "Bytes of a zip's table of contents, as its last record gives them, or as its 64-bit one; 0 where there is neither."
+    "Bytes of a zip's table of contents, as its last or its 64-bit record says; 0 with neither."
     with open(path, "rb") as f:
         f.seek(-min(path.stat().st_size, 66_000), os.SEEK_END)
         tail = f.read() + bytes(64)
     last = tail.rfind(b"PK\5\6")
     if last < 0: return 0
-    before = tail[max(0, last - 76):last]                # 56 bytes of the 64-bit record, 20 that point to it
+    before = tail[max(0, last - 76):last]       # 56 bytes of the 64-bit record, 20 that point to it
     if before.startswith(b"PK\6\6"): return int.from_bytes(before[40:48], "little")
     return int.from_bytes(tail[last + 12:last + 16], "little")
 
 def is_complete(archive:zipfile.ZipFile) -> bool:
-    "Whether as many entries were found as the last record says: one changed length hides all that come after it."
+    "Whether all entries of the last record were found: one changed length hides what follows it."
     archive.fp.seek(archive.start_dir)
     tail = archive.fp.read()
     last = tail.rfind(b"PK\5\6")
@@ -126,31 +136,36 @@ def _check_zip(path:Path, argument:str):
     try:
         with zipfile.ZipFile(path) as z:
             entries = z.infolist()
-            stored = all(e.compress_type == zipfile.ZIP_STORED and not e.external_attr & _FOLDER for e in entries)
+            stored = all(e.compress_type == zipfile.ZIP_STORED and not e.external_attr & _FOLDER
+                         for e in entries)
             true = stored and sum(e.file_size for e in entries) <= path.stat().st_size
-            check(true, argument, path, "must hold its tensors as they are, not compressed", Mismatch)
+            check(true, argument, path,
+                  "must hold its tensors as they are, not compressed", Mismatch)
 
             program = next((e for e in entries if e.filename.endswith("/data.pkl")), None)
-            check(program, argument, path, "is a zip without data.pkl, so `torch.save` did not write it", Mismatch)
+            check(program, argument, path,
+                  "is a zip without data.pkl, so `torch.save` did not write it", Mismatch)
             with z.open(program) as f: _check_program(f.read(), argument, path)
     except Mismatch: raise
     except Exception:                    # zipfile, too
-        why = f"is cut off or damaged: {path.stat().st_size:,} bytes without the end of an archive; fetch it again"
+        why = ("is cut off or damaged: "
+               f"{path.stat().st_size:,} bytes without the end of an archive; fetch it again")
         raise Mismatch(argument, path, why) from None
 
-_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"      # the number that the first of the five pickles holds
+_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"    # the number that the first of the five pickles holds
 
 def _check_pickles(path:Path, argument:str):
     "The same for the layout before the zip."
     with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as whole:
         is_torch = _MAGIC in whole[:40]
-        other = "must be a state dict of tensors that `torch.save` wrote; this is another pickle, or damaged"
+        other = ("must be a state dict of tensors that `torch.save` wrote; "
+                 "this is another pickle, or damaged")
         check(is_torch, argument, path, other, Mismatch)
         for _ in range(5): _check_program(whole, argument, path)
 
 # %% ../nbs/005a_tensor_files.ipynb #21052023
 class PickleStub:
-    "Stands for an object of a foreign class of settings, which a pickle may name: what it holds, and none of its code."
+    "Stands for an object of a foreign settings class in a pickle: what it holds, no code of it."
     def __setstate__(self, state): self.__dict__.update(state if isinstance(state, dict) else {})
 
 _FORBIDDEN = r"GLOBAL (\S+)|Unsupported (?:global|class) (\S+)"
@@ -168,19 +183,19 @@ def _read_torch(path:Path, argument:str, allowed:list):
         found = re.search(_FORBIDDEN, str(e))
         why = f"must be a readable checkpoint ({(str(e) or type(e).__name__).splitlines()[0][:80]})"
         if found:
-            why = f"holds pickled objects that are not tensors ({found[1] or found[2]}) and is not opened; " \
-                  "ask its authors for safetensors, or convert it where you trust it"
+            why = (f"holds pickled objects that are not tensors ({found[1] or found[2]}) and is "
+                   "not opened; ask its authors for safetensors, or convert it where you trust it")
         raise Mismatch(argument, path, why) from None
     _check_claims(content, path.stat().st_size, argument, path)
     return content
 
-# %% ../nbs/005a_tensor_files.ipynb #43fb7e4d
+# %% ../nbs/005a_tensor_files.ipynb #30a89bbb
 def _is_safetensors(path:Path) -> bool:
     with open(path, "rb") as f: head = f.read(9)
     return len(head) == 9 and head[8:] == b"{"
 
 def weights_in(path:str|Path) -> Path:
-    "The file of weights that a path means: itself; in a folder `model.pth`, or that of the last `iter_<n>`."
+    "The file of weights a path means: itself; in a folder `model.pth`, or the last `iter_<n>`'s."
     inner = Path(path) / "model.pth"
     if inner.is_file(): return inner
     several = [(int(file.parent.name[5:]), file) for file in Path(path).glob("iter_*/model.pth")
@@ -188,7 +203,7 @@ def weights_in(path:str|Path) -> Path:
     return max(several)[1] if several else Path(path)
 
 def weight_files(path:str|Path) -> list[Path]:
-    "The files of weights that a path means: one, or several with commas between (later ones win); none if one lacks."
+    "The files of weights a path means: one, or several by commas (later wins); none if one lacks."
     whole = weights_in(path)
     if whole.is_file(): return [whole]
     parts = [weights_in(part) for part in str(path).split(",")] if "," in str(path) else []
@@ -197,12 +212,14 @@ def weight_files(path:str|Path) -> list[Path]:
 def _there(path:str|Path, argument:str, wanted:str="") -> Path:
     "The path of a file that may hold tensors."
     path = Path(path)
-    absent = "is a folder without model.pth or iter_<n>/model.pth" if path.is_dir() else "no such file"
+    absent = ("is a folder without model.pth or iter_<n>/model.pth" if path.is_dir()
+              else "no such file")
     check(path.is_file(), argument, path, absent, Missing)
     why = no_weights(path)
     check(why is None, argument, path, f"{wanted}{why}", Mismatch)
     return path
 
+# %% ../nbs/005a_tensor_files.ipynb #43fb7e4d
 def read_safetensors(
     path:str|Path,
     argument:str="path",  # its name in errors
@@ -219,18 +236,20 @@ def read_safetensors(
         raise Mismatch(argument, path, f"must be a readable safetensors file ({e})") from None
 
 def read_tensors(
-    path:str|Path,        # .safetensors, or a torch file of tensors and plain values (.pt, .pth, .bin, .ckpt)
+    path:str|Path,   # .safetensors, or torch's of tensors and plain values (.pt, .pth, .bin, .ckpt)
     argument:str="path",  # its name in errors
-    allowed:list=(),      # classes that a pickle may name besides; (PickleStub, "module.Class"): one that isn't here
+    allowed:list=(),   # classes a pickle may name, too; (PickleStub, "module.Class"): a foreign one
 ):
     "What a file of weights holds. Errors: `Missing`; one `Mismatch` with the true reason."
     path = _there(path, argument)
-    if path.suffix == ".safetensors" or _is_safetensors(path): return read_safetensors(path, argument)[0]
+    if path.suffix == ".safetensors" or _is_safetensors(path):
+        return read_safetensors(path, argument)[0]
     return _read_torch(path, argument, list(allowed))
 
 def read_state(path:str|Path, argument:str="path") -> dict[str, Tensor]:
     "A file that is a state dict and nothing else."
     state = read_tensors(path, argument)
-    only = isinstance(state, dict) and all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items())
+    only = (isinstance(state, dict)
+            and all(isinstance(k, str) and torch.is_tensor(v) for k, v in state.items()))
     check(only and state, argument, path, "must hold a state dict of tensors", Mismatch)
     return state

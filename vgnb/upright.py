@@ -30,7 +30,8 @@ _TURNS = {
 def _turn(image:Image.Image) -> Image.Transpose|None:
     "What turns a picture upright; None where it is, or where its EXIF can't be read."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")        # a million pictures would say a million times that theirs is corrupt
+        # a million pictures would say a million times that theirs is corrupt
+        warnings.simplefilter("ignore")
         try: return _TURNS.get(image.getexif().get(_TAG))
         except Exception: return None          # damaged EXIF makes Pillow raise whatever it likes
 
@@ -56,7 +57,8 @@ def check_sides(
     if width * height > max_pixels:
         raise BadItem(name, f"{width}x{height} pixels are more than the {max_pixels} allowed")
     if max(width, height) > _LONGEST * min(width, height):
-        raise BadItem(name, f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
+        raise BadItem(name,
+                      f"{width}x{height} pixels: one side is more than {_LONGEST} times the other")
 
 def _eight_bit(image:Image.Image) -> Image.Image:
     "16-bit greys by their upper byte; the rest as it is."
@@ -75,7 +77,8 @@ def as_rgb(
     check_choice("alpha", alpha, ALPHA)
     check_choice("orientation", orientation, ORIENTATIONS)
     check_sides(*image.size, name, max_pixels)
-    if image.mode == "F": raise BadItem(name, "its pixels are fractions: nobody can tell what was done to them")
+    if image.mode == "F":
+        raise BadItem(name, "its pixels are fractions: nobody can tell what was done to them")
     if orientation == "upright": image = upright(image)
 
     image = _eight_bit(image)

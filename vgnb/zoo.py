@@ -19,7 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import BadInput, Mismatch, Missing, VgnbError, check, check_bool, check_choice, get_settings
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    VgnbError,
+    check,
+    check_bool,
+    check_choice,
+    get_settings,
+)
 from .downloads import by_hand, differs, fetch, hub_file
 from vgnb.families import (
     Checkpoint,
@@ -48,7 +57,9 @@ def published() -> dict[str, tuple[Family, Published]]:
     return {p.name: (family, p) for family in families() for p in family.published}
 
 def build(name:str, **changes) -> tuple[nn.Module, NameTable]:
-    "Our model of a published name, with random weights, and its table of names. Big ones: in `torch.device('meta')`."
+    """Our model of a published name, with random weights, and its table of names.
+
+    Big ones: in `torch.device('meta')`."""
     known = published()
     family, entry = known[check_choice("name", name, tuple(known))]
     return family.make(entry.spec, **changes)
@@ -81,14 +92,16 @@ class Known(NamedTuple):
     @property
     def about(self) -> dict[str, str]:
         "What its authors state, in words: for whoever writes a card of the model."
-        said = {"made": f"its authors; scripts/train_{self.family.role}.py {self.file.recipe} trains such a one",
+        said = {"made": "its authors; "
+                        f"scripts/train_{self.family.role}.py {self.file.recipe} trains such a one",
                 "result": self.file.result, "licence": self.file.licence, "page": self.file.address}
         if not self.file.recipe: said["made"] = "its authors"
         return {name: word for name, word in said.items() if word}
 
 def checkpoints() -> dict[str, Known]:
     "All published files of all rooms by name."
-    found = (Known(family, model, file) for family, model in published().values() for file in model.files)
+    found = (Known(family, model, file) for family, model in published().values()
+             for file in model.files)
     return {known.file.name or known.model.name: known for known in found}
 
 # %% ../nbs/700_zoo.ipynb #zootab03
@@ -98,10 +111,11 @@ def _told(known:Known) -> dict[str, str]:
     "What is told of a published file."
     file, sampling = known.file, known.file.sampling
     size = f"{file.size / 1e6:,.0f} MB" if file.size else _UNSTATED
-    sampler = "" if known.family.role != "generator" else _in_words(known.sampling) if sampling else _UNSTATED
+    sampler = ("" if known.family.role != "generator" else _in_words(known.sampling)
+               if sampling else _UNSTATED)
     return {"system": known.system, "role": known.family.role, "file": str(file), "size": size,
-            "licence": file.licence or _UNSTATED, "result": file.result or _UNSTATED, "sampler": sampler,
-            "codes": file.codes, "recipe": file.recipe}
+            "licence": file.licence or _UNSTATED, "result": file.result or _UNSTATED,
+            "sampler": sampler, "codes": file.codes, "recipe": file.recipe}
 
 def _in_words(sampling:Sampling) -> str:
     "A sampler in one line."
@@ -114,19 +128,22 @@ class Table:
     def __init__(self, known:dict[str, Known]): self.known = known
     def __len__(self) -> int: return len(self.known)
     def __iter__(self): return iter(self.known)
-    def __getitem__(self, name:str) -> Known: return self.known[check_choice("name", name, tuple(self.known))]
+    def __getitem__(self, name:str) -> Known:
+        return self.known[check_choice("name", name, tuple(self.known))]
 
     def rows(self) -> list[dict[str, str]]:
         "A dictionary a file, for pandas and the like."
         return [{"name": name} | _told(known) for name, known in self.known.items()]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{row['name']:28}{row['system']:10}{row['role']:11}{row['file']}" for row in self.rows())
+        return "\n".join(f"{row['name']:28}{row['system']:10}{row['role']:11}{row['file']}"
+                         for row in self.rows())
 
     def _repr_html_(self) -> str:
         left, rows = ' style="text-align: left"', self.rows()
         head = "".join(f"<th{left}>{word}</th>" for word in (rows or [{"no such file": ""}])[0])
-        lines = ("".join(f"<td{left}>{one_line(value)}</td>" for value in row.values()) for row in rows)
+        lines = ("".join(f"<td{left}>{one_line(value)}</td>" for value in row.values())
+                 for row in rows)
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 def table(
@@ -138,19 +155,22 @@ def table(
     for name, value in {"system": system, "role": role}.items():
         there = {k.system if name == "system" else k.family.role for k in known.values()}
         if value is not None: check_choice(name, value, tuple(sorted(there)))
-    return Table({name: k for name, k in known.items() if system in (None, k.system) and role in (None, k.family.role)})
+    return Table({name: k for name, k in known.items()
+                  if system in (None, k.system) and role in (None, k.family.role)})
 
 # %% ../nbs/700_zoo.ipynb #4406bf79
 _WRAPS = ("ema", "model", "module", "state_dict", "model_state_dict")
 
 def _allowed() -> list:
     "Classes that a published pickle may name: settings, which are held and not run."
-    return [argparse.Namespace, *((PickleStub, name) for family in families() for name in family.pickles)]
+    return [argparse.Namespace,
+            *((PickleStub, name) for family in families() for name in family.pickles)]
 
 def read_published(path:str|Path) -> dict:
-    "What a published file holds: .safetensors, or a pickle (.pt, .pth, .bin, .ckpt); of several their tensors as one."
+    "What a published file holds: .safetensors or a pickle (.pt, .pth, .bin, .ckpt); many as one."
     files = weight_files(path)
-    there = "a folder without model.pth or iter_<n>/model.pth" if Path(path).is_dir() else "no such file"
+    there = ("a folder without model.pth or iter_<n>/model.pth" if Path(path).is_dir()
+             else "no such file")
     missing = f"{there}; `vgnb.zoo.table()` has the names of published files"
     check(files, "path", Path(path), missing, Missing)
     if len(files) > 1: return _joined([unwrap(read_published(file)) for file in files])
@@ -158,11 +178,12 @@ def read_published(path:str|Path) -> dict:
     return read_tensors(files[0], allowed=_allowed())
 
 def _joined(states:list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    "Later entries win; a decoder takes the place of an earlier one as a whole, whatever its entries are called."
+    "Later entries win; a decoder replaces an earlier one as a whole, whatever its entries' names."
     joined = {}
     for state in states:
         decodes = any(name.startswith("_decoder.") for name in state)
-        joined = {k: v for k, v in joined.items() if not (decodes and k.startswith("_decoder."))} | state
+        joined = {k: v for k, v in joined.items()
+                  if not (decodes and k.startswith("_decoder."))} | state
     return joined
 
 def _bare(state:dict[str, Tensor]) -> dict[str, Tensor]:
@@ -176,15 +197,17 @@ def unwrap(
     source:str|Path="checkpoint",  # named in errors
 ) -> dict[str, Tensor]:
     "The state dict inside: unwrapped, `module.` and `_orig_mod.` stripped."
-    check(isinstance(content, dict), "checkpoint", type(content).__name__, "must hold a dictionary of tensors")
+    check(isinstance(content, dict), "checkpoint", type(content).__name__,
+          "must hold a dictionary of tensors")
     inner = next((content[k] for k in prefer if isinstance(content.get(k), dict)), content)
     tensors = {k: v for k, v in inner.items() if torch.is_tensor(v) and isinstance(k, str)}
     found = sorted(map(str, content))[:5]
-    check(tensors, "checkpoint", found, f"must hold tensors, at the top or under {', '.join(prefer)}")
+    check(tensors, "checkpoint", found,
+          f"must hold tensors, at the top or under {', '.join(prefer)}")
     return _bare(under(tensors, prefix, source) if prefix else tensors)
 
 def split(state:dict[str, Tensor], *prefixes:str) -> dict[str, dict[str, Tensor]]:
-    "A bundle by prefix: `split(s, 'loss.')` gives that part (names without the prefix) and the rest under ''."
+    "A bundle by prefix: `split(s, 'loss.')` gives that part (prefix removed), the rest under ''."
     parts = {p: {k[len(p):]: v for k, v in state.items() if k.startswith(p)} for p in prefixes}
     return parts | {"": {k: v for k, v in state.items() if not k.startswith(prefixes)}}
 
@@ -194,7 +217,9 @@ def under(
     prefix:str,                    # `model.`, `module.`, `_orig_mod.`, `generator.model.`
     source:str|Path="checkpoint",  # named in errors
 ) -> dict[str, Tensor]:
-    "The entries whose names begin with a prefix, without it; how many others there are is said. Errors: there is none."
+    """The entries whose names begin with a prefix, without it; how many others there are is said.
+
+    Errors: there is none."""
     check(isinstance(prefix, str) and prefix, "prefix", prefix, "must be how names begin: model.")
     named = any(k.startswith(prefix) for k in state)
     state = state if named else _bare(state)                # `model.` of `module.model.head.weight`
@@ -206,7 +231,8 @@ def under(
 
     others = [k for k in state if not k.startswith(prefix)]
     speaks = os.environ.get("RANK", "0") == "0"
-    words = f"{source}: prefix {prefix} leaves out {len(others)} of {len(state)} entries: {beginnings(others)}"
+    words = (f"{source}: prefix {prefix} leaves out {len(others)} of {len(state)} entries: "
+             f"{beginnings(others)}")
     if others and speaks: print(words, file=sys.stderr)
     return found
 
@@ -236,13 +262,17 @@ def checkpoint_file(
     name:str,                    # of a published file
     folder:str|Path|None=None,   # of weights; default: that of settings.ini
 ) -> Path:
-    "The file of a name: from the folder, the hub or its address. Errors: `Missing` says what to put where."
+    """The file of a name: from the folder, the hub or its address.
+
+    Errors: `Missing` says what to put where."""
     file = checkpoints()[check_choice("name", name, tuple(checkpoints()))].file
     folder = Path(folder or get_settings().paths.weights)
     place = file.place(folder)
     if place.is_file():
-        odd = differs(place, replace(file, hash=""))      # its size alone: a hash takes a minute each time
-        check(not odd, "name", name, f"{place} {odd}: it is not the published file, or not all of it", Mismatch)
+        # its size alone: a hash takes a minute each time
+        odd = differs(place, replace(file, hash=""))
+        check(not odd, "name", name,
+              f"{place} {odd}: it is not the published file, or not all of it", Mismatch)
         return place
     hint = f"where there is a network, scripts/prepare.py {name} fetches it"
     try: return hub_file(file) if file.hub else fetch(file, folder)
@@ -252,15 +282,17 @@ def checkpoint_file(
 
 # %% ../nbs/700_zoo.ipynb #16c51fe9
 def load_published(
-    path:str|Path,                 # of the file; or its name, see `table`
-    spec:dict|None=None,           # the original's arguments; default: what the file says, or what is recognised
-    system:str|None=None,          # whose model it is; where several fit and the file's name tells nothing
-    prefer:tuple[str, ...]=_WRAPS, # which weights, where a file holds several
-    *, strict:bool=True,           # False: what fits; the rest is told in a line, and kept as `model.fit`
-    prefix:str="",                 # what stands before the names, `model.`; entries without it are left out
-    **changes,                     # fields of our configuration, e.g. grid=(24, 24)
+    path:str|Path,         # of the file; or its name, see `table`
+    spec:dict|None=None,    # the original's arguments; default: what the file says or is recognised
+    system:str|None=None,  # whose model it is; where several fit and the file's name tells nothing
+    prefer:tuple[str, ...]=_WRAPS,  # which weights, where a file holds several
+    *, strict:bool=True,   # False: what fits; the rest is told in a line, and kept as `model.fit`
+    prefix:str="",         # what stands before the names, `model.`; entries without it are left out
+    **changes,             # fields of our configuration, e.g. grid=(24, 24)
 ) -> nn.Module:
-    "Our model with the weights of a published file. Everything must fit, or one error lists what doesn't."
+    """Our model with the weights of a published file.
+
+    Everything must fit, or one error lists what doesn't."""
     check_bool("strict", strict)
     known = checkpoint(path)
     if known:
@@ -272,7 +304,8 @@ def load_published(
     matches = _recognised(state, system, path) if spec is None else meant(spec, state, system)
     family, spec = the_one(matches, path)
 
-    with without_memory(), no_larger_than(state, path): expected, table = family.make(spec, **changes)
+    with without_memory(), no_larger_than(state, path):
+        expected, table = family.make(spec, **changes)
     empty = _empty_meters(expected, table, state, path)
     wanted = {k: v for k, v in expected.state_dict().items() if k not in empty}
     ours, fit = _fitting(table, state, wanted, path, strict, family.system)
@@ -283,11 +316,12 @@ def load_published(
     model.load_state_dict(model.state_dict() | ours if empty else ours, strict=True)
     return model.eval()
 
-for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"): start_files[_ending] = load_published
+for _ending in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
+    start_files[_ending] = load_published
 
 # %% ../nbs/700_zoo.ipynb #2aacc38d
 def _carried(content, system:str|None) -> dict|None:
-    "The authors' arguments that lie beside the weights, where a family finds some: they win over names and shapes."
+    "The authors' arguments beside the weights, where a family finds some; they win over shapes."
     found = (f.carried(content) for f in families(system) if f.carried)
     return next((spec for spec in found if spec is not None), None)
 
@@ -299,27 +333,40 @@ def _recognised(state:dict[str, Tensor], system:str|None, path) -> list[Match]:
         words = f"holds {e.value}, which {e.allowed}{_prefix_advice(state, system)}"
         raise Mismatch("path", Path(path), words) from None
 
-def _fitting(table:NameTable, state, wanted, path, strict:bool, system:str) -> tuple[dict[str, Tensor], Fit|None]:
-    "(our entries of a file, the account of what was left out). Errors: what doesn't fit, or that nothing does."
-    try: return (table.load(state, wanted, str(path)), None) if strict else table.load_some(state, wanted, str(path))
-    except Mismatch as e: raise Mismatch(e.argument, e.value, e.allowed + _prefix_advice(state, system)) from None
+def _fitting(table:NameTable, state, wanted, path, strict:bool,
+             system:str) -> tuple[dict[str, Tensor], Fit|None]:
+    """(our entries of a file, the account of what was left out).
+
+    Errors: what doesn't fit, or that nothing does."""
+    try:
+        if strict: return (table.load(state, wanted, str(path)), None)
+        return table.load_some(state, wanted, str(path))
+    except Mismatch as e:
+        raise Mismatch(e.argument, e.value, e.allowed + _prefix_advice(state, system)) from None
 
 def _empty_meters(model:nn.Module, table:NameTable, state:dict[str, Tensor], path) -> set[str]:
     "Windows of recent codes that a file leaves out, of which it says so: nothing depends on them."
-    meters = {f"{name}.{k}" for name, m in model.named_modules() if isinstance(m, UsageMeter) for k in m.state_dict()}
+    meters = {f"{name}.{k}" for name, m in model.named_modules() if isinstance(m, UsageMeter)
+              for k in m.state_dict()}
     if not meters: return meters
-    names = table.to_ours({k: v.to("meta") for k, v in state.items()}, {})   # only names; what is odd is said later
+    # only names; what is odd is said later
+    names = table.to_ours({k: v.to("meta") for k, v in state.items()}, {})
     empty = meters - names.keys()
     speaks = os.environ.get("RANK", "0") == "0"
-    if empty and speaks: print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
+    if empty and speaks:
+        print(f"{path}: has no {', '.join(sorted(empty))}: the meter begins empty", file=sys.stderr)
     return empty
 
 # %% ../nbs/700_zoo.ipynb #1d888d55
-def export_published(model:nn.Module, path:str|Path|None=None, system:str|None=None) -> dict[str, Tensor]:
-    "The state dict under the authors' names, or one system's; to a .safetensors file, too. Errors: nobody owns it."
+def export_published(model:nn.Module, path:str|Path|None=None,
+                     system:str|None=None) -> dict[str, Tensor]:
+    """The state dict under the authors' names, or one system's; to a .safetensors file, too.
+
+    Errors: nobody owns it."""
     family = family_of(model, system)
     entries = family.table(model.config).export(model.state_dict(), model)
-    state = {k: v.detach().cpu() for k, v in entries.items() if not k.startswith(family.unpublished)}
+    state = {k: v.detach().cpu() for k, v in entries.items()
+             if not k.startswith(family.unpublished)}
     if path is not None:
         check(Path(path).suffix == ".safetensors", "path", Path(path), "must end in .safetensors")
         save_tensors(path, state)

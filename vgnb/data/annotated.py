@@ -24,7 +24,9 @@ def _numbered(content:dict) -> dict[int, str]:
     return found if len(found) == len(content) else {}
 
 def read_classes(file:str|Path) -> list[str]: # names in the order of the labels
-    "A list of classes in a file: lines, a JSON list, or numbered classes of JSON. Errors: other content; a name twice."
+    """A list of classes in a file: lines, a JSON list, or numbered classes of JSON.
+
+    Errors: other content; a name twice."""
     file = Path(file).expanduser()
     check(file.is_file(), "classes", file, "no such file", Missing)
     if file.suffix == ".json":
@@ -49,14 +51,15 @@ def _lines(file:Path) -> list[str]:
     try: return file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError: check(False, "classes", file, "must be text, or .json", Mismatch)
 
-# %% ../../nbs/data/106_annotated.ipynb #be9cb609
+# %% ../../nbs/data/106_annotated.ipynb #8b8d58a1
 _ORDERS = ("wnid", "synset")
 
 def _wnid_of(entry, by_number:dict[int, str]) -> str:
     "The class of an annotation; empty where there is none."
     if not isinstance(entry, dict): return ""
     number = entry.get("synset_id")
-    return by_number.get(number, "") if type(number) is int else str(entry.get("wnid") or entry.get("WNID") or "")
+    if type(number) is int: return by_number.get(number, "")
+    return str(entry.get("wnid") or entry.get("WNID") or "")
 
 def _named(entry) -> str:
     "The file's name in an annotation; empty where there is none."
@@ -82,7 +85,8 @@ class AnnotatedImages(StoredImages):
 
         entries = load_json(file)
         fits = isinstance(entries, list) and entries
-        check(fits, "uri", file, 'must list the pictures: [{"name": ..., "synset_id": ...}, ...]', Mismatch)
+        check(fits, "uri", file,
+              'must list the pictures: [{"name": ..., "synset_id": ...}, ...]', Mismatch)
         found = [(_named(entry), _wnid_of(entry, by_number)) for entry in entries]
         _check_annotations(found, entries, names, file)
         found.sort(key=lambda pair: (pair[1], pair[0]))            # as folders are read
@@ -92,15 +96,19 @@ class AnnotatedImages(StoredImages):
 
     files, read = FolderImages.files, FolderImages.read
 
+# %% ../../nbs/data/106_annotated.ipynb #be9cb609
 def _check_annotations(found:list[tuple[str, str]], entries:list, names:list[str], file:Path):
     "Refuse annotations that don't fit the list of classes, or each other."
     place = set(names)
     wrong = {
         "names no picture": [e for e, (name, _) in zip(entries, found) if not name],
-        f"has none of the {len(names)} classes": [e for e, (_, wnid) in zip(entries, found) if wnid not in place],
-        "is named after another class": [e for e, (name, wnid) in zip(entries, found) if _of_another(name, wnid)]}
+        f"has none of the {len(names)} classes": [
+            e for e, (_, wnid) in zip(entries, found) if wnid not in place],
+        "is named after another class": [e for e, (name, wnid) in zip(entries, found)
+                                         if _of_another(name, wnid)]}
     for what, those in wrong.items():
-        check(not those, "uri", file, f"{what}: {len(those)} of {len(entries)}, the first {those[:1]}", Mismatch)
+        check(not those, "uri", file,
+              f"{what}: {len(those)} of {len(entries)}, the first {those[:1]}", Mismatch)
     twice = len(found) - len(set(found))
     check(not twice, "uri", file, f"lists {twice} pictures twice", Mismatch)
 

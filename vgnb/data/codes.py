@@ -42,14 +42,15 @@ class CodePlan:
     augs: tuple[str, ...] = ("center",) # what each augmentation row is
     classes: tuple[str, ...] = ()   # names; labels index them (empty: labels are not checked)
     shard_size: int = 1024          # source images a shard covers
-    times: str = ""                 # when the source's files were last changed; for those who go on with the work
+    times: str = ""   # when the source's files were last changed; for those who go on with the work
 
     def __post_init__(self):
         for name in ("vocab", "grid", "augs", "classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))       # JSON gives lists back
 
         check(len(self.vocab) > 0, "vocab", self.vocab, "needs one codebook size per level")
-        check(len(self.augs) > 0, "augs", self.augs, "needs the name of at least one augmentation row")
+        check(len(self.augs) > 0, "augs", self.augs,
+              "needs the name of at least one augmentation row")
         for v in self.vocab: check_int("vocab", v, 1, 2 ** 32)
         for g in self.grid: check_int("grid", g, 1)
         check_int("total", self.total, 1, 2 ** 32)
@@ -71,7 +72,7 @@ class CodePlan:
 
 # %% ../../nbs/data/120_codes.ipynb #ce72dab2
 class CodeWriter(ShardWriter):
-    "Writes a `CodeStore`: for each shard in `todo()`, encode the images of `span(shard)` and `write` them."
+    "Writes a `CodeStore`: for each shard of `todo()`, encode `span(shard)` and `write` it."
     kind = "codes"
     def write(self,
         shard:int,
@@ -86,8 +87,9 @@ class CodeWriter(ShardWriter):
 
         rows, row = len(ids), self.plan.row
         fits = codes.shape[0] == rows == len(labels) and codes[:1].numel() in (0, math.prod(row))
-        check(fits, "codes", tuple(codes.shape),
-              f"must be {(rows, *row)} (images, augmentations, positions, levels), with a label each")
+        check(
+            fits, "codes", tuple(codes.shape),
+            f"must be {(rows, *row)} (images, augmentations, positions, levels), with a label each")
         codes = codes.reshape(rows, *row)
         check_levels_of(codes, self.plan.vocab)
 
@@ -97,7 +99,7 @@ class CodeWriter(ShardWriter):
         return self.publish(shard, ids, labels, codes.numpy().astype(self.plan.dtype))
 
     def finish(self,
-        coding:str="", # of the tokenizer, see `Tokenizer.coding`: a generator that learns from the store keeps it
+        coding:str="", # see `Tokenizer.coding`: a generator that learns from the store keeps it
     ) -> dict:
         "Write the index; see `ShardWriter.finish`."
         known = {"coding": coding} if coding else {}
@@ -116,7 +118,7 @@ def augmentation(
 
 # %% ../../nbs/data/120_codes.ipynb #f72ebf2c
 class Codes:
-    "Map-style codes: `codes[i]` is (codes (augs, n, L) int64, label, id). A source sets the fields and says `_row`."
+    "Map-style codes: `codes[i]` is (codes (augs, n, L) int64, label, id); a source has `_row`."
     vocab: tuple[int, ...]          # codebook size of each level
     grid: tuple[int, ...]           # (h, w) or (n,)
     augs: tuple[str, ...]           # what each augmentation row is
@@ -126,11 +128,11 @@ class Codes:
     coding: str = ""                # `Tokenizer.coding` of what made them, where it is known
 
     def __len__(self) -> int: return len(self.ids)
-
     def ids_at(self, rows) -> np.ndarray: return self.ids[np.asarray(rows)]
 
-    def _row(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a source of codes says how a row is read")
     def __iter__(self): return (self[i] for i in range(len(self)))
+    def _row(self, i:int) -> tuple[np.ndarray, int]:
+        raise TypeError("a source of codes says how a row is read")
 
     def __getitem__(self, i:int) -> tuple[Tensor, int, int]:
         "Codes (augs, n, L) int64, label and id of row `i`."
@@ -149,8 +151,10 @@ class Codes:
         check(known, "indices", rows.tolist(), f"must lie in [0, {len(self)})")
 
         augs = np.broadcast_to(augs, rows.shape) if len(augs) in (1, len(rows)) else None
-        known = augs is not None and (not len(rows) or (augs.min() >= 0 and augs.max() < len(self.augs)))
-        check(known, "aug", aug, f"must be one row, or one an index, in [0, {len(self.augs)}): {', '.join(self.augs)}")
+        known = (augs is not None
+                 and (not len(rows) or (augs.min() >= 0 and augs.max() < len(self.augs))))
+        check(known, "aug", aug,
+              f"must be one row, or one an index, in [0, {len(self.augs)}): {', '.join(self.augs)}")
         return rows, augs
 
     def batch(self,
@@ -163,10 +167,10 @@ class Codes:
         codes = torch.stack([c[a] for (c, _, _), a in zip(items, augs)])
         return codes, torch.tensor([label for _, label, _ in items])
 
-    def _blocks(self): return (self._row(i)[0] for i in range(len(self)))                  # arrays (..., L)
+    def _blocks(self): return (self._row(i)[0] for i in range(len(self)))          # arrays (..., L)
 
     def usage(self) -> tuple[Tensor, ...]:
-        "How often each code occurs, one histogram (vocab,) per level, over all images and augmentations."
+        "How often each code occurs: a histogram (vocab,) a level, over all images and views."
         counts = [np.zeros(v, np.int64) for v in self.vocab]
         for block in self._blocks():
             for level, c in enumerate(counts):
@@ -179,7 +183,8 @@ def _repr_html_(self:Codes):
     grid, levels = "x".join(map(str, self.grid)), " + ".join(f"{v:,}" for v in self.vocab)
     facts = {"images": f"{len(self):,}", "codes of an image": f"{grid}, of {levels}",
              "augmentations": some_of(self.augs), "classes": some_of(self.classes),
-             "coding": self.coding[:16], "fingerprint": self.fingerprint[:16], "folder": getattr(self, "path", "")}
+             "coding": self.coding[:16], "fingerprint": self.fingerprint[:16],
+             "folder": getattr(self, "path", "")}
     return glance(type(self).__name__, facts)
 
 # %% ../../nbs/data/120_codes.ipynb #c980e571
@@ -203,7 +208,8 @@ class ArrayCodes(Codes):
 
         count, rows, *_ = self.codes.shape
         self.labels = np.asarray(labels, np.int64)
-        check(self.labels.shape == (count,), "labels", self.labels.shape, f"must be one for each of {count} images")
+        check(self.labels.shape == (count,), "labels", self.labels.shape,
+              f"must be one for each of {count} images")
         self.augs = tuple(augs or (f"row {a}" for a in range(rows)))
         self.ids = np.arange(count) if ids is None else np.asarray(ids, np.int64)
         self.fingerprint = digest("codes", self.vocab, self.grid, self.ids, self.labels, self.codes)
@@ -258,8 +264,9 @@ class CodeStore(ShardStore, Codes):
     def batch(self, indices, aug=0):
         "Codes (b, n, L) and labels (b,), int64; see `Codes.batch`."
         rows, augs = self._check_batch(indices, aug)
-        out, found = np.empty((len(rows), *self.plan.row[1:]), np.int64), np.empty(len(rows), np.int64)
-        for s, where in self._by_shard(self._shard_of(rows)):                    # one look-up a shard
+        out = np.empty((len(rows), *self.plan.row[1:]), np.int64)
+        found = np.empty(len(rows), np.int64)
+        for s, where in self._by_shard(self._shard_of(rows)):                  # one look-up a shard
             _, labels, codes = self.views[s]
             own = rows[where] - self.starts[s]
             out[where], found[where] = codes[own, augs[where]], labels[own]

@@ -20,7 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import BadItem, aside_dir, check, check_int, digest, publish_dir, sweep_aside, write_aside
+from vgnb.core import (
+    BadItem,
+    aside_dir,
+    check,
+    check_int,
+    digest,
+    publish_dir,
+    sweep_aside,
+    write_aside,
+)
 from .listing import is_hidden, picture_kind
 from .sources import ImageSource
 from .stored import StoredImages
@@ -33,11 +42,13 @@ def suffix_of(
 ) -> str:
     "jpg, png, webp, ... (see `picture_kind`); anything else is a `BadItem`."
     kind = picture_kind(data[:32])
-    if kind is None: raise BadItem(name, "is no picture that is known by its first bytes" if data else "is empty")
+    if kind is None:
+        raise BadItem(name,
+                      "is no picture that is known by its first bytes" if data else "is empty")
     return kind
 
 def stored_bytes(source:ImageSource, i:int) -> bytes:
-    "The bytes of picture i as they are stored; as PNG, which loses nothing, where it exists as pixels only."
+    "The stored bytes of picture i; as PNG, which loses nothing, where it exists as pixels only."
     if isinstance(source, StoredImages): return source.read(i)
     file = io.BytesIO()
     source[i].image.save(file, "PNG")
@@ -59,7 +70,8 @@ def source_row(
 ) -> int:
     "The row that an exported picture had in its source."
     found = re.search(r"(?:^|[/:])(\d{8,})(?:\.\w+)?$", name)
-    check(found, "name", name, "must end in a number of eight digits, as exported pictures are named")
+    check(found, "name", name,
+          "must end in a number of eight digits, as exported pictures are named")
     return int(found[1])
 
 def _labels(source:ImageSource) -> np.ndarray:
@@ -94,7 +106,7 @@ def _add(tar:tarfile.TarFile, name:str, data:bytes):
 
 @contextmanager
 def folder_aside(path:Path) -> Iterator[Path]:
-    "A folder to fill; on success everything is on disk and it is renamed to `path`, on error removed."
+    "A folder to fill; on success all is on disk and it is renamed to `path`, on error removed."
     aside = aside_dir(path.parent, path.name)
     try:
         yield aside
@@ -117,7 +129,7 @@ def write_shards(
     path:Path, found:Iterator[Piece],
     size:int=10_000, # pictures a shard
 ):
-    "`path/00000.tar`, ...: for each picture `ROW.jpg` and `ROW.json`, `{\"label\": name of its class}`."
+    "`path/00000.tar`, ...: a picture's `ROW.jpg` and `ROW.json`, `{'label': name of its class}`."
     with folder_aside(path) as aside:
         for shard, group in itertools.groupby(found, lambda p: p.row // size):
             with tarfile.open(aside / f"{shard:05d}.tar", "w") as tar:
@@ -141,32 +153,40 @@ def _check_name(name:str, in_a_path:bool):
         check(name.strip(), "classes", name, "must have a name")
         return
     hidden = is_hidden(name, folder=True) or name in (".", "..")
-    fine = name == name.strip() and name and not re.search(r"[/\\\0\n]", name) and len(name.encode()) < 256
+    fine = (name == name.strip() and name and not re.search(r"[/\\\0\n]", name)
+            and len(name.encode()) < 256)
     check(fine and not hidden, "classes", name,
-          "must be a name that a folder can have: no slash, at most 255 bytes, not hidden or a system's own "
-          "(beginning with a dot or two underscores, lost+found, ...)")
+          "must be a name that a folder can have: no slash, at most 255 bytes, "
+          "not hidden or a system's own (beginning with a dot or two underscores, lost+found, ...)")
 
 def plan_export(
     source:ImageSource,
     out:str|Path,       # a folder, NAME.tar, or wds://FOLDER
 ) -> tuple[str, Path]:  # folder | tar | shards, and where
-    "How and where a source would be written. BadInput: a stream, a taken place, a class that would be lost."
+    """How and where a source would be written.
+
+    BadInput: a stream, a taken place, a class that would be lost."""
     out = str(out)
     kind, place = _container(out)
-    check(not source.streaming, "source", source.fingerprint, "must have a length: a stream's pictures have no row")
-    check(not (place.exists() or place.is_symlink()), "out", out, "exists already; choose a new name")
+    check(not source.streaming, "source", source.fingerprint,
+          "must have a length: a stream's pictures have no row")
+    check(not (place.exists() or place.is_symlink()), "out", out,
+          "exists already; choose a new name")
     own = getattr(source, "folder", None)
     inside = own is not None and Path(own).resolve() in place.resolve().parents
-    check(not inside, "out", out, f"must lie outside {own}: its pictures would be found twice there")
+    check(not inside, "out", out,
+          f"must lie outside {own}: its pictures would be found twice there")
     for name in source.classes: _check_name(name, in_a_path=kind != "shards")
-    check(len(set(source.classes)) == len(source.classes), "classes", source.classes, "must have different names")
+    check(len(set(source.classes)) == len(source.classes), "classes", source.classes,
+          "must have different names")
 
     labels = _labels(source)
     check(labels.min() >= 0, "labels", int(labels.min()),
           f"every picture must belong to one of the {len(source.classes)} classes")
     empty = sorted(set(range(len(source.classes))) - set(labels.tolist()))
     first = source.classes[empty[0]] if empty else None
-    check(not empty, "classes", first, "has no pictures, and a container of pictures cannot name it")
+    check(not empty, "classes", first,
+          "has no pictures, and a container of pictures cannot name it")
     return kind, place
 
 # %% ../../nbs/data/118_export.ipynb #f90dfcba
@@ -176,7 +196,7 @@ def export_images(
     shard_size:int=10_000,         # pictures a shard
     callback:Callable|None=None,   # callback(pictures so far)
 ) -> int: # pictures written
-    "Write the stored bytes of every picture into another container; it is there whole or not at all."
+    "Write every picture's stored bytes into another container; it is there whole or not at all."
     check_int("shard_size", shard_size, 1)
     kind, place = plan_export(source, out)
     count, empty = 0, set(source.classes)
@@ -188,11 +208,12 @@ def export_images(
             count += 1
             empty.discard(p.group)
             if callback: callback(count)
-        rule = "has no picture that can be read, and without it the classes after it would be counted anew"
+        rule = ("has no picture that can be read, "
+                "and without it the classes after it would be counted anew")
         check(not empty, "classes", min(empty, default=None), rule)
 
     with locked_file(place):
-        check_vacant(place)                                         # another may have finished meanwhile
+        check_vacant(place)                                    # another may have finished meanwhile
         sweep_aside(place.parent, place.name)
         if kind == "shards": write_shards(place, counted(), shard_size)
         elif kind == "tar": write_tar(place, counted())
@@ -203,4 +224,5 @@ def export_images(
 def contents(source:ImageSource) -> str:
     "One hash over (class name, stored bytes) of all pictures; order and container do not matter."
     groups = [source.classes[label] for label in _labels(source)]
-    return digest(sorted(digest(group, stored_bytes(source, i).hex()) for i, group in enumerate(groups)))
+    return digest(sorted(digest(group, stored_bytes(source, i).hex())
+                         for i, group in enumerate(groups)))

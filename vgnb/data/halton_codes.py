@@ -47,7 +47,8 @@ class _Array:
         _, shape, kind, fortran, raw = state
         self.fill(raw, kind, shape, fortran)
 
-def _buffer(raw, kind, shape, order="C") -> _Array: return _Array().fill(raw, kind, shape, order == "F")
+def _buffer(raw, kind, shape, order="C") -> _Array:
+    return _Array().fill(raw, kind, shape, order == "F")
 def _empty(kind, shape, code) -> _Array: return _Array()
 def _scalar(kind, raw) -> int: return int(_Array().fill(raw, kind, (), False).value)
 def _latin(text, code) -> bytes: return str(text).encode("latin1")     # how old pickles write bytes
@@ -61,7 +62,7 @@ for _core in ("numpy.core", "numpy._core"):                            # before 
 # %% ../../nbs/data/128_halton_codes.ipynb #be116568
 _PICKLE_LIMIT = 1 << 22     # bytes
 
-class _IntegerUnpickler(pickle._Unpickler):     # the one in C clears as much memory as a file asks for
+class _IntegerUnpickler(pickle._Unpickler):  # the one in C clears as much memory as a file asks for
     "Numbers, words, lists, dictionaries, and arrays of integers; nothing that is run."
     def find_class(self, module, name):
         known = _ALLOWED.get(f"{module}.{name}")
@@ -73,11 +74,14 @@ def read_pickled_codes(
     data:bytes,      # a pickle of {"code": integer array (h, w), "y": int}
     name:str="item", # for the error
 ) -> tuple[np.ndarray, int]: # codes (h, w) int64, class
-    "The codes and the class of a pickled item; nothing in it is called. Errors: `BadItem` for anything else."
+    """The codes and the class of a pickled item; nothing in it is called.
+
+    Errors: `BadItem` for anything else."""
     if len(data) > _PICKLE_LIMIT:
-        raise BadItem(name, f"has {len(data)} bytes, more than the {_PICKLE_LIMIT} that one item may have")
+        raise BadItem(
+            name, f"has {len(data)} bytes, more than the {_PICKLE_LIMIT} that one item may have")
     try: item = _IntegerUnpickler(io.BytesIO(data)).load()
-    except Exception as e:                                     # a forged stream may raise whatever it likes
+    except Exception as e:                             # a forged stream may raise whatever it likes
         reason = str(e)[:100] or type(e).__name__
         raise BadItem(name, f"is no pickle of an integer array and a number: {reason}") from None
 
@@ -93,7 +97,7 @@ def read_pickled_codes(
 # %% ../../nbs/data/128_halton_codes.ipynb #7661e387
 @layouts.register(name="halton")
 class HaltonCodes(PublishedCodes):
-    "`{Train,Eval}/<i>.pth`, i with seven digits: a pickle of `code` uint16 (h, w) and `y`; ids are the file numbers."
+    "`{Train,Eval}/<i>.pth`, i of seven digits: pickles of `code` uint16 (h, w), `y`; ids are i."
     options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
@@ -110,7 +114,8 @@ class HaltonCodes(PublishedCodes):
               f"must hold files named by seven digits, 0000000.pth; {strange[:1]} is another")
         self.ids = np.array([int(n[:-4]) for n in self.files], np.int64)
         ascending = (np.diff(self.ids) > 0).all()
-        check(ascending, "path", self.folder, "must hold every number once, in the order of the names")
+        check(ascending, "path", self.folder,
+              "must hold every number once, in the order of the names")
 
         self._describe(vocab, grid or self._pickled(0)[0].shape, classes)
         self.fingerprint = digest(self.fingerprint, self.folder.name)
@@ -118,7 +123,8 @@ class HaltonCodes(PublishedCodes):
     def name(self, i): return str(self.folder / self.files[i])
 
     def _pickled(self, i) -> tuple[np.ndarray, int]:
-        return read_pickled_codes(read_file(self.folder / self.files[i], self.name(i)), self.name(i))
+        return read_pickled_codes(read_file(self.folder / self.files[i], self.name(i)),
+                                  self.name(i))
 
     def _read(self, i):
         code, label = self._pickled(i)
@@ -139,4 +145,5 @@ class HaltonCodes(PublishedCodes):
         folder, = cls.targets(out, split)
         for item, label, id in items:
             code = item[aug, :, 0].reshape(codes.grid).astype(np.uint16)
-            (folder / f"{id:07d}.pth").write_bytes(pickle.dumps({"code": code, "y": label}, protocol=4))
+            (folder / f"{id:07d}.pth").write_bytes(
+                pickle.dumps({"code": code, "y": label}, protocol=4))

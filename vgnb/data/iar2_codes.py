@@ -26,7 +26,8 @@ class IAR2Codes(LlamaGenCodes):
     def _other(self, a):
         "One level of codes is LlamaGen's layout."
         one, place = a.ndim == 3 and len(a) == 1, self.folders[0]
-        return f"holds one level of codes, which is LlamaGen's layout: read it as llamagen://{place}" if one else ""
+        return ("holds one level of codes, which is LlamaGen's layout: "
+                f"read it as llamagen://{place}" if one else "")
 
     @staticmethod
     def _pack(codes):

@@ -21,8 +21,23 @@ from ..core import BadInput, BadItem, Missing, check, check_choice, check_int, d
 from .annotated import AnnotatedImages, read_classes
 from .listing import SUFFIXES
 from .shapes import Shapes
-from .sources import ImageSource, Item, check_names, classes_of, note_on_labels, option_flag, option_number
-from .stored import FolderImages, KaggleImages, ShardImages, StoredImages, TarImages, is_kaggle
+from vgnb.data.sources import (
+    ImageSource,
+    Item,
+    check_names,
+    classes_of,
+    note_on_labels,
+    option_flag,
+    option_number,
+)
+from vgnb.data.stored import (
+    FolderImages,
+    KaggleImages,
+    ShardImages,
+    StoredImages,
+    TarImages,
+    is_kaggle,
+)
 from .streams import StreamImages, beside_shards, find_shards, is_remote, shard_rows
 from .tables import TABLE_OPTIONS, open_table
 from .tars import LABELS, as_label
@@ -36,15 +51,16 @@ def _as_picture(x, name:str, orientation:str="upright") -> Image.Image:
     grey = a.ndim == 2 or (a.ndim == 3 and a.shape[2] == 1)
     coloured = a.ndim == 3 and a.shape[2] == 3
     if a.dtype != np.uint8 or not (grey or coloured):
-        raise BadItem(name, "must be a PIL picture, a uint8 tensor (c, h, w) or a uint8 array (h, w, c), "
-                      f"not {a.dtype} {a.shape}")
+        raise BadItem(name, "must be a PIL picture, a uint8 tensor (c, h, w) or a uint8 array (h, "
+                            f"w, c), not {a.dtype} {a.shape}")
     return Image.fromarray(a.reshape(a.shape[:2]) if grey else a).convert("RGB")
 
 def _number(label, name:str) -> int:
     "A data set's label, which may be a tensor or an array of one number."
     if torch.is_tensor(label) or isinstance(label, np.ndarray): label = label.tolist()
     label = as_label(label, name)
-    if not isinstance(label, int): raise BadItem(name, f"has label {label!r}: must be a whole number")
+    if not isinstance(label, int):
+        raise BadItem(name, f"has label {label!r}: must be a whole number")
     return label
 
 def _classes_of_dataset(dataset) -> list[str]|None:
@@ -72,14 +88,15 @@ class WrappedImages(ImageSource):
         self.pair = isinstance(first, (tuple, list))
         try: _as_picture(first[0] if self.pair else first, "item 0")
         except BadItem as e: raise BadInput("uri", kind, str(e)) from None
-        if self.pair: _number(first[1], "item 0")                    # a wrong kind of label is told now, not in a run
+        if self.pair: _number(first[1], "item 0")  # a wrong kind of label is told now, not in a run
 
         classes = classes or _classes_of_dataset(dataset)
         check(classes or not self.pair, "classes", None,
               "must be given: the data set has neither `classes` nor `targets`")
         self.classes = [str(c) for c in classes] if self.pair else ["all"]
         spread = sorted({int(i) for i in np.linspace(0, len(self) - 1, 16)})
-        self.fingerprint = f"{len(self)}-" + digest(kind, self.classes, [self._mark(i) for i in spread])[:16]
+        self.fingerprint = (f"{len(self)}-"
+                            + digest(kind, self.classes, [self._mark(i) for i in spread])[:16])
 
     def _mark(self, i:int):
         "A picture, or why there is none."
@@ -110,17 +127,20 @@ _SCHEMES = dict(
 )
 
 def _options(uri:str, allowed:tuple) -> tuple[str, dict]:
-    "`place?a=1&b=2` -> (place, {a: 1, b: 2}); a question mark that is no option belongs to the glob."
+    "`place?a=1&b=2` -> (place, {a: 1, b: 2}); a question mark without options belongs to the glob."
     m = re.search(r"\?(\w+=[^?]*)?$", uri)
     options = dict(parse_qsl(m[1] or "", keep_blank_values=True)) if m else {}
     for k in options: check_choice("uri option", k, allowed)
     return (uri[:m.start()] if m else uri), options
 
 def _open_shapes(where:str, options:dict) -> Shapes:
-    check(not where, "uri", f"shapes://{where}", "must be shapes:// followed by ?n=&size=&seed=&difficulty=")
+    check(not where, "uri", f"shapes://{where}",
+          "must be shapes:// followed by ?n=&size=&seed=&difficulty=")
     difficulty = options.get("difficulty", "0.25")
-    check(re.fullmatch(r"\d*\.?\d+", difficulty), "uri option difficulty", difficulty, "must be a number from 0 to 1")
-    n, size, seed = (option_number(options, k, default) for k, default in (("n", 60000), ("size", 32), ("seed", 0)))
+    check(re.fullmatch(r"\d*\.?\d+", difficulty), "uri option difficulty", difficulty,
+          "must be a number from 0 to 1")
+    n, size, seed = (option_number(options, k, default)
+                     for k, default in (("n", 60000), ("size", 32), ("seed", 0)))
     return Shapes(n, size, seed, float(difficulty))
 
 def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
@@ -135,7 +155,8 @@ def _open_wds(where:str, options:dict, classes, **kw) -> ImageSource:
     mark = digest([(s.rsplit("/", 1)[-1], size) for s, size in zip(shards, sizes)], label)
     rows = functools.partial(shard_rows, label=label)
     if label == "none": classes = ["all"]
-    source = StreamImages(shards, rows, classes, mark, buffer=option_number(options, "buffer", 2000), **kw)
+    source = StreamImages(shards, rows, classes, mark,
+                          buffer=option_number(options, "buffer", 2000), **kw)
     source.notes = beside_shards(where)
     return source
 
@@ -144,18 +165,25 @@ _TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl")
 _PACKED = (".zip", ".rar", ".7z", ".gz", ".bz2", ".xz", ".zst")
 
 def _check_is_a_place(path:Path):
-    "A file that is no tar is not opened as pictures. Errors: `BadInput` says what it is, and how such a file is read."
+    """A file that is no tar is not opened as pictures.
+
+    Errors: `BadInput` says what it is, and how such a file is read."""
     ending = path.suffix.lower()
     where = path.parent.as_posix()
-    what = f"is a file, where a folder of pictures or a .tar is meant: name {where}, or another address"
+    what = (f"is a file, where a folder of pictures or a .tar is meant: name {where}, "
+            "or another address")
     if ending in _TABLES:
-        what = f"is a {ending[1:]} file: read the tables of its folder as datasets://{where}?split=train, " \
-               f"or this one alone as datasets://{path.as_posix()}"
+        what = (f"is a {ending[1:]} file: "
+                f"read the tables of its folder as datasets://{where}?split=train, "
+                f"or this one alone as datasets://{path.as_posix()}")
     if ending in (".json", ".jsonl", ".csv"):
-        what += "; one that lists or labels pictures that lie elsewhere is no set: name their folder"
-    if ending in _PACKED: what = f"is a {ending[1:]} file: unpack it and name the folder, or pack it anew as a .tar"
+        what += ("; one that lists or labels pictures that lie elsewhere is no set: "
+                 "name their folder")
+    if ending in _PACKED:
+        what = f"is a {ending[1:]} file: unpack it and name the folder, or pack it anew as a .tar"
     if ending in (".npz", ".npy"):
-        what = "is a file of arrays: pictures are read from a folder, a .tar or tables; save them as files, one each"
+        what = ("is a file of arrays: pictures are read from a folder, a .tar or tables; "
+                "save them as files, one each")
     if ending in SUFFIXES: what = f"is a single picture: name its folder, {where}"
     check(not path.is_file(), "uri", path, what)
 
@@ -166,44 +194,49 @@ def _open_path(path:Path, classes, **kw) -> StoredImages:
     if packed and not path.is_dir(): return TarImages(path, classes=classes, **kw)
     _check_is_a_place(path)
     if not is_kaggle(path): return FolderImages(path, classes=classes, **kw)
-    check(classes is None, "classes", classes, "can't be chosen here: Kaggle's layout names them itself")
+    check(classes is None, "classes", classes,
+          "can't be chosen here: Kaggle's layout names them itself")
     return KaggleImages(path, **kw)
 
 # %% ../../nbs/data/110_images.ipynb #6957d95b
 def _note_on_lost(source:StoredImages) -> list[str]:
-    "A line about pictures that will be left out; more of them than `max_bad` are an error now, not hours later."
+    "A line on pictures that will be left out; more than `max_bad` are an error now, not later."
     lost = source.lost()
     if not lost: return []
     first, why = next(iter(lost.items()))
     name, more = source.names[first], f"{len(lost)} of {len(source)} samples cannot be read"
-    if len(lost) > source.max_bad: raise BadItem(name, f"{why} ({more}; max_bad={source.max_bad} is too few)")
+    if len(lost) > source.max_bad:
+        raise BadItem(name, f"{why} ({more}; max_bad={source.max_bad} is too few)")
     return [f"unreadable: {len(lost)} of {len(source)} samples (the first is {name}: {why})"]
 
 def _tell(uri, source:ImageSource) -> ImageSource:
     "Say, in a line each, what was left out of a set and what looks odd about it."
     if isinstance(source, StoredImages):
-        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes), *_note_on_lost(source)]
+        source.notes = [*source.notes, *note_on_labels(source.labels, source.classes),
+                        *_note_on_lost(source)]
     for note in source.notes: logging.getLogger("vgnb.data").warning("%s: %s", uri, note)
     return source
 
-def _as_it_is(source:ImageSource, max_bad:int, alpha:str, classes:list[str]|None, orientation:str) -> ImageSource:
+def _as_it_is(source:ImageSource, max_bad:int, alpha:str, classes:list[str]|None,
+              orientation:str) -> ImageSource:
     "A source that is open already. Errors: it is asked to be another."
     asked = dict(max_bad=(max_bad, 0), alpha=(alpha, "drop"), classes=(classes, None),
                  orientation=(orientation, "upright"))
     for name, (value, usual) in asked.items():
         has = getattr(source, name, None)
-        check(value in (usual, has), name, value, f"can't be chosen for a source that is open already; it has {has!r}")
+        check(value in (usual, has), name, value,
+              f"can't be chosen for a source that is open already; it has {has!r}")
     return source
 
 # %% ../../nbs/data/110_images.ipynb #7e0d8649
 def open_images(
-    uri, # a folder, a .tar, an address (annotated, datasets, folder, kaggle, shapes, wds), a torch Dataset, a source
-    *, max_bad:int=0,            # unreadable pictures to list in `.bad` and leave out; one more stops the run by name
-    alpha:str="drop",            # transparent pictures: "drop" the alpha channel, or lay them on "white"
-    classes:list[str]|None=None, # names in the order of the labels, for sets that do not tell, or tell another order
-    orientation:str="upright",   # pictures turned as their EXIF says, or as they are "stored": see `vgnb.upright`
+    uri, # folder, .tar, address (annotated, datasets, folder, kaggle, shapes, wds), Dataset ...
+    *, max_bad:int=0,    # unreadable pictures to list in `.bad` and leave out; one more is an error
+    alpha:str="drop",       # transparent pictures: "drop" the alpha channel, or lay them on "white"
+    classes:list[str]|None=None, # in the order of labels, where a set has none or another
+    orientation:str="upright",   # turned as EXIF says, or as they are "stored": see `vgnb.upright`
 ) -> ImageSource:
-    "Open pictures from wherever they are; what was left out of a set, or looks odd, is told in a line (`notes`)."
+    "Open pictures from wherever they are; a line (`notes`) tells what was left out or looks odd."
     classes = check_names(classes)
     check_choice("orientation", orientation, ORIENTATIONS)
     if isinstance(uri, ImageSource): return _as_it_is(uri, max_bad, alpha, classes, orientation)
@@ -223,7 +256,8 @@ def _open_address(uri:str|Path, classes, kw:dict) -> ImageSource:
     chosen = scheme in ("shapes", "kaggle") and classes is not None
     check(not chosen, "classes", classes, f"can't be chosen here: {scheme}:// names them itself")
     if "classes" in options:
-        check(classes is None, "classes", classes, "can't be given twice: the address names a list already")
+        check(classes is None, "classes", classes,
+              "can't be given twice: the address names a list already")
         classes = read_classes(options.pop("classes"))
     if scheme == "folder": return _open_path(Path(where).expanduser(), classes, **kw)
     if scheme == "annotated":

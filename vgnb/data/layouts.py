@@ -70,23 +70,28 @@ def _square(n:int) -> tuple[int, ...]:
     return (side, side) if side * side == n else (n,)
 
 class PublishedCodes(CodesWriter, Codes):
-    "Codes in a published layout, which says how item `i` is read (codes (augs, n, L), label) and named."
+    "Codes in a published layout, which reads item `i` (codes (augs, n, L), label) and names it."
     options = ("vocab", "classes", "grid") # what an address LAYOUT://folder?... may say
 
     def name(self, i:int) -> str: return f"row {i}"
-    def _read(self, i:int) -> tuple[np.ndarray, int]: raise TypeError("a layout says how codes and label are read")
+    def _read(self, i:int) -> tuple[np.ndarray, int]:
+        raise TypeError("a layout says how codes and label are read")
 
     def _describe(self, vocab, grid, classes):
         "Set the fields that no file records, from the arguments and the shape of the first item."
         self.vocab = check_ints("vocab", vocab if isinstance(vocab, (tuple, list)) else (vocab,), 1)
-        self.classes = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+        self.classes = (tuple(map(str, range(classes))) if isinstance(classes, int)
+                        else tuple(classes))
 
         augs, n, levels = self._read(0)[0].shape
-        check(levels == len(self.vocab), "vocab", self.vocab, f"needs {levels} codebook sizes, one per level")
+        check(levels == len(self.vocab), "vocab", self.vocab,
+              f"needs {levels} codebook sizes, one per level")
         self.augs = tuple(f"row {a}" for a in range(augs))
         self.grid = tuple(grid or _square(n))
-        check(math.prod(self.grid) == n, "grid", self.grid, f"must hold the {n} positions of an item")
-        self.fingerprint = digest(type(self).__name__, self.vocab, self.grid, self.ids)    # of names, not contents
+        check(math.prod(self.grid) == n, "grid", self.grid,
+              f"must hold the {n} positions of an item")
+        # of names, not contents
+        self.fingerprint = digest(type(self).__name__, self.vocab, self.grid, self.ids)
 
     def _row(self, i): return self._checked(i, *self._read(i))
 
@@ -94,15 +99,17 @@ class PublishedCodes(CodesWriter, Codes):
         "The item, if it has the shape of the first one and its codes and label are known."
         shape = (len(self.augs), math.prod(self.grid), len(self.vocab))
         if codes.shape != shape:
-            raise BadItem(self.name(i),
-                          f"must hold codes {shape} (augmentations, positions, levels), found {codes.shape}")
+            raise BadItem(self.name(i), f"must hold codes {shape} (augmentations, positions, "
+                                        f"levels), found {codes.shape}")
         for level, v in enumerate(self.vocab):
             low, high = codes[..., level].min(), codes[..., level].max()
             which = f" of level {level}" if len(self.vocab) > 1 else ""
             if low < 0 or high >= v:
-                raise BadItem(self.name(i), f"codes{which} must lie in [0, {v}), found [{low}, {high}]")
+                raise BadItem(self.name(i),
+                              f"codes{which} must lie in [0, {v}), found [{low}, {high}]")
         if not 0 <= label < len(self.classes):
-            raise BadItem(self.name(i), f"label must lie in [0, {len(self.classes)}), found {label}")
+            raise BadItem(self.name(i),
+                          f"label must lie in [0, {len(self.classes)}), found {label}")
         return codes, label
 
 # %% ../../nbs/data/125_layouts.ipynb #b7c32a37
@@ -112,7 +119,8 @@ def numbered(
 ) -> np.ndarray:
     "The numbers k of a folder's entries `<k><suffix>`, ascending, int64."
     check(folder.is_dir(), "path", folder, "no such folder", Missing)
-    found = [e.name for e in os.scandir(folder) if e.name.endswith(suffix) and (e.is_file() if suffix else e.is_dir())]
+    found = [e.name for e in os.scandir(folder)
+             if e.name.endswith(suffix) and (e.is_file() if suffix else e.is_dir())]
     stems = [name[:len(name) - len(suffix)] for name in found]
     found = sorted(int(s) for s in stems if s.isdecimal() and str(int(s)) == s)
     what = "files" if suffix else "folders"
@@ -146,7 +154,8 @@ def split_folder(
         return path
     known = {n.lower(): n for n in names}
     folder = path / known[check_choice("split", (split or names[0]).lower(), tuple(known))]
-    check(folder.is_dir(), "path", path, f"holds neither {suffix} nor a folder {folder.name}", Missing)
+    check(folder.is_dir(), "path", path,
+          f"holds neither {suffix} nor a folder {folder.name}", Missing)
     return folder
 
 def check_16_bits(codes:Codes):
@@ -156,9 +165,9 @@ def check_16_bits(codes:Codes):
 
 # %% ../../nbs/data/125_layouts.ipynb #a0d9cc55
 def store_from(
-    layout:str,      # llamagen | iar2 | randar | pgm | halton
+    layout:str,    # llamagen | iar2 | randar | pgm | halton
     path:str|Path,
-    **options,       # vocab, grid (a line of codes: (256,)), classes; llamagen and iar2: more; pgm and halton: split
+    **options,     # vocab, grid (a line: (256,)), classes; llamagen, iar2: more; pgm, halton: split
 ) -> PublishedCodes:
     "Codes in a published layout."
     return layouts[layout](path, **options)
@@ -170,8 +179,10 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
     check_int("aug", aug, 0, len(codes.augs) - 1)
     levels = "several levels" if kind.many_levels else "one level"
     fits = (len(codes.vocab) > 1) == kind.many_levels
-    others = ", ".join(sorted(name for name, other in layouts.items() if other.many_levels != kind.many_levels))
-    check(fits, "codes", codes.vocab, f"must have {levels} for the layout {layout}; these suit {others}")
+    others = ", ".join(sorted(name for name, other in layouts.items()
+                              if other.many_levels != kind.many_levels))
+    check(fits, "codes", codes.vocab,
+          f"must have {levels} for the layout {layout}; these suit {others}")
 
     out = Path(out)
     kind.check_write(codes, out)
@@ -181,18 +192,22 @@ def check_export(codes:Codes, layout:str, out:str|Path, aug:int=0, split:str="tr
 
 # %% ../../nbs/data/125_layouts.ipynb #6a65f03f
 def written_to(uri:str, argument:str="out") -> tuple[str, Path, str]|None:
-    "(layout, folder, split) of `LAYOUT://folder[?split=eval]`; None for a plain folder. Errors: another scheme."
+    """(layout, folder, split) of `LAYOUT://folder[?split=eval]`; None for a plain folder.
+
+    Errors: another scheme."""
     layout, there, rest = str(uri).partition("://")
     if not there: return None
     known = tuple(sorted(layouts))
-    check(layout in known, argument, uri, f"must be a folder, or LAYOUT://folder with one of {', '.join(known)}")
+    check(layout in known, argument, uri,
+          f"must be a folder, or LAYOUT://folder with one of {', '.join(known)}")
     folder, _, query = rest.partition("?")
     check(folder, argument, uri, "must name a folder behind the layout")
     options = dict(parse_qsl(query, keep_blank_values=True))
     splits = ("split",) if "split" in layouts[layout].options else ()
     takes = f"{layout} takes {' '.join(splits) or 'nothing'} when it is written"
     for name in options: check(name in splits, argument, uri, f"must not say {name}: {takes}")
-    return layout, Path(folder), check_choice("split", options.get("split", "train"), ("train", "eval"))
+    return layout, Path(folder), check_choice("split", options.get("split", "train"),
+                                              ("train", "eval"))
 
 # %% ../../nbs/data/125_layouts.ipynb #fc0b006c
 def _waiting(layout:str, out:Path, split:str) -> Path:
@@ -209,7 +224,7 @@ def _into_places(layout:str, out:Path, split:str) -> bool:
     for p in (waiting, *kind.targets(out, split)): sweep_aside(p.parent, p.name)
     if not waiting.is_dir(): return False
     for whole, place in zip(kind.targets(waiting / out.name, split), kind.targets(out, split)):
-        if not whole.exists(): continue                              # it is there since before the kill
+        if not whole.exists(): continue                          # it is there since before the kill
         place.parent.mkdir(parents=True, exist_ok=True)
         publish_dir(whole, place, at_once=True)
     kind.complete(out, split)
@@ -219,7 +234,9 @@ def _into_places(layout:str, out:Path, split:str) -> bool:
 def finish_export(
     layout:str, out:str|Path, split:str="train", # as `export_codes`
 ) -> bool: # whether there was anything to do
-    "Put what a killed export left into its place. Errors: a place that somebody else has taken since."
+    """Put what a killed export left into its place.
+
+    Errors: a place that somebody else has taken since."""
     with locked_file(out): return _into_places(layout, Path(out), split)
 
 def export_codes(
@@ -230,7 +247,7 @@ def export_codes(
     split:str="train",             # or eval, where the layout knows splits
     callback:Callable|None=None,   # callback(images so far)
 ) -> Path:
-    "Write codes in a published layout; it is there whole or not at all, or after a kill `finish_export` makes it so."
+    "Write codes in a published layout, whole or not; after a kill `finish_export` completes it."
     out = Path(out)
     if not awaits_its_place(layout, out, split): check_export(codes, layout, out, aug, split)
 
@@ -242,8 +259,9 @@ def export_codes(
 
     with locked_file(out):
         was_left = _into_places(layout, out, split)
-        check(not was_left, "out", out, "holds what an interrupted export had written, whole now; choose a new folder")
-        check_export(codes, layout, out, aug, split)                 # another may have finished meanwhile
+        check(not was_left, "out", out,
+              "holds what an interrupted export had written, whole now; choose a new folder")
+        check_export(codes, layout, out, aug, split)           # another may have finished meanwhile
         with folder_aside(_waiting(layout, out, split)) as aside:
             for p in layouts[layout].targets(aside / out.name, split): p.mkdir(parents=True)
             layouts[layout].write(codes, aside / out.name, items(), aug, split)
@@ -279,5 +297,6 @@ def _write_rows(reader:Codes, writer:CodeWriter, max_bad:int):
             except BadItem:
                 bad += 1
                 if bad > max_bad: raise
-        codes = torch.stack([c for c, _, _ in rows]) if rows else torch.zeros(0, *writer.plan.row, dtype=torch.int64)
+        codes = (torch.stack([c for c, _, _ in rows]) if rows
+                 else torch.zeros(0, *writer.plan.row, dtype=torch.int64))
         writer.write(shard, codes, [y for _, y, _ in rows], [k for _, _, k in rows])

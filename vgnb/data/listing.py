@@ -20,7 +20,8 @@ from typing import NamedTuple
 from ..core import BadInput, BadItem, check
 
 # %% ../../nbs/data/103_listing.ipynb #352209a7
-_SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "lost+found",
+_SYSTEM = {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot",
+           "$recycle.bin", "lost+found",
            "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 def is_hidden(
@@ -39,8 +40,8 @@ def hidden_part(path:str, folder:bool=False) -> str|None:
     return None
 
 # %% ../../nbs/data/103_listing.ipynb #1a84df26
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff",
-            ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif",
+            ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k")
 
 _MAGIC = {
     b"\xff\xd8\xff": "jpg",
@@ -58,7 +59,7 @@ _MAGIC = {
 def picture_kind(
     data:bytes, # a file's first 32 bytes, or more
 ) -> str|None:
-    "jpg, png, webp, avif, gif, bmp, tif, ppm, jp2 or j2k, by the first bytes; None for anything else."
+    "jpg, png, webp, avif, gif, bmp, tif, ppm, jp2 or j2k, by the first bytes; else None."
     return next((kind for start, kind in _MAGIC.items() if re.match(start, data, re.S)), None)
 
 def is_picture(
@@ -71,7 +72,8 @@ def is_picture(
 
 # %% ../../nbs/data/103_listing.ipynb #cf01299a
 HIDDEN, OTHER = "hidden or system entries", "files that are no pictures by name"
-LOOP, TWICE = "links to folders that are in the set or around it", "links to pictures that are in the set"
+LOOP = "links to folders that are in the set or around it"
+TWICE = "links to pictures that are in the set"
 NOWHERE, STRANGE = "links that lead nowhere", "pipes, devices or sockets"
 
 @dataclass
@@ -119,7 +121,8 @@ class _Walk:
     def __init__(self, root:Path):
         self.root, self.found, self.links = root, Listing(), []
         around = [root.resolve(), *root.resolve().parents]
-        self.folders = {_identity(os.stat(p)) for p in around}     # listed already, or not to be listed
+        # listed already, or not to be listed
+        self.folders = {_identity(os.stat(p)) for p in around}
 
     def down(self, folder:str):
         "List a folder and all below it; links wait."
@@ -127,7 +130,9 @@ class _Walk:
         while waiting:
             here = waiting.pop()
             for e in self._entries(here):
-                path, link, inner = f"{here}{e.name}", e.is_symlink(), e.is_dir(follow_symlinks=False)
+                path = f"{here}{e.name}"
+                link = e.is_symlink()
+                inner = e.is_dir(follow_symlinks=False)
                 if is_hidden(e.name, link or inner): self.found.leave(HIDDEN, path)
                 elif link: self.links.append(path)
                 elif inner and self.is_new(path, e.stat()): waiting.append(f"{path}/")
@@ -137,7 +142,8 @@ class _Walk:
     def _entries(self, folder:str) -> list[os.DirEntry]:
         try: return list(os.scandir(self.root / folder))
         except OSError as e:
-            raise BadInput("uri", self.root / folder, f"must be a folder that can be listed: {e.strerror}") from None
+            raise BadInput("uri", self.root / folder,
+                           f"must be a folder that can be listed: {e.strerror}") from None
 
     def is_new(self, path:str, status:os.stat_result) -> bool:
         "Whether a folder is met for the first time."
@@ -210,7 +216,7 @@ def _top(path:str) -> str:
     return path.partition("/")[0] if "/" in path else ""
 
 def _wrapper(found:Listing) -> str:
-    "`photos/` where all lies in that folder, which holds only folders; '' where there is none to pass through."
+    "`photos/` where all lies in that folder of folders; '' where there is none to pass."
     base = ""
     while True:
         deep = all(path.count("/", len(base)) > 1 for path in found.files)
@@ -239,7 +245,8 @@ def _oddities(base:str, classes:list[str]) -> list[str]:
     if len(classes) > 1 and all(name.lower() in SPLITS for name in classes):
         notes.append(f"the classes {', '.join(classes)} look like parts of a set: open one of them")
     spelt = {}
-    for name in classes: spelt.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    for name in classes:
+        spelt.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
     alike = [name for names in spelt.values() if len(names) > 1 for name in names]
     return notes + ([f"the classes {', '.join(alike)} differ in spelling only"] if alike else [])
 
@@ -249,13 +256,16 @@ def arrange(
     flat:str,                     # what the one class is called where pictures lie in no folder
     classes:list[str]|None=None,  # names in the order of their labels; default: those found, sorted
 ) -> Arranged:
-    "Order, names and labels of listed pictures. Errors: what is ambiguous, and a class that `classes` lacks."
+    """Order, names and labels of listed pictures.
+
+    Errors: what is ambiguous, and a class that `classes` lacks."""
     passed_over = "".join(f"; {note}" for note in found.notes)
     check(found.files, "uri", uri,
           f"must hold pictures ({' '.join(SUFFIXES)}), directly or in class folders{passed_over}")
     base = _wrapper(found)
     groups = _groups(found, base, uri, flat)
-    order = sorted(range(len(groups)), key=lambda i: (groups[i], *found.files[i].rpartition("/")[::2]))
+    order = sorted(range(len(groups)),
+                   key=lambda i: (groups[i], *found.files[i].rpartition("/")[::2]))
 
     groups = [plain(groups[i]) for i in order]
     known = sorted(set(groups)) if classes is None else list(classes)
@@ -264,4 +274,5 @@ def arrange(
     index = {name: k for k, name in enumerate(known)}
     files = [found.files[i] for i in order]
     names = [plain(path[len(base):]) for path in files]
-    return Arranged(files, names, [index[g] for g in groups], known, found.notes + _oddities(plain(base), known))
+    return Arranged(files, names, [index[g] for g in groups], known,
+                    found.notes + _oddities(plain(base), known))

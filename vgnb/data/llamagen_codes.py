@@ -29,15 +29,16 @@ def _read_label(file:Path) -> int:
 class LlamaGenCodes(PublishedCodes):
     "`<dataset><size>_codes/<i>.npy` (1, augs, n) and `…_labels/<i>.npy`; ids are the file numbers."
     def __init__(self,
-        path,               # the `…_codes` folder
-        vocab=16384,        # codebook size
-        *, grid=None,       # default: square when n is one
-        classes=1000,       # number of classes, or their names
-        more=None,          # a second `…_codes` folder (wider crops) of the same images, whose rows are added
+        path,              # the `…_codes` folder
+        vocab=16384,       # codebook size
+        *, grid=None,      # default: square when n is one
+        classes=1000,      # number of classes, or their names
+        more=None,         # a second `…_codes` folder (wider crops) of the same images, to be added
     ):
         self.folders = [Path(p) for p in ([path] if more is None else [path, more])]
         for f in self.folders:
-            check(f.name.endswith("_codes"), "path", f, "must be a folder named …_codes beside one named …_labels")
+            check(f.name.endswith("_codes"), "path", f,
+                  "must be a folder named …_codes beside one named …_labels")
         self.labels_folder = _labels_beside(self.folders[0])
 
         self.ids = numbered(self.folders[0], ".npy")
@@ -71,7 +72,8 @@ class LlamaGenCodes(PublishedCodes):
 
     @classmethod
     def check_write(cls, codes, out):
-        check(out.name.endswith("_codes"), "out", out, "must end in _codes; the labels go beside it")
+        check(out.name.endswith("_codes"), "out", out,
+              "must end in _codes; the labels go beside it")
 
     @classmethod
     def targets(cls, out, split): return [out, _labels_beside(out)]
@@ -88,4 +90,5 @@ class LlamaGenCodes(PublishedCodes):
 def _other(self:LlamaGenCodes, a:np.ndarray) -> str:
     "What an item of another layout holds, and what reads it; empty where we can't tell."
     several, place = a.ndim == 4 and a.shape[1] == 1, self.folders[0]
-    return f"holds {len(a)} levels of codes, which is IAR2's layout: read it as iar2://{place}" if several else ""
+    return (f"holds {len(a)} levels of codes, which is IAR2's layout: read it as iar2://{place}"
+            if several else "")

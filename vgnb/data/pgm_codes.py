@@ -13,7 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import BadInput, BadItem, check, check_choice, check_int, digest, save_json, sweep_aside
+from vgnb.core import (
+    BadInput,
+    BadItem,
+    check,
+    check_choice,
+    check_int,
+    digest,
+    save_json,
+    sweep_aside,
+)
 from .layouts import PublishedCodes, check_16_bits, layouts, split_folder
 from .tables import no_progress_bars
 
@@ -23,7 +32,8 @@ def _load_rows(path:Path):
     from datasets import Dataset, load_from_disk
     try: rows = load_from_disk(str(path), keep_in_memory=False)
     except Exception as e:
-        raise BadInput("path", path, f"must be a split written by save_to_disk ({str(e)[:80]})") from None
+        raise BadInput("path", path,
+                       f"must be a split written by save_to_disk ({str(e)[:80]})") from None
     check(isinstance(rows, Dataset), "path", path, "must be one split written by save_to_disk")
     for column in ("input_ids", "label"): check_choice("column", column, tuple(rows.column_names))
     check(len(rows), "path", path, "holds no rows")
@@ -35,7 +45,8 @@ def _save_rows(codes, folder:Path, items, aug:int):
     import datasets
     begin, n = codes.vocab[0] + 1, int(np.prod(codes.grid))
     whole = datasets.Sequence(datasets.Value("uint16"))
-    features = datasets.Features(input_ids=whole, attention_mask=whole, label=datasets.Value("int64"))
+    features = datasets.Features(input_ids=whole, attention_mask=whole,
+                                 label=datasets.Value("int64"))
 
     def rows():
         for item, label, _ in items:
@@ -56,7 +67,7 @@ def _save_rows(codes, folder:Path, items, aug:int):
 # %% ../../nbs/data/129_pgm_codes.ipynb #6f6f888c
 @layouts.register(name="pgm")
 class PGMCodes(PublishedCodes):
-    "A split saved by `datasets`: `input_ids` = begin token, then the codes; `label`. Memory-mapped, in stored order."
+    "A split saved by `datasets`, in order: `input_ids` = begin token, then codes; `label`."
     options = ("vocab", "classes", "grid", "split")
     one_view = True
     def __init__(self,
@@ -78,12 +89,13 @@ class PGMCodes(PublishedCodes):
         "(codes (1, n, 1), label) of a stored row, without its begin token."
         ids = np.asarray(row["input_ids"]).reshape(-1)
         if len(ids) < 2 or ids[0] != self.begin:
-            raise BadItem(self.name(i), f"must be the begin token {self.begin}, then codes; found {ids[:2].tolist()}")
+            raise BadItem(self.name(i), f"must be the begin token {self.begin}, then codes; "
+                                        f"found {ids[:2].tolist()}")
         mask = row.get("attention_mask")
         if mask is not None and (len(mask) != len(ids) or not np.all(mask)):
             hidden = len(ids) - int(np.sum(mask))
-            raise BadItem(self.name(i),
-                          f"must be codes throughout, but its attention_mask leaves out {hidden} of {len(ids)}")
+            raise BadItem(self.name(i), "must be codes throughout, "
+                                        f"but its attention_mask leaves out {hidden} of {len(ids)}")
         return ids[None, 1:, None].astype(np.int64), int(row["label"])
 
     def batch(self, indices, aug=0):
@@ -111,4 +123,4 @@ class PGMCodes(PublishedCodes):
     def complete(cls, out, split):
         sweep_aside(out, "dataset_dict.json")
         splits = sorted(p.parent.name for p in out.glob("*/state.json"))
-        save_json(out / "dataset_dict.json", {"splits": splits})                # the authors' names the last split only
+        save_json(out / "dataset_dict.json", {"splits": splits})    # theirs names the last one only

@@ -26,7 +26,8 @@ def _folder_items(path:Path) -> list[tuple[int, int, int, int]]:
     found = []
     for label in numbered(path, ""):
         folder = path / str(label)
-        if not any(e.name.endswith(".npy") and not is_hidden(e.name) for e in os.scandir(folder)): continue
+        if not any(e.name.endswith(".npy") and not is_hidden(e.name) for e in os.scandir(folder)):
+            continue
         found += [(label, index, 0, 0) for index in numbered(folder, ".npy")]
     return found
 
@@ -38,14 +39,15 @@ def _tar_items(path:Path) -> list[tuple[int, int, int, int]]:
         named = _MEMBER.search(m.name)
         if not named or hidden_part(m.name): continue
         whole = m.place is not None and m.place.pieces is None
-        check(whole, "path", path, f"must hold arrays as whole files; {m.name} is sparse, or a link that leads nowhere")
+        check(whole, "path", path,
+              f"must hold arrays as whole files; {m.name} is sparse, or a link that leads nowhere")
         found.append((int(named[1]), int(named[2]), m.place.offset, m.place.size))
     return found
 
 # %% ../../nbs/data/127_randar_codes.ipynb #55a23ade
 @layouts.register(name="randar")
 class RandARCodes(PublishedCodes):
-    "`<label>/<index>.npy` (augs, n), in a folder or in an uncompressed tar, as the authors' archives are."
+    "`<label>/<index>.npy` (augs, n), in a folder or an uncompressed tar, like the authors'."
     def __init__(self,
         path,               # the `…_codes` folder, or its tar
         vocab=None,         # default: 1024 if the name speaks of maskgit, else 16384
@@ -65,7 +67,8 @@ class RandARCodes(PublishedCodes):
         self.ids = self.index if unique else np.arange(len(order))
         self._describe(vocab or (1024 if "maskgit" in self.path.name else 16384), grid, classes)
 
-    def name(self, i): return f"{self.path}{':' if self.bytes else '/'}{self.labels[i]}/{self.index[i]}.npy"
+    def name(self, i):
+        return f"{self.path}{':' if self.bytes else '/'}{self.labels[i]}/{self.index[i]}.npy"
 
     def _read(self, i):
         file = Path(self.name(i))

@@ -20,10 +20,11 @@ def _circle(x, y, r): return np.sqrt(x * x + y * y) - r
 def _plus(x, y): return np.minimum(_box(x, y, 0.95, 0.3), _box(x, y, 0.3, 0.95))
 def _triangle(x, y): return np.maximum(0.8660254 * np.abs(x) - 0.5 * y, y) - 0.5
 def _crescent(x, y): return np.maximum(_circle(x, y, 0.95), -_circle(x - 0.45, y, 0.75))
-def _hourglass(x, y): return np.maximum(np.abs(y) - 0.8, 0.8575 * (np.abs(x) - 0.1) - 0.5145 * np.abs(y))
+def _hourglass(x, y):
+    return np.maximum(np.abs(y) - 0.8, 0.8575 * (np.abs(x) - 0.1) - 0.5145 * np.abs(y))
 
 def _star(x, y):
-    "Five points, one up: mirrors fold the plane into a tenth with one edge, from the tip (0, -1) to a notch at 0.45."
+    "Five points, one up: mirrors fold the plane to a tenth: an edge, tip (0, -1) to notch 0.45."
     x = np.abs(x)
     for c in (0.809017, -0.809017):
         d = 2 * np.maximum(c * x + 0.5877853 * y, 0)
@@ -53,7 +54,9 @@ _OUTLINES = dict(
 def shape_ranges(
     difficulty:float=0.25, # 0 ... 1
 ) -> dict:
-    "Ranges of everything that varies, at one difficulty. Lengths are in half-widths of the picture."
+    """Ranges of everything that varies, at one difficulty.
+
+    Lengths are in half-widths of the picture."""
     d = check_float("difficulty", difficulty, 0, 1)
     return dict(
         angle=120 * d,                                 # degrees, both ways
@@ -83,15 +86,15 @@ def _tents(size):
     return np.maximum(0, 1 - np.abs(at - np.arange(4, dtype=np.float32)[:, None]))
 
 def _field(knots, size):
-    "(b, 4, 4) -> (b, size, size), bilinear; sums in a fixed order, so that no batch size changes a bit."
+    "(b, 4, 4) -> (b, size, size), bilinear; sums in a fixed order: no batch size changes a bit."
     t = _tents(size)
-    rows = sum(knots[:, :, k, None] * t[k] for k in range(4))                                # (b, 4, size)
+    rows = sum(knots[:, :, k, None] * t[k] for k in range(4))                         # (b, 4, size)
     return sum(rows[:, k, None, :] * t[k][:, None] for k in range(4))
 
 # %% ../../nbs/data/102_shapes.ipynb #02ae5e9e
 def _coverage(labels, x, y, radius, size):
-    "(b, size, size): how much of each pixel the shape covers; x, y (b, size, size) are the shape's own coordinates."
-    pixels = radius[:, None, None] * np.float32(size / 2)                   # a unit of the shape, in pixels
+    "How much of each pixel the shape covers; x, y (b, size, size): the shape's own coordinates."
+    pixels = radius[:, None, None] * np.float32(size / 2)           # a unit of the shape, in pixels
     out = np.empty(x.shape, np.float32)
     for n, distance in enumerate(_OUTLINES.values()):
         here = np.flatnonzero(labels == n)
@@ -101,13 +104,14 @@ def _coverage(labels, x, y, radius, size):
 def _column(x): return x[:, None, None]                                     # (b,) -> (b, 1, 1)
 
 def _placed(u, r, size):
-    "Radius (b,) and the pixels' coordinates x, y (b, size, size) as the turned, scaled and shifted shapes see them."
+    "Radius (b,) and the pixels' x, y (b, size, size) as turned, scaled, shifted shapes see them."
     turn = np.deg2rad(r["angle"] * (2 * u[:, 0] - 1))
     radius = _between(u[:, 1], r["radius"])
-    cx, cy = (_column((r["shift"] * (1 - radius) * (2 * u[:, k] - 1)).astype(np.float32)) for k in (2, 3))
+    cx, cy = (_column((r["shift"] * (1 - radius) * (2 * u[:, k] - 1)).astype(np.float32))
+              for k in (2, 3))
 
     grid = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
-    px, py = grid[None, None, :] - cx, grid[None, :, None] - cy             # (b, 1, size), (b, size, 1)
+    px, py = grid[None, None, :] - cx, grid[None, :, None] - cy         # (b, 1, size), (b, size, 1)
     c = _column(np.cos(turn).astype(np.float32) / radius)
     s = _column(np.sin(turn).astype(np.float32) / radius)
     return radius, c * px + s * py, c * py - s * px
@@ -149,17 +153,19 @@ class Shapes(ImageSource):
         self.seed = check_int("seed", seed, 0)
         self.difficulty = check_float("difficulty", difficulty, 0, 1)
         self.draws = Keyed(seed).fork("shapes")
-        self.fingerprint = "shapes-" + digest("shapes/1", self.n, self.size, self.seed, self.difficulty)[:16]
+        self.fingerprint = "shapes-" + digest("shapes/1", self.n, self.size, self.seed,
+                                              self.difficulty)[:16]
 
     def __repr__(self):
-        return f"Shapes(n={self.n}, size={self.size}, seed={self.seed}, difficulty={self.difficulty})"
+        return (f"Shapes(n={self.n}, size={self.size}, seed={self.seed}, "
+                f"difficulty={self.difficulty})")
 
     def __len__(self): return self.n
 
     def labels(self, ids) -> np.ndarray:
         "(b,) int64 class indices, without drawing."
         ids = torch.as_tensor(ids, dtype=torch.int64)
-        tens = self.draws.permutation("label", At(ids // 10), 10)                    # (b, 10): every class once
+        tens = self.draws.permutation("label", At(ids // 10), 10)        # (b, 10): every class once
         return tens.gather(1, ids[:, None] % 10)[:, 0].numpy()
 
     def batch(self,
@@ -172,7 +178,7 @@ class Shapes(ImageSource):
 
         labels = self.labels(ids)
         images = np.empty((len(ids), self.size, self.size, 3), np.uint8)
-        step = max(1, 2 ** 18 // self.size ** 2)                                     # pictures that stay in the cache
+        step = max(1, 2 ** 18 // self.size ** 2)                   # pictures that stay in the cache
         for a in range(0, len(ids), step):
             part = slice(a, a + step)
             u = self.draws.uniform("look", At(torch.from_numpy(ids[part])), 32).double().numpy()

@@ -34,7 +34,7 @@ from vgnb.core import (
 )
 
 # %% ../../nbs/data/119_shards.ipynb #44d490f7
-_SEAL = 40                                          # bytes: rows (int64), SHA-256 of everything before
+_SEAL = 40                                       # bytes: rows (int64), SHA-256 of everything before
 
 def write_sealed(
     path:str|Path,       # published whole or not at all
@@ -56,15 +56,15 @@ def read_sealed(
     path:str|Path,
     plan:str="",     # as it was written with
 ) -> tuple[bytes, int, str]:
-    "(body, rows, SHA-256) of a sealed file; anything that is not exactly what was written is an error."
+    "(body, rows, SHA-256) of a sealed file; anything but exactly what was written is an error."
     path = Path(path)
     check(path.is_file(), "shard", path, "no such file", Missing)
     raw = path.read_bytes()
     h = hashlib.sha256(plan.encode())
     h.update(memoryview(raw)[:-32])
     sound = len(raw) >= _SEAL and h.digest() == raw[-32:]
-    check(sound, "shard", path, f"is damaged, or a part of something else ({len(raw)} bytes do not match their hash); "
-          "remove it and run what made it again")
+    check(sound, "shard", path, f"is damaged, or a part of something else ({len(raw)} bytes do not "
+                                "match their hash); remove it and run what made it again")
     rows = int(np.frombuffer(raw[-_SEAL:-32], "<i8")[0])
     return raw[:-_SEAL], rows, raw[-32:].hex()
 
@@ -92,7 +92,8 @@ def _differences(theirs:dict|None, mine:dict) -> str:
     if theirs is None: return "no readable plan.json"
     keys = _lasting(mine).keys() | _lasting(theirs).keys()
     other = sorted(k for k in keys if digest(mine.get(k)) != digest(theirs.get(k)))
-    return "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}" for k in other)
+    return "; ".join(f"{k} is {str(theirs.get(k))[:40]}, not {str(mine.get(k))[:40]}"
+                     for k in other)
 
 def _knows(file:Path, plan:dict) -> bool:
     "Whether a shard was sealed with this very plan."
@@ -104,8 +105,10 @@ def _check_times(folder:Path, theirs:dict, mine:dict):
     "Refuse to go on with files that were changed since a store was begun."
     times = mine.get("times", "")
     untouched = theirs.get("times", times) == times
-    check(untouched, "path", folder, "was begun with files of other times: some were changed since, or all copied "
-          "without their times (cp -p and rsync -a keep them); choose a new folder, or remove this one", Mismatch)
+    check(untouched, "path", folder,
+          "was begun with files of other times: some were changed since, or all copied without "
+          "their times (cp -p and rsync -a keep them); choose a new folder, or remove this one",
+          Mismatch)
 
 # %% ../../nbs/data/119_shards.ipynb #499b18cf
 def _holds_only_a_plan(folder:Path) -> bool:
@@ -113,23 +116,28 @@ def _holds_only_a_plan(folder:Path) -> bool:
     return [p.name for p in folder.iterdir() if p.name[0] != "."] == ["plan.json"]
 
 def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
-    "Begin a store with this plan, or go on with the same one (its format may be older). Errors: `Mismatch`."
+    """Begin a store with this plan, or go on with the same one (its format may be older).
+
+    Errors: `Mismatch`."""
     check(not folder.exists() or folder.is_dir(), "path", folder, "must be a folder")
     is_empty = not folder.exists() or all(p.name[0] == "." for p in folder.iterdir())
-    begun = (folder / "plan.json").exists()             # asked after the folder: another may have begun meanwhile
+    # asked after the folder: another may have begun meanwhile
+    begun = (folder / "plan.json").exists()
     if is_empty and not begun:
         save_json(folder / "plan.json", mine)
         return mine
 
-    is_bare = _holds_only_a_plan(folder)                # before the plan is read: it may be a better one by then
+    is_bare = _holds_only_a_plan(folder)   # before the plan is read: it may be a better one by then
     theirs = _stored_plan(folder)
-    is_old = theirs is not None and theirs["format"] == mine["format"].replace(f"/{_FORMAT}", f"/{_OLD_SEALS}")
+    is_old = (theirs is not None
+              and theirs["format"] == mine["format"].replace(f"/{_FORMAT}", f"/{_OLD_SEALS}"))
     if is_old: mine = mine | {"format": theirs["format"]}
     differs = _differences(theirs, mine)
     is_ours = theirs is not None and theirs["format"].startswith(f"vgnb.{kind}/")
-    if is_bare and is_ours and digest(theirs) != digest(mine):      # of an attempt that came to nothing
+    if is_bare and is_ours and digest(theirs) != digest(mine):  # of an attempt that came to nothing
         why = differs or "the times of its files"
-        print(f"{folder / 'plan.json'}: replaced, no shard was written by it ({why})", file=sys.stderr)
+        print(f"{folder / 'plan.json'}: replaced, no shard was written by it ({why})",
+              file=sys.stderr)
         save_json(folder / "plan.json", mine)
         return mine
     if not differs:
@@ -138,10 +146,12 @@ def _join_plan(folder:Path, mine:dict, kind:str) -> dict:
 
     shards = sorted(folder.glob(f"*.{kind}"))
     nothing_yet = begun and not shards
-    heals = theirs is None and (nothing_yet or any(_knows(file, mine) for file in shards[:_WITNESSES]))
+    heals = (theirs is None
+             and (nothing_yet or any(_knows(file, mine) for file in shards[:_WITNESSES])))
     check(begun or shards, "path", folder, "is not empty and holds no store; choose a new folder")
     check(heals, "path", folder, f"holds another store ({differs}); choose a new folder", Mismatch)
-    print(f"{folder / 'plan.json'}: was damaged; written anew, as {len(shards)} shards know it", file=sys.stderr)
+    print(f"{folder / 'plan.json'}: was damaged; written anew, as {len(shards)} shards know it",
+          file=sys.stderr)
     save_json(folder / "plan.json", mine)
     return mine
 
@@ -155,17 +165,22 @@ def load_index(path:str|Path, kind:str) -> dict:
     "The index of a finished store; says what is wrong with an unfinished, damaged or foreign one."
     path = Path(path)
     plan, index = path / "plan.json", path / "index.json"
-    check(plan.is_file() or index.is_file(), kind, path, f"holds no store of {kind} (no index.json)", Missing)
+    check(plan.is_file() or index.is_file(), kind, path,
+          f"holds no store of {kind} (no index.json)", Missing)
     shards = len(list(path.glob(f"*.{kind}")))
-    check(index.is_file(), kind, path,
-          f"is unfinished ({shards} shards, no index.json); run the extraction again to complete it")
+    check(
+        index.is_file(), kind, path,
+        f"is unfinished ({shards} shards, no index.json); run the extraction again to complete it")
 
     found = load_json(index)
-    facts = {k: v for k, v in found.items() if k != "fingerprint"} if isinstance(found, dict) else None
+    facts = ({k: v for k, v in found.items() if k != "fingerprint"}
+             if isinstance(found, dict) else None)
     sound = facts is not None and digest(facts) == found.get("fingerprint")
-    check(sound, kind, index, "is damaged; remove it and run the extraction again (whole shards are kept)")
+    check(sound, kind, index,
+          "is damaged; remove it and run the extraction again (whole shards are kept)")
     known = [f"vgnb.{kind}/{n}" for n in range(_OLD_SEALS, _FORMAT + 1)]
-    check(found["format"] in known, kind, path, f"must be a store {known[-1]}, this is {found['format']}", Mismatch)
+    check(found["format"] in known, kind, path,
+          f"must be a store {known[-1]}, this is {found['format']}", Mismatch)
     return found
 
 # %% ../../nbs/data/119_shards.ipynb #ef892908
@@ -174,13 +189,14 @@ class ShardWriter:
     kind = ""
     def __init__(self,
         path:str|Path,            # the store's folder
-        plan,                     # dataclass with `total`, `shard_size` and views(body, rows) -> (ids, ...)
+        plan,             # dataclass with `total`, `shard_size` and views(body, rows) -> (ids, ...)
         rank:int=0, world:int=1,  # this process, of how many
     ):
         self.path, self.plan = Path(path), plan
         self.rank, self.world = check_int("rank", rank, 0, world - 1), world
         self.shards = -(-plan.total // plan.shard_size)
-        self.stored = _join_plan(self.path, dict(format=f"vgnb.{self.kind}/{_FORMAT}", **asdict(plan)), self.kind)
+        self.stored = _join_plan(
+            self.path, dict(format=f"vgnb.{self.kind}/{_FORMAT}", **asdict(plan)), self.kind)
         self.seal = _seal_of(self.stored)
 
     def file(self, shard:int) -> Path: return self.path / f"{shard:05d}.{self.kind}"
@@ -208,7 +224,7 @@ class ShardWriter:
         return dict(file=self.file(shard).name, rows=rows, bytes=len(body) + _SEAL, sha256=sha)
 
     def todo(self) -> list[int]:
-        "This process's shards that still have to be written; one line about each that is there and unsound."
+        "This process's shards still to be written; a line about each that is there and unsound."
         todo = [k for k in range(self.rank, self.shards, self.world) if self.entry(k) is None]
         for k in todo:
             if not self.file(k).exists(): continue
@@ -235,15 +251,15 @@ def publish(self:ShardWriter, shard:int, ids:np.ndarray, *arrays:np.ndarray) -> 
 
 @patch
 def finish(self:ShardWriter, **facts) -> dict:
-    "One process, after all others: check that every shard is there, write the index last; returns it."
+    "One process, after the others: check that every shard is there, write the index; returns it."
     entries = [self.entry(k) for k in range(self.shards)]
     lost = [self.file(k).name for k, e in enumerate(entries) if e is None]
     first = lost[0] if lost else ""
-    check(not lost, "path", self.path,
-          f"{len(lost)} of {self.shards} shards are missing (first: {first}); run the extraction again")
+    check(not lost, "path", self.path, f"{len(lost)} of {self.shards} shards are missing (first: "
+                                       f"{first}); run the extraction again")
 
     self.sweep()
-    with contextlib.suppress(BadInput):              # finished before: others know it by this fingerprint
+    with contextlib.suppress(BadInput):        # finished before: others know it by this fingerprint
         known = load_index(self.path, self.kind)
         if known["shards"] == entries: return known
     rows = sum(e["rows"] for e in entries)
@@ -255,7 +271,7 @@ def finish(self:ShardWriter, **facts) -> dict:
 def check_sealed(
     folder:Path, entry:dict,    # a shard of the index: file, rows, bytes, sha256
     kind:str,                   # kind of store, for the error
-    verify:Callable|None=None,  # called with the body, read and compared by hash; None compares the size only
+    verify:Callable|None=None,  # called with the body, compared by hash; None: compares sizes only
     plan:str="",                # what it was sealed with
 ) -> Path:
     "The file of a shard that is what the index says."
@@ -268,14 +284,16 @@ def check_sealed(
     if verify:
         body, rows, sha = read_sealed(file, plan)
         check(sha == entry["sha256"], kind, file,
-              f"must have hash {entry['sha256'][:16]}, found {sha[:16]}; it belongs to another store", Mismatch)
+              f"must have hash {entry['sha256'][:16]}, found {sha[:16]}; "
+              "it belongs to another store", Mismatch)
         verify(np.frombuffer(body, np.uint8))
     return file
 
 def map_sealed(folder:Path, entry:dict, kind:str) -> np.ndarray: # read-only bytes, memory-mapped
     "The body of a shard of the right size; see `check_sealed`."
     file = check_sealed(folder, entry, kind)
-    mapped = torch.from_file(str(file), shared=False, size=entry["bytes"], dtype=torch.uint8).numpy()
+    mapped = torch.from_file(str(file), shared=False, size=entry["bytes"],
+                             dtype=torch.uint8).numpy()
     mapped.flags.writeable = False
     return mapped[:-_SEAL]
 
@@ -283,7 +301,7 @@ def map_sealed(folder:Path, entry:dict, kind:str) -> np.ndarray: # read-only byt
 _MAPPED = 1 << 14      # shards that stay mapped; a process may have some 65,000 mappings
 
 class Mapped(Sequence):
-    "The views of a store's shards, each mapped when it is asked for; the last ones that were stay mapped."
+    "The views of a store's shards, each mapped when it is asked for; the last ones stay mapped."
     def __init__(self,
         count:int,
         open:Callable,       # open(k) -> views of shard k
@@ -302,7 +320,7 @@ class Mapped(Sequence):
         return self.kept[k]
 
 class ShardStore:
-    "A finished store, memory-mapped; a subclass says `kind` and `plan_type`, and calls the two steps of opening."
+    "A finished store, memory-mapped; a subclass has `kind`, `plan_type`, and opens in two steps."
     kind = ""
     plan_type = None   # dataclass with `shard_size` and views(body, rows) -> (ids, ...)
 
@@ -319,7 +337,8 @@ class ShardStore:
         "The `views` of every shard (ids first), and the row at which each shard `starts`."
         entries = self.index["shards"]
         for entry in entries:
-            check_sealed(self.path, entry, self.kind, self._look(entry) if verify else None, self.seal)
+            check_sealed(self.path, entry, self.kind,
+                         self._look(entry) if verify else None, self.seal)
         self.views = Mapped(len(entries), lambda k: self._map(entries[k]))
         self.starts = np.cumsum([0] + [entry["rows"] for entry in entries])
 
@@ -327,7 +346,8 @@ class ShardStore:
         return self.plan.views(map_sealed(self.path, entry, self.kind), entry["rows"])
 
     def _look(self, entry:dict) -> Callable:
-        return lambda body: self._check_views(self.path / entry["file"], self.plan.views(body, entry["rows"]))
+        return lambda body: self._check_views(self.path / entry["file"],
+                                              self.plan.views(body, entry["rows"]))
 
     def _check_views(self, file:Path, views:tuple[np.ndarray, ...]):
         "Raise where a shard that matches its hash holds what it must not."
@@ -345,7 +365,8 @@ def _by_shard(self:ShardStore, shards:np.ndarray):
     for where in np.split(order, cuts) if len(order) else (): yield int(shards[where[0]]), where
 
 @patch
-def _shard_of(self:ShardStore, rows:np.ndarray) -> np.ndarray: return np.searchsorted(self.starts, rows, "right") - 1
+def _shard_of(self:ShardStore, rows:np.ndarray) -> np.ndarray:
+    return np.searchsorted(self.starts, rows, "right") - 1
 
 @patch
 def _place(self:ShardStore, i:int) -> tuple[int, int]:
@@ -359,7 +380,8 @@ def ids_at(self:ShardStore, rows) -> np.ndarray:
     rows = np.asarray(rows, np.int64)
     flat = rows.reshape(-1)
     out = np.empty(len(flat), np.int64)
-    for s, where in self._by_shard(self._shard_of(flat)): out[where] = self.views[s][0][flat[where] - self.starts[s]]
+    for s, where in self._by_shard(self._shard_of(flat)):
+        out[where] = self.views[s][0][flat[where] - self.starts[s]]
     return out.reshape(rows.shape)
 
 @patch

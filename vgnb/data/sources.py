@@ -50,14 +50,17 @@ class ImageSource:
         raise TypeError(f"{type(self).__name__} has no item {i}: read it with iter_items")
 
     def skip(self, error:BadItem):
-        "Note a bad item; raise it when it is one more than `max_bad`. A picture met again counts once."
+        """Note a bad item; raise it when it is one more than `max_bad`.
+
+        A picture met again counts once."""
         if error.name in {e.name for e in self.bad}: return
         if len(self.bad) >= self.max_bad:
-            raise BadItem(error.name, f"{error.reason} (max_bad={self.max_bad} is used up)") from error
+            raise BadItem(error.name,
+                          f"{error.reason} (max_bad={self.max_bad} is used up)") from error
         self.bad.append(error)
 
     def get(self, i:int) -> Item|None:
-        "Item i, or None when it is unreadable and `max_bad` still allows that; `source[i]` always raises."
+        "Item i, or None when it is unreadable and `max_bad` allows that; `source[i]` raises."
         try: return self[i]
         except BadItem as e: self.skip(e)
 
@@ -66,10 +69,10 @@ class ImageSource:
         rank:int=0, world:int=1,   # this process reads every world-th item
         shuffle:bool=True,
     ) -> Iterator[Item]:
-        "Items of one epoch in keyed order, without bad ones; the ranks' shares are disjoint and together complete."
+        "Items of an epoch in keyed order, without bad ones; ranks' shares are a partition."
         check_int("world", world, 1)
         check_int("rank", rank, 0, world - 1)
-        block = 1024 * world                             # the order is drawn block by block: no epoch fills the memory
+        block = 1024 * world          # the order is drawn block by block: no epoch fills the memory
         for start in range(rank, len(self), block):
             places = np.arange(start, min(start + block, len(self)), world)
             order = shuffled(places, len(self), seed, epoch) if shuffle else places
@@ -81,17 +84,19 @@ class ImageSource:
 @patch
 def _repr_html_(self:ImageSource):
     side = f"{self.size}x{self.size} px" if self.size else ""
-    facts = {"what": first_line(self), "pictures": "a stream" if self.streaming else f"{len(self):,}", "side": side,
-             "classes": some_of(self.classes), "left out": len(self.bad) or "", "notes": some_of(self.notes, 2)}
+    facts = {"what": first_line(self),
+             "pictures": "a stream" if self.streaming else f"{len(self):,}", "side": side,
+             "classes": some_of(self.classes), "left out": len(self.bad) or "",
+             "notes": some_of(self.notes, 2)}
     return glance(type(self).__name__, facts)
 
-# %% ../../nbs/data/100_sources.ipynb #9a47444f
+# %% ../../nbs/data/100_sources.ipynb #e87b9361
 MOST_CLASSES = 2 ** 20
 
 def class_index(
     label:int|str,   # a label number, the name of a class, or a number in digits that is no name
     names:list[str], # of the classes
-    count:int|None=None, # how many there are, where names are not all known; default: as many as names
+    count:int|None=None, # how many there are, where not all names are known; default: as names
 ) -> int:
     "The number of the class that is meant; -1 where there is none."
     if isinstance(label, str) and label in names: return names.index(label)
@@ -103,7 +108,9 @@ def find_class(
     label:int|str, names:list[str], count:int|None=None, # as for `class_index`
     argument:str="label",
 ) -> int:
-    "The number of a class that somebody asks for. BadInput: there is none; a name that is nearly one is suggested."
+    """The number of a class that somebody asks for.
+
+    BadInput: there is none; a name that is nearly one is suggested."""
     if isinstance(label, str):
         number = class_index(label, names, count)
         if number >= 0: return number
@@ -112,27 +119,33 @@ def find_class(
     return check_int(argument, label, 0, (len(names) if count is None else count) - 1)
 
 def check_names(classes) -> list[str]|None:
-    "Names of classes as a caller gives them: different texts. Returns them as a list; None stays None."
+    """Names of classes as a caller gives them: different texts.
+
+    Returns them as a list; None stays None."""
     if classes is None: return None
-    texts = isinstance(classes, (list, tuple)) and all(isinstance(name, str) and name for name in classes)
+    texts = (isinstance(classes, (list, tuple))
+             and all(isinstance(name, str) and name for name in classes))
     different = texts and classes and len(set(classes)) == len(classes)
     check(different, "classes", classes, "must be a list of different names")
     return list(classes)
 
+# %% ../../nbs/data/100_sources.ipynb #9a47444f
 def classes_of(
     raw:list,                     # what is written: numbers, names, or None
     classes:list[str]|None=None,  # the names, where they are known
 ) -> tuple[list[str], list[int]]:
-    "Class names and indices of raw labels, which are all numbers, all names or all None; -1 where one does not fit."
+    "Class names and indices of raw labels: all numbers, all names or all None; -1 for a misfit."
     known = [label for label in raw if label is not None]
     if not known:
-        check(classes is None or len(classes) == 1, "classes", classes, "must be one at most: no picture has a label")
+        check(classes is None or len(classes) == 1, "classes", classes,
+              "must be one at most: no picture has a label")
         return list(classes or ["all"]), [0] * len(raw)
 
     if classes: names = list(classes)
     else: names = _names_of(known)
     places = {name: k for k, name in enumerate(names)}
-    index = {label: places[label] if label in places else class_index(label, [], len(names)) for label in set(known)}
+    index = {label: places[label] if label in places else class_index(label, [], len(names))
+             for label in set(known)}
     return names, [index.get(label, -1) for label in raw]
 
 def _names_of(known:list) -> list[str]:
@@ -142,7 +155,8 @@ def _names_of(known:list) -> list[str]:
           "must be all numbers or all class names")
     if not numbers: return sorted(set(known))
     largest = max(numbers)
-    check(0 <= largest < MOST_CLASSES, "labels", largest, f"must be numbers of classes, from 0 to {MOST_CLASSES - 1}")
+    check(0 <= largest < MOST_CLASSES, "labels", largest,
+          f"must be numbers of classes, from 0 to {MOST_CLASSES - 1}")
     return [str(k) for k in range(largest + 1)]
 
 # %% ../../nbs/data/100_sources.ipynb #de85c775
@@ -154,11 +168,12 @@ def note_on_labels(
     used = set(np.unique(np.asarray(labels, np.int64)).tolist())
     empty = [k for k in range(len(classes)) if k not in used]
     if not empty: return []
-    return [f"classes without a picture: {len(empty)} of {len(classes)} (the first is {classes[empty[0]]})"]
+    return ["classes without a picture: "
+            f"{len(empty)} of {len(classes)} (the first is {classes[empty[0]]})"]
 
 # %% ../../nbs/data/100_sources.ipynb #bb0ecc09
 def ranked_classes(
-    numbers:dict[str, int], # {class: its number}, e.g. WordNet id -> ILSVRC synset id; gaps don't matter
+    numbers:dict[str, int], # {class: number}, e.g. WordNet id -> ILSVRC synset id; gaps are fine
 ) -> list[str]:
     "Classes in the order of their numbers: the place in this list is the label."
     whole = isinstance(numbers, dict) and all(type(k) is int for k in numbers.values())
@@ -169,11 +184,12 @@ def ranked_classes(
 def relabelling(
     written:list[str],  # classes in the order in which labels were written
     wanted:list[str],   # the same classes in the order in which they are to be read
-) -> np.ndarray:        # int64 (classes,): `relabelling(a, b)[labels]` are the labels in the order b
+) -> np.ndarray:       # int64 (classes,): `relabelling(a, b)[labels]` are the labels in the order b
     "From one order of the classes to another. BadInput: a class that only one of the two has."
     written, wanted = check_names(written), check_names(wanted)
     only = sorted(set(written) ^ set(wanted))
-    check(not only, "wanted", only[:3], f"must list the same classes as the other order; {len(only)} are in one alone")
+    check(not only, "wanted", only[:3],
+          f"must list the same classes as the other order; {len(only)} are in one alone")
     place = {name: k for k, name in enumerate(wanted)}
     return np.array([place[name] for name in written], np.int64)
 
@@ -182,8 +198,8 @@ def held_out(
     total:int,          # pictures in the set
     count:int,          # of them for validation
     spread:bool=False,  # one at the head of each of `count` equal stretches; else the last ones
-) -> tuple[np.ndarray, np.ndarray]: # indices for training (total - count,) and validation (count,), int64
-    "A set in two, without overlap and nothing lost (arXiv 2411.04406, its code); the last ones are read backwards."
+) -> tuple[np.ndarray, np.ndarray]: # indices to train (total - count,), validate (count,), int64
+    "A set in two, disjoint and complete (arXiv 2411.04406, its code); the last are read backwards."
     check_int("total", total, 1)
     check_int("count", count, 0, total)
     train, val = np.arange(total - count), np.arange(count)
@@ -191,8 +207,10 @@ def held_out(
     if count == total: return train, val
     stretch = total // max(count, 1)
     wide = count == 0 or stretch > 1
-    check(wide, "count", count, f"must be at most half of the {total} pictures where they are spread")
-    before = np.minimum(train // (stretch - 1), count - 1) if count else -1      # stretches that lie wholly before it
+    check(wide, "count", count,
+          f"must be at most half of the {total} pictures where they are spread")
+    # stretches that lie wholly before it
+    before = np.minimum(train // (stretch - 1), count - 1) if count else -1
     return train + 1 + before, val * stretch
 
 # %% ../../nbs/data/100_sources.ipynb #81c2cfaa

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, features
 
 from ..core import BadItem, Missing, check, check_choice, check_int, digest, load_json
@@ -53,7 +54,7 @@ _AVIF = ("AVIF",) if "avif" in features.modules and features.check("avif") else 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF", "JPEG2000", *_AVIF)
 
 def decode_image(
-    data:bytes,            # an encoded picture: JPEG, PNG, WebP, BMP, PPM, GIF (its first), TIFF, AVIF or JPEG 2000
+    data:bytes,  # an encoded picture: JPEG, PNG, WebP, BMP, PPM, GIF (first), TIFF, AVIF, JPEG 2000
     name:str="image",      # for the error
     alpha:str="drop",      # "drop" the alpha channel, or lay the picture on "white"
     max_pixels:int=2**26,  # larger ones are refused before they are decoded
@@ -68,8 +69,9 @@ def decode_image(
         return as_rgb(image, name, alpha, orientation, max_pixels)
     except BadItem: raise
     except Image.UnidentifiedImageError:
-        raise BadItem(name, f"is no {', '.join(_FORMATS)} picture" if data else "is empty") from None
-    except Exception as e:                        # a forged file may make the decoders raise whatever they like
+        raise BadItem(name,
+                      f"is no {', '.join(_FORMATS)} picture" if data else "is empty") from None
+    except Exception as e:            # a forged file may make the decoders raise whatever they like
         raise BadItem(name, f"cannot be decoded: {e}") from e
 
 # %% ../../nbs/data/105_stored.ipynb #03fdb993
@@ -140,7 +142,7 @@ class FolderImages(StoredImages):
     def __init__(self,
         folder:str|Path, # holds class folders, or pictures
         max_bad:int=0, alpha:str="drop",
-        classes:list[str]|None=None, # names in the order of their labels; default: those of the folders, sorted
+        classes:list[str]|None=None, # in the order of labels; default: the folders', sorted
     ):
         self.folder = root = Path(folder)
         check(root.is_dir(), "uri", root, "no such folder (or .tar)", Missing)
@@ -161,11 +163,13 @@ def _first_file(root:Path, names:tuple, what:str) -> Path:
     check(found, "uri", root, f"must hold {' or '.join(names)}, which {what}", Missing)
     return found
 
-def _words(values, count:int) -> bool: return len(values) == count and all(isinstance(v, str) for v in values)
+def _words(values, count:int) -> bool:
+    return len(values) == count and all(isinstance(v, str) for v in values)
 
 def _synsets(root:Path) -> dict[str, str]:
     "{synset: name of the class}, in the order of the labels."
-    file = _first_file(root, ("imagenet_class_index.json", "LOC_synset_mapping.txt"), "names the classes")
+    file = _first_file(root, ("imagenet_class_index.json", "LOC_synset_mapping.txt"),
+                       "names the classes")
     if file.suffix == ".txt":
         lines = file.read_text(encoding="utf-8").splitlines()
         pairs = [line.split(maxsplit=1) for line in lines if line.strip()]
@@ -177,11 +181,13 @@ def _synsets(root:Path) -> dict[str, str]:
     unique = fine and len({synset for synset, _ in pairs}) == len(pairs)
     check(unique, "uri", file, "must give every class from 0 on its synset and its name")
     names = [name for _, name in pairs]
-    return {synset: name if names.count(name) == 1 else f"{name} ({synset})" for synset, name in pairs}
+    return {synset: name if names.count(name) == 1 else f"{name} ({synset})"
+            for synset, name in pairs}
 
 def _val_synsets(root:Path) -> dict[str, str]:
     "{file name of a validation picture: its synset}."
-    file = _first_file(root, ("ILSVRC2012_val_labels.json", "LOC_val_solution.csv"), "labels the validation pictures")
+    file = _first_file(root, ("ILSVRC2012_val_labels.json", "LOC_val_solution.csv"),
+                       "labels the validation pictures")
     if file.suffix == ".json": found = load_json(file)
     else:
         found = {}
@@ -204,7 +210,8 @@ class KaggleImages(StoredImages):
         self.folder = root / _CLS_LOC / check_choice("split", split, ("train", "val"))
         check(self.folder.is_dir(), "uri", self.folder, "no such folder", Missing)
         listing = list_folder(self.folder)
-        names, found = _synsets(root), sorted(listing.files, key=lambda path: path.rpartition("/")[::2])
+        names = _synsets(root)
+        found = sorted(listing.files, key=lambda path: path.rpartition("/")[::2])
         check(found, "uri", self.folder, f"must hold pictures ({' '.join(SUFFIXES)})")
 
         flat = any("/" not in path for path in found)
@@ -214,9 +221,11 @@ class KaggleImages(StoredImages):
         strange = [path for path, synset in zip(found, synsets) if synset not in rank]
         first = strange[0] if strange else ""
         check(not strange, "uri", self.folder,
-              f"must hold pictures of the {len(rank)} known synsets; {len(strange)} are of none, the first {first}")
+              f"must hold pictures of the {len(rank)} known synsets; {len(strange)} are of none, "
+              f"the first {first}")
 
-        def place(i): return 0 if flat else rank[synsets[i]], found[i].rpartition("/")[2]  # training: class by class
+        # training: class by class
+        def place(i): return 0 if flat else rank[synsets[i]], found[i].rpartition("/")[2]
         order = sorted(range(len(found)), key=place)
         self.paths = [found[i] for i in order]
         labels = [rank[synsets[i]] for i in order]
@@ -276,7 +285,7 @@ class TarImages(StoredImages):
     def __init__(self,
         path:str|Path, # an uncompressed .tar
         max_bad:int=0, alpha:str="drop",
-        classes:list[str]|None=None, # names in the order of their labels; default: those of the folders, sorted
+        classes:list[str]|None=None, # in the order of labels; default: the folders', sorted
     ):
         path = Path(path)
         check(path.is_file(), "uri", path, "no such tar", Missing)
@@ -285,9 +294,13 @@ class TarImages(StoredImages):
         found = arrange(listing, path, path.stem, classes)
         super().__init__(found.names, found.labels, found.classes, max_bad, alpha)
         self.notes, self.bytes = found.notes, FileBytes([path])
-        if classed: self.notes = [*self.notes, f"its .cls files are labels of a shard, which are read as wds://{path}"]
-        self.places = np.array([places[file][:2] for file in found.files], np.int64)      # (n, 2) offsets and sizes
-        self.pieces = {i: places[f].pieces for i, f in enumerate(found.files) if places[f].pieces is not None}
+        if classed:
+            self.notes = [*self.notes,
+                          f"its .cls files are labels of a shard, which are read as wds://{path}"]
+        # (n, 2) offsets and sizes
+        self.places = np.array([places[file][:2] for file in found.files], np.int64)
+        self.pieces = {i: places[f].pieces for i, f in enumerate(found.files)
+                       if places[f].pieces is not None}
 
     def files(self): return self.bytes.files
     def sizes(self): return self.places[:, 1].tolist()
@@ -298,7 +311,7 @@ class TarImages(StoredImages):
 
 # %% ../../nbs/data/105_stored.ipynb #e7ba4f14
 def _indexed(shards:list[Path]) -> tuple[list[tuple[int, str, dict|BadItem]], list[str]]:
-    "(shard, key, {kind: (shard, offset, size, pieces)}) of all samples, in stored order, and what was left out."
+    "(shard, key, {kind: (shard, offset, size, pieces)}) of all samples as stored; what is not."
     found, listing = [], Listing()
     for s, shard in enumerate(shards):
         check(shard.is_file(), "uri", shard, "no such tar", Missing)
@@ -312,7 +325,8 @@ def _indexed(shards:list[Path]) -> tuple[list[tuple[int, str, dict|BadItem]], li
 def _place_in(shard:int, m:Member) -> tuple|BadItem:
     "Where a member's bytes are, or why they are nowhere."
     if m.place: return (shard, *m.place)
-    return BadItem(m.name, f"is a link to {m.target}, which is not in the shard" if m.target else "is no regular file")
+    return BadItem(m.name, f"is a link to {m.target}, which is not in the shard" if m.target
+                   else "is no regular file")
 
 def _extras(found:list) -> list[str]:
     "A note about pictures beside the first one of their sample."
@@ -329,14 +343,17 @@ class ShardImages(StoredImages):
         max_bad:int=0, alpha:str="drop",
         label:str="auto",             # which file of a sample holds its label: one of `LABELS`
     ):
-        shards, self.label = [Path(s) for s in shards], check_choice("uri option label", label, LABELS)
+        shards = [Path(s) for s in shards]
+        self.label = check_choice("uri option label", label, LABELS)
         found, self.notes = _indexed(shards)
         names = [f"{shards[s].name}:{key}" for s, key, _ in found]
         self.bytes = FileBytes(shards)
-        self.broken = {i: parts.reason for i, (*_, parts) in enumerate(found) if isinstance(parts, BadItem)}
+        self.broken = {i: parts.reason for i, (*_, parts) in enumerate(found)
+                       if isinstance(parts, BadItem)}
         parts = [{} if i in self.broken else of_sample for i, (*_, of_sample) in enumerate(found)]
         self.places = [self._picture(i, names[i], p) for i, p in enumerate(parts)]
-        check(any(self.places), "uri", [str(s) for s in shards], f"must hold samples with {', '.join(PICTURE_KEYS)}")
+        check(any(self.places), "uri", [str(s) for s in shards],
+              f"must hold samples with {', '.join(PICTURE_KEYS)}")
 
         raw = [self._raw_label(i, names[i], p) for i, p in enumerate(parts)]
         if label == "auto" and classes is None: raw = self._without_captions(parts, raw)
@@ -355,22 +372,20 @@ class ShardImages(StoredImages):
         except BadItem as e: self.broken.setdefault(i, e.reason)
 
     def _bytes(self, place:tuple|BadItem, name:str) -> bytes|BadItem:
-        return place if isinstance(place, BadItem) else self.bytes.member(place[0], Place(*place[1:]), name)
+        if isinstance(place, BadItem): return place
+        return self.bytes.member(place[0], Place(*place[1:]), name)
 
     def _without_captions(self, parts:list[dict], raw:list) -> list:
         "The labels as they are, or none where they are captions."
         only_texts = all("cls" not in p and "json" not in p for p in parts)
-        if not only_texts or not are_captions([text for text in raw if text is not None]): return raw
-        self.notes.append("the txt files are captions, not classes (label=txt in the address if they are)")
+        if not only_texts or not are_captions([text for text in raw if text is not None]):
+            return raw
+        self.notes.append(
+            "the txt files are captions, not classes (label=txt in the address if they are)")
         return [None] * len(raw)
 
     def files(self): return self.bytes.files
     def sizes(self): return [place[2] if place else -1 for place in self.places]
-
-    def _why_not(self, i:int) -> str|None:
-        if i in self.broken: return self.broken[i]
-        if self.places[i] is None: return "has no picture"
-        if self.labels[i] < 0: return f"has no label, or one outside the {len(self.classes)} classes"
 
     def lost(self): return {i: why for i in range(len(self)) if (why := self._why_not(i))}
 
@@ -378,3 +393,11 @@ class ShardImages(StoredImages):
         why = self._why_not(i)
         if why: raise BadItem(self.names[i], why)
         return self._bytes(self.places[i], self.names[i])
+
+# %% ../../nbs/data/105_stored.ipynb #8fce7119
+@patch
+def _why_not(self:ShardImages, i:int) -> str|None:
+    if i in self.broken: return self.broken[i]
+    if self.places[i] is None: return "has no picture"
+    if self.labels[i] < 0:
+        return f"has no label, or one outside the {len(self.classes)} classes"

@@ -41,13 +41,13 @@ from ..draws import At, Keyed, shuffled
 
 # %% ../../nbs/data/107_streams.ipynb #b4620dad
 def _buffered(rows:Iterator, size:int, draws:Keyed, epoch:int) -> Iterator:
-    "Each new row takes the place of a drawn one of `size` held rows; the rest leaves in a drawn order."
+    "Each new row takes the place of a drawn one of `size` held; the rest leaves in a drawn order."
     held, leaving, count = [], iter(()), 0
     for row in rows:
         if len(held) < size:
             held.append(row)
             continue
-        if count % 1024 == 0:                                  # places are drawn a thousand at a time
+        if count % 1024 == 0:                                # places are drawn a thousand at a time
             u = draws.uniform("spot", At(torch.arange(count, count + 1024), step=epoch)).double()
             leaving = iter((u * size).long().tolist())
         count += 1
@@ -66,7 +66,7 @@ class _LabelledStream(ImageSource):
         super().__init__(max_bad)
         self.shards, self.rows = list(shards), rows
         self.known, self.classes = classes is not None, list(classes or [])
-        self.labelled = {}                                      # {whether a label was there: the first such key}
+        self.labelled = {}                         # {whether a label was there: the first such key}
 
     def _label(self, raw, key) -> int:
         "The class index of a label as it is written; without any in the set there is one class."
@@ -75,18 +75,20 @@ class _LabelledStream(ImageSource):
         self.labelled.setdefault(True, key)
         self._check_alike()
         check(self.known or isinstance(raw, int), "classes", None,
-              f"must be given for a stream whose labels are names ({key} has {raw!r}); label=none in the address "
-              "says that these are no labels")
+              f"must be given for a stream whose labels are names ({key} has {raw!r}); "
+              "label=none in the address says that these are no labels")
         label = class_index(raw, self.classes, len(self.classes) if self.known else MOST_CLASSES)
         if label < 0:
-            allowed = f"none of the {len(self.classes)} classes" if self.known else f"not in [0, {MOST_CLASSES})"
+            allowed = (f"none of the {len(self.classes)} classes" if self.known
+                       else f"not in [0, {MOST_CLASSES})")
             raise BadItem(key, f"has label {raw!r}, {allowed}")
         return label
 
     def _unlabelled(self, key) -> int:
         "0 in a set without labels; else the sample is a bad one."
         if len(self.classes) == 1: return 0
-        if self.known: raise BadItem(key, f"has no label, and there are {len(self.classes)} classes")
+        if self.known:
+            raise BadItem(key, f"has no label, and there are {len(self.classes)} classes")
         if False not in self.labelled:
             first = itertools.islice(self.rows(self.shards[0]), 100)
             other = next((name for name, _, raw in first if raw is not None), None)
@@ -98,8 +100,8 @@ class _LabelledStream(ImageSource):
     def _check_alike(self):
         "The set's first samples have no label: then none has."
         check(len(self.labelled) < 2, "classes", None,
-              f"must be given: {self.labelled.get(True)} has a label, {self.labelled.get(False)} has none; label=none "
-              "in the address makes all one class")
+              f"must be given: {self.labelled.get(True)} has a label, "
+              f"{self.labelled.get(False)} has none; label=none in the address makes all one class")
 
 # %% ../../nbs/data/107_streams.ipynb #2f9f3d71
 class StreamImages(_LabelledStream):
@@ -107,7 +109,7 @@ class StreamImages(_LabelledStream):
     streaming = True
     def __init__(self,
         shards:list,      # whatever `rows` understands, in a fixed order
-        rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label) in the shard's own order
+        rows:Callable[[object], Iterable[tuple]], # shard -> (key, bytes or picture, raw label)
         classes:list[str]|None=None, # needed where labels are names; numbers pass as they are
         fingerprint:str="", # of the shards
         max_bad:int=0, alpha:str="drop", buffer:int=2000,
@@ -116,7 +118,8 @@ class StreamImages(_LabelledStream):
         self.buffer = check_int("buffer", buffer, 1)
         self.alpha = check_choice("alpha", alpha, ALPHA)
         self.mark = fingerprint
-        self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())         # an id: shard, then place in it
+        # an id: shard, then place in it
+        self.place_bits = 32 - max(0, (len(self.shards) - 1).bit_length())
 
     @property
     def fingerprint(self):
@@ -126,7 +129,7 @@ class StreamImages(_LabelledStream):
     def _share(self, epoch:int, seed:int, rank:int, world:int, shuffle:bool) -> Iterator[tuple]:
         "(id, row) of this process's share, shard after shard."
         n, most = len(self.shards), 1 << self.place_bits
-        whole = n % world == 0                                 # each process has whole shards, or a part of every one
+        whole = n % world == 0               # each process has whole shards, or a part of every one
         order = shuffled(np.arange(n), n, seed, epoch) if shuffle else np.arange(n)
         for s in (order[rank::world] if whole else order).tolist():
             for place, row in enumerate(self.rows(self.shards[s])):
@@ -156,7 +159,8 @@ def _alternatives(inside:str, pattern:str) -> list[str]|range:
     "What stands in braces: `000..002` counts up, commas part."
     span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
     if not span:
-        check(".." not in inside and "," in inside, "uri", pattern, "must have {first..last} or {a,b} in its braces")
+        check(".." not in inside and "," in inside, "uri", pattern,
+              "must have {first..last} or {a,b} in its braces")
         return inside.split(",")
     first, last = int(span[1]), int(span[2])
     check(first <= last, "uri", pattern, f"must count up in its braces, not from {first} to {last}")
@@ -168,10 +172,13 @@ def _expand(pattern:str) -> list[str]:
     for k, part in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
         middles = _alternatives(part, pattern) if k % 2 else [part]
         digits = len(part.partition("..")[0]) if isinstance(middles, range) else 0
-        count = len(found) * (middles.stop - middles.start if isinstance(middles, range) else len(middles))
-        check(count <= MOST_SHARDS, "uri", pattern, f"must stand for {MOST_SHARDS:,} shards at most, not {count:,}")
+        count = len(found) * (middles.stop - middles.start if isinstance(middles, range)
+                              else len(middles))
+        check(count <= MOST_SHARDS, "uri", pattern,
+              f"must stand for {MOST_SHARDS:,} shards at most, not {count:,}")
         found = [f"{name}{str(middle).zfill(digits)}" for name in found for middle in middles]
-    check(not re.search(r"[{}]", found[0]), "uri", pattern, "must have its braces in pairs, none within another")
+    check(not re.search(r"[{}]", found[0]), "uri", pattern,
+          "must have its braces in pairs, none within another")
     return found
 
 # %% ../../nbs/data/107_streams.ipynb #8680105a
@@ -193,7 +200,8 @@ def find_shards(
     found = set()
     for pattern in _expand(where):
         matches = _matches(pattern)
-        check(matches, "uri", f"wds://{pattern}", "no such shard: must match at least one .tar", Missing)
+        check(matches, "uri", f"wds://{pattern}",
+              "no such shard: must match at least one .tar", Missing)
         found |= set(matches)
     return sorted(found)
 
@@ -202,8 +210,10 @@ def beside_shards(where:str) -> list[str]:
     found, folder = Listing(), Path(os.path.expanduser(where))
     for p in folder.iterdir() if folder.is_dir() else ():
         tar = re.search(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$", p.name.lower())
-        if tar and is_hidden(p.name): found.leave(HIDDEN, p.name)
-        elif tar and tar[0] != ".tar": found.leave("packed tars, which have to be unpacked first", p.name)
+        if tar and is_hidden(p.name):
+            found.leave(HIDDEN, p.name)
+        elif tar and tar[0] != ".tar":
+            found.leave("packed tars, which have to be unpacked first", p.name)
     return found.notes
 
 def _matches(pattern:str) -> list[str]:
@@ -240,9 +250,10 @@ class _Counted:
         return data
 
 def _value(tar:tarfile.TarFile, m:tarfile.TarInfo) -> bytes|BadItem:
-    "The bytes of a member, or why a stream has none; raises OSError where the shard ends inside it."
+    "A member's bytes, or why a stream has none; raises OSError where the shard ends inside it."
     if m.islnk() or m.issym():
-        return BadItem(m.name, f"is a link to {m.linkname}, which a stream cannot go back for: leave streaming=1 out")
+        return BadItem(m.name, f"is a link to {m.linkname}, which a stream cannot go back for: "
+                               "leave streaming=1 out")
     if not m.isreg(): return BadItem(m.name, "is no regular file")
     if m.sparse is not None and m.size > LARGEST:
         return BadItem(m.name, f"claims {m.size} bytes, more than the {LARGEST} allowed")
@@ -257,7 +268,8 @@ def _tar_samples(url:str) -> Iterator[tuple[str, dict|BadItem]]:
         counted = _Counted(file)
         with tarfile.open(fileobj=counted, mode="r|", tarinfo=TarHeader) as tar:
             wanted = (m for m in tar_headers(tar) if not m.isdir() and _is_part(m.name))
-            found = samples(((clean_name(m.name), _value(tar, m)) for m in wanted), url.rsplit("/", 1)[-1])
+            found = samples(((clean_name(m.name), _value(tar, m)) for m in wanted),
+                            url.rsplit("/", 1)[-1])
             last = next(found, None)
             for sample in found:
                 yield last
@@ -268,7 +280,8 @@ def _tar_samples(url:str) -> Iterator[tuple[str, dict|BadItem]]:
             raise OSError(f"{counted.count} of {length} bytes came")
         if last: yield last
 
-def _is_part(name:str) -> bool: return name.lower().endswith(tuple(f".{kind}" for kind in PICTURE_KEYS + LABEL_KEYS))
+def _is_part(name:str) -> bool:
+    return name.lower().endswith(tuple(f".{kind}" for kind in PICTURE_KEYS + LABEL_KEYS))
 
 # %% ../../nbs/data/107_streams.ipynb #d4958959
 def _sample_row(name:str, parts:dict|BadItem, label:str) -> tuple:
@@ -281,7 +294,7 @@ def _sample_row(name:str, parts:dict|BadItem, label:str) -> tuple:
     except BadItem as e: return name, e, None
 
 def shard_rows(url:str, tries:int=3, label:str="auto") -> Iterator[tuple]:
-    "Rows of one shard; after a failure the shard is opened again and the samples already given are passed over."
+    "Rows of one shard; after a failure it is opened again, and samples already given are skipped."
     name, done = url.rsplit("/", 1)[-1], 0
     for attempt in range(tries):
         try:
@@ -293,4 +306,5 @@ def shard_rows(url:str, tries:int=3, label:str="auto") -> Iterator[tuple]:
         except Missing: raise
         except (OSError, http.client.HTTPException, tarfile.TarError) as e:
             if attempt < tries - 1: continue
-            raise BadInput("uri", url, f"must be a whole, readable tar; after sample {done}: {e}") from e
+            raise BadInput("uri", url,
+                           f"must be a whole, readable tar; after sample {done}: {e}") from e

@@ -26,7 +26,7 @@ _IMAGE_NAMES = ("image", "img", "jpg", "png", "picture", "path", "file", "file_n
 _LABEL_NAMES = ("label", "labels", "cls", "class", "category", "target", "fine_label")
 
 def _pick_column(argument:str, name:str|None, features:dict, kind:type, names:tuple) -> str|None:
-    "The column asked for, or the only one of this kind, or of such a name; several are an error that lists them."
+    "The column asked for, or the only one of this kind or name; an error lists several."
     if name is not None: return check_choice(argument, name, sorted(features))
     sure = [n for n, f in features.items() if isinstance(f, kind)]
     found = sure or [n for n in features if n.lower() in names]
@@ -52,24 +52,28 @@ def _stored_bytes(value, root:Path|None, name:str) -> bytes:
     except BadItem as e: raise BadItem(name, f"{value} {e.reason}") from None
 
 def _label_column(column:list, argument:str) -> list[int|str|None]:
-    "Labels as they are written. BadInput: anything but whole numbers and names (truth values, fractions, one-hot)."
+    """Labels as they are written.
+
+    BadInput: anything but whole numbers and names (truth values, fractions, one-hot)."""
     try: return [as_label(value, "row") for value in column]
     except BadItem as e:
-        raise BadInput("label", argument, f"must be a column of whole numbers or names: a {e}") from None
+        raise BadInput("label", argument,
+                       f"must be a column of whole numbers or names: a {e}") from None
 
 # %% ../../nbs/data/108_tables.ipynb #f8ec56a4
 def _sizes_and_paths(table, image:str) -> tuple[list, list]:
-    "Bytes of each row's picture where the table holds it, its path where it only names it; else None."
+    "Bytes of each row's picture where the table holds it, its path where it names it; else None."
     import pyarrow.compute as pc
     from pyarrow import types
     column = table.select_columns([image]).with_format("arrow")[:][image]
     fields = {"bytes": column, "path": column}
-    if types.is_struct(column.type): fields = {f.name: pc.struct_field(column, f.name) for f in column.type}
+    if types.is_struct(column.type):
+        fields = {f.name: pc.struct_field(column, f.name) for f in column.type}
 
     sizes = paths = [None] * len(column)
     data, names = fields.get("bytes"), fields.get("path")
     if data is not None and (types.is_binary(data.type) or types.is_large_binary(data.type)):
-        sizes = pc.binary_length(data).to_pylist()                       # of the offsets: no picture is read
+        sizes = pc.binary_length(data).to_pylist()              # of the offsets: no picture is read
     if names is not None and (types.is_string(names.type) or types.is_large_string(names.type)):
         paths = names.to_pylist()
     return sizes, [None if size else path for size, path in zip(sizes, paths)]
@@ -79,7 +83,7 @@ class TableImages(StoredImages):
     def __init__(self,
         table,                       # datasets.Dataset with its pictures not decoded
         image:str, label:str|None,   # its columns
-        root:Path|None=None,         # folder that relative paths start from; None = no file is opened
+        root:Path|None=None,       # folder that relative paths start from; None = no file is opened
         classes:list[str]|None=None, max_bad:int=0, alpha:str="drop",
     ):
         self.table, self.image, self.root = table, image, root
@@ -87,13 +91,15 @@ class TableImages(StoredImages):
         if label is not None:
             raw = _label_column(list(table.select_columns([label])[:][label]), label)
 
-        classes, labels = classes_of(raw, classes or getattr(table.features.get(label), "names", None))
+        classes, labels = classes_of(raw,
+                                     classes or getattr(table.features.get(label), "names", None))
         super().__init__([f"row {i}" for i in range(len(table))], labels, classes, max_bad, alpha)
 
     @cached_property
     def _held(self) -> tuple[list, list]: return _sizes_and_paths(self.table, self.image)
 
-    def files(self): return [self.root / path for path in self._held[1] if path] if self.root else []
+    def files(self):
+        return [self.root / path for path in self._held[1] if path] if self.root else []
 
     def sizes(self):
         named = iter(super().sizes())
@@ -101,11 +107,13 @@ class TableImages(StoredImages):
 
     def read(self, i):
         if self.labels[i] < 0:
-            raise BadItem(self.names[i], f"has no label, or one outside the {len(self.classes)} classes")
+            raise BadItem(self.names[i],
+                          f"has no label, or one outside the {len(self.classes)} classes")
         return _stored_bytes(self.table[int(i)][self.image], self.root, self.names[i])
 
 # %% ../../nbs/data/108_tables.ipynb #f267819a
-_TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow", ".json": "json", ".jsonl": "json"}
+_TABLE_KINDS = {".parquet": "parquet", ".csv": "csv", ".arrow": "arrow",
+                ".json": "json", ".jsonl": "json"}
 _OFFLINE = "OfflineMode|Couldn't reach|ConnectionError|ConnectError|LocalEntryNotFound"
 
 @contextlib.contextmanager
@@ -147,7 +155,8 @@ def _saved_table(path:Path, split:str|None, streaming:bool):
 def _found_table(args:tuple, files:dict, split:str|None, streaming:bool):
     "What `load_dataset` makes of a name, a folder or a file."
     import datasets
-    found = datasets.load_dataset(*args, streaming=True, **files)    # so nothing is downloaded to see the splits
+    # so nothing is downloaded to see the splits
+    found = datasets.load_dataset(*args, streaming=True, **files)
     if not isinstance(found, dict): return found
     split = _chosen_split(found, split)
     return found[split] if streaming else datasets.load_dataset(*args, split=split, **files)
@@ -156,7 +165,8 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
     "(data set, folder of local data or None) from the `datasets` library."
     path = Path(where).expanduser()
     local = path.exists()
-    check(local or not re.match(r"[/.~]", where), "uri", f"datasets://{where}", "no such file or folder", Missing)
+    check(local or not re.match(r"[/.~]", where), "uri", f"datasets://{where}",
+          "no such file or folder", Missing)
 
     args, files = (str(path) if local else where, *([config] if config else [])), {}
     if path.is_file():
@@ -164,9 +174,13 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
         files = {"data_files": {split or "train": str(path)}}
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     with contextlib.nullcontext() if sys.stderr.isatty() else no_progress_bars():
-        try: table = _saved_table(path, split, streaming) if saved else _found_table(args, files, split, streaming)
-        except BadInput: raise
-        except Exception as e: raise Missing("uri", f"datasets://{where}", _why(e)) from e
+        try:
+            table = (_saved_table(path, split, streaming) if saved
+                     else _found_table(args, files, split, streaming))
+        except BadInput:
+            raise
+        except Exception as e:
+            raise Missing("uri", f"datasets://{where}", _why(e)) from e
 
     if not local: return table, None
     return table, path if path.is_dir() else path.parent
@@ -175,7 +189,7 @@ def _load_table(where:str, split:str|None, config:str|None, streaming:bool):
 _DATA = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip", ".gz")
 
 def _picture_folder(where:str, options:dict) -> Path|None:
-    "The folder of pictures that is meant (that of a split, where there are some); None where the library is to look."
+    "The folder of pictures that is meant (a split's, if any); None where the library is to look."
     path = Path(where).expanduser()
     asked = {"image", "label", "config"} & set(options)
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
@@ -186,7 +200,8 @@ def _picture_folder(where:str, options:dict) -> Path|None:
 
     tops = {name.partition("/")[0] for name in found.files if "/" in name}
     loose = any("/" not in name for name in found.files)
-    splits = {} if loose else {SPLITS[name.lower()]: name for name in tops if name.lower() in SPLITS}
+    splits = ({} if loose
+              else {SPLITS[name.lower()]: name for name in tops if name.lower() in SPLITS})
     if not splits or len(splits) < len(tops):
         check_choice("split", options.get("split", "train"), ("train",))
         return path
@@ -207,7 +222,7 @@ def _folder_stream(folder:FolderImages, buffer:int) -> StreamImages:
 
 # %% ../../nbs/data/108_tables.ipynb #61cd77e9
 def _table_rows(table, image:str, label:str|None, root:Path|None):
-    "shard -> its rows (key, bytes or what is wrong with them, raw label), as `StreamImages` reads them."
+    "shard -> its rows (key, bytes or what is wrong with them, raw label), for `StreamImages`."
     def rows(shard):
         for place, row in enumerate(table.shard(table.num_shards, shard)):
             key = f"shard {shard} row {place}"
@@ -219,12 +234,14 @@ def _table_rows(table, image:str, label:str|None, root:Path|None):
 TABLE_OPTIONS = ("split", "image", "label", "config", "streaming", "buffer")
 
 def open_table(
-    where:str,                   # a hub name, or a local file or folder
-    options:dict,                # of an address: `TABLE_OPTIONS` -> text; label "none" says that there is none
-    classes:list[str]|None=None, # names, where the data set does not tell them
+    where:str,        # a hub name, or a local file or folder
+    options:dict,     # of an address: `TABLE_OPTIONS` -> text; label "none" says that there is none
+    classes:list[str]|None=None,  # names, where the data set does not tell them
     max_bad:int=0, alpha:str="drop",
 ) -> ImageSource:
-    "A Hugging Face data set as a source. Missing: it cannot be found, reached or opened, and what helps."
+    """A Hugging Face data set as a source.
+
+    Missing: it cannot be found, reached or opened, and what helps."""
     import datasets
     streaming, buffer = option_flag(options, "streaming"), option_number(options, "buffer", 2000)
     folder = _picture_folder(where, options)
@@ -237,7 +254,8 @@ def open_table(
     image, label = _columns(features, options.get("image"), options.get("label"))
     held = set(features.get("json") or ()) & set(JSON_KEYS) if "__key__" in features else ()
     check(label is not None or "label" in options or not held, "uri", f"datasets://{where}",
-          "has its labels in the json of webdataset shards: open them as wds://..., or give label=none")
+          "has its labels in the json of webdataset shards: open them as wds://..., "
+          "or give label=none")
     decoded = isinstance(features[image], datasets.Image)
     if decoded: table = table.cast_column(image, datasets.Image(decode=False))
     if not streaming:

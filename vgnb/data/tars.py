@@ -24,7 +24,7 @@ from .listing import SUFFIXES, hidden_part
 
 # %% ../../nbs/data/104_tars.ipynb #b8df4d26
 class TarHeader(tarfile.TarInfo):
-    "Remembers how the archive ended: `tarfile` takes a damaged header for the end and says nothing."
+    "Remembers how the archive ended: `tarfile` takes a damaged header for the end, in silence."
     @classmethod
     def fromtarfile(cls, tar):
         try: return super().fromtarfile(tar)
@@ -37,7 +37,7 @@ def tar_headers(
 ) -> Iterator[tarfile.TarInfo]:
     "All members of an archive; `tarfile.ReadError` unless it ends as a whole archive does."
     while (member := tar.next()) is not None:
-        tar.members.clear()                          # `tarfile` would keep every header: a gigabyte for ImageNet
+        tar.members.clear()             # `tarfile` would keep every header: a gigabyte for ImageNet
         yield member
     if not getattr(tar, "ended", False):
         raise tarfile.ReadError("a header is damaged or the end is missing")
@@ -47,12 +47,12 @@ class Place(NamedTuple):
     "Where a member's bytes are in its archive."
     offset: int
     size: int
-    pieces: tuple|None = None  # of a sparse member: (place in the file, bytes), stored in a row; between them are zeros
+    pieces: tuple|None = None  # of a sparse member: (place in the file, bytes) in a row; else zeros
 
 class Member(NamedTuple):
     "A member of an archive."
     name: str                  # without leading slashes and dots
-    kind: str                  # file, folder, link (a symbolic one), lost (a link that leads nowhere), other
+    kind: str         # file, folder, link (a symbolic one), lost (a link that leads nowhere), other
     place: Place|None = None   # of a file, or of the file that a link leads to
     target: str = ""           # the name that a link gives
 
@@ -74,7 +74,7 @@ def _member(m:tarfile.TarInfo) -> Member:
     return Member(name, "link", target=clean_name(target))
 
 def _resolved(members:list[Member]) -> list[Member]:
-    "Hard links become the files before them that they name; links get the places that they lead to, or are lost."
+    "Hard links become the files before them that they name; links get their targets, or are lost."
     there, out = {}, []
     for m in members:
         if m.kind == "hard":
@@ -97,13 +97,15 @@ def _resolved(members:list[Member]) -> list[Member]:
 def tar_members(path:Path) -> list[Member]:
     "All members of an uncompressed tar, in order."
     try:
-        with tarfile.open(path, "r:", tarinfo=TarHeader) as tar: members = [_member(m) for m in tar_headers(tar)]
+        with tarfile.open(path, "r:", tarinfo=TarHeader) as tar:
+            members = [_member(m) for m in tar_headers(tar)]
     except (tarfile.TarError, OSError) as e:
         raise BadInput("uri", path, f"must be a whole, uncompressed tar ({e})") from None
     return _resolved(members) if any(m.target for m in members) else members
 
 # %% ../../nbs/data/104_tars.ipynb #0e53522a
-LARGEST = 2 ** 30    # bytes of a sparse member: its header may claim any number without holding a single one
+# bytes of a sparse member: its header may claim any number without holding a single one
+LARGEST = 2 ** 30
 
 class FileBytes:
     "Ranges of files; handles are opened when first used and again in every process."
@@ -115,25 +117,31 @@ class FileBytes:
 
     def __call__(self, file:int, offset:int, size:int) -> bytes:
         "`size` bytes of the file with this index; fewer where it ends before that."
-        if self.pid != os.getpid():                  # a fork shares handles, and their positions, with its parent
+        if self.pid != os.getpid():    # a fork shares handles, and their positions, with its parent
             self.pid, self.open = os.getpid(), {}
         if file not in self.open: self.open[file] = os.open(self.files[file], os.O_RDONLY)
         return os.pread(self.open[file], size, offset)
 
     def head(self, file:int, place:Place, size:int=32) -> bytes:
-        "The first bytes of a member, however large it is; none of a sparse one that begins with a hole."
-        start, stored = place.pieces[0] if place.pieces else (0, 0 if place.pieces == () else place.size)
+        "The first bytes of a member, however large; none of a sparse one that begins with a hole."
+        start, stored = (place.pieces[0] if place.pieces
+                         else (0, 0 if place.pieces == () else place.size))
         return b"" if start else self(file, place.offset, min(size, stored))
 
     def member(self, file:int, place:Place, name:str) -> bytes:
-        "The bytes of a member, with the zeros that a sparse one leaves out. BadItem: they are not all there."
+        """The bytes of a member, with the zeros that a sparse one leaves out.
+
+        BadItem: they are not all there."""
         if place.pieces is None: return self._whole(file, place.offset, place.size, name)
-        if place.size > LARGEST: raise BadItem(name, f"claims {place.size} bytes, more than the {LARGEST} allowed")
+        if place.size > LARGEST:
+            raise BadItem(name, f"claims {place.size} bytes, more than the {LARGEST} allowed")
 
         data, at = bytearray(place.size), place.offset
         for start, size in place.pieces:
             fits = 0 <= start <= start + size <= place.size
-            if not fits: raise BadItem(name, f"has a piece [{start}, {start + size}) outside its {place.size} bytes")
+            if not fits:
+                raise BadItem(
+                    name, f"has a piece [{start}, {start + size}) outside its {place.size} bytes")
             data[start:start + size] = self._whole(file, at, size, name)
             at += size
         return bytes(data)
@@ -182,7 +190,8 @@ def samples(
 
     def of_stem():
         for key, parts in _of_one_stem(stem, files):
-            again = BadItem(f"{name}:{key}", "has a key that this shard had before; a sample's files lie side by side")
+            again = BadItem(f"{name}:{key}", "has a key that this shard had before; "
+                                             "a sample's files lie side by side")
             yield key, again if key in seen else parts
             seen.add(key)
 
@@ -203,18 +212,22 @@ def as_label(
     value,     # whatever stood where a label was looked for
     name:str,  # for the error
 ) -> int|str|None:
-    "A whole number, a name, or None where there is no label. BadItem: truth values, fractions, lists."
+    """A whole number, a name, or None where there is no label.
+
+    BadItem: truth values, fractions, lists."""
     if value is None or (isinstance(value, str) and not value.strip()): return None
     if isinstance(value, str): return value
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole: raise BadItem(name, f"has label {str(value)[:40]}: must be a whole number or a name")
+    if not whole:
+        raise BadItem(name, f"has label {str(value)[:40]}: must be a whole number or a name")
     return int(value)
 
 def _json_label(value, name:str) -> int|str|None:
     "The label in a sample's JSON; None without one."
     if not isinstance(value, dict): return as_label(value, name)
     held = [k for k in JSON_KEYS if k in value]
-    if len(held) > 1: raise BadItem(name, f"its json must have one of {', '.join(JSON_KEYS)}, not several")
+    if len(held) > 1:
+        raise BadItem(name, f"its json must have one of {', '.join(JSON_KEYS)}, not several")
     return as_label(value[held[0]], name) if held else None
 
 def raw_label(
@@ -237,5 +250,5 @@ def raw_label(
 def are_captions(
     texts:list[str], # what stands in the `txt` of all samples
 ) -> bool:
-    "Whether texts say what is seen rather than of which class it is: most are different, and some have several words."
+    "Whether texts say what is seen, not its class: most are different, some have several words."
     return 2 * len(set(texts)) > len(texts) and any(" " in text for text in texts)

@@ -27,7 +27,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import BadItem, Mismatch, Missing, check, check_choice, check_float, check_int, digest, digest_file
+from vgnb.core import (
+    BadItem,
+    Mismatch,
+    Missing,
+    check,
+    check_choice,
+    check_float,
+    check_int,
+    digest,
+    digest_file,
+)
 from .listing import is_hidden
 from .shards import ShardStore, ShardWriter
 from ..draws import At, Keyed
@@ -40,10 +50,10 @@ _VOID = set("area base br col embed hr img input link meta param source track wb
             "basefont bgsound command frame image isindex nextid spacer keygen menuitem".split())
 
 class _Page(HTMLParser):
-    "Collects the text of a piece of HTML; character references are resolved, unknown ones lose their semicolon."
+    "Collects the text of a piece of HTML; known character references are resolved."
     def __init__(self):
         super().__init__(convert_charrefs=False)
-        self.text, self.open = [], []                                # open: names of the elements we are in
+        self.text, self.open = [], []                        # open: names of the elements we are in
 
     def handle_starttag(self, tag, attrs):
         if tag not in _VOID: self.open.append(tag)
@@ -53,14 +63,16 @@ class _Page(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in self.open: return
         last = len(self.open) - 1 - self.open[::-1].index(tag)
-        del self.open[last:]                                         # with it end the elements left open in it
+        del self.open[last:]                              # with it end the elements left open in it
 
     def handle_data(self, data):
         if not _SILENT & set(self.open): self.text.append(data)
 
     def handle_charref(self, name): self.handle_data(html.unescape(f"&#{name};"))
-    def handle_entityref(self, name): self.handle_data(html.entities.html5.get(name + ";", "&" + name))
-    def unknown_decl(self, data): self.handle_data(data[6:] if data.upper().startswith("CDATA[") else "")
+    def handle_entityref(self, name):
+        self.handle_data(html.entities.html5.get(name + ";", "&" + name))
+    def unknown_decl(self, data):
+        self.handle_data(data[6:] if data.upper().startswith("CDATA[") else "")
 
 def html_text(text:str) -> str:
     "What a page made of `text` would say."
@@ -71,7 +83,8 @@ def html_text(text:str) -> str:
 
 # %% ../../nbs/data/130_text.ipynb #ceac2dc4
 _INSTALL = "is not installed; run: pip install 'vgnb[text]'"
-_ODD = re.compile("[^\t\n\r\x20-\x7eß-öø-ıĵ-ňŋ-ſ]|[^\x00-\x7f]{2}")      # anything but ASCII and lone accented letters
+# anything but ASCII and lone accented letters
+_ODD = re.compile("[^\t\n\r\x20-\x7eß-öø-ıĵ-ňŋ-ſ]|[^\x00-\x7f]{2}")
 
 def repair_text(text:str) -> str:
     "Undo wrongly decoded characters (ftfy). Missing: ftfy, where the text needs it."
@@ -141,21 +154,22 @@ def _apply(rules, text:str) -> str:
 def _clean_once(text:str) -> str:
     text = html_text(_apply(_LINKS, unquote_plus(text).strip().lower()))
     text = _apply(_NOISE, text)
-    if len(re.findall("[-_]", text)) > 3: text = re.sub("[-_]", " ", text)           # a name-made-of-many-words
+    # a name-made-of-many-words
+    if len(re.findall("[-_]", text)) > 3: text = re.sub("[-_]", " ", text)
     text = html.unescape(html.unescape(repair_text(text))).strip()
     return _apply(_JARGON, text).strip()
 
 def clean_caption(text:str) -> str:
-    "A caption as the text encoder of LlamaGen's text-to-image models expects it: two passes, by definition."
+    "A caption as the text encoder of LlamaGen's text models expects it: two passes, by definition."
     check(isinstance(text, str), "caption", text, "must be a string")
     return _clean_once(_clean_once(text))
 
 # %% ../../nbs/data/130_text.ipynb #52290386
 @contextlib.contextmanager
 def _usable_imports():
-    "transformers imports an installed torchvision even where it cannot be loaded; such a one is hidden meanwhile."
+    "transformers imports even a torchvision that cannot be loaded; such a one is hidden meanwhile."
     try: importlib.import_module("torchvision")
-    except Exception: broken = True                                  # a mismatched build raises whatever it likes
+    except Exception: broken = True                    # a mismatched build raises whatever it likes
     else: broken = False
     if broken:
         sys.modules["torchvision"] = None
@@ -177,25 +191,29 @@ def _load_t5(path, dtype):
         named = {"dtype" if int(__version__.split(".")[0]) > 4 else "torch_dtype": dtype}
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path))
-            model, info = T5EncoderModel.from_pretrained(str(path), output_loading_info=True, **named)
-        except Exception as e:                     # a damaged file makes the library raise whatever it likes
+            model, info = T5EncoderModel.from_pretrained(str(path),
+                                                         output_loading_info=True, **named)
+        except Exception as e:            # a damaged file makes the library raise whatever it likes
             reason = (str(e) or type(e).__name__).splitlines()[0][:120]
-            raise Missing("path", path, f"must be a T5 model, a folder or a name on the hub ({reason})") from None
+            raise Missing("path", path,
+                          f"must be a T5 model, a folder or a name on the hub ({reason})") from None
     missing = sorted(info["missing_keys"])[:3]
     check(not missing, "path", path, f"lacks weights of a T5 encoder: {missing}", Mismatch)
     return tokenizer, model
 
 # %% ../../nbs/data/130_text.ipynb #43b8ccef
 class TextEncoder:
-    "A T5 encoder: captions -> (features (b, tokens, width) fp32, mask (b, tokens) bool), padded on the right."
+    "A T5 encoder: captions -> (features (b, t, width) fp32, mask (b, t) bool), padded at right."
     def __init__(self,
         path:str|Path="google/flan-t5-xl", # local folder, or a name on the hub
         *, tokens:int=120,                 # captions are cut at and padded to this many
         dtype=torch.bfloat16, device="cpu",
         clean:bool=True,                   # apply `clean_caption` (else only lower-case and strip)
     ):
-        check(importlib.util.find_spec("transformers"), "package", "transformers", _INSTALL, Missing)
-        check(not Path(path).is_absolute() or Path(path).is_dir(), "path", Path(path), "no such folder", Missing)
+        check(importlib.util.find_spec("transformers"), "package",
+              "transformers", _INSTALL, Missing)
+        check(not Path(path).is_absolute() or Path(path).is_dir(), "path", Path(path),
+              "no such folder", Missing)
         self.tokens, self.clean, self.device = check_int("tokens", tokens, 1), clean, device
         self.tokenizer, model = _load_t5(path, dtype)
         self.model = model.to(device).eval().requires_grad_(False)
@@ -206,7 +224,8 @@ class TextEncoder:
     @functools.cached_property
     def fingerprint(self) -> str:
         "SHA-256 over weights, vocabulary, cutting and cleaning."
-        return digest(dict(self.model.state_dict()), self.tokenizer.get_vocab(), self.tokens, self.clean)
+        return digest(dict(self.model.state_dict()), self.tokenizer.get_vocab(),
+                      self.tokens, self.clean)
 
     @torch.no_grad()
     def __call__(self, captions:list[str]) -> tuple[Tensor, Tensor]:
@@ -216,14 +235,15 @@ class TextEncoder:
         texts = [clean_caption(c) if self.clean else c.lower().strip() for c in captions]
         t = self.tokenizer(texts, max_length=self.tokens, padding="max_length", truncation=True,
                            return_attention_mask=True, return_tensors="pt").to(self.device)
-        features = self.model(input_ids=t["input_ids"], attention_mask=t["attention_mask"]).last_hidden_state
+        features = self.model(input_ids=t["input_ids"],
+                              attention_mask=t["attention_mask"]).last_hidden_state
         return features.float(), t["attention_mask"].bool()
 
 # %% ../../nbs/data/130_text.ipynb #80b8a4e9
 def left_pad(
     features:Tensor, # (b, t, d), valid part first
     mask:Tensor,     # (b, t), ones then zeros
-) -> tuple[Tensor, Tensor]: # features (b, t, d) with the valid part last and zeros before; its mask (b, t)
+) -> tuple[Tensor, Tensor]: # features (b, t, d), the valid ones last, else zeros; mask (b, t)
     "Move the valid part of each row to its end."
     fits = features.dim() == 3 and mask.shape == features.shape[:2]
     check(fits, "mask", tuple(mask.shape), f"must be (b, t) of features {tuple(features.shape)}")
@@ -243,7 +263,8 @@ def text_mask(
 ) -> Tensor: # (b, 1, s, s) bool with s = t + n; True = may look
     "Causal attention over caption and image: no looking at empty caption slots, except at oneself."
     b, t = mask.shape
-    may = torch.ones(t + n, t + n, dtype=torch.bool, device=mask.device).tril().repeat(b, 1, 1)      # (b, s, s)
+    # (b, s, s)
+    may = torch.ones(t + n, t + n, dtype=torch.bool, device=mask.device).tril().repeat(b, 1, 1)
     may[:, :, :t] &= mask.bool()[:, None, :]
     return (may | torch.eye(t + n, dtype=torch.bool, device=mask.device))[:, None]
 
@@ -268,7 +289,7 @@ def _line_offsets(file:Path) -> np.ndarray:
 
 # %% ../../nbs/data/130_text.ipynb #b79dd808
 class Captions:
-    "Captions of a .jsonl file or a folder of them, map-style; ids count over all files in name order."
+    "Captions of a .jsonl file or a folder of them, map-style; ids count over files in name order."
     def __init__(self,
         path:str|Path,
         *, caption:str="blip",      # which of the captions: blip | llava | llava_first
@@ -342,8 +363,9 @@ class FeaturePlan:
         check_choice("dtype", self.dtype, ("float16", "float32"))
 
     def views(self, body:np.ndarray, rows:int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        "(ids (r,), ends (r,), features (tokens of all rows, width)) of a shard's bytes; another size is an error."
-        check(len(body) >= rows * 16, "shard", len(body), f"must hold ids and lengths of {rows} rows")
+        "(ids (r,), ends (r,), features (all tokens, width)) of a shard's bytes; else an error."
+        check(len(body) >= rows * 16, "shard", len(body),
+              f"must hold ids and lengths of {rows} rows")
         ids, ends = body[:rows * 16].view("<i8").reshape(2, rows)
         dtype = np.dtype(self.dtype).newbyteorder("<")
         tokens = int(ends[-1]) if rows else 0
@@ -360,10 +382,12 @@ class FeatureWriter(ShardWriter):
         ids,           # ascending source indices
     ) -> str: # the shard's hash
         "Check and publish one shard."
-        check(len(features) == len(ids), "features", len(features), f"must be one a caption ({len(ids)})")
+        check(len(features) == len(ids), "features", len(features),
+              f"must be one a caption ({len(ids)})")
         for f in features:
-            check(f.dim() == 2 and f.shape[1] == self.plan.width and 1 <= len(f) <= self.plan.tokens,
-                  "features", tuple(f.shape), f"must be (1 to {self.plan.tokens}, {self.plan.width})")
+            check(
+                f.dim() == 2 and f.shape[1] == self.plan.width and 1 <= len(f) <= self.plan.tokens,
+                "features", tuple(f.shape), f"must be (1 to {self.plan.tokens}, {self.plan.width})")
         flat = torch.cat(list(features)) if len(features) else torch.zeros(0, self.plan.width)
         flat = flat.float().cpu().to(getattr(torch, self.plan.dtype))
         check(bool(flat.isfinite().all()), "features", self.plan.dtype,
@@ -373,7 +397,9 @@ class FeatureWriter(ShardWriter):
 
 # %% ../../nbs/data/130_text.ipynb #6114b036
 class CaptionFeatures:
-    "Map-style caption features: `features[i]` is ((l, width) fp32, id). A source sets the fields and says `_row`."
+    """Map-style caption features: `features[i]` is ((l, width) fp32, id).
+
+    A source sets the fields and says `_row`."""
     width: int          # channels
     tokens: int         # slots of a batch
     ids: np.ndarray     # (N,) int64, ascending
@@ -381,7 +407,8 @@ class CaptionFeatures:
     def __len__(self) -> int: return len(self.ids)
     def __iter__(self): return (self[i] for i in range(len(self)))
     def ids_at(self, rows) -> np.ndarray: return self.ids[np.asarray(rows)]
-    def _row(self, i:int) -> np.ndarray: raise TypeError("a source of features says how a row is read")
+    def _row(self, i:int) -> np.ndarray:
+        raise TypeError("a source of features says how a row is read")
 
     def find(self, ids) -> np.ndarray:
         "The rows (n,) of ids; -1 where there is none."
@@ -395,7 +422,8 @@ class CaptionFeatures:
         check_int("index", i, 0, len(self) - 1)
         return torch.from_numpy(self._row(i).astype(np.float32)), int(self.ids_at(i))
 
-    def batch(self, indices) -> tuple[Tensor, Tensor]: # features (b, tokens, width) fp32, mask (b, tokens) bool
+    # features (b, tokens, width) fp32, mask (b, tokens) bool
+    def batch(self, indices) -> tuple[Tensor, Tensor]:
         "Left-padded features of several rows."
         rows = [self[int(i)][0] for i in indices]
         x = torch.zeros(len(rows), self.tokens, self.width)
@@ -436,8 +464,8 @@ def extract_features(
     max_bad:int=0,           # unreadable captions to leave out before giving up
 ) -> FeatureWriter: # when all processes are done, one of them calls its `finish()`
     "Encode this process's part of the captions; what is there already is kept."
-    plan = FeaturePlan(encoder.width, encoder.tokens, len(captions), encoder.fingerprint, captions.fingerprint,
-                       dtype, shard_size)
+    plan = FeaturePlan(encoder.width, encoder.tokens, len(captions), encoder.fingerprint,
+                       captions.fingerprint, dtype, shard_size)
     writer, bad = FeatureWriter(path, plan, rank, world), 0
     for shard in walk(writer.todo(), "shard"):
         found = []

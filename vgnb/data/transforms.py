@@ -26,7 +26,7 @@ from ..draws import At, Draws
 
 # %% ../../nbs/data/115_transforms.ipynb #ea411223
 def _halved(image:Image.Image, short:int) -> tuple[Image.Image, tuple[int, int]]:
-    "(the picture halved while its short side stays at least `short`, the (width, height) of its last step)."
+    "(the picture halved while its short side is at least `short`, (width, height) of that)."
     check_int("size", short, 1)
     while min(image.size) >= 2 * short:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -52,12 +52,13 @@ def _resized_window(
     x:int, y:int, size:int,     # the window in it
     filter:Image.Resampling=Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    "A square window of the resized picture; where that would be huge, no more than the window is made."
+    "A square window of the resized picture; where that is huge, only the window is made."
     box = (x, y, x + size, y + size)
     if sides[0] * sides[1] <= _WHOLE: return image.resize(sides, filter).crop(box)
 
     grown = [whole / side for whole, side in zip(sides, image.size)]
-    rim = [math.ceil(3 * g) for g in grown]            # the filter reaches 2 pixels of the source, and no further
+    # the filter reaches 2 pixels of the source, and no further
+    rim = [math.ceil(3 * g) for g in grown]
     left, top = max(0, x - rim[0]), max(0, y - rim[1])
     right, low = min(sides[0], x + size + rim[0]), min(sides[1], y + size + rim[1])
     source = (left / grown[0], top / grown[1], right / grown[0], low / grown[1])
@@ -75,7 +76,7 @@ def center_crop(
 # %% ../../nbs/data/115_transforms.ipynb #d0913c02
 def chosen_crop(
     image:Image.Image, size:int,
-    choose:Callable[[int], int],   # n -> one of 0 ... n-1; asked for the short side, the row, the column
+    choose:Callable[[int], int],   # n -> one of 0 ... n-1; asked for short side, row, column
     low:float=0.8, high:float=1.0, # the window's share of the resized short side
 ) -> Image.Image:
     "ADM's random crop with an injected choice."
@@ -100,19 +101,21 @@ def random_crop(
 # %% ../../nbs/data/115_transforms.ipynb #e9333fc1
 def flip(image):
     "Mirror left and right: a PIL picture or a tensor (..., w)."
-    return image.flip(-1) if torch.is_tensor(image) else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if torch.is_tensor(image): return image.flip(-1)
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 def five_crop(image:Image.Image, size:int) -> list[Image.Image]:
     "Top left, top right, bottom left, bottom right, middle."
     right, low = image.width - size, image.height - size
-    check(right >= 0 and low >= 0, "size", size, f"must fit into the {image.width}x{image.height} picture")
+    check(right >= 0 and low >= 0, "size", size,
+          f"must fit into the {image.width}x{image.height} picture")
     corners = ((0, 0), (right, 0), (0, low), (right, low), (round(right / 2), round(low / 2)))
     return [_window(image, x, y, size) for x, y in corners]
 
 def ten_crop(
     image:Image.Image, size:int,
     crop_range:float=1.1, # the views lie in a centre crop this much larger
-    crop:Callable=center_crop, # (image, size) -> that centre crop; VQ-KD's extraction passes `resize_crop`, bilinear
+    crop:Callable=center_crop, # (image, size) -> that crop; VQ-KD's extraction: `resize_crop`
 ) -> list[Image.Image]:
     "Five crops of the centre crop, then the five of its mirror picture."
     check_float("crop_range", crop_range, 1)
@@ -125,19 +128,21 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 def resize_crop(
     image:Image.Image, size:int,
     filter:str="bicubic",                  # or "bilinear"
-    choose:Callable[[int], int]|None=None, # None = the middle; else the window's row and column are chosen
+    choose:Callable[[int], int]|None=None, # None = the middle; else chooses the window's place
 ) -> Image.Image:
     "Short side to `size` in one antialiased step, then a window."
     kind = _FILTERS[check_choice("filter", filter, tuple(_FILTERS))]
     check_int("size", size, 1)
     short = min(image.size)
-    w, h = image.width * size // short, image.height * size // short                   # the long side truncated
-    if choose is None: return _resized_window(image, (w, h), round((w - size) / 2), round((h - size) / 2), size, kind)
+    w, h = image.width * size // short, image.height * size // short       # the long side truncated
+    if choose is None:
+        return _resized_window(image, (w, h), round((w - size) / 2),
+                               round((h - size) / 2), size, kind)
     y = choose(h - size + 1)
     return _resized_window(image, (w, h), choose(w - size + 1), y, size, kind)
 
 def _area_box(w:int, h:int, trials, scale:tuple, ratio:tuple) -> tuple[int, int, int, int]:
-    "(left, top, right, bottom) of the first of the trials (n, 4) that fits a w x h picture, else of its middle."
+    "(left, top, right, bottom) of the first trial (n, 4) that fits a w x h picture, or middle."
     narrow, span = math.log(ratio[0]), math.log(ratio[1] / ratio[0])
     for a, r, v, u in trials:
         area = w * h * (scale[0] + a * (scale[1] - scale[0]))
@@ -156,7 +161,7 @@ def cut_resize(
     box:tuple[int, int, int, int], # (left, top, right, bottom) in pixels of the picture
     size:int,
 ) -> Image.Image:
-    "A given window, cut out and then resized to a square with bicubic: nothing outside of it is seen."
+    "A given window, cut out, then resized to a square (bicubic): nothing outside of it is seen."
     left, top, right, low = box
     inside = 0 <= left < right <= image.width and 0 <= top < low <= image.height
     check(inside, "box", box, f"must be a window inside the {image.width}x{image.height} picture")
@@ -186,7 +191,7 @@ def to_tensor(
 
 def to_uint8(
     x:Tensor,          # (b, 3, h, w) in [-1, 1], or beyond: clamped
-    rule:str="round",  # round: floor(127.5 x + 128) | truncate: floor(127.5 (x + 1)) | save-image: clamped first
+    rule:str="round",  # round: floor(127.5 x + 128) | truncate: floor(127.5 (x + 1)) | save-image
                        # | even: halves to the even byte; (x + 1) / 2 in the precision of x (LPD)
 ) -> Tensor:           # (b, h, w, 3) uint8
     "Pictures as bytes under a named rounding rule."
@@ -206,7 +211,8 @@ def resize_bicubic(
 ) -> Tensor:
     "Bicubic, pixel centres aligned at half, no antialiasing; unchanged when the size already fits."
     size = (size, size) if isinstance(size, int) else tuple(size)
-    return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bicubic", align_corners=False)
+    if x.shape[-2:] == size: return x
+    return F.interpolate(x, size=size, mode="bicubic", align_corners=False)
 
 def contact_sheet(
     x:Tensor,                       # (b, 3, h, w)
@@ -230,7 +236,7 @@ def contact_sheet(
 _ENLARGED:set[int] = set()      # sides for which that has been said
 
 def _tell_enlarged(image:Image.Image, size:int):
-    "Say once that pictures are smaller than what is asked for: what is made up in between is learnt, too."
+    "Say once that pictures are smaller than what is asked for: what is made up is learnt, too."
     if min(image.size) >= size or size in _ENLARGED: return
     _ENLARGED.add(size)
     reader = torch.utils.data.get_worker_info()
@@ -238,9 +244,10 @@ def _tell_enlarged(image:Image.Image, size:int):
     message = "pictures smaller than %d px are enlarged; the first is %dx%d px"
     if is_first: logging.getLogger("vgnb.data").warning(message, size, *image.size)
 
-# %% ../../nbs/data/115_transforms.ipynb #25a003dc
+# %% ../../nbs/data/115_transforms.ipynb #b8b58a04
 _KINDS = ("center", "random-crop", "ten-crop", "resize", "resize-crop", "area-crop")
 
+# %% ../../nbs/data/115_transforms.ipynb #25a003dc
 @dataclass(frozen=True)
 class Augment:
     "How a picture becomes a tensor: a pure function of (picture, draws, address)."
@@ -261,7 +268,8 @@ class Augment:
     def views(self, image:Image.Image) -> list[Image.Image]:
         "All fixed views, without mirrored ones that `flip` would add."
         fixed = self.kind in ("center", "resize", "ten-crop")
-        check(fixed, "kind", self.kind, "must be center, resize or ten-crop: the others have no fixed views")
+        check(fixed, "kind", self.kind,
+              "must be center, resize or ten-crop: the others have no fixed views")
         if self.kind == "ten-crop": return ten_crop(image, self.size, self.crop_range)
         if self.kind == "center": return [center_crop(image, self.size)]
         return [resize_crop(image, self.size, self.filter)]
@@ -291,7 +299,7 @@ class Augment:
     @property
     def count(self) -> int:
         "How many rows a picture has."
-        self.views(Image.new("RGB", (self.size, self.size)))         # a kind without fixed views has none
+        self.views(Image.new("RGB", (self.size, self.size)))   # a kind without fixed views has none
         return 10 if self.kind == "ten-crop" else 1 + self.flip
 
     def keeps(self, source:ImageSource) -> bool:
@@ -323,7 +331,7 @@ def _visits(ids:Tensor, epoch) -> At:
 
 def batch_of(
     items:list[Item], augment:Augment,
-    draws:Draws, epoch=0,       # decide crops and flips, keyed by the items' ids; one epoch, or (b,) of them
+    draws:Draws, epoch=0,       # decide crops and flips, keyed by the items' ids; an epoch, or (b,)
 ) -> tuple[Tensor, Tensor, Tensor]: # (b, 3, size, size) in [-1, 1], (b,) labels, (b,) ids, int64
     "Items, from a stream or from anywhere, as one batch."
     ids = torch.tensor([item.id for item in items], dtype=torch.int64)
@@ -344,7 +352,8 @@ def load_batch(
     if not augment.keeps(source):
         items = [source.get(i) for i in ids.tolist()]
         kept = [row for row, item in enumerate(items) if item is not None]
-        return batch_of([items[row] for row in kept], augment, draws, epoch if isinstance(epoch, int) else epoch[kept])
+        return batch_of([items[row] for row in kept], augment, draws,
+                        epoch if isinstance(epoch, int) else epoch[kept])
 
     images, labels = source.batch(ids)
     x, ids = to_tensor(images), torch.from_numpy(ids)

@@ -42,15 +42,17 @@ def _by_onednn(x, weight, *args, out_val=None, **kw) -> int:
     return 2 * x.numel() * weight.shape[0]
 
 _FLOPS = flop_registry | {
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"): _FLOPS[torch.ops.mkldnn._linear_pointwise] = _by_onednn
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _FLOPS[torch.ops.mkldnn._linear_pointwise] = _by_onednn
 _READS = {      # a host that asks for these waits for the device
-    "_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_consecutive",
-    "unique_dim"}
+    "_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2",
+    "unique_consecutive", "unique_dim"}
 
 def _reads(func, args:tuple) -> bool:
-    "Whether the host must know numbers before it can go on: a value, or how many of them there are."
+    "Whether the host must know numbers before it goes on: a value, or how many of them there are."
     name = func._overloadpacket.__name__
     if name in _READS: return True
     by_mask = name in ("index", "index_put", "index_put_") and any(
@@ -69,7 +71,8 @@ class Tally(Ledger):
     def __init__(self):
         super().__init__()
         self.ops:Counter = Counter()         # name -> calls, views left out
-        self.products:Counter = Counter()    # (multiplications and additions, bytes in and out) -> calls
+        # (multiplications and additions, bytes in and out) -> calls
+        self.products:Counter = Counter()
         self.work:Counter = Counter()        # name of a product -> multiplications and additions
         self.reads = 0                       # by the host; on a GPU each one waits
 
@@ -85,7 +88,8 @@ class Tally(Ledger):
         if formula:
             flops = formula(*args, **kwargs, out_val=out)
             taken = (t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-            self.products[flops, sum(t.numel() * t.element_size() for t in (*taken, *made[:1]))] += 1
+            self.products[flops, sum(t.numel() * t.element_size()
+                                     for t in (*taken, *made[:1]))] += 1
             self.work[name] += flops
             self.flops += flops
         for t in made: self.enter(t, "activations")
@@ -97,7 +101,7 @@ class Tally(Ledger):
         return sum(self.fullest.values())
 
     def floor(self, rates:"Ceilings") -> float:
-        "Seconds of the products at these rates: of each the longer of its arithmetic and its bytes."
+        "Seconds of the products at these rates: each the longer of its arithmetic and its bytes."
         return sum(n * max(f / rates.flops, b / rates.bytes) for (f, b), n in self.products.items())
 
 def tallied(run:Callable) -> tuple[Any, Tally]:
@@ -108,7 +112,7 @@ def tallied(run:Callable) -> tuple[Any, Tally]:
 # %% ../../nbs/evaluation/660_bench.ipynb #9d201cd6
 @contextlib.contextmanager
 def counted_waits(device:str) -> Iterator[list]:
-    "A list that is filled with one entry for each time the host waits for a GPU; stays empty elsewhere."
+    "A list with an entry for each time the host waits for a GPU; stays empty elsewhere."
     found:list = []
     if torch.device(device).type != "cuda":
         yield found
@@ -159,7 +163,8 @@ def ceilings(
     target = torch.empty_like(source)
     product, copy = torch.empty_like(a), lambda: target.copy_(source)
     def best(run): return max(min(own_time(spent(run, device), device) for _ in range(tries)), 1e-9)
-    return Ceilings(2 * side ** 3 / best(lambda: torch.mm(a, a, out=product)), 2 * source.nbytes / best(copy))
+    return Ceilings(2 * side ** 3 / best(lambda: torch.mm(a, a, out=product)),
+                    2 * source.nbytes / best(copy))
 
 # %% ../../nbs/evaluation/660_bench.ipynb #07801a76
 def in_turns(
@@ -190,8 +195,9 @@ def pair_ratios(times:dict[str, list[Spent]], clock:str="cpu") -> list[float]:
 
 # %% ../../nbs/evaluation/660_bench.ipynb #8a25001b
 class TimedDraws(Keyed):
-    "Keyed draws that add up their seconds in `watch[0]`: noise, and the choice of a category by it."
-    def __init__(self, seed:int, path:tuple[str, ...]=(), device:str="cpu", watch:list[float]|None=None):
+    "Keyed draws that add up their seconds in `watch[0]`: noise, and the choice of a category."
+    def __init__(self, seed:int, path:tuple[str, ...]=(), device:str="cpu",
+                 watch:list[float]|None=None):
         super().__init__(seed, path)
         self.device = device
         self.watch = [0.0] if watch is None else watch
@@ -233,9 +239,9 @@ class SharedNoise:
 @contextlib.contextmanager
 def drawing_by(
     noise:SharedNoise|None,     # None: torch draws as it does
-    where:Callable,             # number of a call, from 0 -> (cells (b, k), step) or (cells, step, level)
+    where:Callable,       # number of a call, from 0 -> (cells (b, k), step) or (cells, step, level)
 ):
-    "While inside, `torch.multinomial` of rows `(b * k, vocab)` takes the most likely category after our noise."
+    "Inside, `torch.multinomial` of rows `(b * k, vocab)` takes the likeliest after our noise."
     if noise is None:
         yield
         return
@@ -244,7 +250,8 @@ def drawing_by(
         check(num_samples == 1, "num_samples", num_samples, "must be 1: one category a row")
         cells, *at = where(next(calls))
         fits = len(cells) == len(noise.ids) and cells.numel() == len(p)
-        check(fits, "where", tuple(cells.shape), f"must name {len(p)} cells of {len(noise.ids)} samples")
+        check(fits, "where", tuple(cells.shape),
+              f"must name {len(p)} cells of {len(noise.ids)} samples")
         g = noise(cells, p.shape[-1], *at).flatten(0, 1)
         return (p.float().log() + g).argmax(-1, keepdim=True)
     torch.multinomial = multinomial
@@ -255,14 +262,18 @@ def drawing_by(
 def load_peer(
     path:str|Path,
 ) -> ModuleType:       # with `load`, `run` and perhaps `ORIGIN`
-    "Another implementation's file. Errors: `Missing`; a file that can't be imported, or that lacks a function."
+    """Another implementation's file.
+
+    Errors: `Missing`; a file that can't be imported, or that lacks a function."""
     path = Path(path)
     wanted = "load(config, weights) and run(model, inputs)"
     check(path.is_file(), "versus", path, f"must be a Python file with {wanted}", Missing)
     spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
     peer = importlib.util.module_from_spec(spec)
-    try: spec.loader.exec_module(peer)
-    except Exception as e: check(False, "versus", path, f"can't be imported: {type(e).__name__}: {e}")
+    try:
+        spec.loader.exec_module(peer)
+    except Exception as e:
+        check(False, "versus", path, f"can't be imported: {type(e).__name__}: {e}")
     missing = [name for name in ("load", "run") if not callable(getattr(peer, name, None))]
     check(not missing, "versus", path, f"must define {wanted}; there is no {', no '.join(missing)}")
     return peer
@@ -271,22 +282,29 @@ def largest_difference(
     ours, theirs,        # tensors, or tuples of them
     close:float=1e-3,    # how far apart numbers may be; codes must be equal
 ) -> float:
-    "How far two results are apart. Errors: `Mismatch` where they are not the same, or all of one is one number."
+    """How far two results are apart.
+
+    Errors: `Mismatch` where they are not the same, or all of one is one number."""
     ours, theirs = tree_leaves(ours), tree_leaves(theirs)
-    check(len(ours) == len(theirs), "versus", f"{len(theirs)} results", f"must be {len(ours)}", Mismatch)
+    check(len(ours) == len(theirs), "versus", f"{len(theirs)} results",
+          f"must be {len(ours)}", Mismatch)
     most = 0.0
     for a, b in zip(ours, theirs):
         a, b = (torch.as_tensor(x).detach().cpu() for x in (a, b))
-        check(a.shape == b.shape, "versus", tuple(b.shape), f"the result must be of shape {tuple(a.shape)}", Mismatch)
-        varied, why = a.numel() == 1 or a.unique().numel() > 1, "is all that was made: a comparison says nothing"
+        check(a.shape == b.shape, "versus", tuple(b.shape),
+              f"the result must be of shape {tuple(a.shape)}", Mismatch)
+        varied = a.numel() == 1 or a.unique().numel() > 1
+        why = "is all that was made: a comparison says nothing"
         check(varied, "workload", float(a.flatten()[0]), why, Mismatch)
         if not a.is_floating_point():
             other = int((a != b).sum())
             share = f"{other} of {a.numel()} codes are others"
-            check(other == 0, "versus", share, "the timing is void: both must draw the same", Mismatch)
+            check(other == 0, "versus", share,
+                  "the timing is void: both must draw the same", Mismatch)
             continue
         apart = float((a.double() - b.double()).abs().max())
-        check(apart <= close, "versus", f"{apart:.3g} apart", f"the timing is void: at most {close:g}", Mismatch)
+        check(apart <= close, "versus", f"{apart:.3g} apart",
+              f"the timing is void: at most {close:g}", Mismatch)
         most = max(most, apart)
     return most
 
@@ -295,7 +313,7 @@ def largest_difference(
 class Case:
     "A workload at one size, ready to run."
     name: str                        # the size, in words
-    config: dict                     # what a peer's `load` is told: the authors' arguments, settings of the sampler
+    config: dict     # what a peer's `load` is told: the authors' arguments, settings of the sampler
     run: Callable[[dict], Any]       # inputs -> result
     inputs: dict                     # the same for both; "noise" is None while both are timed
     noise: Any = None                # what "noise" is when both are compared
@@ -323,7 +341,8 @@ def _counted(made_by:Callable, device:str, who:str="") -> tuple[dict, Tally]:
     return {f"{name}{who}": value for name, value in row.items()}, tally
 
 def _milliseconds(times:list[Spent], who:str="") -> dict:
-    return {f"{clock}_ms{who}": [float(f"{1e3 * v:.5g}") for v in quartiles([getattr(t, clock) for t in times], 8)]
+    return {f"{clock}_ms{who}": [float(f"{1e3 * v:.5g}")
+                                 for v in quartiles([getattr(t, clock) for t in times], 8)]
             for clock in ("wall", "cpu")}
 
 def draws_share(case:Case, device:str="cpu") -> float|None:
@@ -341,7 +360,9 @@ def measured(
     peer:ModuleType|None=None,
     compared:Case|None=None,  # the case in which both must agree, if not this one: in fp32
 ) -> dict:
-    "A row of a record. Errors: `Mismatch` where the peer makes something else; nothing is timed then."
+    """A row of a record.
+
+    Errors: `Mismatch` where the peer makes something else; nothing is timed then."""
     check_int("pairs", pairs, 1)
     runs = {"ours": lambda: case.run(case.inputs)}
     found, tally = _counted(runs["ours"], device)             # warms up, too

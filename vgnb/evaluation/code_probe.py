@@ -29,15 +29,18 @@ def mean_rows(
     images:Tensor, # (b, 3, h, w) as the tokenizer takes them
     rows:int=64,   # pictures looked at at once
 ) -> Tensor:       # (b, d) fp32
-    "What the decoder is given, averaged over the grid: of each picture's codes one row. Errors: one in training mode."
+    """What the decoder is given, averaged over the grid: of each picture's codes one row.
+
+    Errors: one in training mode."""
     name = type(tokenizer).__name__
-    check(not tokenizer.training, "tokenizer", name, "must be in eval mode: training may move its codebook")
+    check(not tokenizer.training, "tokenizer", name,
+          "must be in eval mode: training may move its codebook")
     parts = images.split(check_int("rows", rows, 1))
     return torch.cat([tokenizer.quantize(part).z.float().flatten(2).mean(2) for part in parts])
 
 # %% ../../nbs/evaluation/650_code_probe.ipynb #aa3f6b0c
 class ProbeHead(nn.Module):
-    "Rows (b, d) -> class scores (b, classes): a batch norm without scale and shift, then a linear map."
+    "Rows (b, d) -> class scores (b, classes): a plain batch norm, then a linear map."
     def __init__(self,
         dim:int,       # length of a row
         classes:int,
@@ -90,11 +93,14 @@ def _batches(m:int, recipe:ProbeRecipe) -> Iterator[Tensor]:
 # %% ../../nbs/evaluation/650_code_probe.ipynb #6256073d
 def _check_rows(name:str, rows, labels, classes:int, least:int):
     "Refuse rows and labels that are no pair."
-    ok = torch.is_tensor(rows) and rows.dim() == 2 and rows.is_floating_point() and len(rows) >= least
-    check(ok, f"{name} rows", tuple(getattr(rows, "shape", ())), f"must be floating point (m, d), m >= {least}")
+    ok = (torch.is_tensor(rows) and rows.dim() == 2 and rows.is_floating_point()
+          and len(rows) >= least)
+    check(ok, f"{name} rows", tuple(getattr(rows, "shape", ())),
+          f"must be floating point (m, d), m >= {least}")
     check(bool(rows.isfinite().all()), f"{name} rows", "not finite", "must be finite numbers")
     ok = torch.is_tensor(labels) and labels.shape == rows.shape[:1] and labels.dtype == torch.int64
-    check(ok, f"{name} labels", tuple(getattr(labels, "shape", ())), f"must be int64, one for each of {len(rows)} rows")
+    check(ok, f"{name} labels", tuple(getattr(labels, "shape", ())),
+          f"must be int64, one for each of {len(rows)} rows")
     ends = [int(v) for v in labels.aminmax()]
     check(0 <= ends[0] and ends[1] < classes, f"{name} labels", ends, f"must lie in [0, {classes})")
 
@@ -104,18 +110,22 @@ def train_probe(
     classes:int,
     recipe:ProbeRecipe=ProbeRecipe(),
 ) -> CodeProbe:
-    "Train a head on one set of rows, grade it on another. Errors: rows and labels that do not belong together."
+    """Train a head on one set of rows, grade it on another.
+
+    Errors: rows and labels that do not belong together."""
     check_int("classes", classes, 2)
     _check_rows("training", rows, labels, classes, 2)
     _check_rows("held-out", val_rows, val_labels, classes, 1)
     d, device = rows.shape[1], rows.device
-    check(val_rows.shape[1] == d, "held-out rows", tuple(val_rows.shape), f"must have the length {d} of the others")
+    check(val_rows.shape[1] == d, "held-out rows", tuple(val_rows.shape),
+          f"must have the length {d} of the others")
 
     head, labels = ProbeHead(d, classes, recipe.seed).to(device), labels.to(device)
     optimizer = make_optimizer(recipe.optim, dict(head.named_parameters()))
     losses = torch.zeros(recipe.steps)
     for step, chosen in enumerate(_batches(len(rows), recipe)):
-        for group in optimizer.param_groups: group["lr"] = recipe.optim.lr * rate_at(recipe.rate, step, recipe.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.optim.lr * rate_at(recipe.rate, step, recipe.steps)
         chosen = chosen.to(device)
         loss = F.cross_entropy(head(rows[chosen].float()), labels[chosen])
         optimizer.zero_grad()

@@ -37,7 +37,8 @@ class Passes:
         processes:Processes|None=None,
         least:int=1,             # pictures with a shorter side are refused
     ):
-        check(not source.streaming, "data", source.fingerprint, "must have a length: leave streaming=1 out")
+        check(not source.streaming, "data", source.fingerprint,
+              "must have a length: leave streaming=1 out")
         self.source, self.augment, self.least = source, augment, least
         self.batch, self.workers = check_int("batch", batch, 1), check_int("workers", workers, 0)
         self.processes = processes or Processes()
@@ -62,7 +63,8 @@ class PassesSince:
         first = range(self.done + p.processes.rank * p.batch, len(p.source), p.stride)
         own = [range(k, min(k + p.batch, len(p.source))) for k in first]
         views = Views(p.source, own, p.augment, p.least)
-        loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=p.workers, generator=torch.Generator())
+        loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=p.workers,
+                                             generator=torch.Generator())
         for seen in read_ahead(loader):
             for error in seen.bad: p.source.skip(error)
             yield seen
@@ -75,7 +77,7 @@ def dataset_rows(
     tokenizer:Tokenizer,
     passes:Passes,
     what:str="rows",       # for the progress
-) -> tuple[Tensor, Tensor]: # (m, d) fp32, (m,) int64: of every view of every readable picture, on every process
+) -> tuple[Tensor, Tensor]: # (m, d) fp32, (m,) int64: of all views of good pictures, everywhere
     "What a probe reads of a data set: of each picture's codes one row."
     processes, device = passes.processes, passes.processes.device
     tokenizer = tokenizer.to(device).eval()
@@ -108,7 +110,9 @@ def same_labels(
     own:list[str],         # classes of the second set, in its order
     wanted:list[str],      # classes of the first set, in its order
 ) -> Tensor:               # (m,)
-    "Labels of one set by the order of another. Errors: `Mismatch` for classes that only one of them has."
+    """Labels of one set by the order of another.
+
+    Errors: `Mismatch` for classes that only one of them has."""
     if own == wanted: return labels
     only = sorted(set(own) ^ set(wanted))
     few = ", ".join(map(str, only[:3]))
@@ -122,22 +126,25 @@ def cluster_dataset(
     clusters:Clusters,                # new; on the device of the processes
     passes:Passes,
     file:str|Path,                    # where the state lies, NAME.safetensors
-    of:dict,                          # what decides the result besides: network, data, size, seed; JSON
+    of:dict,                      # what decides the result besides: network, data, size, seed; JSON
     *, seed:int=0,                    # chooses the first centres
     iterations:int=10,
     every:int=100,                    # batches between two states; 0: after each pass only
 ) -> Clusters:
-    "Cluster centres of all features of a data set. Errors: `Mismatch` for a state of something else."
+    """Cluster centres of all features of a data set.
+
+    Errors: `Mismatch` for a state of something else."""
     file, processes = Path(file), passes.processes
     one = "must have one view: k-means sees each picture once a pass"
     check(passes.views == 1, "augment", repr(passes.augment), one)
-    known = dict(of) | {"clusters": [clusters.size, clusters.dim, clusters.spherical, clusters.by], "seed": seed,
-                        "data": passes.source.fingerprint, "augment": repr(passes.augment)}
+    known = dict(of) | {"clusters": [clusters.size, clusters.dim, clusters.spherical, clusters.by],
+                        "seed": seed, "data": passes.source.fingerprint,
+                        "augment": repr(passes.augment)}
     done = processes.together(lambda: _begun(file, known))
     if done is not None:
         fill(clusters, load_tensors(file), file)
         clusters.to(next(clusters.buffers()).device)     # nothing is known that is not in the state
-        clusters.batches.zero_()                         # of this launch; `done` says where the pass is
+        clusters.batches.zero_()                     # of this launch; `done` says where the pass is
     begun = (int(clusters.passes), done or 0)
 
     def since(batches:int) -> int:
@@ -148,7 +155,8 @@ def cluster_dataset(
         meta = known | {"done": since(int(c.batches)), "passes": int(c.passes)}
         aside = file.with_name(f".{file.name}.new")
         def write():
-            save_tensors(aside, c.state_dict(), of=_words(meta | {"seal": _seal(c.state_dict(), meta)}))
+            save_tensors(aside, c.state_dict(),
+                         of=_words(meta | {"seal": _seal(c.state_dict(), meta)}))
             aside.replace(file)
         processes.together(write)
 
@@ -182,9 +190,11 @@ def _begun(file:Path, known:dict) -> int|None:
     try: there = dict(json.loads(json.loads(header["vgnb"])["of"]))
     except (KeyError, ValueError, TypeError, RecursionError): there = {}
     differs = [k for k in known if there.get(k) != json.loads(json.dumps(known))[k]]
-    allowed = f"holds clusters of something else ({', '.join(differs)}); choose another place, or --fresh"
+    allowed = (f"holds clusters of something else ({', '.join(differs)}); "
+               "choose another place, or --fresh")
     check(not differs, "out", file, allowed, Mismatch)
     seal = there.pop("seal", None)
     intact = seal == _seal(state, there) and isinstance(there.get("done"), int)
-    check(intact, "out", file, "is damaged: it is not the state that was written; begin again with --fresh", Mismatch)
+    check(intact, "out", file,
+          "is damaged: it is not the state that was written; begin again with --fresh", Mismatch)
     return there["done"]

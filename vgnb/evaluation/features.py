@@ -25,7 +25,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..core import BadInput, Mismatch, Missing, check, check_int, digest, digest_file, get_settings
+from vgnb.core import (
+    BadInput,
+    Mismatch,
+    Missing,
+    check,
+    check_int,
+    digest,
+    digest_file,
+    get_settings,
+)
 from ..downloads import Remote, remotes
 from ..families import Family, register
 from ..kinds import OpenRegistry
@@ -67,8 +76,9 @@ def accuracy(
     labels,        # (n,) classes that were asked for
 ) -> float:        # 0 ... 1
     "Share of pictures that are taken for what was asked."
-    y = torch.from_numpy(np.array(labels).reshape(-1)).long()          # a copy: memory maps are read-only
-    check(len(y) == len(logits) and len(y), "labels", len(y), f"must be one for each of the {len(logits)} pictures")
+    y = torch.from_numpy(np.array(labels).reshape(-1)).long()    # a copy: memory maps are read-only
+    check(len(y) == len(logits) and len(y), "labels", len(y),
+          f"must be one for each of the {len(logits)} pictures")
     inside = 0 <= y.min() and y.max() < logits.shape[1]
     check(inside, "labels", [int(y.min()), int(y.max())], f"must lie in [0, {logits.shape[1]})")
     return float((logits.argmax(1) == y).double().mean())
@@ -78,21 +88,22 @@ extractors = OpenRegistry("extractor")     # name -> (weights, device) -> Extrac
 
 def load_extractor(
     name:str,                      # one of `extractors`
-    weights:str|Path|None=None,    # file with its weights (default: the shipped or the published ones)
+    weights:str|Path|None=None,    # file with its weights (default: the shipped or published ones)
     device:torch.device|str="cpu",
 ) -> Extractor:
     "An extractor by name, its weights loaded and its id known."
     make = extractors[name]
     try: torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise BadInput("device", str(device), f"cannot be used here: {str(e).splitlines()[0][:100]}") from e
+        raise BadInput("device", str(device),
+                       f"cannot be used here: {str(e).splitlines()[0][:100]}") from e
     return make(weights=weights, device=device)
 
 # %% ../../nbs/evaluation/610_features.ipynb #f07311db
 _STANDINS = [] # keeps declared operators alive
 
 def import_torchvision() -> bool:
-    "Import torchvision, also where its compiled operators cannot load; returns whether stand-ins were declared."
+    "Import torchvision, even if its operators cannot load; returns whether it had stand-ins."
     try: importlib.import_module("torchvision")
     except RuntimeError as e:
         if "torchvision::" not in str(e): raise
@@ -117,13 +128,14 @@ def fidelity(
     return importlib.import_module(f"torch_fidelity.{part}" if part else "torch_fidelity")
 
 # %% ../../nbs/evaluation/610_features.ipynb #5f3ab174
-_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"      # torch-fidelity's; its name carries the hash's beginning
+# torch-fidelity's; its name carries the hash's beginning
+_INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _PORT = "https://github.com/toshas/torch-fidelity/releases"
-remotes["inception"] = (Remote(_INCEPTION, url=f"{_PORT}/download/v0.2.0/{_INCEPTION}", page=f"{_PORT}/tag/v0.2.0",
-                               hash="sha256:6726825d"),)
+remotes["inception"] = (Remote(_INCEPTION, url=f"{_PORT}/download/v0.2.0/{_INCEPTION}",
+                               page=f"{_PORT}/tag/v0.2.0", hash="sha256:6726825d"),)
 
 def _published_inception(url:str) -> Path:
-    "The published weights: from the folder of weights, or in torch's cache, downloaded on first use."
+    "The published weights: from the folder of weights, or torch's cache, downloaded at first."
     own = get_settings().paths.weights / _INCEPTION
     if own.is_file(): return own
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
@@ -138,7 +150,7 @@ def _published_inception(url:str) -> Path:
 
 @extractors.register(name="inception")
 class Inception(Extractor):
-    "InceptionV3 of the TensorFlow FID graph (Heusel et al. 2017; torch-fidelity's port): 2048 features, 1008 logits."
+    "InceptionV3 of the FID graph (Heusel et al. 2017; torch-fidelity): 2048 features, 1008 logits."
     dims, classes = 2048, 1008
 
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
@@ -169,7 +181,7 @@ def clean_resize(
     pixels:Tensor,  # (b, c, h, w) in [0, 255], bytes or floats
     size:int=299,
 ) -> Tensor: # (b, c, size, size) fp32 in [0, 255], on the CPU
-    "Bicubic with antialiasing, each channel by itself in floating point, then clipped (clean-fid, Parmar et al. 2022)."
+    "Antialiased bicubic, a channel in floating point, then clipped (clean-fid, Parmar 2022)."
     check(pixels.dim() == 4 and len(pixels), "pixels", tuple(pixels.shape), "must be (b, c, h, w)")
     check_int("size", size, 1)
     planes = pixels.float().cpu().flatten(0, 1).numpy()
@@ -185,10 +197,11 @@ class CleanInception(Inception):
     "The same network behind clean-fid's resize."
     rule, compat = "clean", None
     quirks = [
-        ("compat='upstream' (`inception-halton`): the resized picture is cut to whole numbers, then looked at",
+        ("compat='upstream' (`inception-halton`): "
+         "the resized picture is cut to whole numbers, then looked at",
          "pixels are half a level darker on average: its FID is neither clean-fid's nor ADM's"),
-        ("compat='upstream': pixels come out of [-1, 1] as ((x + 1) / 2) * 255, a hair below the byte they were",
-         "dark flat areas lose a whole level in the cut")]
+        ("compat='upstream': pixels come out of [-1, 1] as ((x + 1) / 2) * 255, "
+         "a hair below the byte they were", "dark flat areas lose a whole level in the cut")]
 
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
         super().__init__(weights, device)
@@ -211,7 +224,7 @@ class CleanInception(Inception):
 
 @extractors.register(name="inception-halton")
 class HaltonInception(CleanInception):
-    "compat='upstream' of `CleanInception`: pictures through [-1, 1], resized, cut to whole numbers."
+    "compat='upstream' of `CleanInception`: pictures through [-1, 1], resized, then truncated."
     rule, compat = "clean-cut", "upstream"
 
     def resize(self, images:Tensor) -> Tensor:
@@ -242,7 +255,8 @@ def extract(
 class DinoExtractor(Extractor):
     "The class token of DINOv2 at 224 pixels, pictures brought there by `clean_resize`."
     def __init__(self, weights:str|Path|None=None, device:torch.device|str="cpu"):
-        path = Path(weights) if weights else get_settings().paths.weights / remotes["dinov2"][0].original
+        path = (Path(weights) if weights
+                else get_settings().paths.weights / remotes["dinov2"][0].original)
         name = next((size for size in DINOV2S if size in path.name), None)
         sizes = " or ".join(f"dinov2_{size}_pretrain.pth" for size in DINOV2S)
         check(name, "weights", path, f"must be called as it was published, {sizes}")
@@ -300,18 +314,18 @@ def pooled_inception_names() -> NameTable:
                      Rename("_inception.{rest}", "{rest}"))
 
 POOLED_INCEPTION = register(Family(
-    kind="pooled-inception", config=PooledInceptionConfig, build=pooled_inception, role="helper", system="vqkd",
-    names=pooled_inception_names(),
-    read=lambda spec: PooledInceptionConfig(),
+    kind="pooled-inception", config=PooledInceptionConfig, build=pooled_inception, role="helper",
+    system="vqkd", names=pooled_inception_names(), read=lambda spec: PooledInceptionConfig(),
     classes=("FID Inception-v3",)))
 
 @extractors.register(name="inception-pytorch")
 class PyTorchInception(CleanInception):
-    "The trunk behind PyTorch's bilinear resize, pixels as (x - 127.5) / 127.5 (pytorch-fid; arXiv 2411.04406)."
+    "The trunk after PyTorch's bilinear resize, (x - 127.5) / 127.5 (pytorch-fid; 2411.04406)."
     rule, compat, quirks, classes = "pytorch", None, (), None
 
     def network(self, path:Path) -> torch.nn.Module:
-        return pooled_inception_names().load_into(pooled_inception(), read_state(path, "weights"), str(path))
+        return pooled_inception_names().load_into(pooled_inception(),
+                                                  read_state(path, "weights"), str(path))
 
     def enter(self, images:Tensor) -> Tensor:
         x = (images.float() - 127.5) / 127.5

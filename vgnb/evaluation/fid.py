@@ -23,13 +23,15 @@ def check_same_extractor(
 ):
     "Refuse two sets of features of which one is known to be another extractor's."
     same = not a or not b or a == b
-    check(same, argument, b, f"was made by another extractor than {a}; the two cannot be compared", Mismatch)
+    check(same, argument, b,
+          f"was made by another extractor than {a}; the two cannot be compared", Mismatch)
 
 def frechet_distance(
     a:Statistics, b:Statistics, # each of at least two pictures, in any order
 ) -> float:
     "Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6)."
-    check(a.dims == b.dims, "statistics", b.dims, f"must have the other's {a.dims} dimensions", Mismatch)
+    check(a.dims == b.dims, "statistics", b.dims,
+          f"must have the other's {a.dims} dimensions", Mismatch)
     check_same_extractor(a.extractor, b.extractor, "extractor")
     both = [dict(mu=s.mean.numpy(), sigma=s.cov.numpy()) for s in (a, b)]
     engine = fidelity("metric_fid")
@@ -43,13 +45,15 @@ def inception_score(
 ) -> tuple[float, float]:   # mean and standard deviation over parts
     "Inception score (Salimans et al. 2016)."
     check_int("split_size", split_size, 1)
-    check(logits.dim() == 2 and len(logits), "logits", tuple(logits.shape), "must be (n, k) with n >= 1")
+    check(logits.dim() == 2 and len(logits), "logits", tuple(logits.shape),
+          "must be (n, k) with n >= 1")
     if shuffle is not None:
         order = shuffled(np.arange(len(logits)), len(logits), check_int("shuffle", shuffle, 0))
         logits = logits[torch.from_numpy(order)]
 
     engine = fidelity("metric_isc")
-    parts = [engine.isc_features_to_metric(part, splits=1, shuffle=False) for part in logits.split(split_size)]
+    parts = [engine.isc_features_to_metric(part, splits=1, shuffle=False)
+             for part in logits.split(split_size)]
     scores = [part[engine.KEY_METRIC_ISC_MEAN] for part in parts]
     return float(np.mean(scores)), float(np.std(scores))
 
@@ -71,10 +75,12 @@ def kernel_distance(
     check_int("subset_size", subset_size, 2)
     _clouds(samples, reference, 2)
     most = min(len(samples), len(reference))
-    check(subset_size <= most, "subset_size", subset_size, f"must be at most the number of pictures, {most}")
+    check(subset_size <= most, "subset_size", subset_size,
+          f"must be at most the number of pictures, {most}")
     engine = fidelity("metric_kid")
-    out = engine.kid_features_to_metric(samples.double(), reference.double(), kid_subset_size=subset_size,
-                                        kid_subsets=check_int("subsets", subsets, 1), rng_seed=seed, verbose=False)
+    out = engine.kid_features_to_metric(
+        samples.double(), reference.double(), kid_subset_size=subset_size,
+        kid_subsets=check_int("subsets", subsets, 1), rng_seed=seed, verbose=False)
     return out[engine.KEY_METRIC_KID_MEAN], out[engine.KEY_METRIC_KID_STD]
 
 # %% ../../nbs/evaluation/620_fid.ipynb #c952b331
@@ -95,12 +101,13 @@ def _blocks(x:Tensor, y:Tensor, rows:int=2048):
     for part in x.double().split(rows): yield torch.cdist(part, y.double())
 
 def density_coverage(
-    samples:Tensor, reference:Tensor, # (n, d), (m, d)
-    k:int=3,                          # the ball reaches to the k-th neighbour
-) -> tuple[float, float]:             # density (1 = as close as the reference is to itself), coverage
+    samples:Tensor, reference:Tensor,  # (n, d), (m, d)
+    k:int=3,                        # the ball reaches to the k-th neighbour
+) -> tuple[float, float]:           # density (1 = as close as the reference is to itself), coverage
     "Density and coverage (Naeem et al. 2020, eq. 5 and 6)."
     _clouds(samples, reference, check_int("k", k, 1) + 1)
-    radii = torch.cat([d.kthvalue(k + 1, 1).values for d in _blocks(reference, reference)])  # itself comes first
+    # itself comes first
+    radii = torch.cat([d.kthvalue(k + 1, 1).values for d in _blocks(reference, reference)])
     inside, covered = 0, []
     for d, r in zip(_blocks(reference, samples), radii.split(2048)):
         hit = d < r[:, None]

@@ -18,7 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Mismatch, Missing, check, check_float, check_int, digest_file, load_card, save_card, write_aside
+from vgnb.core import (
+    Mismatch,
+    Missing,
+    check,
+    check_float,
+    check_int,
+    digest_file,
+    load_card,
+    save_card,
+    write_aside,
+)
 from ..data.shapes import Shapes
 from ..draws import At, Draws, Keyed
 from .features import Extractor, Features, extractors
@@ -60,7 +70,8 @@ class Judge(nn.Module):
 
     def features(self, x:Tensor) -> Tensor:
         "The layer in front of the scores, (b, dims)."
-        return F.silu(self.neck(self.trunk(x).amax((2, 3))))      # (b, 4w, 4, 4) -> (b, 4w) -> (b, dims)
+        # (b, 4w, 4, 4) -> (b, 4w) -> (b, dims)
+        return F.silu(self.neck(self.trunk(x).amax((2, 3))))
 
     def forward(self, x:Tensor) -> Tensor: return self.head(self.features(x))
 
@@ -72,7 +83,8 @@ def blurred(
     "Blend towards a binomial blur (about one pixel of standard deviation)."
     c = x.shape[1]
     k = torch.tensor([1., 4., 6., 4., 1.], device=x.device) / 16
-    soft = F.conv2d(F.pad(x, (2,) * 4, mode="replicate"), (k[:, None] * k).expand(c, 1, 5, 5), groups=c)
+    soft = F.conv2d(F.pad(x, (2,) * 4, mode="replicate"),
+                    (k[:, None] * k).expand(c, 1, 5, 5), groups=c)
     return x + amount * (soft - x)
 
 def coarse(
@@ -84,7 +96,7 @@ def coarse(
 
 def damaged(x:Tensor, draws:Draws, at:At) -> Tensor:
     "Each picture blurred, coarsened and noised by its own keyed amounts."
-    u = draws.uniform("damage", at, 4)[..., None, None, None]                                    # (b, 4, 1, 1, 1)
+    u = draws.uniform("damage", at, 4)[..., None, None, None]                      # (b, 4, 1, 1, 1)
     x = blurred(blurred(x, (2 * u[:, 0] - 1).clamp(min=0)), (3 * u[:, 1] - 2).clamp(min=0))
     x = torch.where(u[:, 2] < 0.15, coarse(x), x)
     grain = 0.3 * (2 * u[:, 3] - 1).clamp(min=0)
@@ -103,7 +115,8 @@ def shuffled_tiles(x:Tensor, draws:Draws, at:At, tile:int=8) -> Tensor:
     "The same pixels in tiles of another order: all local texture, no shape."
     b, c, h, w = x.shape
     gh, gw = h // tile, w // tile
-    parts = x.reshape(b, c, gh, tile, gw, tile).permute(0, 2, 4, 1, 3, 5).reshape(b, gh * gw, c, tile, tile)
+    parts = x.reshape(b, c, gh, tile, gw, tile).permute(0, 2, 4, 1, 3, 5).reshape(
+        b, gh * gw, c, tile, tile)
     order = draws.permutation("tiles", at, gh * gw)[:, :, None, None, None]
     parts = parts.gather(1, order.expand_as(parts)).reshape(b, gh, gw, c, tile, tile)
     return parts.permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
@@ -121,9 +134,9 @@ class JudgeRecipe:
     lr: float = 8e-3           # peak of the cycle
     weight_decay: float = 0.01 # of AdamW
     difficulty: float = Shapes().difficulty # of the pictures
-    seed: int = 977            # of the pictures, the damage and the first weights; held-out pictures have another
-    width: int = 24            # channels of the first convolution
-    dims: int = 64             # length of the feature vector
+    seed: int = 977          # of pictures, damage and first weights; held-out pictures have another
+    width: int = 24          # channels of the first convolution
+    dims: int = 64           # length of the feature vector
 
 def _init_judge(recipe:JudgeRecipe) -> Judge:
     "A judge with keyed first weights (fan-in scaled normal; biases zero)."
@@ -143,11 +156,12 @@ def judge_batch(recipe:JudgeRecipe, step:int, source:Shapes) -> tuple[Tensor, Te
     x = judge_input(images)
 
     few = At(ids[:n])
-    kinds = torch.stack([empty_grounds(draws, few), shuffled_tiles(x[:n], draws, few), chimeras(x[:n])])
-    without = kinds[few.ids % 3, torch.arange(n)]                       # (3, n, 3, 32, 32) -> (n, 3, 32, 32)
+    kinds = torch.stack([empty_grounds(draws, few),
+                         shuffled_tiles(x[:n], draws, few), chimeras(x[:n])])
+    without = kinds[few.ids % 3, torch.arange(n)]          # (3, n, 3, 32, 32) -> (n, 3, 32, 32)
     unsure = torch.full((n, 10), 0.1)
     target = torch.cat([F.one_hot(torch.from_numpy(labels), 10).float(), unsure])
-    at = At(torch.cat([ids, ids[:n] + 2 ** 31]))                        # those without a shape are other samples
+    at = At(torch.cat([ids, ids[:n] + 2 ** 31]))           # those without a shape are other samples
     return damaged(torch.cat([x, without]), draws, at), target
 
 def train_judge(
@@ -158,7 +172,8 @@ def train_judge(
     check_int("steps", recipe.steps, 1)
     check_int("batch", recipe.batch, 8)
     check_float("lr", recipe.lr, 0)
-    net, source = _init_judge(recipe).train(), Shapes(seed=recipe.seed, difficulty=recipe.difficulty)
+    net = _init_judge(recipe).train()
+    source = Shapes(seed=recipe.seed, difficulty=recipe.difficulty)
     opt = torch.optim.AdamW(net.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, recipe.lr, total_steps=recipe.steps)
     for step in range(recipe.steps):
@@ -172,7 +187,8 @@ def train_judge(
     return net.eval()
 
 # %% ../../nbs/evaluation/630_judge.ipynb #baa4e963
-def _shipped() -> Path: return Path(str(resources.files("vgnb") / "weights" / "shapes-judge.safetensors"))
+def _shipped() -> Path:
+    return Path(str(resources.files("vgnb") / "weights" / "shapes-judge.safetensors"))
 
 def save_judge(
     path:str|Path,        # x.safetensors; the card becomes x.json
@@ -185,7 +201,7 @@ def save_judge(
     with write_aside(path) as aside:
         save_safetensors(aside, state)
         card = _card(aside, net, recipe, facts)
-        save_card(path.with_suffix(".json"), card)                  # first: never weights without their card
+        save_card(path.with_suffix(".json"), card)         # first: never weights without their card
     return card
 
 def _card(weights:Path, net:Judge, recipe:JudgeRecipe, facts:dict) -> dict:
@@ -202,8 +218,10 @@ def _card(weights:Path, net:Judge, recipe:JudgeRecipe, facts:dict) -> dict:
 def _made(card:dict, state:dict[str, Tensor], path:Path) -> Judge:
     "The network that a card describes, if these can be its weights."
     recipe, classes = card.get("recipe"), card.get("classes")
-    says = isinstance(classes, list) and isinstance(recipe, dict) and {"width", "dims"} <= recipe.keys()
-    check(says, "weights", path.with_suffix(".json"), "must name classes and a recipe with width and dims", Mismatch)
+    says = (isinstance(classes, list) and isinstance(recipe, dict)
+            and {"width", "dims"} <= recipe.keys())
+    check(says, "weights", path.with_suffix(".json"),
+          "must name classes and a recipe with width and dims", Mismatch)
     def build(sizes): return Judge(*sizes)
     sizes = (len(classes), recipe["width"], recipe["dims"])
     fits_first(build, sizes, state, path)
@@ -217,9 +235,10 @@ def load_judge(
     for p in (path, path.with_suffix(".json")):
         check(p.is_file(), "weights", p, "no such file; scripts/train_judge.py writes it", Missing)
     card = load_card(path.with_suffix(".json"), "weights")
-    state = read_state(path, "weights")                  # first: a page or an empty file says more than its hash
+    state = read_state(path, "weights")     # first: a page or an empty file says more than its hash
     same = card.get("sha256") == digest_file(path)
-    check(same, "weights", path, "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
+    check(same, "weights", path,
+          "does not have the hash its card gives; run scripts/train_judge.py again", Mismatch)
     net = fill(_made(card, state, path), state, path)
     return net.eval().requires_grad_(False), card
 
@@ -251,7 +270,7 @@ def examine(
     n:int=2000,                               # held-out pictures
     seed:int=0,                               # theirs; must not be the recipe's
     difficulty:float=Shapes().difficulty,
-) -> tuple[dict, dict]: # accuracy of each kind of damage; (mean confidence, share above 0.9) of each kind of nothing
+) -> tuple[dict, dict]: # accuracy by damage; (mean confidence, share above 0.9) by kind of nothing
     "How far the judge can be believed."
     images, labels = Shapes(seed=seed, difficulty=difficulty).batch(np.arange(n))
     x, y = judge_input(images), torch.from_numpy(labels)
@@ -261,7 +280,8 @@ def examine(
     right = {k: _opinion(net, damage(x, noise)).argmax(1) == y for k, damage in _DAMAGE.items()}
     sure = {k: _opinion(net, nothing(x, draws, at)).amax(1) for k, nothing in _NOTHING.items()}
     accuracies = {k: float(v.float().mean()) for k, v in right.items()}
-    return accuracies, {k: (float(v.mean()), float((v > 0.9).float().mean())) for k, v in sure.items()}
+    return accuracies, {k: (float(v.mean()), float((v > 0.9).float().mean()))
+                        for k, v in sure.items()}
 
 # %% ../../nbs/evaluation/630_judge.ipynb #37a2af7a
 @extractors.register(name="shapes-judge")

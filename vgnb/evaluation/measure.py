@@ -36,26 +36,26 @@ from ..rows import padded
 @dataclass
 class MetricProtocol:
     "What a metric was measured on, through what, and how."
-    count: int                       # samples
-    reference_count: int|None        # pictures of the reference; None where stored statistics do not tell
-    extractor: str                   # id
-    samples: str                     # id
-    reference: str                   # id
-    labels: str                      # how the samples' classes are spread
-    reference_statistics: str        # "computed" here, or "stored" in the reference
-    uint8_rule: str = "unknown"      # how floats became bytes; pictures that come as bytes do not tell
-    seed: int|None = None            # of sampling
-    sampler: dict|None = None        # its settings
+    count: int                    # samples
+    reference_count: int|None  # pictures of the reference; None where stored statistics do not tell
+    extractor: str                # id
+    samples: str                  # id
+    reference: str                # id
+    labels: str                   # how the samples' classes are spread
+    reference_statistics: str     # "computed" here, or "stored" in the reference
+    uint8_rule: str = "unknown"   # how floats became bytes; pictures that come as bytes do not tell
+    seed: int|None = None         # of sampling
+    sampler: dict|None = None     # its settings
     settings: dict = field(default_factory=dict) # of the metrics
     engine: str = ""
     reference_protocol: dict|None = None # of stored statistics, where their file tells
     size: tuple|None = None          # (h, w) of the samples
-    reference_size: tuple|None = None # (h, w) of the reference's pictures; None where stored statistics do not tell
+    reference_size: tuple|None = None # (h, w) of the reference; None: statistics don't tell
 
 @dataclass
 class Report:
     "Metric values with their protocol."
-    values: dict             # fid, is_mean, is_std, kid_mean, kid_std, precision, recall, density, coverage, accuracy
+    values: dict           # fid, is_mean, is_std, kid_mean, kid_std, precision, recall, density ...
     protocol: MetricProtocol
     notes: list[str] = field(default_factory=list) # what a reader should know
 
@@ -90,20 +90,25 @@ _OF_POINTS = ("kid", "pr", "dc")    # compare single pictures
 
 def _check_settings(s:dict):
     "Settings that are wrong on any data."
-    check(len(s["metrics"]), "metrics", s["metrics"], f"must name at least one of {', '.join(METRICS)}")
+    check(len(s["metrics"]), "metrics", s["metrics"],
+          f"must name at least one of {', '.join(METRICS)}")
     for m in s["metrics"]: check_choice("metrics", m, METRICS)
-    for name, low in (("k", 1), ("is_split", 1), ("kid_subsets", 1), ("kid_size", 2)): check_int(name, s[name], low)
+    for name, low in (("k", 1), ("is_split", 1), ("kid_subsets", 1), ("kid_size", 2)):
+        check_int(name, s[name], low)
     if s["is_shuffle"] is not None: check_int("is_shuffle", s["is_shuffle"], 0)
 
 def by_name(samples:Samples, extractor:Extractor) -> bool:
-    "Whether labels can go over to the extractor's classes by name; names in digits are the numbers themselves."
+    "Whether labels can become the extractor's classes by name; names in digits are the numbers."
     names = samples.classes or []
     return bool(names) and (bool(extractor.names) or all(name.isdigit() for name in names))
 
 def graded_labels(samples:Samples, extractor:Extractor) -> np.ndarray: # (n,)
-    "What was asked for, in the extractor's own numbers. Errors: labels or names of classes that it doesn't have."
+    """What was asked for, in the extractor's own numbers.
+
+    Errors: labels or names of classes that it doesn't have."""
     labels = samples.labels
-    check(labels is not None, "metrics", "accuracy", "needs the labels that were asked for, in samples")
+    check(labels is not None, "metrics", "accuracy",
+          "needs the labels that were asked for, in samples")
     low, high = int(np.min(labels)), int(np.max(labels))
     named, known = by_name(samples, extractor), list(extractor.names)
     count = len(samples.classes) if named else extractor.classes
@@ -113,14 +118,16 @@ def graded_labels(samples:Samples, extractor:Extractor) -> np.ndarray: # (n,)
 
     numbers = np.array([class_index(name, known, extractor.classes) for name in samples.classes])
     strange = [samples.classes[k] for k in np.unique(labels) if numbers[k] < 0]
-    check(not strange, "labels", strange, f"must be classes of {extractor.id}: {', '.join(known) or extractor.classes}")
+    check(not strange, "labels", strange,
+          f"must be classes of {extractor.id}: {', '.join(known) or extractor.classes}")
     return numbers[labels]
 
 def label_note(samples:Samples, extractor:Extractor) -> str|None:
     "What to say where labels are graded by number."
     words = [name for name in samples.classes or [] if not name.isdigit()]
     if words and extractor.names: return None
-    return f"labels are taken as the class numbers of {extractor.id}: no names of classes say otherwise"
+    return (f"labels are taken as the class numbers of {extractor.id}: "
+            "no names of classes say otherwise")
 
 def _fitting(reference:Samples, extractor:Extractor) -> Statistics|None:
     "The reference's stored statistics, if they may be this extractor's."
@@ -149,10 +156,12 @@ def check_request(
     for m in metrics:
         if m not in _OF_POINTS and (m != "fid" or stored): continue
         misfit = "; its statistics do not fit the extractor" if m == "fid" else ""
-        check(points >= 2, "reference", reference.id, f"must hold pictures for {m}, or their features{misfit}")
+        check(points >= 2, "reference", reference.id,
+              f"must hold pictures for {m}, or their features{misfit}")
 
     scores = "is" in metrics or "accuracy" in metrics
-    check(extractor.classes or not scores, "metrics", "is", f"needs class scores; {extractor.id} has none")
+    check(extractor.classes or not scores, "metrics", "is",
+          f"needs class scores; {extractor.id} has none")
     if "accuracy" in metrics: graded_labels(samples, extractor)
     fits = "kid" not in metrics or kid_size <= few
     check(fits, "kid_size", kid_size, f"must be at most the number of pictures, {few}")
@@ -171,7 +180,8 @@ def look_at(
     "Features of all pictures, or those that are stored in their place."
     if samples.images is None and samples.features is not None:
         return Features(torch.from_numpy(np.array(samples.features)))
-    if processes is None or processes.world == 1: return extract(extractor, samples.batches(batch), progress)
+    if processes is None or processes.world == 1:
+        return extract(extractor, samples.batches(batch), progress)
 
     n = len(samples)
     share = -(-n // processes.world)
@@ -195,24 +205,29 @@ def size_note(samples:Samples, reference:Samples) -> str|None:
     "What to say where samples and reference are of different sizes."
     ours, theirs = size_of(samples), size_of(reference)
     if ours == theirs or None in (ours, theirs): return None
-    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures were {theirs[1]}x{theirs[0]}: "
-            "what is measured is the resizing, too")
+    return (f"the samples are {ours[1]}x{ours[0]}, the reference's pictures were "
+            f"{theirs[1]}x{theirs[0]}: what is measured is the resizing, too")
 
 # %% ../../nbs/evaluation/621_measure.ipynb #15957cf8
-def _values(s:dict, seen:Features, base:Features|None, ours:Statistics, theirs:Statistics|None, labels) -> dict:
+def _values(s:dict, seen:Features, base:Features|None, ours:Statistics,
+            theirs:Statistics|None, labels) -> dict:
     "The values, in the order of METRICS; `s` are the settings."
     out, metrics = {}, s["metrics"]
     if "fid" in metrics: out["fid"] = frechet_distance(ours, theirs)
     if "is" in metrics:
         out["is_mean"], out["is_std"] = inception_score(seen.logits, s["is_split"], s["is_shuffle"])
     if "kid" in metrics:
-        out["kid_mean"], out["kid_std"] = kernel_distance(seen.pool, base.pool, s["kid_subsets"], s["kid_size"])
-    if "pr" in metrics: out["precision"], out["recall"] = precision_recall(seen.pool, base.pool, s["k"])
-    if "dc" in metrics: out["density"], out["coverage"] = density_coverage(seen.pool, base.pool, s["k"])
+        out["kid_mean"], out["kid_std"] = kernel_distance(seen.pool, base.pool,
+                                                          s["kid_subsets"], s["kid_size"])
+    if "pr" in metrics:
+        out["precision"], out["recall"] = precision_recall(seen.pool, base.pool, s["k"])
+    if "dc" in metrics:
+        out["density"], out["coverage"] = density_coverage(seen.pool, base.pool, s["k"])
     if "accuracy" in metrics: out["accuracy"] = accuracy(seen.logits, labels)
     return out
 
-def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int|None, stored:bool, **recorded):
+def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int|None,
+              stored:bool, **recorded):
     "What the values rest on; `count`: pictures of the reference."
     return MetricProtocol(
         count=len(samples),
@@ -228,7 +243,8 @@ def _protocol(samples:Samples, reference:Samples, extractor:Extractor, count:int
         reference_size=size_of(reference),
         **recorded)
 
-def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|None, extractor:Extractor) -> list[str]:
+def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|None,
+           extractor:Extractor) -> list[str]:
     "What weakens a number."
     out = []
     if "fid" in metrics:
@@ -240,11 +256,12 @@ def _notes(metrics, ours:Statistics, theirs:Statistics|None, stored:Statistics|N
             out.append(f"FID of {ours.count} samples is larger than the FID of 50,000; "
                        "compare it with equal counts only")
     if stored and not stored.extractor:
-        out.append("the reference's statistics do not name their extractor; they are taken to be this one's")
+        out.append("the reference's statistics do not name their extractor; "
+                   "they are taken to be this one's")
     return out
 
 def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|None) -> list[str]:
-    "What a reader should know of a reference that was looked at before; `needed`: its single pictures count."
+    "What to know of a reference that was looked at before; `needed`: its single pictures count."
     unlike = size_note(samples, reference)
     out = [unlike] if unlike else []
     if needed and len(reference) == 0 and reference.points != count:
@@ -254,7 +271,7 @@ def _reference_notes(needed:bool, samples:Samples, reference:Samples, count:int|
 
 # %% ../../nbs/evaluation/621_measure.ipynb #349eac4a
 def _needs_base(settings:dict, stored:Statistics|None) -> bool:
-    "Whether the reference's pictures have to be looked at: not where stored statistics tell all that is asked."
+    "Whether to look at the reference's pictures: not where statistics tell all that is asked."
     metrics = settings["metrics"]
     return any(m in _OF_POINTS for m in metrics) or ("fid" in metrics and stored is None)
 
@@ -265,13 +282,15 @@ def _judge(
     **recorded,
 ) -> Report:
     "The report on what was seen."
-    def statistics(x:Features, source:str): return Statistics(extractor.dims, extractor.id, source).update(x.pool)
+    def statistics(x:Features, source:str):
+        return Statistics(extractor.dims, extractor.id, source).update(x.pool)
 
     ours, theirs = statistics(seen, samples.id), stored
     if theirs is None and base: theirs = statistics(base, reference.id)
     count = theirs.count if theirs else len(reference)
 
-    protocol = _protocol(samples, reference, extractor, count, bool(stored), settings=settings, **recorded)
+    protocol = _protocol(samples, reference, extractor, count, bool(stored),
+                         settings=settings, **recorded)
     notes = _notes(settings["metrics"], ours, theirs, stored, extractor)
     notes += _reference_notes(_needs_base(settings, stored), samples, reference, count)
     labels = None
@@ -301,7 +320,8 @@ def measure(
     "Compare samples with a reference."
     samples, reference = open_samples(samples), open_samples(reference)
     check_int("batch", batch, 1)
-    settings, stored = check_request(samples, reference, extractor, metrics, kid_size, is_split=is_split,
+    settings, stored = check_request(samples, reference, extractor,
+                                     metrics, kid_size, is_split=is_split,
                                      is_shuffle=is_shuffle, kid_subsets=kid_subsets, k=k)
 
     def look(side:str, pictures:Samples) -> Features:

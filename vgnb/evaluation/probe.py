@@ -45,15 +45,18 @@ def fit_ridge(
     x, y = features.double(), targets.double()
     m, mean, bias = len(x), x.mean(0), y.mean(0)
     scale = x.std(0, correction=0)
-    scale = torch.where(scale > 1e-8 * (1 + mean.abs()), scale, 1.0)     # constant features stay as they are
+    # constant features stay as they are
+    scale = torch.where(scale > 1e-8 * (1 + mean.abs()), scale, 1.0)
     u, s, v = torch.linalg.svd((x - mean) / scale, full_matrices=False)
     uy = u.T @ (y - bias)
 
     best = None
     for p in penalties:
-        keep = s ** 2 / (s ** 2 + p * m)                                 # how much of each direction is believed
-        lever = (1 - 1 / m - u ** 2 @ keep)[:, None].clamp(min=1e-9)     # how little a sample decides its own fit
-        left_out = (y - bias - u @ (keep[:, None] * uy)) / lever         # the error if it had not been there
+        keep = s ** 2 / (s ** 2 + p * m)                    # how much of each direction is believed
+        # how little a sample decides its own fit
+        lever = (1 - 1 / m - u ** 2 @ keep)[:, None].clamp(min=1e-9)
+        # the error if it had not been there
+        left_out = (y - bias - u @ (keep[:, None] * uy)) / lever
         error = float((left_out ** 2).sum())
         if best is None or error < best[0]:
             weight = v.T @ ((s / (s ** 2 + p * m))[:, None] * uy)        # (d, c)
@@ -69,7 +72,8 @@ def _check_probe(features, labels, folds:int, penalties:Sequence[float]):
     check(ok, "features", kind, "must be floating point (m, d)")
     m = len(features)
     ok = torch.is_tensor(labels) and labels.shape == (m,) and not labels.is_floating_point()
-    check(ok, "labels", tuple(getattr(labels, "shape", ())), f"must be integers, one for each of the {m} samples")
+    check(ok, "labels", tuple(getattr(labels, "shape", ())),
+          f"must be integers, one for each of the {m} samples")
     check(bool(features.isfinite().all()), "features", "not finite", "must be finite numbers")
     check_int("folds", folds, 2, m)
     check(len(penalties) > 0, "penalties", penalties, "must hold at least one number > 0")

@@ -25,7 +25,8 @@ def as_unit(
     four = torch.is_tensor(images) and images.dim() == 4
     check(four, argument, tuple(getattr(images, "shape", ())), "must be a tensor of four axes")
     if images.dtype == torch.uint8:
-        check(images.shape[-1] == 3, argument, tuple(images.shape), "uint8 pictures must be (b, h, w, 3)")
+        check(images.shape[-1] == 3, argument, tuple(images.shape),
+              "uint8 pictures must be (b, h, w, 3)")
         return images.permute(0, 3, 1, 2).double() / 255
 
     kinds = "must be uint8 (b, h, w, 3) or floats (b, c, h, w) in [0, 1]"
@@ -46,19 +47,20 @@ def _pair(output:Tensor, original:Tensor) -> tuple[Tensor, Tensor]:
 def l1(output:Tensor, original:Tensor) -> Tensor:
     "Mean absolute error of each picture, (b,), in units of [0, 1]."
     a, b = _pair(output, original)
-    return (a - b).abs().flatten(1).mean(1)                                                     # (b,)
+    return (a - b).abs().flatten(1).mean(1)                                                   # (b,)
 
 def mse(output:Tensor, original:Tensor) -> Tensor:
     "Mean squared error of each picture, (b,)."
     a, b = _pair(output, original)
-    return (a - b).square().flatten(1).mean(1)                                                  # (b,)
+    return (a - b).square().flatten(1).mean(1)                                                # (b,)
 
 def psnr(
     output:Tensor, original:Tensor,
     data_range:float=1.0, # span of the data; bytes and unit floats both span 1 here
 ) -> Tensor:
     "Peak signal-to-noise ratio of each picture in dB, (b,); infinite where the two are equal."
-    return 10 * torch.log10(check_float("data_range", data_range, 1e-12) ** 2 / mse(output, original))
+    return 10 * torch.log10(
+        check_float("data_range", data_range, 1e-12) ** 2 / mse(output, original))
 
 # %% ../../nbs/evaluation/600_reconstruction.ipynb #d47c5d5e
 def ssim(
@@ -67,7 +69,7 @@ def ssim(
     window:int=7,         # odd side of the uniform window, in pixels
     compat:Literal["upstream"]|None=None, # "upstream": constants of data_range 2, whatever the data
 ) -> Tensor:              # (b,) in [-1, 1]
-    "Structural similarity (Wang et al. 2004; uniform window, sample covariance, interior windows, mean over channels)."
+    "Structural similarity (Wang et al. 2004; uniform inner windows, sample covariance, mean)."
     a, b = _pair(output, original)
     check_choice("compat", compat, (None, "upstream"))
     return similarity(a, b, 2.0 if compat else data_range, window)
@@ -81,7 +83,8 @@ class ReconstructionMeter:
     compat: Literal["upstream"]|None = None
     count: int = 0
     sums: dict = field(default_factory=lambda: dict.fromkeys(_NAMES, 0.0))
-    quirks = (("SSIM with data_range 2 on pictures in [0, 1]", "scores are too high, most where contrast is low"),)
+    quirks = (("SSIM with data_range 2 on pictures in [0, 1]",
+               "scores are too high, most where contrast is low"),)
 
     def update(self, output:Tensor, original:Tensor) -> dict:
         "Add a batch; returns its per-picture values, name -> (b,)."
@@ -114,7 +117,8 @@ class CodebookMeter:
     "How often each of `vocab` codes occurs, and what follows from it."
     vocab: int                    # entries of the codebook
     counts: Tensor|None = None    # (vocab,) int64; add the counts of several processes
-    quirks = (("`codebook_ppl` is the entropy in nats", "a full 8192-entry codebook reads 9.01 instead of 8192"),)
+    quirks = (("`codebook_ppl` is the entropy in nats",
+               "a full 8192-entry codebook reads 9.01 instead of 8192"),)
 
     def __post_init__(self):
         check_int("vocab", self.vocab, 1)
@@ -122,7 +126,8 @@ class CodebookMeter:
 
     def update(self, codes:Tensor) -> "CodebookMeter":
         "Count codes of any shape."
-        self.counts += torch.bincount(check_codes(codes, self.vocab).flatten().cpu(), minlength=self.vocab)
+        self.counts += torch.bincount(check_codes(codes, self.vocab).flatten().cpu(),
+                                      minlength=self.vocab)
         return self
 
     @property
@@ -154,8 +159,10 @@ def codebook_distance(
     a:CodebookMeter, b:CodebookMeter, # codes of two sets of pictures, by one tokenizer
 ) -> float:                           # 0 ... 1
     "Hellinger distance of two histograms of codes (arXiv 2603.08064)."
-    check(a.vocab == b.vocab, "b", b.vocab, f"must count the codes of the same codebook, {a.vocab}", Mismatch)
-    for name, meter in (("a", a), ("b", b)): check(meter.counts.sum() > 0, name, 0, "needs at least one code")
+    check(a.vocab == b.vocab, "b", b.vocab,
+          f"must count the codes of the same codebook, {a.vocab}", Mismatch)
+    for name, meter in (("a", a), ("b", b)):
+        check(meter.counts.sum() > 0, name, 0, "needs at least one code")
     p, q = ((meter.counts.double() / meter.counts.sum()).sqrt() for meter in (a, b))
     return float((p - q).square().sum().div(2).sqrt())
 
@@ -170,8 +177,10 @@ class PlaceMeter:
     def update(self, codes:Tensor) -> "PlaceMeter":
         "Look at codes (b, n) of one level."
         codes = codes.cpu()
-        check(codes.dim() == 2 and len(codes), "codes", tuple(codes.shape), "must be (b, n) with b >= 1")
-        if self.first is None: self.first, self.varied = codes[0].clone(), torch.zeros_like(codes[0], dtype=torch.bool)
+        check(codes.dim() == 2 and len(codes), "codes", tuple(codes.shape),
+              "must be (b, n) with b >= 1")
+        if self.first is None:
+            self.first, self.varied = codes[0].clone(), torch.zeros_like(codes[0], dtype=torch.bool)
         same = codes.shape[1] == len(self.first)
         check(same, "codes", tuple(codes.shape), f"must have {len(self.first)} places, as before")
         self.varied |= (codes != self.first).any(0)

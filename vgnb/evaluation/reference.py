@@ -18,11 +18,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import BadItem, as_json, check, check_int, digest, load_card, save_card, sweep_aside, write_aside
+from vgnb.core import (
+    BadItem,
+    as_json,
+    check,
+    check_int,
+    digest,
+    load_card,
+    save_card,
+    sweep_aside,
+    write_aside,
+)
 from ..data.shards import ShardWriter
 from ..downloads import Remote, remotes
 from .features import Extractor
-from .samples import Samples, Statistics, load_statistics, open_samples, save_statistics
+from vgnb.evaluation.samples import (
+    Samples,
+    Statistics,
+    load_statistics,
+    open_samples,
+    save_statistics,
+)
 from ..places import locked_file
 from ..processes import Processes, read_ahead
 from ..progress import Progress
@@ -67,7 +83,7 @@ class _Pieces(torch.utils.data.Dataset):
         r = self.ranges[j]
         try: return torch.from_numpy(np.array(self.images[r.start:r.stop])), list(r), []
         except BadItem: pass
-        return self._one_by_one(r)                                   # so that only the spoilt ones are missing
+        return self._one_by_one(r)                        # so that only the spoilt ones are missing
 
     def _one_by_one(self, r:range):
         kept, ids, bad = [], [], []
@@ -84,11 +100,13 @@ def _spread(total:int, keep:int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(keep, total)).round().astype(np.int64))
 
 def _write(z:zipfile.ZipFile, name:str, array:np.ndarray):
-    with z.open(f"{name}.npy", "w", force_zip64=True) as f: np.lib.format.write_array(f, array, allow_pickle=False)
+    with z.open(f"{name}.npy", "w", force_zip64=True) as f:
+        np.lib.format.write_array(f, array, allow_pickle=False)
 
 def _write_features(f, parts:Iterator[Tensor], rows:int, dims:int):
     "One array (rows, dims) fp32, part by part."
-    np.lib.format.write_array_header_1_0(f, dict(descr="<f4", fortran_order=False, shape=(rows, dims)))
+    np.lib.format.write_array_header_1_0(f,
+                                         dict(descr="<f4", fortran_order=False, shape=(rows, dims)))
     done = 0
     for part in parts:
         f.write(np.ascontiguousarray(part.numpy().astype("<f4")).data)
@@ -97,8 +115,10 @@ def _write_features(f, parts:Iterator[Tensor], rows:int, dims:int):
 
 _BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet"
 _EVALUATIONS = "https://github.com/openai/guided-diffusion/tree/main/evaluations"
-remotes.update({name: (Remote(file, url=f"{_BATCHES}/{pixels}/{file}", page=_EVALUATIONS),) for name, pixels, file in (
-    ("reference-256", 256, "VIRTUAL_imagenet256_labeled.npz"), ("reference-512", 512, "VIRTUAL_imagenet512.npz"))})
+remotes.update({name: (Remote(file, url=f"{_BATCHES}/{pixels}/{file}", page=_EVALUATIONS),)
+                for name, pixels, file in (
+                    ("reference-256", 256, "VIRTUAL_imagenet256_labeled.npz"),
+                    ("reference-512", 512, "VIRTUAL_imagenet512.npz"))})
 
 def save_reference(
     path:str|Path,                # .npz
@@ -109,16 +129,17 @@ def save_reference(
 ):
     "Write statistics, their protocol, and features as they come."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")
-    facts = dict(count=str(statistics.count), extractor=statistics.extractor, source=statistics.source,
-                 protocol=json.dumps(protocol))
+    facts = dict(count=str(statistics.count), extractor=statistics.extractor,
+                 source=statistics.source, protocol=json.dumps(protocol))
     with write_aside(path) as aside, zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as z:
         _write(z, "mu", statistics.mean.numpy())
         _write(z, "sigma", statistics.cov.numpy())
         for name, text in facts.items(): _write(z, name, np.array(text))
         if not rows: return
-        with z.open("features.npy", "w", force_zip64=True) as f: _write_features(f, features, rows, statistics.dims)
+        with z.open("features.npy", "w", force_zip64=True) as f:
+            _write_features(f, features, rows, statistics.dims)
 
-# %% ../../nbs/evaluation/622_reference.ipynb #067ac20b
+# %% ../../nbs/evaluation/622_reference.ipynb #f25c0fc2
 def reference_plan(
     images:Samples,
     extractor:Extractor,
@@ -126,15 +147,19 @@ def reference_plan(
     keep:int=0,       # pictures whose features are kept
     shard_size:int=1024,
 ) -> ReferencePlan:
-    "What the reference will rest on. Errors: a name that is taken or of another kind, too few pictures."
+    """What the reference will rest on.
+
+    Errors: a name that is taken or of another kind, too few pictures."""
     out = Path(out)
-    check(out.suffix in (".npz", ".safetensors", ".pt"), "out", out, "must end in .npz, .safetensors or .pt")
+    check(out.suffix in (".npz", ".safetensors", ".pt"), "out", out,
+          "must end in .npz, .safetensors or .pt")
     check_int("features", keep, 0)
     check(keep == 0 or out.suffix == ".npz", "features", keep, "can be kept in an .npz only")
     check(len(images) >= 2, "images", images.id, "must be at least two pictures")
     check_int("shard_size", shard_size, 1)
     size = tuple(images.images.shape[1:3])
-    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size, shard_size, images.times)
+    plan = ReferencePlan(len(images), images.id, extractor.id, extractor.dims, size,
+                         shard_size, images.times)
     _check_own(out, plan, keep)
     return plan
 
@@ -148,6 +173,7 @@ def _parts(out:Path) -> Path:
     "Where unfinished work lies."
     return out.with_name(out.name + ".parts")
 
+# %% ../../nbs/evaluation/622_reference.ipynb #067ac20b
 def _beside(out:Path) -> Path:
     "Where the note about a .pt lies, which cannot say itself what it rests on."
     return out.with_name(out.name + ".json")
@@ -176,7 +202,8 @@ def is_finished(out:str|Path, plan:ReferencePlan, keep:int) -> bool:
     said = samples.protocol or {}
     counts = said.get("count"), said.get("left_out", 0)
     pictures = sum(counts) if all(isinstance(n, int) for n in counts) else None
-    found = said.get("images"), said.get("extractor"), said.get("size"), pictures, said.get("features", 0)
+    found = (said.get("images"), said.get("extractor"), said.get("size"), pictures,
+             said.get("features", 0))
     return found == (plan.images, plan.extractor, list(plan.size), plan.total, keep)
 
 # %% ../../nbs/evaluation/622_reference.ipynb #a63b4c36
@@ -190,12 +217,15 @@ def _look(writer:FeatureShards, shard:int, pieces:list, extractor:Extractor, sou
         bar.update(len(numbers) + len(bad))
     writer.write(shard, ids, torch.cat(seen))
 
-def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int, workers:int, show:bool|None):
+def _look_at_rest(writer:FeatureShards, images:Samples, extractor:Extractor, batch:int,
+                  workers:int, show:bool|None):
     "Look at this process's shards that are not there yet; pieces of a batch's size are read ahead."
     todo = {k: writer.span(k) for k in writer.todo()}
-    pieces = {k: [span[a:a + batch] for a in range(0, len(span), batch)] for k, span in todo.items()}
+    pieces = {k: [span[a:a + batch] for a in range(0, len(span), batch)]
+              for k, span in todo.items()}
     read = _Pieces(images.images, sum(pieces.values(), []))
-    load = torch.utils.data.DataLoader(read, batch_size=None, num_workers=workers, generator=torch.Generator())
+    load = torch.utils.data.DataLoader(read, batch_size=None, num_workers=workers,
+                                       generator=torch.Generator())
     feed = read_ahead(load)
 
     source = getattr(images.images, "source", None)
@@ -216,7 +246,8 @@ def _gather(writer:FeatureShards, max_bad:int) -> tuple[Statistics, np.ndarray]:
         total.update(features)
         readable.append(ids)
     gone = plan.total - total.count
-    check(gone <= max_bad, "max_bad", max_bad, f"{gone} pictures could not be read over all processes")
+    check(gone <= max_bad, "max_bad", max_bad,
+          f"{gone} pictures could not be read over all processes")
     check(total.count >= 2, "images", plan.images, "must be at least two readable pictures")
     return total, np.concatenate(readable)
 
@@ -237,7 +268,8 @@ def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) 
         kept = int(np.isin(readable, chosen).sum())
         save_reference(out, total, protocol, _some(writer, chosen), kept)
     else:
-        if out.suffix == ".pt": save_card(_beside(out), _note(plan, total))    # first: never a file without its note
+        # first: never a file without its note
+        if out.suffix == ".pt": save_card(_beside(out), _note(plan, total))
         save_statistics(out, total)
     writer.remove()
     return total
@@ -245,7 +277,7 @@ def _finish(writer:FeatureShards, out:Path, keep:int, max_bad:int, record:dict) 
 # %% ../../nbs/evaluation/622_reference.ipynb #5123e2ad
 def extract_reference(
     images,                      # whatever `open_samples` opens
-    out:str|Path,                # .npz (or .safetensors; .pt as the masked transformer's code base reads it)
+    out:str|Path,       # .npz (or .safetensors; .pt as the masked transformer's code base reads it)
     extractor:Extractor,
     *, keep:int=0,               # pictures whose features are kept, for precision and recall
     batch:int=64,
@@ -255,7 +287,9 @@ def extract_reference(
     progress:bool|None=None,     # a bar; None: on a terminal, elsewhere a line now and then
     processes:Processes|None=None,
 ) -> Statistics:
-    "Write (or complete) a data set's statistics; all processes call it together. Unfinished work lies in OUT.parts."
+    """Write (or complete) a data set's statistics; all processes call it together.
+
+    Unfinished work lies in OUT.parts."""
     images, out, processes = open_samples(images), Path(out), processes or Processes()
     check_int("batch", batch, 1)
     check_int("workers", workers, 0)
@@ -271,8 +305,8 @@ def extract_reference(
         return processes.together(lambda: _finish(writer, out, keep, max_bad, record or {}))
 
 def _begin(out:Path, plan:ReferencePlan, keep:int) -> bool:
-    "The folder of parts is there before others look for it; or `out` is, and what a kill left is removed."
-    _check_own(out, plan, keep)                       # again, as its owner: another may have finished meanwhile
+    "The folder of parts is there before others look; or `out` is, and a kill's rest is gone."
+    _check_own(out, plan, keep)           # again, as its owner: another may have finished meanwhile
     sweep_aside(out.parent, out.name)
     sweep_aside(out.parent, _beside(out).name)
     done, parts = out.exists(), _parts(out)

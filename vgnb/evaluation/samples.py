@@ -38,12 +38,18 @@ from ..data.images import open_images
 from ..data.sources import ImageSource
 from ..data.transforms import center_crop, resize_crop
 from ..saved import save_safetensors
-from ..tensor_files import directory_size, is_complete, no_weights, read_safetensors, read_tensors
+from vgnb.tensor_files import (
+    directory_size,
+    is_complete,
+    no_weights,
+    read_safetensors,
+    read_tensors,
+)
 
 # %% ../../nbs/evaluation/615_samples.ipynb #3d619bd0
 _LIMIT = 2 ** 36     # bytes an array may take: 64 GiB
 _FREELY = 2 ** 28    # bytes that any array may unpack to
-_GROWTH = 64         # beyond that: times its packed size; photographs take 2, drawn shapes 20, zeros 1000
+_GROWTH = 64   # beyond that: times its packed size; photographs take 2, drawn shapes 20, zeros 1000
 _CONTENTS = 2 ** 20  # bytes of a file's table of contents: some ten thousand arrays
 
 class Member(NamedTuple):
@@ -54,13 +60,14 @@ class Member(NamedTuple):
 
 def _header(f) -> tuple:
     "(shape, Fortran order?, dtype) of an npy stream."
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    read = {(1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(f)
     check(version in read, "npy version", version, "must be 1.0 or 2.0", Mismatch)
     return read[version](f)
 
 def _data_start(raw, info:zipfile.ZipInfo) -> int:
-    "Where a member's bytes start in a zip: after its local header, whose name and extra fields have their own lengths."
+    "Where a member's bytes start in a zip: after its local header, with lengths of its own."
     raw.seek(info.header_offset + 26)
     name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
     return info.header_offset + 30 + name + extra
@@ -74,7 +81,8 @@ def _member(z:zipfile.ZipFile, raw, info:zipfile.ZipInfo, where:str, limit:int) 
     check(not dtype.hasobject, "npz", where, code, Mismatch)
     size, held = math.prod(shape) * dtype.itemsize, info.file_size - head
     check(size == held, "npz", where, f"claims {size} bytes but holds {held}", Mismatch)
-    check(size <= limit, "npz", where, f"would take {size} bytes; at most {limit} are read", Mismatch)
+    check(size <= limit, "npz", where,
+          f"would take {size} bytes; at most {limit} are read", Mismatch)
     packed = info.compress_size
     grows = f"claims {size} bytes, packed into {packed}: no pictures shrink so far"
     check(size <= max(_FREELY, _GROWTH * packed), "npz", where, grows, Mismatch)
@@ -89,38 +97,44 @@ def npz_members(
     path:str|Path,
     limit:int=_LIMIT, # bytes that one array may take
 ) -> dict[str, Member]:
-    "The arrays of an npz, checked without reading them: no objects, sizes that are true and within `limit`."
+    "The arrays of an npz, checked unread: no objects, sizes that are true and within `limit`."
     path, out = Path(path), {}
     check(path.is_file(), "npz", path, "no such file", Missing)
     why = no_weights(path)
     check(why is None, "npz", path, f"is not an npz: it {why}", Mismatch)
     contents = directory_size(path)
-    check(contents <= _CONTENTS, "npz", path, f"names too many arrays: {contents:,} bytes of contents", Mismatch)
+    check(contents <= _CONTENTS, "npz", path,
+          f"names too many arrays: {contents:,} bytes of contents", Mismatch)
     try:
         with zipfile.ZipFile(path) as z, open(path, "rb") as raw:
-            hidden = "is damaged: its table of contents ends before all arrays were named; make or copy it again"
+            hidden = ("is damaged: its table of contents ends before all arrays were named; "
+                      "make or copy it again")
             check(is_complete(z), "npz", path, hidden, Mismatch)
             for info in z.infolist():
                 name = info.filename.removesuffix(".npy")
                 out[name] = _member(z, raw, info, f"{path}[{name}]", limit)
     except (Mismatch, Missing): raise
-    except Exception as e:                     # a forged file makes zipfile and numpy raise whatever they like
+    except Exception as e:          # a forged file makes zipfile and numpy raise whatever they like
         raise Mismatch("npz", path, f"is not an npz of plain arrays ({e})") from e
     return out
 
 # %% ../../nbs/evaluation/615_samples.ipynb #861125a1
 def check_crc(path:str|Path):
-    "Every array of an npz is, bit for bit, what was written. Errors: `Mismatch` names the first that is not."
+    """Every array of an npz is, bit for bit, what was written.
+
+    Errors: `Mismatch` names the first that is not."""
     try:
         with zipfile.ZipFile(path) as z: bad = z.testzip()
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, RuntimeError, zlib.error) as e:
         raise Mismatch("npz", path, f"is damaged ({e})") from None
-    check(bad is None, "npz", path, f"is damaged: the checksum of {bad} does not fit; make or copy it again", Mismatch)
+    check(bad is None, "npz", path,
+          f"is damaged: the checksum of {bad} does not fit; make or copy it again", Mismatch)
 
 def read_npz(path:str|Path, name:str, limit:int=_LIMIT) -> np.ndarray:
     "One array: memory-mapped where the file stores it plainly, else unpacked."
     members = npz_members(path, limit)
-    check(name in members, "npz", path, f"has no array {name}; it holds {', '.join(members)}", Mismatch)
+    check(name in members, "npz", path,
+          f"has no array {name}; it holds {', '.join(members)}", Mismatch)
     m = members[name]
     if m.offset is None or not math.prod(m.shape):
         try:
@@ -133,12 +147,12 @@ def read_npz(path:str|Path, name:str, limit:int=_LIMIT) -> np.ndarray:
 @dataclass
 class Statistics:
     "Mean and scatter of feature vectors in float64."
-    dims: int                     # length of a feature vector
-    extractor: str = ""           # id of what made the features; "" = unknown
-    source: str = ""              # id of the pictures
-    count: int|None = 0           # None: a file did not say; then `scatter` is the covariance itself
-    mean: Tensor|None = None      # (d,)
-    scatter: Tensor|None = None   # (d, d): sum of centred outer products
+    dims: int                    # length of a feature vector
+    extractor: str = ""          # id of what made the features; "" = unknown
+    source: str = ""             # id of the pictures
+    count: int|None = 0          # None: a file did not say; then `scatter` is the covariance itself
+    mean: Tensor|None = None     # (d,)
+    scatter: Tensor|None = None  # (d, d): sum of centred outer products
 
     def __post_init__(self):
         check_int("dims", self.dims, 1)
@@ -153,7 +167,8 @@ class Statistics:
         if not len(features): return self
         x = features.double()
         mean = x.mean(0)
-        return self.merge(Statistics(self.dims, count=len(x), mean=mean, scatter=(x - mean).T @ (x - mean)))
+        return self.merge(Statistics(self.dims, count=len(x), mean=mean,
+                                     scatter=(x - mean).T @ (x - mean)))
 
     def merge(self, other:"Statistics") -> "Statistics":
         "Add what another process saw."
@@ -176,18 +191,21 @@ class Statistics:
 
 # %% ../../nbs/evaluation/615_samples.ipynb #72ac83b9
 def save_statistics(
-    path:str|Path, # .safetensors, .npz, or .pt: tensors in fp32 only, as the masked transformer's code base reads them
+    path:str|Path, # .safetensors, .npz, or .pt: tensors in fp32, for the masked transformer's code
     s:Statistics,
 ):
     "Write mean and covariance; with count, extractor and source, except in a .pt."
     path = Path(path)
-    check(path.suffix in (".npz", ".safetensors", ".pt"), "path", path, "must end in .npz, .safetensors or .pt")
-    facts = dict(count="" if s.count is None else str(s.count), extractor=s.extractor, source=s.source)
+    check(path.suffix in (".npz", ".safetensors", ".pt"), "path", path,
+          "must end in .npz, .safetensors or .pt")
+    facts = dict(count="" if s.count is None else str(s.count),
+                 extractor=s.extractor, source=s.source)
     with write_aside(path) as aside:
         if path.suffix == ".npz":
-            np.savez(aside, mu=s.mean.numpy(), sigma=s.cov.numpy(), **{k: np.array(v) for k, v in facts.items()})
+            np.savez(aside, mu=s.mean.numpy(), sigma=s.cov.numpy(),
+                     **{k: np.array(v) for k, v in facts.items()})
         elif path.suffix == ".pt":
-            body = io.BytesIO()                         # torch's own words for a full disk are not the system's
+            body = io.BytesIO()             # torch's own words for a full disk are not the system's
             torch.save({"mu": s.mean.float(), "cov": s.cov.float()}, body)
             aside.write_bytes(body.getvalue())
         else:
@@ -201,7 +219,8 @@ def _stored_safely(path:Path) -> tuple[dict, dict]:
     facts = dict(facts)
     seal = facts.pop("seal", None)
     intact = seal in (None, digest(arrays, facts))
-    check(intact, "statistics", path, "is damaged: its seal does not fit; make or copy it again", Mismatch)
+    check(intact, "statistics", path,
+          "is damaged: its seal does not fit; make or copy it again", Mismatch)
     return arrays, facts
 
 def _stored(path:Path) -> tuple[dict, dict]:
@@ -209,11 +228,12 @@ def _stored(path:Path) -> tuple[dict, dict]:
     if path.suffix == ".npz":
         names = npz_members(path)
         arrays = {k: read_npz(path, k) for k in ("mu", "sigma", "cov") if k in names}
-        return arrays, {k: str(read_npz(path, k)) for k in ("count", "extractor", "source") if k in names}
+        return arrays, {k: str(read_npz(path, k))
+                        for k in ("count", "extractor", "source") if k in names}
     if path.suffix == ".safetensors":
         return _stored_safely(path)
     with open(path, "rb") as f: is_zip = f.read(4) == b"PK\3\4"
-    if is_zip: check_crc(path)                                # torch writes the sums and does not read them
+    if is_zip: check_crc(path)                        # torch writes the sums and does not read them
     return read_tensors(path, "statistics"), {}
 
 def _as_double(a, path:Path) -> Tensor:
@@ -229,26 +249,31 @@ def load_statistics(
     path = Path(path)
     check(path.is_file(), "statistics", path, "no such file", Missing)
     arrays, facts = _stored(path)
-    gaussian = isinstance(arrays, dict) and "mu" in arrays and ("sigma" in arrays or "cov" in arrays)
+    gaussian = (isinstance(arrays, dict) and "mu" in arrays
+                and ("sigma" in arrays or "cov" in arrays))
     check(gaussian, "statistics", path, "must hold mu and sigma (or cov)", Mismatch)
 
     mu, cov = (_as_double(arrays[k], path) for k in ("mu", "sigma" if "sigma" in arrays else "cov"))
     square = mu.dim() == 1 and cov.shape == (len(mu), len(mu))
     check(square and bool(mu.isfinite().all() and cov.isfinite().all()), "statistics", path,
-          f"must be finite, mu (d,) and sigma (d, d); got {tuple(mu.shape)} and {tuple(cov.shape)}", Mismatch)
+          f"must be finite, mu (d,) and sigma (d, d); got {tuple(mu.shape)} and {tuple(cov.shape)}",
+          Mismatch)
     count = int(facts["count"]) if str(facts.get("count", "")).isdigit() else None
     scatter = cov if count is None else cov * (count - 1)
-    return Statistics(len(mu), facts.get("extractor", ""), facts.get("source", path.name), count, mu, scatter)
+    return Statistics(len(mu), facts.get("extractor", ""), facts.get("source", path.name),
+                      count, mu, scatter)
 
 # %% ../../nbs/evaluation/615_samples.ipynb #23e727d1
 CROPS = ("adm", "bilinear", "bicubic")
 
 def class_numbers(
-    labels,                  # (n,): whole numbers, also as floats or truth values; or one-hot rows (n, k)
+    labels,            # (n,): whole numbers, also as floats or truth values; or one-hot rows (n, k)
     count:int,               # n
     source:str|Path="",      # the file they are from, for the error
 ) -> np.ndarray: # (n,) int64
-    "The classes of pictures as numbers. Errors: `BadInput` for anything that is not one class a picture."
+    """The classes of pictures as numbers.
+
+    Errors: `BadInput` for anything that is not one class a picture."""
     a = np.asarray(labels)
     where = f" (in {source})" if source else ""
     rule = f"must be one class a picture: whole numbers (n,), or one-hot rows (n, k){where}"
@@ -282,7 +307,8 @@ class _Pictures:
         if self.size: return np.asarray(resize_crop(item.image, self.size, self.crop))
         picture = np.asarray(item.image)
         (h, w), (first_h, first_w) = picture.shape[:2], self.side[:2]
-        check(picture.shape == self.side, "size", None, f"{item.key} is {w}x{h}, the first {first_w}x{first_h}: "
+        check(picture.shape == self.side, "size", None,
+              f"{item.key} is {w}x{h}, the first {first_w}x{first_h}: "
               "give the side to which all are centre-cropped")
         return picture
 
@@ -298,18 +324,19 @@ class _Pictures:
 @dataclass
 class Samples:
     "Pictures to measure, or the statistics that stand for them."
-    images: object                     # (n, h, w, 3) uint8: array, memory map, or read lazily; None = statistics only
+    images: object   # (n, h, w, 3) uint8: array, memory map, or read lazily; None = statistics only
     labels: np.ndarray|None = None     # (n,) int64
     statistics: Statistics|None = None # stored with the pictures, of a larger set
     id: str = ""                       # by which results name them
-    features: np.ndarray|None = None   # (m, d) fp32, of some of the pictures, stored with the statistics
+    features: np.ndarray|None = None   # (m, d) fp32, of some pictures, stored with the statistics
     protocol: dict|None = None         # how stored statistics came to be
     times: str = ""                    # when the files of a source were last changed, in one word
     classes: list[str]|None = None     # what the labels' numbers are called, where that is known
 
     def __post_init__(self):
         if self.images is None:
-            check(self.statistics is not None, "images", None, "must be given, or statistics in their place")
+            check(self.statistics is not None, "images", None,
+                  "must be given, or statistics in their place")
             return
         shape = tuple(self.images.shape)
         check(len(shape) == 4 and shape[-1] == 3, "images", shape, "must be (n, h, w, 3)")
@@ -324,7 +351,7 @@ class Samples:
 
     @property
     def points(self) -> int:
-        "How many pictures there are features of: all that are here, else those whose features are stored."
+        "Of how many pictures there are features: all that are here, else the stored ones."
         if len(self): return len(self)
         return 0 if self.features is None else len(self.features)
 
@@ -339,7 +366,8 @@ def _kept(path:Path, members:dict, stored:Statistics) -> tuple[np.ndarray|None, 
     "Features and protocol that a file of statistics may hold, too."
     features = read_npz(path, "features") if "features" in members else None
     if features is not None:
-        fits = features.ndim == 2 and features.shape[1] == stored.dims and features.dtype == np.float32
+        fits = (features.ndim == 2 and features.shape[1] == stored.dims
+                and features.dtype == np.float32)
         check(fits, "npz", f"{path}[features]", f"must be float32 (m, {stored.dims})", Mismatch)
     try: protocol = json.loads(str(read_npz(path, "protocol"))) if "protocol" in members else None
     except (ValueError, RecursionError): protocol = None
@@ -352,7 +380,8 @@ def _recorded_classes(path:Path, id:str) -> list[str]|None:
     try: run = load_card(path.with_suffix(".run.json"))
     except BadInput: return None
     outputs, names = run.get("outputs"), run.get("classes")
-    is_its_own = isinstance(outputs, dict) and id == f"{path.name}@{str(outputs.get(path.name))[:12]}"
+    is_its_own = (isinstance(outputs, dict)
+                  and id == f"{path.name}@{str(outputs.get(path.name))[:12]}")
     are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_its_own and are_names and names else None
 
@@ -360,19 +389,24 @@ def _open_npz(path:Path) -> Samples:
     "Pictures, or statistics with what is stored beside them."
     members = npz_members(path)
     check_crc(path)
-    stored = load_statistics(path) if "mu" in members and ("sigma" in members or "cov" in members) else None
+    stored = (load_statistics(path)
+              if "mu" in members and ("sigma" in members or "cov" in members) else None)
     pictures = next((k for k in ("arr_0", "images", "samples") if k in members), None)
     check(pictures or stored, "npz", path,
-          f"must hold arr_0 (uint8 pictures) or mu and sigma; it holds {', '.join(members)}", Mismatch)
-    if pictures is None: return Samples(None, None, stored, _file_id(path), *_kept(path, members, stored))
+          f"must hold arr_0 (uint8 pictures) or mu and sigma; it holds {', '.join(members)}",
+          Mismatch)
+    if pictures is None:
+        return Samples(None, None, stored, _file_id(path), *_kept(path, members, stored))
 
     m = members[pictures]
     bytes_ = m.dtype == np.uint8 and len(m.shape) == 4 and m.shape[-1] == 3
-    check(bytes_, "npz", f"{path}[{pictures}]", f"must be uint8 (n, h, w, 3), not {m.dtype} {m.shape}", Mismatch)
+    check(bytes_, "npz", f"{path}[{pictures}]",
+          f"must be uint8 (n, h, w, 3), not {m.dtype} {m.shape}", Mismatch)
     label = next((k for k in ("labels", "arr_1", "label") if k in members), None)
     labels = class_numbers(read_npz(path, label), m.shape[0], path) if label else None
     id = _file_id(path)
-    return Samples(read_npz(path, pictures), labels, stored, id, classes=_recorded_classes(path, id))
+    return Samples(read_npz(path, pictures), labels, stored, id,
+                   classes=_recorded_classes(path, id))
 
 def _labels(source:ImageSource):
     "(n,) labels of a source, however it keeps them; None when there is only one class."
@@ -383,7 +417,7 @@ def _labels(source:ImageSource):
 
 # %% ../../nbs/evaluation/615_samples.ipynb #dd7a238d
 def open_samples(
-    where,              # .npz, statistics file, folder, .tar, address (shapes://..., datasets://...), source, or array
+    where,   # .npz, statistics, folder, .tar, address (shapes://..., datasets://...), source, array
     size:int|None=None, # centre-crop pictures of a source to this side
     crop:str="adm",     # how: one of CROPS
     max_bad:int=0,      # of the source
@@ -402,10 +436,12 @@ def open_samples(
 
     if size is not None: check_int("size", size, 1)
     source = open_images(where, max_bad=max_bad, orientation=orientation)
-    check(not source.streaming, "samples", str(where), "must be a source of known length, not a stream")
+    check(not source.streaming, "samples", str(where),
+          "must be a source of known length, not a stream")
     cropped = f" {crop} {size}" if size else ""
     pictures, name = _Pictures(source, size, crop), source.fingerprint + cropped
-    return Samples(pictures, _labels(source), None, name, times=source.times, classes=list(source.classes))
+    return Samples(pictures, _labels(source), None, name, times=source.times,
+                   classes=list(source.classes))
 
 # %% ../../nbs/evaluation/615_samples.ipynb #94d8fa97
 def _write_pictures(f, batches, count:int):
@@ -429,11 +465,11 @@ def _write_labels(z:zipfile.ZipFile, labels):
         np.lib.format.write_array(f, np.asarray(labels, np.int64), allow_pickle=False)
 
 def save_samples(
-    path:str|Path,             # x.npz
-    batches,                   # uint8 (n, h, w, 3), `Samples`, or an iterator of batches (b, h, w, 3)
-    labels=None,               # (n,) classes that were asked for
-    count:int|None=None,       # needed with an iterator: how many pictures it will deliver
-    before:Callable|None=None, # before(file): gets the complete file before it has its name
+    path:str|Path,           # x.npz
+    batches,                 # uint8 (n, h, w, 3), `Samples`, or an iterator of batches (b, h, w, 3)
+    labels=None,             # (n,) classes that were asked for
+    count:int|None=None,     # needed with an iterator: how many pictures it will deliver
+    before:Callable|None=None,  # before(file): gets the complete file before it has its name
 ):
     "Write the npz that the published evaluators read: `arr_0` uint8 (n, h, w, 3), and `labels`."
     check(Path(path).suffix == ".npz", "path", path, "must end in .npz")

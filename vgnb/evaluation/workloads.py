@@ -53,7 +53,7 @@ class Place(NamedTuple):
     small: bool = False      # seconds instead of minutes: to try whether it runs
 
     def passes(self):
-        "The forward passes in this precision, as a pipeline's `to` has it: weights stay what they are."
+        "The forward passes in this precision, as a pipeline's `to` has it: weights stay."
         if self.dtype == torch.float32: return contextlib.nullcontext()
         return torch.autocast(torch.device(self.device).type, dtype=self.dtype)
 
@@ -89,7 +89,7 @@ def find_workload(name:str) -> Workload:
 # %% ../../nbs/evaluation/665_workloads.ipynb #b4c96efc
 def awake(
     model:nn.Module,
-    loud:bool=False,    # every matrix as large as keeps a signal's size: each layer moves the logits
+    loud:bool=False,   # every matrix as large as keeps a signal's size: each layer moves the logits
 ) -> nn.Module:
     "A model of which every part has a say: what begins at zero is drawn."
     generators:dict = {}
@@ -110,7 +110,8 @@ def random_model(
     "A model with random weights, in fp32: in what its passes run its place says."
     model, table = family.make(spec, **changes)
     model = awake(model.to(place.device), loud)
-    # a trained model never draws the mask, a random one would, and other implementations then read it back
+    # a trained model never draws the mask, a random one would, and other implementations then read
+    # it back
     if family is HALTON: model.bias[model.config.vocab:] = -1e4
     def weights() -> dict[str, Tensor]:
         entries = table.export(model.state_dict(), model)
@@ -128,7 +129,7 @@ def sampling_case(
     sampling:Sampling,
     batch:int,
     place:Place,
-    built:tuple|None=None,   # the model and its weights, where several cases share them; default: made here
+    built:tuple|None=None,   # the model and its weights, where cases share them; default: made here
 ) -> Case:
     "Pictures' tokens by a model with random weights."
     model, weights = built or random_model(family, spec, place, loud=True)
@@ -136,7 +137,8 @@ def sampling_case(
     ids = torch.arange(batch, device=device)
     labels = ids * 7 % model.config.classes
     sampler = replace(sampling, rows=batch, min_rows=batch).sampler(model)
-    order = sampler.plan(grid, torch.zeros(batch, grid.n, dtype=torch.bool, device=device), ids, Keyed(0)).perm
+    order = sampler.plan(grid, torch.zeros(batch, grid.n, dtype=torch.bool, device=device),
+                         ids, Keyed(0)).perm
     config = {
         "system": family.system,
         "spec": spec,
@@ -144,13 +146,14 @@ def sampling_case(
         "cells": grid.n} | place.said()
     def run(inputs, draws=None):
         with place.passes():
-            return sampler.sample(Cond(inputs["labels"]), inputs["ids"], draws or Keyed(0), grid=grid)
+            return sampler.sample(Cond(inputs["labels"]), inputs["ids"],
+                                  draws or Keyed(0), grid=grid)
     inputs = {"labels": labels, "ids": ids, "order": order, "noise": None}
     counts = sampler.groups(grid, None, ids, Keyed(0))[0]
-    return Case(
-        f"{batch} at once", config, run, inputs, SharedNoise(Keyed(0), ids), weights, batch,
-        drawn=lambda draws: run(inputs, draws),
-        facts={"tokens": grid.n * len(model.vocab), "steps": len(counts), "parameters": sizes_of_model(model)})
+    return Case(f"{batch} at once", config, run, inputs, SharedNoise(Keyed(0), ids), weights, batch,
+                drawn=lambda draws: run(inputs, draws),
+                facts={"tokens": grid.n * len(model.vocab), "steps": len(counts),
+                       "parameters": sizes_of_model(model)})
 
 def sizes_of_model(model:nn.Module) -> int:
     "Numbers that a model has."
@@ -159,24 +162,28 @@ def sizes_of_model(model:nn.Module) -> int:
 # %% ../../nbs/evaluation/665_workloads.ipynb #258ecdd9
 def _gpt(place:Place, cells:int=64, **more) -> dict:
     "LlamaGen's arguments: 4 layers of width 256, 64 tokens."
-    if place.small: return {"n_layer": 1, "dim": 64, "n_head": 4, "vocab_size": 256, "block_size": 16} | more
+    if place.small:
+        return {"n_layer": 1, "dim": 64, "n_head": 4, "vocab_size": 256, "block_size": 16} | more
     return {"n_layer": 4, "dim": 256, "n_head": 4, "vocab_size": 16384, "block_size": cells} | more
 
 @workload("C1", "LlamaGen: 64 tokens one by one, 4 layers of width 256, guidance 4")
 def _llamagen_on_a_core(place:Place) -> Iterator[Case]:
     "Raster order with a memory of keys and values."
-    yield sampling_case(LLAMAGEN_GPT, _gpt(place), Sampling(guidance=CFG(4.0)), 2 if place.small else 4, place)
+    yield sampling_case(LLAMAGEN_GPT, _gpt(place), Sampling(guidance=CFG(4.0)),
+                        2 if place.small else 4, place)
 
 @workload("C2", "RandAR: 64 tokens in 22 steps, 4 layers of width 256, guidance 1 to 4")
 def _randar_on_a_core(place:Place) -> Iterator[Case]:
     "Random order, several questions a step."
     how = Sampling("random", "randar", 6 if place.small else 22, CFG(4.0, start=1.0))
-    yield sampling_case(RANDAR, _gpt(place, position_order="random"), how, 2 if place.small else 4, place)
+    yield sampling_case(RANDAR, _gpt(place, position_order="random"), how,
+                        2 if place.small else 4, place)
 
 def _halton(place:Place, side:int=16) -> dict:
     if place.small: side = 8
     dim, depth, codes = (64, 1, 256) if place.small else (256, 4, 16384)
-    return {"input_size": side, "hidden_dim": dim, "codebook_size": codes, "depth": depth, "heads": 4,
+    return {"input_size": side, "hidden_dim": dim,
+            "codebook_size": codes, "depth": depth, "heads": 4,
             "mlp_dim": 4 * dim, "dropout": 0.0, "nclass": 1000, "register": 1, "proj": 1}
 
 @workload("C3", "Halton-MaskGIT: 16x16 tokens in 8 steps, 4 layers of width 256, w = 0.5")
@@ -187,8 +194,8 @@ def _halton_on_a_core(place:Place) -> Iterator[Case]:
 
 def _pgm(place:Place, side:int=16, encoder:int=3, decoder:int=3, dim:int=256, heads:int=4) -> dict:
     if place.small: side, encoder, decoder, dim = 8, 1, 1, 64
-    model = {"length": side ** 2 + 1, "hidden_size": dim, "n_heads": heads, "mlp_ratio": 4, "dropout": 0.0,
-             "n_class": 1000, "encoder": {"n_blocks": encoder},
+    model = {"length": side ** 2 + 1, "hidden_size": dim, "n_heads": heads, "mlp_ratio": 4,
+             "dropout": 0.0, "n_class": 1000, "encoder": {"n_blocks": encoder},
              "decoder": {"n_blocks": decoder, "mode": "cross-only", "self_attn_first": False},
              "swap": {"pre_query_mode": "learn+freqs", "query_process_mode": "linear"}}
     return {"register": 2, "codebook_size": 256 if place.small else 16384, "model": model}
@@ -203,7 +210,8 @@ def _pgm_on_a_core(place:Place) -> Iterator[Case]:
 def _iar2_on_a_core(place:Place) -> Iterator[Case]:
     "Two codes a cell. In fp32, so that both can be compared."
     own = {"factorized_n_layer": 2, "n_layer": 3, "cluster_num": 256, "sub_vocab_size": 4096}
-    if place.small: own = {"factorized_n_layer": 1, "n_layer": 1, "cluster_num": 16, "sub_vocab_size": 64}
+    if place.small:
+        own = {"factorized_n_layer": 1, "n_layer": 1, "cluster_num": 16, "sub_vocab_size": 64}
     spec = {k: v for k, v in _gpt(place).items() if k != "vocab_size"} | own
     how = Sampling(guidance=AttendedGuidance(1.75, 3.0, 0.05))
     yield sampling_case(IAR2, spec, how, 2 if place.small else 4, place)
@@ -212,7 +220,8 @@ def _iar2_on_a_core(place:Place) -> Iterator[Case]:
 def _flow(place:Place, **sizes) -> dict:
     "D-AR's arguments with other sizes."
     spec = published_spec(DAR_TOKENIZER, "D-AR-tokenizer")
-    flow = {k: sizes.pop(k) for k in ("depth", "dim", "patch_size", "cond_dim", "repa_layer") if k in sizes}
+    flow = {k: sizes.pop(k)
+            for k in ("depth", "dim", "patch_size", "cond_dim", "repa_layer") if k in sizes}
     return spec | sizes | {"diff_decoder": spec["diff_decoder"] | flow}
 
 def _flow_case(spec:dict, side:int, batch:int, place:Place) -> Case:
@@ -229,13 +238,15 @@ def _flow_case(spec:dict, side:int, batch:int, place:Place) -> Case:
         with place.passes(): return model.decode(inputs["codes"], draws=by, at=At(ids))
     inputs = {"codes": codes, "noise": None}
     return Case(f"{batch} at once", config, run, inputs, start, weights, batch,
-                drawn=lambda draws: run(inputs, draws), facts={"steps": c.steps, "parameters": sizes_of_model(model)})
+                drawn=lambda draws: run(inputs, draws),
+                facts={"steps": c.steps, "parameters": sizes_of_model(model)})
 
 @workload("C6", "D-AR: 64x64 pixels from 256 tokens in 8 steps, 3 blocks of width 192")
 def _dar_decoding_on_a_core(place:Place) -> Iterator[Case]:
     "The decoder alone."
     width = 64 if place.small else 192
-    sizes = dict(decoder_dim=width, encoder_dim=width, dim=width, cond_dim=width, depth=2 if place.small else 3,
+    sizes = dict(decoder_dim=width, encoder_dim=width, dim=width, cond_dim=width,
+                 depth=2 if place.small else 3,
                  repa_layer=1, num_encoder_layers=1, num_decoder_layers=1, sampling_resolution=64)
     yield _flow_case(_flow(place, **sizes), 64, 2, place)
 
@@ -245,7 +256,7 @@ def _tokenizer_case(
     width:int, side:int, batch:int, place:Place,
     parts:tuple[str, ...]=("encode", "decode"),
 ) -> Case:
-    "Pictures to codes, codes to pictures, or both, by LlamaGen's tokenizer; the published width is 128."
+    "Pictures to codes, codes to pictures, or both, by LlamaGen's tokenizer; published width: 128."
     spec = published_spec(LLAMAGEN_VQ, name)
     model, weights = random_model(LLAMAGEN_VQ, spec, place, width=width)
     g = torch.Generator().manual_seed(2)
@@ -255,10 +266,12 @@ def _tokenizer_case(
     inputs = {"images": images, "codes": codes, "noise": None}
     calls = {"encode": (model.encode, "images"), "decode": (model.decode, "codes")}
     def run(inputs):
-        with place.passes(): return tuple(call(inputs[what]) for call, what in map(calls.get, parts))
-    config = {"system": "llamagen", "spec": spec, "width": width, "side": side, "parts": list(parts)} | place.said()
-    return Case(f"{' and '.join(parts)}, {batch} at once", config, run, inputs, None, weights, batch,
-                facts={"parameters": sizes_of_model(model)})
+        with place.passes():
+            return tuple(call(inputs[what]) for call, what in map(calls.get, parts))
+    config = {"system": "llamagen", "spec": spec, "width": width, "side": side,
+              "parts": list(parts)} | place.said()
+    return Case(f"{' and '.join(parts)}, {batch} at once", config, run, inputs, None, weights,
+                batch, facts={"parameters": sizes_of_model(model)})
 
 @workload("C7", "VQ-16: encode and decode 64x64 pixels, a quarter of the width")
 def _tokenizer_on_a_core(place:Place) -> Iterator[Case]:
@@ -273,13 +286,15 @@ def _write_jpegs(
     "JPEGs with as much detail as photographs, in two classes."
     made = np.random.default_rng(0)
     for i in range(count):
-        coarse = Image.fromarray(made.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side), Image.BICUBIC)
+        coarse = Image.fromarray(made.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(
+            (side, side), Image.BICUBIC)
         noisy = np.asarray(coarse, dtype=np.int16) + made.integers(-60, 60, (side, side, 3))
         path = folder / "ab"[i % 2] / f"{i:06d}.jpg"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=95)
 
-def _extraction_case(width:int, count:int, side:int, place:Place, batch:int=64, workers:int=0) -> Case:
+def _extraction_case(width:int, count:int, side:int, place:Place, batch:int=64,
+                     workers:int=0) -> Case:
     "A folder of JPEGs to a store of VQ-16's codes."
     spec = published_spec(LLAMAGEN_VQ, "VQ-16")
     model, weights = random_model(LLAMAGEN_VQ, spec, place, width=width)
@@ -292,14 +307,18 @@ def _extraction_case(width:int, count:int, side:int, place:Place, batch:int=64, 
         store = Path(home.name) / f"codes{next(stores)}"
         view = Augment(size=side)
         with place.passes():
-            codes = extract_codes(model, source, store, view, batch=batch, workers=workers, progress=False)
+            codes = extract_codes(model, source, store, view, batch=batch,
+                                  workers=workers, progress=False)
         return codes.batch(np.arange(count))[0]
-    config = {"system": "llamagen", "spec": spec, "width": width, "side": side, "batch": batch} | place.said()
+    config = {"system": "llamagen", "spec": spec, "width": width, "side": side,
+              "batch": batch} | place.said()
     inputs = {"folder": str(pictures), "noise": None, "kept": home}
-    return Case(f"{count} JPEGs, {workers or 'no'} workers", config, run, inputs, None, weights, count,
-                facts={"jpeg_kb": round(sum(p.stat().st_size for p in pictures.rglob("*.jpg")) / count / 1e3)})
+    return Case(f"{count} JPEGs, {workers or 'no'} workers", config, run, inputs, None, weights,
+                count, facts={"jpeg_kb": round(
+                    sum(p.stat().st_size for p in pictures.rglob("*.jpg")) / count / 1e3)})
 
-@workload("C8", "extraction: 500 JPEGs of 256 pixels to a store of codes, seen at 64 pixels", pairs=3)
+@workload("C8",
+          "extraction: 500 JPEGs of 256 pixels to a store of codes, seen at 64 pixels", pairs=3)
 def _extraction_on_a_core(place:Place) -> Iterator[Case]:
     "Reading, decoding, cropping, encoding, writing."
     if place.small: yield _extraction_case(32, 4, 32, place, 4)
@@ -322,8 +341,8 @@ def _training_case(asked:GeneratorRecipe, spec:dict, steps:int, place:Place) -> 
               "optim": to_json(asked.optim), "precision": asked.precision} | place.said()
     inputs = {"codes": codes, "labels": labels, "noise": None}
     def weights(): return table.export(start, model)
-    return Case(f"batch {asked.batch}, {asked.precision}", config, run, inputs, None, weights, steps * asked.batch,
-                facts={"steps": steps, "parameters": sizes_of_model(model)})
+    return Case(f"batch {asked.batch}, {asked.precision}", config, run, inputs, None, weights,
+                steps * asked.batch, facts={"steps": steps, "parameters": sizes_of_model(model)})
 
 def _trained(model:nn.Module, start:dict, asked:GeneratorRecipe, inputs:dict, at:At) -> Tensor:
     "The mean of the steps' losses."
@@ -343,8 +362,8 @@ def _training_on_a_core(place:Place) -> Iterator[Case]:
     "Forward, backward, clipping, AdamW; nothing is dropped, so that losses can be compared."
     spec, steps = _gpt(place) | _PLAIN, 3 if place.small else 20
     model = LLAMAGEN_GPT.read(spec)
-    asked = GeneratorRecipe(model=model, steps=steps, batch=4 if place.small else 16, precision="fp32",
-                            optim=Optim(lr=1e-4, weight_decay=0.05))
+    asked = GeneratorRecipe(model=model, steps=steps, batch=4 if place.small else 16,
+                            precision="fp32", optim=Optim(lr=1e-4, weight_decay=0.05))
     yield _training_case(asked, spec, steps, place)
 
 # %% ../../nbs/evaluation/665_workloads.ipynb #f2a8c17f
@@ -363,7 +382,8 @@ def _reading_on_a_core(place:Place) -> Iterator[Case]:
     writer, made = CodeWriter(Path(home.name) / "codes", plan), np.random.default_rng(0)
     for shard in writer.todo():
         ids = np.arange(count)[writer.span(shard).start:writer.span(shard).stop]
-        writer.write(shard, made.integers(0, 16384, (len(ids), 1, cells, 1), dtype=np.int64), ids % 1000, ids)
+        writer.write(shard, made.integers(0, 16384, (len(ids), 1, cells, 1), dtype=np.int64),
+                     ids % 1000, ids)
     writer.finish()
     order = shuffled(np.arange(count), count, 0)
     store = CodeStore(Path(home.name) / "codes", verify=False)
@@ -377,7 +397,8 @@ def _reading_on_a_core(place:Place) -> Iterator[Case]:
     def grown(): return {"resident_mb": round(_resident() - before, 1)}
     config = {"codes": cells, "rows": rows, "count": count}
     inputs = {"store": str(store.path), "order": order, "noise": None, "kept": home}
-    yield Case(f"batches of {rows}", config, run, inputs, items=count, unit="pictures' codes", more=grown)
+    yield Case(f"batches of {rows}", config, run, inputs, items=count,
+               unit="pictures' codes", more=grown)
 
 @workload("C11", "the draw of a token: 64 rows of 16,384 logits", pairs=49)
 def _drawing_on_a_core(place:Place) -> Iterator[Case]:
@@ -386,9 +407,11 @@ def _drawing_on_a_core(place:Place) -> Iterator[Case]:
     ids, cells = torch.arange(rows), torch.arange(rows)[:, None] % 7
     logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(4))
     def run(inputs, draws=None):
-        return (draws or Keyed(0)).categorical("token", At(ids, cells), inputs["logits"][:, None])[:, 0]
+        return (draws or Keyed(0)).categorical("token", At(ids, cells),
+                                               inputs["logits"][:, None])[:, 0]
     inputs = {"logits": logits, "cells": cells, "noise": None}
-    yield Case(f"{rows} rows", {"vocab": vocab}, run, inputs, SharedNoise(Keyed(0), ids), items=rows, unit="tokens")
+    yield Case(f"{rows} rows", {"vocab": vocab}, run, inputs, SharedNoise(Keyed(0), ids),
+               items=rows, unit="tokens")
 
 # %% ../../nbs/evaluation/665_workloads.ipynb #d79116ce
 def _shape(family:Family, name:str, place:Place, small:dict) -> dict:
@@ -402,7 +425,8 @@ _TINY = {"n_layer": 1, "dim": 64, "n_head": 4, "vocab_size": 256, "block_size": 
 def _at_sizes(family:Family, spec:dict, how:Sampling, place:Place, *sizes:int) -> Iterator[Case]:
     "A sampler at several batch sizes."
     built = random_model(family, spec, place, loud=True)
-    for batch in _batches(place, *sizes): yield sampling_case(family, spec, how, batch, place, built)
+    for batch in _batches(place, *sizes):
+        yield sampling_case(family, spec, how, batch, place, built)
 
 @workload("G0", "what the GPU does: products, copies, launches", pairs=1)
 def _ceilings_of_a_gpu(place:Place) -> Iterator[Case]:
@@ -413,11 +437,13 @@ def _ceilings_of_a_gpu(place:Place) -> Iterator[Case]:
     def more():
         narrow = min(spent(lambda: a @ v, place.device).wall for _ in range(20))
         one = a[:1, :1].float()
-        launches = min(spent(lambda: [one.add_(1) for _ in range(1000)], place.device).wall for _ in range(3))
+        launches = min(spent(lambda: [one.add_(1) for _ in range(1000)], place.device).wall
+                       for _ in range(3))
         best = ceilings(place.dtype, place.device, side)
-        return {"gflop_s": best.flops / 1e9, "copy_gb_s": best.bytes / 1e9, "vector_gb_s": a.nbytes / narrow / 1e9,
-                "launch_us": 1e3 * launches}
-    yield Case(f"products of {side}", {}, lambda inputs: a @ a, {"noise": None}, unit="products", more=more)
+        return {"gflop_s": best.flops / 1e9, "copy_gb_s": best.bytes / 1e9,
+                "vector_gb_s": a.nbytes / narrow / 1e9, "launch_us": 1e3 * launches}
+    yield Case(f"products of {side}", {}, lambda inputs: a @ a, {"noise": None},
+               unit="products", more=more)
 
 @workload("G1", "LlamaGen-XL: 256 tokens one by one, guidance 4", dtype=torch.bfloat16, pairs=2)
 def _llamagen_xl(place:Place) -> Iterator[Case]:
@@ -425,7 +451,8 @@ def _llamagen_xl(place:Place) -> Iterator[Case]:
     spec = _shape(LLAMAGEN_GPT, "GPT-XL", place, _TINY)
     yield from _at_sizes(LLAMAGEN_GPT, spec, Sampling(guidance=CFG(4.0)), place, 1, 64, 256)
 
-@workload("G2", "RandAR-XL: 256 tokens in 88 and in 256 steps, guidance 1 to 4", dtype=torch.bfloat16, pairs=2)
+@workload("G2", "RandAR-XL: 256 tokens in 88 and in 256 steps, guidance 1 to 4",
+          dtype=torch.bfloat16, pairs=2)
 def _randar_xl(place:Place) -> Iterator[Case]:
     "256 pixels."
     spec = _shape(RANDAR, "RandAR-XL", place, _TINY | {"position_order": "random"})
@@ -436,36 +463,41 @@ def _randar_xl(place:Place) -> Iterator[Case]:
 @workload("G3", "LlamaGen-XXL: 576 tokens one by one, guidance 4", dtype=torch.bfloat16, pairs=1)
 def _llamagen_xxl(place:Place) -> Iterator[Case]:
     "384 pixels, the sizes of the authors' own table."
-    spec = _shape(LLAMAGEN_GPT, "GPT-XXL", place, _TINY) | ({} if place.small else {"block_size": 576})
+    spec = _shape(LLAMAGEN_GPT, "GPT-XXL", place, _TINY) | ({} if place.small
+                                                            else {"block_size": 576})
     yield from _at_sizes(LLAMAGEN_GPT, spec, Sampling(guidance=CFG(4.0)), place, 8, 64)
 
 # %% ../../nbs/evaluation/665_workloads.ipynb #0ebadc5f
-@workload("G4", "Halton-MaskGIT-L: 24x24 tokens in 32 steps, w = 0.5", dtype=torch.bfloat16, pairs=3)
+@workload("G4", "Halton-MaskGIT-L: 24x24 tokens in 32 steps, w = 0.5",
+          dtype=torch.bfloat16, pairs=3)
 def _halton_large(place:Place) -> Iterator[Case]:
     "384 pixels."
     spec = _shape(HALTON, "Halton-large-384", place, _halton(place))
     how = Sampling("halton", "halton", 4 if place.small else 32, CFG(1.5))
     yield from _at_sizes(HALTON, spec, how, place, 1, 16, 64)
 
-@workload("G5", "PGM 14/10 and MaskGIT: 32x32 tokens in 32 steps, guided", dtype=torch.bfloat16, pairs=2)
+@workload("G5", "PGM 14/10 and MaskGIT: 32x32 tokens in 32 steps, guided",
+          dtype=torch.bfloat16, pairs=2)
 def _pgm_and_maskgit(place:Place) -> Iterator[Case]:
     "256 pixels, one schedule and one precision for both."
     steps = 4 if place.small else 32
     partition = _shape(PGM, "PGM-14-10", place, _pgm(place))
     masked = _shape(HALTON, "PGM-MaskGIT", place, _halton(place))
     for family, spec in ((PGM, partition), (HALTON, masked)):
-        for case in _at_sizes(family, spec, Sampling("halton", "halton", steps, CFG(2.0)), place, 16, 64):
+        for case in _at_sizes(family, spec,
+                              Sampling("halton", "halton", steps, CFG(2.0)), place, 16, 64):
             yield replace(case, name=f"{family.kind}, {case.name}")
 
 @workload("G6", "D-AR-L: 256 tokens, then 256 pixels in 8 steps", dtype=torch.bfloat16, pairs=2)
 def _dar_large(place:Place) -> Iterator[Case]:
     "Tokens and decoder by themselves: their sum is the picture."
     spec = _shape(DAR_GPT, "D-AR-L", place, _TINY)
-    width = dict(decoder_dim=64, encoder_dim=64, dim=64, cond_dim=64, depth=2, repa_layer=1, num_encoder_layers=1,
-                 num_decoder_layers=1, sampling_resolution=64)
+    width = dict(decoder_dim=64, encoder_dim=64, dim=64, cond_dim=64, depth=2, repa_layer=1,
+                 num_encoder_layers=1, num_decoder_layers=1, sampling_resolution=64)
     flow = _flow(place, **(width if place.small else {}))
     for batch in _batches(place, 1, 64):
-        tokens = sampling_case(DAR_GPT, spec, Sampling(guidance=dar_guidance("1.2,8.0")), batch, place)
+        tokens = sampling_case(DAR_GPT, spec,
+                               Sampling(guidance=dar_guidance("1.2,8.0")), batch, place)
         yield replace(tokens, name=f"tokens, {tokens.name}")
         pixels = _flow_case(flow, 64 if place.small else 256, batch, place)
         yield replace(pixels, name=f"decoder, {pixels.name}")
@@ -475,7 +507,8 @@ def _iar2_xl(place:Place) -> Iterator[Case]:
     "384 pixels."
     small = {k: v for k, v in _TINY.items() if k != "vocab_size"} | {
         "factorized_n_layer": 1, "cluster_num": 16, "sub_vocab_size": 64}
-    spec, how = _shape(IAR2, "IAR2-XL", place, small), Sampling(guidance=AttendedGuidance(1.75, 3.0, 0.05))
+    spec = _shape(IAR2, "IAR2-XL", place, small)
+    how = Sampling(guidance=AttendedGuidance(1.75, 3.0, 0.05))
     yield from _at_sizes(IAR2, spec, how, place, 8, 64)
 
 # %% ../../nbs/evaluation/665_workloads.ipynb #9f9ac6db
@@ -489,18 +522,22 @@ def _tokenizers_on_a_gpu(place:Place) -> Iterator[Case]:
                 case = _tokenizer_case(name, width, pixels, batch, place, (part,))
                 yield replace(case, name=f"{name} at {side} pixels, {case.name}")
 
-@workload("G9", "training: steps of LlamaGen-XL and RandAR-XL on 256 tokens", dtype=torch.bfloat16, pairs=1)
+@workload("G9", "training: steps of LlamaGen-XL and RandAR-XL on 256 tokens",
+          dtype=torch.bfloat16, pairs=1)
 def _training_on_a_gpu(place:Place) -> Iterator[Case]:
     "Weights in fp32, passes in bf16."
-    for name, family, published in (("gpt-xl", LLAMAGEN_GPT, "GPT-XL"), ("randar-xl", RANDAR, "RandAR-XL")):
+    for name, family, published in (("gpt-xl", LLAMAGEN_GPT, "GPT-XL"),
+                                    ("randar-xl", RANDAR, "RandAR-XL")):
         small = _TINY | ({"position_order": "random"} if family is RANDAR else {})
         spec = _shape(family, published, place, small)
         for batch in _batches(place, 64):
-            asked = replace(recipe(name), model=family.read(spec), batch=batch, precision="bf16", ema=0.0)
+            asked = replace(recipe(name), model=family.read(spec), batch=batch,
+                            precision="bf16", ema=0.0)
             case = _training_case(asked, spec, 2 if place.small else 5, place)
             yield replace(case, name=f"{name}, {case.name}")
 
-@workload("G10", "extraction: 2,000 JPEGs to a store of VQ-16's codes, 16 workers", dtype=torch.bfloat16, pairs=1)
+@workload("G10", "extraction: 2,000 JPEGs to a store of VQ-16's codes, 16 workers",
+          dtype=torch.bfloat16, pairs=1)
 def _extraction_on_a_gpu(place:Place) -> Iterator[Case]:
     "From the folder to the store."
     if place.small: yield _extraction_case(32, 4, 32, place, 4)

@@ -20,21 +20,23 @@ from ..kinds import register_part
 @dataclass(frozen=True)
 class Confidence(Order):
     "The cells whose drawn tokens the model finds most probable. MaskGIT, arXiv 2202.04200 §3.2."
-    noise: float = 0.0       # weight of the Gumbel noise on log probabilities in the first step (MaskGIT: 4.5) ...
-    noise_end: float = 0.0   # ... changing linearly to this in the last; in code `noise` may be a ramp instead
-    warmup: int = 0          # first steps in which the cells are chosen at random instead (published: 2); -1 = in all
+    noise: float = 0.0       # weight of Gumbel noise on log probabilities at first (MaskGIT: 4.5)
+    noise_end: float = 0.0   # ... going linearly to this in the last; in code `noise` may be a ramp
+    warmup: int = 0       # first steps in which cells are chosen at random (published: 2); -1 = all
     redraw: bool = False     # the original's loop: see `quirks`
     adaptive = True
     sign = 1
     quirks = (("known tokens are drawn again in every step",
-               "a decided cell changes its token until the last step, and cells given beforehand are overwritten"),)
+               "a decided cell changes its token until the last step, "
+               "and cells given beforehand are overwritten"),)
 
     def __post_init__(self):
         moves = callable(self.noise)
         if not moves: check_float("noise", self.noise, 0)
         check_float("noise_end", self.noise_end, 0)
         one_of_both = not moves or self.noise_end == 0
-        check(one_of_both, "noise_end", self.noise_end, "must be 0: the ramp says where the noise ends")
+        check(one_of_both, "noise_end", self.noise_end,
+              "must be 0: the ramp says where the noise ends")
         check_int("warmup", self.warmup, -1)
 
     @property
@@ -68,7 +70,7 @@ class Confidence(Order):
         return score + noise * draws.gumbel("choice", at) if noise else score
 
     def choose(self, confidence, known, done, count, clock, draws, at):
-        "Columns of the winners, ascending; with `redraw` all known cells and as many others as make `done + count`."
+        "Columns of the winners, ascending; with `redraw` all known ones and more: `done + count`."
         score = self.score(confidence, clock, draws, at).masked_fill(known, torch.inf)
         ranked = score.argsort(dim=-1, descending=True, stable=True)
         winners = max(done + count, int(known[0].sum())) if self.redraw else count

@@ -17,12 +17,31 @@ from torch import Tensor, nn
 
 from ..core import check, check_choice, check_float, check_int
 from ..draws import At, keyed_generator
-from .generator import Clock, Cond, Grid, Loss, Plan, Prediction, cross_entropy, on_host, training_grid
+from vgnb.generators.generator import (
+    Clock,
+    Cond,
+    Grid,
+    Loss,
+    Plan,
+    Prediction,
+    cross_entropy,
+    on_host,
+    training_grid,
+)
 from .proposal import GELUFeedForward, UnturnedAttention
 from .random_order import RandomOrderState, RandomOrderTransformer
 from .raster import DecoderOnly, DecoderState, RasterConfig, RasterTransformer
 from ..kinds import register_part
-from ..layers import AdaBlock, Dropout, LabelEmbedder, Linear, Modulation, Noise, causal_mask, modulate
+from vgnb.layers import (
+    AdaBlock,
+    Dropout,
+    LabelEmbedder,
+    Linear,
+    Modulation,
+    Noise,
+    causal_mask,
+    modulate,
+)
 from ..rows import gather_rows
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #0e3c7800
@@ -38,29 +57,32 @@ class AnnealedOrderConfig(RasterConfig):
     attention_dropout: float = 0.1       # of attention weights; above 0 training writes them out
     anneal_start: int|None = 125_000     # step up to which all orders are random; None = to the end
     anneal_end: int = 187_500            # step from which on all orders are the raster
-    spare: int = 1024                    # rows that the tables of cells have beyond the grid's, as published
+    spare: int = 1024           # rows that the tables of cells have beyond the grid's, as published
     recompute: bool = False              # run blocks again in the backward pass, to keep less
     prefix_places = 2                    # a constant column, then the class
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("kv_heads", "token_dropout", "drop_path", "class_everywhere"):
-            check(not getattr(self, name), name, getattr(self, name), "is no setting of this model: leave it out")
+            check(not getattr(self, name), name, getattr(self, name),
+                  "is no setting of this model: leave it out")
         training_grid(self.grid, lines=False)
         check_choice("condition", self.condition, ("class",))
         check_float("attention_dropout", self.attention_dropout, 0, 0.999)
-        for name, least in (("hidden", 1), ("spare", 2), ("anneal_end", 1)): check_int(name, getattr(self, name), least)
-        if self.anneal_start is not None: check_int("anneal_start", self.anneal_start, 0, self.anneal_end - 1)
+        for name, least in (("hidden", 1), ("spare", 2), ("anneal_end", 1)):
+            check_int(name, getattr(self, name), least)
+        if self.anneal_start is not None:
+            check_int("anneal_start", self.anneal_start, 0, self.anneal_end - 1)
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #f6a4fa14
 def random_ratio(step:int|Tensor, start:int|None, end:int) -> float|Tensor:
-    "Probability of a random order: 1 up to `start` (None = ever), then linear to 0 at `end`. arXiv 2411.00776 §3.2."
+    "Rate of random orders: 1 to `start` (None = ever), linear to 0 at `end`. arXiv 2411.00776 §3.2"
     if start is None: return 1.0
     left = (end - step) / (end - start)
     return left.clamp(0, 1) if torch.is_tensor(left) else min(max(left, 0.0), 1.0)
 
 def annealed_orders(ratio:float|Tensor, n:int, draws, at:At) -> Tensor:
-    "Orders (b, n): a permutation (draw `order`) where a sample's draw `coin` is below the ratio, else the raster."
+    "Orders (b, n): permuted (draw `order`) where draw `coin` is below the ratio, else raster."
     coin, perm = draws.uniform("coin", at), draws.permutation("order", at, n)
     return torch.where((coin < ratio)[:, None], perm, torch.arange(n, device=perm.device))
 
@@ -69,7 +91,8 @@ class NormedHeads(UnturnedAttention):
     "Attention without rotary positions, whose queries and keys are normalised head by head."
     def __init__(self, dim:int, heads:int, dropout:float=0.0, name:str="weights", eps:float=1e-6):
         super().__init__(dim, heads, None, dropout, name)
-        self.q_norm, self.k_norm = nn.LayerNorm(self.channels, eps), nn.LayerNorm(self.channels, eps)
+        self.q_norm, self.k_norm = (nn.LayerNorm(self.channels, eps),
+                                    nn.LayerNorm(self.channels, eps))
 
     def project(self, x:Tensor, rotary:Tensor|None) -> tuple[Tensor, Tensor, Tensor]:
         "Queries, keys and values (b, h, n, c)."
@@ -81,7 +104,8 @@ class AnnealedBlock(AdaBlock):
     "An `AdaBlock` whose condition differs from column to column; its feed-forward is GELU's."
     def __init__(self, c:AnnealedOrderConfig, name:str, eps:float=1e-6):
         attention = NormedHeads(c.dim, c.heads, c.attention_dropout, f"{name}.weights", eps)
-        ffn, norms = GELUFeedForward(c.dim, c.hidden), (nn.LayerNorm(c.dim, eps), nn.LayerNorm(c.dim, eps))
+        ffn = GELUFeedForward(c.dim, c.hidden)
+        norms = (nn.LayerNorm(c.dim, eps), nn.LayerNorm(c.dim, eps))
         dropout = c.residual_dropout, c.ffn_dropout
         super().__init__(attention, ffn, norms, Modulation(c.dim, 6, silu=True), dropout, name)
         self.drop_inner = Dropout(c.ffn_dropout, f"{name}.inner")
@@ -116,17 +140,20 @@ def stream_work(self:AnnealedOrderConfig, new:int, keys:int, asked:int) -> int:
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #dafd34cc
 class AnnealedOrderTransformer(RasterTransformer):
-    "Predicts the code of the cell that it is asked for, after those it has seen. RAR, arXiv 2411.00776."
+    """Predicts the code of the cell that it is asked for, after those it has seen.
+
+    RAR, arXiv 2411.00776."""
     columns, plans, quirks = "ordered", "order", ()
     check_order, logits = RandomOrderTransformer.check_order, RandomOrderTransformer.logits
 
     def __init__(self, config:AnnealedOrderConfig, seed:int=0):
-        DecoderOnly.__init__(self, config)                    # weights are drawn once all of them are there
+        DecoderOnly.__init__(self, config)            # weights are drawn once all of them are there
         c, cells = config, math.prod(config.grid)
         self.traits = frozenset({"any_order", "cached", "grid2d"})
         self.in_raster = config.anneal_start is not None      # weights that ended in it
         self.first = nn.Parameter(torch.zeros(1, 1, c.dim))
-        for name, spare in (("positions", c.spare), ("targets", c.spare), ("steps", min(c.spare, 100))):
+        for name, spare in (("positions", c.spare), ("targets", c.spare),
+                            ("steps", min(c.spare, 100))):
             self.register_parameter(name, nn.Parameter(torch.empty(1, cells + spare, c.dim)))
         self.blocks.recompute = c.recompute
         self.init_weights(seed)
@@ -137,22 +164,27 @@ class AnnealedOrderTransformer(RasterTransformer):
         super().init_weights(seed)
         for name in ("positions", "targets", "steps"):
             p = getattr(self, name)
-            if not p.is_meta: p.normal_(0, self.config.std, generator=keyed_generator(seed, name, p.device))
+            if not p.is_meta:
+                p.normal_(0, self.config.std, generator=keyed_generator(seed, name, p.device))
         for m in self.modules():
             if isinstance(m, Modulation): m.init_weights()
         return self
 
     def new_embedder(self) -> LabelEmbedder:
         embedder = super().new_embedder()
-        embedder.table = nn.Embedding(self.config.classes + 1, self.config.dim)   # a null class, learnt or not
+        # a null class, learnt or not
+        embedder.table = nn.Embedding(self.config.classes + 1, self.config.dim)
         return embedder
 
-    def new_tokens(self) -> nn.Embedding: return nn.Embedding(self.config.vocab + 1, self.config.dim)  # a mask, unused
+    def new_tokens(self) -> nn.Embedding:
+        return nn.Embedding(self.config.vocab + 1, self.config.dim)  # a mask, unused
     def new_norm(self) -> SteeredNorm: return SteeredNorm(self.config.dim)
     def new_head(self) -> Linear: return Linear(self.config.dim, self.config.vocab)
     def outputs(self) -> tuple: return ()
-    def new_block(self, name:str, drop_path:float) -> AnnealedBlock: return AnnealedBlock(self.config, name)
-    def check_cond(self, cond:Cond, null:bool=True): super().check_cond(cond, null and self.config.class_dropout > 0)
+    def new_block(self, name:str, drop_path:float) -> AnnealedBlock:
+        return AnnealedBlock(self.config, name)
+    def check_cond(self, cond:Cond, null:bool=True):
+        super().check_cond(cond, null and self.config.class_dropout > 0)
 
     def new_table(self, grid:Grid) -> Tensor:
         "The cells (n,) in raster order. Errors: another grid than the trained one."
@@ -163,7 +195,7 @@ class AnnealedOrderTransformer(RasterTransformer):
 # %% ../../nbs/generators/362_annealed_order.ipynb #d0d592f1
 @patch
 def run(self:AnnealedOrderTransformer,
-    label:Tensor, codes:Tensor, cells:Tensor,   # (b, 1, d) the class; (b, n) codes and their cells, as in the sequence
+    label:Tensor, codes:Tensor, cells:Tensor,   # (b, 1, d); (b, n) codes, cells, in sequence
     start:int, end:int,                         # columns that are wanted; the two in front count
     past:list|None=None, noise:Noise|None=None,
 ) -> Tensor:                                    # (b, end - start, d)
@@ -174,31 +206,39 @@ def run(self:AnnealedOrderTransformer,
     if start < 2:
         front = torch.cat(((self.first + place[:1]).expand_as(label), label + place[1:2]), 1)
         x = torch.cat((front[:, start:], x), 1)
-    asked = target[2 + cells[:, there]]                                  # `first` asks for nothing, nor the last code
-    x, c = x + F.pad(asked, (0, 0, int(start == 0), int(end == n + 2))), label + self.steps[:, start:end]
-    return self.norm(self.blocks(x, c, causal_mask(end - start, start, device=x.device), past, noise), c)
+    asked = target[2 + cells[:, there]]                # `first` asks for nothing, nor the last code
+    x = x + F.pad(asked, (0, 0, int(start == 0), int(end == n + 2)))
+    c = label + self.steps[:, start:end]
+    return self.norm(
+        self.blocks(x, c, causal_mask(end - start, start, device=x.device), past, noise), c)
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #6d981449
 @patch
-def _logits(self:AnnealedOrderTransformer, codes, cond:Cond, grid:Grid, order:Tensor, noise=None, taps=None) -> Tensor:
+def _logits(self:AnnealedOrderTransformer, codes, cond:Cond, grid:Grid, order:Tensor, noise=None,
+            taps=None) -> Tensor:
     "Logits (b, n, V) in the order of generation."
-    x = self.run(self.embed_condition(cond, noise), codes.gather(1, order), order, 0, grid.n + 1, noise=noise)
+    x = self.run(self.embed_condition(cond, noise), codes.gather(1, order), order, 0,
+                 grid.n + 1, noise=noise)
     return self.head(x[:, 1:]).float()
 
 @patch
-def forward(self:AnnealedOrderTransformer, codes:Tensor, cond:Cond, draws, at:At, valid:Tensor|None=None) -> Loss:
-    "Mean cross entropy of codes (b, n, 1) in `annealed_orders`, keyed by at.ids and at.step; `valid` (b,) weights."
+def forward(self:AnnealedOrderTransformer, codes:Tensor, cond:Cond, draws, at:At,
+            valid:Tensor|None=None) -> Loss:
+    "Mean cross entropy of codes (b, n, 1) in `annealed_orders` keyed by `at`; `valid` (b,) weighs."
     c, at, grid = self.config, at._replace(positions=None), Grid(self.grid)
     codes = self.checked(codes, cond, grid, null=False)
     order = annealed_orders(random_ratio(at.step, c.anneal_start, c.anneal_end), grid.n, draws, at)
-    return cross_entropy(self._logits(codes, cond, grid, order, Noise(draws, at)), codes.gather(1, order), valid)
+    return cross_entropy(self._logits(codes, cond, grid, order, Noise(draws, at)),
+                         codes.gather(1, order), valid)
 
 @patch
-def check_plan(self:AnnealedOrderTransformer, plan:Plan|None, b:int, grid:Grid, device) -> tuple[Tensor, Tensor]:
+def check_plan(self:AnnealedOrderTransformer, plan:Plan|None, b:int, grid:Grid,
+               device) -> tuple[Tensor, Tensor]:
     "The order (b, n), and its groups, which have one cell each."
     self.check_grid(grid)
     order, sizes = RandomOrderTransformer.check_plan(self, plan, b, grid, device)
-    check(len(sizes) == grid.n, "plan", plan and plan.counts, "must have groups of one: this model is asked singly")
+    check(len(sizes) == grid.n, "plan", plan and plan.counts,
+          "must have groups of one: this model is asked singly")
     return order, sizes
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #e8e3d529
@@ -206,15 +246,17 @@ class AnnealedOrderState(DecoderState):
     "Tokens and caches of a running batch, and the cell of each column."
     as_asked, forget_queries = RandomOrderState.as_asked, RandomOrderState.forget_queries
 
-    def __init__(self, model:AnnealedOrderTransformer, branches:int, b:int, grid:Grid, device, dtype):
+    def __init__(self, model:AnnealedOrderTransformer, branches:int, b:int,
+                 grid:Grid, device, dtype):
         super().__init__(model, branches, b, grid, device, dtype)
-        self.by_raster = model.config.anneal_start is not None      # columns stand in raster order, whatever is known
+        # columns stand in raster order, whatever is known
+        self.by_raster = model.config.anneal_start is not None
         self.cells = self.table.repeat(b, 1)
         self.codes = torch.zeros_like(self.cells)
 
     def restart(self, cond) -> "AnnealedOrderState":
         "Forget the tokens, keep the memory."
-        self.gaps = None                                            # missing cells (b, m), on the host
+        self.gaps = None                                         # missing cells (b, m), on the host
         self.forget_queries()
         return super().restart(cond)
 
@@ -228,32 +270,39 @@ class AnnealedOrderState(DecoderState):
         return self.gaps[:, self.done - self.grid.n]
 
 @patch
-def new_state(self:AnnealedOrderTransformer, branches:int, b:int, grid:Grid, device, dtype) -> AnnealedOrderState:
+def new_state(self:AnnealedOrderTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> AnnealedOrderState:
     "Memory for a run."
     return AnnealedOrderState(self, branches, b, grid, device, dtype)
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #a7d98846
 @patch
 def _check_next(self:AnnealedOrderTransformer, state:AnnealedOrderState, positions:Tensor):
-    "Raster weights take the missing cells in raster order: looked at on the host, and once a run on any device."
+    "Raster weights take missing cells in raster order: checked on a host, or once a run."
     if not state.by_raster or not (state.gaps is None or on_host(positions)): return
-    check(torch.equal(positions[:, 0].cpu(), state.column()), "positions", positions[:8, 0].tolist(),
-          "must be the next missing cells in raster order: these weights ended in it; with anneal_start=None "
-          "a model learns all orders to the end")
+    check(torch.equal(positions[:, 0].cpu(), state.column()),
+          "positions", positions[:8, 0].tolist(),
+          "must be the next missing cells in raster order: these weights ended in it; "
+          "with anneal_start=None a model learns all orders to the end")
 
 @patch
-def _feed(self:AnnealedOrderTransformer, state:AnnealedOrderState, first:int, last:int, column:Tensor) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen; logits (rows, 1, V) of the columns that ask."
+def _feed(self:AnnealedOrderTransformer, state:AnnealedOrderState, first:int, last:int,
+          column:Tensor) -> Tensor:
+    "Run what branches first..last-1 (equally far) have not seen; (rows, 1, V) of asking columns."
     rows, many, asking = state.rows(first, last), last - first, int(column.min()) + 1
-    start, end = min(state.fed[first], asking), int(column.max()) + 2    # samples with other gaps ask in other columns
+    # samples with other gaps ask in other columns
+    start, end = min(state.fed[first], asking), int(column.max()) + 2
     past = state.cache.past(start, end - start, rows)
-    x = self.run(state.prefix[rows, :1], state.codes.repeat(many, 1), state.cells.repeat(many, 1), start, end, past)
+    x = self.run(state.prefix[rows, :1], state.codes.repeat(many, 1),
+                 state.cells.repeat(many, 1), start, end, past)
     state.fed[first:last] = [asking] * many
-    return self.head(gather_rows(x, (column + 1 - start).to(x.device).repeat(many)[:, None])).float()
+    return self.head(gather_rows(x,
+                                 (column + 1 - start).to(x.device).repeat(many)[:, None])).float()
 
 @patch
 @torch.no_grad()
-def predict(self:AnnealedOrderTransformer, state, positions:Tensor, given=None, *, live:int, independent=False):
+def predict(self:AnnealedOrderTransformer, state, positions:Tensor, given=None, *,
+            live:int, independent=False):
     "A `Prediction`: logits (live, b, 1, V) of one cell each, (b, 1)."
     self.check_asked(state, positions, live)
     if not state.by_raster: state.cells[:, state.done:state.done + 1] = positions
@@ -263,19 +312,23 @@ def predict(self:AnnealedOrderTransformer, state, positions:Tensor, given=None, 
     return Prediction(logits.unflatten(0, (live, state.b)))
 
 @patch
-def accept(self:AnnealedOrderTransformer, state:AnnealedOrderState, positions:Tensor, tokens:Tensor):
+def accept(self:AnnealedOrderTransformer, state:AnnealedOrderState,
+           positions:Tensor, tokens:Tensor):
     "Record the cells' tokens (b, k, 1). No computation."
     here = state.table[state.done:state.done + positions.shape[1]]
     at = positions if state.by_raster else here.expand_as(positions)
     state.cells.scatter_(1, at, positions)
     state.codes.scatter_(1, at, tokens[..., 0])
     if not state.as_asked(positions): state.gaps = None
-    RandomOrderTransformer.accept(self, state, positions, tokens)      # what was asked for is fed already
+    # what was asked for is fed already
+    RandomOrderTransformer.accept(self, state, positions, tokens)
 
 # %% ../../nbs/generators/362_annealed_order.ipynb #4cb49074
 @dataclass(frozen=True)
 class PowerCosine:
-    "A scale from 1 to `end` along half a cosine wave of (done / total)^power; power 0 = constant. RAR's code."
+    """A scale from 1 to `end` along half a cosine wave of (done / total)^power; power 0 = constant.
+
+    RAR's code."""
     end: float = 1.0     # never quite reached
     power: float = 1.0
 

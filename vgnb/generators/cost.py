@@ -15,7 +15,8 @@ from ..core import check
 def check_counted(config):
     "Raise `BadInput` for a configuration that doesn't say what its forwards cost."
     counted = hasattr(config, "step_work") and hasattr(config, "condition_work")
-    check(counted, "config", type(config).__name__, "must say its costs: the methods step_work and condition_work")
+    check(counted, "config", type(config).__name__,
+          "must say its costs: the methods step_work and condition_work")
 
 def step_work(
     config,       # of a generator, with a method `step_work`
@@ -33,31 +34,35 @@ def step_work(
     return config.step_work(n, known, asked, fed)
 
 def work_by_step(
-    config,                           # of a generator, with methods `step_work` and `condition_work`
-    n:int,                            # cells of the grid
-    steps:Sequence[tuple[int, int, int]], # of each: cells that are known, cells asked for, branches that run
+    config,                          # of a generator, with methods `step_work` and `condition_work`
+    n:int,                           # cells of the grid
+    steps:Sequence[tuple[int, int, int]], # of each: cells known, cells asked for, branches
 ) -> list[int]:                       # multiply-adds of each step
-    "A run for one sample, step by step; the first also pays for the conditions. Errors: `BadInput`."
+    """A run for one sample, step by step; the first also pays for the conditions.
+
+    Errors: `BadInput`."""
     check_counted(config)
     fed = [None] * max((live for _, _, live in steps), default=0)
     conditions, out = len(fed) * config.condition_work(), []
     for known, asked, live in steps:
         out.append(sum(step_work(config, n, known, asked, before) for before in fed[:live]))
-        fed[:live] = [known] * live                                # a branch that rests catches up later
+        fed[:live] = [known] * live                           # a branch that rests catches up later
     return [out[0] + conditions, *out[1:]] if out else []
 
 def run_work(
-    config,                           # of a generator, with methods `step_work` and `condition_work`
-    counts:Sequence[int],             # cells decided in each step: what a schedule gives
-    start:int=0,                      # cells known from the start
-    adaptive:bool=False,              # an order that looks: all open cells are asked in each step
-    live:int|Sequence[int]=1,         # branches in each step: 2 where classifier-free guidance is on
-) -> int:                             # multiply-adds
+    config,                          # of a generator, with methods `step_work` and `condition_work`
+    counts:Sequence[int],            # cells decided in each step: what a schedule gives
+    start:int=0,                     # cells known from the start
+    adaptive:bool=False,             # an order that looks: all open cells are asked in each step
+    live:int|Sequence[int]=1,        # branches in each step: 2 where classifier-free guidance is on
+) -> int:                            # multiply-adds
     "A whole run for one sample. Errors: `BadInput`."
     n = start + sum(counts)
     branches = [live] * len(counts) if isinstance(live, int) else live
     one_each = len(branches) == len(counts)
-    check(one_each, "live", len(branches), f"must be a number, or one for each of {len(counts)} steps")
+    check(one_each, "live", len(branches),
+          f"must be a number, or one for each of {len(counts)} steps")
     known = accumulate(counts, initial=start)
-    steps = [(k, n - k if adaptive else count, running) for k, count, running in zip(known, counts, branches)]
+    steps = [(k, n - k if adaptive else count, running)
+             for k, count, running in zip(known, counts, branches)]
     return sum(work_by_step(config, n, steps))

@@ -28,10 +28,12 @@ _CELLS = 2 ** 20    # of the largest grid: 1024 x 1024 codes
 
 @dataclass(frozen=True)
 class Grid:
-    "The cells to fill: `(n,)` for sequences, `(h, w)` for pictures. `base` is the training grid where it differs."
+    """The cells to fill: `(n,)` for sequences, `(h, w)` for pictures.
+
+    `base` is the training grid where it differs."""
     shape: tuple[int, ...]
     base: tuple[int, ...]|None = None
-    ntk_boundary: int = 0     # rotary frequencies below it extrapolate, the others interpolate (RandAR's applications)
+    ntk_boundary: int = 0     # rotary frequencies below extrapolate, others interpolate (RandAR)
 
     def __post_init__(self):
         positive = all(isinstance(s, int) and s > 0 for s in self.shape)
@@ -45,24 +47,27 @@ class Grid:
         return math.prod(self.shape)
 
 # %% ../../nbs/generators/300_generator.ipynb #985a19f9
-LINES = 'a line of codes (n,) is filled by RasterConfig with rope="sequence" (D-AR\'s generators), ProposalConfig, ' \
-        'PartitionConfig and JointQueryConfig'
+LINES = ('a line of codes (n,) is filled by RasterConfig with rope="sequence" (D-AR\'s '
+         'generators), ProposalConfig, PartitionConfig and JointQueryConfig')
 
 def training_grid(
     grid,               # a list or a tuple
     lines:bool=True,    # whether this model fills lines, too
 ) -> tuple[int, ...]:
-    "Cells that a model is trained on: (h, w), or (n,). Errors: a line where planes are filled, with who takes lines."
+    """Cells that a model is trained on: (h, w), or (n,).
+
+    Errors: a line where planes are filled, with who takes lines."""
     sides = check_list("grid", grid)
     for side in sides: check_int("grid", side, 1)
-    check(lines or len(sides) != 1, "grid", sides, f"must be (h, w): this model fills planes; {LINES}")
+    check(lines or len(sides) != 1, "grid", sides,
+          f"must be (h, w): this model fills planes; {LINES}")
     check(len(sides) in (1, 2), "grid", sides, "must be (h, w), or (n,) for a line")
     return sides
 
 # %% ../../nbs/generators/300_generator.ipynb #1e78c12b
 @dataclass(frozen=True)
 class Cond:
-    "What to generate. All tensors have the batch first; `blind` marks known cells whose embedding this branch zeroes."
+    "What to generate. Batch first; `blind` marks known cells whose embedding this branch zeroes."
     labels: Tensor|None = None   # (b,) class ids
     text: Tensor|None = None     # (b, t, d) caption features, left-padded
     mask: Tensor|None = None     # (b, t) valid caption positions
@@ -115,8 +120,8 @@ class Plan(NamedTuple):
 
 class Prediction(NamedTuple):
     "What a generator says of some cells."
-    logits: Tensor                  # (branches, b, k, V) fp32
-    extras: dict[str, Any] = {}     # for guidance, e.g. `class_attention` (b,); kept for later levels
+    logits: Tensor                # (branches, b, k, V) fp32
+    extras: dict[str, Any] = {}   # for guidance, e.g. `class_attention` (b,); kept for later levels
 
 class Loss(NamedTuple):
     "A scalar to minimise, and its named parts (detached) for the log."
@@ -133,9 +138,10 @@ class State:
         self.b = b
         self.grid = grid
         self.done = 0
-        self.positions = torch.zeros(b, grid.n, dtype=torch.long, device=device)         # in the order of acceptance
+        # in the order of acceptance
+        self.positions = torch.zeros(b, grid.n, dtype=torch.long, device=device)
         self.tokens = torch.zeros(b, grid.n, levels, dtype=torch.long, device=device)
-        self.fed = [0] * branches        # places of each branch whose keys and values stand in a cache
+        self.fed = [0] * branches     # places of each branch whose keys and values stand in a cache
 
     def restart(self, cond:Sequence[Cond]) -> "State":
         "Forget the tokens, keep the memory; remember the new branches' conditions."
@@ -152,7 +158,7 @@ class State:
         self.done = end
 
     def check_cells(self, positions:Tensor, live:int):
-        "Raise `BadInput` unless `positions` (b, k) are at most the missing cells, and there are `live` branches."
+        "Raise `BadInput` unless `positions` (b, k) are at most missing cells of `live` branches."
         left = self.grid.n - self.done
         fits = positions.dim() == 2 and 0 < positions.shape[1] <= left
         words = f"must be (b, k) with 1 to {left} cells that are not yet known"
@@ -171,14 +177,16 @@ class State:
 
 # %% ../../nbs/generators/300_generator.ipynb #c266a891
 class Generator(nn.Module):
-    "A model of tokens on a grid. Subclasses say what can be asked of them; the rest comes from `config`."
+    """A model of tokens on a grid.
+
+    Subclasses say what can be asked of them; the rest comes from `config`."""
     vocab:tuple[int, ...] = ()              # codes of each level
     level_names:tuple[str, ...] = ()        # what the levels are called, where there are several
     traits:frozenset[str] = frozenset()
     columns:Literal["separate", "ordered", "joint"] = "separate"
     most:int|None = None
-    in_raster:bool = False                  # missing cells are asked for in raster order, whichever are known
-    plans:Literal["nothing", "order", "mask"] = "nothing"   # what `logits` is told besides the codes
+    in_raster:bool = False        # missing cells are asked for in raster order, whichever are known
+    plans:Literal["nothing", "order", "mask"] = "nothing"  # what `logits` is told besides the codes
     config:Any = None                       # the dataclass it was built from
 
     @property
@@ -204,16 +212,17 @@ class Generator(nn.Module):
     def _repr_html_(self):
         follows = f"{self.classes:,} classes" if self.conditioned_on == "class" else "captions"
         grid, levels = "x".join(map(str, self.grid)), " + ".join(f"{v:,}" for v in self.vocab)
-        facts = {"makes": f"{grid} codes of {levels}", "from": follows, "traits": ", ".join(sorted(self.traits)),
-                 "columns": self.columns}
+        facts = {"makes": f"{grid} codes of {levels}", "from": follows,
+                 "traits": ", ".join(sorted(self.traits)), "columns": self.columns}
         return glance(type(self).__name__, facts, tree_html(self.state_dict()))
 
     def forward(self, codes:Tensor, cond:Cond, draws, at:At, valid:Tensor|None=None) -> Loss:
         "Training loss of codes (b, n, L) given the condition; `valid` (b,) weights the samples."
         raise TypeError(f"{type(self).__name__} must define forward")
 
-    def logits(self, codes:Tensor, cond:Cond, plan=None, *, grid:Grid|None=None) -> tuple[Tensor, ...]:
-        "Teacher-forced logits, one (b, n, V) a level; `plan`: nothing, a `Plan` or a mask, as `plans` says."
+    def logits(self, codes:Tensor, cond:Cond, plan=None, *,
+               grid:Grid|None=None) -> tuple[Tensor, ...]:
+        "Teacher-forced logits, one (b, n, V) a level; `plan`: None, a `Plan`, a mask (`plans`)."
         raise TypeError(f"{type(self).__name__} must define logits")
 
     def null(self, cond:Cond) -> Cond:
@@ -234,12 +243,14 @@ def new_state(self:Generator, branches:int, b:int, grid:Grid, device, dtype) -> 
 
 @patch
 def prepare(self:Generator, state:State):
-    "Compute what all steps of a run share from `state.cond`: embedded conditions, modulations, instructions."
+    "Compute what a run's steps share from `state.cond`: conditions, modulations, instructions."
 
 @patch
 @torch.no_grad()
 def begin(self:Generator, branches:Sequence[Cond], grid:Grid, reuse:State|None=None) -> State:
-    "A state for these branches and this grid; `reuse` is taken over when its signature fits. Errors: bad conditions."
+    """A state for these branches and this grid; `reuse` is taken over when its signature fits.
+
+    Errors: bad conditions."""
     for cond in branches: self.check_cond(cond)
     b = branches[0].b
     equal = all(cond.b == b for cond in branches)
@@ -271,7 +282,7 @@ def accept(self:Generator, state:State, positions:Tensor, tokens:Tensor):
     state.record(positions, tokens)
 
 def running_on(module:nn.Module) -> tuple[torch.device, torch.dtype]:
-    "Device of a module, and the dtype in which its forward passes run: that of autocast, or of its weights."
+    "Device of a module, and the dtype of its forward passes: that of autocast, or of its weights."
     weight = next(module.parameters(), torch.empty(0))
     device = weight.device
     auto = torch.is_autocast_enabled(device.type)
@@ -289,8 +300,11 @@ def require_traits(
     traits = f"the trait{plural} {', '.join(lacking)}"
     who = type(generator).__name__
     has = ", ".join(sorted(generator.traits)) or "none"
-    if part is None: check(not lacking, argument, who, f"must have {traits}; it has {has}")
-    else: check(not lacking, argument, called(part), f"needs a generator with {traits}; {who} has {has}")
+    if part is None:
+        check(not lacking, argument, who, f"must have {traits}; it has {has}")
+    else:
+        check(not lacking, argument, called(part),
+              f"needs a generator with {traits}; {who} has {has}")
 
 # %% ../../nbs/generators/300_generator.ipynb #a1bb485b
 def on_host(t:Tensor) -> bool:
@@ -308,12 +322,14 @@ def check_classes(
     allowed = f"must be class ids in [0, {classes})"
     labels = cond.labels
     one_each = labels is not None and labels.dim() == 1
-    check(one_each, "labels", None if labels is None else tuple(labels.shape), allowed + ", one a sample")
+    check(one_each, "labels", None if labels is None else tuple(labels.shape),
+          allowed + ", one a sample")
 
     if torch.compiler.is_compiling() or not (wait or on_host(labels)): return
     are_integers = not labels.is_floating_point() and labels.dtype != torch.bool
     ok = are_integers and bool(((0 <= labels) & (labels < rows)).all())
-    check(ok, "labels", labels.tolist(), allowed + (f"; {classes} = no class" if rows > classes else ""))
+    check(ok, "labels", labels.tolist(),
+          allowed + (f"; {classes} = no class" if rows > classes else ""))
 
 def check_canvas(
     codes:Tensor,               # (b, n, L)
@@ -322,11 +338,12 @@ def check_canvas(
     grid:Grid,
     names:tuple[str, ...]=(),   # what the levels are called
 ) -> Tensor:                    # (b, n, L) int64
-    "Codes in [0, vocab) at each level: a row for each condition, a code of each level for each cell."
+    "Codes in [0, vocab) at each level: a row a condition, a code of each level a cell."
     check_codes(codes[:0], max(vocab))
     want = (cond.b, grid.n, len(vocab))
     meaning = f"a row for each condition, a code of each level for each cell of {grid.shape}"
-    check(codes.shape == want, "codes", tuple(codes.shape), f"must be (b, n, levels) = {want}: {meaning}")
+    check(codes.shape == want, "codes", tuple(codes.shape),
+          f"must be (b, n, levels) = {want}: {meaning}")
     codes = codes.long()
     return check_levels_of(codes, vocab, names=names) if on_host(codes) else codes
 
@@ -336,7 +353,8 @@ def cross_entropy(
     valid:Tensor|None=None,    # (b,) weights of the samples (0 = unreadable image); None = all 1
 ) -> Loss:
     "Mean cross entropy of all codes."
-    ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="mean" if valid is None else "none")
+    ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(),
+                         reduction="mean" if valid is None else "none")
     if valid is not None:
         weights = valid.to(ce.dtype).repeat_interleave(codes.shape[1])
         ce = (ce * weights).sum() / weights.sum().clamp(min=1)

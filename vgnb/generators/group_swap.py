@@ -54,7 +54,8 @@ class CrossAttention(nn.Module):
         rotary:Tensor,    # (m, c/2, 2) or (b, m, c/2, 2), of the memory's places
     ) -> tuple[Tensor, Tensor]:
         "Keys and values of a memory, (b, h, m, c) each."
-        k, v = self.kv(self.norm(memory)).unflatten(-1, (2, self.heads, -1)).unbind(2)          # (b, m, h, c)
+        # (b, m, h, c)
+        k, v = self.kv(self.norm(memory)).unflatten(-1, (2, self.heads, -1)).unbind(2)
         return rotate(k, rotary, halves=True).transpose(1, 2), v.transpose(1, 2)
 
     def forward(self,
@@ -63,11 +64,11 @@ class CrossAttention(nn.Module):
         kv:tuple[Tensor, Tensor],    # what `keys_values` made of the memory
         mask:Tensor|None=None,       # (b, 1, n, m) bool or additive; None = everything
     ) -> Tensor:                     # (b, n, d)
-        q = self.query(x).unflatten(-1, (self.heads, -1))                                       # (b, n, h, c)
-        q = rotate(q, rotary, halves=True).transpose(1, 2)                                      # (b, h, n, c)
+        q = self.query(x).unflatten(-1, (self.heads, -1))                             # (b, n, h, c)
+        q = rotate(q, rotary, halves=True).transpose(1, 2)                            # (b, h, n, c)
         return self.out(attend(q, *kv, mask).transpose(1, 2).flatten(2))
 
-# %% ../../nbs/generators/348_group_swap.ipynb #ce082b07
+# %% ../../nbs/generators/348_group_swap.ipynb #50048558
 QUERIES = ("learn", "learn+freqs", "learn+freqs+mean", "learn+freqs+logsumexp")
 NETWORKS = ("linear", "mlp4")
 
@@ -86,13 +87,16 @@ def pool_groups(
     how:str,          # mean | logsumexp
 ) -> Tensor:          # (b, g, d)
     "Mean or log-sum-exp of each group's rows, channel by channel; 0 for an empty group."
-    count = members.sum(-1, keepdim=True)                                                   # (b, g, 1)
+    count = members.sum(-1, keepdim=True)                                             # (b, g, 1)
     if how == "mean": return members.to(memory.dtype) @ memory / count.clamp(min=1)
-    rows = memory[:, None].float().masked_fill(~members[..., None], -1e30)                  # (b, g, m, d)
+    rows = memory[:, None].float().masked_fill(~members[..., None], -1e30)            # (b, g, m, d)
     return rows.logsumexp(2).masked_fill(count == 0, 0).type_as(memory)
 
+# %% ../../nbs/generators/348_group_swap.ipynb #ce082b07
 class GroupSwap(nn.Module):
-    "Queries that know their places only, answered from the encoder's rows of the other group. PGM, arXiv 2505.18883."
+    """Queries that know their places only, answered from the encoder's rows of the other group.
+
+    PGM, arXiv 2505.18883."""
     def __init__(self,
         dim:int, heads:int,
         query:str="learn+freqs",                       # one of `QUERIES`
@@ -106,11 +110,12 @@ class GroupSwap(nn.Module):
         self.pooling = parts[2] if len(parts) == 3 else None
         self.base = nn.Parameter(torch.zeros(1, dim))
         self.norm = nn.LayerNorm(dim)
-        wide = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim)) if network == "mlp4" else None
+        wide = (nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+                if network == "mlp4" else None)
         self.attention = CrossAttention(dim, heads, bias=True, query=wide)
 
     def pool(self, memory:Tensor, members:Tensor) -> Tensor|None:
-        "What the queries take from all rows of each group (see `pool_groups`); None if they don't want it."
+        "What queries take from each group's rows (see `pool_groups`); None if they don't."
         return pool_groups(memory, members, self.pooling) if self.pooling else None
 
     def forward(self,
@@ -137,14 +142,15 @@ def decoder_plan(
     check_int("decoder", blocks, 1)
     pattern = r"cross-only|interleave|interleave-([1-9]\d*)-(cross|self)|([1-9]\d*)-cross-first"
     found = re.fullmatch(pattern, str(mode))
-    words = "cross-only, interleave, interleave-k-cross, interleave-k-self or k-cross-first, with a number for k"
+    words = ("cross-only, interleave, interleave-k-cross, interleave-k-self or k-cross-first, "
+             "with a number for k")
     check(found is not None, "mode", mode, f"must be {words}")
     run, kind, leading = found.groups()
 
     if mode == "cross-only": return [True] * blocks
     if leading: return [i < int(leading) for i in range(blocks)]
 
-    period = int(run or 1) + 1                         # `run` blocks of one kind, then one of the other
+    period = int(run or 1) + 1                     # `run` blocks of one kind, then one of the other
     whole = kind != "cross" or blocks % period == 0
     check(whole, "decoder", blocks, f"must be a multiple of {period} for mode={mode}")
     first = 0 if self_attn_first else 1
@@ -160,7 +166,7 @@ def partition_block(
     eps:float=1e-5,
     name:str="block",    # prefix of its draws' names
 ) -> AdaBlock:
-    "An `AdaBlock` around self attention, or attention to a memory; its modulation takes the condition without a SiLU."
+    "An `AdaBlock` around attention to itself or a memory; its modulation has no SiLU before."
     if cross: attention = CrossAttention(dim, heads, norm=LayerNorm(dim, eps))
     else: attention = Attention(dim, heads, halves=True)
     hidden = int(ratio * dim)
@@ -170,10 +176,11 @@ def partition_block(
 
 @torch.no_grad()
 def init_uniform(module:nn.Module, seed:int=0) -> nn.Module:
-    "Linear layers from U(-1/sqrt(inputs), 1/sqrt(inputs)), keyed by name; those of a `Modulation` are 0."
+    "Linear layers from U(±1/sqrt(inputs)), keyed by name; those of a `Modulation` are 0."
     for name, m in module.named_modules():
         if isinstance(m, Modulation): m.init_weights()
-        skipped = not isinstance(m, nn.Linear) or m.weight.is_meta or name.endswith("modulation.linear")
+        skipped = (not isinstance(m, nn.Linear) or m.weight.is_meta
+                   or name.endswith("modulation.linear"))
         if skipped: continue
 
         g = keyed_generator(seed, name, m.weight.device)

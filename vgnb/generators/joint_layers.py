@@ -21,12 +21,22 @@ from ..draws import keyed_generator
 from .generator import Cond, Generator, Grid, check_classes, training_grid
 from .locality import lpd_steps
 from .schedules import SCHEDULES, Schedule, check_counts
-from ..layers import Attention, Blocks, Dropout, LabelEmbedder, Linear, Noise, Past, dropped, null_class
+from vgnb.layers import (
+    Attention,
+    Blocks,
+    Dropout,
+    LabelEmbedder,
+    Linear,
+    Noise,
+    Past,
+    dropped,
+    null_class,
+)
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #b5f5d7d9
 @dataclass(frozen=True)
 class JointQueryConfig:
-    "Everything that decides shape and training of a `JointQueryTransformer`; plain values, so JSON can carry it."
+    "All that decides shape and training of a `JointQueryTransformer`; plain values, for JSON."
     layers: int = 24                     # transformer blocks
     dim: int = 1024                      # channels of a position
     heads: int = 16                      # of attention; must divide dim
@@ -36,20 +46,23 @@ class JointQueryConfig:
     classes: int = 1000                  # that labels name
     class_dropout: float = 0.1           # of the label, for guidance; 0 = there is no null class
     dropout: float = 0.1                 # after attention, inside and after the feed-forward
-    schedule: str = "lpd"                # training cuts pictures into groups by it: a name of `SCHEDULES` ...
-    steps: tuple[int, ...] = ()          # ... with one of these numbers of steps, drawn; () = see `lpd_steps`
-    class_everywhere: bool = False       # also add the class to every place (helps tiny models; not published)
-    recompute: bool = False              # run blocks again in the backward pass, to keep less
-    eps: float = 1e-6                    # of the blocks' norms and the last one
-    std: float = 0.02                    # of the initial vectors
+    schedule: str = "lpd"      # training cuts pictures into groups by it: a name of `SCHEDULES` ...
+    steps: tuple[int, ...] = ()  # ... in one of these numbers of steps, drawn; () = see `lpd_steps`
+    class_everywhere: bool = False   # add the class to every place (for tiny models; not published)
+    recompute: bool = False          # run blocks again in the backward pass, to keep less
+    eps: float = 1e-6                # of the blocks' norms and the last one
+    std: float = 0.02                # of the initial vectors
 
     def __post_init__(self):
         object.__setattr__(self, "grid", training_grid(self.grid))
         object.__setattr__(self, "steps", check_list("steps", self.steps))
-        for name in ("layers", "dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
+        for name in ("layers", "dim", "heads", "vocab", "classes"):
+            check_int(name, getattr(self, name), 1)
         for name in ("class_dropout", "dropout"): check_float(name, getattr(self, name), 0, 0.999)
-        check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")
-        check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
+        check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio",
+              self.mlp_ratio, "must be above 0")
+        check(self.dim % self.heads == 0, "dim", self.dim,
+              f"must be divisible by heads={self.heads}")
         check_choice("schedule", self.schedule, SCHEDULES)
         for steps in self.steps: check_int("steps", steps, 1, Grid(self.grid).n)
 
@@ -63,32 +76,32 @@ def _groupings(schedule:Schedule, n:int, steps:tuple[int, ...]) -> tuple[tuple[i
     return tuple(tuple(check_counts(schedule(n, k, 0), n, 0)) for k in steps or lpd_steps(n))
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #227d44ba
-_SHAPES = {"l": (24, 1024, 16), "xl": (36, 1280, 20), "xxl": (48, 1536, 24)}     # layers, width, heads
+_SHAPES = {"l": (24, 1024, 16), "xl": (36, 1280, 20), "xxl": (48, 1536, 24)}  # layers, width, heads
 
 joint_query_presets: dict[str, JointQueryConfig] = {
     **{f"{name}-256": JointQueryConfig(*shape) for name, shape in _SHAPES.items()},
     **{f"{name}-512": JointQueryConfig(*_SHAPES[name], grid=(32, 32)) for name in ("l", "xl")},
-    "tiny": JointQueryConfig(
-        4, 128, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0, steps=(64, 32, 22, 16, 12, 8),
-        class_everywhere=True)}
+    "tiny": JointQueryConfig(4, 128, 4, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0,
+                             steps=(64, 32, 22, 16, 12, 8), class_everywhere=True)}
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #68c022b2
 def group_numbers(sizes:Sequence[int], first:int=0) -> Tensor:
     "The group of each place, first, first + 1, ...: (sum of sizes,)."
-    return torch.arange(first, first + len(sizes)).repeat_interleave(torch.tensor(sizes), output_size=sum(sizes))
+    return torch.arange(first, first + len(sizes)).repeat_interleave(torch.tensor(sizes),
+                                                                     output_size=sum(sizes))
 
 @lru_cache(maxsize=64)
 def training_mask(sizes:tuple[int, ...], device:str="cpu") -> Tensor:
-    "Who sees whom, (t, t) bool: the class, the tokens of all groups but the last, then the queries of all groups."
-    with torch.inference_mode(False):                                        # training may need it later
+    "Who sees whom, (t, t) bool: the class, the tokens of all groups but the last, all queries."
+    with torch.inference_mode(False):                                   # training may need it later
         context, queries = group_numbers((1, *sizes[:-1])), group_numbers(sizes, 1)
-        upto = torch.cat((context, queries - 1))[:, None] >= context         # (t, context)
-        own = torch.cat((context * 0, queries))[:, None] == queries          # (t, n)
+        upto = torch.cat((context, queries - 1))[:, None] >= context    # (t, context)
+        own = torch.cat((context * 0, queries))[:, None] == queries     # (t, n)
         return torch.cat((upto, own), 1).to(device)
 
 @lru_cache(maxsize=256)
 def sampling_mask(sizes:tuple[int, ...], start:int, device:str="cpu") -> Tensor:
-    "The same for a sequence that grows, (t - start, t): class, groups of tokens, and as the last group some queries."
+    "The same of a growing sequence, (t - start, t): class, groups of tokens, last some queries."
     with torch.inference_mode(False):
         groups = group_numbers(sizes)
         return (groups[start:, None] >= groups).to(device)
@@ -115,16 +128,18 @@ class JointBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(c.dim, c.eps), nn.LayerNorm(c.dim, c.eps)
         self.attention = Attention(c.dim, c.heads, bias=True)
         self.up, self.down = Linear(c.dim, hidden), Linear(hidden, c.dim)
-        self.drop1, self.inner, self.drop2 = (Dropout(c.dropout, f"{name}.{n}") for n in ("attention", "inner", "ffn"))
+        self.drop1, self.inner, self.drop2 = (Dropout(c.dropout, f"{name}.{n}")
+                                              for n in ("attention", "inner", "ffn"))
 
-    def forward(self, x:Tensor, rotary:None, mask:Tensor, past:Past|None=None, noise:Noise|None=None) -> Tensor:
-        x = x + self.drop1(self.attention(self.norm1(x), None, mask, past), noise)           # (b, n, d)
-        hidden = self.inner(F.gelu(self.up(self.norm2(x))), noise)                           # (b, n, hidden)
+    def forward(self, x:Tensor, rotary:None, mask:Tensor, past:Past|None=None,
+                noise:Noise|None=None) -> Tensor:
+        x = x + self.drop1(self.attention(self.norm1(x), None, mask, past), noise)  # (b, n, d)
+        hidden = self.inner(F.gelu(self.up(self.norm2(x))), noise)                  # (b, n, hidden)
         return x + self.drop2(self.down(hidden), noise)
 
 @patch
 def step_work(self:JointQueryConfig, n:int, known:int, asked:int, fed:int|None=None) -> int:
-    "Multiply-adds of one forward, see `RasterConfig.step_work`: codes that are new, and queries, in one sequence."
+    "Multiply-adds of a forward (`RasterConfig.step_work`): new codes and queries in one sequence."
     d, new = self.dim, asked + (known + 1 if fed is None else known - fed)
     column = 4 * d ** 2 + 2 * d * int(d * self.mlp_ratio)
     return self.layers * new * (column + 2 * d * (1 + known + asked)) + asked * d * self.vocab
@@ -149,7 +164,8 @@ class JointLayers(Generator):
         self.condition = ClassEmbedder(c.classes, c.dim, c.class_dropout)
         self.tokens = nn.Embedding(c.vocab, c.dim)
         self.query = nn.Parameter(torch.zeros(1, 1, c.dim))
-        self.positions = nn.Parameter(torch.zeros(1, 1 + Grid(c.grid).n, c.dim))    # of the class, then the cells
+        # of the class, then the cells
+        self.positions = nn.Parameter(torch.zeros(1, 1 + Grid(c.grid).n, c.dim))
         self.enter = nn.LayerNorm(c.dim, 1e-6)
         self.blocks = Blocks(JointBlock(c, f"drop.{i}") for i in range(c.layers))
         self.blocks.recompute = c.recompute
@@ -159,7 +175,7 @@ class JointLayers(Generator):
 
     @torch.no_grad()
     def init_weights(self, seed:int=0) -> "JointLayers":
-        "Xavier's uniform weights, N(0, std²) for embeddings, positions, query and null class; keyed by name."
+        "Xavier's uniform weights, N(0, std²): embeddings, positions, query, null; keyed by name."
         for name, p in self.named_parameters():
             owner = self.get_submodule(name.rpartition(".")[0])
             if p.is_meta or isinstance(owner, nn.LayerNorm): continue
@@ -178,14 +194,15 @@ class JointLayers(Generator):
     def check_grid(self, grid:Grid):
         "Errors: another grid than in training."
         same = grid.shape == self.grid and grid.base in (None, self.grid)
-        why = "each cell has a learnt position, and there are no others; `resized` makes a model for another grid"
+        why = ("each cell has a learnt position, and there are no others; "
+               "`resized` makes a model for another grid")
         check(same, "grid", grid.shape, f"must be {self.grid}: {why}")
 
 # %% ../../nbs/generators/366_joint_layers.ipynb #d41a86f2
 @patch
 def inputs(self:JointLayers,
     prefix:Tensor,                  # (b, 1, d) the class
-    codes:Tensor, cells:Tensor,     # (b, m) the context in the order of its groups, and where it stands
+    codes:Tensor, cells:Tensor,     # (b, m) the context in the order of groups, and where it stands
     asked:Tensor,                   # (b, k) cells
 ) -> Tensor:                        # (b, 1 + m + k, d)
     "What the blocks see: the class, the context, the queries, each at its position."

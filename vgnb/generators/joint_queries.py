@@ -17,7 +17,16 @@ from torch import Tensor
 from ..core import check, check_choice, check_int
 from ..draws import At
 from ..families import Checkpoint, Family, Published, counted, published_size, register
-from .generator import Cond, Grid, Loss, Plan, Prediction, State, check_canvas, cross_entropy
+from vgnb.generators.generator import (
+    Cond,
+    Grid,
+    Loss,
+    Plan,
+    Prediction,
+    State,
+    check_canvas,
+    cross_entropy,
+)
 from vgnb.generators.joint_layers import (
     JointLayers,
     JointQueryConfig,
@@ -31,7 +40,7 @@ from ..layers import Cache, Noise
 from ..names import NameTable, Rename
 from ..tokenizers.vit import stretched
 
-# %% ../../nbs/generators/368_joint_queries.ipynb #207ec9bd
+# %% ../../nbs/generators/368_joint_queries.ipynb #e72b9015
 class JointQueryTransformer(JointLayers):
     "Predicts groups of cells whose queries see each other. LPD, arXiv 2507.01957 §3.2."
 
@@ -45,47 +54,52 @@ def _logits(self:JointQueryTransformer,
     x = self.inputs(self.condition(cond.labels, noise), codes.gather(1, cells), cells, order)
     return self.read_out(self.blocks(x, None, mask, noise=noise, taps=taps)[:, -order.shape[1]:])
 
-def _drawn_groups(config:JointQueryConfig, draws, step:int, device) -> tuple[tuple[int, ...], Tensor]:
+def _drawn_groups(config:JointQueryConfig, draws, step:int,
+                  device) -> tuple[tuple[int, ...], Tensor]:
     "The groups of a training step, the same for all samples, and their mask."
     choices = config.groupings()
     u = draws.uniform("groups", At(torch.zeros(1, dtype=torch.long), step=step))
     sizes = choices[int(u * len(choices))]
     return sizes, training_mask(sizes, str(device))
 
-_drawn_groups._torchdynamo_disable = True     # as torch.compiler.disable, which imports the compiler
+_drawn_groups._torchdynamo_disable = True    # as torch.compiler.disable, which imports the compiler
 
 @patch
 def forward(self:JointQueryTransformer,
     codes:Tensor, cond:Cond,    # (b, n, 1); the condition
-    draws, at:At,               # orders, masks and dropped labels are keyed by at.ids and at.step, groups by at.step
+    draws, at:At,    # orders, masks, dropped labels are keyed by at.ids, at.step; groups by at.step
     valid:Tensor|None=None,     # (b,) weights of the samples (0 = unreadable image); None = all 1
 ) -> Loss:
     "Mean cross entropy of all codes, each sample in an order of its own, all in the same groups."
     at = at._replace(positions=None)
     self.check_cond(cond, wait=False)
-    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                     # (b, n)
+    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                  # (b, n)
     order = draws.permutation("order", at, codes.shape[1])
     sizes, mask = _drawn_groups(self.config, draws, at.step, codes.device)
-    return cross_entropy(self._logits(codes, cond, order, sizes, mask, Noise(draws, at)), codes.gather(1, order), valid)
+    return cross_entropy(self._logits(codes, cond, order, sizes, mask, Noise(draws, at)),
+                         codes.gather(1, order), valid)
 
+# %% ../../nbs/generators/368_joint_queries.ipynb #207ec9bd
 @patch
 def logits(self:JointQueryTransformer,
     codes:Tensor,               # (b, n, 1), in raster order
     cond:Cond,
-    plan:Plan|None=None,        # order (its `perm` may be (n,)) and groups; known cells are one more; None = raster
+    plan:Plan|None=None,  # order (`perm`: or (n,)), groups; known cells are one more; None = raster
     *, grid:Grid|None=None,     # None = the training grid, and there is no other
     taps:dict|None=None,        # see `Blocks`
 ) -> tuple[Tensor, ...]:
-    "Teacher-forced logits ((b, n, V),) in the order of generation: row j is of the j-th cell, asked for in its group."
+    "Teacher-forced logits ((b, n, V),) as generated: row j is the j-th cell's, in its group."
     grid = grid or Grid(self.grid)
     self.check_grid(grid)
     self.check_cond(cond)
     codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]
     plan = plan or Plan(torch.arange(grid.n)[None], [1] * grid.n)
-    check(isinstance(plan, Plan), "plan", type(plan).__name__, "must be a Plan: an order and its groups")
+    check(isinstance(plan, Plan), "plan", type(plan).__name__,
+          "must be a Plan: an order and its groups")
     order = check_permutation(plan.perm, grid.n, "plan").to(codes.device)
     fits = len(order) in (1, len(codes))
-    check(fits, "plan", tuple(order.shape), f"must be one order, or one for each of {len(codes)} samples")
+    check(fits, "plan", tuple(order.shape),
+          f"must be one order, or one for each of {len(codes)} samples")
     known = grid.n - sum(plan.counts)
     check_counts(plan.counts, grid.n, max(known, 0), "plan")
     sizes = tuple(s for s in (known, *plan.counts) if s)
@@ -98,7 +112,8 @@ class JointQueryState(State):
     def __init__(self, model:JointQueryTransformer, branches:int, b:int, grid:Grid, device, dtype):
         super().__init__(branches, b, grid, 1, device)
         c = model.config
-        self.cache = Cache(c.layers, branches * b, c.heads, 1 + grid.n, c.dim // c.heads, dtype, device)
+        self.cache = Cache(c.layers, branches * b, c.heads, 1 + grid.n,
+                           c.dim // c.heads, dtype, device)
         self.prefix = torch.zeros(branches * b, 1, c.dim, dtype=model.query.dtype, device=device)
 
     def restart(self, cond:Sequence[Cond]) -> "JointQueryState":
@@ -112,7 +127,8 @@ class JointQueryState(State):
         super().record(positions, tokens)
 
 @patch
-def new_state(self:JointQueryTransformer, branches:int, b:int, grid:Grid, device, dtype) -> JointQueryState:
+def new_state(self:JointQueryTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> JointQueryState:
     "Memory for a run. Errors: another grid."
     self.check_grid(grid)
     return JointQueryState(self, branches, b, grid, device, dtype)
@@ -123,23 +139,26 @@ def prepare(self:JointQueryTransformer, state:JointQueryState):
     state.prefix.copy_(torch.cat([self.condition(c.labels) for c in state.cond]))
 
 @patch
-def _feed(self:JointQueryTransformer, state:JointQueryState, first:int, last:int, asked:Tensor) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen, and the queries of cells (b, k): the queries' states."
+def _feed(self:JointQueryTransformer, state:JointQueryState, first:int, last:int,
+          asked:Tensor) -> Tensor:
+    "Run what branches first..last-1 (equally far) have not seen, and queries (b, k): their states."
     rows, start = state.rows(first, last), state.fed[first]
     new = slice(max(start - 1, 0), state.done)
     context = state.tokens[:, new, 0], state.positions[:, new]
     codes, cells, asked = (t.repeat(last - first, 1) for t in (*context, asked))
     x = self.inputs(state.prefix[rows], codes, cells, asked)[:, min(start, 1):]
     mask = sampling_mask((*state.groups, asked.shape[1]), start, str(x.device))
-    return self.blocks(x, None, mask, state.cache.past(start, x.shape[1], rows))[:, -asked.shape[1]:]
+    return self.blocks(x, None, mask,
+                       state.cache.past(start, x.shape[1], rows))[:, -asked.shape[1]:]
 
 @patch
 @torch.no_grad()
-def predict(self:JointQueryTransformer, state:JointQueryState, positions:Tensor, given:Tensor|None=None, *, live:int,
-            independent:bool=False) -> Prediction:
-    "Logits (live, b, k, V) of cells (b, k), none of which is known, each asked for together with the others."
+def predict(self:JointQueryTransformer, state:JointQueryState, positions:Tensor,
+            given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
+    "Logits (live, b, k, V) of cells (b, k), none of them known, which are asked for together."
     state.check_cells(positions, live)
-    check(not independent, "independent", independent, "must be False: what is asked together is answered together")
+    check(not independent, "independent", independent,
+          "must be False: what is asked together is answered together")
     out = [self._feed(state, first, last, positions) for first, last in state.runs(live)]
     state.fed[:live] = [1 + state.done] * live
     return Prediction(self.read_out(torch.cat(out)).unflatten(0, (live, state.b)))
@@ -153,11 +172,14 @@ def resized(
 ) -> JointQueryTransformer:
     "A model for another grid: positions stretched (bicubic), the rest as it is."
     here, cells = model.grid, model.positions[:, 1:]
-    check(len(here) == len(grid) == 2, "grid", tuple(grid), f"must be (h, w), for a model of (h, w) and not {here}")
-    other = JointQueryTransformer(replace(model.config, grid=tuple(grid), steps=steps)).to(model.positions)
-    square = cells.mT.unflatten(2, here).float()                                              # (1, d, h, w)
+    check(len(here) == len(grid) == 2, "grid", tuple(grid),
+          f"must be (h, w), for a model of (h, w) and not {here}")
+    other = JointQueryTransformer(replace(model.config, grid=tuple(grid),
+                                          steps=steps)).to(model.positions)
+    square = cells.mT.unflatten(2, here).float()                                      # (1, d, h, w)
     table = stretched(square, *grid, "bicubic").flatten(2).mT.to(cells)
-    other.load_state_dict(model.state_dict() | {"positions": torch.cat((model.positions[:, :1], table), 1)})
+    other.load_state_dict(model.state_dict()
+                          | {"positions": torch.cat((model.positions[:, :1], table), 1)})
     return other.train(model.training)
 
 # %% ../../nbs/generators/368_joint_queries.ipynb #476a994c
@@ -174,16 +196,18 @@ lpd_names = NameTable(
     Rename("blocks.{i}.mlp.fc2.{p}", "blocks.{i}.down.{p}"))
 
 _SPEC = {     # their argument: our field
-    "decoder_embed_dim": "dim", "decoder_depth": "layers", "decoder_num_heads": "heads", "mlp_ratio": "mlp_ratio",
+    "decoder_embed_dim": "dim", "decoder_depth": "layers",
+    "decoder_num_heads": "heads", "mlp_ratio": "mlp_ratio",
     "label_drop_prob": "class_dropout", "class_num": "classes", "proj_dropout": "dropout",
     "grad_checkpointing": "recompute", "vqgan_vocab_size": "vocab", "norm_eps": "eps"}
 
 def lpd_config(
-    spec:dict,     # published arguments: a size (`model`), or `decoder_embed_dim`, ...; what we don't know is ignored
+    spec:dict,     # published arguments: a size (`model`), `decoder_embed_dim`, ...; others ignored
     **changes,     # fields of ours to set on top
 ) -> JointQueryConfig:
     "Our configuration from the original's."
-    sizes = {name.removesuffix("-256"): c for name, c in joint_query_presets.items() if name.endswith("-256")}
+    sizes = {name.removesuffix("-256"): c for name, c in joint_query_presets.items()
+             if name.endswith("-256")}
     size = str(spec.get("model", "lpd_l")).removeprefix("lpd_")
     size = sizes[check_choice("model", size, sizes)]
     pixels = check_int("img_size", spec.get("img_size", 256), 1)
@@ -197,8 +221,11 @@ def lpd_spec(c:JointQueryConfig) -> dict:
     return said | {"img_size": 16 * c.grid[0], "vqgan_stride": 16}
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
-    if not {"fake_latent", "pos_embed", "z_proj_ln.weight", "class_emb.weight"} <= state.keys(): return None
+    """Arguments from names and shapes; heads follow from the published sizes.
+
+    Errors: `Mismatch` for another size."""
+    if not {"fake_latent", "pos_embed", "z_proj_ln.weight", "class_emb.weight"} <= state.keys():
+        return None
     layers, dim = counted(state, "blocks."), state["fake_latent"].shape[1]
     size = published_size(joint_query_presets.values(), layers, dim)
     classes, vocab = (len(state[f"{table}_emb.weight"]) for table in ("class", "token"))
@@ -206,8 +233,11 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     return lpd_spec(replace(size, vocab=vocab, classes=classes, grid=(side, side), steps=()))
 
 # %% ../../nbs/generators/368_joint_queries.ipynb #55c1ef47
-_MEASURED = {     # model: steps, FID, IS, guidance scale at the end, repulsion, as the README and its scripts have them
-    "l-256": (32, 2.29, 282.7, 5.4, 2.0), "xl-256": (32, 1.92, 319.4, 5.0, 2.0), "xxl-256": (20, 2.00, 337.6, 5.9, 3.0),
+# model: steps, FID, IS, guidance scale at the end, repulsion, as the README and its scripts have
+# them
+_MEASURED = {
+    "l-256": (32, 2.29, 282.7, 5.4, 2.0), "xl-256": (32, 1.92, 319.4, 5.0, 2.0),
+    "xxl-256": (20, 2.00, 337.6, 5.9, 3.0),
     "l-512": (48, 2.54, 292.2, 7.3, 4.0), "xl-512": (48, 2.10, 326.0, 6.0, 4.0)}
 
 def _published(name:str) -> Published:
@@ -217,15 +247,16 @@ def _published(name:str) -> Published:
     order = {"kind": "order.locality", "repulsion": repulsion}
     pixels = name.partition("-")[2]
     known = Checkpoint(
-        f"{file}.pth", hub=f"mit-han-lab/{file}", licence="MIT", result=f"FID {fid:.2f}, IS {score} (README: 50,000 "
-        f"samples, {pixels} px, {steps} steps, stored orders of repulsion {repulsion:g}, guidance growing to {scale})",
+        f"{file}.pth", hub=f"mit-han-lab/{file}", licence="MIT",
+        result=f"FID {fid:.2f}, IS {score} (README: 50,000 samples, {pixels} px, {steps} steps, "
+               f"stored orders of repulsion {repulsion:g}, guidance growing to {scale})",
         sampling={"order": order, "schedule": "lpd", "steps": steps, "guidance": guidance},
         codes="VQ-16", recipe=f"lpd-{name}")
     return Published(f"LPD-{name}", lpd_spec(joint_query_presets[name]), (known,))
 
 LPD = register(Family(
-    kind="joint-queries", config=JointQueryConfig, build=JointQueryTransformer, role="generator", system="lpd",
-    names=lpd_names, read=lpd_config, write=lpd_spec,
+    kind="joint-queries", config=JointQueryConfig, build=JointQueryTransformer, role="generator",
+    system="lpd", names=lpd_names, read=lpd_config, write=lpd_spec,
     reads=lambda spec: "decoder_embed_dim" in spec or str(spec.get("model", "")).startswith("lpd_"),
     recognise=_recognise,
     owns=lambda c: not c.class_everywhere and len(c.grid) == 2 and c.grid[0] == c.grid[1],

@@ -23,15 +23,15 @@ from .schedules import SCHEDULES, check_counts
 from ..kinds import register_part
 
 # %% ../../nbs/generators/314_locality.ipynb #d6ee0b3a
-_REPAIRS = {     # cells: {steps: "first-last=size ..."}, where the published table differs from the rule
-    256: {
-        256: "207-255=1", 128: "75-86=2", 64: "43=5", 32: "30-31=12", 24: "16=14 18=15 21=16", 20: "", 16: "14=24",
-        12: "0=1", 8: "0=1 4=40 5=45 6=49"},
-    1024: {
-        1024: "828-1023=1", 512: "300-349=2", 256: "96-97=3 130-131=4 174-175=5",
-        224: "30-31=1 51-52=2 73=3 97=4 124=5 161=6", 192: "191=10", 160: "47=4 59=5 72=6 86=7 103=8 126=9",
-        128: "94=11 120=12", 96: "46=11 51=12 57=13 64=14 72=15 85=16", 80: "54=17 60=18 67=19", 64: "49=23 55=24",
-        56: "46=27 52=28", 48: "", 40: "35=39", 32: "28=49"}}
+# cells: {steps: "first-last=size ..."}, where the published table differs from the rule
+_REPAIRS = {
+    256: {256: "207-255=1", 128: "75-86=2", 64: "43=5", 32: "30-31=12", 24: "16=14 18=15 21=16",
+          20: "", 16: "14=24", 12: "0=1", 8: "0=1 4=40 5=45 6=49"},
+    1024: {1024: "828-1023=1", 512: "300-349=2", 256: "96-97=3 130-131=4 174-175=5",
+           224: "30-31=1 51-52=2 73=3 97=4 124=5 161=6", 192: "191=10",
+           160: "47=4 59=5 72=6 86=7 103=8 126=9",
+           128: "94=11 120=12", 96: "46=11 51=12 57=13 64=14 72=15 85=16", 80: "54=17 60=18 67=19",
+           64: "49=23 55=24", 56: "46=27 52=28", 48: "", 40: "35=39", 32: "28=49"}}
 
 def _repair(sizes:list[int], words:str):
     "Set the sizes that a table has of its own."
@@ -46,7 +46,9 @@ def _to_sum(sizes:list[int], n:int):
     for _ in range(sum(sizes) - n): sizes[sizes.index(sizes[-1])] -= 1
 
 def lpd_sizes(n:int, steps:int, start:int=0) -> list[int]:
-    "LPD's group sizes: the published table, or the rule behind it. Known cells leave those of a smaller grid."
+    """LPD's group sizes: the published table, or the rule behind it.
+
+    Known cells leave those of a smaller grid."""
     check_int("steps", steps, 1)
     left = n - start
     k = min(steps, left)
@@ -60,7 +62,7 @@ def lpd_sizes(n:int, steps:int, start:int=0) -> list[int]:
 SCHEDULES["lpd"] = lpd_sizes
 
 def lpd_steps(n:int) -> tuple[int, ...]:
-    "The numbers of steps that a model of n cells is trained with: the published ones, else n, n/2, n/4, ... down to 8."
+    "Numbers of steps to train a model of n cells with: the published ones, else n, n/2, ... to 8."
     if n in _REPAIRS: return tuple(_REPAIRS[n])
     return tuple(n >> k for k in range(n.bit_length()) if not k or n >> k >= 8)
 
@@ -93,18 +95,20 @@ def _taken(
 @dataclass(frozen=True)
 class LocalityAware(Order):
     "Cells beside known ones first, those of a step apart. LPD, arXiv 2507.01957 §3.3."
-    proximity: float = 1.0    # support that makes a cell near: 1 for a known neighbour at a side, 0.71 at a corner
-    repulsion: float = 2.0    # rows and columns around a cell in which no other near one is taken; published: 2, 3, 4
+    proximity: float = 1.0    # support that makes a cell near: 1 of a side neighbour, 0.71 a corner
+    repulsion: float = 2.0    # rows, columns around a cell without another near; published: 2, 3, 4
 
     def __post_init__(self):
         for name in ("proximity", "repulsion"): check_float(name, getattr(self, name), 0)
 
     def plan(self, grid, known, schedule, steps, draws, at):
-        plain = Order().plan(grid, known, schedule, steps, draws, at)     # how many in each step; known cells first
+        # how many in each step; known cells first
+        plain = Order().plan(grid, known, schedule, steps, draws, at)
         return plain._replace(perm=self.arranged(grid, plain, draws, at))
 
     def fixed(self, grid, draws, at):
-        return self.arranged(grid, Plan(torch.arange(grid.n).expand(len(at.ids), -1), [1] * grid.n), draws, at)
+        return self.arranged(grid, Plan(torch.arange(grid.n).expand(len(at.ids), -1), [1] * grid.n),
+                             draws, at)
 
     def arranged(self, grid:Grid, plan:Plan, draws, at:At) -> Tensor:
         "The cells (b, n) of a plan anew, but for the known ones; keyed by sample and step."
@@ -114,14 +118,16 @@ class LocalityAware(Order):
         cells, known = plan.perm.cpu().numpy().copy(), np.zeros(plan.perm.shape, bool)
         np.put_along_axis(known, cells[:, :plan.known], True, 1)
         for step, columns in enumerate(plan.groups()):
-            def drawn(name, at=at._replace(step=step)): return draws.uniform(f"order.{name}", at, n).cpu().numpy()
+            def drawn(name, at=at._replace(step=step)):
+                return draws.uniform(f"order.{name}", at, n).cpu().numpy()
             support = _support(known, shape)
             near = (support >= self.proximity) & ~known
             rank = 16 * support + drawn("ties")
             lead, pool = near * rank * 2.0 ** 52, np.where(known, -np.inf, rank + 512 * ~near)
-            choice = columns.stop < n                                     # else all that is left is taken
+            choice = columns.stop < n                               # else all that is left is taken
             first = choice * ~near.any(1, keepdims=True) * drawn("first") * 2.0 ** 40
-            cells[:, columns] = _taken(columns.stop - columns.start, lead, pool, first, away * choice, outside)
+            cells[:, columns] = _taken(columns.stop - columns.start, lead, pool, first,
+                                       away * choice, outside)
             np.put_along_axis(known, cells[:, columns], True, 1)
         return torch.from_numpy(cells).to(plan.perm.device)
 
@@ -137,7 +143,8 @@ def read_orders(
     check(path.is_file(), "path", path, "no such file", Missing)
     try: rows = json.loads(path.read_text())[:count]
     except (ValueError, TypeError, KeyError): rows = None
-    alike = isinstance(rows, list) and rows and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows)
+    alike = (isinstance(rows, list) and rows
+             and all(isinstance(r, list) and len(r) == len(rows[0]) for r in rows))
     check(alike, "path", path, "must hold a list of orders, each a list of equally many cells")
     whole = all(isinstance(c, int) for r in rows for c in r)
     check(whole, "path", path, "must hold cells: whole numbers")

@@ -55,7 +55,9 @@ from ..rows import gather_rows
 
 # %% ../../nbs/generators/340_masked.ipynb #0c1dbc71
 def check_masking(config):
-    "Grid, patch, mask_rate, loss_cells and compat of a masked transformer's configuration. Errors: `BadInput`."
+    """Grid, patch, mask_rate, loss_cells and compat of a masked transformer's configuration.
+
+    Errors: `BadInput`."""
     check_choice("patch", config.patch, (1, 2))
     check_choice("mask_rate", config.mask_rate, CURVES)
     check_choice("loss_cells", config.loss_cells, ("all", "hidden"))
@@ -65,32 +67,33 @@ def check_masking(config):
 
 @dataclass(frozen=True)
 class MaskedConfig:
-    "Everything that decides the shape and the training of a `MaskedTransformer`; plain values, so JSON can carry it."
-    layers: int = 12                      # transformer blocks
-    dim: int = 768                        # channels of a position
-    heads: int = 12                       # of attention, each of dim // heads channels: they need not fill dim
-    ffn: int|None = None                  # feed-forward width; None = see `ffn_width`
-    vocab: int = 16384                    # codebook size; the mask code comes behind it
-    grid: tuple[int, ...] = (16, 16)      # cells (h, w), in training and in sampling: positions are learnt
-    classes: int = 1000                   # that labels name
-    registers: int = 1                    # places of no cell, at the end of the sequence
-    patch: int = 1                        # cells a side that share a position: 1 or 2
-    mask_rate: str = "arccos"             # how much is hidden in training: see `masks`
-    loss_cells: Literal["all", "hidden"] = "all"  # whose cross entropy is minimised; "hidden" as in MaskGIT's paper
-    class_dropout: float = 0.1            # of the class, for guidance; 0 = there is no null class
-    dropout: float = 0.1                  # after attention, and inside the feed-forward
-    attention_dropout: float = 0.1        # of attention weights; above 0 training is slower: it writes them out
-    recompute: bool = False               # run blocks again in the backward pass instead of keeping their insides
-    eps: float = 1e-5                     # of the norms
-    std: float = 0.02                     # of the starting embeddings
-    compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `MaskedTransformer.quirks`
+    "All that decides shape and training of a `MaskedTransformer`; plain values, for JSON."
+    layers: int = 12           # transformer blocks
+    dim: int = 768             # channels of a position
+    heads: int = 12            # of attention, each of dim // heads channels: they need not fill dim
+    ffn: int|None = None       # feed-forward width; None = see `ffn_width`
+    vocab: int = 16384         # codebook size; the mask code comes behind it
+    grid: tuple[int, ...] = (16, 16)   # cells (h, w) in training and sampling: positions are learnt
+    classes: int = 1000        # that labels name
+    registers: int = 1         # places of no cell, at the end of the sequence
+    patch: int = 1             # cells a side that share a position: 1 or 2
+    mask_rate: str = "arccos"  # how much is hidden in training: see `masks`
+    loss_cells: Literal["all", "hidden"] = "all"  # whose cross entropy counts; "hidden": MaskGIT
+    class_dropout: float = 0.1           # of the class, for guidance; 0 = there is no null class
+    dropout: float = 0.1                 # after attention, and inside the feed-forward
+    attention_dropout: float = 0.1       # of attention weights; above 0 slower: they're written out
+    recompute: bool = False       # run blocks again in the backward pass: their insides aren't kept
+    eps: float = 1e-5                    # of the norms
+    std: float = 0.02                    # of the starting embeddings
+    compat: Literal["upstream"]|None = None  # with faults: `MaskedTransformer.quirks`
     condition: ClassVar[str] = "class"    # what an image is generated from
 
     def __post_init__(self):
         object.__setattr__(self, "grid", training_grid(self.grid, lines=False))
         check_int("layers", self.layers, 1, 4096)
         for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
-        for name in ("class_dropout", "dropout", "attention_dropout"): check_float(name, getattr(self, name), 0, 0.999)
+        for name in ("class_dropout", "dropout", "attention_dropout"):
+            check_float(name, getattr(self, name), 0, 0.999)
         check_int("registers", self.registers, 0)
         check_int("heads", self.heads, 1, self.dim)
         if self.ffn is not None: check_int("ffn", self.ffn, 1)
@@ -103,8 +106,8 @@ masked_presets: dict[str, MaskedConfig] = {
     "base": MaskedConfig(12, 768, 12),
     "large": MaskedConfig(24, 1024, 16, grid=(24, 24)),
     "xlarge": MaskedConfig(28, 1152, 16, grid=(24, 24)),
-    "tiny-shapes": MaskedConfig(3, 128, 4, ffn=352, vocab=256, grid=(8, 8), classes=10, loss_cells="hidden", dropout=0,
-                                attention_dropout=0),
+    "tiny-shapes": MaskedConfig(3, 128, 4, ffn=352, vocab=256, grid=(8, 8), classes=10,
+                                loss_cells="hidden", dropout=0, attention_dropout=0),
 }
 
 # %% ../../nbs/generators/340_masked.ipynb #2a415dea
@@ -112,7 +115,8 @@ class _RMSNormalize(torch.autograd.Function):
     "x / rms(x) over the last axis, its gradient from the result."
     @staticmethod
     def forward(ctx, x, eps):
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = torch.linalg.vector_norm(x, dim=-1,
+                                         keepdim=True).square().div_(x.shape[-1]).add_(eps).rsqrt_()
         y = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -128,7 +132,7 @@ def rms_normalize(x:Tensor, eps:float=1e-5) -> Tensor:
 
 # %% ../../nbs/generators/340_masked.ipynb #a8f224c6
 class NormedAttention(nn.Module):
-    "Multi-head attention whose queries and keys have unit mean square over all heads together; no biases."
+    "Multi-head attention with queries and keys of unit mean square over all heads; no biases."
     def __init__(self,
         dim:int, heads:int,      # each of dim // heads channels
         dropout:float=0.,        # of attention weights
@@ -145,12 +149,13 @@ class NormedAttention(nn.Module):
         self.drop = Dropout(dropout, name)
 
     def project(self, x:Tensor, queries:Tensor|None=None) -> tuple[Tensor, Tensor, Tensor]:
-        "Queries (b, h, k, c), keys and values (b, h, n, c); in fp32 where `attend` would compute in fp32 anyway."
-        qkv = self.qkv(x)                                                                       # (b, n, 3 * h * c)
+        "Queries (b, h, k, c), keys and values (b, h, n, c); in fp32 where `attend` is so anyway."
+        qkv = self.qkv(x)                                                        # (b, n, 3 * h * c)
         learning_on_cpu = qkv.device.type == "cpu" and qkv.requires_grad
         dtype = torch.float32 if learning_on_cpu else qkv.dtype
         qk, v = qkv.split((2 * self.inner, self.inner), -1)
-        q, k = rms_normalize(qk.unflatten(-1, (2, -1)), self.eps).to(dtype).unbind(-2)          # (b, n, h * c)
+        # (b, n, h * c)
+        q, k = rms_normalize(qk.unflatten(-1, (2, -1)), self.eps).to(dtype).unbind(-2)
         parts = gather_rows(q, queries), k, v.to(dtype)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in parts)
         return q, k, v
@@ -169,12 +174,12 @@ class NormedAttention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def _written_out(self, q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None, noise:Noise) -> Tensor:
-        "Attention without the fused kernel: some of its weights are zeroed by a draw of their own query's."
-        scores = (q @ k.transpose(-2, -1)).float() * self.channels ** -0.5                      # (b, h, n, m)
+        "Attention without the fused kernel: some weights are zeroed by a draw of their query's."
+        scores = (q @ k.transpose(-2, -1)).float() * self.channels ** -0.5           # (b, h, n, m)
         if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
         weights = scores.softmax(-1).type_as(v)
-        by_query = weights.transpose(1, 2).flatten(2)                                           # (b, n, h * m)
-        kept = self.drop(by_query, noise).unflatten(-1, (self.heads, -1))                       # (b, n, h, m)
+        by_query = weights.transpose(1, 2).flatten(2)                                # (b, n, h * m)
+        kept = self.drop(by_query, noise).unflatten(-1, (self.heads, -1))            # (b, n, h, m)
         return kept.transpose(1, 2) @ v
 
 # %% ../../nbs/generators/340_masked.ipynb #eecaddb4
@@ -184,26 +189,29 @@ class MaskedBlock(AdaBlock):
         attention = NormedAttention(c.dim, c.heads, c.attention_dropout, c.eps, f"{name}.weights")
         ffn = SwiGLU(c.dim, c.ffn or ffn_width(c.dim))
         norms = RMSNorm(c.dim, c.eps), RMSNorm(c.dim, c.eps)
-        super().__init__(attention, ffn, norms, Modulation(c.dim, 6, silu=True), (c.dropout, c.dropout), name)
+        super().__init__(attention, ffn, norms, Modulation(c.dim, 6, silu=True),
+                         (c.dropout, c.dropout), name)
 
     def forward(self,
-        x:Tensor,                            # (b, n, d)
-        modulation:tuple[Tensor, ...],       # six of (b, d): shift, scale, gate of attention, then of feed-forward
-        mask:Tensor|None=None,               # (b, 1, 1, n) bool: places that may be looked at
+        x:Tensor,                        # (b, n, d)
+        modulation:tuple[Tensor, ...],   # six (b, d): shift, scale, gate of attention, feed-forward
+        mask:Tensor|None=None,           # (b, 1, 1, n) bool: places that may be looked at
         noise:Noise|None=None,
-        queries:Tensor|None=None,            # (b, k) places that are computed; None = all
-    ) -> Tensor:                             # (b, k or n, d)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (m[:, None] for m in modulation)         # (b, 1, d)
-        y = torch.addcmul(shift1, rms_normalize(x, self.norm1.eps), self.norm1.weight * (1 + scale1))
+        queries:Tensor|None=None,        # (b, k) places that are computed; None = all
+    ) -> Tensor:                         # (b, k or n, d)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (m[:, None] for m in modulation)  # (b, 1, d)
+        y = torch.addcmul(shift1, rms_normalize(x, self.norm1.eps),
+                          self.norm1.weight * (1 + scale1))
         y = self.drop1(self.attention(y, mask, noise, queries), noise)
-        x = torch.addcmul(gather_rows(x, queries), gate1, y)                                    # (b, k or n, d)
+        x = torch.addcmul(gather_rows(x, queries), gate1, y)                        # (b, k or n, d)
 
-        y = torch.addcmul(shift2, rms_normalize(x, self.norm2.eps), self.norm2.weight * (1 + scale2))
+        y = torch.addcmul(shift2, rms_normalize(x, self.norm2.eps),
+                          self.norm2.weight * (1 + scale2))
         y = F.silu(self.ffn.gate(y)) * self.ffn.up(y)
         return torch.addcmul(x, gate2, self.ffn.down(self.drop2(y, noise)))
 
 class AdaNorm(RMSNorm):
-    "The norm before the head: a weight and a bias of its own, then shift and scale from the condition."
+    "The norm before the head: a weight and a bias, then the condition's shift and scale."
     def __init__(self, dim:int, eps:float=1e-5):
         super().__init__(dim, eps)
         self.bias = nn.Parameter(torch.zeros(dim))
@@ -218,10 +226,12 @@ class AdaNorm(RMSNorm):
 
 # %% ../../nbs/generators/340_masked.ipynb #e0b4bb7e
 class MaskedGenerator(Generator):
-    "What masked generators share: training, canvas, sampling. Subclasses define `conditioning` and `cell_logits`."
+    """What masked generators share: training, canvas, sampling.
+
+    Subclasses define `conditioning` and `cell_logits`."""
     traits = frozenset({"any_order", "rewrite", "grid2d"})
     plans = "mask"
-    tied: tuple[str, ...] = ()           # weights that the published model holds under a second name, that of its head
+    tied: tuple[str, ...] = ()       # weights with a second name in the published model, its head's
 
     def __init__(self, config):
         super().__init__()
@@ -234,33 +244,39 @@ class MaskedGenerator(Generator):
         return self.config.vocab + (self.config.compat is not None)
 
     def conditioning(self, cond:Sequence[Cond], noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
-        "What the conditions, one behind the other, do to each layer; rows first. The same in every step of a run."
+        """What the conditions, one behind the other, do to each layer; rows first.
+
+        The same in every step of a run."""
         raise TypeError(f"{type(self).__name__} must define conditioning")
 
     def cell_logits(self,
         codes:Tensor,                              # (b, n), hidden ones are the mask code
         conditioning:list[tuple[Tensor, ...]],     # of these b rows
-        mask:Tensor|None=None,                     # (b, 1, 1, places) bool: places that may be looked at; None = all
+        mask:Tensor|None=None,    # (b, 1, 1, places) bool: places that may be looked at; None = all
         noise:Noise|None=None,
         queries:Tensor|None=None,                  # (b, k) cells that are wanted; None = all
     ) -> Tensor:                                   # (b, k or n, head_size)
         "Logits of the queried cells."
         raise TypeError(f"{type(self).__name__} must define cell_logits")
 
-    def run_blocks(self, x:Tensor, conditioning, mask=None, noise=None, queries:Tensor|None=None) -> Tensor:
-        "x (b, places, d) through all blocks; the last computes the queries only, unless several cells share a place."
+    def run_blocks(self, x:Tensor, conditioning, mask=None, noise=None,
+                   queries:Tensor|None=None) -> Tensor:
+        "x (b, places, d) through all blocks; the last for queries only, unless cells share places."
         recompute = self.config.recompute and torch.is_grad_enabled()
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             stop = queries if i == last and self.config.patch == 1 else None
             args = x, conditioning[i], mask, noise, stop
-            if recompute: x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-            else: x = block(*args)
+            if recompute:
+                x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(*args)
         return x
 
     def check_grid(self, grid:Grid):
         fits = grid.shape == self.config.grid and grid.base is None
-        check(fits, "grid", grid.shape, f"must be {self.config.grid}: positions are learnt one by one")
+        check(fits, "grid", grid.shape,
+              f"must be {self.config.grid}: positions are learnt one by one")
 
     def check_cond(self, cond:Cond, training:bool=False):
         "Training sees no null condition, and doesn't wait for a device to look at values."
@@ -274,8 +290,9 @@ def masked_loss(
     valid:Tensor|None=None,    # (b,) weights of the samples (0 = unreadable image); None = all 1
     cells:Literal["all", "hidden"]="all",
 ) -> Loss:
-    "Mean cross entropy of all cells, or of the hidden ones; its parts 'hidden' and 'accuracy' are of the hidden ones."
-    ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)        # (b, n)
+    "Mean cross entropy of all cells, or the hidden; parts 'hidden', 'accuracy' are of the hidden."
+    # (b, n)
+    ce = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view_as(codes)
     weights = torch.ones_like(ce) if valid is None else valid.to(ce.dtype)[:, None].expand_as(ce)
     hidden_weights = weights * hidden
     over_all = (ce * weights).sum() / weights.sum().clamp(min=1)
@@ -285,7 +302,8 @@ def masked_loss(
         accuracy = (right * weights * hidden).sum() / hidden_weights.sum().clamp(min=1)
 
     total = over_all if cells == "all" else over_hidden
-    return Loss(total, {"cross_entropy": over_all.detach(), "hidden": over_hidden.detach(), "accuracy": accuracy})
+    return Loss(total, {"cross_entropy": over_all.detach(), "hidden": over_hidden.detach(),
+                        "accuracy": accuracy})
 
 @patch
 def logits(self:MaskedGenerator,
@@ -293,12 +311,12 @@ def logits(self:MaskedGenerator,
     cond:Cond,
     plan:Tensor|None=None,      # (b, n) bool: hidden cells; None = none
     *, grid:Grid|None=None,     # None = the training grid; there is no other
-    visible:Tensor|None=None,   # (b, places) bool: cells or patches, then registers, that may be looked at
+    visible:Tensor|None=None,   # (b, places) bool: cells or patches, then registers, to look at
 ) -> tuple[Tensor, ...]:
     "Logits ((b, n, V),) of all cells given those that are not hidden."
     self.check_cond(cond)
     if grid is not None: self.check_grid(grid)
-    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                      # (b, n)
+    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                  # (b, n)
     if plan is not None:
         is_mask = plan.shape == codes.shape and plan.dtype == torch.bool
         check(is_mask, "plan", (tuple(plan.shape), str(plan.dtype)),
@@ -315,7 +333,7 @@ def forward(self:MaskedGenerator,
 ) -> Loss:
     "Hides cells and guesses them: see `masked_loss`."
     self.check_cond(cond, training=True)
-    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                      # (b, n)
+    codes = check_canvas(codes, cond, self.vocab, Grid(self.grid))[..., 0]                  # (b, n)
     noise = Noise(draws, at._replace(positions=None))
     hidden = draw_mask(draws, at, codes.shape[1], self.config.mask_rate)
     known = codes.masked_fill(hidden, self.config.vocab)
@@ -324,7 +342,7 @@ def forward(self:MaskedGenerator,
 
 # %% ../../nbs/generators/340_masked.ipynb #7f164ca3
 class MaskedState(State):
-    "The canvas of one running batch, and what the conditions do to each layer; rows are branch-major."
+    "The canvas of a running batch, and what conditions do to each layer; rows are branch-major."
     def __init__(self, mask_code:int, branches:int, b:int, grid:Grid, device):
         super().__init__(branches, b, grid, 1, device)
         self.mask_code = mask_code
@@ -338,7 +356,8 @@ class MaskedState(State):
 
     def keep(self, conditioning:list[tuple[Tensor, ...]]):
         "What the conditions do to each layer, in the same memory as before."
-        if self.conditioning is None: self.conditioning = [tuple(t.clone() for t in layer) for layer in conditioning]
+        if self.conditioning is None:
+            self.conditioning = [tuple(t.clone() for t in layer) for layer in conditioning]
         for kept, new in zip(self.conditioning, conditioning):
             for k, v in zip(kept, new): k.copy_(v)
 
@@ -356,8 +375,8 @@ def prepare(self:MaskedGenerator, state:MaskedState): state.keep(self.conditioni
 
 @patch
 @torch.no_grad()
-def predict(self:MaskedGenerator, state:MaskedState, positions:Tensor, given:Tensor|None=None, *, live:int,
-            independent:bool=False) -> Prediction:
+def predict(self:MaskedGenerator, state:MaskedState, positions:Tensor, given:Tensor|None=None, *,
+            live:int, independent:bool=False) -> Prediction:
     "Logits (live, b, k, V) of the cells asked for (b, k)."
     some = positions.dim() == 2 and positions.shape[1] > 0
     check(some, "positions", tuple(positions.shape), "must be (b, k) cells, k > 0")
@@ -365,7 +384,8 @@ def predict(self:MaskedGenerator, state:MaskedState, positions:Tensor, given:Ten
 
     rows = live * state.b
     conditioning = [tuple(t[:rows] for t in layer) for layer in state.conditioning]
-    logits = self.cell_logits(state.canvas.repeat(live, 1), conditioning, queries=positions.repeat(live, 1))
+    logits = self.cell_logits(state.canvas.repeat(live, 1), conditioning,
+                              queries=positions.repeat(live, 1))
     return Prediction(logits.unflatten(0, (live, state.b)))
 
 # %% ../../nbs/generators/340_masked.ipynb #abacd880
@@ -385,7 +405,7 @@ def grow_cells(
 ) -> Tensor:                 # (b, n, d')
     "Places as the cells they stand for: `shrink_cells` backwards."
     coarse = [side // patch for side in grid]
-    y = conv(x.transpose(1, 2).unflatten(-1, coarse))                              # (b, d' * patch², h', w')
+    y = conv(x.transpose(1, 2).unflatten(-1, coarse))                     # (b, d' * patch², h', w')
     return F.pixel_shuffle(y, patch).flatten(2).transpose(1, 2)
 
 @torch.no_grad()
@@ -394,7 +414,7 @@ def init_xavier(
     seed:int,
     prefix:str="",    # put in front of the names
 ) -> nn.Module:
-    "Uniform Xavier weights, keyed by name: linear layers (fused ones by parts), convolutions by fan-in; biases 0."
+    "Uniform Xavier weights, keyed by name: linear (by part), convolutions by fan-in; biases 0."
     for name, m in module.named_modules(prefix=prefix):
         if not isinstance(m, (nn.Linear, nn.Conv2d)) or m.weight.is_meta: continue
         parts = 3 if name.endswith("qkv") else 1
@@ -410,8 +430,8 @@ class MaskedTransformer(MaskedGenerator):
     "Predicts the codes of hidden cells from the others. Halton-MaskGIT, arXiv 2503.17076."
     tied = ("tokens.weight",)
     quirks: tuple[tuple[str, str], ...] = (
-        ("the mask code can be drawn",
-         "the cell stays hidden for later steps and ends as the last code; by default it has no probability"),
+        ("the mask code can be drawn", "the cell stays hidden for later steps and ends as the last "
+                                       "code; by default it has no probability"),
         ("the averaged code embedding decays twice a step",
          "it is the head's weight, too, and is visited under both names: 0.998 instead of 0.999"),
     )
@@ -429,7 +449,8 @@ class MaskedTransformer(MaskedGenerator):
         if c.patch > 1:
             self.shrink = nn.Conv2d(c.dim, c.dim, c.patch, c.patch, bias=False)
             self.grow = nn.Conv2d(c.dim, c.dim * c.patch ** 2, 1, bias=False)
-        self.blocks = Portions((MaskedBlock(c, f"drop.{i}") for i in range(c.layers)), apart=("modulation",))
+        self.blocks = Portions((MaskedBlock(c, f"drop.{i}") for i in range(c.layers)),
+                               apart=("modulation",))
         self.norm = AdaNorm(c.dim, c.eps)
         self.bias = nn.Parameter(torch.zeros(c.vocab + 1))
         self.init_weights(seed)
@@ -458,7 +479,7 @@ class MaskedTransformer(MaskedGenerator):
 
     def conditioning(self, cond:Sequence[Cond], noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
         "What the classes make of each layer: the output of its modulation, (rows, d) each."
-        y = torch.cat([self.condition(c.labels, noise)[:, 0] for c in cond])                    # (rows, d)
+        y = torch.cat([self.condition(c.labels, noise)[:, 0] for c in cond])             # (rows, d)
         return [modulation(y) for modulation in self.modulations()]
 
 # %% ../../nbs/generators/340_masked.ipynb #897772ec
@@ -466,7 +487,7 @@ class MaskedTransformer(MaskedGenerator):
 def _sequence(self:MaskedTransformer, codes:Tensor) -> Tensor:
     "Codes (b, n), the mask code among them -> cells or patches, then registers (b, places, d)."
     c = self.config
-    x = self.tokens(codes) + self.places.weight                                                 # (b, n, d)
+    x = self.tokens(codes) + self.places.weight                                          # (b, n, d)
     if c.patch > 1: x = shrink_cells(x, self.shrink, c.grid)
     if self.registers is None: return x
     registers = self.registers.weight.expand(len(x), -1, -1).type_as(x)
@@ -478,13 +499,13 @@ def _cells(self:MaskedTransformer, x:Tensor, queries:Tensor|None) -> Tensor:
     c = self.config
     n = math.prod(c.grid)
     if c.patch == 1: return x if queries is not None else x[:, :n]
-    cells = grow_cells(x[:, :n // c.patch ** 2], self.grow, c.grid, c.patch)                    # (b, n, d)
+    cells = grow_cells(x[:, :n // c.patch ** 2], self.grow, c.grid, c.patch)             # (b, n, d)
     return gather_rows(cells, queries)
 
 @patch
-def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
-                queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
+def cell_logits(self:MaskedTransformer, codes:Tensor, conditioning, mask:Tensor|None=None,
+                noise:Noise|None=None, queries:Tensor|None=None) -> Tensor:
+    "Logits (b, k or n, head_size) of the queried cells: see the `MaskedGenerator`'s `cell_logits`."
     x = self.run_blocks(self._sequence(codes), conditioning, mask, noise, queries)
     y = self.norm(self._cells(x, queries), conditioning[-1])
     size = self.head_size
@@ -503,7 +524,7 @@ def step_work(self:MaskedConfig,
     hidden = self.ffn or ffn_width(self.dim)
     cells = math.prod(self.grid)
     places = cells // self.patch ** 2 + self.registers
-    one_by_one = self.patch == 1                                     # then the last block computes what is asked
+    one_by_one = self.patch == 1                        # then the last block computes what is asked
 
     total = 0
     for i in range(self.layers):
@@ -549,11 +570,13 @@ def _ffn(mlp_dim:int) -> int:
     return -(-int(2 * mlp_dim / 3) // 256) * 256
 
 def halton_config(
-    spec:dict,     # published arguments (`hidden_dim`, `depth`, `heads`, `mlp_dim`, ...); what we don't know is ignored
+    spec:dict,     # published arguments (`hidden_dim`, `depth`, `heads`, ...); others are ignored
     **changes,     # fields of ours to set on top
 ) -> MaskedConfig:
     "Our configuration from the original's."
-    dim, side, dropout = spec.get("hidden_dim", 768), spec.get("input_size", 16), spec.get("dropout", 0.0)
+    dim = spec.get("hidden_dim", 768)
+    side = spec.get("input_size", 16)
+    dropout = spec.get("dropout", 0.0)
     own = MaskedConfig(
         layers=spec.get("depth", 12),
         dim=dim,
@@ -601,9 +624,10 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
         registers=len(state.get("reg_tokens.weight", ()))))
 
 # %% ../../nbs/generators/340_masked.ipynb #3d3c1255
-_MEASURED = {     # size and pixels: FID, IS, their guidance w (ours is 1 + w), as the README has them
-    ("tiny", 256): (10.2, 185, 1.5), ("small", 256): (6.40, 255, 1.0), ("base", 256): (4.17, 263, 0.7),
-    ("small", 384): (6.11, 241, 1.0), ("base", 384): (4.15, 257, 0.7), ("large", 384): (2.59, 281, 0.5)}
+_MEASURED = {   # size and pixels: FID, IS, their guidance w (ours is 1 + w), as the README has them
+    ("tiny", 256): (10.2, 185, 1.5), ("small", 256): (6.40, 255, 1.0),
+    ("base", 256): (4.17, 263, 0.7), ("small", 384): (6.11, 241, 1.0),
+    ("base", 384): (4.15, 257, 0.7), ("large", 384): (2.59, 281, 0.5)}
 _STEPS = {"order": "halton", "schedule": "halton", "steps": 32}
 
 def _checkpoint(size:str, pixels:int) -> Checkpoint:
@@ -611,21 +635,25 @@ def _checkpoint(size:str, pixels:int) -> Checkpoint:
     fid, score, w = _MEASURED[size, pixels]
     return Checkpoint(
         f"ImageNet_{pixels}_{size}.pth", hub="llvictorll/Halton-Maskgit", licence="MIT",
-        result=f"FID {fid}, IS {score} (README: samples of {pixels} px, 32 steps in Halton order, w {w})",
+        result=f"FID {fid}, IS {score} (README: samples of {pixels} px, "
+               f"32 steps in Halton order, w {w})",
         sampling=_STEPS | {"guidance": 1 + w, "picks": [{"kind": "pick.halton", "warmup": 1}]},
         codes="VQ-16", recipe=f"halton-{size}-{pixels}")
 
 _PGM_MASKGIT = Checkpoint(
-    "maskgit_100epochs.ckpt", hub="jdeschena/pgm", sampling=_STEPS, codes="VQ-8", recipe="pgm-maskgit",
+    "maskgit_100epochs.ckpt", hub="jdeschena/pgm", sampling=_STEPS,
+    codes="VQ-8", recipe="pgm-maskgit",
     result="FID 5.35 (the paper's abstract: 256 px, Halton order; steps and guidance not stated)")
 
 def _published(size:str, pixels:int) -> Published:
     "One of Halton-MaskGIT's sizes; the largest was never published."
     files = () if size == "xlarge" else (_checkpoint(size, pixels),)
     side = pixels // 16
-    return Published(f"Halton-{size}-{pixels}", halton_spec(replace(masked_presets[size], grid=(side, side))), files)
+    return Published(f"Halton-{size}-{pixels}",
+                     halton_spec(replace(masked_presets[size], grid=(side, side))), files)
 
-_SIZES = (("tiny", 256), ("small", 256), ("base", 256), ("small", 384), ("base", 384), ("large", 384), ("xlarge", 384))
+_SIZES = (("tiny", 256), ("small", 256), ("base", 256), ("small", 384), ("base", 384),
+          ("large", 384), ("xlarge", 384))
 _BASELINE = halton_spec(replace(masked_presets["large"], grid=(32, 32)))
 
 HALTON = register(Family(

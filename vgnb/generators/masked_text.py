@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from ..core import check, check_choice, check_float, check_int
 from ..families import Family, register
 from .generator import Cond, training_grid
-from .masked import MaskedGenerator, check_masking, grow_cells, init_xavier, shrink_cells
+from vgnb.generators.masked import (
+    MaskedGenerator,
+    check_masking,
+    grow_cells,
+    init_xavier,
+    shrink_cells,
+)
 from ..layers import Dropout, Noise, Portions, attend, dropped, init_normal
 from ..names import NameTable, Rename
 from ..rows import gather_rows
@@ -45,7 +51,7 @@ class MaskedTextConfig:
     dropout: float = 0.0                  # inside the feed-forward, and after attention
     recompute: bool = False               # run blocks again in the backward pass
     std: float = 0.02                     # of the starting embeddings
-    compat: Literal["upstream"]|None = None  # "upstream" = the original's faults: see `MaskedTextTransformer.quirks`
+    compat: Literal["upstream"]|None = None  # faults: `MaskedTextTransformer.quirks`
     condition: Literal["text"] = "text"   # what an image is generated from
 
     def __post_init__(self):
@@ -59,7 +65,7 @@ class MaskedTextConfig:
         check_choice("condition", self.condition, ("text",))
         check_masking(self)
 
-# %% ../../nbs/generators/342_masked_text.ipynb #4e398e3a
+# %% ../../nbs/generators/342_masked_text.ipynb #bc968c24
 class BiasedAttention(nn.Module):
     "Multi-head attention with biases, on itself or on a context."
     def __init__(self, dim:int, heads:int):
@@ -72,7 +78,8 @@ class BiasedAttention(nn.Module):
         "Numbers first..last-1 of (queries, keys, values) of x (b, n, d): each (b, h, n, c)."
         d = self.out.in_features
         y = F.linear(x, self.qkv.weight[first * d:last * d], self.qkv.bias[first * d:last * d])
-        return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in y.chunk(last - first, -1))
+        return tuple(t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                     for t in y.chunk(last - first, -1))
 
     def keys_values(self, context:Tensor) -> tuple[Tensor, ...]:
         "Keys and values of a context (b, m, d): (b, h, m, c) each."
@@ -86,6 +93,7 @@ class BiasedAttention(nn.Module):
         q, = self._projected(x, 0, 1)
         return self.out(attend(q, *kv, mask).transpose(1, 2).flatten(2))
 
+# %% ../../nbs/generators/342_masked_text.ipynb #4e398e3a
 class TextBlock(nn.Module):
     "Self attention, cross attention to the caption, feed-forward; each behind a layer norm."
     def __init__(self, c:MaskedTextConfig, name:str):
@@ -97,34 +105,37 @@ class TextBlock(nn.Module):
         self.cross = BiasedAttention(c.dim, c.heads)
         self.up = nn.Linear(c.dim, c.ffn)
         self.down = nn.Linear(c.ffn, c.dim)
-        self.drops = nn.ModuleList(Dropout(c.dropout, f"{name}.{part}") for part in ("inner", "cross", "ffn"))
+        self.drops = nn.ModuleList(Dropout(c.dropout, f"{name}.{part}")
+                                   for part in ("inner", "cross", "ffn"))
 
     def keys_values(self, text:Tensor) -> tuple[Tensor, ...]:
         "What the cross attention looks at of a caption (b, t, f): (b, h, t, c) each."
         return self.cross.keys_values(self.text_norm(self.text(text)))
 
     def forward(self,
-        x:Tensor,                                # (b, n, d)
-        caption:tuple[Tensor, Tensor, Tensor],   # keys, values (b, h, t, c); bool (b, 1, 1, t): what may be looked at
-        mask:Tensor|None=None,                   # (b, 1, 1, n) bool: places that may be looked at
+        x:Tensor,                               # (b, n, d)
+        caption:tuple[Tensor, Tensor, Tensor],  # keys, values (b, h, t, c); (b, 1, 1, t) to look at
+        mask:Tensor|None=None,                  # (b, 1, 1, n) bool: places that may be looked at
         noise:Noise|None=None,
-        queries:Tensor|None=None,                # (b, k) places that are computed; None = all
-    ) -> Tensor:                                 # (b, k or n, d)
+        queries:Tensor|None=None,               # (b, k) places that are computed; None = all
+    ) -> Tensor:                                # (b, k or n, d)
         k, v, visible = caption
         drop_inner, drop_cross, drop_ffn = self.drops
         y = self.norm1(x)
         y = self.inner(gather_rows(y, queries), self.inner.keys_values(y), mask)
-        x = gather_rows(x, queries) + drop_inner(y, noise)                                      # (b, k or n, d)
+        x = gather_rows(x, queries) + drop_inner(y, noise)                          # (b, k or n, d)
         x = x + drop_cross(self.cross(self.norm2(x), (k, v), visible), noise)
         y = F.gelu(self.up(self.norm3(x)), approximate="tanh")
         return x + self.down(drop_ffn(y, noise))
 
 # %% ../../nbs/generators/342_masked_text.ipynb #5dbf3035
 class MaskedTextTransformer(MaskedGenerator):
-    "Predicts the codes of hidden cells from the others and a caption's features. Halton-MaskGIT, arXiv 2503.17076."
+    """Predicts the codes of hidden cells from the others and a caption's features.
+
+    Halton-MaskGIT, arXiv 2503.17076."""
     quirks: tuple[tuple[str, str], ...] = (
-        ("the mask code can be drawn",
-         "the cell stays hidden for later steps and ends as the last code; by default it has no probability"),
+        ("the mask code can be drawn", "the cell stays hidden for later steps and ends as the last "
+                                       "code; by default it has no probability"),
         ("padding of captions is looked at",
          "a short caption's answer depends on how far it was padded"),
     )
@@ -142,7 +153,8 @@ class MaskedTextTransformer(MaskedGenerator):
         self.bias = nn.Parameter(torch.zeros(1, 1, c.vocab + 1))
         self.shrink = nn.Conv2d(c.code_dim, c.dim, c.patch, c.patch, bias=False)
         self.grow = nn.Conv2d(c.dim, c.code_dim * c.patch ** 2, 1, bias=False)
-        self.blocks = Portions((TextBlock(c, f"drop.{i}") for i in range(c.layers)), methods=("keys_values",))
+        self.blocks = Portions((TextBlock(c, f"drop.{i}") for i in range(c.layers)),
+                               methods=("keys_values",))
         self.init_weights(seed)
 
     def init_weights(self, seed:int=0) -> "MaskedTextTransformer":
@@ -175,27 +187,29 @@ def _visible(self:MaskedTextTransformer, cond:Cond, device) -> Tensor:
     return cond.mask.bool()
 
 @patch
-def conditioning(self:MaskedTextTransformer, cond:Sequence[Cond], noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
-    "Keys and values (rows, h, t, c) of the captions for each layer, and (rows, 1, 1, t) bool: what may be looked at."
+def conditioning(self:MaskedTextTransformer, cond:Sequence[Cond],
+                 noise:Noise|None=None) -> list[tuple[Tensor, ...]]:
+    "Keys and values (rows, h, t, c) of captions a layer; (rows, 1, 1, t) bool: what may be seen."
     w = self.tokens.weight
-    text = torch.cat([c.text for c in cond]).to(w.dtype)                                        # (rows, t, f)
-    visible = torch.cat([self._visible(c, w.device) for c in cond])                             # (rows, t)
+    text = torch.cat([c.text for c in cond]).to(w.dtype)                              # (rows, t, f)
+    visible = torch.cat([self._visible(c, w.device) for c in cond])                   # (rows, t)
     gone = dropped(self.config.class_dropout, noise) if self.training else None
-    if gone is not None:                                                # a dropped caption is the null caption
+    if gone is not None:                                     # a dropped caption is the null caption
         text = text.masked_fill(gone[:, None, None], 0)
         visible = visible | gone[:, None]
     return [(*block.keys_values(text), visible[:, None, None]) for block in self.blocks]
 
 @patch
-def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Tensor|None=None, noise:Noise|None=None,
-                queries:Tensor|None=None) -> Tensor:
-    "Logits (b, k or n, head_size) of the queried cells: see `cell_logits` of the `MaskedGenerator`."
+def cell_logits(self:MaskedTextTransformer, codes:Tensor, conditioning, mask:Tensor|None=None,
+                noise:Noise|None=None, queries:Tensor|None=None) -> Tensor:
+    "Logits (b, k or n, head_size) of the queried cells: see the `MaskedGenerator`'s `cell_logits`."
     c, size = self.config, self.head_size
-    x = self.first_norm(self.tokens(codes) + self.places.weight)                                # (b, n, code_dim)
+    x = self.first_norm(self.tokens(codes) + self.places.weight)                  # (b, n, code_dim)
     x = self.run_blocks(shrink_cells(x, self.shrink, c.grid), conditioning, mask, noise, queries)
     if c.patch == 1: x = x @ self.grow.weight[..., 0, 0].T
     else: x = gather_rows(grow_cells(x, self.grow, c.grid, c.patch), queries)
-    y = F.linear(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]               # (b, k or n, head_size)
+    # (b, k or n, head_size)
+    y = F.linear(self.norm(x), self.tokens.weight[:size]) + self.bias[..., :size]
     return y.float()
 
 # %% ../../nbs/generators/342_masked_text.ipynb #b3b734d7
@@ -212,11 +226,13 @@ halton_text_names = NameTable(
     Rename(f"{_LAYER}.ln{{j}}.{{p}}", f"{_OURS}.norm{{j}}.{{p}}"),
     Rename(f"{_LAYER}.ff.net.0.{{p}}", f"{_OURS}.up.{{p}}"),
     Rename(f"{_LAYER}.ff.net.3.{{p}}", f"{_OURS}.down.{{p}}"),
-    *(Rename(f"{_LAYER}.{a}.mha.{t}", f"{_OURS}.{b}.{o}") for a, b in (("self_attn", "inner"), ("cross_attn", "cross"))
-      for t, o in (("in_proj_weight", "qkv.weight"), ("in_proj_bias", "qkv.bias"), ("out_proj.{p}", "out.{p}"))))
+    *(Rename(f"{_LAYER}.{a}.mha.{t}", f"{_OURS}.{b}.{o}")
+      for a, b in (("self_attn", "inner"), ("cross_attn", "cross"))
+      for t, o in (("in_proj_weight", "qkv.weight"), ("in_proj_bias", "qkv.bias"),
+                   ("out_proj.{p}", "out.{p}"))))
 
 def halton_text_config(
-    spec:dict,     # published arguments (`c`, `hidden_dim`, `cond_dim`, `depth`, ...); what we don't know is ignored
+    spec:dict,     # published arguments (`c`, `hidden_dim`, `cond_dim`, ...); others are ignored
     **changes,     # fields of ours to set on top, e.g. text_tokens
 ) -> MaskedTextConfig:
     "Our configuration from the original's."
@@ -250,7 +266,7 @@ def halton_text_spec(c:MaskedTextConfig) -> dict:
         "proj": c.patch}
 
 HALTON_TEXT = register(Family(
-    kind="masked-text", config=MaskedTextConfig, build=MaskedTextTransformer, role="generator", system="halton",
-    names=halton_text_names, read=halton_text_config, write=halton_text_spec,
+    kind="masked-text", config=MaskedTextConfig, build=MaskedTextTransformer, role="generator",
+    system="halton", names=halton_text_names, read=halton_text_config, write=halton_text_spec,
     reads=lambda spec: "hidden_dim" in spec and "cond_dim" in spec,
     classes=("Network.txt_transformer.Transformer",)))

@@ -19,7 +19,7 @@ from .schedules import CURVES
 def draw_mask(
     draws, at:At,           # keyed by at.ids and at.step
     n:int,                  # cells
-    mask_rate:str|Callable="arccos", # the share of hidden cells: a name of `CURVES`, or a function of r in [0, 1]
+    mask_rate:str|Callable="arccos", # share of hidden cells: one of `CURVES`, or a function of r
 ) -> Tensor:                # (b, n) bool, True = hidden
     "Hidden cells of each sample: a share from the mask rate, then each cell by itself."
     at = at._replace(positions=None)

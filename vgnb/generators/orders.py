@@ -25,24 +25,28 @@ from ..kinds import OpenRegistry, called, register_part, shelf
 
 # %% ../../nbs/generators/310_orders.ipynb #0e1008ec
 def known_first(perm:Tensor, known:Tensor|None) -> Tensor:
-    "Move known cells (b, n) bool to the front of the permutation (b, n), otherwise keeping its order."
+    "Move known cells (b, n) bool to the front of the permutation (b, n), else keep its order."
     if known is None: return perm
-    return perm.gather(1, known.gather(1, perm).logical_not().to(torch.uint8).argsort(dim=1, stable=True))
+    return perm.gather(
+        1, known.gather(1, perm).logical_not().to(torch.uint8).argsort(dim=1, stable=True))
 
 def check_permutation(perm:Tensor, n:int, argument:str="order") -> Tensor:
     "Every row of `perm` (b, n) must hold each cell 0..n-1 exactly once; returns it as int64."
-    check(torch.is_tensor(perm), argument, type(perm).__name__, "must be a tensor of integers, (n,) or (b, n)")
+    check(torch.is_tensor(perm), argument, type(perm).__name__,
+          "must be a tensor of integers, (n,) or (b, n)")
     fits = perm.dim() in (1, 2) and perm.shape[-1] == n
     check(fits, argument, tuple(perm.shape), f"must list all {n} cells of the grid")
     others = perm.is_floating_point() or perm.is_complex() or perm.dtype == torch.bool
     check(not others, argument, str(perm.dtype), "must be integers")
 
     perm = perm.long() if perm.dim() == 2 else perm.long()[None]
-    each_once = torch.equal(perm.sort(-1).values, torch.arange(n, device=perm.device).expand_as(perm))
-    check(each_once, argument, perm[0, :8].tolist(), f"must be a permutation: every cell of 0..{n - 1} exactly once")
+    each_once = torch.equal(perm.sort(-1).values,
+                            torch.arange(n, device=perm.device).expand_as(perm))
+    check(each_once, argument, perm[0, :8].tolist(),
+          f"must be a permutation: every cell of 0..{n - 1} exactly once")
     return perm
 
-# %% ../../nbs/generators/310_orders.ipynb #174364b4
+# %% ../../nbs/generators/310_orders.ipynb #f74a86e9
 @dataclass(frozen=True)
 class Order:
     "Base of all orders. Subclasses define `fixed`; those with options are frozen dataclasses."
@@ -79,10 +83,12 @@ class Order:
         draws, at:At,
     ) -> Plan:
         "The permutation and its groups. Errors: samples that need groups of their own."
-        masks = torch.zeros(1, grid.n, dtype=torch.bool) if known is None else known.cpu().unique(dim=0)
+        masks = (torch.zeros(1, grid.n, dtype=torch.bool) if known is None
+                 else known.cpu().unique(dim=0))
         counts, *others = [self.counts(grid, schedule, steps, mask) for mask in masks]
         alike = all(other == counts for other in others)
-        check(alike, "known", [counts, *others][:3], "must leave the same groups to each sample of a plan")
+        check(alike, "known", [counts, *others][:3],
+              "must leave the same groups to each sample of a plan")
         return Plan(self.permutation(grid, known, draws, at), counts)
 
     def check(self, grid:Grid, ids:Tensor):
@@ -93,13 +99,14 @@ class Order:
         return ()
 
     def by_chance(self, clock:Clock) -> bool:
-        "Whether the cells of this step are chosen without a look at confidence; then only they are asked for."
+        "Whether this step's cells are chosen without confidence; then only they are asked for."
         return False
 
     def published(self, generator:Generator) -> "Order":
-        "The order as the published code has it, for `compat`; its faults may ask for traits of the generator."
+        "The order of the published code, for `compat`; its faults may need traits of a generator."
         return self
 
+# %% ../../nbs/generators/310_orders.ipynb #174364b4
 register_part("order", "order", Order)
 
 # %% ../../nbs/generators/310_orders.ipynb #6b87b69b
@@ -131,7 +138,7 @@ class Raster(Order):
 @dataclass(frozen=True)
 class Given(Order):
     "A user's own order of the grid's cells."
-    cells: Any = ()     # list or tensor: a permutation (n,) for all samples, or rows (k, n), row i for sample id i
+    cells: Any = ()     # list or tensor: a permutation (n,) for all, or (k, n), row i for sample i
 
     def __post_init__(self):
         given = torch.as_tensor(self.cells).tolist()
@@ -153,7 +160,9 @@ class Given(Order):
         return rows if len(rows) == 1 else rows[at.ids]
 
 class Random(Order):
-    "A uniform permutation a sample, keyed: sample 17 of seed 0 always has the same one. RandAR (arXiv 2412.01827) §3."
+    """A uniform permutation a sample, keyed: sample 17 of seed 0 always has the same one.
+
+    RandAR (arXiv 2412.01827) §3."""
     def fixed(self, grid, draws, at): return draws.permutation("order", at, grid.n)
 
 ORDERS = shelf("order")      # name -> Order, for settings and scripts
@@ -171,7 +180,7 @@ def _mirrored(k:np.ndarray, base:int, digits:int) -> np.ndarray:
     return out
 
 def halton(h:int, w:int) -> np.ndarray:
-    "Cells `(h*w,)` in the order in which the Halton sequence (base 2 = row, base 3 = column) first meets them."
+    "Cells `(h*w,)` as the Halton sequence (base 2 = row, base 3 = column) first meets them."
     count = 8 * h * w
     while True:
         k = np.arange(1, count + 1)
@@ -235,7 +244,7 @@ def checkerboard(h:int, w:int) -> np.ndarray:
     return np.argsort((y + x) % 2, kind="stable")
 
 def subsampled(h:int, w:int) -> np.ndarray:
-    "Coarse to fine: every second cell of every second row first, themselves coarse to fine, then those between."
+    "Coarse to fine: every second cell of every second row first, in the same way, then the rest."
     if h * w == 1: return np.zeros(1, np.int64)
     cells = np.arange(h * w).reshape(h, w)
     coarse = cells[::2, ::2]
@@ -244,7 +253,8 @@ def subsampled(h:int, w:int) -> np.ndarray:
 
 # %% ../../nbs/generators/310_orders.ipynb #538a7a24
 PATHS = OpenRegistry("path")       # name -> (h, w) -> cells (h*w,) in the order of visit
-PATHS.update(halton=halton, spiral=spiral, hilbert=hilbert, checkerboard=checkerboard, subsample=subsampled)
+PATHS.update(halton=halton, spiral=spiral, hilbert=hilbert, checkerboard=checkerboard,
+             subsample=subsampled)
 
 @lru_cache(maxsize=256)
 def _path(name:str, h:int, w:int) -> Tensor:
@@ -265,7 +275,8 @@ class FixedPath(Order):
         with torch.inference_mode(False): cells = _path(self.path, h, w)
         return cells.flip(0) if self.backwards else cells
 
-ORDERS.update({name: FixedPath(name) for name in ("halton", "hilbert", "checkerboard", "subsample")})
+ORDERS.update({name: FixedPath(name)
+               for name in ("halton", "hilbert", "checkerboard", "subsample")})
 register_part("order", "fixedpath", FixedPath)
 ORDERS.update({"spiral-in": FixedPath("spiral"), "spiral-out": FixedPath("spiral", backwards=True)})
 
@@ -289,12 +300,15 @@ ORDERS["halton-rolled"] = Rolled()
 # %% ../../nbs/generators/310_orders.ipynb #01345f13
 @dataclass(frozen=True)
 class Redrawn(Order):
-    "Another order; every step draws the cells of all earlier steps again. The Halton sampler of PGM's masked baseline."
+    """Another order; every step draws the cells of all earlier steps again.
+
+    The Halton sampler of PGM's masked baseline."""
     order: Any = FixedPath("halton")
     redraw = True
     needs = frozenset({"any_order", "rewrite"})
-    quirks = (("earlier cells are drawn again in every step",
-               "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
+    quirks = (
+        ("earlier cells are drawn again in every step",
+         "a picture changes until the last step, and cells given beforehand are overwritten, too"),)
 
     def check(self, grid, ids): self.order.check(grid, ids)
 
@@ -309,7 +323,7 @@ register_part("order", "redrawn", Redrawn)
 
 # %% ../../nbs/generators/310_orders.ipynb #226d53a2
 def coarse_cells(grid:Grid) -> Tensor:
-    "The cells of a grid (h, w) that stand for the cells of its base grid, in the base's raster order."
+    "The cells of a grid (h, w) that stand for its base grid's, in the base's raster order."
     base = grid.base or tuple(-(-s // 2) for s in grid.shape)
     fits = len(grid.shape) == len(base) == 2 and all(0 < b <= s for b, s in zip(base, grid.shape))
     check(fits, "grid.base", base, f"must be (h, w), no larger than the grid {grid.shape}")
@@ -317,12 +331,13 @@ def coarse_cells(grid:Grid) -> Tensor:
     return (rows[:, None] * grid.shape[1] + columns).flatten()
 
 class Hierarchical(Order):
-    "The cells of the coarse grid in random order, then the others in random order; keyed by sample."
+    "The coarse grid's cells in random order, then the others in random order; keyed by sample."
     def check(self, grid, ids): coarse_cells(grid)
 
     def fixed(self, grid, draws, at):
         coarse = coarse_cells(grid).to(at.ids.device)
-        is_fine = torch.ones(grid.n, dtype=torch.bool, device=coarse.device).index_fill_(0, coarse, False)
+        is_fine = torch.ones(grid.n, dtype=torch.bool,
+                             device=coarse.device).index_fill_(0, coarse, False)
         fine = is_fine.nonzero()[:, 0]
         first = coarse[draws.permutation("order.coarse", at, len(coarse))]
         then = fine[draws.permutation("order.fine", at, len(fine))]

@@ -61,13 +61,13 @@ from ..rows import gather_rows
 # %% ../../nbs/generators/350_partition.ipynb #c19fc464
 @dataclass(frozen=True)
 class PartitionConfig:
-    "Everything that decides shape and training of a `PartitionTransformer`; plain values, so JSON can carry it."
+    "All that decides shape and training of a `PartitionTransformer`; plain values, for JSON."
     encoder: int = 12                    # blocks over known tokens
     decoder: int = 12                    # blocks over queries
     dim: int = 1024                      # channels of a position
     heads: int = 16                      # of attention; must divide dim
     mlp_ratio: float = 4                 # hidden width of a feed-forward, in widths of the model
-    vocab: int = 16384                   # codebook size; two more ids (mask: never used, BOS) have rows of their own
+    vocab: int = 16384  # codebook size; two more ids (mask: never used, BOS) have rows of their own
     grid: tuple[int, ...] = (32, 32)     # cells in training; sampling may use others
     classes: int = 1000                  # that labels name
     registers: int = 2                   # tokens without meaning, half for each group; even
@@ -75,13 +75,13 @@ class PartitionConfig:
     self_attn_first: bool = False        # in mixed decoders
     query: str = "learn+freqs"           # what a query is made of: see `GroupSwap`
     network: Literal["linear", "mlp4"] = "linear"  # that makes the queries
-    dropout: float = 0.1                 # after attention and after the feed-forward
-    class_dropout: float = 0.1           # of the label, for guidance; 0 = there is no null class
-    mask_rate: str = "arccos"            # how large the second group is: see `masks`
-    rope_base: float = 10000             # of the rotary angles
-    eps: float = 1e-5                    # of the norms
-    code_std: float|None = None          # spread of the starting codes; None = as published, uniform within 1/sqrt(dim)
-    compat: Literal["upstream"]|None = None  # "upstream" = the original's faults: see `PartitionTransformer.quirks`
+    dropout: float = 0.1               # after attention and after the feed-forward
+    class_dropout: float = 0.1         # of the label, for guidance; 0 = there is no null class
+    mask_rate: str = "arccos"          # how large the second group is: see `masks`
+    rope_base: float = 10000           # of the rotary angles
+    eps: float = 1e-5                  # of the norms
+    code_std: float|None = None        # of starting codes; None = published, uniform in 1/sqrt(dim)
+    compat: Literal["upstream"]|None = None  # faults: `PartitionTransformer.quirks`
 
     def __post_init__(self):
         object.__setattr__(self, "grid", training_grid(self.grid))
@@ -89,7 +89,8 @@ class PartitionConfig:
         for name in ("dim", "heads", "vocab", "classes"): check_int(name, getattr(self, name), 1)
         for name in ("dropout", "class_dropout"): check_float(name, getattr(self, name), 0, 0.999)
         if self.code_std is not None: check_float("code_std", self.code_std, 0)
-        check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio", self.mlp_ratio, "must be above 0")
+        check(check_float("mlp_ratio", self.mlp_ratio) > 0, "mlp_ratio",
+              self.mlp_ratio, "must be above 0")
         check_choice("mask_rate", self.mask_rate, CURVES)
         check_choice("compat", self.compat, (None, "upstream"))
         check_choice("query", self.query, QUERIES)
@@ -97,8 +98,8 @@ class PartitionConfig:
         even = check_int("registers", self.registers, 0) % 2 == 0
         check(even, "registers", self.registers, "must be even: half of them belong to each group")
         divides = self.dim % (2 * self.heads) == 0
-        check(divides, "dim", self.dim,
-              f"must be divisible by 2 * heads={2 * self.heads}: rotary positions turn pairs of channels")
+        check(divides, "dim", self.dim, f"must be divisible by 2 * heads={2 * self.heads}: "
+                                        "rotary positions turn pairs of channels")
         decoder_plan(self.mode, self.decoder, self.self_attn_first)
 
     @property
@@ -115,17 +116,18 @@ class PartitionConfig:
 partition_presets: dict[str, PartitionConfig] = {
     "12-12": PartitionConfig(),
     "14-10": PartitionConfig(14, 10),
-    "tiny": PartitionConfig(3, 2, 96, 3, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10, dropout=0, rope_base=20,
-                            code_std=1),
+    "tiny": PartitionConfig(3, 2, 96, 3, mlp_ratio=3, vocab=256, grid=(8, 8), classes=10,
+                            dropout=0, rope_base=20, code_std=1),
 }
 
-# %% ../../nbs/generators/350_partition.ipynb #b1bdc37f
+# %% ../../nbs/generators/350_partition.ipynb #9f77c861
 class Modulations(NamedTuple):
     "What the class makes of each layer."
-    encoder: list[tuple[Tensor, ...]]    # a block: shift, scale, gate of attention, then of feed-forward; (b, d) each
+    encoder: list[tuple[Tensor, ...]]    # a block: shift, scale, gate of both parts; (b, d) each
     decoder: list[tuple[Tensor, ...]]
     head: tuple[Tensor, Tensor]          # shift and scale of the last norm
 
+# %% ../../nbs/generators/350_partition.ipynb #b1bdc37f
 class PartitionLayers(Generator):
     "The layers of a partition transformer, and what both of its paths need of them."
     traits = frozenset({"any_order", "grid1d", "grid2d"})
@@ -143,11 +145,14 @@ class PartitionLayers(Generator):
         self.tokens = nn.Embedding(c.vocab + 2, c.dim)
         self.registers = nn.Parameter(torch.empty(c.registers, c.dim)) if c.registers else None
 
-        def block(name, cross): return partition_block(c.dim, c.heads, c.mlp_ratio, cross, c.dropout, c.eps, name)
-        self.encoder = Portions((block(f"drop.encoder.{i}", False) for i in range(c.encoder)), apart=("modulation",))
+        def block(name, cross):
+            return partition_block(c.dim, c.heads, c.mlp_ratio, cross, c.dropout, c.eps, name)
+        self.encoder = Portions((block(f"drop.encoder.{i}", False) for i in range(c.encoder)),
+                                apart=("modulation",))
         self.swap = GroupSwap(c.dim, c.heads, c.query, c.network)
         decoder = (block(f"drop.decoder.{i}", cross) for i, cross in enumerate(self.crosses))
-        self.decoder = Portions(decoder, apart=("modulation", "attention"), methods=("keys_values",))
+        self.decoder = Portions(decoder, apart=("modulation", "attention"),
+                                methods=("keys_values",))
         self.norm = LayerNorm(c.dim, c.eps)
         self.modulation = Modulation(c.dim, 2)
         self.head = nn.Linear(c.dim, c.vocab + 2)
@@ -156,7 +161,7 @@ class PartitionLayers(Generator):
 
     @torch.no_grad()
     def init_weights(self, seed:int=0) -> "PartitionLayers":
-        "PyTorch's uniform weights; N(0, 1) for classes, N(0, 0.02²) for registers and query, 0 for the head."
+        "PyTorch's uniform weights; N(0, 1): classes, N(0, 0.02²): registers, query; 0: head."
         init_uniform(self, seed)
         codes = self.tokens.weight
         if codes.is_meta: return self
@@ -176,7 +181,8 @@ class PartitionLayers(Generator):
         plain = grid.base is None and grid.ntk_boundary == 0
         check(plain, "grid", grid, "must have no base: positions count along the raster")
 
-    def check_cond(self, cond:Cond): check_classes(cond, self.config.classes, self.condition.table.num_embeddings)
+    def check_cond(self, cond:Cond):
+        check_classes(cond, self.config.classes, self.condition.table.num_embeddings)
 
     def null(self, cond:Cond) -> Cond: return null_class(cond, self.config.classes)
 
@@ -257,12 +263,13 @@ class PartitionRules:
         "How many places of [registers, BOS, known codes] can be looked at; None = all."
         return None
 
-    def sampling_dropout(self, training:bool, independent:bool, rows:range, step:int, device) -> Noise|None:
+    def sampling_dropout(self, training:bool, independent:bool, rows:range, step:int,
+                         device) -> Noise|None:
         "Dropout while sampling: none. `rows` of the batch, `step` = cells known."
         return None
 
     def query_places(self, state:State, positions:Tensor) -> tuple[Tensor, Tensor|None]:
-        "The places (b, q) that the decoder runs over for cells (b, k); the wanted columns (b, k) of these, None = all."
+        "Places (b, q) that the decoder runs over for cells (b, k); columns (b, k), None = all."
         first_cell = self.registers + 1
         if self.cross_only: return first_cell + positions, None
         cells = open_cells(state)
@@ -279,11 +286,12 @@ class PublishedRules(PartitionRules):
 
     def loss_logits(self, logits):
         mask_id = torch.tensor(self.vocab, device=logits.device)
-        return logits.index_fill(-1, mask_id, -1e6)                                         # BOS stays
+        return logits.index_fill(-1, mask_id, -1e6)                                      # BOS stays
 
-    def drawable(self, logits, independent=True): return logits if independent else super().drawable(logits)
+    def drawable(self, logits, independent=True):
+        return logits if independent else super().drawable(logits)
 
-    def visible_prefix(self, known): return 1 + known                                       # registers are not counted
+    def visible_prefix(self, known): return 1 + known                    # registers are not counted
 
     def sampling_dropout(self, training, independent, rows, step, device):
         if not (training and independent): return None
@@ -310,15 +318,18 @@ class PartitionTraining(PartitionLayers):
         "The decoder's rows of BOS and all codes, each from the other group."
         n, device = codes.shape[1], codes.device
         in_first_half = torch.arange(self.prefix_places, device=device) < self.config.registers // 2
-        groups = torch.cat((in_first_half.expand(len(codes), -1), groups), 1)                  # (b, m)
+        groups = torch.cat((in_first_half.expand(len(codes), -1), groups), 1)               # (b, m)
         same, other = group_masks(groups)
         rotary = self.rotary(n, device)
 
-        x = self.embed(codes, self.registers)                                                   # (b, m, d)
-        for block, m in zip(self.encoder, modulations.encoder): x = block(x, m, rotary, same, noise=noise)
+        x = self.embed(codes, self.registers)                                            # (b, m, d)
+        for block, m in zip(self.encoder, modulations.encoder):
+            x = block(x, m, rotary, same, noise=noise)
 
-        pooled = self.swap.pool(x, torch.stack((groups, ~groups), 1))                # (b, 2, d): of group 1, of group 0
-        if pooled is not None: pooled = gather_rows(pooled, groups.long())           # a place takes the other group's
+        # (b, 2, d): of group 1, of group 0
+        pooled = self.swap.pool(x, torch.stack((groups, ~groups), 1))
+        # a place takes the other group's
+        if pooled is not None: pooled = gather_rows(pooled, groups.long())
         kv = self.swap.attention.keys_values(x, rotary)
         y = self.swap(torch.arange(x.shape[1], device=device), rotary, kv, other, pooled).type_as(x)
         for block, cross, m in zip(self.decoder, self.crosses, modulations.decoder):
@@ -356,7 +367,7 @@ def logits(self:PartitionTraining,
     grid = grid or Grid(self.grid)
     self.check_cond(cond)
     self.check_grid(grid)
-    codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]                                 # (b, n)
+    codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]                             # (b, n)
     groups = check_groups(plan, *codes.shape, codes.device)
     without_bos = self.all_logits(codes, groups, cond.labels)[:, 1:]
     return (self.rules.drawable(without_bos),)
@@ -370,13 +381,13 @@ def forward(self:PartitionTraining,
     "Mean cross entropy of all codes, both groups alike."
     grid, at = Grid(self.grid), at._replace(positions=None)
     check_classes(cond, self.config.classes, wait=False)
-    codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]                                 # (b, n)
+    codes = check_canvas(codes, cond, self.vocab, grid)[..., 0]                             # (b, n)
     noise = Noise(draws, at)
     groups = draw_mask(draws, at, grid.n, self.config.mask_rate).to(codes.device)
     modulations = self.modulations(self.modulation_rows(cond.labels, noise))
 
     y = self.all_rows(codes, groups, modulations, noise)[:, 1:]
-    logits = self.rules.loss_logits(self.head_logits(y, modulations))                           # (b, n, V or V + 2)
+    logits = self.rules.loss_logits(self.head_logits(y, modulations))           # (b, n, V or V + 2)
     loss = cross_entropy(logits, codes, valid)
     accuracy = (logits.detach().argmax(-1) == codes).float().mean()
     return Loss(loss.total, loss.parts | {"accuracy": accuracy})
@@ -384,7 +395,7 @@ def forward(self:PartitionTraining,
 # %% ../../nbs/generators/350_partition.ipynb #ffd0a39e
 class Memory(NamedTuple):
     "What the decoder needs of the known codes."
-    keys_values: tuple            # k and v, (b, h, m, c), for the swap, then each decoder block (None: self attention)
+    keys_values: tuple         # k, v (b, h, m, c) of the swap, then each decoder block (None: self)
     pooled: Tensor|None = None    # (b, 1, d)
     mask: Tensor|None = None      # (b, 1, 1, m) additive, where samples see differently many places
 
@@ -397,7 +408,8 @@ class Memory(NamedTuple):
         "f of the tensors of this memory, and those of others at the same place."
         def result(*parts):
             if parts[0] is None: return None
-            return tuple(result(*p) for p in zip(*parts)) if isinstance(parts[0], tuple) else f(*parts)
+            if isinstance(parts[0], tuple): return tuple(result(*p) for p in zip(*parts))
+            return f(*parts)
         return Memory(*(result(*parts) for parts in zip(self, *others)))
 
     def rows(self, rows:slice) -> "Memory":
@@ -410,42 +422,46 @@ class Memory(NamedTuple):
 
 # %% ../../nbs/generators/350_partition.ipynb #316a7fdd
 class PartitionTransformer(PartitionTraining):
-    "Predicts cells from known codes; training predicts each of two groups from the other. PGM, arXiv 2505.18883."
+    """Predicts cells from known codes; training predicts each of two groups from the other.
+
+    PGM, arXiv 2505.18883."""
     quirks: tuple[tuple[str, str], ...] = (
         ("half of the registers count as known codes",
-         "with 2 registers the newest known code is never looked at; in the first step all cells get the same answer"),
+         "with 2 registers the newest known code is never looked at; "
+         "in the first step all cells get the same answer"),
         ("sampling by confidence leaves a training model in training mode",
          "dropout is on while it samples; a model in eval mode is not affected"),
         ("sampling by confidence may draw the mask and BOS ids",
          "they are fed back as codes, and end as the last code of the codebook"),
-        ("the BOS id competes in the loss",
-         "an id that never occurs has to be learnt away"),
+        ("the BOS id competes in the loss", "an id that never occurs has to be learnt away"),
         ("in mixed decoders the queries of a step see only each other",
-         "training showed them all cells of their group and its registers: the answer depends on what else is asked"),
+         "training showed them all cells of their group and its registers: "
+         "the answer depends on what else is asked"),
     )
 
     def encode(self,
-        codes:Tensor,                    # (b, k) known codes
-        cells:Tensor,                    # (b, k) where they stand
+        codes:Tensor,                   # (b, k) known codes
+        cells:Tensor,                   # (b, k) where they stand
         modulations:Modulations,
-        n:int,                           # cells of the grid
-        visible:int|Tensor|None=None,    # only so many places can be looked at: an int, or (b,); None = all
+        n:int,                          # cells of the grid
+        visible:int|Tensor|None=None,   # so many places are to look at: an int, or (b,); None = all
         noise:Noise|None=None,
     ) -> Memory:
         "Run the encoder over half of the registers, BOS and the known codes."
         r, device = self.config.registers, codes.device
         registers = None if self.registers is None else self.registers[r // 2:]
-        x = self.embed(codes, registers)                                                        # (b, m, d)
+        x = self.embed(codes, registers)                                                 # (b, m, d)
         fixed = torch.arange(r // 2, r + 1, device=device).expand(len(cells), -1)
-        places = torch.cat((fixed, self.prefix_places + cells), 1)                              # (b, m)
+        places = torch.cat((fixed, self.prefix_places + cells), 1)                       # (b, m)
         if isinstance(visible, int): x, places = x[:, :visible], places[:, :visible]
         members, mask = torch.ones(x.shape[:2], dtype=torch.bool, device=device), None
         if torch.is_tensor(visible):
             members = torch.arange(x.shape[1], device=device) < visible[:, None]
-            mask = additive(members)[:, None, None]                                             # (b, 1, 1, m)
+            mask = additive(members)[:, None, None]                                   # (b, 1, 1, m)
 
         rotary = self.rotary(n, device)[places]
-        for block, m in zip(self.encoder, modulations.encoder): x = block(x, m, rotary, mask, noise=noise)
+        for block, m in zip(self.encoder, modulations.encoder):
+            x = block(x, m, rotary, mask, noise=noise)
         looking = (self.swap, True), *zip(self.decoder, self.crosses)
         kv = (layer.attention.keys_values(x, rotary) if cross else None for layer, cross in looking)
         return Memory(tuple(kv), self.swap.pool(x, members[:, None]), mask)
@@ -470,7 +486,7 @@ def decode(self:PartitionTransformer,
 
 # %% ../../nbs/generators/350_partition.ipynb #0f5113f9
 class PartitionState(State):
-    "Tokens of one running batch, its modulations, and the memory of the present step; rows are branch-major."
+    "Tokens of a running batch, its modulations, the present step's memory; rows are branch-major."
     def __init__(self, branches:int, b:int, grid:Grid, width:int, device, dtype):
         super().__init__(branches, b, grid, 1, device)
         self.modulations = torch.zeros(branches * b, width, device=device, dtype=dtype)
@@ -488,7 +504,8 @@ class PartitionState(State):
 
 # %% ../../nbs/generators/350_partition.ipynb #bb8ad25e
 @patch
-def new_state(self:PartitionTransformer, branches:int, b:int, grid:Grid, device, dtype) -> PartitionState:
+def new_state(self:PartitionTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> PartitionState:
     width = self.config.dim * (6 * self.config.layers + 2)
     return PartitionState(branches, b, grid, width, device, dtype)
 
@@ -498,36 +515,42 @@ def prepare(self:PartitionTransformer, state:PartitionState):
 
 @patch
 def _memory(self:PartitionTransformer, state:PartitionState, live:int, independent:bool) -> Memory:
-    "What is known, for the first `live` branches; the encoder runs for those that have no memory in this step."
+    "What is known, for the first `live` branches; encodes those without a memory in this step."
     if state.memory_known != state.done: state.forget()
     if state.memory_branches < live:
         rows = range(state.memory_branches * state.b, live * state.b)
         times = live - state.memory_branches
-        codes, cells = (t[:, :state.done].repeat(times, 1) for t in (state.tokens[..., 0], state.positions))
+        codes, cells = (t[:, :state.done].repeat(times, 1)
+                        for t in (state.tokens[..., 0], state.positions))
         modulations = self.modulations(state.modulations[rows.start:rows.stop])
-        noise = self.rules.sampling_dropout(self.training, independent, rows, state.done, codes.device)
-        new = self.encode(codes, cells, modulations, state.grid.n, self.rules.visible_prefix(state.done), noise)
+        noise = self.rules.sampling_dropout(self.training, independent, rows,
+                                            state.done, codes.device)
+        new = self.encode(codes, cells, modulations, state.grid.n,
+                          self.rules.visible_prefix(state.done), noise)
         state.memory = new if state.memory is None else state.memory.join(new)
         state.memory_known, state.memory_branches = state.done, live
     return state.memory.rows(slice(0, live * state.b))
 
 @patch
 @torch.no_grad()
-def predict(self:PartitionTransformer, state:PartitionState, positions:Tensor, given:Tensor|None=None, *, live:int,
-            independent:bool=False) -> Prediction:
+def predict(self:PartitionTransformer, state:PartitionState, positions:Tensor,
+            given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
     "Logits (live, b, k, V) of the cells asked for (b, k), none of which is known."
     state.check_cells(positions, live)
     rows = range(live * state.b)
     modulations = self.modulations(state.modulations[:len(rows)])
-    noise = self.rules.sampling_dropout(self.training, independent, rows, state.done, positions.device)
+    noise = self.rules.sampling_dropout(self.training, independent, rows,
+                                        state.done, positions.device)
     memory = self._memory(state, live, independent)
 
     places, columns = self.rules.query_places(state, positions)
-    same_answer = memory.places == 1 and noise is None and columns is None         # one thing to look at, wherever from
+    # one thing to look at, wherever from
+    same_answer = memory.places == 1 and noise is None and columns is None
     if same_answer: places = places[:, :1]
     y = self.decode(memory, places.repeat(live, 1), modulations, state.grid.n, noise)
     if columns is not None: y = gather_rows(y, columns.repeat(live, 1))
-    logits = self.rules.drawable(self.head_logits(y, modulations), independent)     # (live * b, 1 or k, V)
+    # (live * b, 1 or k, V)
+    logits = self.rules.drawable(self.head_logits(y, modulations), independent)
     return Prediction(logits.expand(-1, positions.shape[1], -1).unflatten(0, (live, state.b)))
 
 # %% ../../nbs/generators/350_partition.ipynb #c9e64deb
@@ -541,13 +564,13 @@ def step_work(self:PartitionConfig,
     "Multiply-adds of one forward for one sample and branch, without faults of `compat`."
     d, hidden = self.dim, int(self.mlp_ratio * self.dim)
     half = self.registers // 2
-    m = half + 1 + known                                             # places in the memory
+    m = half + 1 + known                                  # places in the memory
     cross_only = all(self.crosses)
-    if m == 1 and cross_only: asked = 1                              # one thing to look at: the same answer everywhere
-    q = asked if cross_only else half + n - known                    # mixed decoders answer for all open cells
+    if m == 1 and cross_only: asked = 1           # one thing to look at: the same answer everywhere
+    q = asked if cross_only else half + n - known         # mixed decoders answer for all open cells
 
     feed_forward = 2 * d * hidden
-    across = m * 2 * d * d + 2 * q * m * d                           # keys and values, attention
+    across = m * 2 * d * d + 2 * q * m * d                # keys and values, attention
     encoder_block = m * (4 * d * d + feed_forward) + 2 * m * m * d
     cross_block = across + q * (2 * d * d + feed_forward)
     self_block = q * (4 * d * d + feed_forward) + 2 * q * q * d
@@ -564,7 +587,7 @@ def condition_work(self:PartitionConfig) -> int:
 
 # %% ../../nbs/generators/350_partition.ipynb #9b222d7b
 def pgm_config(
-    spec:dict,     # published arguments: {"register": ..., "model": {...}, ...}; what we don't know is ignored
+    spec:dict,     # published arguments: {"register": ..., "model": {...}, ...}; others are ignored
     **changes,     # fields of ours to set on top
 ) -> PartitionConfig:
     "Our configuration from the original's."
@@ -575,7 +598,8 @@ def pgm_config(
     check(is_square, "model.length", m["length"], "must be a square number of cells, and one")
     causal = algo.get("causal_attention", False)
     check(not causal, "algo.causal_attention", causal, "must be False: partitions look both ways")
-    check_choice("model.swap.normalize_mode", swap.get("normalize_mode", "layernorm"), ("layernorm",))
+    check_choice("model.swap.normalize_mode",
+                 swap.get("normalize_mode", "layernorm"), ("layernorm",))
     own = dict(
         encoder=m["encoder"]["n_blocks"],
         decoder=decoder["n_blocks"],
@@ -674,7 +698,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     rows, dim = state["vocab_embed.embedding"].shape
     blocks = counted(state, "decoder.layers.")
     cross = [f"decoder.layers.{i}.attn_q.weight" in state for i in range(blocks)]
-    mode, first = next((p for p in _plans(blocks) if decoder_plan(p[0], blocks, p[1]) == cross), (None, None))
+    mode, first = next((p for p in _plans(blocks) if decoder_plan(p[0], blocks, p[1]) == cross),
+                       (None, None))
     check(mode, "checkpoint", cross, f"is no known decoder; {SAY_SPEC}", Mismatch)
 
     deep = "decoder.group_swap.query_processor.0.weight" in state
@@ -694,15 +719,15 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
 def _published(size:str) -> Published:
     "One of the two models."
     file = Checkpoint(
-        f"images_pgm_{size.replace('-', '_')}_100epochs.ckpt", hub="jdeschena/pgm", codes="VQ-8", recipe=f"pgm-{size}",
-        result="FID 5.54, with twice the steps 4.56 (the paper's abstract: 256 px, Halton order; size not stated)",
+        f"images_pgm_{size.replace('-', '_')}_100epochs.ckpt", hub="jdeschena/pgm", codes="VQ-8",
+        recipe=f"pgm-{size}", result="FID 5.54, with twice the steps 4.56 (the paper's abstract: "
+                                     "256 px, Halton order; size not stated)",
         sampling={"order": "halton", "schedule": "halton", "steps": 32})
     return Published(f"PGM-{size}", pgm_spec(partition_presets[size]), (file,))
 
 PGM = register(Family(
-    kind="partition", config=PartitionConfig, build=PartitionTransformer, role="generator", system="pgm",
-    names=pgm_names, read=pgm_config, write=pgm_spec,
+    kind="partition", config=PartitionConfig, build=PartitionTransformer, role="generator",
+    system="pgm", names=pgm_names, read=pgm_config, write=pgm_spec,
     reads=lambda spec: isinstance(spec.get("model"), dict), recognise=_recognise,
-    owns=lambda c: c.rope_base == 10000,
-    classes=("models.encoder_decoder.PartitionDIT",),
+    owns=lambda c: c.rope_base == 10000, classes=("models.encoder_decoder.PartitionDIT",),
     published=(_published("12-12"), _published("14-10"))))

@@ -23,7 +23,17 @@ from ..draws import At
 from ..families import SAY_SPEC, Family, Published, counted, record_reader, register
 from .generator import Cond, Grid, Loss
 from .raster import DecoderOnly, RasterConfig, RasterTransformer
-from ..layers import Attention, Dropout, Linear, Noise, Past, RMSNorm, SwiGLU, TransformerBlock, ffn_width
+from vgnb.layers import (
+    Attention,
+    Dropout,
+    Linear,
+    Noise,
+    Past,
+    RMSNorm,
+    SwiGLU,
+    TransformerBlock,
+    ffn_width,
+)
 from ..names import Fuse, Ignore, NameTable, Recreate, Rename, Slice
 from ..saved import check_finite
 from ..tensor_files import read_tensors, weight_files
@@ -39,30 +49,33 @@ class ProposalConfig(RasterConfig):
     token_dropout: float = 0.0
     residual_dropout: float = 0.0
     ffn_dropout: float = 0.0
-    rope: Literal["sequence"] = "sequence"   # a sentence has one direction
-    zero_prefix: bool = False                # the class is a word like others
+    rope: Literal["sequence"] = "sequence"  # a sentence has one direction
+    zero_prefix: bool = False        # the class is a word like others
     block: Literal["llama", "gpt2"] = "llama"
-    hidden: int|None = None                  # feed-forward width; None = `ffn_width` (llama), 4 dim (gpt2)
-    positions: int = 1024                    # learned places (gpt2)
-    attention_dropout: float = 0.0           # of attention weights (gpt2); above 0 training writes them out
+    hidden: int|None = None          # feed-forward width; None = `ffn_width` (llama), 4 dim (gpt2)
+    positions: int = 1024            # learned places (gpt2)
+    attention_dropout: float = 0.0   # of attention weights (gpt2); above 0 training writes them out
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("block", self.block, ("llama", "gpt2"))
         check_choice("rope", self.rope, ("sequence",))
         check_choice("condition", self.condition, ("class",))
-        check(not self.zero_prefix, "zero_prefix", self.zero_prefix, "must be False: the class is a word like others")
+        check(not self.zero_prefix, "zero_prefix", self.zero_prefix,
+              "must be False: the class is a word like others")
         if self.hidden is not None: check_int("hidden", self.hidden, 1)
         check_int("positions", self.positions, 1)
         check_float("attention_dropout", self.attention_dropout, 0, 0.999)
         whole = self.block == "gpt2" or not self.attention_dropout
-        check(whole, "attention_dropout", self.attention_dropout, "must be 0 for a llama: its weights aren't dropped")
+        check(whole, "attention_dropout", self.attention_dropout,
+              "must be 0 for a llama: its weights aren't dropped")
 
     def check_places(self, grid:tuple[int, ...]):
         "Raise `BadInput` for more inputs than there are learned places."
         cells = math.prod(grid)
         fits = self.block == "llama" or cells <= self.positions
-        check(fits, "grid", grid, f"must have at most {self.positions} cells, one for each learned place")
+        check(fits, "grid", grid,
+              f"must have at most {self.positions} cells, one for each learned place")
 
     @property
     def class_words(self) -> int:
@@ -77,7 +90,8 @@ class ProposalConfig(RasterConfig):
         return ffn_width(self.dim, self.ffn_multiple, self.ffn_multiplier)
 
 # %% ../../nbs/generators/322_proposal.ipynb #d799addf
-_GPT2_DROPOUT = {"token_dropout": 0.1, "residual_dropout": 0.1, "ffn_dropout": 0.1, "attention_dropout": 0.1}
+_GPT2_DROPOUT = {"token_dropout": 0.1, "residual_dropout": 0.1, "ffn_dropout": 0.1,
+                 "attention_dropout": 0.1}
 
 proposal_presets: dict[str, ProposalConfig] = {
     "llama-medium": ProposalConfig(),
@@ -87,7 +101,7 @@ proposal_presets: dict[str, ProposalConfig] = {
 
 # %% ../../nbs/generators/322_proposal.ipynb #d1f66837
 class UnturnedAttention(Attention):
-    "Attention without rotary positions, whose weights may be dropped in training; the table is not looked at."
+    "Attention without rotary positions, its weights dropped in training; the table is ignored."
     def __init__(self,
         dim:int, heads:int, kv_heads:int|None=None,
         dropout:float=0.0,     # of attention weights
@@ -100,17 +114,20 @@ class UnturnedAttention(Attention):
         "Queries (b, h, n, c), keys and values (b, kv, n, c)."
         return super().project(x, None)
 
-    def forward(self, x:Tensor, rotary=None, mask:Tensor|str|None=None, past:Past|None=None, noise:Noise|None=None):
-        "As `Attention`'s; with `noise` in training some weights are zeroed, by a draw of their own query's."
+    def forward(self, x:Tensor, rotary=None, mask:Tensor|str|None=None, past:Past|None=None,
+                noise:Noise|None=None):
+        "As `Attention`'s; in training `noise` zeroes some weights, by a draw of their query's."
         drops = noise is not None and self.drop.rate and self.training and past is None
         if not drops: return super().forward(x, rotary, mask, past)
         q, k, v = self.project(x, rotary)
         k, v = (t.repeat_interleave(self.heads // self.kv_heads, 1) for t in (k, v))
-        scores = (q @ k.mT).float() * self.channels ** -0.5                                 # (b, h, n, m)
-        if isinstance(mask, str): mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        scores = (q @ k.mT).float() * self.channels ** -0.5                           # (b, h, n, m)
+        if isinstance(mask, str):
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).tril()
         if mask is not None: scores = scores.masked_fill(~mask, -torch.inf)
-        by_query = scores.softmax(-1).type_as(v).transpose(1, 2).flatten(2)                 # (b, n, h * m)
-        kept = self.drop(by_query, noise).unflatten(-1, (self.heads, -1)).transpose(1, 2)   # (b, h, n, m)
+        by_query = scores.softmax(-1).type_as(v).transpose(1, 2).flatten(2)          # (b, n, h * m)
+        # (b, h, n, m)
+        kept = self.drop(by_query, noise).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return self.out((kept @ v).transpose(1, 2).flatten(2))
 
 class GPT2Block(TransformerBlock):
@@ -139,7 +156,7 @@ class ProposalTransformer(RasterTransformer):
         seed:int=0,         # of the initial weights
     ):
         config.check_places(config.grid)
-        DecoderOnly.__init__(self, config)                    # weights are drawn once all of them are there
+        DecoderOnly.__init__(self, config)            # weights are drawn once all of them are there
         self.traits |= {"grid2d"}
         c, tied = config, config.block == "gpt2"
         self.class_head = None if tied else Linear(c.dim, c.class_words, bias=False)
@@ -162,9 +179,11 @@ class ProposalTransformer(RasterTransformer):
     def new_block(self, name:str, drop_path:float) -> TransformerBlock:
         "A Llama's or a GPT-2's block, whose draws begin with `name`."
         c = self.config
-        rest = (self.new_norm(), self.new_norm()), (c.residual_dropout, c.ffn_dropout), drop_path, name
+        rest = ((self.new_norm(), self.new_norm()),
+                (c.residual_dropout, c.ffn_dropout), drop_path, name)
         if c.block == "gpt2":
-            attention = UnturnedAttention(c.dim, c.heads, c.kv_heads, c.attention_dropout, f"{name}.weights")
+            attention = UnturnedAttention(c.dim, c.heads, c.kv_heads,
+                                          c.attention_dropout, f"{name}.weights")
             return GPT2Block(attention, GELUFeedForward(c.dim, c.width), *rest)
         attention = Attention(c.dim, c.heads, c.kv_heads, halves=True)
         return TransformerBlock(attention, SwiGLU(c.dim, c.width), *rest)
@@ -244,11 +263,13 @@ def _words_of(model:ProposalTransformer) -> Tensor:
 def _llama_rules(c:ProposalConfig) -> tuple:
     layer, ours = _P + "model.layers.{i}.", "blocks.{i}."
     return (
-        Slice(_P + "model.embed_tokens.weight", {"condition.table.weight": c.class_words, "tokens.weight": c.vocab}),
+        Slice(_P + "model.embed_tokens.weight",
+              {"condition.table.weight": c.class_words, "tokens.weight": c.vocab}),
         Slice(_P + "lm_head.weight", {"class_head.weight": c.class_words, "head.weight": c.vocab}),
         Rename(_P + "model.norm.weight", "norm.weight"),
         Ignore(layer + "self_attn.rotary_emb.inv_freq"),
-        Fuse(tuple(f"{layer}self_attn.{p}_proj.weight" for p in "qkv"), ours + "attention.qkv.weight"),
+        Fuse(tuple(f"{layer}self_attn.{p}_proj.weight" for p in "qkv"),
+             ours + "attention.qkv.weight"),
         Rename(layer + "self_attn.o_proj.weight", ours + "attention.out.weight"),
         Rename(layer + "mlp.{name}_proj.weight", ours + "ffn.{name}.weight"),
         Rename(layer + "input_layernorm.weight", ours + "norm1.weight"),
@@ -257,20 +278,21 @@ def _llama_rules(c:ProposalConfig) -> tuple:
 # %% ../../nbs/generators/322_proposal.ipynb #c871db1f
 def _gpt2_rules(c:ProposalConfig) -> tuple:
     root, layer, ours = _P + "transformer.", _P + "transformer.h.{i}.", "blocks.{i}."
-    matrices = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out", "mlp.c_fc": "ffn.up",
-                "mlp.c_proj": "ffn.down"}
-    return (
-        Slice(root + "wte.weight", {"condition.table.weight": c.class_words, "tokens.weight": c.vocab}),
-        Repeated(_P + "lm_head.weight", _words_of, root + "wte.weight"),
-        Rename(root + "wpe.weight", "positions.weight"),
-        Rename(root + "ln_f.{p}", "norm.{p}"),
-        Ignore(layer + "attn.bias"), Ignore(layer + "attn.masked_bias"),
-        Rename(layer + "ln_{n}.{p}", ours + "norm{n}.{p}"),
-        *(Transposed(f"{layer}{theirs}.weight", f"{ours}{name}.weight") for theirs, name in matrices.items()),
-        *(Rename(f"{layer}{theirs}.bias", f"{ours}{name}.bias") for theirs, name in matrices.items()))
+    matrices = {"attn.c_attn": "attention.qkv", "attn.c_proj": "attention.out",
+                "mlp.c_fc": "ffn.up", "mlp.c_proj": "ffn.down"}
+    return (Slice(root + "wte.weight",
+                  {"condition.table.weight": c.class_words, "tokens.weight": c.vocab}),
+            Repeated(_P + "lm_head.weight", _words_of, root + "wte.weight"),
+            Rename(root + "wpe.weight", "positions.weight"), Rename(root + "ln_f.{p}", "norm.{p}"),
+            Ignore(layer + "attn.bias"), Ignore(layer + "attn.masked_bias"),
+            Rename(layer + "ln_{n}.{p}", ours + "norm{n}.{p}"),
+            *(Transposed(f"{layer}{theirs}.weight", f"{ours}{name}.weight")
+              for theirs, name in matrices.items()),
+            *(Rename(f"{layer}{theirs}.bias", f"{ours}{name}.bias")
+              for theirs, name in matrices.items()))
 
 def proposal_names(c:ProposalConfig) -> NameTable:
-    "The framework's names; what is left of its tokenizer in a file (`_ir`) belongs to the tokenizer."
+    "The framework's names; the rest of its tokenizer in a file (`_ir`) belongs to the tokenizer."
     rules = _gpt2_rules(c) if c.block == "gpt2" else _llama_rules(c)
     return NameTable(Ignore("_ir.{rest}"), *rules)
 
@@ -278,7 +300,7 @@ def proposal_names(c:ProposalConfig) -> NameTable:
 _OF_GPT2 = {"wte.weight", "wpe.weight", "ln_f.weight", "h.0.attn.c_attn.weight"}
 
 def _spoken(path:str|Path) -> dict[str, Tensor]|None:
-    "The entries of GPT-2's own file, but for its head, which is the embedding again; None for another file."
+    "The entries of GPT-2's own file, without the head (the embedding); None for another file."
     files = weight_files(path)
     content = read_tensors(files[0]) if len(files) == 1 else {}
     theirs = {k.removeprefix("transformer."): v for k, v in content.items() if torch.is_tensor(v)}
@@ -289,14 +311,17 @@ def grown_gpt2(
     path:str|Path,           # GPT-2's own file
     config:ProposalConfig,
 ) -> ProposalTransformer|None:
-    "A proposal network that begins as a GPT-2; None for another block or file. Errors: `Mismatch` for another size."
+    """A proposal network that begins as a GPT-2; None for another block or file.
+
+    Errors: `Mismatch` for another size."""
     theirs = _spoken(path) if config.block == "gpt2" else None
     if theirs is None: return None
     model = ProposalTransformer(config)
     drawn, words = _words_of(model), theirs["wte.weight"]
     shape = tuple(words.shape)
     fits = len(shape) == 2 and shape[1] == config.dim
-    check(fits, "path", Path(path), f"has words of shape {shape}: they must have {config.dim} channels", Mismatch)
+    check(fits, "path", Path(path),
+          f"has words of shape {shape}: they must have {config.dim} channels", Mismatch)
     rows = torch.cat((words[:len(drawn)], drawn[len(words):]))
     state = {f"{_P}transformer.{k}": v for k, v in (theirs | {"wte.weight": rows}).items()}
     ours = proposal_names(config).load(state, model, str(path))
@@ -331,9 +356,11 @@ _SETTLED = {   # their argument: what it must be, if it is given
     "rope_scaling": None}
 
 def _vocabulary(spec:dict) -> dict:
-    "Classes, codes and the rate of the null class, of `num_categories`, `image_codebook_size`, `cond_dropout`."
-    rows, classes = check_int("vocab_size", spec.get("vocab_size"), 2), spec.get("num_categories", 1000)
-    check(check_int("num_categories", classes, 1) < rows, "num_categories", classes, f"must leave some of {rows} words")
+    "Classes, codes, null rate of `num_categories`, `image_codebook_size`, `cond_dropout`."
+    rows = check_int("vocab_size", spec.get("vocab_size"), 2)
+    classes = spec.get("num_categories", 1000)
+    check(check_int("num_categories", classes, 1) < rows, "num_categories", classes,
+          f"must leave some of {rows} words")
     rest = rows - classes
     codes = spec.get("image_codebook_size", rest - rest % 2)
     null = rest - check_int("image_codebook_size", codes, 1)
@@ -341,7 +368,8 @@ def _vocabulary(spec:dict) -> dict:
     check(null in (0, 1), "image_codebook_size", codes, allowed)
 
     rate = spec.get("cond_dropout", 0.1 if null else 0) or 0
-    check((rate > 0) == bool(null), "cond_dropout", rate, "must be above 0 with a null class, and 0 without one")
+    check((rate > 0) == bool(null), "cond_dropout", rate,
+          "must be above 0 with a null class, and 0 without one")
     return {"classes": classes, "vocab": codes, "class_dropout": rate}
 
 # %% ../../nbs/generators/322_proposal.ipynb #c90c73f8
@@ -356,13 +384,16 @@ def read_proposal(
     for name, wanted in (_SETTLED | tied).items():
         check(spec.get(name, wanted) == wanted, name, spec.get(name), f"must be {wanted!r} here")
     attention_dropout = spec.get("attention_dropout", 0)
-    check(attention_dropout == 0, "attention_dropout", attention_dropout, "must be 0: attention weights aren't dropped")
+    check(attention_dropout == 0, "attention_dropout", attention_dropout,
+          "must be 0: attention weights aren't dropped")
     groups, heads = spec.get("num_key_value_heads"), spec.get("num_attention_heads")
-    check(groups in (None, heads), "num_key_value_heads", groups, f"must be num_attention_heads={heads}")
+    check(groups in (None, heads), "num_key_value_heads", groups,
+          f"must be num_attention_heads={heads}")
 
     fields = _GPT2_DROPOUT | {"block": block} if block == "gpt2" else {"block": block}
     fields |= {ours: spec[theirs] for theirs, ours in _WORDS[block].items() if theirs in spec}
-    if "resid_pdrop" in spec: fields["ffn_dropout"] = spec["resid_pdrop"]       # one rate for both branches
+    # one rate for both branches
+    if "resid_pdrop" in spec: fields["ffn_dropout"] = spec["resid_pdrop"]
     return ProposalConfig(**(fields | _vocabulary(spec) | changes))
 
 def write_proposal(c:ProposalConfig) -> dict:
@@ -374,7 +405,9 @@ def write_proposal(c:ProposalConfig) -> dict:
 
 # %% ../../nbs/generators/322_proposal.ipynb #bfb173e5
 def recognise_proposal(state:dict[str, Tensor]) -> dict|None:
-    "Arguments from names and shapes, for ImageNet's classes. Errors: `Mismatch` for another size than the medium one."
+    """Arguments from names and shapes, for ImageNet's classes.
+
+    Errors: `Mismatch` for another size than the medium one."""
     llama, gpt2 = _P + "model.embed_tokens.weight", _P + "transformer.wte.weight"
     if not {llama, gpt2} & state.keys(): return None
     is_llama = llama in state
@@ -383,10 +416,12 @@ def recognise_proposal(state:dict[str, Tensor]) -> dict|None:
     medium = proposal_presets["llama-medium"]
     found = f"{layers} layers of width {dim}, {words} words"
     fits = (layers, dim) == (medium.layers, medium.dim) and words > medium.classes + 1
-    check(fits, "checkpoint", found, f"is not the published size for ImageNet's classes; {SAY_SPEC}", Mismatch)
+    check(fits, "checkpoint", found,
+          f"is not the published size for ImageNet's classes; {SAY_SPEC}", Mismatch)
 
     if not is_llama:
-        places, hidden = len(state[_P + "transformer.wpe.weight"]), len(state[_P + "transformer.h.0.mlp.c_fc.bias"])
+        places = len(state[_P + "transformer.wpe.weight"])
+        hidden = len(state[_P + "transformer.h.0.mlp.c_fc.bias"])
         return {"n_layer": layers, "n_head": medium.heads, "n_embd": dim, "n_positions": places,
                 "n_inner": None if hidden == 4 * dim else hidden, "vocab_size": words}
     hidden = len(state[_P + "model.layers.0.mlp.gate_proj.weight"])
@@ -395,15 +430,19 @@ def recognise_proposal(state:dict[str, Tensor]) -> dict|None:
 
 def _reads(spec:dict) -> bool:
     "Whether arguments are Hugging Face's of one of the two."
-    return {"hidden_size", "intermediate_size", "vocab_size"} <= spec.keys() or {"n_embd", "n_layer"} <= spec.keys()
+    return ({"hidden_size", "intermediate_size", "vocab_size"} <= spec.keys()
+            or {"n_embd", "n_layer"} <= spec.keys())
 
 def _described(name:str, codes:int) -> Published:
-    return Published(f"ar-{name}-cfg-{codes}", write_proposal(replace(proposal_presets[name], vocab=codes)))
+    return Published(f"ar-{name}-cfg-{codes}",
+                     write_proposal(replace(proposal_presets[name], vocab=codes)))
 
 VQKD_PROPOSAL = register(Family(
-    kind="proposal", config=ProposalConfig, build=ProposalTransformer, role="generator", system="vqkd",
-    names=proposal_names, read=read_proposal, write=write_proposal,
+    kind="proposal", config=ProposalConfig, build=ProposalTransformer, role="generator",
+    system="vqkd", names=proposal_names, read=read_proposal, write=write_proposal,
     reads=_reads, recognise=recognise_proposal, grown=grown_gpt2,
     owns=lambda c: c.kv_heads in (None, c.heads) and not c.class_everywhere,
-    classes=("vq.algorithms.ar.transformers.LlamaTransformer", "vq.algorithms.ar.transformers.GPT2Transformer"),
-    published=(_described("llama-medium", 8192), _described("llama-medium", 16384), _described("gpt2-medium", 8192))))
+    classes=("vq.algorithms.ar.transformers.LlamaTransformer",
+             "vq.algorithms.ar.transformers.GPT2Transformer"),
+    published=(_described("llama-medium", 8192), _described("llama-medium", 16384),
+               _described("gpt2-medium", 8192))))

@@ -29,23 +29,32 @@ from vgnb.generators.raster import (
     recognise_gpt,
     visible_places,
 )
-from ..layers import Noise, causal_mask, grid_angles, rotary_angles, rotary_table, rotate, zero_prefix
+from vgnb.layers import (
+    Noise,
+    causal_mask,
+    grid_angles,
+    rotary_angles,
+    rotary_table,
+    rotate,
+    zero_prefix,
+)
 from ..names import NameTable, Rename
 
 # %% ../../nbs/generators/330_random_order.ipynb #1b8d2ed7
 @dataclass(frozen=True)
 class RandomOrderConfig(RasterConfig):
     "A `RasterConfig` (its token dropout is of the codes only) and in which order codes are learnt."
-    order: Literal["random", "raster"] = "random"  # in training: a fresh permutation a sample, or always the raster
-    recompute: bool = False                        # run blocks again in the backward pass, to keep less
+    order: Literal["random", "raster"] = "random"  # in training: one a sample, or the raster
+    recompute: bool = False                    # run blocks again in the backward pass, to keep less
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("order", self.order, ("random", "raster"))
-        check(self.rope == "grid", "rope", self.rope, 'must be "grid": positions are cells of a picture')
+        check(self.rope == "grid", "rope", self.rope,
+              'must be "grid": positions are cells of a picture')
 
 # %% ../../nbs/generators/330_random_order.ipynb #fe28ee4f
-_SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}     # layers, width, heads
+_SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}  # layers, width, heads
 
 random_order_presets: dict[str, RandomOrderConfig] = {
     **{name: RandomOrderConfig(*shape) for name, shape in _SHAPES.items()},
@@ -93,10 +102,9 @@ class RandomOrderTransformer(DecoderOnly):
     "Predicts the codes of whatever cells it is asked for. RandAR, arXiv 2412.01827 §3."
     columns = "ordered"
     plans = "order"
-    quirks = (
-        *DecoderOnly.quirks,
-        ("guided captions have a constant as their null",
-         "the null caption's features are all equal to the number of classes; by default guidance uses the learnt one"))
+    quirks = (*DecoderOnly.quirks, ("guided captions have a constant as their null",
+                                    "the null caption's features are all equal to the number of "
+                                    "classes; by default guidance uses the learnt one"))
 
     def __init__(self,
         config:RandomOrderConfig,
@@ -113,7 +121,8 @@ class RandomOrderTransformer(DecoderOnly):
         "N(0, std²), and a head of zeros."
         super().init_weights(seed)
         p = self.instruction
-        if not p.is_meta: p.normal_(0, self.config.std, generator=seeded_generator(seed + 1, p.device))
+        if not p.is_meta:
+            p.normal_(0, self.config.std, generator=seeded_generator(seed + 1, p.device))
         return self
 
     def new_table(self, grid:Grid) -> Tensor:
@@ -132,7 +141,8 @@ class RandomOrderTransformer(DecoderOnly):
         "What asks for cells."
         return instructed + prefix if self.config.class_everywhere else instructed
 
-    def pairs(self, instructed:Tensor, codes:Tensor, prefix:Tensor, blind:Tensor|None, noise:Noise|None=None) -> Tensor:
+    def pairs(self, instructed:Tensor, codes:Tensor, prefix:Tensor, blind:Tensor|None,
+              noise:Noise|None=None) -> Tensor:
         "Instructions (b, k, d) and codes (b, k) -> (b, 2k, d): query, code, query, code, ..."
         queries = self.queries(instructed, prefix)
         x = self.drop(self.embed(codes, prefix, blind), noise)
@@ -142,7 +152,7 @@ class RandomOrderTransformer(DecoderOnly):
         "Rows of the rotary table for the queries and codes of cells (b, k): (b, 2k)."
         return self.prefix_places + cells.repeat_interleave(2, 1)
 
-# %% ../../nbs/generators/330_random_order.ipynb #93420b87
+# %% ../../nbs/generators/330_random_order.ipynb #140c8de3
 @patch
 def sequence(self:RandomOrderTransformer,
     codes:Tensor, cond:Cond,    # (b, n) in raster order; the condition
@@ -150,42 +160,45 @@ def sequence(self:RandomOrderTransformer,
     order:Tensor,               # (b, n) cells
     noise:Noise|None=None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    "The condition (b, p, d), the pairs (b, 2n, d) in the given order, and their rotary table (b, p + 2n, c/2, 2)."
+    "Condition (b, p, d), ordered pairs (b, 2n, d), their rotary table (b, p + 2n, c/2, 2)."
     p = self.prefix_places
     table = self.table(grid, codes.device)
     prefix = self.embed_condition(cond, noise)
-    instructed = instructions(self.instruction, table[p:])[order]                               # (b, n, d)
+    instructed = instructions(self.instruction, table[p:])[order]                        # (b, n, d)
     blind = None if cond.blind is None else cond.blind.gather(1, order)
     pairs = self.pairs(instructed, codes.gather(1, order), prefix, blind, noise)
 
-    first = torch.arange(p, device=codes.device).expand(len(codes), -1)                         # the condition's places
-    places = torch.cat((first, self.pair_places(order)), 1)                                     # (b, p + 2n)
+    first = torch.arange(p, device=codes.device).expand(len(codes), -1)     # the condition's places
+    places = torch.cat((first, self.pair_places(order)), 1)                 # (b, p + 2n)
     return prefix, pairs, table[places]
 
 @patch
 def _logits(self:RandomOrderTransformer,
-    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
+    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, noise:Noise|None=None,
+    taps:dict|None=None) -> Tensor:
     "Logits (b, n, V) in the order of generation, of the training sequence."
     p, n = self.prefix_places, codes.shape[1]
     places = p + 2 * n - 1
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order, noise)
-    x = torch.cat((prefix, pairs[:, :-1]), 1)                                                   # (b, p + 2n - 1, d)
+    x = torch.cat((prefix, pairs[:, :-1]), 1)                                   # (b, p + 2n - 1, d)
     mask = causal_mask(places, 0, visible_places(cond, places))
     x = self.blocks(x, rotary[:, :-1], mask, noise=noise, taps=taps)
     return self.head(self.norm(x[:, p::2])).float()
 
+# %% ../../nbs/generators/330_random_order.ipynb #93420b87
 @patch
 def forward(self:RandomOrderTransformer,
-    codes:Tensor, cond:Cond,    # (b, n, 1); the condition
-    draws, at:At,               # orders, masks and dropped conditions are keyed by at.ids and at.step
-    valid:Tensor|None=None,     # (b,) weights of the samples (0 = unreadable image); None = all 1
+    codes:Tensor, cond:Cond,  # (b, n, 1); the condition
+    draws, at:At,             # orders, masks and dropped conditions are keyed by at.ids and at.step
+    valid:Tensor|None=None,   # (b,) weights of the samples (0 = unreadable image); None = all 1
 ) -> Loss:
     "Mean cross entropy of all codes, each sample in an order of its own (a draw called `order`)."
     grid = Grid(self.grid)
     at = at._replace(positions=None)
     codes = self.checked(codes, cond, grid, null=False)
     drawn = self.config.order == "random"
-    order = draws.permutation("order", at, grid.n) if drawn else self.check_order(None, len(codes), grid, codes.device)
+    order = (draws.permutation("order", at, grid.n) if drawn
+             else self.check_order(None, len(codes), grid, codes.device))
     logits = self._logits(codes, cond, grid, order, Noise(draws, at))
     return cross_entropy(logits, codes.gather(1, order), valid)
 
@@ -198,7 +211,8 @@ def check_order(self:RandomOrderTransformer,
     "An order for each of b samples."
     if order is None: order = torch.arange(grid.n, device=device)
     rows = check_permutation(order, grid.n, argument).to(device)
-    check(len(rows) in (1, b), argument, tuple(order.shape), f"must be one order, or one for each of {b} samples")
+    check(len(rows) in (1, b), argument, tuple(order.shape),
+          f"must be one order, or one for each of {b} samples")
     return rows.expand(b, -1)
 
 # %% ../../nbs/generators/330_random_order.ipynb #e63acece
@@ -206,19 +220,20 @@ def group_mask(
     first:Tensor,       # (n,) for each column of the order, the column with which its group begins
     prefix_places:int,
 ) -> tuple[Tensor, Tensor]:
-    "Columns (e,) that are not the first of their group; who sees whom among p + 2n - 1 places and e queries."
+    "Columns (e,) not first in their group; who sees whom among p + 2n - 1 places and e queries."
     n = len(first)
     columns = torch.arange(n, device=first.device)
     late = columns[columns > first]
     places = torch.arange(prefix_places + 2 * n - 1, device=first.device)
 
     causal = places[:, None] >= places
-    unseen = causal.new_zeros(len(places), len(late))                          # the sequence doesn't look behind
-    before = places <= prefix_places + 2 * first[late, None]                   # what was known, and the first query
-    own = (first[late, None] == first[late]) & (late[:, None] >= late)         # earlier queries of the group
+    unseen = causal.new_zeros(len(places), len(late))          # the sequence doesn't look behind
+    before = places <= prefix_places + 2 * first[late, None]   # what was known, and the first query
+    # earlier queries of the group
+    own = (first[late, None] == first[late]) & (late[:, None] >= late)
     sequence = torch.cat((causal, unseen), 1)
     queries = torch.cat((before, own), 1)
-    return late, torch.cat((sequence, queries))                                # (p + 2n - 1 + e, the same)
+    return late, torch.cat((sequence, queries))                # (p + 2n - 1 + e, the same)
 
 # %% ../../nbs/generators/330_random_order.ipynb #7c5c6846
 @patch
@@ -231,39 +246,42 @@ def _grouped_logits(self:RandomOrderTransformer,
     p, n = self.prefix_places, codes.shape[1]
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order)
     late, mask = group_mask(first, p)
-    x = torch.cat((prefix, pairs[:, :-1], pairs[:, 2 * late]), 1)                       # (b, p + 2n - 1 + e, d)
+    x = torch.cat((prefix, pairs[:, :-1], pairs[:, 2 * late]), 1)         # (b, p + 2n - 1 + e, d)
     rotary = torch.cat((rotary[:, :-1], rotary[:, p + 2 * late]), 1)
-    mask = mask[None]                                                                   # (1 or b, places, places)
+    mask = mask[None]                                                     # (1 or b, places, places)
     visible = visible_places(cond, x.shape[1])
     if visible is not None:
         itself = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
         mask = mask & visible[:, None] | itself
 
     x = self.blocks(x, rotary, mask[:, None], taps=taps)
-    at = torch.arange(p, p + 2 * n, 2, device=x.device)                                 # where each query stands
+    at = torch.arange(p, p + 2 * n, 2, device=x.device)                    # where each query stands
     at[late] = torch.arange(p + 2 * n - 1, x.shape[1], device=x.device)
     return self.head(self.norm(x[:, at])).float()
 
 @patch
-def check_plan(self:RandomOrderTransformer, plan:Plan|None, b:int, grid:Grid, device) -> tuple[Tensor, Tensor]:
+def check_plan(self:RandomOrderTransformer, plan:Plan|None, b:int, grid:Grid,
+               device) -> tuple[Tensor, Tensor]:
     "The order (b, n), and the sizes of its groups; known cells are groups of one."
     if plan is None: plan = Plan(torch.arange(grid.n), [1] * grid.n)
-    check(isinstance(plan, Plan), "plan", type(plan).__name__, "must be a Plan: an order and its groups")
+    check(isinstance(plan, Plan), "plan", type(plan).__name__,
+          "must be a Plan: an order and its groups")
     order = self.check_order(plan.perm, b, grid, device, "plan")
     known = grid.n - sum(plan.counts)
     fits = known >= 0 and all(count > 0 for count in plan.counts)
-    check(fits, "plan", plan.counts, f"must be positive group sizes that add up to at most {grid.n}")
+    check(fits, "plan", plan.counts,
+          f"must be positive group sizes that add up to at most {grid.n}")
     return order, torch.tensor([1] * known + plan.counts, device=device)
 
 @patch
 def logits(self:RandomOrderTransformer,
     codes:Tensor,               # (b, n, 1), in raster order
     cond:Cond,
-    plan:Plan|None=None,        # order (its `perm` may be (n,)) and groups; known cells count one by one; None = raster
+    plan:Plan|None=None,  # order (`perm`: or (n,)), groups; known cells count singly; None = raster
     *, grid:Grid|None=None,     # None = the training grid
     taps:dict|None=None,        # see `Blocks`
 ) -> tuple[Tensor, ...]:
-    "Teacher-forced logits ((b, n, V),) in the order of generation: row j is of the j-th cell, asked for in its group."
+    "Teacher-forced logits ((b, n, V),) as generated: row j is the j-th cell's, in its group."
     grid = grid or Grid(self.grid)
     codes = self.checked(codes, cond, grid)
     order, sizes = self.check_plan(plan, len(codes), grid, codes.device)
@@ -277,7 +295,8 @@ class RandomOrderState(DecoderState):
     "The memory of a run in any order."
     def __init__(self, model:RandomOrderTransformer, branches:int, b:int, grid:Grid, device, dtype):
         super().__init__(model, branches, b, grid, device, dtype)
-        self.instructions = torch.zeros(grid.n, model.config.dim, dtype=model.instruction.dtype, device=device)
+        self.instructions = torch.zeros(grid.n, model.config.dim,
+                                        dtype=model.instruction.dtype, device=device)
         self.asked:Tensor|None = None              # (b, m) cells of the last prediction
         self.ran = [False] * branches              # branches that ran for it
 
@@ -299,7 +318,8 @@ def places(self:RandomOrderTransformer, grid:Grid) -> int:
     return self.prefix_places + 2 * grid.n
 
 @patch
-def new_state(self:RandomOrderTransformer, branches:int, b:int, grid:Grid, device, dtype) -> RandomOrderState:
+def new_state(self:RandomOrderTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> RandomOrderState:
     "Memory for a run in any order."
     return RandomOrderState(self, branches, b, grid, device, dtype)
 
@@ -314,11 +334,11 @@ def prepare(self:RandomOrderTransformer, state:RandomOrderState):
 @patch
 def _inputs(self:RandomOrderTransformer,
     state:RandomOrderState, first:int, last:int, positions:Tensor) -> tuple[Tensor, Tensor]:
-    "What branches first..last-1 (equally far) have not seen, and the queries: (rows, k, d), and their rotary table."
+    "What branches first..last-1 (equally far) have not seen, and queries, (rows, k, d); rotary."
     p, branches, rows = self.prefix_places, last - first, state.rows(first, last)
     start = state.fed[first]
-    seen = max(start - p, 0)                                            # places behind the condition
-    unseen = slice(seen // 2, state.done)                               # pairs; the first one's query may be there
+    seen = max(start - p, 0)                             # places behind the condition
+    unseen = slice(seen // 2, state.done)                # pairs; the first one's query may be there
     cells = state.positions[:, unseen].repeat(branches, 1)
     codes = state.tokens[:, unseen, 0].repeat(branches, 1)
     asked = positions.repeat(branches, 1)
@@ -328,13 +348,15 @@ def _inputs(self:RandomOrderTransformer,
     pairs = self.pairs(state.instructions[cells], codes, prefix, blind)[:, seen % 2:]
     x = torch.cat((prefix[:, start:], pairs, self.queries(state.instructions[asked], prefix)), 1)
 
-    unfed = torch.arange(start, max(start, p), device=x.device).expand(len(x), -1)      # places of the condition
+    # places of the condition
+    unfed = torch.arange(start, max(start, p), device=x.device).expand(len(x), -1)
     places = torch.cat((unfed, self.pair_places(cells)[:, seen % 2:], p + asked), 1)
     return x, state.table[places]
 
 @patch
 def _mask(self:RandomOrderTransformer,
-    state:RandomOrderState, rows:slice, start:int, known:int, end:int, independent:bool) -> Tensor|str|None:
+    state:RandomOrderState, rows:slice, start:int, known:int, end:int,
+    independent:bool) -> Tensor|str|None:
     "What places start..end-1 see; the queries are those from `known` on."
     visible = state.visible_to(rows, end)
     device = state.visible.device
@@ -349,7 +371,7 @@ def _mask(self:RandomOrderTransformer,
 @patch
 def _feed(self:RandomOrderTransformer,
     state:RandomOrderState, first:int, last:int, positions:Tensor, independent:bool) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen, and the queries; the queries' outputs (rows, m, d)."
+    "Run what branches first..last-1 (equally far) have not seen, and the queries: (rows, m, d)."
     rows = state.rows(first, last)
     start = state.fed[first]
     known = self.prefix_places + 2 * state.done
@@ -374,8 +396,9 @@ def predict(self:RandomOrderTransformer,
     "Logits (live, b, m, V) of the cells asked for."
     state.check_cells(positions, live)
 
-    runs = [self._feed(state, first, last, positions, independent) for first, last in state.runs(live)]
-    logits = self.head(self.norm(torch.cat(runs))).float()                               # (live * b, m, V)
+    runs = [self._feed(state, first, last, positions, independent)
+            for first, last in state.runs(live)]
+    logits = self.head(self.norm(torch.cat(runs))).float()                        # (live * b, m, V)
     state.asked = positions
     state.ran = [i < live for i in range(state.branches)]
     return Prediction(logits.unflatten(0, (live, state.b)))
@@ -383,7 +406,7 @@ def predict(self:RandomOrderTransformer,
 @patch
 def accept(self:RandomOrderTransformer, state:RandomOrderState, positions:Tensor, tokens:Tensor):
     "Record the cells' tokens (b, k, 1). No computation."
-    if state.as_asked(positions):                       # then the first query already stands where it belongs
+    if state.as_asked(positions):             # then the first query already stands where it belongs
         state.fed = [fed + ran for fed, ran in zip(state.fed, state.ran)]
     state.forget_queries()
     state.record(positions, tokens)
@@ -396,7 +419,7 @@ def step_work(self:RandomOrderConfig,
     asked:int,          # that are wanted
     fed:int|None=None,  # of the known ones, in earlier forwards; None = there was none
 ) -> int:
-    "Multiply-adds of one forward for one sample and branch: the pairs that are new, and the queries."
+    "Multiply-adds of one forward for one sample and branch: the new pairs, and the queries."
     pairs = self.prefix_places + 2 * known if fed is None else max(2 * (known - fed) - 1, 0)
     return self.stream_work(pairs + asked, self.prefix_places + 2 * known + asked, asked)
 
@@ -404,38 +427,42 @@ def step_work(self:RandomOrderConfig,
 @patch
 @torch.no_grad()
 def features(self:RandomOrderTransformer,
-    codes:Tensor, cond:Cond,   # a picture's codes (b, n, 1); `null(cond)` for features that know no class
+    codes:Tensor, cond:Cond,   # a picture's codes (b, n, 1); `null(cond)` for features of no class
     order:Tensor|None=None,    # (n,) or (b, n); None = raster
-    *, passes:int=2,           # how often the sequence is fed; from the second pass on every cell has seen all others
+    *, passes:int=2,  # how often the sequence is fed; from the second on cells have seen all others
     grid:Grid|None=None,
 ) -> Tensor:                   # (passes, layers, b, n, d), cells in raster order
-    "Each block's output at the codes. Bidirectional encoding by feeding the sequence twice, arXiv 2412.01827 §4.5."
+    """Each block's output at the codes.
+
+    Bidirectional encoding by feeding the sequence twice, arXiv 2412.01827 §4.5."""
     grid = grid or Grid(self.grid)
     codes = self.checked(codes, cond, grid)
     order = self.check_order(order, len(codes), grid, codes.device)
     p = self.prefix_places
     prefix, pairs, rotary = self.sequence(codes, cond, grid, order)
-    x = torch.cat((prefix, *[pairs] * passes), 1)                                            # (b, p + passes * 2n, d)
+    x = torch.cat((prefix, *[pairs] * passes), 1)                          # (b, p + passes * 2n, d)
     rotary = torch.cat((rotary, *[rotary[:, p:]] * (passes - 1)), 1)
     places = x.shape[1]
 
     taps = dict.fromkeys(range(len(self.blocks)))
     self.blocks(x, rotary, causal_mask(places, 0, visible_places(cond, places)), taps=taps)
     at_codes = [t[:, p + 1::2].unflatten(1, (passes, grid.n)) for t in taps.values()]
-    out = torch.stack(at_codes, 1).transpose(0, 2)                                           # (passes, layers, b, n, d)
+    out = torch.stack(at_codes, 1).transpose(0, 2)                       # (passes, layers, b, n, d)
     back = order.argsort(1)[..., None].expand_as(out)
     return out.gather(3, back)
 
 # %% ../../nbs/generators/330_random_order.ipynb #2fde55ee
-randar_names = NameTable(Rename("pos_instruct_embeddings", "instruction"), *llamagen_gpt_names.rules)
+randar_names = NameTable(Rename("pos_instruct_embeddings", "instruction"),
+                         *llamagen_gpt_names.rules)
 
 def randar_config(
-    spec:dict,     # published arguments (`n_layer`, `dim`, `position_order`, ...); what we don't know is ignored
-    **changes,     # fields of ours to set on top
+    spec:dict,   # published arguments (`n_layer`, `dim`, `position_order`, ...); others are ignored
+    **changes,   # fields of ours to set on top
 ) -> RandomOrderConfig:
     "Our configuration from the original's."
     base = llamagen_config({k: v for k, v in spec.items() if k != "model"})
-    order, recompute = spec.get("position_order", "random"), bool(spec.get("grad_checkpointing", False))
+    order = spec.get("position_order", "random")
+    recompute = bool(spec.get("grad_checkpointing", False))
     shared = {f.name: getattr(base, f.name) for f in fields(base)}
     return RandomOrderConfig(**(shared | {"order": order, "recompute": recompute} | changes))
 
@@ -449,7 +476,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     spec = recognise_gpt(state) if "pos_instruct_embeddings" in state else None
     return spec and spec | {"position_order": "random"}
 
-_FILES = {     # size: published file, guidance scale at the end, FID, IS; the other sizes are only described
+# size: published file, guidance scale at the end, FID, IS; the other sizes are only described
+_FILES = {
     "L": ("randar_0.3b_llamagen_360k_bs_1024_lr_0.0004.safetensors", 3.4, 2.65, 249),
     "L-maskgit": ("randar_0.3b_maskgit_360k_bs_1024_lr_0.0004.safetensors", 4.0, 2.47, 271),
     "XL": ("randar_0.7b_llamagen_360k_bs_1024_lr_0.0004.safetensors", 4.0, 2.27, 275)}
@@ -460,7 +488,8 @@ def _checkpoint(size:str) -> Checkpoint:
     guidance = {"kind": "guidance.cfg", "scale": scale, "start": 1.0}
     return Checkpoint(
         file, hub="ziqipang/RandAR", licence="MIT",
-        result=f"FID {fid}, IS {score} (README: 50,000 samples, 256 px, 88 steps, guidance growing to {scale})",
+        result=f"FID {fid}, IS {score} (README: 50,000 samples, 256 px, 88 steps, "
+               f"guidance growing to {scale})",
         sampling={"order": "random", "schedule": "randar", "steps": 88, "guidance": guidance},
         codes="maskgit-vqgan-f16" if size.endswith("maskgit") else "VQ-16",
         recipe=f"randar-{size.lower()}")
@@ -471,8 +500,8 @@ def _published(size:str) -> Published:
     return Published(f"RandAR-{size}", randar_spec(random_order_presets[size]), files)
 
 RANDAR = register(Family(
-    kind="random-order", config=RandomOrderConfig, build=RandomOrderTransformer, role="generator", system="randar",
-    names=randar_names, read=randar_config, write=randar_spec,
+    kind="random-order", config=RandomOrderConfig, build=RandomOrderTransformer, role="generator",
+    system="randar", names=randar_names, read=randar_config, write=randar_spec,
     reads=lambda spec: "position_order" in spec, recognise=_recognise,
     owns=lambda c: c.zero_prefix and not c.class_everywhere,
     classes=("RandAR.model.randar_gpt.RandARTransformer",),

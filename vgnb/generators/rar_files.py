@@ -12,8 +12,20 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..core import check
-from ..families import Checkpoint, Family, Published, counted, published_size, record_reader, register
-from .annealed_order import AnnealedOrderConfig, AnnealedOrderTransformer, PowerCosine
+from vgnb.families import (
+    Checkpoint,
+    Family,
+    Published,
+    counted,
+    published_size,
+    record_reader,
+    register,
+)
+from vgnb.generators.annealed_order import (
+    AnnealedOrderConfig,
+    AnnealedOrderTransformer,
+    PowerCosine,
+)
 from ..names import NameTable, Rename, Slice
 
 # %% ../../nbs/generators/363_rar_files.ipynb #af613d0a
@@ -36,11 +48,14 @@ def rar_names(c:AnnealedOrderConfig) -> NameTable:
     "The authors' names for a model of this configuration."
     block, ours = "blocks.{i}.", "blocks.{i}.attention."
     return NameTable(
-        Slice("embeddings.weight", {"tokens.weight": c.vocab + 1, "condition.table.weight": c.classes + 1}),
-        Rename("cls_token", "first"), Rename("pos_embed", "positions"), Rename("target_aware_pos_embed", "targets"),
-        Rename("timesteps_embeddings", "steps"),
-        Rename(block + "attn.proj.{p}", ours + "out.{p}"), Rename(block + "attn.{part}.{p}", ours + "{part}.{p}"),
-        Rename(block + "mlp.fc1.{p}", block + "ffn.up.{p}"), Rename(block + "mlp.fc2.{p}", block + "ffn.down.{p}"),
+        Slice("embeddings.weight",
+              {"tokens.weight": c.vocab + 1, "condition.table.weight": c.classes + 1}),
+        Rename("cls_token", "first"), Rename("pos_embed", "positions"),
+        Rename("target_aware_pos_embed", "targets"),
+        Rename("timesteps_embeddings", "steps"), Rename(block + "attn.proj.{p}", ours + "out.{p}"),
+        Rename(block + "attn.{part}.{p}", ours + "{part}.{p}"),
+        Rename(block + "mlp.fc1.{p}", block + "ffn.up.{p}"),
+        Rename(block + "mlp.fc2.{p}", block + "ffn.down.{p}"),
         Rename(block + "adaLN_modulation.1.{p}", block + "modulation.linear.{p}"),
         Rename("adaln_before_head.adaLN_modulation.1.{p}", "norm.modulation.linear.{p}"),
         Rename("lm_head.{p}", "head.{p}"))
@@ -67,19 +82,21 @@ def _square(cells:int) -> tuple[int, int]:
 
 @record_reader
 def rar_config(
-    spec:dict,     # {"model": {"vq_model": {...}, "generator": {...}}}; what we don't know is ignored
-    **changes,     # fields of ours to set on top
+    spec:dict,   # {"model": {"vq_model": {...}, "generator": {...}}}; what we don't know is ignored
+    **changes,   # fields of ours to set on top
 ) -> AnnealedOrderConfig:
     "Our configuration from the authors' settings."
     codes, generator = spec["model"]["vq_model"]["codebook_size"], spec["model"]["generator"]
     own = {ours: generator[theirs] for theirs, ours in _SPEC.items() if theirs in generator}
     own |= {"vocab": codes, "grid": _square(generator["image_seq_len"])}
-    if "dropout" in generator: own["ffn_dropout"] = generator["dropout"]          # one rate for both branches
+    # one rate for both branches
+    if "dropout" in generator: own["ffn_dropout"] = generator["dropout"]
     return AnnealedOrderConfig(**(own | changes))
 
 def rar_spec(c:AnnealedOrderConfig) -> dict:
     "The authors' settings."
-    generator = {theirs: getattr(c, ours) for theirs, ours in _SPEC.items()} | {"image_seq_len": math.prod(c.grid)}
+    generator = {theirs: getattr(c, ours) for theirs, ours in _SPEC.items()} | {
+        "image_seq_len": math.prod(c.grid)}
     return {"model": {"vq_model": {"codebook_size": c.vocab}, "generator": generator}}
 
 # %% ../../nbs/generators/363_rar_files.ipynb #0b97af09
@@ -98,15 +115,18 @@ def _reads(spec:dict) -> bool:
     return isinstance(generator, dict) and "condition_num_classes" in generator
 
 _STATED = {     # bytes as the hub states them, FID as the README does
-    "B": (1_043_822_726, 1.95), "L": (1_846_801_542, 1.70), "XL": (3_821_901_843, 1.50), "XXL": (5_994_340_236, 1.48)}
+    "B": (1_043_822_726, 1.95), "L": (1_846_801_542, 1.70), "XL": (3_821_901_843, 1.50),
+    "XXL": (5_994_340_236, 1.48)}
 
 def _published(name:str) -> Published:
     "One of RAR's sizes, with the settings that it is sampled with."
     spec, (scale, power, temperature) = rar_spec(annealed_order_presets[name]), _SIZES[name][3:]
-    sampled = {"guidance_scale": scale, "guidance_scale_pow": power, "randomize_temperature": temperature}
+    sampled = {"guidance_scale": scale, "guidance_scale_pow": power,
+               "randomize_temperature": temperature}
     spec["model"]["generator"] |= sampled
     bytes_, fid = _STATED[name]
-    guidance = {"kind": "guidance.ramped", "along": {"kind": "ramp.power-cosine", "end": scale, "power": power}}
+    guidance = {"kind": "guidance.ramped",
+                "along": {"kind": "ramp.power-cosine", "end": scale, "power": power}}
     settings = f"guidance {scale} of power {power}, temperature {temperature}"
     file = Checkpoint(
         f"rar_{name.lower()}.bin", hub="yucornetto/RAR", size=bytes_, licence="Apache-2.0",
@@ -117,7 +137,7 @@ def _published(name:str) -> Published:
     return Published(f"RAR-{name}", spec, (file,))
 
 RAR = register(Family(
-    kind="annealed-order", config=AnnealedOrderConfig, build=AnnealedOrderTransformer, role="generator", system="rar",
-    names=rar_names, read=rar_config, write=rar_spec, reads=_reads, recognise=_recognise,
-    owns=lambda c: c.spare == 1024 and len(set(c.grid)) == 1,
+    kind="annealed-order", config=AnnealedOrderConfig, build=AnnealedOrderTransformer,
+    role="generator", system="rar", names=rar_names, read=rar_config, write=rar_spec, reads=_reads,
+    recognise=_recognise, owns=lambda c: c.spare == 1024 and len(set(c.grid)) == 1,
     classes=("modeling.rar.RAR",), published=tuple(map(_published, _SIZES))))

@@ -18,9 +18,19 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+# %% ../../nbs/generators/320_raster.ipynb #d4033bf1
 from ..core import check, check_bool, check_choice, check_float, check_int, named_as
 from ..draws import At, seeded_generator
-from ..families import Checkpoint, Family, Published, check_words, counted, or_none, published_size, register
+from vgnb.families import (
+    Checkpoint,
+    Family,
+    Published,
+    check_words,
+    counted,
+    or_none,
+    published_size,
+    register,
+)
 from vgnb.generators.generator import (
     Cond,
     Generator,
@@ -66,7 +76,7 @@ _RATES = ("class_dropout", "token_dropout", "residual_dropout", "ffn_dropout", "
 # %% ../../nbs/generators/320_raster.ipynb #795d5679
 @dataclass(frozen=True)
 class RasterConfig:
-    "Everything that decides the shape and the training of a `RasterTransformer`; plain values, so JSON can carry it."
+    "All that decides shape and training of a `RasterTransformer`; plain values, for JSON."
     layers: int = 12                      # transformer blocks
     dim: int = 768                        # channels of a position
     heads: int = 12                       # of attention; must divide dim
@@ -76,21 +86,21 @@ class RasterConfig:
     vocab: int = 16384                    # codebook size
     grid: tuple[int, ...] = (16, 16)      # cells in training; sampling may use others
     condition: Literal["class", "text"] = "class" # what an image is generated from
-    classes: int = 1000                   # that labels name
-    text_dim: int = 2048                  # caption features ...
-    text_tokens: int = 120                # ... and their fixed number
-    class_dropout: float = 0.1            # of the condition, for guidance; 0 = there is no null class
-    token_dropout: float = 0.1            # of the input sequence
-    residual_dropout: float = 0.1         # after attention
-    ffn_dropout: float = 0.1              # after the feed-forward
-    drop_path: float = 0.0                # of the last layer, rising linearly; published: the two above are then 0
-    rope: Literal["grid", "sequence"] = "grid"  # "grid" = rows and columns | "sequence" = along the sequence (D-AR)
-    rope_base: float = 10000              # of the rotary angles
-    zero_prefix: bool = True              # the condition's places have zero queries and keys, as published
-    class_everywhere: bool = False        # also add the class to every code (helps tiny models; not published)
-    eps: float = 1e-5                     # of the norms
-    std: float = 0.02                     # of the initial weights
-    compat: Literal["upstream"]|None = None  # "upstream" = with the original's faults: see `RasterTransformer.quirks`
+    classes: int = 1000                 # that labels name
+    text_dim: int = 2048                # caption features ...
+    text_tokens: int = 120              # ... and their fixed number
+    class_dropout: float = 0.1          # of the condition, for guidance; 0 = there is no null class
+    token_dropout: float = 0.1          # of the input sequence
+    residual_dropout: float = 0.1       # after attention
+    ffn_dropout: float = 0.1            # after the feed-forward
+    drop_path: float = 0.0    # of the last layer, rising linearly; published: both above are 0 then
+    rope: Literal["grid", "sequence"] = "grid"  # rows and columns | along the sequence (D-AR)
+    rope_base: float = 10000       # of the rotary angles
+    zero_prefix: bool = True       # the condition's places have zero queries and keys, as published
+    class_everywhere: bool = False    # add the class to every code (for tiny models; not published)
+    eps: float = 1e-5              # of the norms
+    std: float = 0.02              # of the initial weights
+    compat: Literal["upstream"]|None = None  # with faults: `RasterTransformer.quirks`
 
     def __post_init__(self):
         object.__setattr__(self, "grid", training_grid(self.grid, lines=self.rope == "sequence"))
@@ -106,16 +116,18 @@ class RasterConfig:
         check_choice("rope", self.rope, ("grid", "sequence"))
         check_choice("compat", self.compat, (None, "upstream"))
 
-        check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
+        check(self.dim % self.heads == 0, "dim", self.dim,
+              f"must be divisible by heads={self.heads}")
         channels = self.dim // self.heads
         multiple = 4 if self.rope == "grid" else 2
         check(channels % multiple == 0, "dim / heads", channels,
-              f"must be divisible by {multiple}: rotary positions on a {self.rope} turn pairs of channels")
+              f"must be divisible by {multiple}: "
+              f"rotary positions on a {self.rope} turn pairs of channels")
         has_class = not self.class_everywhere or self.condition == "class"
         check(has_class, "class_everywhere", True, 'needs condition="class"')
 
     @property
-    def levels(self) -> tuple[int, ...]: return (self.vocab,)    # how many codes each level of a cell has
+    def levels(self) -> tuple[int, ...]: return (self.vocab,)   # codes of each level of a cell
 
     @property
     def prefix_places(self) -> int:
@@ -150,20 +162,25 @@ def _rotary(c:RasterConfig, grid:Grid) -> Tensor:
     check(grid.ntk_boundary == 0, "grid.ntk_boundary", grid.ntk_boundary,
           "must be 0: this model has one kind of positions")
     on_line = c.rope == "sequence"
-    check(on_line or len(grid.shape) == 2, "grid", grid.shape, "must be (h, w) for a model with positions on a grid")
+    check(on_line or len(grid.shape) == 2, "grid", grid.shape,
+          "must be (h, w) for a model with positions on a grid")
 
     p = c.prefix_places
     channels = c.dim // c.heads
-    if on_line and not c.zero_prefix: return rotary_1d(p + grid.n, channels, c.rope_base, device="cpu")
+    if on_line and not c.zero_prefix:
+        return rotary_1d(p + grid.n, channels, c.rope_base, device="cpu")
     cells = rotary_1d(grid.n, channels, c.rope_base, device="cpu") if on_line else \
         rotary_2d(*grid.shape, channels, c.rope_base, "cpu")
     if c.zero_prefix: return zero_prefix(cells, p)
-    unturned = rotary_table(torch.zeros(p, channels // 2, device="cpu"))     # on a grid the condition stands nowhere
+    # on a grid the condition stands nowhere
+    unturned = rotary_table(torch.zeros(p, channels // 2, device="cpu"))
     return torch.cat((unturned, cells))
 
 # %% ../../nbs/generators/320_raster.ipynb #dc8476c1
 class DecoderOnly(Generator):
-    "What decoder-only generators share: weights, conditions, positions, memory. Subclasses define the sequence."
+    """What decoder-only generators share: weights, conditions, positions, memory.
+
+    Subclasses define the sequence."""
     quirks: tuple[tuple[str, str], ...] = (
         ("the null caption is a buffer",
          "it keeps its random values, so text guidance moves away from noise; "
@@ -182,13 +199,14 @@ class DecoderOnly(Generator):
         self.blocks = Blocks(self.new_block(f"drop.{i}", rate) for i, rate in enumerate(rates))
         self.norm = self.new_norm()
         self.head = self.new_head()
-        self._tables: dict = {}                                # by name, grid and device: see `once`
+        self._tables: dict = {}                               # by name, grid and device: see `once`
 
     def new_embedder(self) -> nn.Module:
         "What makes the prefix (b, p, d) of labels or captions."
         c = self.config
         if c.condition == "class": return LabelEmbedder(c.classes, c.dim, c.class_dropout)
-        return CaptionEmbedder(c.text_dim, c.dim, c.text_tokens, c.class_dropout, learn_null=c.compat is None)
+        return CaptionEmbedder(c.text_dim, c.dim, c.text_tokens, c.class_dropout,
+                               learn_null=c.compat is None)
 
     def new_tokens(self) -> nn.Module:
         "What makes inputs (b, m, d) of `cell_codes`."
@@ -212,7 +230,8 @@ class DecoderOnly(Generator):
         attention = Attention(c.dim, c.heads, c.kv_heads)
         ffn = SwiGLU(c.dim, ffn_width(c.dim, c.ffn_multiple, c.ffn_multiplier))
         norms = (self.new_norm(), self.new_norm())
-        return TransformerBlock(attention, ffn, norms, (c.residual_dropout, c.ffn_dropout), drop_path, name)
+        return TransformerBlock(attention, ffn, norms,
+                                (c.residual_dropout, c.ffn_dropout), drop_path, name)
 
 # %% ../../nbs/generators/320_raster.ipynb #83bfc167
 @patch
@@ -234,9 +253,9 @@ def _shape(t:Tensor|None) -> tuple|None: return None if t is None else tuple(t.s
 @patch
 def check_cond(self:DecoderOnly,
     cond:Cond,
-    null:bool=True,     # the null class may be asked for; False (training) doesn't wait for a device's values either
+    null:bool=True,     # the null class may be asked for; False (training): not, without waiting
 ):
-    "Labels in [0, classes), or the null class where `null`; captions of the right length and width."
+    "Labels in [0, classes), or the null class if `null`; captions of the right length and width."
     c = self.config
     if c.condition == "class":
         rows = self.condition.table.num_embeddings if null else c.classes
@@ -256,7 +275,7 @@ def null(self:DecoderOnly, cond:Cond) -> Cond:
     return replace(cond, text=self.condition.null.to(cond.text.dtype).expand_as(cond.text))
 
 def visible_places(cond:Cond, places:int) -> Tensor|None:
-    "Which places of a sequence (b, places) others may look at: all but the padding of captions in front; None = all."
+    "Places of a sequence (b, places) to look at: all but captions' padding in front; None = all."
     if cond.mask is None: return None
     return F.pad(cond.mask.bool(), (0, places - cond.mask.shape[1]), value=True)
 
@@ -303,7 +322,8 @@ def once(self:DecoderOnly,
     "A table of a grid, made once and kept on the device."
     key = (what, grid, str(device))
     if key not in self._tables:
-        with torch.inference_mode(False): self._tables[key] = make().to(device)     # training may need it later
+        # training may need it later
+        with torch.inference_mode(False): self._tables[key] = make().to(device)
     return self._tables[key]
 
 @patch
@@ -316,7 +336,7 @@ def check_grid(self:DecoderOnly, grid:Grid): self.table(grid, "cpu")
 
 # %% ../../nbs/generators/320_raster.ipynb #581e77f1
 class RasterTransformer(DecoderOnly):
-    "Predicts codes one after the other, row by row, after a class or a caption. LlamaGen, arXiv 2406.06525 §2."
+    "Predicts codes one by one, row by row, after a class or a caption. LlamaGen, arXiv 2406.06525."
     most = 1
 
     def __init__(self,
@@ -326,20 +346,22 @@ class RasterTransformer(DecoderOnly):
         super().__init__(config)
         self.init_weights(seed)
 
-    def states(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> Tensor:
-        "What the blocks make of `cell_codes` (b, n): (b, n, d), row i of all that stands before cell i."
+    def states(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None,
+               taps:dict|None=None) -> Tensor:
+        "What the blocks make of `cell_codes` (b, n): (b, n, d), row i from all before cell i."
         p, n = self.prefix_places, codes.shape[1]
-        places = p + n - 1                                                      # the last code is never an input
-        table = self.table(grid, codes.device)[:places]                         # it knows which grids can't be
-        prefix = self.embed_condition(cond, noise)                              # (b, p, d)
+        places = p + n - 1                                         # the last code is never an input
+        table = self.table(grid, codes.device)[:places]            # it knows which grids can't be
+        prefix = self.embed_condition(cond, noise)                 # (b, p, d)
         x = self.embed(codes[:, :-1], prefix, None if cond.blind is None else cond.blind[:, :-1])
-        x = self.drop(self.placed(torch.cat((prefix, x), 1), 0), noise)         # (b, p + n - 1, d)
+        x = self.drop(self.placed(torch.cat((prefix, x), 1), 0), noise)  # (b, p + n - 1, d)
 
         mask = causal_mask(places, 0, visible_places(cond, places))
         x = self.blocks(x, table, mask, noise=noise, taps=taps)
         return x[:, p - 1:]
 
-    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple:
+    def _logits(self, codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None,
+                taps:dict|None=None) -> tuple:
         "Logits (b, n, V) of each level of `cell_codes` (b, n)."
         return (self.read_out(self.states(codes, cond, grid, noise, taps)),)
 
@@ -354,16 +376,17 @@ class RasterTransformer(DecoderOnly):
         *, grid:Grid|None=None, # None = the training grid
         taps:dict|None=None,    # see `Blocks`
     ) -> tuple[Tensor, ...]:
-        "Teacher-forced logits, (b, n, V) a level: row i predicts cell i from the condition and the cells before it."
-        check(plan is None, "plan", type(plan).__name__, "must be None: this model knows raster order only")
+        "Teacher-forced logits, (b, n, V) a level: row i predicts cell i from what is before it."
+        check(plan is None, "plan", type(plan).__name__,
+              "must be None: this model knows raster order only")
         grid = grid or Grid(self.grid)
         codes = self.checked(codes, cond, grid)
         return self._logits(codes, cond, grid, taps=taps)
 
     def forward(self,
-        codes:Tensor, cond:Cond,    # (b, n, L); the condition
-        draws, at:At,               # masks and dropped conditions are keyed by at.ids and at.step
-        valid:Tensor|None=None,     # (b,) weights of the samples (0 = unreadable image); None = all 1
+        codes:Tensor, cond:Cond,  # (b, n, L); the condition
+        draws, at:At,             # masks and dropped conditions are keyed by at.ids and at.step
+        valid:Tensor|None=None,   # (b,) weights of the samples (0 = unreadable image); None = all 1
     ) -> Loss:
         "Mean cross entropy of all codes."
         grid = Grid(self.grid)
@@ -374,7 +397,7 @@ class RasterTransformer(DecoderOnly):
 # %% ../../nbs/generators/320_raster.ipynb #f3d7b896
 @patch
 def placed(self:RasterTransformer, x:Tensor, start:int) -> Tensor:
-    "Inputs (b, m, d) of places start, start + 1, ..., told apart: here it's the attention that does it."
+    "Inputs (b, m, d) of places start, start + 1, ..., told apart: here the attention does it."
     return x
 
 @patch
@@ -393,7 +416,7 @@ class DecoderState(State):
         self.cache = model.new_cache(rows, grid, device, dtype)
         self.prefix = torch.zeros(rows, model.prefix_places, dim, dtype=stream, device=device)
         self.visible = torch.ones(rows, model.places(grid), dtype=torch.bool, device=device)
-        self.padded = False                       # whether some places, the padding of captions, are not visible
+        self.padded = False          # whether some places, the padding of captions, are not visible
         self.blind:Tensor|None = None             # (rows, n) codes that a branch must not know
 
     def restart(self, cond:Sequence[Cond]) -> "DecoderState":
@@ -424,7 +447,8 @@ def places(self:DecoderOnly, grid:Grid) -> int:
 def new_cache(self:DecoderOnly, rows:int, grid:Grid, device, dtype) -> Cache:
     "Keys and values of a run; the last place is never fed."
     c = self.config
-    return Cache(c.layers, rows, c.kv_heads or c.heads, self.places(grid) - 1, c.dim // c.heads, dtype, device)
+    return Cache(c.layers, rows, c.kv_heads or c.heads, self.places(grid) - 1,
+                 c.dim // c.heads, dtype, device)
 
 @patch
 def new_state(self:DecoderOnly, branches:int, b:int, grid:Grid, device, dtype) -> DecoderState:
@@ -461,7 +485,7 @@ def _inputs(self:RasterTransformer, state:DecoderState, rows:slice, start:int, e
 
 @patch
 def _feed(self:RasterTransformer, state:DecoderState, first:int, last:int) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen; its outputs ((last - first) * b, places, d)."
+    "Run what branches first..last-1 (equally far) have not seen; ((last - first) * b, places, d)."
     rows = state.rows(first, last)
     end = self.prefix_places + state.done
     start = min(state.fed[first], end - 1)                 # asked again, the last place runs again
@@ -478,17 +502,20 @@ def check_asked(self:RasterTransformer, state:DecoderState, positions:Tensor, li
     "Raise `BadInput` unless `positions` (b, 1) is the next cell, and there are `live` branches."
     check(positions.shape[1] == 1, "positions", tuple(positions.shape),
           "must be one cell: this model decides one at a time")
-    check(state.done < state.grid.n, "positions", state.done, f"all {state.grid.n} cells are filled")
+    check(state.done < state.grid.n, "positions", state.done,
+          f"all {state.grid.n} cells are filled")
     check_int("live", live, 1, state.branches)
     self._check_next(state, positions)
 
 @patch
 @torch.no_grad()
 def predict(self:RasterTransformer,
-    state:DecoderState, positions:Tensor, given:Tensor|None=None, *, live:int, independent:bool=False) -> Prediction:
+    state:DecoderState, positions:Tensor, given:Tensor|None=None, *, live:int,
+    independent:bool=False) -> Prediction:
     "Logits (live, b, 1, V) of the next cell."
     self.check_asked(state, positions, live)
-    x = torch.cat([self._feed(state, first, last)[:, -1:] for first, last in state.runs(live)])  # (live * b, 1, d)
+    # (live * b, 1, d)
+    x = torch.cat([self._feed(state, first, last)[:, -1:] for first, last in state.runs(live)])
     return Prediction(self.read_out(x).unflatten(0, (live, state.b)))
 
 @patch
@@ -516,7 +543,8 @@ def stream_work(self:RasterConfig,
     asked:int,    # that are read out
 ) -> int:
     "Multiply-adds of all blocks and of the head."
-    return self.layers * (new * self.column_work() + 2 * new * keys * self.dim) + asked * self.dim * self.vocab
+    return (self.layers * (new * self.column_work() + 2 * new * keys * self.dim)
+            + asked * self.dim * self.vocab)
 
 @patch
 def step_work(self:RasterConfig,
@@ -535,7 +563,7 @@ def condition_work(self:RasterConfig) -> int:
     if self.condition == "class": return 0
     return self.text_tokens * self.dim * (self.text_dim + self.dim)
 
-# %% ../../nbs/generators/320_raster.ipynb #e9d3520c
+# %% ../../nbs/generators/320_raster.ipynb #3426239c
 llamagen_gpt_names = NameTable(
     Ignore("freqs_cis"), Ignore("causal_mask"), Ignore("layers.{i}.attention.kv_cache.{name}"),
     Rename("tok_embeddings.weight", "tokens.weight"),
@@ -570,6 +598,7 @@ _SPEC = {     # their argument: our field
     "norm_eps": "eps",
     "initializer_range": "std"}
 
+# %% ../../nbs/generators/320_raster.ipynb #e9d3520c
 def _square(cells:int) -> tuple[int, int]:
     "The sides of a square of so many cells."
     side = math.isqrt(cells)
@@ -577,7 +606,7 @@ def _square(cells:int) -> tuple[int, int]:
     return side, side
 
 def llamagen_config(
-    spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; what we don't know is ignored
+    spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; others ignored
     **changes,    # fields of ours to set on top
 ) -> RasterConfig:
     "Our configuration from the original's."
@@ -586,7 +615,8 @@ def llamagen_config(
     fields = asdict(sizes[check_choice("model", name, tuple(sizes))]) if name else {}
 
     attention_dropout = spec.get("attn_dropout_p", 0)
-    check(attention_dropout == 0, "attn_dropout_p", attention_dropout, "must be 0: attention weights are never dropped")
+    check(attention_dropout == 0, "attn_dropout_p", attention_dropout,
+          "must be 0: attention weights are never dropped")
     condition = check_choice("model_type", spec.get("model_type", "c2i"), ("c2i", "t2i"))
 
     fields |= {ours: spec[theirs] for theirs, ours in _SPEC.items() if theirs in spec}
@@ -606,9 +636,10 @@ _KNOWN = {       # their argument: what it can be
     "attn_dropout_p": _rate,
     "max_batch_size": _count,     # of buffers that they make beforehand
     "max_seq_len": _count,
-    **dict.fromkeys(("n_layer", "dim", "n_head", "multiple_of", "vocab_size", "num_classes", "caption_dim"), _count),
-    **dict.fromkeys(("class_dropout_prob", "token_dropout_p", "resid_dropout_p", "ffn_dropout_p", "drop_path_rate",
-                     "rope_base", "norm_eps", "initializer_range"), _rate),
+    **dict.fromkeys(("n_layer", "dim", "n_head", "multiple_of", "vocab_size",
+                     "num_classes", "caption_dim"), _count),
+    **dict.fromkeys(("class_dropout_prob", "token_dropout_p", "resid_dropout_p", "ffn_dropout_p",
+                     "drop_path_rate", "rope_base", "norm_eps", "initializer_range"), _rate),
     "n_kv_head": or_none(_count),
     "ffn_dim_multiplier": or_none(_rate)}
 
@@ -620,19 +651,24 @@ def dar_config(
     check_words(spec, _KNOWN)
     places = spec.get("cls_token_num", 1)
     is_one = places == 1 or spec.get("model_type") == "t2i"
-    check(is_one, "cls_token_num", places, "must be 1: a class is one place; captions (model_type t2i) have several")
+    check(is_one, "cls_token_num", places,
+          "must be 1: a class is one place; captions (model_type t2i) have several")
     line = {"rope": "sequence", "zero_prefix": False, "grid": (spec.get("block_size", 256),)}
     return llamagen_config(spec, **(line | changes))
 
 def llamagen_spec(c:RasterConfig) -> dict:
     "The original's arguments (D-AR's have the same names)."
-    spec = {theirs: getattr(c, ours) for theirs, ours in _SPEC.items()} | {"block_size": math.prod(c.grid)}
+    spec = {theirs: getattr(c, ours) for theirs, ours in _SPEC.items()} | {
+        "block_size": math.prod(c.grid)}
     if c.condition == "class": return spec | {"model_type": "c2i", "cls_token_num": 1}
     return spec | {"model_type": "t2i", "cls_token_num": c.text_tokens}
 
 def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
-    "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
-    conditions = {"cls_embedding.uncond_embedding", "cls_embedding.embedding_table.weight"} & state.keys()
+    """Arguments from names and shapes; heads follow from the published sizes.
+
+    Errors: `Mismatch` for another size."""
+    conditions = ({"cls_embedding.uncond_embedding", "cls_embedding.embedding_table.weight"}
+                  & state.keys())
     if not (conditions and {"tok_embeddings.weight", "output.weight"} <= state.keys()): return None
     vocab, dim = state["tok_embeddings.weight"].shape
     layers = counted(state, "layers.")
@@ -646,7 +682,8 @@ def recognise_gpt(state:dict[str, Tensor]) -> dict|None:
 
 # %% ../../nbs/generators/320_raster.ipynb #f72f37f6
 _HUB, _T2I_HUB = "FoundationVision/LlamaGen", "peizesun/llamagen_t2i"
-_FILES = {     # size: pixels, FID and guidance scale of its published files; the other sizes are only described
+# size: pixels, FID and guidance scale of its published files; the other sizes are only described
+_FILES = {
     "B": ((256, 5.46, 2.0), (384, 6.09, 2.0)),
     "L": ((256, 3.80, 2.0), (384, 3.07, 2.0)),
     "XL": ((384, 2.62, 1.75),),
@@ -662,19 +699,20 @@ def _checkpoint(size:str, pixels:int, fid:float, scale:float) -> Checkpoint:
     return Checkpoint(
         f"c2i_{size}_{pixels}.pt", hub=_HUB, licence="MIT", name=f"GPT-{size}-{pixels}",
         result=f"FID {fid:.2f} (README: 50,000{resized}, guidance {scale}, no top-k or top-p)",
-        sampling={"order": "raster", "schedule": "one-by-one", "guidance": scale},
-        codes="VQ-16", recipe=f"gpt-{size.lower()}{larger}", spec={"block_size": (pixels // 16) ** 2})
+        sampling={"order": "raster", "schedule": "one-by-one", "guidance": scale}, codes="VQ-16",
+        recipe=f"gpt-{size.lower()}{larger}", spec={"block_size": (pixels // 16) ** 2})
 
 def _captioned(file:str, pixels:int) -> Checkpoint:
     "A published file of its text-conditional model; no measurement and no settings are stated."
-    return Checkpoint(f"{file}.pt", hub=_T2I_HUB, licence="MIT", name=f"GPT-XL-t2i-{pixels}", codes="VQ-16-t2i",
+    return Checkpoint(f"{file}.pt", hub=_T2I_HUB, licence="MIT",
+                      name=f"GPT-XL-t2i-{pixels}", codes="VQ-16-t2i",
                       recipe="gpt-xl-t2i" + " --model.grid 32 32" * (pixels == 512),
                       spec={"block_size": (pixels // 16) ** 2})
 
 def _dar_checkpoint(size:str, result:str, sampling:dict) -> Checkpoint:
     "A published file of D-AR's, as its README has it."
-    return Checkpoint(f"D-AR-{size}-360K.pt", hub="showlab/D-AR", licence="MIT", result=result, sampling=sampling,
-                      codes="D-AR-tokenizer", recipe=f"dar-{size.lower()}")
+    return Checkpoint(f"D-AR-{size}-360K.pt", hub="showlab/D-AR", licence="MIT", result=result,
+                      sampling=sampling, codes="D-AR-tokenizer", recipe=f"dar-{size.lower()}")
 
 _T2I_FILES = (_captioned("t2i_XL_stage1_256", 256), _captioned("t2i_XL_stage2_512", 512))
 _DAR_L = {"order": "raster", "schedule": "one-by-one",
@@ -687,13 +725,14 @@ def _published(size:str) -> Published:
     return Published(f"GPT-{size}", {"model": f"GPT-{size}"}, files)
 
 def _reads(spec:dict) -> bool:
-    "Whether arguments are a GPT's; RandAR's name their order, IAR2's the blocks of their head, GPT-2's `n_embd`."
+    "Whether arguments are a GPT's; RandAR's have an order, IAR2's head blocks, GPT-2's `n_embd`."
     if not {"factorized_n_layer", "n_embd"}.isdisjoint(spec): return False
-    return str(spec.get("model", "")).startswith("GPT") or ("n_layer" in spec and "position_order" not in spec)
+    return (str(spec.get("model", "")).startswith("GPT")
+            or ("n_layer" in spec and "position_order" not in spec))
 
 LLAMAGEN_GPT = register(Family(
-    kind="raster", config=RasterConfig, build=RasterTransformer, role="generator", system="llamagen",
-    names=llamagen_gpt_names, read=llamagen_config, write=llamagen_spec,
+    kind="raster", config=RasterConfig, build=RasterTransformer, role="generator",
+    system="llamagen", names=llamagen_gpt_names, read=llamagen_config, write=llamagen_spec,
     reads=_reads, recognise=recognise_gpt,
     owns=lambda c: c.rope == "grid" and c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt.Transformer", "RandAR.model.llamagen_gpt.Transformer"),
@@ -706,8 +745,8 @@ DAR_GPT = register(Family(
     reads=_reads, recognise=recognise_gpt,
     owns=lambda c: c.rope == "sequence" and not c.zero_prefix and not c.class_everywhere,
     classes=("autoregressive.models.gpt.Transformer",),
-    published=(
-        Published("D-AR-L", {"model": "GPT-L"}, (_dar_checkpoint(
-            "L", "FID 2.44, IS 262.9 (README: 50,000 samples, 256 px, guidance from 1.2 to 8.0)", _DAR_L),)),
-        Published("D-AR-XL", {"model": "GPT-XL"}, (_dar_checkpoint(
-            "XL", "FID 2.09, IS 298.4 (README: 50,000 samples, 256 px, settings not stated)", {}),)))))
+    published=(Published("D-AR-L", {"model": "GPT-L"}, (_dar_checkpoint(
+        "L", "FID 2.44, IS 262.9 (README: 50,000 samples, 256 px, guidance from 1.2 to 8.0)",
+        _DAR_L),)), Published("D-AR-XL", {"model": "GPT-XL"}, (_dar_checkpoint(
+            "XL", "FID 2.09, IS 298.4 (README: 50,000 samples, 256 px, settings not stated)",
+            {}),)))))

@@ -25,9 +25,11 @@ from ..kinds import register_part
 # %% ../../nbs/generators/324_rows_at_once.ipynb #16ee206a
 @dataclass(frozen=True)
 class ZipAR(Order):
-    "Rows side by side: one begins when the row above is `window` cells ahead. ZipAR, arXiv 2412.04062 §3.2."
+    """Rows side by side: one begins when the row above is `window` cells ahead.
+
+    ZipAR, arXiv 2412.04062 §3.2."""
     window: int = 2        # cells; 1 = anti-diagonals, the width of the grid or more = the raster
-    stand_in: Literal["newest", "above"] = "newest"    # for a row's missing predecessor, see `RowsAtOnce`
+    stand_in: Literal["newest", "above"] = "newest"  # a row's missing predecessor, see `RowsAtOnce`
     needs = frozenset()
 
     def __post_init__(self):
@@ -49,24 +51,27 @@ class ZipAR(Order):
 
     def asks(self, generator:Generator) -> Generator:
         "A raster model asked for several rows at once; one that fills any order as it is."
-        return generator if "any_order" in generator.traits else RowsAtOnce(generator, self.stand_in)
+        if "any_order" in generator.traits: return generator
+        return RowsAtOnce(generator, self.stand_in)
 
 register_part("order", "zipar", ZipAR())
 register_part("order", "anti-diagonals", ZipAR(1))
 
-# %% ../../nbs/generators/324_rows_at_once.ipynb #1a3e8c57
+# %% ../../nbs/generators/324_rows_at_once.ipynb #5209c836
 class RowsAtOnce(Generator):
-    "A raster model asked for cells of several rows at once: its weights, and a memory in the order of decisions."
+    "A raster model asked for cells of several rows: its weights, and a memory in decided order."
     new_cache = DecoderOnly.new_cache
 
     def __init__(self,
         model:RasterTransformer,
-        stand_in:Literal["newest", "above"]="newest",    # of the known codes before a cell; the code right above it
+        # of the known codes before a cell; the code right above it
+        stand_in:Literal["newest", "above"]="newest",
     ):
         super().__init__()
         single = isinstance(model, RasterTransformer) and len(model.vocab) == 1
         who = type(model).__name__
-        check(single, "order", "ZipAR", f"needs a raster model with one code a cell, or one of any order, not {who}")
+        check(single, "order", "ZipAR",
+              f"needs a raster model with one code a cell, or one of any order, not {who}")
         self.stand_in = check_choice("stand_in", stand_in, ("newest", "above"))
         self.model, self.config, self.prefix_places = model, model.config, model.prefix_places
         self.vocab, self.traits, self.level_names = model.vocab, model.traits, model.level_names
@@ -81,16 +86,19 @@ class RowsAtOnce(Generator):
         "Places of a whole sequence, and one more: the last question stands beside all other codes."
         return self.model.places(grid) + 1
 
+# %% ../../nbs/generators/324_rows_at_once.ipynb #1a3e8c57
 class RowsState(DecoderState):
     "Codes and caches of a running batch in the order of decisions."
     def __init__(self, asked:RowsAtOnce, branches:int, b:int, grid:Grid, device, dtype):
         super().__init__(asked, branches, b, grid, device, dtype)
         nothing = self.prefix.new_zeros(1, asked.model.places(grid) - 1, self.prefix.shape[-1])
-        self.learned = F.pad(asked.model.placed(nothing, 0)[0], (0, 0, 0, 1))    # what a model adds to a place's input
+        # what a model adds to a place's input
+        self.learned = F.pad(asked.model.placed(nothing, 0)[0], (0, 0, 0, 1))
 
     def restart(self, cond:Sequence[Cond]) -> "RowsState":
         "Forget the codes, keep the memory."
-        self.groups = [self.prefix.shape[1]]        # how many places were there at once: the condition, then codes
+        # how many places were there at once: the condition, then codes
+        self.groups = [self.prefix.shape[1]]
         return super().restart(cond)
 
     def record(self, positions:Tensor, tokens:Tensor):
@@ -99,7 +107,7 @@ class RowsState(DecoderState):
         super().record(positions, tokens)
 
     def limits(self, start:int, k:int) -> Tensor:
-        "How many slots each slot from `start` on may look at, (t,): up to its own group; k questions see no question."
+        "Slots that each slot from `start` on may see, (t,): up to its group; k questions see none."
         ends, known = list(itertools.accumulate(self.groups)), sum(self.groups)
         each = [end for end, size in zip(ends, self.groups) for _ in range(size)]
         return torch.tensor(each[start:] + [known] * k, device=self.prefix.device)
@@ -117,15 +125,18 @@ def prepare(self:RowsAtOnce, state:RowsState):
 # %% ../../nbs/generators/324_rows_at_once.ipynb #5a5d9e39
 @patch
 def leads(self:RowsAtOnce, state:RowsState, cells:Tensor) -> Tensor:
-    "The codes (b, k, 1) before these cells (b, k) in reading order, or what stands there until they are known."
-    if not state.done: return torch.zeros_like(cells)[..., None]          # only the first cell: the condition leads it
+    "The codes (b, k, 1) before cells (b, k) in reading order, or what stands there until known."
+    # only the first cell: the condition leads it
+    if not state.done: return torch.zeros_like(cells)[..., None]
     known, limit = state.positions[:, None, :state.done], cells[..., None]
     if self.stand_in == "above":
         missing = (known != limit - 1).all(-1, keepdim=True)
         limit = torch.where(missing, limit - state.grid.shape[-1] + 1, limit)
     newest = torch.where(known < limit, known, -1).max(-1)                # (b, k)
     led = (newest.values >= 0) | (cells == 0)
-    if on_host(led): check(bool(led.all()), "positions", cells[0].tolist(), "must stand behind cells that are known")
+    if on_host(led):
+        check(bool(led.all()), "positions", cells[0].tolist(),
+              "must stand behind cells that are known")
     return state.tokens.gather(1, newest.indices[..., None])
 
 @patch
@@ -142,25 +153,29 @@ def _inputs(self:RowsAtOnce, state:RowsState, rows:slice, start:int, cells:Tenso
 
 @patch
 def _feed(self:RowsAtOnce, state:RowsState, first:int, last:int, cells:Tensor) -> Tensor:
-    "Run what branches first..last-1 (equally far) have not seen, and the questions; their outputs (rows, k, d)."
+    "Run what branches first..last-1 (equally far) have not seen, and the questions: (rows, k, d)."
     rows, start, p = state.rows(first, last), state.fed[first], self.prefix_places
     x = self._inputs(state, rows, start, cells)
     front = torch.arange(p, device=x.device).expand(state.b, -1)
-    places = torch.cat((front, p + state.positions[:, :state.done], p - 1 + cells), 1).repeat(last - first, 1)
+    places = torch.cat((front, p + state.positions[:, :state.done], p - 1 + cells),
+                       1).repeat(last - first, 1)
     slots = torch.arange(places.shape[1], device=x.device)
 
     here, limits = places[:, start:], state.limits(start, cells.shape[1])       # of what is new
-    seen = (places[:, None] < here[..., None]) & (slots < limits[:, None])      # before it, and there in time
+    # before it, and there in time
+    seen = (places[:, None] < here[..., None]) & (slots < limits[:, None])
     if state.padded: seen = seen & state.visible_to(rows, len(slots))[:, None]
     seen = seen | (slots == slots[start:, None])                                # and itself
     x = x + F.embedding(here, state.learned)
-    x = self.model.blocks(x, state.table[here], seen[:, None], state.cache.past(start, x.shape[1], rows))
+    x = self.model.blocks(x, state.table[here], seen[:, None],
+                          state.cache.past(start, x.shape[1], rows))
     state.fed[first:last] = [p + state.done] * (last - first)
     return x[:, -cells.shape[1]:]
 
 @patch
 @torch.no_grad()
-def predict(self:RowsAtOnce, state:RowsState, positions:Tensor, given=None, *, live:int, independent:bool=False):
+def predict(self:RowsAtOnce, state:RowsState, positions:Tensor, given=None, *, live:int,
+            independent:bool=False):
     "A `Prediction`: logits (live, b, k, V) of cells (b, k), each asked by itself."
     state.check_cells(positions, live)
     x = torch.cat([self._feed(state, first, last, positions) for first, last in state.runs(live)])

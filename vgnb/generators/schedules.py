@@ -24,7 +24,8 @@ Schedule = Callable[[int, int, int], list[int]]   # (n, steps, start) -> group s
 
 def check_counts(counts:list[int], n:int, start:int, argument:str="schedule") -> list[int]:
     "Group sizes must be positive and fill exactly the n - start missing cells; returns them."
-    whole = isinstance(counts, (list, tuple)) and all(isinstance(c, Integral) and c > 0 for c in counts)
+    whole = (isinstance(counts, (list, tuple))
+             and all(isinstance(c, Integral) and c > 0 for c in counts))
     fits = whole and sum(counts) == n - start
     check(fits, argument, counts, f"must be positive group sizes that add up to {n - start}")
     return counts
@@ -45,16 +46,17 @@ SCHEDULES.update({"one-by-one": one_by_one, "even": even})
 
 # %% ../../nbs/generators/308_schedules.ipynb #1d8e85f6
 class Curve(NamedTuple):
-    "How a run goes on: two functions of a share t in [0, 1]; `m` is `math` for a number and `torch` for a tensor."
-    share: Callable    # (t, m) -> share of the cells that are known after a share t of the steps, 0 to 1
-    rest: Callable     # (t, m) -> share of the cells that are left, 1 to 0; its own formula, for its own last bits
+    "How a run goes on: two functions of a share t in [0, 1]; `m`: `math`, or `torch` for a tensor."
+    share: Callable    # (t, m) -> share of the cells known after a share t of the steps, 0 to 1
+    rest: Callable     # (t, m) -> share of the cells left, 1 to 0; a formula for its own last bits
 
 _HOUSE = {
     "cosine": Curve(lambda t, m: 1 - m.cos(math.pi * t / 2), lambda t, m: m.cos(t * math.pi / 2)),
     "linear": Curve(lambda t, m: t, lambda t, m: 1 - t),
     "square": Curve(lambda t, m: t * t, lambda t, m: 1 - t * t),
     "root": Curve(lambda t, m: m.sqrt(t), lambda t, m: 1 - m.sqrt(t)),
-    "arccos": Curve(lambda t, m: 1 - m.acos(t) / (math.pi / 2), lambda t, m: m.acos(t) / (math.pi / 2))}
+    "arccos": Curve(lambda t, m: 1 - m.acos(t) / (math.pi / 2),
+                    lambda t, m: m.acos(t) / (math.pi / 2))}
 CURVES = OpenRegistry("curve")      # name -> Curve; sampling asks for `share`, training for `rest`
 CURVES.update(_HOUSE)
 
@@ -63,7 +65,7 @@ def _groups(
     steps:int,
     left:int,                  # cells to decide
 ) -> list[int]:
-    "min(steps, left) positive group sizes that add up to `left`, as close to the targets as that allows."
+    "min(steps, left) positive group sizes that add up to `left`, closest to the targets."
     counts = []
     done = 0
     last = min(steps, left) - 1
@@ -113,7 +115,7 @@ def halton_steps(n:int, steps:int, start:int=0) -> list[int]:
     return _groups((max(i + 1, int(c)) for i, c in enumerate(cells)), steps, left)
 
 def targets(curve:str, n:int, steps:int) -> list[int]:
-    "Cells the confidence sampler wants known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, floored."
+    "Cells to be known after each step: the curve at 0, 1/(steps - 1), ..., 1, times n, floored."
     check_choice("curve", curve, CURVES)
     at = torch.linspace(0, 1, check_int("steps", steps, 1), device="cpu")
     return [int(c) for c in CURVES[curve].share(at, torch) * n]
@@ -131,7 +133,8 @@ def pgm_steps(curve:str) -> Schedule:
     def schedule(n:int, steps:int, start:int=0) -> list[int]:
         left = n - start
         known_after = targets(curve, left, steps)
-        sizes = [max(known_after[0], 1), *(max(b - a, 1) for a, b in itertools.pairwise(known_after))]
+        sizes = [max(known_after[0], 1),
+                 *(max(b - a, 1) for a, b in itertools.pairwise(known_after))]
         return _groups(itertools.accumulate(sizes), steps, left)
     return schedule
 

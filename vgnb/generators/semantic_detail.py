@@ -38,18 +38,20 @@ class SemanticDetailConfig(RasterConfig):
     vocab: tuple[int, int] = (256, 4096)       # semantic codes, detail codes
     grid: tuple[int, ...] = (24, 24)           # cells in training; sampling may use others
     head_layers: int = 5                       # blocks of the head
-    semantic_weight: float = 1.0               # times their part of the loss; the detail codes' part counts once (w1)
-    rope_rate: Literal["full", "half"] = "full"  # "half" = two cells a step along the raster, as published
+    semantic_weight: float = 1.0      # times their part of the loss; detail codes' counts once (w1)
+    rope_rate: Literal["full", "half"] = "full"  # "half" = two cells a step in raster, published
 
     def __post_init__(self):
         sizes = (self.vocab,) if isinstance(self.vocab, int) else tuple(self.vocab)
-        check(len(sizes) == 2, "vocab", self.vocab, "must be two sizes: semantic codes, detail codes")
+        check(len(sizes) == 2, "vocab", self.vocab,
+              "must be two sizes: semantic codes, detail codes")
         object.__setattr__(self, "vocab", sizes)
         super().__post_init__()
         check_int("head_layers", self.head_layers, 1, 4096)
         check_float("semantic_weight", self.semantic_weight, 0)
         check_choice("rope_rate", self.rope_rate, ("full", "half"))
-        check(self.rope == "grid", "rope", self.rope, 'must be "grid": the local window has rows and columns')
+        check(self.rope == "grid", "rope", self.rope,
+              'must be "grid": the local window has rows and columns')
         allowed = f"must be at least {_NEAR}: each neighbour has dim / {_NEAR} channels"
         check(self.dim >= _NEAR, "dim", self.dim, allowed)
 
@@ -74,9 +76,9 @@ def _size(name:str) -> SemanticDetailConfig:
     return SemanticDetailConfig(c.layers, c.dim, c.heads, rope_rate="half")
 
 semantic_detail_presets: dict[str, SemanticDetailConfig] = {
-    **{name: _size(name) for name in _SIZES},
-    "tiny": SemanticDetailConfig(
-        4, 96, 3, ffn_multiple=32, vocab=(64, 256), grid=(8, 8), classes=10, head_layers=2, class_dropout=0.1,
+    **{name: _size(name) for name in _SIZES}, "tiny": SemanticDetailConfig(
+        4, 96, 3, ffn_multiple=32, vocab=(64, 256), grid=(8, 8), classes=10,
+        head_layers=2, class_dropout=0.1,
         token_dropout=0, residual_dropout=0, ffn_dropout=0, class_everywhere=True)}
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #89bfb13f
@@ -108,7 +110,7 @@ _OFFSETS = (
     (0, -2), (0, -1), (0, 0))
 
 def window_cells(h:int, w:int) -> Tensor:
-    "The cells in each cell's window `(h*w, 13)` in raster order, the cell itself last; `h*w` = outside the grid."
+    "Each cell's window `(h*w, 13)` in raster order, the cell itself last; `h*w` = outside."
     down, right = torch.tensor(_OFFSETS, device="cpu").unbind(1)
     cells = torch.arange(h * w, device="cpu")[:, None]
     row, column = cells // w + down, cells % w + right                        # (n, 13)
@@ -216,23 +218,28 @@ class SemanticDetailTransformer(RasterTransformer):
 # %% ../../nbs/generators/345_semantic_detail.ipynb #8acbc3ee
 @patch
 def _logits(self:SemanticDetailTransformer,
-    codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None, taps:dict|None=None) -> tuple[Tensor, Tensor]:
-    "Logits (b, n, V) of the semantic and of the detail codes, each of which knows its semantic code."
-    h = self.states(codes, cond, grid, noise, taps)                                         # (b, n, d)
+    codes:Tensor, cond:Cond, grid:Grid, noise:Noise|None=None,
+    taps:dict|None=None) -> tuple[Tensor, Tensor]:
+    "Logits (b, n, V) of the semantic and the detail codes; these know their semantic code."
+    h = self.states(codes, cond, grid, noise, taps)                                      # (b, n, d)
     b, n, _ = h.shape
-    near = windows(self.head.squeeze(h), self.near(grid, h.device), self.head.outside())    # (b, n, 12, d/12)
+    # (b, n, 12, d/12)
+    near = windows(self.head.squeeze(h), self.near(grid, h.device), self.head.outside())
     semantic = self.tokens.semantic(codes[..., 0])
-    x = torch.stack((self.head.contexts(near).type_as(h), h, semantic), 2).flatten(0, 1)    # (b * n, 3, d)
+    # (b * n, 3, d)
+    x = torch.stack((self.head.contexts(near).type_as(h), h, semantic), 2).flatten(0, 1)
 
     per_cell = noise and Noise(PerCell(noise.draws, n), noise.at)
     x = self.head.blocks(x, self.head_table(grid, h.device), "causal", noise=per_cell)
-    x = self.norm(x[:, 1:]).unflatten(0, (b, n))                                            # (b, n, 2, d)
+    x = self.norm(x[:, 1:]).unflatten(0, (b, n))                                      # (b, n, 2, d)
     return tuple(output(x[:, :, level]).float() for level, output in enumerate(self.head.outputs))
 
 @patch
-def loss(self:SemanticDetailTransformer, logits:tuple[Tensor, ...], codes:Tensor, valid:Tensor|None) -> Loss:
+def loss(self:SemanticDetailTransformer, logits:tuple[Tensor, ...], codes:Tensor,
+         valid:Tensor|None) -> Loss:
     "The mean cross entropy of the semantic codes, weighted, and that of the detail codes."
-    semantic, detail = (cross_entropy(rows, codes[..., i], valid).total for i, rows in enumerate(logits))
+    semantic, detail = (cross_entropy(rows, codes[..., i], valid).total
+                        for i, rows in enumerate(logits))
     total = self.config.semantic_weight * semantic + detail
     return Loss(total, {"semantic": semantic.detach(), "detail": detail.detach()})
 
@@ -256,7 +263,8 @@ class _WatchedPast(NamedTuple):
 
 class WatchedCache(Cache):
     "A cache that knows how much the last layer's newest query looks at the first place."
-    def __init__(self, layers:int, rows:int, kv_heads:int, length:int, channels:int, dtype=torch.float32, device=None):
+    def __init__(self, layers:int, rows:int, kv_heads:int, length:int, channels:int,
+                 dtype=torch.float32, device=None):
         super().__init__(layers, rows, kv_heads, length, channels, dtype, device)
         self.weight = torch.zeros(rows, device=device)
 
@@ -267,22 +275,25 @@ class WatchedCache(Cache):
 # %% ../../nbs/generators/345_semantic_detail.ipynb #2d352078
 class SemanticDetailState(DecoderState):
     "A raster model's memory, the head's, and the squeezed states of the last two rows."
-    def __init__(self, model:SemanticDetailTransformer, branches:int, b:int, grid:Grid, device, dtype):
+    def __init__(self, model:SemanticDetailTransformer, branches:int, b:int,
+                 grid:Grid, device, dtype):
         super().__init__(model, branches, b, grid, device, dtype)
         c = model.config
         rows = branches * b
-        self.head_cache = Cache(c.head_layers, rows, c.kv_heads or c.heads, 3, c.dim // c.heads, dtype, device)
+        self.head_cache = Cache(c.head_layers, rows, c.kv_heads or c.heads, 3,
+                                c.dim // c.heads, dtype, device)
         self.table_of_head = model.head_table(grid, device)
 
         places = 2 * grid.shape[1] + 3
-        self.ring = torch.zeros(rows, places + 1, c.dim // _NEAR, dtype=self.prefix.dtype, device=device)
+        self.ring = torch.zeros(rows, places + 1, c.dim // _NEAR,
+                                dtype=self.prefix.dtype, device=device)
         near = model.near(grid, device)
-        self.slots = torch.where(near == grid.n, places, near % places)          # (n, 12) in the ring
+        self.slots = torch.where(near == grid.n, places, near % places)        # (n, 12) in the ring
         self.forget_cell()
 
     def forget_cell(self):
         "No branch's head has begun with the next cell."
-        self.begun = [-1] * self.branches           # cell of which the head's first two places are there
+        self.begun = [-1] * self.branches      # cell of which the head's first two places are there
 
     def remember(self, squeezed:Tensor, rows:slice, end:int):
         "Write squeezed states (rows, m, d/12) of the cells before `end` into the ring."
@@ -300,10 +311,12 @@ def new_cache(self:SemanticDetailTransformer, rows:int, grid:Grid, device, dtype
     "Keys and values of a run; they are watched where there is a class to look at."
     c = self.config
     kind = WatchedCache if c.condition == "class" else Cache
-    return kind(c.layers, rows, c.kv_heads or c.heads, self.places(grid) - 1, c.dim // c.heads, dtype, device)
+    return kind(c.layers, rows, c.kv_heads or c.heads, self.places(grid) - 1,
+                c.dim // c.heads, dtype, device)
 
 @patch
-def new_state(self:SemanticDetailTransformer, branches:int, b:int, grid:Grid, device, dtype) -> SemanticDetailState:
+def new_state(self:SemanticDetailTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> SemanticDetailState:
     "Memory for a run."
     return SemanticDetailState(self, branches, b, grid, device, dtype)
 
@@ -316,10 +329,11 @@ def prepare(self:SemanticDetailTransformer, state:SemanticDetailState):
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #3a5788ca
 @patch
-def _begin_cell(self:SemanticDetailTransformer, state:SemanticDetailState, first:int, last:int) -> Tensor:
-    "Run the backbone and the head's first two places for branches first..last-1; the second's output (rows, 1, d)."
+def _begin_cell(self:SemanticDetailTransformer, state:SemanticDetailState, first:int,
+                last:int) -> Tensor:
+    "Run backbone and head's first two places for branches first..last-1; its second (rows, 1, d)."
     rows = state.rows(first, last)
-    h = self._feed(state, first, last)[:, -(state.done + 1):]                    # what predicts cells, not captions
+    h = self._feed(state, first, last)[:, -(state.done + 1):]    # what predicts cells, not captions
     state.remember(self.head.squeeze(h), rows, state.done + 1)
 
     context = self.head.contexts(state.near(rows))
@@ -329,8 +343,9 @@ def _begin_cell(self:SemanticDetailTransformer, state:SemanticDetailState, first
     return x[:, -1:]
 
 @patch
-def _end_cell(self:SemanticDetailTransformer, state:SemanticDetailState, semantic:Tensor, live:int) -> Tensor:
-    "Run the head's third place on semantic codes (b, 1), the same for all branches; its output (live * b, 1, d)."
+def _end_cell(self:SemanticDetailTransformer, state:SemanticDetailState, semantic:Tensor,
+              live:int) -> Tensor:
+    "The head's third place on semantic codes (b, 1), the same for all branches: (live * b, 1, d)."
     rows = state.rows(0, live)
     x = self.tokens.semantic(semantic).repeat(live, 1, 1)
     return self.head.blocks(x, state.table_of_head[2:], None, state.head_cache.past(2, 1, rows))
@@ -339,19 +354,21 @@ def _end_cell(self:SemanticDetailTransformer, state:SemanticDetailState, semanti
 @torch.no_grad()
 def predict(self:SemanticDetailTransformer,
     state:SemanticDetailState,
-    positions:Tensor,           # (b, 1), the next cell
-    given:Tensor|None=None,     # None asks for its semantic code; (b, 1, 1) is that code and asks for the detail code
+    positions:Tensor,        # (b, 1), the next cell
+    given:Tensor|None=None,  # None asks for its semantic code; that, (b, 1, 1), for the detail code
     *, live:int, independent:bool=False) -> Prediction:
-    "Logits (live, b, 1, V) of one of the next cell's codes; `class_attention` (b,) of the first branch."
+    "Logits (live, b, 1, V) of a code of the next cell; `class_attention` (b,) of the first branch."
     self.check_asked(state, positions, live)
     asks_detail = given is not None
     fits = not asks_detail or given.shape == (state.b, 1, 1)
-    check(fits, "given", tuple(given.shape) if asks_detail else None, f"must be semantic codes {(state.b, 1, 1)}")
+    check(fits, "given", tuple(given.shape) if asks_detail else None,
+          f"must be semantic codes {(state.b, 1, 1)}")
 
     if not asks_detail: state.forget_cell()
     runs = [run for run in state.runs(live) if state.begun[run[0]] != state.done]
     begun = [self._begin_cell(state, first, last) for first, last in runs]
-    x = self._end_cell(state, given[..., 0], live) if asks_detail else torch.cat(begun)          # (live * b, 1, d)
+    # (live * b, 1, d)
+    x = self._end_cell(state, given[..., 0], live) if asks_detail else torch.cat(begun)
 
     logits = self.head.outputs[int(asks_detail)](self.norm(x)).float()
     watched = "class_attention" in self.traits
@@ -368,9 +385,10 @@ def step_work(self:SemanticDetailConfig,
 ) -> int:
     "Multiply-adds of a cell's codes for one sample and branch."
     d, column = self.dim, self.column_work()
-    states = known + 1 if fed is None else known - fed                            # that predict cells
+    states = known + 1 if fed is None else known - fed                          # that predict cells
     new, keys = states + (self.prefix_places - 1 if fed is None else 0), self.prefix_places + known
-    backbone = self.layers * (new * column + 2 * new * keys * d) + 12 * d ** 2 * (known - (fed or 0))
+    backbone = (self.layers * (new * column + 2 * new * keys * d)
+                + 12 * d ** 2 * (known - (fed or 0)))
     watched = keys * d if self.condition == "class" else 0
 
     squeezed = states * (d // 4) * (d + d // _NEAR)
@@ -392,11 +410,12 @@ iar2_names = NameTable(
     Rename("mlp2.{i}.{name}", "head.context.{i}.{name}"),
     Rename("output1.{i}.{name}", "head.outputs.0.{i}.{name}"),
     Rename("output2.{i}.{name}", "head.outputs.1.{i}.{name}"),
-    *(_of_head(r) for r in llamagen_gpt_names.rules if isinstance(r, Rename) and r.theirs.startswith("layers.")),
+    *(_of_head(r) for r in llamagen_gpt_names.rules
+      if isinstance(r, Rename) and r.theirs.startswith("layers.")),
     *llamagen_gpt_names.rules)
 
 def iar2_config(
-    spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; what we don't know is ignored
+    spec:dict,    # published arguments: a size (`model`), or `n_layer`, `dim`, ...; others ignored
     **changes,    # fields of ours to set on top
 ) -> SemanticDetailConfig:
     "Our configuration from the original's."
@@ -418,12 +437,16 @@ def iar2_spec(c:SemanticDetailConfig) -> dict:
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #c7879b43
 def recognise_iar2(state:dict[str, Tensor]) -> dict|None:
-    "Arguments from names and shapes; heads follow from the published sizes. Errors: `Mismatch` for another size."
+    """Arguments from names and shapes; heads follow from the published sizes.
+
+    Errors: `Mismatch` for another size."""
     tables = [f"tok_embeddings{i}.weight" for i in (1, 2)]
-    if not {*tables, "cls_embedding.embedding_table.weight", "mlp1.0.weight"} <= state.keys(): return None
+    if not {*tables, "cls_embedding.embedding_table.weight", "mlp1.0.weight"} <= state.keys():
+        return None
     (semantic, dim), (detail, _) = (state[name].shape for name in tables)
     layers = counted(state, "layers.")
-    size = published_size((c for name, c in semantic_detail_presets.items() if name != "tiny"), layers, dim)
+    size = published_size((c for name, c in semantic_detail_presets.items() if name != "tiny"),
+                          layers, dim)
     return {
         "n_layer": layers,
         "dim": dim,
@@ -438,10 +461,11 @@ _EXAMPLE = {"order": "raster", "schedule": "one-by-one", "guidance": {"kind": "g
 def _checkpoint(size:str) -> Checkpoint:
     "A published file, as the README has it; its settings are an example for the smallest size."
     file, fid = _FILES[size]
+    # the recipe alone turns new models at the full rate
     return Checkpoint(
         file, hub="JTUplayer/IAR2", sampling=_EXAMPLE if size == "B" else {}, codes="iar2-VQ-16",
         result=f"FID {fid:.2f} (README: 50,000 samples of 384 px at 256)",
-        recipe=f"iar2-{size.lower()} --model.rope-rate half")      # the recipe alone turns new models at the full rate
+        recipe=f"iar2-{size.lower()} --model.rope-rate half")
 
 def _published(size:str) -> Published:
     "One of IAR2's sizes."
@@ -452,9 +476,10 @@ def _published(size:str) -> Published:
 _WORDS = {"factorized_n_layer", "cluster_num", "sub_vocab_size"}     # that no other system has
 
 IAR2 = register(Family(
-    kind="semantic-detail", config=SemanticDetailConfig, build=SemanticDetailTransformer, role="generator",
-    system="iar2", names=iar2_names, read=iar2_config, write=iar2_spec,
+    kind="semantic-detail", config=SemanticDetailConfig, build=SemanticDetailTransformer,
+    role="generator", system="iar2", names=iar2_names, read=iar2_config, write=iar2_spec,
     recognise=recognise_iar2, reads=lambda spec: not _WORDS.isdisjoint(spec),
-    owns=lambda c: c.rope_rate == "half" and c.condition == "class" and c.zero_prefix and not c.class_everywhere,
-    classes=("autoregressive.models.gpt_train.Transformer", "autoregressive.models.gpt_inference.Transformer"),
+    owns=lambda c: c.rope_rate == "half" and c.condition == "class" and c.zero_prefix
+    and not c.class_everywhere, classes=("autoregressive.models.gpt_train.Transformer",
+                                         "autoregressive.models.gpt_inference.Transformer"),
     published=tuple(map(_published, _SIZES))))

@@ -20,32 +20,52 @@ from ..draws import At, keyed_generator
 from ..families import Checkpoint, Family, Published, counted, published_size, register
 from .generator import Cond, Grid, Loss, Plan, Prediction, cross_entropy
 from .random_order import RandomOrderTransformer
-from .raster import DecoderOnly, DecoderState, RasterConfig, llamagen_config, llamagen_spec
+from vgnb.generators.raster import (
+    DecoderOnly,
+    DecoderState,
+    RasterConfig,
+    llamagen_config,
+    llamagen_spec,
+)
 from .schedules import SCHEDULES, Schedule
-from ..layers import Blocks, Cache, LabelEmbedder, Linear, Noise, Past, RMSNorm, attend, causal_mask, rotate
+from vgnb.layers import (
+    Blocks,
+    Cache,
+    LabelEmbedder,
+    Linear,
+    Noise,
+    Past,
+    RMSNorm,
+    attend,
+    causal_mask,
+    rotate,
+)
 from ..names import Fuse, NameTable, Rename, Slice
 
 # %% ../../nbs/generators/364_two_streams.ipynb #f085464c
 @dataclass(frozen=True)
 class TwoStreamConfig(RasterConfig):
     "A `RasterConfig` whose first half of the layers are the content's, the others the queries'."
-    turned_queries: bool = False          # a query begins turned by the angle of its cell; as published all are alike
+    turned_queries: bool = False   # a query begins turned by its cell's angle; published: all alike
 
     def __post_init__(self):
         super().__post_init__()
         check_bool("turned_queries", self.turned_queries)
-        check(self.layers % 2 == 0, "layers", self.layers, "must be even: half of them for content, half for queries")
+        check(self.layers % 2 == 0, "layers", self.layers,
+              "must be even: half of them for content, half for queries")
         for name in ("kv_heads", "drop_path"):
-            check(not getattr(self, name), name, getattr(self, name), "is no setting of this model: leave it out")
-        for name, value in (("condition", "class"), ("rope", "grid")): check_choice(name, getattr(self, name), (value,))
+            check(not getattr(self, name), name, getattr(self, name),
+                  "is no setting of this model: leave it out")
+        for name, value in (("condition", "class"), ("rope", "grid")):
+            check_choice(name, getattr(self, name), (value,))
 
-_SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}     # layers, width, heads
+_SHAPES = {"L": (24, 1024, 16), "XL": (36, 1280, 20), "XXL": (48, 1536, 24)}  # layers, width, heads
 
 two_stream_presets: dict[str, TwoStreamConfig] = {
-    **{name: TwoStreamConfig(*shape) for name, shape in _SHAPES.items()},
-    "tiny": TwoStreamConfig(
-        8, 96, 6, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, rope_base=10, zero_prefix=False, std=0.1,
-        token_dropout=0, residual_dropout=0, ffn_dropout=0, class_everywhere=True, turned_queries=True)}
+    **{name: TwoStreamConfig(*shape) for name, shape in _SHAPES.items()}, "tiny": TwoStreamConfig(
+        8, 96, 6, ffn_multiple=32, vocab=512, grid=(8, 8), classes=10, rope_base=10,
+        zero_prefix=False, std=0.1, token_dropout=0, residual_dropout=0, ffn_dropout=0,
+        class_everywhere=True, turned_queries=True)}
 
 # %% ../../nbs/generators/364_two_streams.ipynb #0e5d9625
 class Asking(nn.Module):
@@ -55,8 +75,9 @@ class Asking(nn.Module):
         self.channels = dim // heads
         self.q, self.out = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)
 
-    def forward(self, x:Tensor, rotary:Tensor, mask:Tensor|str|None, shared:tuple[Tensor, Tensor]) -> Tensor:
-        "Queries (b, k, d), the angles of their cells (b, k, c/2, 2), what each sees, keys and values (b, h, m, c)."
+    def forward(self, x:Tensor, rotary:Tensor, mask:Tensor|str|None,
+                shared:tuple[Tensor, Tensor]) -> Tensor:
+        "Queries (b, k, d), cells' angles (b, k, c/2, 2), who sees what, keys, values (b, h, m, c)."
         q = rotate(self.q(x).unflatten(-1, (-1, self.channels)), rotary).transpose(1, 2)
         return self.out(attend(q, *shared, mask).transpose(1, 2).flatten(2))
 
@@ -68,14 +89,14 @@ class SharedMemory(nn.Module):
         self.norm, self.kv = RMSNorm(dim, eps), Linear(dim, 2 * dim, bias=False)
 
     def forward(self, x:Tensor, rotary:Tensor, past:Past|None=None) -> tuple[Tensor, Tensor]:
-        "States (b, n, d) -> keys and values (b, h, n, c), behind those of the past if there is one."
+        "States (b, n, d) -> keys and values (b, h, n, c), behind those of a past, if any."
         k, v = self.kv(self.norm(x)).unflatten(-1, (2, -1, self.channels)).unbind(-3)
         k, v = rotate(k, rotary).transpose(1, 2), v.transpose(1, 2)
         return (k, v) if past is None else past.extend(k, v)
 
 @patch
 def step_work(self:TwoStreamConfig, n:int, known:int, asked:int, fed:int|None=None) -> int:
-    "Multiply-adds of one forward, see `RasterConfig.step_work`: new codes through one half, queries through the other."
+    "Multiply-adds of a forward (`RasterConfig.step_work`): new codes in one half, queries in one."
     d, new, keys = self.dim, known + 1 if fed is None else known - fed, 1 + known
     content = new * self.column_work() + 2 * new * keys * d
     queries = asked * (self.column_work() - 2 * d ** 2) + 2 * asked * keys * d
@@ -83,11 +104,14 @@ def step_work(self:TwoStreamConfig, n:int, known:int, asked:int, fed:int|None=No
 
 # %% ../../nbs/generators/364_two_streams.ipynb #fa075e59
 class TwoStreamTransformer(DecoderOnly):
-    "Answers any cells at once, each by itself, from the codes that are known. ARPG, arXiv 2503.10568."
+    """Answers any cells at once, each by itself, from the codes that are known.
+
+    ARPG, arXiv 2503.10568."""
     columns, plans = "separate", "order"
     check_order, check_plan = RandomOrderTransformer.check_order, RandomOrderTransformer.check_plan
     quirks = (("codes of one group see each other",
-               "the content stream has no mask in sampling, though it was trained with one; nothing else changes"),)
+               "the content stream has no mask in sampling, though it was trained with one; "
+               "nothing else changes"),)
 
     def __init__(self, config:TwoStreamConfig, seed:int=0):
         super().__init__(config)
@@ -106,25 +130,31 @@ class TwoStreamTransformer(DecoderOnly):
         "N(0, std²), and a head of zeros."
         super().init_weights(seed)
         p = self.query
-        if not p.is_meta: p.normal_(0, self.config.std, generator=keyed_generator(seed, "query", p.device))
+        if not p.is_meta:
+            p.normal_(0, self.config.std, generator=keyed_generator(seed, "query", p.device))
         return self
 
     def new_embedder(self) -> LabelEmbedder:
         embedder = super().new_embedder()
-        embedder.table = nn.Embedding(self.config.classes + 1, self.config.dim)      # a null class, learnt or not
+        # a null class, learnt or not
+        embedder.table = nn.Embedding(self.config.classes + 1, self.config.dim)
         return embedder
 
-    def check_cond(self, cond:Cond, null:bool=True): super().check_cond(cond, null and self.config.class_dropout > 0)
+    def check_cond(self, cond:Cond, null:bool=True):
+        super().check_cond(cond, null and self.config.class_dropout > 0)
 
-    def content(self, label:Tensor, codes:Tensor, cells:Tensor, front:bool=True) -> tuple[Tensor, Tensor]:
-        "The class (b, 1, d) in front or not, then codes (b, m) of cells; their rows of the rotary table."
+    def content(self, label:Tensor, codes:Tensor, cells:Tensor,
+                front:bool=True) -> tuple[Tensor, Tensor]:
+        "The class (b, 1, d) or not, then codes (b, m) of cells; their rows of the rotary table."
         x = self.embed(codes, label, None)
         return torch.cat((label, x), 1) if front else x, F.pad(1 + cells, (int(front), 0))
 
-    def ask(self, cells:Tensor, label:Tensor, shared, rotary:Tensor, mask=None, noise:Noise|None=None) -> Tensor:
+    def ask(self, cells:Tensor, label:Tensor, shared, rotary:Tensor, mask=None,
+            noise:Noise|None=None) -> Tensor:
         "Logits (b, k, V) of cells (b, k), from keys and values (b, h, m, c)."
         places, x = rotary[1 + cells], self.query.expand(*cells.shape, -1)
-        if self.config.turned_queries: x = rotate(x.unflatten(-1, (self.config.heads, -1)), places).flatten(-2)
+        if self.config.turned_queries:
+            x = rotate(x.unflatten(-1, (self.config.heads, -1)), places).flatten(-2)
         if self.config.class_everywhere: x = x + label
         x = self.asking(x, places, mask, [shared] * len(self.asking), noise)
         return self.head(self.norm(x)).float()
@@ -132,24 +162,27 @@ class TwoStreamTransformer(DecoderOnly):
 # %% ../../nbs/generators/364_two_streams.ipynb #6dc26794
 @patch
 def _logits(self:TwoStreamTransformer,
-    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, sizes:Tensor|None=None, noise:Noise|None=None) -> Tensor:
+    codes:Tensor, cond:Cond, grid:Grid, order:Tensor, sizes:Tensor|None=None,
+    noise:Noise|None=None) -> Tensor:
     "Logits (b, n, V) in the order of generation; `sizes` of the groups, None = all of one."
     table, places = self.table(grid, codes.device), torch.arange(grid.n, device=codes.device)
     label = self.embed_condition(cond, noise)
     x, rows = self.content(label, codes.gather(1, order[:, :-1]), order[:, :-1])
     seen = known = "causal" if grid.n > 1 else None
     if sizes is not None:
-        first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)                 # where each column's group begins
-        seen = (places <= first[:, None])[None, None]                              # the class is place 0
-        own = (first + sizes.repeat_interleave(sizes))[:-1]                        # and where it ends
+        # where each column's group begins
+        first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        seen = (places <= first[:, None])[None, None]                         # the class is place 0
+        own = (first + sizes.repeat_interleave(sizes))[:-1]                   # and where it ends
         last = torch.cat((own.new_zeros(1), own))
         if self.config.compat: known = (places <= last[:, None])[None, None]
     x = self.blocks(self.drop(x, noise), table[rows], known, noise=noise)
     return self.ask(order, label, self.memory(x, table[rows]), table, seen, noise)
 
 @patch
-def forward(self:TwoStreamTransformer, codes:Tensor, cond:Cond, draws, at:At, valid:Tensor|None=None) -> Loss:
-    "Mean cross entropy of codes (b, n, 1), each sample in an order of its own (`order`); `valid` (b,) weights."
+def forward(self:TwoStreamTransformer, codes:Tensor, cond:Cond, draws, at:At,
+            valid:Tensor|None=None) -> Loss:
+    "Mean cross entropy of codes (b, n, 1), each in an order of its own; `valid` (b,) weights."
     grid, at = Grid(self.grid), at._replace(positions=None)
     codes = self.checked(codes, cond, grid, null=False)
     order = draws.permutation("order", at, grid.n)
@@ -157,8 +190,9 @@ def forward(self:TwoStreamTransformer, codes:Tensor, cond:Cond, draws, at:At, va
     return cross_entropy(logits, codes.gather(1, order), valid)
 
 @patch
-def logits(self:TwoStreamTransformer, codes:Tensor, cond:Cond, plan:Plan|None=None, *, grid:Grid|None=None):
-    "Teacher-forced logits ((b, n, V),) of codes (b, n, 1) in the plan's order and groups; known cells count singly."
+def logits(self:TwoStreamTransformer, codes:Tensor, cond:Cond, plan:Plan|None=None, *,
+           grid:Grid|None=None):
+    "Teacher-forced logits ((b, n, V),) in the plan's order and groups; known cells count singly."
     grid = grid or Grid(self.grid)
     codes = self.checked(codes, cond, grid)
     order, sizes = self.check_plan(plan, len(codes), grid, codes.device)
@@ -169,7 +203,7 @@ class TwoStreamState(DecoderState):
     "The content of a running batch, and where its groups end."
     def restart(self, cond) -> "TwoStreamState":
         "Forget the tokens, keep the memory."
-        self.ends = [1]                                  # places of the content after each accept; the class is one
+        self.ends = [1]                  # places of the content after each accept; the class is one
         return super().restart(cond)
 
 @patch
@@ -179,7 +213,8 @@ def new_cache(self:TwoStreamTransformer, rows:int, grid:Grid, device, dtype) -> 
     return Cache(c.layers // 2 + 1, rows, c.heads, grid.n, c.dim // c.heads, dtype, device)
 
 @patch
-def new_state(self:TwoStreamTransformer, branches:int, b:int, grid:Grid, device, dtype) -> TwoStreamState:
+def new_state(self:TwoStreamTransformer, branches:int, b:int, grid:Grid, device,
+              dtype) -> TwoStreamState:
     "Memory for a run."
     return TwoStreamState(self, branches, b, grid, device, dtype)
 
@@ -190,7 +225,8 @@ def _feed(self:TwoStreamTransformer, state:TwoStreamState, first:int, last:int):
     ends = [end for end in state.ends if end > start]
     for end in ends if self.config.compat else ends[-1:]:
         new = slice(max(start - 1, 0), end - 1)
-        codes, cells = (t[:, new].repeat(last - first, 1) for t in (state.tokens[..., 0], state.positions))
+        codes, cells = (t[:, new].repeat(last - first, 1)
+                        for t in (state.tokens[..., 0], state.positions))
         x, places = self.content(state.prefix[rows], codes, cells, not start)
         past, rotary = state.cache.past(start, end - start, rows), state.table[places]
         mask = None if self.config.compat else causal_mask(end - start, start, device=x.device)
@@ -200,7 +236,8 @@ def _feed(self:TwoStreamTransformer, state:TwoStreamState, first:int, last:int):
 
 @patch
 @torch.no_grad()
-def predict(self:TwoStreamTransformer, state, positions:Tensor, given=None, *, live:int, independent=False):
+def predict(self:TwoStreamTransformer, state, positions:Tensor, given=None, *,
+            live:int, independent=False):
     "A `Prediction`: logits (live, b, m, V) of cells (b, m), none of which is known."
     state.check_cells(positions, live)
     for first, last in state.runs(live): self._feed(state, first, last)
@@ -237,25 +274,29 @@ SCHEDULES.update({f"arpg-{curve}": arpg_steps(curve) for curve in _REST})
 # %% ../../nbs/generators/364_two_streams.ipynb #1f0db3f8
 def arpg_names(c:TwoStreamConfig) -> NameTable:
     "The authors' names for a model of this configuration."
-    rows = {"tokens.weight": c.vocab, "query": 1, "condition.table.weight": c.classes + 1, "unused": 1}
+    rows = {"tokens.weight": c.vocab, "query": 1,
+            "condition.table.weight": c.classes + 1, "unused": 1}
     rules = [Slice("embeddings.weight", rows), Rename("layers.norm.weight", "memory.norm.weight"),
              Fuse(("layers.to_k.weight", "layers.to_v.weight"), "memory.kv.weight")]
-    for theirs, ours in (("layers.self_dec.{i}.", "blocks.{i}."), ("layers.cross_dec.{i}.", "asking.{i}.")):
-        names = {"attn.proj": "attention.out", "ffn.w1": "ffn.gate", "ffn.w3": "ffn.up", "ffn.w2": "ffn.down",
-                 "attn_norm": "norm1", "ffn_norm": "norm2"}
+    for theirs, ours in (("layers.self_dec.{i}.", "blocks.{i}."),
+                         ("layers.cross_dec.{i}.", "asking.{i}.")):
+        names = {"attn.proj": "attention.out", "ffn.w1": "ffn.gate", "ffn.w3": "ffn.up",
+                 "ffn.w2": "ffn.down", "attn_norm": "norm1", "ffn_norm": "norm2"}
         rules += [Rename(f"{theirs}{a}.weight", f"{ours}{b}.weight") for a, b in names.items()]
     qkv = tuple(f"layers.self_dec.{{i}}.attn.to_{p}.weight" for p in "qkv")
     return NameTable(*rules, Fuse(qkv, "blocks.{i}.attention.qkv.weight"),
-                     Rename("layers.cross_dec.{i}.attn.to_q.weight", "asking.{i}.attention.q.weight"))
+                     Rename("layers.cross_dec.{i}.attn.to_q.weight",
+                            "asking.{i}.attention.q.weight"))
 
 def arpg_config(spec:dict, **changes) -> TwoStreamConfig:
-    "Our configuration from the authors' arguments, which are LlamaGen's; their drop_path_rate has no effect."
+    "Our configuration of the authors' arguments, LlamaGen's; their drop_path_rate has no effect."
     base = llamagen_config({k: v for k, v in spec.items() if k not in ("model", "drop_path_rate")})
     return TwoStreamConfig(**({f.name: getattr(base, f.name) for f in fields(base)} | changes))
 
 def arpg_spec(c:TwoStreamConfig) -> dict:
     "The authors' arguments, with the name of their script's flag for the size."
-    name = next((name for name, shape in _SHAPES.items() if shape == (c.layers, c.dim, c.heads)), "of another size")
+    name = next((name for name, shape in _SHAPES.items() if shape == (c.layers, c.dim, c.heads)),
+                "of another size")
     return llamagen_spec(c) | {"gpt_model": f"ARPG-{name}"}
 
 # %% ../../nbs/generators/364_two_streams.ipynb #23a3dac4
@@ -264,7 +305,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     if "layers.cross_dec.0.attn.to_q.weight" not in state: return None
     layers, (codes, dim) = 2 * counted(state, "layers.self_dec."), state["head.weight"].shape
     size = published_size(two_stream_presets.values(), layers, dim)
-    return arpg_spec(replace(size, vocab=codes, classes=len(state["embeddings.weight"]) - codes - 3))
+    return arpg_spec(replace(size, vocab=codes,
+                             classes=len(state["embeddings.weight"]) - codes - 3))
 
 _FILES = {     # size: file, FID, IS, guidance scale at the end, as the README has them
     "L": ("arpg_300m.pt", 2.44, 292, 4.5),
@@ -277,14 +319,15 @@ def _published(size:str) -> Published:
     guidance = {"kind": "guidance.cfg", "scale": scale, "start": 1.0, "by": "after"}
     file = Checkpoint(
         name, hub="hp-l33/ARPG", licence="MIT",
-        result=f"FID {fid:.2f}, IS {score} (README: 50,000 samples, 256 px, 64 steps, guidance growing to {scale})",
+        result=f"FID {fid:.2f}, IS {score} (README: 50,000 samples, 256 px, 64 steps, "
+               f"guidance growing to {scale})",
         sampling={"order": "random", "schedule": "arpg-cosine", "steps": 64, "guidance": guidance},
         codes="VQ-16", recipe=f"arpg-{size.lower()}")
     return Published(f"ARPG-{size}", arpg_spec(two_stream_presets[size]), (file,))
 
 ARPG = register(Family(
-    kind="two-streams", config=TwoStreamConfig, build=TwoStreamTransformer, role="generator", system="arpg",
-    names=arpg_names, read=arpg_config, write=arpg_spec, recognise=_recognise,
+    kind="two-streams", config=TwoStreamConfig, build=TwoStreamTransformer, role="generator",
+    system="arpg", names=arpg_names, read=arpg_config, write=arpg_spec, recognise=_recognise,
     reads=lambda spec: str(spec.get("gpt_model", "")).startswith("ARPG"),
     owns=lambda c: c.zero_prefix and not c.class_everywhere and not c.turned_queries,
     classes=("models.arpg.Transformer",), published=tuple(map(_published, _SHAPES))))

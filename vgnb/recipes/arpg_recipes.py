@@ -26,10 +26,11 @@ def _arpg(size:str) -> GeneratorRecipe:
 
 @recipes.register
 def arpg_l() -> GeneratorRecipe:
-    """ARPG-L, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2503.10568, README).
+    """ARPG-L, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.44, IS 292 with guidance growing to 4.5, schedule arpg-cosine; FID 2.38 growing to 5.0, arpg-arccos
-    (50,000 samples, 256 px, 64 steps). 319.8M parameters, 400 epochs at batch 1024: about 3e+20 operations.
+    Result (arXiv 2503.10568, README): FID 2.44, IS 292 with guidance growing to 4.5, schedule
+    arpg-cosine; FID 2.38 growing to 5.0, arpg-arccos (50,000 samples, 256 px, 64 steps). 319.8M
+    parameters, 400 epochs at batch 1024: about 3e+20 operations.
     Command:
 
         python scripts/train_generator.py arpg-l --data CODES --out runs/arpg-l"""
@@ -37,10 +38,11 @@ def arpg_l() -> GeneratorRecipe:
 
 @recipes.register
 def arpg_xl() -> GeneratorRecipe:
-    """ARPG-XL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2503.10568, README).
+    """ARPG-XL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.10, IS 331 with guidance growing to 6.0, schedule arpg-cosine; FID 2.02 with arpg-arccos (50,000
-    samples, 256 px, 64 steps). 719.0M parameters, 400 epochs at batch 1024: about 6e+20 operations.
+    Result (arXiv 2503.10568, README): FID 2.10, IS 331 with guidance growing to 6.0, schedule
+    arpg-cosine; FID 2.02 with arpg-arccos (50,000 samples, 256 px, 64 steps). 719.0M parameters,
+    400 epochs at batch 1024: about 6e+20 operations.
     Command:
 
         python scripts/train_generator.py arpg-xl --data CODES --out runs/arpg-xl"""
@@ -48,10 +50,11 @@ def arpg_xl() -> GeneratorRecipe:
 
 @recipes.register
 def arpg_xxl() -> GeneratorRecipe:
-    """ARPG-XXL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2503.10568, README).
+    """ARPG-XXL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 1.94, IS 340 with guidance growing to 7.5, schedule arpg-cosine; FID 1.91 with arpg-arccos (50,000
-    samples, 256 px, 64 steps). 1302M parameters, 400 epochs at batch 1024: about 1e+21 operations.
+    Result (arXiv 2503.10568, README): FID 1.94, IS 340 with guidance growing to 7.5, schedule
+    arpg-cosine; FID 1.91 with arpg-arccos (50,000 samples, 256 px, 64 steps). 1302M parameters, 400
+    epochs at batch 1024: about 1e+21 operations.
     Command:
 
         python scripts/train_generator.py arpg-xxl --data CODES --out runs/arpg-xxl"""
@@ -60,11 +63,13 @@ def arpg_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/574_arpg_recipes.ipynb #96968582
 @recipes.register
 def shapes_8x8_arpg() -> GeneratorRecipe:
-    """The shipped tiny ARPG: 64 codes a picture in any order, many at once, 0.9M parameters, an hour on a CPU core.
+    """The shipped tiny ARPG: 64 codes in any order, many at once, 0.9M parameters, an hour.
 
-    Result: 95.8% of 1,000 samples as asked in 22 of 64 steps, 96.7% in 64, 95.3% in 8 (one seed), in random order, with
-    the schedule `arpg-cosine` and guidance scale 2.
+    Result: 95.8% of 1,000 samples as asked in 22 of 64 steps, 96.7% in 64, 95.3% in 8 (one seed),
+    in random order, with the schedule `arpg-cosine` and guidance scale 2.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-arpg --data runs/tiny/codes --out runs/tiny/arpg"""
-    return replace(shapes_generator(), model=replace(two_stream_presets["tiny"], vocab=256), steps=10_000)
+        python scripts/train_generator.py shapes-8x8-arpg --data runs/tiny/codes \\
+            --out runs/tiny/arpg"""
+    return replace(shapes_generator(),
+                   model=replace(two_stream_presets["tiny"], vocab=256), steps=10_000)

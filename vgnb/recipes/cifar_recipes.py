@@ -17,10 +17,10 @@ from ..training.recipes import GeneratorRecipe, TokenizerRecipe, recipes
 # %% ../../nbs/recipes/567_cifar_recipes.ipynb #d616ef95
 @recipes.register
 def cifar_tokenizer() -> TokenizerRecipe:
-    """A tokenizer for 32 px photographs such as CIFAR-10: 8x8 codes of 512, 0.6M parameters, minutes on two CPU cores.
+    """A tokenizer for 32 px photographs (CIFAR-10): 8x8 codes of 512, 0.6M parameters, minutes.
 
-    Result: PSNR 24.9 dB, SSIM 0.868 on the test split, all codes used (studies: real photographs); 8 CPU minutes.
-    No perceptual loss and no discriminator: no VGG file is read.
+    Result: PSNR 24.9 dB, SSIM 0.868 on the test split, all codes used (studies: real photographs);
+    8 CPU minutes. No perceptual loss and no discriminator: no VGG file is read.
     Command:
 
         python scripts/train_tokenizer.py cifar-tokenizer --out runs/cifar/tokenizer"""
@@ -29,17 +29,19 @@ def cifar_tokenizer() -> TokenizerRecipe:
         model=replace(VQGANS["tiny-shapes"], patch=2),
         data="datasets://data/cifar10?split=train",
         augment=Augment("center", 32, flip=True),
-        precision="bf16",                # as its result was measured; without units for it fp32 is many times faster
+        # as its result was measured; without units for it fp32 is many times faster
+        precision="bf16",
         steps=3000)
 
 @recipes.register
 def cifar_generator() -> GeneratorRecipe:
-    """A generator on the codes of `cifar-tokenizer`: 64 codes a picture, 1M parameters, minutes on two CPU cores.
+    """A generator on `cifar-tokenizer`: 64 codes a picture, 1M parameters, minutes to train.
 
-    Result: 4.65 nats a code in training, 7 CPU minutes. Extract the codes with `--flip`: every picture then comes in
-    two views. Sample with guidance scale 2.
+    Result: 4.65 nats a code in training, 7 CPU minutes. Extract the codes with `--flip`: every
+    picture then comes in two views. Sample with guidance scale 2.
     Command:
 
-        python scripts/train_generator.py cifar-generator --data runs/cifar/codes --out runs/cifar/generator"""
+        python scripts/train_generator.py cifar-generator --data runs/cifar/codes \\
+            --out runs/cifar/generator"""
     model = replace(raster_presets["tiny"], grid=(8, 8))
     return replace(shapes_generator(), model=model, precision="bf16", steps=5000)

@@ -20,15 +20,17 @@ from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, Tokenizer
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #334e4493
 @recipes.register
 def dar_tokenizer() -> TokenizerRecipe:
-    """D-AR's tokenizer: 256 tokens of 16,384 in 8 groups for a 256 px picture (arXiv 2505.23660, README).
+    """D-AR's tokenizer: 256 tokens of 16,384 in 8 groups for a 256 px picture.
 
-    Result: rFID 1.52 on ImageNet val at 256 px (README). 307M parameters, batch 512; the length is that of the
-    authors' demo script, the published file's is not said. Needs VGG-16, LPIPS and DINOv2 files (the error says where
-    to put them); `--loss.lpips 0 --loss.repa 0` does without.
+    Result (arXiv 2505.23660, README): rFID 1.52 on ImageNet val at 256 px (README). 307M
+    parameters, batch 512; the length is that of the authors' demo script, the published file's is
+    not said. Needs VGG-16, LPIPS and DINOv2 files (the error says where to put them); `--loss.lpips
+    0 --loss.repa 0` does without.
     Cost: about 2e+21 operations.
     Command:
 
-        python scripts/train_tokenizer.py dar-tokenizer --data IMAGENET/train --out runs/dar-tokenizer"""
+        python scripts/train_tokenizer.py dar-tokenizer --data IMAGENET/train \\
+            --out runs/dar-tokenizer"""
     return TokenizerRecipe(
         model=DARTokenizerConfig(),
         loss=FlowLossConfig(),
@@ -52,10 +54,10 @@ def _generator(size:str) -> GeneratorRecipe:
 
 @recipes.register
 def dar_b() -> GeneratorRecipe:
-    """D-AR-B, class-conditional, 256 tokens of `dar-tokenizer` (arXiv 2505.23660): the size that is not published.
+    """D-AR-B, class-conditional, 256 tokens of `dar-tokenizer` (arXiv 2505.23660): unpublished.
 
-    Result: none is published. 111M parameters, 360,000 steps at batch 256: about 2e+19 operations. Extract the codes
-    with ten crops.
+    Result: none is published. 111M parameters, 360,000 steps at batch 256: about 2e+19 operations.
+    Extract the codes with ten crops.
     Command:
 
         python scripts/train_generator.py dar-b --data CODES --out runs/dar-b"""
@@ -65,8 +67,9 @@ def dar_b() -> GeneratorRecipe:
 def dar_l() -> GeneratorRecipe:
     """D-AR-L, class-conditional, 256 tokens of `dar-tokenizer` (arXiv 2505.23660, README).
 
-    Result: FID 2.44, IS 263 with guidance rising from 1.2 to 8 along the tokens (50,000 samples, 256 px, no top-k or
-    top-p). 343M parameters, 360,000 steps at batch 256: about 5e+19 operations. Extract the codes with ten crops.
+    Result: FID 2.44, IS 263 with guidance rising from 1.2 to 8 along the tokens (50,000 samples,
+    256 px, no top-k or top-p). 343M parameters, 360,000 steps at batch 256: about 5e+19 operations.
+    Extract the codes with ten crops.
     Command:
 
         python scripts/train_generator.py dar-l --data CODES --out runs/dar-l"""
@@ -76,30 +79,30 @@ def dar_l() -> GeneratorRecipe:
 def dar_xl() -> GeneratorRecipe:
     """D-AR-XL, class-conditional, 256 tokens of `dar-tokenizer` (arXiv 2505.23660, README).
 
-    Result: FID 2.09, IS 298 (50,000 samples, 256 px; the guidance is not said). 775M parameters, 360,000 steps at
-    batch 256: about 1e+20 operations. Extract the codes with ten crops.
+    Result: FID 2.09, IS 298 (50,000 samples, 256 px; the guidance is not said). 775M parameters,
+    360,000 steps at batch 256: about 1e+20 operations. Extract the codes with ten crops.
     Command:
 
         python scripts/train_generator.py dar-xl --data CODES --out runs/dar-xl"""
     return _generator("XL")
 
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #5bfcb6c6
-_FLOW = FlowConfig(96, 3, 4, 96, head=16, data_std=1.0, shift=1.0, shared_time=True, adaptive_head=True,
+_FLOW = FlowConfig(96, 3, 4, 96, head=16, data_std=1.0, shift=1.0,
+                   shared_time=True, adaptive_head=True,
                    teacher_layer=None, base=20.0, recompute=False, predicts="clean")
 _TINY = DARTokenizerConfig(
-    quantizer=VectorConfig(512, 8, usage=4096, updates=(Revive(20),)), flow=_FLOW,
-    width=96, layers=2, decoder_layers=1, head=16, patch=4, base=20.0, queries=64, rows=64, rank=None,
-    groups=4, steps=4, solver="euler",
-    resolution=32, init="open")
+    quantizer=VectorConfig(512, 8, usage=4096, updates=(Revive(20),)), flow=_FLOW, width=96,
+    layers=2, decoder_layers=1, head=16, patch=4, base=20.0, queries=64, rows=64, rank=None,
+    groups=4, steps=4, solver="euler", resolution=32, init="open")
 
 @recipes.register
 def shapes_dar_tokenizer() -> TokenizerRecipe:
-    """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for a 32 px picture of shapes, 1.1M parameters.
+    """A tiny D-AR tokenizer: 64 tokens of 512 in 4 groups for 32 px shapes, 1.1M parameters.
 
-    Result: PSNR 26.6 dB, all codes used, the judge right on 99.0% of 2,000 held-out pictures (one seed), previews
-    nearer to the picture with every step; about 45 minutes of one CPU core, 40 of two. No perceptual loss, no teacher,
-    no critic; a sketch teaches the encoder, and from step 2,500 on three of five pictures are begun by the decoder
-    itself.
+    Result: PSNR 26.6 dB, all codes used, the judge right on 99.0% of 2,000 held-out pictures (one
+    seed), previews nearer to the picture with every step; about 45 minutes of one CPU core, 40 of
+    two. No perceptual loss, no teacher, no critic; a sketch teaches the encoder, and from step
+    2,500 on three of five pictures are begun by the decoder itself.
     Command:
 
         python scripts/train_tokenizer.py shapes-dar-tokenizer --out runs/tiny/dar-tokenizer"""
@@ -107,7 +110,8 @@ def shapes_dar_tokenizer() -> TokenizerRecipe:
         model=_TINY,
         data="shapes://?n=120000&size=32&seed=0",
         augment=Augment("center", 32),
-        loss=FlowLossConfig(lpips=0.0, repa=0.0, target="clean", own=0.6, own_start=2500, sketch=1.0),
+        loss=FlowLossConfig(lpips=0.0, repa=0.0, target="clean",
+                            own=0.6, own_start=2500, sketch=1.0),
         steps=10_000,
         batch=16,
         optim=Optim("adamw", lr=2e-3),
@@ -123,16 +127,17 @@ def shapes_dar() -> GeneratorRecipe:
     Result: 92.7% of 1,000 samples as asked, guidance 2, temperature 0.5 (one seed).
     Command:
 
-        python scripts/train_generator.py shapes-dar --data runs/tiny/dar-codes --out runs/tiny/dar"""
+        python scripts/train_generator.py shapes-dar --data runs/tiny/dar-codes \\
+            --out runs/tiny/dar"""
     line = RasterConfig(
-        4, 128, 2, ffn_multiple=32, vocab=512, grid=(64,), classes=10, rope="sequence", zero_prefix=False,
-        token_dropout=0, residual_dropout=0, ffn_dropout=0)
+        4, 128, 2, ffn_multiple=32, vocab=512, grid=(64,), classes=10, rope="sequence",
+        zero_prefix=False, token_dropout=0, residual_dropout=0, ffn_dropout=0)
     return replace(shapes_generator(), model=line, steps=12_000)
 
 # %% ../../nbs/recipes/569_dar_recipes.ipynb #1c0a91fd
 @recipes.register
 def cifar_dar_tokenizer() -> TokenizerRecipe:
-    """A D-AR tokenizer for 32 px photographs such as CIFAR-10: 64 tokens of 512 in 4 groups, hours on two CPU cores.
+    """A D-AR tokenizer for 32 px photographs (CIFAR-10): 64 tokens of 512 in 4 groups, hours.
 
     Result: not measured.
     Command:
@@ -147,10 +152,11 @@ def cifar_dar_tokenizer() -> TokenizerRecipe:
 
 @recipes.register
 def cifar_dar() -> GeneratorRecipe:
-    """A generator on the codes of `cifar-dar-tokenizer`: a line of 64 tokens, 1M parameters, an hour on two CPU cores.
+    """A generator on `cifar-dar-tokenizer`: a line of 64 tokens, 1M parameters, an hour.
 
     Result: not measured. Extract the codes with `--flip`: every picture then comes in two views.
     Command:
 
-        python scripts/train_generator.py cifar-dar --data runs/cifar/dar-codes --out runs/cifar/dar"""
+        python scripts/train_generator.py cifar-dar --data runs/cifar/dar-codes \\
+            --out runs/cifar/dar"""
     return shapes_dar()

@@ -18,15 +18,17 @@ def _halton(size:str, side:int) -> GeneratorRecipe:
         model=replace(masked_presets[size], grid=(side, side)),
         steps=1_500_000,
         batch=256,
-        optim=Optim("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.03, decay_vectors=True, clip=1.0),
+        optim=Optim("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.03,
+                    decay_vectors=True, clip=1.0),
         rate=Rate("cosine_end", warmup=2500, floor=0.01))
 
 @recipes.register
 def halton_tiny_256() -> GeneratorRecipe:
-    """Halton-MaskGIT, tiny, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, tiny, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px.
 
-    Result: FID 10.2, IS 185 at guidance weight 1.5, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 23.0M parameters, 1.5M steps at batch 256.
+    Result (arXiv 2503.17076, README): FID 10.2, IS 185 at guidance weight 1.5, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 23.0M parameters, 1.5M steps at batch 256.
     Cost: about 1e+19 operations.
     Command:
 
@@ -35,23 +37,25 @@ def halton_tiny_256() -> GeneratorRecipe:
 
 @recipes.register
 def halton_small_256() -> GeneratorRecipe:
-    """Halton-MaskGIT, small, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, small, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px.
 
-    Result: FID 6.40, IS 255 at guidance weight 1.0, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 69.3M parameters, 1.5M steps at batch 256.
+    Result (arXiv 2503.17076, README): FID 6.40, IS 255 at guidance weight 1.0, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 69.3M parameters, 1.5M steps at batch 256.
     Cost: about 3e+19 operations.
     Command:
 
-        python scripts/train_generator.py halton-small-256 --data CODES --out runs/halton-small-256"""
+        python scripts/train_generator.py halton-small-256 --data CODES \\
+            --out runs/halton-small-256"""
     return _halton("small", 16)
 
 @recipes.register
 def halton_base_256() -> GeneratorRecipe:
-    """Halton-MaskGIT, base, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, base, on 16x16 codes of LlamaGen's VQ-16 for pictures of 256 px.
 
-    Result: FID 4.17, IS 263 at guidance weight 0.7, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 142.2M parameters, 1.5M steps at batch
-    256.
+    Result (arXiv 2503.17076, README): FID 4.17, IS 263 at guidance weight 0.7, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 142.2M parameters, 1.5M steps at batch 256.
     Cost: about 6e+19 operations.
     Command:
 
@@ -61,23 +65,25 @@ def halton_base_256() -> GeneratorRecipe:
 # %% ../../nbs/recipes/564_halton_recipes.ipynb #8958b505
 @recipes.register
 def halton_small_384() -> GeneratorRecipe:
-    """Halton-MaskGIT, small, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, small, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px.
 
-    Result: FID 6.11, IS 241 at guidance weight 1.0, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 69.5M parameters, 1.5M steps at batch 256.
+    Result (arXiv 2503.17076, README): FID 6.11, IS 241 at guidance weight 1.0, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 69.5M parameters, 1.5M steps at batch 256.
     Cost: about 7e+19 operations.
     Command:
 
-        python scripts/train_generator.py halton-small-384 --data CODES --out runs/halton-small-384"""
+        python scripts/train_generator.py halton-small-384 --data CODES \\
+            --out runs/halton-small-384"""
     return _halton("small", 24)
 
 @recipes.register
 def halton_base_384() -> GeneratorRecipe:
-    """Halton-MaskGIT, base, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, base, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px.
 
-    Result: FID 4.15, IS 257 at guidance weight 0.7, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 142.5M parameters, 1.5M steps at batch
-    256.
+    Result (arXiv 2503.17076, README): FID 4.15, IS 257 at guidance weight 0.7, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 142.5M parameters, 1.5M steps at batch 256.
     Cost: about 1e+20 operations.
     Command:
 
@@ -86,13 +92,14 @@ def halton_base_384() -> GeneratorRecipe:
 
 @recipes.register
 def halton_large_384() -> GeneratorRecipe:
-    """Halton-MaskGIT, large, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px (arXiv 2503.17076, README).
+    """Halton-MaskGIT, large, on 24x24 codes of LlamaGen's VQ-16 for pictures of 384 px.
 
-    Result: FID 2.59, IS 281 at guidance weight 0.5, 32 steps in Halton order (50,000 samples against the statistics
-    of the training images); a weight of w is `--guidance.scale 1 + w`. 480.0M parameters, 1.5M steps at batch
-    256.
+    Result (arXiv 2503.17076, README): FID 2.59, IS 281 at guidance weight 0.5, 32 steps in Halton
+    order (50,000 samples against the statistics of the training images); a weight of w is
+    `--guidance.scale 1 + w`. 480.0M parameters, 1.5M steps at batch 256.
     Cost: about 5e+20 operations.
     Command:
 
-        python scripts/train_generator.py halton-large-384 --data CODES --out runs/halton-large-384"""
+        python scripts/train_generator.py halton-large-384 --data CODES \\
+            --out runs/halton-large-384"""
     return _halton("large", 24)

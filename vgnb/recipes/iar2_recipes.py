@@ -16,21 +16,31 @@ from .shapes_recipes import shapes_8x8_tokenizer, shapes_generator
 from ..tokenizers.iar2_tokenizer import IAR2_TOKENIZERS
 from ..tokenizers.objectives import VQGANLossConfig
 from ..tokenizers.semantic_detail_objective import SemanticDetailLossConfig
-from ..training.recipes import IMAGENET, GeneratorRecipe, Optim, Rate, TokenizerRecipe, recipes, stages
+from vgnb.training.recipes import (
+    IMAGENET,
+    GeneratorRecipe,
+    Optim,
+    Rate,
+    TokenizerRecipe,
+    recipes,
+    stages,
+)
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #8c0312ba
 _ADAM = Optim("adam", lr=1e-4, betas=(0.9, 0.95), clip=1.0)
 
 @recipes.register
 def iar2_tokenizer_first() -> TokenizerRecipe:
-    """IAR2's tokenizer, first stage: 16x16 semantic codes of 256 for a 256 px picture (Yi et al., IAR2).
+    """IAR2's tokenizer, first stage: 16x16 semantic codes of 256 for 256 px (Yi et al., IAR2).
 
-    No loss on pixels: LPIPS, a discriminator from step 20,000 and the quantizer's own. 72M parameters, batch 128; the
-    length is LlamaGen's 40 epochs, our choice. No result of this stage is published. Needs VGG-16 and LPIPS files.
+    No loss on pixels: LPIPS, a discriminator from step 20,000 and the quantizer's own. 72M
+    parameters, batch 128; the length is LlamaGen's 40 epochs, our choice. No result of this stage
+    is published. Needs VGG-16 and LPIPS files.
     Cost: about 7e+19 operations.
     Command:
 
-        python scripts/train_tokenizer.py iar2-tokenizer-first --data IMAGENET/train --out runs/iar2-first"""
+        python scripts/train_tokenizer.py iar2-tokenizer-first --data IMAGENET/train \\
+            --out runs/iar2-first"""
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-first"],
         loss=VQGANLossConfig(l2=0.0),
@@ -40,15 +50,17 @@ def iar2_tokenizer_first() -> TokenizerRecipe:
 
 @recipes.register
 def iar2_tokenizer_second() -> TokenizerRecipe:
-    """IAR2's tokenizer, second stage: 256 semantic and 4,096 detail codes a place, from the first stage's weights.
+    """IAR2's tokenizer, second stage: 256 semantic, 4,096 detail codes a place, after the first.
 
-    Result: rFID 1.05 on ImageNet val at 256 px (README). 72M parameters, batch 128, 485,000 steps as the published
-    file is named. Three Adams: semantic table (in one iteration of three), detail table, the rest; an iteration of
-    three has one short pass more. Needs VGG-16 and LPIPS files, and `--start`: the first stage's run.
+    Result: rFID 1.05 on ImageNet val at 256 px (README). 72M parameters, batch 128, 485,000 steps
+    as the published file is named. Three Adams: semantic table (in one iteration of three), detail
+    table, the rest; an iteration of three has one short pass more. Needs VGG-16 and LPIPS files,
+    and `--start`: the first stage's run.
     Cost: about 8e+19 operations.
     Command:
 
-        python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train --start runs/iar2-first \\
+        python scripts/train_tokenizer.py iar2-tokenizer-second --data IMAGENET/train \\
+            --start runs/iar2-first \\
             --out runs/iar2-second"""
     return TokenizerRecipe(
         model=IAR2_TOKENIZERS["VQ-16-second"],
@@ -65,25 +77,29 @@ stages["iar2-tokenizer-second"] = "iar2-tokenizer-first"
 def shapes_iar2_tokenizer_first() -> TokenizerRecipe:
     """A tiny first stage: 8x8 semantic codes of 16 for a 32 px picture of shapes, 0.6M parameters.
 
-    Minutes on one CPU core. With a loss on pixels, unlike the published one: there is no perceptual network here.
+    Minutes on one CPU core. With a loss on pixels, unlike the published one: there is no perceptual
+    network here.
     Command:
 
         python scripts/train_tokenizer.py shapes-iar2-tokenizer-first --out runs/tiny/iar2-first"""
     both = IAR2_TOKENIZERS["tiny-shapes"]
-    return replace(shapes_8x8_tokenizer(), model=replace(both, quantizer=both.quantizer.level(0)), steps=2000)
+    return replace(shapes_8x8_tokenizer(),
+                   model=replace(both, quantizer=both.quantizer.level(0)), steps=2000)
 
 @recipes.register
 def shapes_iar2_tokenizer_second() -> TokenizerRecipe:
     """A tiny second stage: 16 semantic and 64 detail codes a place, from the first stage's weights.
 
-    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch every 20 steps. Begins
-    with `--start`: the first stage's run, which must be there.
+    Minutes on one CPU core. Detail codes that nothing is near to move to residuals of the batch
+    every 20 steps. Begins with `--start`: the first stage's run, which must be there.
     Command:
 
-        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second --start runs/tiny/iar2-first \\
+        python scripts/train_tokenizer.py shapes-iar2-tokenizer-second \\
+            --start runs/tiny/iar2-first \\
             --out runs/tiny/iar2-second"""
     first = shapes_iar2_tokenizer_first()
-    weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0, quantizer=first.loss.quantizer, gan=0.0)
+    weights = dict(l2=first.loss.l2, l1=first.loss.l1, lpips=0.0,
+                   quantizer=first.loss.quantizer, gan=0.0)
     return replace(first,
         model=IAR2_TOKENIZERS["tiny-shapes"],
         loss=SemanticDetailLossConfig(**weights),
@@ -95,7 +111,7 @@ stages["shapes-iar2-tokenizer-second"] = "shapes-iar2-tokenizer-first"
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #674bb47b
 def _replicas(size:str) -> GeneratorRecipe:
-    "The authors' training with a replica on each device; positions at the full rate, not as published."
+    "The authors' training, a replica on each device; positions at the full rate, not as published."
     return GeneratorRecipe(
         model=replace(semantic_detail_presets[size], rope_rate="full"),
         steps=300 * (IMAGENET // 256),
@@ -117,9 +133,9 @@ def _sharded(size:str) -> GeneratorRecipe:
 def iar2_b() -> GeneratorRecipe:
     """IAR2-B, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
-    Result: FID 4.80 with attended guidance, 1.75 to 3.0 on both levels (50,000 samples of 384 px, evaluated at 256;
-    positions at half the rate: `--model.rope-rate half`). 143M parameters, 300 epochs at batch 256: about 3e+20
-    operations.
+    Result: FID 4.80 with attended guidance, 1.75 to 3.0 on both levels (50,000 samples of 384 px,
+    evaluated at 256; positions at half the rate: `--model.rope-rate half`). 143M parameters, 300
+    epochs at batch 256: about 3e+20 operations.
     Command:
 
         python scripts/train_generator.py iar2-b --data CODES --out runs/iar2-b"""
@@ -129,8 +145,9 @@ def iar2_b() -> GeneratorRecipe:
 def iar2_l() -> GeneratorRecipe:
     """IAR2-L, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
 
-    Result: FID 2.76 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
-    rate: `--model.rope-rate half`). 408M parameters, 300 epochs at batch 256: about 7e+20 operations.
+    Result: FID 2.76 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions
+    at half the rate: `--model.rope-rate half`). 408M parameters, 300 epochs at batch 256:
+    about 7e+20 operations.
     Command:
 
         python scripts/train_generator.py iar2-l --data CODES --out runs/iar2-l"""
@@ -138,10 +155,11 @@ def iar2_l() -> GeneratorRecipe:
 
 @recipes.register
 def iar2_xl() -> GeneratorRecipe:
-    """IAR2-XL, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
+    """IAR2-XL, class-conditional, 24x24 pairs of 256 semantic, 4,096 detail codes (IAR2, README).
 
-    Result: FID 2.10 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions at half the
-    rate: `--model.rope-rate half`). 884M parameters, 300 epochs at batch 256: about 2e+21 operations.
+    Result: FID 2.10 with attended guidance (50,000 samples of 384 px, evaluated at 256; positions
+    at half the rate: `--model.rope-rate half`). 884M parameters, 300 epochs at batch 256:
+    about 2e+21 operations.
     Command:
 
         python scripts/train_generator.py iar2-xl --data CODES --out runs/iar2-xl"""
@@ -149,11 +167,11 @@ def iar2_xl() -> GeneratorRecipe:
 
 @recipes.register
 def iar2_xxl() -> GeneratorRecipe:
-    """IAR2-XXL, class-conditional, 24x24 pairs of 256 semantic and 4,096 detail codes (IAR2, README).
+    """IAR2-XXL, class-conditional, 24x24 pairs of 256 semantic, 4,096 detail codes (IAR2, README).
 
-    Result: FID 1.76 with attended guidance, 1.50 with rejection sampling besides (50,000 samples of 384 px,
-    evaluated at 256; positions at half the rate: `--model.rope-rate half`). 1.57B parameters, 300 epochs at batch
-    256: about 3e+21 operations.
+    Result: FID 1.76 with attended guidance, 1.50 with rejection sampling besides (50,000 samples of
+    384 px, evaluated at 256; positions at half the rate: `--model.rope-rate half`). 1.57B
+    parameters, 300 epochs at batch 256: about 3e+21 operations.
     Command:
 
         python scripts/train_generator.py iar2-xxl --data CODES --out runs/iar2-xxl"""
@@ -162,10 +180,10 @@ def iar2_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #f8d1806d
 @recipes.register
 def iar2_b_fsdp() -> GeneratorRecipe:
-    """IAR2-B in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
+    """IAR2-B with sharded weights: twice the rate, semantic codes count twice (IAR2, README).
 
-    Result: as `iar2-b`; which of the two the published weights are from isn't said. 143M parameters, 320 epochs at
-    batch 256: about 3e+20 operations.
+    Result: as `iar2-b`; which of the two the published weights are from isn't said. 143M
+    parameters, 320 epochs at batch 256: about 3e+20 operations.
     Command:
 
         python scripts/train_generator.py iar2-b-fsdp --data CODES --out runs/iar2-b-fsdp"""
@@ -173,7 +191,7 @@ def iar2_b_fsdp() -> GeneratorRecipe:
 
 @recipes.register
 def iar2_l_fsdp() -> GeneratorRecipe:
-    """IAR2-L in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
+    """IAR2-L with sharded weights: twice the rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-l`. 408M parameters, 320 epochs at batch 256: about 8e+20 operations.
     Command:
@@ -183,7 +201,7 @@ def iar2_l_fsdp() -> GeneratorRecipe:
 
 @recipes.register
 def iar2_xl_fsdp() -> GeneratorRecipe:
-    """IAR2-XL in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
+    """IAR2-XL with sharded weights: twice the rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-xl`. 884M parameters, 320 epochs at batch 256: about 2e+21 operations.
     Command:
@@ -193,7 +211,7 @@ def iar2_xl_fsdp() -> GeneratorRecipe:
 
 @recipes.register
 def iar2_xxl_fsdp() -> GeneratorRecipe:
-    """IAR2-XXL in the training for sharded weights: twice the learning rate, semantic codes count twice (IAR2, README).
+    """IAR2-XXL with sharded weights: twice the rate, semantic codes count twice (IAR2, README).
 
     Result: as `iar2-xxl`. 1.57B parameters, 320 epochs at batch 256: about 3e+21 operations.
     Command:
@@ -206,13 +224,15 @@ def iar2_xxl_fsdp() -> GeneratorRecipe:
 def shapes_8x8_iar2() -> GeneratorRecipe:
     """A tiny IAR2: 64 cells of two codes, 0.95M parameters, within half an hour on one CPU core.
 
-    For codes of two levels: the sizes of their vocabularies are taken from the codes. The class is a prefix and is
-    added to every cell.
+    For codes of two levels: the sizes of their vocabularies are taken from the codes. The class is
+    a prefix and is added to every cell.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes --out runs/tiny/iar2"""
+        python scripts/train_generator.py shapes-8x8-iar2 --data runs/tiny/iar2-codes \\
+            --out runs/tiny/iar2"""
     sizes = IAR2_TOKENIZERS["tiny-shapes"].quantizer.vocab
-    return replace(shapes_generator(), model=replace(semantic_detail_presets["tiny"], vocab=sizes), steps=5000)
+    return replace(shapes_generator(),
+                   model=replace(semantic_detail_presets["tiny"], vocab=sizes), steps=5000)
 
 # %% ../../nbs/recipes/568_iar2_recipes.ipynb #cifar001
 _PAIR = replace(IAR2_TOKENIZERS["tiny-shapes"].quantizer, semantic=32, detail=256)
@@ -220,10 +240,10 @@ _PHOTOGRAPHS = replace(IAR2_TOKENIZERS["tiny-shapes"], quantizer=_PAIR)
 
 @recipes.register
 def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
-    """A tiny first stage for 32 px photographs such as CIFAR-10: 8x8 semantic codes of 32, 0.6M parameters.
+    """A tiny first stage for 32 px photographs (CIFAR-10): 8x8 codes of 32, 0.6M parameters.
 
-    Result: PSNR 21.2 dB, SSIM 0.726 on the test split, all codes used. Minutes on one CPU core. With a loss on pixels,
-    unlike the published one: there is no perceptual network here.
+    Result: PSNR 21.2 dB, SSIM 0.726 on the test split, all codes used. Minutes on one CPU core.
+    With a loss on pixels, unlike the published one: there is no perceptual network here.
     Command:
 
         python scripts/train_tokenizer.py cifar-iar2-tokenizer-first --out runs/cifar/iar2-first"""
@@ -232,27 +252,31 @@ def cifar_iar2_tokenizer_first() -> TokenizerRecipe:
 
 @recipes.register
 def cifar_iar2_tokenizer_second() -> TokenizerRecipe:
-    """A tiny second stage for 32 px photographs: 32 semantic and 256 detail codes, from the first stage's weights.
+    """A tiny second stage for 32 px photographs: 32 semantic, 256 detail codes, after the first.
 
-    Result: PSNR 25.1 dB, SSIM 0.871 on the test split (semantic codes alone: 21.2 dB, 0.732), all codes of both tables
-    used. Minutes on one CPU core. Begins with `--start`: the first stage's run, which must be there.
+    Result: PSNR 25.1 dB, SSIM 0.871 on the test split (semantic codes alone: 21.2 dB, 0.732), all
+    codes of both tables used. Minutes on one CPU core. Begins with `--start`: the first stage's
+    run, which must be there.
     Command:
 
-        python scripts/train_tokenizer.py cifar-iar2-tokenizer-second --start runs/cifar/iar2-first \\
+        python scripts/train_tokenizer.py cifar-iar2-tokenizer-second \\
+            --start runs/cifar/iar2-first \\
             --out runs/cifar/iar2-second"""
     second, first = shapes_iar2_tokenizer_second(), cifar_iar2_tokenizer_first()
-    return replace(second, model=_PHOTOGRAPHS, data=first.data, augment=first.augment, steps=first.steps,
-                   start="runs/cifar/iar2-first")
+    return replace(second, model=_PHOTOGRAPHS, data=first.data, augment=first.augment,
+                   steps=first.steps, start="runs/cifar/iar2-first")
 
 stages["cifar-iar2-tokenizer-second"] = "cifar-iar2-tokenizer-first"
 
 @recipes.register
 def cifar_iar2() -> GeneratorRecipe:
-    """A tiny IAR2 for the codes of `cifar-iar2-tokenizer-second`: 64 cells of two codes, 1M parameters.
+    """A tiny IAR2 for `cifar-iar2-tokenizer-second`: 64 cells of two codes, 1M parameters.
 
-    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core. Extract the codes with
-    `--flip`: every picture then comes in two views.
+    Result: 2.32 nats a semantic and 4.33 a detail code in training. Minutes on one CPU core.
+    Extract the codes with `--flip`: every picture then comes in two views.
     Command:
 
-        python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes --out runs/cifar/iar2"""
-    return replace(shapes_8x8_iar2(), model=replace(semantic_detail_presets["tiny"], vocab=_PAIR.vocab), steps=800)
+        python scripts/train_generator.py cifar-iar2 --data runs/cifar/iar2-codes \\
+            --out runs/cifar/iar2"""
+    return replace(shapes_8x8_iar2(),
+                   model=replace(semantic_detail_presets["tiny"], vocab=_PAIR.vocab), steps=800)

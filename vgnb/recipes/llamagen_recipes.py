@@ -25,10 +25,11 @@ def _tokenizer(name:str) -> TokenizerRecipe:
 
 @recipes.register
 def vq_16() -> TokenizerRecipe:
-    """LlamaGen's VQ-16: 16x16 codes of 16,384 for a 256 px picture (arXiv 2406.06525, table 1 and README).
+    """LlamaGen's VQ-16: 16x16 codes of 16,384 for a 256 px picture.
 
-    Result: rFID 2.19 on ImageNet val at 256 px (0.94 for 384 px pictures evaluated at 256). 72M parameters, 40
-    epochs at batch 128. Needs VGG-16 and LPIPS files (the error says where to put them).
+    Result (arXiv 2406.06525, table 1 and README): rFID 2.19 on ImageNet val at 256 px (0.94 for 384
+    px pictures evaluated at 256). 72M parameters, 40 epochs at batch 128. Needs VGG-16 and LPIPS
+    files (the error says where to put them).
     Cost: about 7e+19 operations.
     Command:
 
@@ -37,9 +38,10 @@ def vq_16() -> TokenizerRecipe:
 
 @recipes.register
 def vq_8() -> TokenizerRecipe:
-    """LlamaGen's VQ-8: 32x32 codes of 16,384 for a 256 px picture (arXiv 2406.06525, table 1 and README).
+    """LlamaGen's VQ-8: 32x32 codes of 16,384 for a 256 px picture.
 
-    Result: rFID 0.59 on ImageNet val at 256 px. 70M parameters, 40 epochs at batch 128.
+    Result (arXiv 2406.06525, table 1 and README): rFID 0.59 on ImageNet val at 256 px. 70M
+    parameters, 40 epochs at batch 128.
     Cost: about 1e+20 operations.
     Command:
 
@@ -61,8 +63,8 @@ def _generator(size:str, side:int) -> GeneratorRecipe:
 def gpt_b() -> GeneratorRecipe:
     """LlamaGen GPT-B, class-conditional, 16x16 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 5.46, IS 194 at guidance 2.0 (50,000 samples, 256 px, no top-k or top-p). 111M parameters, 300
-    epochs at batch 256: about 7e+19 operations.
+    Result: FID 5.46, IS 194 at guidance 2.0 (50,000 samples, 256 px, no top-k or top-p). 111M
+    parameters, 300 epochs at batch 256: about 7e+19 operations.
     Command:
 
         python scripts/train_generator.py gpt-b --data CODES --out runs/gpt-b"""
@@ -72,8 +74,8 @@ def gpt_b() -> GeneratorRecipe:
 def gpt_l() -> GeneratorRecipe:
     """LlamaGen GPT-L, class-conditional, 16x16 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 3.80, IS 248 at guidance 2.0 (3.07 with `--model.grid 24 24`) (50,000 samples, 256 px, no top-k or
-    top-p). 343M parameters, 300 epochs at batch 256: about 2e+20 operations.
+    Result: FID 3.80, IS 248 at guidance 2.0 (3.07 with `--model.grid 24 24`) (50,000 samples, 256
+    px, no top-k or top-p). 343M parameters, 300 epochs at batch 256: about 2e+20 operations.
     Command:
 
         python scripts/train_generator.py gpt-l --data CODES --out runs/gpt-l"""
@@ -83,8 +85,8 @@ def gpt_l() -> GeneratorRecipe:
 def gpt_xl() -> GeneratorRecipe:
     """LlamaGen GPT-XL, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 2.62, IS 244 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 775M parameters, 300
-    epochs at batch 256: about 1e+21 operations.
+    Result: FID 2.62, IS 244 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 775M
+    parameters, 300 epochs at batch 256: about 1e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-xl --data CODES --out runs/gpt-xl"""
@@ -94,8 +96,8 @@ def gpt_xl() -> GeneratorRecipe:
 def gpt_xxl() -> GeneratorRecipe:
     """LlamaGen GPT-XXL, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 2.34, IS 254 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 1.4B parameters, 300
-    epochs at batch 256: about 2e+21 operations.
+    Result: FID 2.34, IS 254 at guidance 1.75 (50,000 samples, 256 px, no top-k or top-p). 1.4B
+    parameters, 300 epochs at batch 256: about 2e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-xxl --data CODES --out runs/gpt-xxl"""
@@ -106,8 +108,8 @@ def gpt_xxl() -> GeneratorRecipe:
 def gpt_xxxl() -> GeneratorRecipe:
     """LlamaGen GPT-XXXL, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 3.9B parameters, 300 epochs at batch
-    256: about 5e+21 operations.
+    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 3.9B parameters, 300
+    epochs at batch 256: about 5e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-xxxl --data CODES --out runs/gpt-xxxl"""
@@ -117,8 +119,8 @@ def gpt_xxxl() -> GeneratorRecipe:
 def gpt_1b() -> GeneratorRecipe:
     """LlamaGen GPT-1B, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 1.2B parameters, 300 epochs at batch
-    256: about 2e+21 operations.
+    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 1.2B parameters, 300
+    epochs at batch 256: about 2e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-1b --data CODES --out runs/gpt-1b"""
@@ -128,8 +130,8 @@ def gpt_1b() -> GeneratorRecipe:
 def gpt_3b() -> GeneratorRecipe:
     """LlamaGen GPT-3B, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: FID 2.18, IS 263 at guidance 1.65 (50,000 samples, 256 px, no top-k or top-p). 3.1B parameters, 300
-    epochs at batch 256: about 4e+21 operations.
+    Result: FID 2.18, IS 263 at guidance 1.65 (50,000 samples, 256 px, no top-k or top-p). 3.1B
+    parameters, 300 epochs at batch 256: about 4e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-3b --data CODES --out runs/gpt-3b"""
@@ -139,8 +141,8 @@ def gpt_3b() -> GeneratorRecipe:
 def gpt_7b() -> GeneratorRecipe:
     """LlamaGen GPT-7B, class-conditional, 24x24 codes of VQ-16 (arXiv 2406.06525, README).
 
-    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 6.6B parameters, 300 epochs at batch
-    256: about 9e+21 operations.
+    Result: no result is published (50,000 samples, 256 px, no top-k or top-p). 6.6B parameters, 300
+    epochs at batch 256: about 9e+21 operations.
     Command:
 
         python scripts/train_generator.py gpt-7b --data CODES --out runs/gpt-7b"""
@@ -149,12 +151,13 @@ def gpt_7b() -> GeneratorRecipe:
 # %% ../../nbs/recipes/560_llamagen_recipes.ipynb #afaf8f72
 @recipes.register
 def gpt_xl_t2i() -> GeneratorRecipe:
-    """LlamaGen GPT-XL, text-conditional, stage 1: 16x16 codes, 120 flan-T5-XL features (arXiv 2406.06525 §2.4).
+    """LlamaGen GPT-XL, text-conditional, stage 1: 16x16 codes, 120 features (arXiv 2406.06525).
 
-    Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the length is our
-    choice. Stage 2 goes on at 512 px with `--model.grid 32 32`.
+    Result: no FID is published. 775M parameters. The optimizer is the class-conditional one; the
+    length is our choice. Stage 2 goes on at 512 px with `--model.grid 32 32`.
     Cost: about 2e+20 operations.
     Command:
 
-        python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 --out runs/gpt-xl-t2i"""
+        python scripts/train_generator.py gpt-xl-t2i --data CODES --features T5 \\
+            --out runs/gpt-xl-t2i"""
     return GeneratorRecipe(model=raster_presets["t2i-XL"], steps=500_000, batch=256, optim=_ADAMW)

@@ -25,11 +25,12 @@ def _lpd(name:str, batch:int, epochs:int, warmup:int, hold:int=0) -> GeneratorRe
 
 @recipes.register
 def lpd_l_256() -> GeneratorRecipe:
-    """LPD-L, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16 (arXiv 2507.01957, README).
+    """LPD-L, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.40, IS 284.5 in 20 steps with guidance growing cell by cell to 4.8; FID 2.29, IS 282.7 in 32 steps
-    with 5.4 (50,000 samples, 256 px, stored locality-aware orders with repulsion 2). 337.2M parameters, 450 epochs at
-    batch 2048: about 5e+20 operations. The codes are of centre crops and their mirror images.
+    Result (arXiv 2507.01957, README): FID 2.40, IS 284.5 in 20 steps with guidance growing cell by
+    cell to 4.8; FID 2.29, IS 282.7 in 32 steps with 5.4 (50,000 samples, 256 px, stored
+    locality-aware orders with repulsion 2). 337.2M parameters, 450 epochs at batch 2048:
+    about 5e+20 operations. The codes are of centre crops and their mirror images.
     Command:
 
         python scripts/train_generator.py lpd-l-256 --data CODES --out runs/lpd-l-256"""
@@ -37,11 +38,12 @@ def lpd_l_256() -> GeneratorRecipe:
 
 @recipes.register
 def lpd_xl_256() -> GeneratorRecipe:
-    """LPD-XL, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16 (arXiv 2507.01957, README).
+    """LPD-XL, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.10, IS 326.7 in 20 steps with guidance growing cell by cell to 4.9; FID 1.92, IS 319.4 in 32 steps
-    with 5.0 (50,000 samples, 256 px, stored locality-aware orders with repulsion 2). 751.9M parameters, 450 epochs at
-    batch 1024: about 1.2e+21 operations. The codes are of centre crops and their mirror images.
+    Result (arXiv 2507.01957, README): FID 2.10, IS 326.7 in 20 steps with guidance growing cell by
+    cell to 4.9; FID 1.92, IS 319.4 in 32 steps with 5.0 (50,000 samples, 256 px, stored
+    locality-aware orders with repulsion 2). 751.9M parameters, 450 epochs at batch 1024:
+    about 1.2e+21 operations. The codes are of centre crops and their mirror images.
     Command:
 
         python scripts/train_generator.py lpd-xl-256 --data CODES --out runs/lpd-xl-256"""
@@ -49,11 +51,12 @@ def lpd_xl_256() -> GeneratorRecipe:
 
 @recipes.register
 def lpd_xxl_256() -> GeneratorRecipe:
-    """LPD-XXL, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16 (arXiv 2507.01957, README).
+    """LPD-XXL, class-conditional, groups in any order, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.00, IS 337.6 in 20 steps with guidance growing cell by cell to 5.9 (50,000 samples, 256 px, stored
-    locality-aware orders with repulsion 3). 1412M parameters, 450 epochs at batch 1024: about 2.3e+21 operations. The
-    codes are of centre crops and their mirror images.
+    Result (arXiv 2507.01957, README): FID 2.00, IS 337.6 in 20 steps with guidance growing cell by
+    cell to 5.9 (50,000 samples, 256 px, stored locality-aware orders with repulsion 3). 1412M
+    parameters, 450 epochs at batch 1024: about 2.3e+21 operations. The codes are of centre crops
+    and their mirror images.
     Command:
 
         python scripts/train_generator.py lpd-xxl-256 --data CODES --out runs/lpd-xxl-256"""
@@ -62,36 +65,41 @@ def lpd_xxl_256() -> GeneratorRecipe:
 # %% ../../nbs/recipes/572_lpd_recipes.ipynb #f60b7ca2
 @recipes.register
 def lpd_l_512() -> GeneratorRecipe:
-    """LPD-L at 512 px, from the model at 256 with stretched positions, 32x32 codes (arXiv 2507.01957, README).
+    """LPD-L at 512 px, from the model at 256 with stretched positions, 32x32 codes.
 
-    Result: FID 2.54, IS 292.2 in 48 steps with guidance growing cell by cell to 7.3 (50,000 samples, 512 px, stored
-    locality-aware orders with repulsion 4). 337.9M parameters, 50 epochs at batch 512: about 2.4e+20 operations. The
-    codes are of centre crops and their mirror images.
+    Result (arXiv 2507.01957, README): FID 2.54, IS 292.2 in 48 steps with guidance growing cell by
+    cell to 7.3 (50,000 samples, 512 px, stored locality-aware orders with repulsion 4). 337.9M
+    parameters, 50 epochs at batch 512: about 2.4e+20 operations. The codes are of centre crops and
+    their mirror images.
     Command:
 
-        python scripts/train_generator.py lpd-l-512 --start STRETCHED --data CODES --out runs/lpd-l-512"""
+        python scripts/train_generator.py lpd-l-512 --start STRETCHED --data CODES \\
+            --out runs/lpd-l-512"""
     return _lpd("l-512", 512, 50, 1)
 
 @recipes.register
 def lpd_xl_512() -> GeneratorRecipe:
-    """LPD-XL at 512 px, from the model at 256 with stretched positions, 32x32 codes (arXiv 2507.01957, README).
+    """LPD-XL at 512 px, from the model at 256 with stretched positions, 32x32 codes.
 
-    Result: FID 2.10, IS 326.0 in 48 steps with guidance growing cell by cell to 6.0 (50,000 samples, 512 px, stored
-    locality-aware orders with repulsion 4). 752.9M parameters, 50 epochs at batch 256: about 5.6e+20 operations. The
-    codes are of centre crops and their mirror images.
+    Result (arXiv 2507.01957, README): FID 2.10, IS 326.0 in 48 steps with guidance growing cell by
+    cell to 6.0 (50,000 samples, 512 px, stored locality-aware orders with repulsion 4). 752.9M
+    parameters, 50 epochs at batch 256: about 5.6e+20 operations. The codes are of centre crops and
+    their mirror images.
     Command:
 
-        python scripts/train_generator.py lpd-xl-512 --start STRETCHED --data CODES --out runs/lpd-xl-512"""
+        python scripts/train_generator.py lpd-xl-512 --start STRETCHED --data CODES \\
+            --out runs/lpd-xl-512"""
     return _lpd("xl-512", 256, 50, 1)
 
 # %% ../../nbs/recipes/572_lpd_recipes.ipynb #fb7430e4
 @recipes.register
 def shapes_8x8_lpd() -> GeneratorRecipe:
-    """The shipped tiny LPD: 64 codes a picture, groups in any order, 0.74M parameters, 20 minutes on a CPU core.
+    """The shipped tiny LPD: 64 codes a picture, groups in any order, 0.74M parameters, 20 minutes.
 
-    Result: 91.1% of 1,000 samples as asked in 22 of 64 steps, 94.8% in 8 (one seed), with the order `locality`, the
-    schedule `lpd` and guidance scale 5.
+    Result: 91.1% of 1,000 samples as asked in 22 of 64 steps, 94.8% in 8 (one seed), with the order
+    `locality`, the schedule `lpd` and guidance scale 5.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-lpd --data runs/tiny/codes --out runs/tiny/lpd"""
+        python scripts/train_generator.py shapes-8x8-lpd --data runs/tiny/codes \\
+            --out runs/tiny/lpd"""
     return replace(shapes_generator(), model=joint_query_presets["tiny"], steps=4000)

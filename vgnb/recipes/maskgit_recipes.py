@@ -15,16 +15,19 @@ from ..training.recipes import Optim, Rate, TokenizerRecipe, recipes
 # %% ../../nbs/recipes/562_maskgit_recipes.ipynb #aa832b92
 @recipes.register
 def maskgit_vqgan() -> TokenizerRecipe:
-    """MaskGIT-VQGAN: 16x16 codes of 1,024 for a 256 px picture, no attention (arXiv 2202.04200 §3.1).
+    """MaskGIT-VQGAN: 16x16 codes of 1,024 for a 256 px picture, no attention (arXiv 2202.04200).
 
-    Result, as later papers report for the published weights: rFID 2.28 on ImageNet val at 256 px. 54.5M parameters.
-    No training code is published: the objective is taming's with an early discriminator, and length, batch and
-    dead-code revival are our choice. `--model.shortcut input` trains the ordinary residual block.
+    Result, as later papers report for the published weights: rFID 2.28 on ImageNet val at 256 px.
+    54.5M parameters. No training code is published: the objective is taming's with an early
+    discriminator, and length, batch and dead-code revival are our choice. `--model.shortcut input`
+    trains the ordinary residual block.
     Cost: about 1e+20 operations.
     Command:
 
-        python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train --out runs/maskgit-vqgan"""
-    model = changed(MASKGIT_VQGANS["maskgit-vqgan-f16"], quantizer=dict(usage=65_536, updates=(Revive(500),)))
+        python scripts/train_tokenizer.py maskgit-vqgan --data IMAGENET/train \\
+            --out runs/maskgit-vqgan"""
+    model = changed(MASKGIT_VQGANS["maskgit-vqgan-f16"],
+                    quantizer=dict(usage=65_536, updates=(Revive(500),)))
     adversary = dict(gan=0.1, start=50_001, gen_loss="non-saturating", disc_loss="non-saturating")
     return TokenizerRecipe(
         model=model,

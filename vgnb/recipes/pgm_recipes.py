@@ -20,11 +20,11 @@ def _pgm(model) -> GeneratorRecipe:
 
 @recipes.register
 def pgm_12_12() -> GeneratorRecipe:
-    """PGM, 12 encoder and 12 decoder blocks, 32x32 codes of LlamaGen's VQ-8 (arXiv 2505.18883, README).
+    """PGM, 12 encoder and 12 decoder blocks, 32x32 codes of VQ-8 (arXiv 2505.18883, README).
 
-    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
-    throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000 steps at batch 256: about 4e+20
-    operations.
+    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at
+    7.5 times its throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000
+    steps at batch 256: about 4e+20 operations.
     Command:
 
         python scripts/train_generator.py pgm-12-12 --data CODES --out runs/pgm-12-12"""
@@ -32,11 +32,11 @@ def pgm_12_12() -> GeneratorRecipe:
 
 @recipes.register
 def pgm_14_10() -> GeneratorRecipe:
-    """PGM, 14 encoder and 10 decoder blocks, 32x32 codes of LlamaGen's VQ-8 (arXiv 2505.18883, README).
+    """PGM, 14 encoder and 10 decoder blocks, 32x32 codes of VQ-8 (arXiv 2505.18883, README).
 
-    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
-    throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000 steps at batch 256: about 4e+20
-    operations.
+    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at
+    7.5 times its throughput, 4.56 with twice the steps at 3.9 times. 494.2M parameters, 500,000
+    steps at batch 256: about 4e+20 operations.
     Command:
 
         python scripts/train_generator.py pgm-14-10 --data CODES --out runs/pgm-14-10"""
@@ -44,11 +44,11 @@ def pgm_14_10() -> GeneratorRecipe:
 
 @recipes.register
 def pgm_maskgit() -> GeneratorRecipe:
-    """PGM's baseline, a masked transformer, 32x32 codes of LlamaGen's VQ-8 (arXiv 2505.18883, README).
+    """PGM's baseline, a masked transformer, 32x32 codes of VQ-8 (arXiv 2505.18883, README).
 
-    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at 7.5 times its
-    throughput, 4.56 with twice the steps at 3.9 times. 480.4M parameters, 500,000 steps at batch 256: about 4e+20
-    operations.
+    Pictures of 256 px. Result, Halton order (the paper's abstract): MaskGIT FID 5.35; PGM 5.54 at
+    7.5 times its throughput, 4.56 with twice the steps at 3.9 times. 480.4M parameters, 500,000
+    steps at batch 256: about 4e+20 operations.
     Command:
 
         python scripts/train_generator.py pgm-maskgit --data CODES --out runs/pgm-maskgit"""

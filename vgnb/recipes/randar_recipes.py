@@ -18,16 +18,18 @@ def _randar(size:str) -> GeneratorRecipe:
         model=replace(random_order_presets[size], recompute=True),
         steps=360_000,
         batch=1024,
-        optim=Optim("adamw", lr=4e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, skip_norm=10.0, skip_from=100),
+        optim=Optim("adamw", lr=4e-4, betas=(0.9, 0.95), weight_decay=0.05, clip=1.0,
+                    skip_norm=10.0, skip_from=100),
         rate=Rate("cosine", warmup=50_000, floor=0.05))
 
 @recipes.register
 def randar_l() -> GeneratorRecipe:
-    """RandAR-L, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2412.01827, README).
+    """RandAR-L, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.65, IS 249 with guidance growing to 3.4 (the paper's own run: 2.55, 288) (50,000 samples, 256 px,
-    88 steps). 342.9M parameters, 288 epochs at batch 1024: about 4e+20 operations, a third more with recomputed
-    blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their mirror images.
+    Result (arXiv 2412.01827, README): FID 2.65, IS 249 with guidance growing to 3.4 (the paper's
+    own run: 2.55, 288) (50,000 samples, 256 px, 88 steps). 342.9M parameters, 288 epochs at batch
+    1024: about 4e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where
+    memory allows). The codes are of centre crops and their mirror images.
     Command:
 
         python scripts/train_generator.py randar-l --data CODES --out runs/randar-l"""
@@ -35,11 +37,12 @@ def randar_l() -> GeneratorRecipe:
 
 @recipes.register
 def randar_xl() -> GeneratorRecipe:
-    """RandAR-XL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2412.01827, README).
+    """RandAR-XL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.27, IS 275 with guidance growing to 4.0 (the paper's own run: 2.25, 318) (50,000 samples, 256 px,
-    88 steps). 774.7M parameters, 288 epochs at batch 1024: about 9e+20 operations, a third more with recomputed
-    blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their mirror images.
+    Result (arXiv 2412.01827, README): FID 2.27, IS 275 with guidance growing to 4.0 (the paper's
+    own run: 2.25, 318) (50,000 samples, 256 px, 88 steps). 774.7M parameters, 288 epochs at batch
+    1024: about 9e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where
+    memory allows). The codes are of centre crops and their mirror images.
     Command:
 
         python scripts/train_generator.py randar-xl --data CODES --out runs/randar-xl"""
@@ -47,12 +50,13 @@ def randar_xl() -> GeneratorRecipe:
 
 @recipes.register
 def randar_xxl() -> GeneratorRecipe:
-    """RandAR-XXL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16 (arXiv 2412.01827, README).
+    """RandAR-XXL, class-conditional in random orders, 16x16 codes of LlamaGen's VQ-16.
 
-    Result: FID 2.15 in the paper; neither weights nor settings are published, these are the smaller sizes' (50,000
-    samples, 256 px, 88 steps). 1411M parameters, 288 epochs at batch 1024: about 2e+21 operations, a third more
-    with recomputed blocks (`--model.no-recompute` where memory allows). The codes are of centre crops and their
-    mirror images.
+    Result (arXiv 2412.01827, README): FID 2.15 in the paper; neither weights nor settings are
+    published, these are the smaller sizes' (50,000 samples, 256 px, 88 steps). 1411M parameters,
+    288 epochs at batch 1024: about 2e+21 operations, a third more with recomputed blocks
+    (`--model.no-recompute` where memory allows). The codes are of centre crops and their mirror
+    images.
     Command:
 
         python scripts/train_generator.py randar-xxl --data CODES --out runs/randar-xxl"""
@@ -61,24 +65,28 @@ def randar_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/563_randar_recipes.ipynb #6d7954d5
 @recipes.register
 def randar_l_maskgit() -> GeneratorRecipe:
-    """RandAR-L, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
+    """RandAR-L, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN.
 
-    Result: FID 2.47, IS 271 with guidance growing to 4.0 (50,000 samples, 256 px, 88 steps). 311.5M parameters, 288
-    epochs at batch 1024: about 4e+20 operations, a third more with recomputed blocks (`--model.no-recompute` where
-    memory allows). The codes are of centre crops and their mirror images.
+    Result (arXiv 2412.01827, README): FID 2.47, IS 271 with guidance growing to 4.0 (50,000
+    samples, 256 px, 88 steps). 311.5M parameters, 288 epochs at batch 1024: about 4e+20 operations,
+    a third more with recomputed blocks (`--model.no-recompute` where memory allows). The codes are
+    of centre crops and their mirror images.
     Command:
 
-        python scripts/train_generator.py randar-l-maskgit --data CODES --out runs/randar-l-maskgit"""
+        python scripts/train_generator.py randar-l-maskgit --data CODES \\
+            --out runs/randar-l-maskgit"""
     return _randar("L-maskgit")
 
 @recipes.register
 def randar_xl_maskgit() -> GeneratorRecipe:
-    """RandAR-XL, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN (arXiv 2412.01827, README).
+    """RandAR-XL, class-conditional in random orders, 16x16 codes of MaskGIT-VQGAN.
 
-    Result: no result is published (50,000 samples, 256 px, 88 steps). 735.4M parameters, 288 epochs at batch 1024:
-    about 1e+21 operations, a third more with recomputed blocks (`--model.no-recompute` where memory allows). The
-    codes are of centre crops and their mirror images.
+    Result (arXiv 2412.01827, README): no result is published (50,000 samples, 256 px, 88 steps).
+    735.4M parameters, 288 epochs at batch 1024: about 1e+21 operations, a third more with
+    recomputed blocks (`--model.no-recompute` where memory allows). The codes are of centre crops
+    and their mirror images.
     Command:
 
-        python scripts/train_generator.py randar-xl-maskgit --data CODES --out runs/randar-xl-maskgit"""
+        python scripts/train_generator.py randar-xl-maskgit --data CODES \\
+            --out runs/randar-xl-maskgit"""
     return _randar("XL-maskgit")

@@ -13,7 +13,7 @@ from .shapes_recipes import shapes_generator
 from ..training.recipes import GeneratorRecipe, Optim, Rate, recipes
 
 # %% ../../nbs/recipes/573_rar_recipes.ipynb #9e9cc6ef
-UNDECAYED = ("tokens", "condition", "positions", "targets", "steps", "norm")     # tables, and what steers the head
+UNDECAYED = ("tokens", "condition", "positions", "targets", "steps", "norm")  # tables, steering
 
 def _rar(size:str) -> GeneratorRecipe:
     "What all sizes share."
@@ -21,15 +21,17 @@ def _rar(size:str) -> GeneratorRecipe:
         model=annealed_order_presets[size],
         steps=250_000,
         batch=2048,
-        optim=Optim("adamw", lr=4e-4, betas=(0.9, 0.96), weight_decay=0.03, clip=1.0, undecayed=UNDECAYED),
+        optim=Optim("adamw", lr=4e-4, betas=(0.9, 0.96), weight_decay=0.03,
+                    clip=1.0, undecayed=UNDECAYED),
         rate=Rate("cosine", warmup=62_500, floor=1e-5 / 4e-4))
 
 @recipes.register
 def rar_b() -> GeneratorRecipe:
     """RAR-B, class-conditional, 16x16 codes of MaskGIT-VQGAN (arXiv 2411.00776, README).
 
-    Result: FID 1.95 at guidance 16.0 of power 2.75, temperature 1.0 (50,000 samples, 256 px, 256 steps). 260.9M
-    parameters, 400 epochs at batch 2048: about 2e+20 operations; a picture with guidance about 0.27e+12.
+    Result: FID 1.95 at guidance 16.0 of power 2.75, temperature 1.0 (50,000 samples, 256 px, 256
+    steps). 260.9M parameters, 400 epochs at batch 2048: about 2e+20 operations; a picture with
+    guidance about 0.27e+12.
     Command:
 
         python scripts/train_generator.py rar-b --data CODES --out runs/rar-b"""
@@ -39,8 +41,9 @@ def rar_b() -> GeneratorRecipe:
 def rar_l() -> GeneratorRecipe:
     """RAR-L, class-conditional, 16x16 codes of MaskGIT-VQGAN (arXiv 2411.00776, README).
 
-    Result: FID 1.70 at guidance 15.5 of power 2.5, temperature 1.02 (50,000 samples, 256 px, 256 steps). 461.7M
-    parameters, 400 epochs at batch 2048: about 4e+20 operations; a picture with guidance about 0.47e+12.
+    Result: FID 1.70 at guidance 15.5 of power 2.5, temperature 1.02 (50,000 samples, 256 px, 256
+    steps). 461.7M parameters, 400 epochs at batch 2048: about 4e+20 operations; a picture with
+    guidance about 0.47e+12.
     Command:
 
         python scripts/train_generator.py rar-l --data CODES --out runs/rar-l"""
@@ -50,8 +53,9 @@ def rar_l() -> GeneratorRecipe:
 def rar_xl() -> GeneratorRecipe:
     """RAR-XL, class-conditional, 16x16 codes of MaskGIT-VQGAN (arXiv 2411.00776, README).
 
-    Result: FID 1.50 at guidance 6.9 of power 1.5, temperature 1.02 (50,000 samples, 256 px, 256 steps). 955.4M
-    parameters, 400 epochs at batch 2048: about 8e+20 operations; a picture with guidance about 0.98e+12.
+    Result: FID 1.50 at guidance 6.9 of power 1.5, temperature 1.02 (50,000 samples, 256 px, 256
+    steps). 955.4M parameters, 400 epochs at batch 2048: about 8e+20 operations; a picture with
+    guidance about 0.98e+12.
     Command:
 
         python scripts/train_generator.py rar-xl --data CODES --out runs/rar-xl"""
@@ -61,8 +65,9 @@ def rar_xl() -> GeneratorRecipe:
 def rar_xxl() -> GeneratorRecipe:
     """RAR-XXL, class-conditional, 16x16 codes of MaskGIT-VQGAN (arXiv 2411.00776, README).
 
-    Result: FID 1.48 at guidance 8.0 of power 1.2, temperature 1.02 (50,000 samples, 256 px, 256 steps). 1498.5M
-    parameters, 400 epochs at batch 2048: about 1e+21 operations; a picture with guidance about 1.54e+12.
+    Result: FID 1.48 at guidance 8.0 of power 1.2, temperature 1.02 (50,000 samples, 256 px, 256
+    steps). 1498.5M parameters, 400 epochs at batch 2048: about 1e+21 operations; a picture with
+    guidance about 1.54e+12.
     Command:
 
         python scripts/train_generator.py rar-xxl --data CODES --out runs/rar-xxl"""
@@ -71,11 +76,12 @@ def rar_xxl() -> GeneratorRecipe:
 # %% ../../nbs/recipes/573_rar_recipes.ipynb #5cfd1de9
 @recipes.register
 def shapes_8x8_rar() -> GeneratorRecipe:
-    """The shipped tiny RAR: 64 codes a picture one after the other, 0.5M parameters, 20 minutes on a CPU core.
+    """The shipped tiny RAR: 64 codes a picture, one after the other, 0.5M parameters, 20 minutes.
 
     Result: 96.4% of 1,000 samples as asked with guidance scale 2 (one seed).
     Command:
 
-        python scripts/train_generator.py shapes-8x8-rar --data runs/tiny/codes --out runs/tiny/rar"""
+        python scripts/train_generator.py shapes-8x8-rar --data runs/tiny/codes \\
+            --out runs/tiny/rar"""
     base, model = shapes_generator(), replace(annealed_order_presets["tiny"], vocab=256)
     return replace(base, model=model, steps=6_000, optim=replace(base.optim, undecayed=UNDECAYED))

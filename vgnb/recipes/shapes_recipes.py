@@ -22,10 +22,10 @@ from ..training.recipes import GeneratorRecipe, Optim, Rate, TokenizerRecipe, re
 # %% ../../nbs/recipes/566_shapes_recipes.ipynb #20daf957
 @recipes.register
 def shapes_tokenizer() -> TokenizerRecipe:
-    """The quickstart's tokenizer: 4x4 codes of 512 for a 32 px picture of `shapes://`, 0.6M parameters.
+    """The quickstart's tokenizer: 4x4 codes of 512 for 32 px pictures of `shapes://`, 0.6M weights.
 
-    Minutes on two CPU cores. Perceptual weight 0 and no discriminator: no VGG file is read. 200 unquantized steps,
-    then k-means, then dead codes are revived every 20 steps.
+    Minutes on two CPU cores. Perceptual weight 0 and no discriminator: no VGG file is read. 200
+    unquantized steps, then k-means, then dead codes are revived every 20 steps.
     Command:
 
         python scripts/train_tokenizer.py shapes-tokenizer --out runs/shapes-tokenizer"""
@@ -38,17 +38,19 @@ def shapes_tokenizer() -> TokenizerRecipe:
         batch=64,
         optim=Optim("adamw", lr=3e-3),
         rate=Rate("cosine", warmup=100),
-        precision="fp32",                # many processors have no units for bf16, and compute in it many times slower
+        # many processors have no units for bf16, and compute in it many times slower
+        precision="fp32",
         free_steps=200)
 
 @recipes.register
 def shapes_generator() -> GeneratorRecipe:
-    """The quickstart's generator: 0.9M parameters on the codes of the quickstart's tokenizer, minutes on two CPU cores.
+    """The quickstart's generator: 0.9M parameters on its tokenizer's codes, minutes to train.
 
     The class is a prefix and is added to every code. Sample with guidance scale 2.
     Command:
 
-        python scripts/train_generator.py shapes-generator --data runs/shapes-codes --out runs/shapes-generator"""
+        python scripts/train_generator.py shapes-generator --data runs/shapes-codes \\
+            --out runs/shapes-generator"""
     return GeneratorRecipe(
         model=raster_presets["tiny"],
         steps=8000,
@@ -60,7 +62,7 @@ def shapes_generator() -> GeneratorRecipe:
 # %% ../../nbs/recipes/566_shapes_recipes.ipynb #b6107a88
 @recipes.register
 def shapes_8x8_tokenizer() -> TokenizerRecipe:
-    """The tokenizer of the shipped tiny models: 8x8 codes of 256 for a 32 px picture of `shapes://`, 0.6M parameters.
+    """The shipped tiny models' tokenizer: 8x8 codes of 256 for 32 px `shapes://`, 0.6M parameters.
 
     Minutes on two CPU cores.
     Command:
@@ -75,30 +77,33 @@ def _tiny(model, steps:int) -> GeneratorRecipe:
 
 @recipes.register
 def shapes_8x8_randar() -> GeneratorRecipe:
-    """The shipped tiny RandAR: 64 codes a picture in any order, 0.9M parameters, within an hour on two CPU cores.
+    """The shipped tiny RandAR: 64 codes a picture in any order, 0.9M parameters, an hour.
 
     Command:
 
-        python scripts/train_generator.py shapes-8x8-randar --data runs/tiny/codes --out runs/tiny/randar"""
+        python scripts/train_generator.py shapes-8x8-randar --data runs/tiny/codes \\
+            --out runs/tiny/randar"""
     return _tiny(random_order_presets["tiny"], 14_000)
 
 @recipes.register
 def shapes_8x8_pgm() -> GeneratorRecipe:
-    """The shipped tiny partition transformer: 64 codes a picture in any order without mask tokens, 0.85M parameters.
+    """The shipped tiny partition transformer: 64 codes in any order, unmasked, 0.85M parameters.
 
     Within an hour on two CPU cores.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-pgm --data runs/tiny/codes --out runs/tiny/pgm"""
+        python scripts/train_generator.py shapes-8x8-pgm --data runs/tiny/codes \\
+            --out runs/tiny/pgm"""
     return _tiny(partition_presets["tiny"], 9_000)
 
 @recipes.register
 def shapes_8x8_maskgit() -> GeneratorRecipe:
     """The shipped tiny MaskGIT: 64 codes a picture, the hidden ones from the others, 1M parameters.
 
-    Within an hour on two CPU cores. Its loss counts hidden cells only (as in MaskGIT's paper, not as in Halton-
-    MaskGIT's code): nothing is spent on copying what is visible.
+    Within an hour on two CPU cores. Its loss counts hidden cells only (as in MaskGIT's paper, not
+    as in Halton- MaskGIT's code): nothing is spent on copying what is visible.
     Command:
 
-        python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes --out runs/tiny/maskgit"""
+        python scripts/train_generator.py shapes-8x8-maskgit --data runs/tiny/codes \\
+            --out runs/tiny/maskgit"""
     return _tiny(masked_presets["tiny-shapes"], 9_000)

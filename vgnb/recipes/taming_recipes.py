@@ -25,12 +25,13 @@ def _taming(name:str) -> TokenizerRecipe:
 def taming_f16_1024() -> TokenizerRecipe:
     """Taming VQGAN, 16x16 codes of 1,024 (arXiv 2012.09841).
 
-    Result, as its authors report: rFID about 8 on ImageNet val. The paper gives the objective and the rule lr =
-    4.5e-6 x batch; length and batch are our choice.
+    Result, as its authors report: rFID about 8 on ImageNet val. The paper gives the objective and
+    the rule lr = 4.5e-6 x batch; length and batch are our choice.
     Cost: about 7e+19 operations.
     Command:
 
-        python scripts/train_tokenizer.py taming-f16-1024 --data IMAGENET/train --out runs/taming-f16-1024"""
+        python scripts/train_tokenizer.py taming-f16-1024 --data IMAGENET/train \\
+            --out runs/taming-f16-1024"""
     return _taming("vqgan_imagenet_f16_1024")
 
 @recipes.register
@@ -41,7 +42,8 @@ def taming_f16_16384() -> TokenizerRecipe:
     Cost: about 7e+19 operations.
     Command:
 
-        python scripts/train_tokenizer.py taming-f16-16384 --data IMAGENET/train --out runs/taming-f16-16384"""
+        python scripts/train_tokenizer.py taming-f16-16384 --data IMAGENET/train \\
+            --out runs/taming-f16-16384"""
     return _taming("vqgan_imagenet_f16_16384")
 
 @recipes.register
@@ -52,7 +54,8 @@ def taming_f8_256() -> TokenizerRecipe:
     Cost: about 1e+20 operations.
     Command:
 
-        python scripts/train_tokenizer.py taming-f8-256 --data OPENIMAGES --out runs/taming-f8-256"""
+        python scripts/train_tokenizer.py taming-f8-256 --data OPENIMAGES \\
+            --out runs/taming-f8-256"""
     return _taming("vqgan_openimage_f8_256")
 
 @recipes.register
@@ -63,5 +66,6 @@ def taming_f8_16384() -> TokenizerRecipe:
     Cost: about 1e+20 operations.
     Command:
 
-        python scripts/train_tokenizer.py taming-f8-16384 --data OPENIMAGES --out runs/taming-f8-16384"""
+        python scripts/train_tokenizer.py taming-f8-16384 --data OPENIMAGES \\
+            --out runs/taming-f8-16384"""
     return _taming("vqgan_openimage_f8_16384")

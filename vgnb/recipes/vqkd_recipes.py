@@ -57,7 +57,7 @@ def _vqgan(quantizer=_PLAIN, **model) -> TokenizerRecipe:
         precision="fp32")
 
 _ANCHORED = replace(_PLAIN, updates=(Anchors(joined=False),))
-_LEVELS = {8000: (8, 8, 5, 5, 5), 64000: (8, 8, 8, 5, 5, 5)}         # of FSQ, by the number of codes
+_LEVELS = {8000: (8, 8, 5, 5, 5), 64000: (8, 8, 8, 5, 5, 5)}        # of FSQ, by the number of codes
 _GAME_L = VQGANLossConfig(gan=0.5, start=20_001)
 
 def _as_llamagen(r:TokenizerRecipe) -> TokenizerRecipe:
@@ -78,7 +78,8 @@ def _vqkd() -> TokenizerRecipe:
         augment=Augment("area-crop", 224, flip=True, scale=0.08),
         steps=250_000,
         batch=512,
-        optim=Optim("adamw", lr=2e-4, betas=(0.9, 0.99), weight_decay=1e-4, undecayed=_KEPT, clip=0.0),
+        optim=Optim("adamw", lr=2e-4, betas=(0.9, 0.99),
+                    weight_decay=1e-4, undecayed=_KEPT, clip=0.0),
         rate=Rate("cosine", warmup=24_999, begin=1e-8, hold=25_000, floor=0.05),
         kmeans=True,
         precision="fp32")
@@ -97,7 +98,8 @@ _CLIP = "vqkd/clip_8192_imagenet_ddp"
 
 def _decoder() -> TokenizerRecipe:
     painter = PixelDecoderConfig(FEATURE_TOKENIZERS["vqkd-clip"], PIXEL_DECODERS["vqgan"])
-    return replace(_vqgan(), model=painter, loss=replace(_GAME, gan=0.75, depth=2), start=f"runs/{_CLIP}")
+    return replace(_vqgan(), model=painter, loss=replace(_GAME, gan=0.75, depth=2),
+                   start=f"runs/{_CLIP}")
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #ced87351
 def _proposal() -> GeneratorRecipe:
@@ -105,13 +107,15 @@ def _proposal() -> GeneratorRecipe:
         model=replace(proposal_presets["llama-medium"], class_dropout=0.0),
         steps=260_000,
         batch=96,
-        optim=Optim("adamw", lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, decay_vectors=True, clip=0.0),
+        optim=Optim("adamw", lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2,
+                    decay_vectors=True, clip=0.0),
         rate=Rate("cosine"),
         precision="fp32")
 
 def _llamagen_proposal() -> GeneratorRecipe:
     model = replace(proposal_presets["llama-medium"], vocab=16384)
-    return replace(_proposal(), model=model, steps=250_000, batch=256, rate=Rate("cosine", waves=25 / 26))
+    return replace(_proposal(), model=model, steps=250_000, batch=256,
+                   rate=Rate("cosine", waves=25 / 26))
 
 def _probe():
     "The probe's recipe, which is of another kind and stands above this room."
@@ -131,7 +135,8 @@ _FAMILIES = {
     "vqkd": _Family("VQ-KD", _vqkd, ("teacher", "codebook", "data set", "strategy")),
     "cluster": _Family("Cluster", _cluster, ("teacher", "codebook", "data set", "strategy")),
     "decoder": _Family("A pixel decoder", _decoder, ("objective",)),
-    "ar": _Family("A proposal network", _proposal, ("task", "network", "size", "data set", "strategy")),
+    "ar": _Family("A proposal network", _proposal,
+                  ("task", "network", "size", "data set", "strategy")),
     "llamagen": _Family("LlamaGen in the framework of VQ-KD", _llamagen, ("data set", "strategy")),
     "exps": _Family("An experiment", _llamagen, ("objective", "data set", "strategy")),
     "ic": _Family("A linear probe", _probe, ("data set", "strategy"))}
@@ -145,7 +150,7 @@ class _Word:
     families: str                    # where it has a meaning
     meaning: Callable[..., str]      # of the pattern's groups
     change: Callable[..., Recipe]=lambda r, *groups: r   # recipe and groups -> recipe
-    idle: Callable[[Any], str]=lambda r: ""              # recipe -> why it would change nothing there
+    idle: Callable[[Any], str]=lambda r: ""            # recipe -> why it would change nothing there
     place: str=""                    # "before" or "after" the data set, where that matters
     shown: str=""                    # examples of the word, where the pattern is none
 
@@ -176,15 +181,19 @@ def _codes(r:TokenizerRecipe, count:str, dim:str|None=None) -> TokenizerRecipe:
         known = f"must be {' or '.join(map(str, _LEVELS))}, the published numbers of FSQ's codes"
         check(int(count) in _LEVELS, "codes", count, known)
         return changed(r, model=dict(quantizer=dict(levels=_LEVELS[int(count)])))
-    return changed(r, model=dict(quantizer=dict(codebook=int(count)) | ({"dim": int(dim)} if dim else {})))
+    return changed(
+        r, model=dict(quantizer=dict(codebook=int(count)) | ({"dim": int(dim)} if dim else {})))
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #8cf68655
 def _finer(r:TokenizerRecipe) -> TokenizerRecipe:
     return changed(r, model=dict(mults=(1, 1, 2, 4), attention=(3,)))
 
-def _judged(r:TokenizerRecipe) -> TokenizerRecipe: return changed(r, loss=dict(discriminator="stylegan2"))
-def _pictures_of(r:TokenizerRecipe, side:str) -> TokenizerRecipe: return changed(r, augment=dict(size=int(side)))
-def _without_middle(r:TokenizerRecipe) -> TokenizerRecipe: return changed(r, model=dict(attention=(), middle=False))
+def _judged(r:TokenizerRecipe) -> TokenizerRecipe:
+    return changed(r, loss=dict(discriminator="stylegan2"))
+def _pictures_of(r:TokenizerRecipe, side:str) -> TokenizerRecipe:
+    return changed(r, augment=dict(size=int(side)))
+def _without_middle(r:TokenizerRecipe) -> TokenizerRecipe:
+    return changed(r, model=dict(attention=(), middle=False))
 
 _SPEAKER = "weights/gpt2-medium.safetensors"                         # GPT-2's own file
 
@@ -194,7 +203,8 @@ def _network(r:GeneratorRecipe, name:str) -> GeneratorRecipe:
     return replace(r, start=_SPEAKER) if name == "gpt2" else r
 
 def _no_patches(r:TokenizerRecipe) -> str:
-    return "" if r.loss.discriminator == "patchgan" else "StyleGAN2's discriminator has a depth of its own"
+    if r.loss.discriminator == "patchgan": return ""
+    return "StyleGAN2's discriminator has a depth of its own"
 
 def _not_adaptive(r:TokenizerRecipe) -> str:
     return "" if r.loss.adaptive else "the weight of LlamaGen's game is fixed"
@@ -204,53 +214,60 @@ def _no_tokenizer(r:Recipe) -> str:
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #7da1ab95
 _PIXELS, _ALL = "vqgan cvqvae fsq decoder", "vqgan cvqvae fsq vqkd cluster ar llamagen exps ic"
-_SETS = {"imagenet": "ImageNet-1k", "laion_aesthetics": "LAION-Aesthetics 6.5+", "sa_med2d_20m": "SA-Med2D-20M",
-         "satin": "SATIN"}
+_SETS = {"imagenet": "ImageNet-1k", "laion_aesthetics": "LAION-Aesthetics 6.5+",
+         "sa_med2d_20m": "SA-Med2D-20M", "satin": "SATIN"}
 _KNOWN_TEACHERS = {
     "clip": "OpenAI's CLIP, ViT-B/16", "dino": "DINO, ViT-B/16", "vit": "a supervised ViT-B/16",
-    "mae": "a masked autoencoder, ViT-B/16", "convnext": "a supervised ConvNeXt-Base", "evaclip": "EVA-02-CLIP, B/16",
-    "openclip_L_14": "OpenCLIP, L/14", "openclip_H_14": "OpenCLIP, H/14", "openclip_bigG_14": "OpenCLIP, bigG/14"}
+    "mae": "a masked autoencoder, ViT-B/16", "convnext": "a supervised ConvNeXt-Base",
+    "evaclip": "EVA-02-CLIP, B/16", "openclip_L_14": "OpenCLIP, L/14",
+    "openclip_H_14": "OpenCLIP, H/14", "openclip_bigG_14": "OpenCLIP, bigG/14"}
 
 _WORDS = (
     *(_Word(w, "teacher", "vqkd cluster" if w in ("clip", "dino", "vit", "mae") else "vqkd",
-           lambda *_, what=what: f"the teacher is {what}", lambda r, *_, w=w: _taught(r, w))
+            lambda *_, what=what: f"the teacher is {what}", lambda r, *_, w=w: _taught(r, w))
       for w, what in _KNOWN_TEACHERS.items()),
-    *(_Word(w, "data set", _ALL, lambda *_, what=what: f"trained on {what}") for w, what in _SETS.items()),
-    _Word(r"(\d+)x(\d+)", "codebook", "llamagen", lambda k, d: f"{int(k):,} codes of {d} channels", _codes,
-          _no_tokenizer, "before", shown="128x16"),
+    *(_Word(w, "data set", _ALL, lambda *_, what=what: f"trained on {what}")
+      for w, what in _SETS.items()),
+    _Word(r"(\d+)x(\d+)", "codebook", "llamagen", lambda k, d: f"{int(k):,} codes of {d} channels",
+          _codes, _no_tokenizer, "before", shown="128x16"),
     *(_Word(r"(\d+)", "codebook", families, lambda k: f"{int(k):,} codes", _codes, shown=shown)
       for families, shown in (("vqgan cvqvae vqkd cluster", "8192"), ("fsq", "8000 64000"))),
-    _Word(r"(\d+)", "codebook", "llamagen", lambda k: f"{int(k):,} codes", _codes, _no_tokenizer, "before",
-          shown="256"),
-    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of, _no_tokenizer, "after",
-          shown="384"),
-    _Word(r"dd(\d)", "depth", _PIXELS, lambda n: f"a patch discriminator of {n} strided layers, not 3",
-         lambda r, n: changed(r, loss=dict(depth=int(n))), _no_patches, shown="dd2"),
+    _Word(r"(\d+)", "codebook", "llamagen", lambda k: f"{int(k):,} codes", _codes,
+          _no_tokenizer, "before", shown="256"),
+    _Word(r"(\d+)", "side", "llamagen", lambda n: f"pictures of {n} pixels", _pictures_of,
+          _no_tokenizer, "after", shown="384"),
+    _Word(r"dd(\d)", "depth", _PIXELS,
+          lambda n: f"a patch discriminator of {n} strided layers, not 3",
+          lambda r, n: changed(r, loss=dict(depth=int(n))), _no_patches, shown="dd2"),
     _Word(r"aglwg(\d\d+)", "gain", _PIXELS,
-         lambda n: f"the adaptive weight of the game has the gain {_gain(n):g}, not 0.8",
-         lambda r, n: changed(r, loss=dict(gan=_gain(n))), _not_adaptive, shown="aglwg075"),
+          lambda n: f"the adaptive weight of the game has the gain {_gain(n):g}, not 0.8",
+          lambda r, n: changed(r, loss=dict(gan=_gain(n))), _not_adaptive, shown="aglwg075"),
     _Word("stylegan2", "discriminator", "vqgan llamagen exps",
-         lambda: "StyleGAN2's discriminator sees whole pictures", _judged, _no_tokenizer),
-    _Word("f8", "factor", "vqgan llamagen", lambda: "four levels: 8 pixels a code along a side, not 16", _finer,
-          _no_tokenizer),
+          lambda: "StyleGAN2's discriminator sees whole pictures", _judged, _no_tokenizer),
+    _Word("f8", "factor", "vqgan llamagen",
+          lambda: "four levels: 8 pixels a code along a side, not 16", _finer, _no_tokenizer),
     _Word("c2i", "task", "ar llamagen", lambda: "from a class to a picture",
-         lambda r: r if r.kind == "generator" else _llamagen_proposal()),
+          lambda r: r if r.kind == "generator" else _llamagen_proposal()),
     _Word("(llama|gpt2)", "network", "ar",
-          lambda n: {"llama": "a Llama", "gpt2": "a GPT-2, which begins with its published weights"}[n], _network,
+          lambda n: {"llama": "a Llama",
+                     "gpt2": "a GPT-2, which begins with its published weights"}[n], _network,
           shown="llama gpt2"),
     _Word("medium", "size", "ar llamagen", lambda: "24 layers of 1,024 channels"),
-    _Word("cfg", "guidance", "ar", lambda: "classes are dropped in training, one in ten, for guidance",
-         lambda r: changed(r, model=dict(class_dropout=0.1))),
+    _Word("cfg", "guidance", "ar",
+          lambda: "classes are dropped in training, one in ten, for guidance",
+          lambda r: changed(r, model=dict(class_dropout=0.1))),
     _Word("vqgan", "objective", "decoder", lambda: "VQGAN's game, as dd2_aglwg075"),
     _Word("llamagen", "objective", "decoder", lambda: "LlamaGen's game", _as_llamagen),
     _Word("vqgan", "tokenizer", "llamagen", lambda: "a VQGAN; after c2i: on its codes"),
     _Word("llamagen_vqgan", "objective", "exps", lambda: "LlamaGen's VQGAN"),
-    _Word("no_refine_layer", "middle", "exps", lambda: "no attention, and nothing between encoder and decoder levels",
-         _without_middle),
-    _Word("ddp", "strategy", _ALL, lambda: "a copy of the model in each process; how many is up to the launcher"))
+    _Word("no_refine_layer", "middle", "exps",
+          lambda: "no attention, and nothing between encoder and decoder levels", _without_middle),
+    _Word("ddp", "strategy", _ALL,
+          lambda: "a copy of the model in each process; how many is up to the launcher"))
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #00055b3f
-def _begins(rest:str, word:_Word) -> re.Match|None: return re.match(rf"{word.pattern}(?=[_-]|$)", rest)
+def _begins(rest:str, word:_Word) -> re.Match|None:
+    return re.match(rf"{word.pattern}(?=[_-]|$)", rest)
 
 def _known(about:str, words:list[_Word]) -> str:
     "What a name can say about a question."
@@ -259,7 +276,7 @@ def _known(about:str, words:list[_Word]) -> str:
     return f"{'such as ' * any(w.counts for w in fits)}{examples}"
 
 def _meant(rest:str, words:list[_Word]) -> str:
-    "The word that `rest` nearly begins with, with the digits typed there; empty where none is near."
+    "The word that `rest` nearly begins with, with the digits typed; empty where none is near."
     parts = re.split("[_-]", rest)
     near, likeness = "", 0.6
     for word in words:
@@ -273,7 +290,7 @@ def _meant(rest:str, words:list[_Word]) -> str:
     return near
 
 def _at_a_loss(folder:str, rest:str, words:list[_Word], said:set[str]) -> str:
-    "What is wrong with a name whose `rest` begins with no word: the words there are, and which one may be meant."
+    "What is wrong with a name whose `rest` begins with no word: the words, and which may be meant."
     others = " (or other numbers)" * any(w.counts for w in words)
     known = ", ".join(dict.fromkeys(e for w in words for e in w.examples))
     later = [rest[m.end():] for m in re.finditer("[_-]", rest)]
@@ -281,18 +298,21 @@ def _at_a_loss(folder:str, rest:str, words:list[_Word], said:set[str]) -> str:
     near = _meant(rest, [w for w in words if w.about not in answered])
     hint = f"; did you mean {near}?" if near else ""
     open_still = [about for about in _FAMILIES[folder].needs if about not in answered]
-    if open_still and not near: hint = f"; its {open_still[0]} can be {_known(open_still[0], words)}"
+    if open_still and not near:
+        hint = f"; its {open_still[0]} can be {_known(open_still[0], words)}"
     return f"{rest!r} begins with no word of {folder}: {known}{others}{hint}"
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #4cf4481e
-_WHOLE = ("task", "objective", "teacher", "network", "discriminator")   # what changes all that others change a part of
+# what changes all that others change a part of
+_WHOLE = ("task", "objective", "teacher", "network", "discriminator")
 
 def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
     "(family, [(text, word, groups)]) of a name."
     folder, _, rest = str(name).partition("/")
     family = _FAMILIES.get(folder)
     begins = [f"{k}/" for k in _FAMILIES]
-    check(family, "name", name, f"must begin with one of {', '.join(begins)}{hint_at(f'{folder}/', begins)}")
+    check(family, "name", name,
+          f"must begin with one of {', '.join(begins)}{hint_at(f'{folder}/', begins)}")
     words = [w for w in _WORDS if folder in w.families.split()]
     found, said = [], set()
     while rest:
@@ -302,7 +322,8 @@ def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
         check(new, "name", name, f"says its {fits[0][1].about} twice")
         there = "after" if "data set" in said else "before"
         placed = [fit for fit in new if fit[1].place in ("", there)]
-        check(placed, "name", name, f"says its {new[0][1].about} {there} its data set, where it has no meaning")
+        check(placed, "name", name,
+              f"says its {new[0][1].about} {there} its data set, where it has no meaning")
         one = max(placed, key=lambda fit: len(fit[0]))
         found.append(one)
         said.add(one[1].about)
@@ -315,15 +336,18 @@ def _read_name(name:str) -> tuple[_Family, list[tuple[str, _Word, tuple]]]:
     return family, found
 
 def explain_name(name:str) -> dict[str, str]: # {word: what it says}
-    "What the words of a configuration's name say. Errors: `BadInput` names the word that says nothing."
+    """What the words of a configuration's name say.
+
+    Errors: `BadInput` names the word that says nothing."""
     family, words = _read_name(name)
-    return {name.partition("/")[0]: family.title} | {text: word.meaning(*groups) for text, word, groups in words}
+    return {name.partition("/")[0]: family.title} | {text: word.meaning(*groups)
+                                                     for text, word, groups in words}
 
 def vqkd_recipe(
     name:str,    # family/words
     **changes,   # fields; a dictionary changes fields of what is there
 ) -> Any:        # a Recipe; of a linear probe its ProbeRecipe
-    "The training that a name of the framework's stands for, published or put together from its words."
+    "The training that a framework's name stands for, published or put together from its words."
     family, words = _read_name(name)
     made = family.begin()
     for text, word, groups in sorted(words, key=lambda read: read[1].about not in _WHOLE):
@@ -336,36 +360,39 @@ def vqkd_recipe(
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #4f90a57b
 VQKD_NAMES = (
     *(f"vqgan/{words}_ddp" for words in (
-        "1024_imagenet", "8192_imagenet", "16384_imagenet", "8192_dd2_aglwg075_imagenet", "16384_dd2_aglwg075_imagenet",
+        "1024_imagenet", "8192_imagenet", "16384_imagenet", "8192_dd2_aglwg075_imagenet",
+        "16384_dd2_aglwg075_imagenet",
         "8192_stylegan2_imagenet", "8192_laion_aesthetics", "8192_sa_med2d_20m", "8192_satin")),
-    "cvqvae/8192_dd2_aglwg075_imagenet_ddp",
-    "fsq/8000_imagenet_ddp", "fsq/64000_imagenet_ddp",
+    "cvqvae/8192_dd2_aglwg075_imagenet_ddp", "fsq/8000_imagenet_ddp", "fsq/64000_imagenet_ddp",
     *(f"vqkd/{words}_ddp" for words in (
-        "clip_8192_imagenet", "dino_8192_imagenet", "vit_8192_imagenet", "vit_16384_imagenet", "mae_8192_imagenet",
-        "convnext_8192_imagenet", "evaclip_8192_imagenet", "openclip_L_14_8192_imagenet",
-        "openclip_bigG_14_8192_imagenet", "clip_8192_laion_aesthetics", "clip_8192_sa_med2d_20m", "clip_8192_satin")),
-    "cluster/clip_8192_imagenet_ddp",
-    "decoder/vqgan", "decoder/llamagen",
+        "clip_8192_imagenet", "dino_8192_imagenet", "vit_8192_imagenet", "vit_16384_imagenet",
+        "mae_8192_imagenet", "convnext_8192_imagenet", "evaclip_8192_imagenet",
+        "openclip_L_14_8192_imagenet", "openclip_bigG_14_8192_imagenet",
+        "clip_8192_laion_aesthetics", "clip_8192_sa_med2d_20m", "clip_8192_satin")),
+    "cluster/clip_8192_imagenet_ddp", "decoder/vqgan", "decoder/llamagen",
     *(f"ar/c2i_{words}_imagenet_ddp" for words in (
         "gpt2_medium", "gpt2_medium_cfg", "llama_medium", "llama_medium_cfg")),
     *(f"llamagen/{words}_ddp" for words in (
         "vqgan_imagenet", "vqgan_imagenet_384", "vqgan_128_imagenet_384", "vqgan_256_f8_imagenet",
-        "vqgan_128x16_f8_imagenet", "vqgan_stylegan2_imagenet", "c2i_medium_imagenet", "c2i_medium_vqgan_imagenet")),
-    "exps/llamagen_vqgan_imagenet_ddp-no_refine_layer",
-    "ic/imagenet_ddp")
+        "vqgan_128x16_f8_imagenet", "vqgan_stylegan2_imagenet", "c2i_medium_imagenet",
+        "c2i_medium_vqgan_imagenet")),
+    "exps/llamagen_vqgan_imagenet_ddp-no_refine_layer", "ic/imagenet_ddp")
 
 # %% ../../nbs/recipes/570_vqkd_recipes.ipynb #34b63331
 _OF_ALL = "arXiv 2411.04406, its code"
 _NOTES = {
     "vqkd": "K-means on the first batch sets the codebook. Needs the teacher's official file.",
     "cluster": "Needs the teacher's official file.",
-    "decoder": "Needs VGG-16 and LPIPS files, and `--start`: the run of the tokenizer whose codes it paints.",
-    "ar": "The published one encodes pictures anew each step; extract the codes once, with `--crop bicubic --flip`."}
-_BEGINS = (" Begins with openai-community/gpt2-medium: model.safetensors, under that name or as `--start FILE`; "
-           "with `--start ''` from random weights.")
-_OPERATIONS = {                      # part of a name -> how many a training takes: the first that fits counts
-    "openclip_bigG": "1e+20", "openclip_L": "4e+19", "vqkd/": "2e+19", "cluster/": "1e+18", "decoder/llamagen": "5e+19",
-    "llamagen/c2i": "3e+19", "llamagen/vqgan_stylegan2": "1e+20", "_384": "2e+20", "_f8": "8e+19", "llamagen": "7e+19",
+    "decoder": "Needs VGG-16 and LPIPS files, and `--start`: "
+               "the run of the tokenizer whose codes it paints.",
+    "ar": "The published one encodes pictures anew each step; extract the codes once, "
+          "with `--crop bicubic --flip`."}
+_BEGINS = (" Begins with openai-community/gpt2-medium: model.safetensors, "
+           "under that name or as `--start FILE`; with `--start ''` from random weights.")
+_OPERATIONS = {            # part of a name -> how many a training takes: the first that fits counts
+    "openclip_bigG": "1e+20", "openclip_L": "4e+19", "vqkd/": "2e+19", "cluster/": "1e+18",
+    "decoder/llamagen": "5e+19", "llamagen/c2i": "3e+19", "llamagen/vqgan_stylegan2": "1e+20",
+    "_384": "2e+20", "_f8": "8e+19", "llamagen": "7e+19",
     "stylegan2": "5e+19", "ar/": "1e+19", "": "3e+19"}
 _RESULTS = {_CLIP: "FID 4.10 with the proposal network on its codes (abstract)"}
 
@@ -399,6 +426,8 @@ for _name in ("decoder/vqgan", "decoder/llamagen"): stages[_name] = _CLIP
 origins[_SPEAKER] = "GPT-2 medium's own model.safetensors (openai-community/gpt2-medium)"
 
 def _of_a_probe(name:str):
-    raise BadInput("name", name, "is a linear probe's: scripts/probe_codes.py trains it, on the codes of --tokenizer")
+    raise BadInput("name", name, "is a linear probe's: scripts/probe_codes.py trains it, "
+                                 "on the codes of --tokenizer")
 
-for _folder in _FAMILIES: grammars.register(_of_a_probe if _folder == "ic" else _registered, name=_folder)
+for _folder in _FAMILIES:
+    grammars.register(_of_a_probe if _folder == "ic" else _registered, name=_folder)

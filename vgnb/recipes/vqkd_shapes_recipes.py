@@ -42,7 +42,7 @@ def shapes_vqkd_tokenizer() -> TokenizerRecipe:
 
 @recipes.register
 def shapes_vqkd_pixels() -> TokenizerRecipe:
-    """A tiny pixel decoder on the tiny VQ-KD's codes, which stay as they are: a transformer, 4x4 pixels a code.
+    """A tiny pixel decoder on the tiny VQ-KD's frozen codes: a transformer, 4x4 pixels a code.
 
     Minutes on one CPU core. Begins with `--start`: the tokenizer's run, which must be there.
     Command:
@@ -61,12 +61,14 @@ stages["shapes-vqkd-pixels"] = "shapes-vqkd-tokenizer"
 # %% ../../nbs/recipes/571_vqkd_shapes_recipes.ipynb #e2b4df5f
 @recipes.register
 def shapes_vqkd() -> GeneratorRecipe:
-    """A tiny proposal network: a Llama of three layers on the tiny VQ-KD's 64 codes a picture, 0.4M parameters.
+    """A tiny proposal network: a Llama of three layers on the tiny VQ-KD's codes, 0.4M parameters.
 
-    Result: 95.3% of 1,000 samples as asked with guidance 2 at temperature 0.7, on the shipped tokenizer's codes. A
-    step takes about 0.1 s of one CPU core. Its class is a word in front and, unlike the published ones', added to
-    every code.
+    Result: 95.3% of 1,000 samples as asked with guidance 2 at temperature 0.7, on the shipped
+    tokenizer's codes. A step takes about 0.1 s of one CPU core. Its class is a word in front and,
+    unlike the published ones', added to every code.
     Command:
 
-        python scripts/train_generator.py shapes-vqkd --data runs/tiny/vqkd-codes --out runs/tiny/vqkd"""
-    return replace(shapes_generator(), model=proposal_presets["tiny"], steps=9000, batch=16, precision="fp32")
+        python scripts/train_generator.py shapes-vqkd --data runs/tiny/vqkd-codes \\
+            --out runs/tiny/vqkd"""
+    return replace(shapes_generator(), model=proposal_presets["tiny"], steps=9000,
+                   batch=16, precision="fp32")

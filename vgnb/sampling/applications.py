@@ -22,11 +22,12 @@ from ..generators.orders import ORDERS, Order, check_permutation
 from .extrapolation import larger_grid
 from .painting import Application, Leg, Painting, Request
 
-# %% ../../nbs/sampling/445_applications.ipynb #1af43594
-_MASKS = "must be an array: bool, uint8 (anything but 0 is made anew), or numbers that are all 0 or 1"
+# %% ../../nbs/sampling/445_applications.ipynb #d5973c15
+_MASKS = ("must be an array: bool, uint8 (anything but 0 is made anew), "
+          "or numbers that are all 0 or 1")
 
 def check_mask(
-    mask,                  # (h, w) or (b, h, w), array or tensor: bool, 0 and 1, or uint8 (all but 0 is marked)
+    mask,      # (h, w) or (b, h, w), array or tensor: bool, 0 and 1, or uint8 (all but 0 is marked)
     b:int,                 # pictures
     size:tuple[int, int],  # of the pictures
 ) -> Tensor:               # (b, h, w) bool
@@ -49,9 +50,12 @@ def cell_mask(
     "Cells with any marked pixel."
     (height, width), (h, w) = mask.shape[-2:], shape
     fits = height % h == 0 and width % w == 0
-    check(fits, "mask", (height, width), f"must have sides that are multiples of the grid's {(h, w)}")
-    return mask.unflatten(2, (w, width // w)).unflatten(1, (h, height // h)).any(4).any(2).flatten(1)
+    check(fits, "mask", (height, width),
+          f"must have sides that are multiples of the grid's {(h, w)}")
+    return mask.unflatten(2, (w, width // w)).unflatten(1,
+                                                        (h, height // h)).any(4).any(2).flatten(1)
 
+# %% ../../nbs/sampling/445_applications.ipynb #1af43594
 def box_mask(
     size:tuple[int, int],  # of the mask
     top:int, left:int, height:int, width:int,
@@ -59,7 +63,8 @@ def box_mask(
     "A marked rectangle."
     for name, at, extent, whole in (("top", top, height, size[0]), ("left", left, width, size[1])):
         inside = 0 <= at and 1 <= extent and at + extent <= whole
-        check(inside, name, (at, extent), f"must be a start and an extent >= 1 within 0 ... {whole}")
+        check(inside, name, (at, extent),
+              f"must be a start and an extent >= 1 within 0 ... {whole}")
     m = torch.zeros(size, dtype=torch.bool)
     m[top:top + height, left:left + width] = True
     return m
@@ -74,7 +79,7 @@ def brush_mask(
     points = torch.tensor(path, dtype=torch.float64).reshape(-1, 2)
     check(radius > 0, "radius", radius, "must be > 0")
     middles = (torch.arange(s, dtype=torch.float64) + 0.5 for s in size)
-    at = torch.stack(torch.meshgrid(*middles, indexing="ij"), -1)                                       # (h, w, 2)
+    at = torch.stack(torch.meshgrid(*middles, indexing="ij"), -1)                        # (h, w, 2)
     m = torch.zeros(size, dtype=torch.bool)
     for a, b in zip(points, points[1:] if len(points) > 1 else points):
         along = ((at - a) @ (b - a) / ((b - a) @ (b - a)).clamp(min=1e-12)).clamp(0, 1)
@@ -83,7 +88,7 @@ def brush_mask(
 
 # %% ../../nbs/sampling/445_applications.ipynb #afc8d8af
 def _marked_cells(mask, b:int, request:Request) -> Tensor:
-    "(b, n) bool: cells that a mask of the pictures marks; where only codes are there, any finer mask will do."
+    "(b, n) bool: cells that a mask of pictures marks; with codes alone any finer mask will do."
     m = as_tensor("mask", mask, _MASKS)
     size = request.size if request.cell > 1 else tuple(m.shape[-2:])
     return cell_mask(check_mask(m, b, size), request.shape)
@@ -91,7 +96,7 @@ def _marked_cells(mask, b:int, request:Request) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Inpaint(Application):
     "Marked cells made anew, the others kept."
-    mask: Any                  # of pixels or cells, see `check_mask`; in a job sample i takes mask i mod m
+    mask: Any           # of pixels or cells, see `check_mask`; in a job sample i takes mask i mod m
     paste: bool = False        # put the known pixels back as they were
     seam: int = 0              # pixels around the mask in which old and new are mixed
 
@@ -131,8 +136,8 @@ def paste(
     dtype = str(old.dtype).removeprefix("torch.")
     check(fits, "images", (dtype, tuple(old.shape)), f"must be uint8 of shape {tuple(new.shape)}")
 
-    grown = check_mask(mask, len(new), new.shape[1:3]).float()[:, None]                   # (b, 1, h, w)
-    share = grown                                                                         # of the new picture
+    grown = check_mask(mask, len(new), new.shape[1:3]).float()[:, None]         # (b, 1, h, w)
+    share = grown                                                               # of the new picture
     for i in range(1, check_int("seam", seam, 0) + 1):
         grown = F.max_pool2d(grown, 3, 1, 1)
         share = torch.maximum(share, grown * (1 - i / (seam + 1)))
@@ -148,10 +153,12 @@ def placed(
 ) -> Tensor:                 # (h*w,) cells of the canvas
     "Where the cells of a picture lie on a larger grid."
     holds = len(canvas) == 2 and all(isinstance(c, int) and c >= s for c, s in zip(canvas, shape))
-    check(holds, "canvas", tuple(canvas), f"must be (h, w) nowhere smaller than the picture's {tuple(shape)} cells")
+    check(holds, "canvas", tuple(canvas),
+          f"must be (h, w) nowhere smaller than the picture's {tuple(shape)} cells")
     at = tuple((c - s) // 2 for c, s in zip(canvas, shape)) if at is None else tuple(at)
     inside = len(at) == 2 and all(0 <= a and a + s <= c for a, s, c in zip(at, shape, canvas))
-    check(inside, "at", at, f"must leave the picture's {tuple(shape)} cells inside the canvas of {tuple(canvas)}")
+    check(inside, "at", at,
+          f"must leave the picture's {tuple(shape)} cells inside the canvas of {tuple(canvas)}")
 
     rows = torch.arange(shape[0]) + at[0]
     columns = torch.arange(shape[1]) + at[1]
@@ -162,8 +169,9 @@ def windows(
     known:Tensor,            # (n,) bool: cells of the canvas
     window:tuple[int, int],  # nowhere larger than the canvas
 ) -> list[Tensor]:           # (m,) cells each
-    "Windows that together reach every cell, each holding as much as possible of what is known by then."
-    tops, lefts = (sorted({*range(0, c - w + 1, max(w // 2, 1)), c - w}) for c, w in zip(canvas, window))
+    "Windows that together reach every cell, each with as much as possible of what is known."
+    tops, lefts = (sorted({*range(0, c - w + 1, max(w // 2, 1)), c - w})
+                   for c, w in zip(canvas, window))
     open_ones = [placed(window, canvas, (y, x)) for y in tops for x in lefts]
     known, out = known.clone(), []
     while not known.all():
@@ -177,11 +185,11 @@ def windows(
 @dataclass(frozen=True, eq=False)
 class Outpaint(Application):
     "A picture continued on all sides, its own cells kept."
-    canvas: tuple[int, int]              # height and width of the whole, in pixels
-    at: tuple[int, int]|None = None      # row and column of the picture, in pixels; None = the middle
-    ntk_boundary: int|None = None        # None = in windows of the training grid; a number = in one run, see `Grid`
-    paste: bool = False                  # put the picture's own pixels back as they were
-    seam: int = 0                        # pixels around it in which old and new are mixed
+    canvas: tuple[int, int]            # height and width of the whole, in pixels
+    at: tuple[int, int]|None = None    # row and column of the picture, in pixels; None = the middle
+    ntk_boundary: int|None = None     # None = in windows of the training grid; else one run: `Grid`
+    paste: bool = False                # put the picture's own pixels back as they were
+    seam: int = 0                      # pixels around it in which old and new are mixed
 
     def __post_init__(self):
         check_int("seam", self.seam, 0)
@@ -193,9 +201,11 @@ class Outpaint(Application):
         size, canvas = request.size, tuple(s * request.cell for s in shape)
         at = None if self.at is None else request.cells("at", self.at)
         larger = all(c >= s for c, s in zip(canvas, size)) and canvas != size
-        check(larger, "canvas", canvas, f"must be larger than the images' {size} pixels, and nowhere smaller")
+        check(larger, "canvas", canvas,
+              f"must be larger than the images' {size} pixels, and nowhere smaller")
         inside = at is None or all(a + s <= c for a, s, c in zip(self.at, size, canvas))
-        check(inside, "at", self.at, f"must leave the images' {size} pixels inside the canvas of {canvas}")
+        check(inside, "at", self.at,
+              f"must leave the images' {size} pixels inside the canvas of {canvas}")
         return shape, placed(request.shape, shape, at).to(request.ids.device)
 
     def legs(self, request:Request, shape:tuple[int, int], known:Tensor) -> tuple[Leg, ...]:
@@ -203,26 +213,29 @@ class Outpaint(Application):
         base, draws = request.generator.grid, request.draws
         if self.ntk_boundary is not None:
             larger = all(c >= b for c, b in zip(shape, base)) and shape != base
-            grid = larger_grid(request.generator, shape, self.ntk_boundary, "canvas cells") if larger else Grid(shape)
+            grid = (larger_grid(request.generator, shape, self.ntk_boundary, "canvas cells")
+                    if larger else Grid(shape))
             return (Leg(request.sampler, grid, draws),)
         window = tuple(min(c, b) for c, b in zip(shape, base))
         parts = [cells.to(known.device) for cells in windows(shape, known.cpu(), window)]
         forks = [draws.fork(f"window.{k}") if k else draws for k in range(len(parts))]
-        return tuple(Leg(request.sampler, Grid(window), fork, cells) for fork, cells in zip(forks, parts))
+        return tuple(Leg(request.sampler, Grid(window), fork, cells)
+                     for fork, cells in zip(forks, parts))
 
     def paint(self, request):
         codes, b = request.pictures(), len(request.ids)
         shape, cells = self.place(request)
         grid = Grid(shape)
         whole = codes.new_zeros(b, grid.n, codes.shape[-1]).index_copy_(1, cells, codes)
-        known = torch.zeros(b, grid.n, dtype=torch.bool, device=codes.device).index_fill_(1, cells, True)
-        return Painting(request.cond, request.ids, shape, whole, known, self.legs(request, shape, known[0]))
+        known = codes.new_zeros(b, grid.n, dtype=torch.bool).index_fill_(1, cells, True)
+        return Painting(request.cond, request.ids, shape, whole, known,
+                        self.legs(request, shape, known[0]))
 
     def finish(self, made, images, painting):
         if not self.paste: return made
         cell = made.shape[1] // painting.shape[0]
         inside = painting.known[0].view(painting.shape).cpu()
-        inside = inside.repeat_interleave(cell, 0).repeat_interleave(cell, 1)              # (h, w), pixels
+        inside = inside.repeat_interleave(cell, 0).repeat_interleave(cell, 1)       # (h, w), pixels
         old = torch.from_numpy(made).clone()
         old[:, inside] = torch.as_tensor(images).flatten(-3, -2).expand(len(old), -1, -1)
         return paste(made, old, ~inside, self.seam)
@@ -232,11 +245,13 @@ class Outpaint(Application):
 # %% ../../nbs/sampling/445_applications.ipynb #2e1f726f
 @dataclass(frozen=True, eq=False)
 class Morph(Application):
-    "A picture turns into another class, a share of its cells at a time. The painting's legs are the frames."
-    frames: int = 8               # pictures to make
-    order: Order|str = "halton"   # in which the region grows: halton = everywhere at once, spiral-out = from the middle
-    afresh: bool = False          # make the whole region anew in each frame
-    mask: Any = None              # only these pixels or cells change, see `check_mask`; None = all
+    """A picture turns into another class, a share of its cells at a time.
+
+    The painting's legs are the frames."""
+    frames: int = 8              # pictures to make
+    order: Order|str = "halton"  # in which the region grows: halton = all over, spiral-out: outward
+    afresh: bool = False         # make the whole region anew in each frame
+    mask: Any = None             # only these pixels or cells change, see `check_mask`; None = all
 
     @property
     def each(self) -> int: return self.frames + 1
@@ -244,7 +259,8 @@ class Morph(Application):
     def path(self, request:Request) -> Tensor:
         "The cells that change, (m,), in the order in which the region grows."
         order = ORDERS[self.order] if isinstance(self.order, str) else self.order
-        check(not order.adaptive, "order", type(order).__name__, "must be fixed: it says which cells change together")
+        check(not order.adaptive, "order", type(order).__name__,
+              "must be fixed: it says which cells change together")
         grid, one = Grid(request.shape), torch.zeros(1, dtype=torch.long)
         order.check(grid, one)
         path = check_permutation(order.permutation(grid, None, Keyed(0), At(one)), grid.n)[0].cpu()

@@ -16,13 +16,15 @@ from ..generators.generator import Clock, Cond, Prediction
 from ..kinds import register_part
 from .guidance import Unguided
 
-# %% ../../nbs/sampling/405_attended_guidance.ipynb #27c13eec
+# %% ../../nbs/sampling/405_attended_guidance.ipynb #599be5ad
 @dataclass(frozen=True)
 class AttendedGuidance(Unguided):
-    "Classifier-free guidance whose scale grows with the cell and with its attention to the class. IAR2."
-    start: tuple[float, ...]|float = (1.75, 1.75)   # scale at the first cell, one a code level or one for all
+    """Classifier-free guidance whose scale grows with the cell and with its attention to the class.
+
+    IAR2."""
+    start: tuple[float, ...]|float = (1.75, 1.75)   # scale at the first cell, a level's or for all
     end: tuple[float, ...]|float = (3.0, 3.0)       # ... and at the last
-    attention: float = 0.05                         # how far an attention of 1 moves the scale towards its end (w_attn)
+    attention: float = 0.05     # how far an attention of 1 moves the scale towards its end (w_attn)
     needs = frozenset({"class_attention"})
     searched = "end"
 
@@ -45,7 +47,8 @@ class AttendedGuidance(Unguided):
         "Start and end of a level's scale."
         levels = max(len(self.start), len(self.end))
         there = levels == 1 or level < levels
-        check(there, "guidance", f"{levels} scales", f"must have one for each code level: there is a level {level + 1}")
+        check(there, "guidance", f"{levels} scales",
+              f"must have one for each code level: there is a level {level + 1}")
         return self.start[min(level, len(self.start) - 1)], self.end[min(level, len(self.end) - 1)]
 
     def share(self, clock:Clock) -> float:
@@ -73,14 +76,15 @@ class AttendedGuidance(Unguided):
         scale = self.scales(p.extras["class_attention"], clock)[:, None, None]
         return (cond - uncond).mul_(scale).add_(uncond)
 
+# %% ../../nbs/sampling/405_attended_guidance.ipynb #27c13eec
 register_part("guidance", "attended", AttendedGuidance())
 
 # %% ../../nbs/sampling/405_attended_guidance.ipynb #2ed776c8
 def iar2_guidance(
-    scales:tuple[tuple[float, float], tuple[float, float]],  # (start, end) of the semantic and of the detail codes
+    scales:tuple[tuple[float, float], tuple[float, float]],  # (start, end) of semantic, detail
     attention:float,                                         # their w_attn
 ) -> Unguided:
-    "The guidance of the original's arguments, by its rule: a level whose start isn't above 1 has none."
+    "The guidance of the original's arguments, by its rule: none for a level with a start up to 1."
     guided = [(start, end) if start > 1 else (1.0, 1.0) for start, end in scales]
     if guided == [(1.0, 1.0)] * len(guided): return Unguided()
     starts, ends = zip(*guided)

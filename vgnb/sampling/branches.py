@@ -31,7 +31,7 @@ class Forced:
     level: int                # which of the cell's codes
     cell: int
     code: int
-    rank: float = field(default=0.0, compare=False)   # the confidence by which an order judges the cell
+    rank: float = field(default=0.0, compare=False)   # confidence by which an order judges the cell
 
     @property
     def place(self) -> tuple[int, int]: return self.cell, self.level
@@ -48,7 +48,8 @@ class _Glimpse:
 
     def at(self, columns:Tensor) -> "_Glimpse":
         "Of some of the cells."
-        parts = self.cells[columns], self.said[:, columns], self.guided[columns], self.drawn[columns]
+        parts = (self.cells[columns], self.said[:, columns], self.guided[columns],
+                 self.drawn[columns])
         return _Glimpse(self.clock, *parts)
 
 class _Listening(Unguided):
@@ -71,7 +72,8 @@ class _Forcing:
 
     def __call__(self, logits:Tensor, clock:Clock, draws, at:At) -> tuple[Tensor, Tensor]:
         tokens, confidence = self.pick(logits, clock, draws, at)
-        self.witness.levels.append(_Glimpse(clock, at.positions[0], self.witness.said, logits[0], tokens[0]))
+        self.witness.levels.append(_Glimpse(clock, at.positions[0], self.witness.said,
+                                            logits[0], tokens[0]))
         for forced in self.witness.now(clock):
             here = at.positions == forced.cell
             if forced.level == clock.level: tokens = tokens.masked_fill(here, forced.code)
@@ -87,20 +89,21 @@ class _Witness:
     "A sampler for one run, whose guidance and picks tell and give way."
     def __init__(self, sampler:Sampler, forced:tuple[Forced, ...]):
         self.forced, self.picks, self.said = forced, sampler.picks, None
-        self.levels:list[_Glimpse] = []             # of this step, as far as it is
-        self.steps:list[list[_Glimpse]] = []        # of the cells that each step decided, level by level
+        self.levels:list[_Glimpse] = []        # of this step, as far as it is
+        self.steps:list[list[_Glimpse]] = []   # of the cells that each step decided, level by level
         self.sampler = copy.copy(sampler)
-        self.sampler._state = None                  # a memory of its own
+        self.sampler._state = None             # a memory of its own
         self.sampler.guidance = _Listening(sampler.guidance, self)
         last = len(sampler.picks) - 1
-        self.sampler.picks = tuple(_Forcing(pick, self, k == last) for k, pick in enumerate(sampler.picks))
+        self.sampler.picks = tuple(_Forcing(pick, self, k == last)
+                                   for k, pick in enumerate(sampler.picks))
 
     def now(self, clock:Clock) -> list[Forced]:
         "What is forced in this step."
         return [f for f in self.forced if f.step == clock.step]
 
     def keep(self, step:Step):
-        "Put what was said of the cells that the step decided aside; forced codes get their own confidence."
+        "Put aside what was said of the step's cells; forced codes get their own confidence."
         asked, decided = self.levels[0].cells, step.positions[0]
         columns = (asked == decided[:, None]).int().argmax(1)
         self.steps.append([glimpse.at(columns) for glimpse in self.levels])
@@ -119,7 +122,9 @@ def _share(p:float) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Candidates:
-    "What might have stood in a cell when it was drawn. Tensors (V,), logits unless it is said otherwise."
+    """What might have stood in a cell when it was drawn.
+
+    Tensors (V,), logits unless it is said otherwise."""
     cell: int
     where: tuple[int, ...]       # the same as (row, column), or (place,)
     level: int
@@ -151,7 +156,7 @@ class Candidates:
     def cut(self) -> Tensor: return self.left.isneginf()                    # bool
 
     def ranked(self, count:int=8) -> list[int]:
-        "The likeliest codes after guidance; what stands there and what the noise chose are among them."
+        "The likeliest codes after guidance, with what stands there and what the noise chose."
         first = self.mixed.argsort(descending=True, stable=True)[:count].tolist()
         missing = [code for code in dict.fromkeys((self.drawn, self.code)) if code not in first]
         return first[:max(count - len(missing), 0)] + missing
@@ -162,7 +167,8 @@ class Candidates:
         after = f"after guidance {_share(guided)}" if len(self.said) > 1 else "without guidance"
         words = f"{at} · {self.name} {self.code} at {_share(p)}, {after}"
         if self.cut[self.code]: words += ", cut"
-        return words if self.code == self.drawn else f"{words}, forced: the noise chose {self.drawn}"
+        if self.code == self.drawn: return words
+        return f"{words}, forced: the noise chose {self.drawn}"
 
 # %% ../../nbs/sampling/452_branches.ipynb #5fdac5b5
 @dataclass(eq=False, repr=False)
@@ -174,7 +180,7 @@ class Branch:
     steps: int
     forced: tuple[Forced, ...] = ()
     parent: "Branch|None" = None
-    said: list|None = field(default=None, repr=False)   # what the model said; let go of where there are many runs
+    said: list|None = field(default=None, repr=False)   # what the model said; not of many runs
 
     def __repr__(self):
         forced = ", ".join(f"cell {f.cell} = {f.code}" for f in self.forced) or "nothing forced"
@@ -186,8 +192,8 @@ class Branch:
 
     def before(self, forced:Forced) -> tuple[Forced, ...]:
         "What stays forced when a code is forced here: all that was decided earlier, or beside it."
-        return tuple(f for f in self.forced
-                     if (f.step, f.level) <= (forced.step, forced.level) and f.place != forced.place)
+        return tuple(f for f in self.forced if (f.step, f.level) <= (forced.step, forced.level)
+                     and f.place != forced.place)
 
 # %% ../../nbs/sampling/452_branches.ipynb #a38d8c1c
 class Course:
@@ -240,18 +246,23 @@ class Branching(Course):
         draws:Keyed,
         *, grid:Grid,
         id:int=0,                         # the sample's number
-        given:tuple[Tensor, Tensor]|None=None,   # (codes (1, n, L), known (1, n)): cells that are fixed
+        given:tuple[Tensor, Tensor]|None=None,   # (codes (1, n, L), known (1, n)) that are fixed
     ):
         check(cond.b == 1, "cond", cond.b, "must be of one sample: each has a tree of its own")
-        words = "draws cells that are decided again in every step: there is no step that decides one"
+        words = ("draws cells that are decided again in every step: "
+                 "there is no step that decides one")
         check(not sampler.order.redraw, "order", called(sampler.order), words)
         for pick in sampler.picks:
             words = "must be a Pick, or a class made of it: others don't say what they draw from"
             check(isinstance(pick, Pick), "picks", type(pick).__name__, words)
         where = cond.labels if cond.labels is not None else cond.text
         self.ids = torch.tensor([check_int("id", id, 0, 2 ** 32 - 1)], device=where.device)
-        self.sampler, self.cond, self.draws, self.grid, self.given = sampler, cond, draws, grid, given
-        self.all:dict[tuple[Forced, ...], Branch] = {}         # every run so far, by what is forced in it
+        self.sampler = sampler
+        self.cond = cond
+        self.draws = draws
+        self.grid = grid
+        self.given = given
+        self.all:dict[tuple[Forced, ...], Branch] = {}   # every run so far, by what is forced in it
         for _ in self._run((), None): pass
         super().__init__(self.all[()])
 
@@ -268,7 +279,8 @@ class Branching(Course):
 def _run(self:Branching, forced:tuple[Forced, ...], parent:Branch|None) -> Iterator[Step]:
     "Steps of the run in which these codes are forced; in the end it is one of `all`."
     witness, n = _Witness(self.sampler, forced), self.grid.n
-    steps = witness.sampler.stream(self.cond, self.ids, self.draws, given=self.given, grid=self.grid)
+    steps = witness.sampler.stream(self.cond, self.ids, self.draws,
+                                   given=self.given, grid=self.grid)
     confidence, step = torch.full((n,), torch.nan, device=self.ids.device), None
     for step in steps:
         witness.keep(step)
@@ -277,11 +289,13 @@ def _run(self:Branching, forced:tuple[Forced, ...], parent:Branch|None) -> Itera
     check(step is not None, "given known", f"all {n} cells", "must leave some to be drawn")
     known = self.all.get(forced)
     codes, last = step.canvas[0], step.canvas.new_tensor(self.sampler.generator.vocab) - 1
-    if self.sampler.compat: codes = torch.minimum(codes, last)          # what a special code that was drawn becomes
-    run = Branch(codes.cpu(), step.when[0].cpu(), confidence.cpu(), step.clock.steps, forced, parent)
+    # what a special code that was drawn becomes
+    if self.sampler.compat: codes = torch.minimum(codes, last)
+    run = Branch(codes.cpu(), step.when[0].cpu(), confidence.cpu(),
+                 step.clock.steps, forced, parent)
     if known is None: known = self.all[forced] = run
     known.said = witness.steps
-    self.all[forced] = self.all.pop(forced)                       # the last one used is the last to go
+    self.all[forced] = self.all.pop(forced)                    # the last one used is the last to go
     for other in list(self.all.values())[:-_KEPT]: other.said = None
 
 @patch
@@ -298,8 +312,10 @@ def cell_number(
     "A cell's number in a grid. Errors: a cell outside."
     n, place = math.prod(shape), cell if isinstance(cell, (tuple, list)) else None
     if place is None: return check_int("cell", cell, 0, n - 1)
-    inside = len(place) == len(shape) and all(isinstance(k, int) and 0 <= k < s for k, s in zip(place, shape))
-    check(inside, "cell", cell, f"must lie in the grid of {' x '.join(map(str, shape))} cells, counted from 0")
+    inside = (len(place) == len(shape)
+              and all(isinstance(k, int) and 0 <= k < s for k, s in zip(place, shape)))
+    check(inside, "cell", cell,
+          f"must lie in the grid of {' x '.join(map(str, shape))} cells, counted from 0")
     return place[0] * shape[1] + place[1] if len(shape) == 2 else place[0]
 
 @patch
@@ -308,7 +324,8 @@ def cell_of(self:Branching,
 ) -> int:
     "A cell's number. Errors: outside the grid, given beforehand."
     cell = cell_number(cell, self.grid.shape)
-    check(int(self.now.when[cell]) >= 0, "cell", cell, "was given beforehand, not drawn: it has no candidates")
+    check(int(self.now.when[cell]) >= 0, "cell", cell,
+          "was given beforehand, not drawn: it has no candidates")
     return cell
 
 @patch
@@ -322,7 +339,9 @@ def candidates(self:Branching,
     cell:int|tuple[int, ...],    # as `Branching.cell_of`
     level:int=0,                 # which of its codes
 ) -> Candidates:
-    "What might have stood in a cell when it was drawn. Errors: a cell or a level that is not there."
+    """What might have stood in a cell when it was drawn.
+
+    Errors: a cell or a level that is not there."""
     cell, g = self.cell_of(cell), self.sampler.generator
     check_int("level", level, 0, len(g.vocab) - 1)
     now, pick, step = self.now, self.sampler.picks[level], int(self.now.when[cell])
@@ -336,7 +355,8 @@ def candidates(self:Branching,
     if divisor and not pick.greedy:
         at = At(self.ids, glimpse.cells[None], glimpse.clock.done, step, level)
         noise = self.draws.gumbel("token", at, len(left))[0, column].cpu()
-    parts = glimpse.said[:, column].float().cpu(), glimpse.guided[column].float().cpu(), left.cpu(), noise
+    parts = (glimpse.said[:, column].float().cpu(), glimpse.guided[column].float().cpu(),
+             left.cpu(), noise)
     name = f"{g.level_names[level]} code" if len(g.level_names) > 1 else "code"
     codes = int(glimpse.drawn[column]), int(now.codes[cell, level])
     return Candidates(cell, self.place_of(cell), level, step, now.steps, *parts, *codes, name)
@@ -345,7 +365,7 @@ def candidates(self:Branching,
 def grow(self:Branching,
     cell:int|tuple[int, ...], code:int, level:int=0,   # as `Branching.branch`
 ) -> Iterator[Step]:
-    "The steps of `Branching.branch` one by one; after the last one it is the run that is looked at."
+    "The steps of `Branching.branch` one by one; after the last it is the run on show."
     cell, vocab, now = self.cell_of(cell), self.sampler.generator.vocab, self.now
     check_int("level", level, 0, len(vocab) - 1)
     check_int("code", code, 0, vocab[level] - 1)
@@ -353,8 +373,10 @@ def grow(self:Branching,
     rank = was.rank if was else float(now.confidence[cell])
     forced = Forced(step, level, cell, code, rank)
     before = now.before(forced)
-    by_itself = code == int(self._drawn(cell, level))              # the noise chose it: nothing has to be forced
-    forced = tuple(sorted(before if by_itself else (*before, forced), key=lambda f: (f.step, *f.place)))
+    # the noise chose it: nothing has to be forced
+    by_itself = code == int(self._drawn(cell, level))
+    forced = tuple(sorted(before if by_itself else (*before, forced),
+                          key=lambda f: (f.step, *f.place)))
     return self._grown(forced, now)
 
 # %% ../../nbs/sampling/452_branches.ipynb #cbfc4323
@@ -375,7 +397,9 @@ def branch(self:Branching,
     code:int,                    # what shall stand there
     level:int=0,                 # which of its codes
 ) -> Branch:
-    "The run in which a cell holds another code, and all that is drawn after it. Errors: no such cell, level or code."
+    """The run in which a cell holds another code, and all that is drawn after it.
+
+    Errors: no such cell, level or code."""
     for _ in self.grow(cell, code, level): pass
     return self.now
 

@@ -27,7 +27,8 @@ def _scales(argument:str, pair) -> tuple[float, float]:
     "Scales at the first and at the last cell."
     pair = as_pair(argument, pair, "must be two scales: at the first cell and at the last")
     for v in pair: check_float(argument, v, 0)
-    check(pair[0] <= pair[1], argument, pair, "must not fall: guidance grows from the first cell to the last")
+    check(pair[0] <= pair[1], argument, pair,
+          "must not fall: guidance grows from the first cell to the last")
     return pair
 
 def larger_grid(
@@ -36,34 +37,41 @@ def larger_grid(
     ntk_boundary:int,        # see `Grid`
     argument:str="shape",    # what asks for it, in errors
 ) -> Grid:
-    "A grid larger than a generator's own. Errors: one that is smaller somewhere; a generator that can't be enlarged."
+    """A grid larger than a generator's own.
+
+    Errors: one that is smaller somewhere; a generator that can't be enlarged."""
     base, who = generator.grid, type(generator).__name__
     fits = len(base) == len(shape) and all(s >= b for s, b in zip(shape, base))
-    allowed = f"must be a grid (h, w) in cells, nowhere smaller than the training grid {base} of {who}"
+    allowed = ("must be a grid (h, w) in cells, "
+               f"nowhere smaller than the training grid {base} of {who}")
     check(fits, argument, shape, allowed)
     grid = Grid(shape, base, ntk_boundary)
     try: generator.check_grid(grid)
     except BadInput as e:
-        if e.argument == "grid.ntk_boundary": raise BadInput("ntk_boundary", e.value, f"{e.allowed} ({who})") from e
+        if e.argument == "grid.ntk_boundary":
+            raise BadInput("ntk_boundary", e.value, f"{e.allowed} ({who})") from e
         if e.argument != "grid": raise
         allowed = f"can't be had: {who} makes no pictures larger than its training grid {base}"
         raise BadInput(argument, shape, allowed) from e
     return grid
 
-# %% ../../nbs/sampling/440_extrapolation.ipynb #5fbc1d98
+# %% ../../nbs/sampling/440_extrapolation.ipynb #bb1d6011
 @dataclass(frozen=True, eq=False)
 class Extrapolate(Application):
-    "A picture on a grid larger than in training: the coarse cells, then the others. RandAR, arXiv 2412.01827 §4.4."
-    shape: tuple[int, int]                     # the large grid (h, w) in cells, nowhere smaller than the training grid
-    spatial: tuple[float, float] = (2.5, 2.5)  # guidance by the context, at the first and last cell; (1, 1) = none
-    ratio: float = 0.5                         # share of the coarse cells that the blinded branch doesn't see
-    ntk_boundary: int = 2                      # rotary frequencies below it go on counting, the others are squeezed
+    """A picture on a grid larger than in training: the coarse cells, then the others.
+
+    RandAR, arXiv 2412.01827 §4.4."""
+    shape: tuple[int, int]  # the large grid (h, w) in cells, nowhere smaller than the training grid
+    spatial: tuple[float, float] = (2.5, 2.5)  # of the context, at first and last cell; (1, 1): off
+    ratio: float = 0.5      # share of the coarse cells that the blinded branch doesn't see
+    ntk_boundary: int = 2   # rotary frequencies below it go on counting, the others are squeezed
     takes_pictures = False
     quirks = (("the loop stops before its last group",
                "these cells are never decided: they are -1 here (code 0 there)"),)
 
     def __post_init__(self):
-        shape = as_pair("shape", self.shape, "must be two numbers of cells: the grid's height and width")
+        shape = as_pair("shape", self.shape,
+                        "must be two numbers of cells: the grid's height and width")
         object.__setattr__(self, "shape", tuple(check_int("shape", side, 1) for side in shape))
         object.__setattr__(self, "spatial", _scales("spatial", self.spatial))
         check_float("ratio", self.ratio, 0, 1)
@@ -74,15 +82,19 @@ class Extrapolate(Application):
         require_traits(g, {"any_order"})
         small, grid = Grid(g.grid), larger_grid(g, self.shape, self.ntk_boundary)
         may_guide = "blind" in g.traits or self.spatial == (1.0, 1.0)
-        check(may_guide, "spatial", self.spatial, f"must be (1, 1): {type(g).__name__} can't be blind to its context")
+        check(may_guide, "spatial", self.spatial,
+              f"must be (1, 1): {type(g).__name__} can't be blind to its context")
         coarse = coarse_cells(grid).to(device)
 
         fine_guidance = request.sampler.guidance.with_context(self.spatial, self.ratio)
         first = _pass(request, small, order=_Coarse(request.draws))
         then = _pass(request, grid, order=Hierarchical(), guidance=fine_guidance)
-        legs = (Leg(first, small, request.draws.fork("coarse"), coarse), Leg(then, grid, request.draws))
-        nothing = torch.zeros(len(request.ids), grid.n, len(g.vocab), dtype=torch.long, device=device)
-        return Painting(request.cond, request.ids, grid.shape, nothing, nothing[..., 0].bool(), legs)
+        legs = (Leg(first, small, request.draws.fork("coarse"), coarse),
+                Leg(then, grid, request.draws))
+        nothing = torch.zeros(len(request.ids), grid.n, len(g.vocab),
+                              dtype=torch.long, device=device)
+        return Painting(request.cond, request.ids, grid.shape, nothing,
+                        nothing[..., 0].bool(), legs)
 
     def codes(self, painting, watch=None):
         "The finished codes; with the published fault the last group is -1."
@@ -101,6 +113,7 @@ class Extrapolate(Application):
 
     def words(self): return f"on grid {self.shape}, larger than in training"
 
+# %% ../../nbs/sampling/440_extrapolation.ipynb #5fbc1d98
 def _pass(request:Request, grid:Grid, **changes):
     "The sampler of one pass over a grid."
     steps = min(request.sampler.steps, grid.n)

@@ -38,7 +38,7 @@ class Linear:
     "From `start` to `end`."
     start: float
     end: float
-    by: Literal["done", "after", "column", "step", "cell"] = "done"   # with what it moves: a name of `PROGRESS`
+    by: Literal["done", "after", "column", "step", "cell"] = "done"  # moves with: one of `PROGRESS`
 
     def __post_init__(self):
         check_float("start", self.start)
@@ -47,7 +47,8 @@ class Linear:
 
     def __call__(self, clock:Clock) -> float|tuple[float, ...]:
         share = PROGRESS[self.by](clock)
-        if isinstance(share, tuple): return tuple(self.start + (self.end - self.start) * s for s in share)
+        if isinstance(share, tuple):
+            return tuple(self.start + (self.end - self.start) * s for s in share)
         return self.start + (self.end - self.start) * share
 
 # what a ramp moves with, 0 to 1
@@ -86,7 +87,9 @@ class Sharpened:
 
 @dataclass(frozen=True)
 class Between:
-    "`inside` while low <= done/total < high, else `outside`. Kynkäänniemi et al., arXiv 2404.07724."
+    """`inside` while low <= done/total < high, else `outside`.
+
+    Kynkäänniemi et al., arXiv 2404.07724."""
     low: float
     high: float
     inside: Any = field(metadata={"shelf": "ramp"})     # a number or a ramp
@@ -94,7 +97,8 @@ class Between:
 
     def __post_init__(self):
         fits = 0 <= self.low < self.high <= 1
-        check(fits, "interval", (self.low, self.high), "must be two shares of the run, 0 <= low < high <= 1")
+        check(fits, "interval", (self.low, self.high),
+              "must be two shares of the run, 0 <= low < high <= 1")
 
     def __call__(self, clock:Clock) -> float|tuple[float, ...]:
         within = self.low <= PROGRESS["done"](clock) < self.high
@@ -112,7 +116,7 @@ def as_ramp(value) -> Ramp:
     return value if callable(value) else Constant(value)
 
 def by_column(ramp:Ramp) -> bool:
-    "Whether a ramp gives each cell of a step a value of its own; found out by asking it along a run."
+    "Whether a ramp gives each cell of a step its own value; found out by asking it along a run."
     clocks = (Clock(step, 64, 2 * step, 128, count=2) for step in range(64))
     return any(isinstance(ramp(clock), tuple) for clock in clocks)
 
@@ -126,7 +130,9 @@ class Unguided:
     searched = ""                  # the field that a search over scales moves; "" = none
 
     def branches(self, cond:Cond, null:Cond, draws, at:At) -> tuple[Cond, ...]:
-        "Conditions to run, the real one first. `at.positions` (b, n): the order; its first `at.index` cells are known."
+        """Conditions to run, the real one first.
+
+        `at.positions` (b, n): the order; its first `at.index` cells are known."""
         return (cond,)
 
     def live(self, clock:Clock) -> int:
@@ -146,16 +152,17 @@ class Unguided:
         return
 
     def with_context(self, spatial:tuple[float, float], ratio:float) -> "Unguided":
-        "The same, guided by the context of known cells besides; a guidance that can't be stays what it is."
+        "The same, guided by the context of known cells, too; a guidance that can't stays."
         return self
 
 register_part("guidance", "unguided", Unguided())
 
 def per_column(value:float|tuple[float, ...], like:Tensor) -> float|Tensor:
-    "A ramp's value as a factor of logits (b, k, V): a number, or (k, 1) where each column has its own."
+    "A ramp's value as a factor of logits (b, k, V): a number, or (k, 1), one for each column."
     if not isinstance(value, tuple): return value
     asked = like.shape[-2]
-    check(len(value) == asked, "ramp", f"{len(value)} values", f"must have one for each of the {asked} cells asked for")
+    check(len(value) == asked, "ramp", f"{len(value)} values",
+          f"must have one for each of the {asked} cells asked for")
     return torch.tensor(value, device=like.device)[:, None]
 
 # %% ../../nbs/sampling/400_guidance.ipynb #dee270a1
@@ -164,8 +171,9 @@ def _apart(a:Tensor, b:Tensor, scale:float|Tensor) -> Tensor:
     return (a - b).mul_(scale)
 
 class Guided(Unguided):
-    "Classifier-free guidance: `uncond + scale * (cond - uncond)`; off where the scale is 1, and after the interval."
-    interval = -1       # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
+    "Classifier-free guidance: `uncond + scale * (cond - uncond)`; off at 1 and past the interval."
+    # guide up to this step after the first, then not at all (LlamaGen's cfg_interval); -1 = always
+    interval = -1
 
     def ramp(self) -> Ramp:
         "How the scale moves."
@@ -204,12 +212,14 @@ def straight(
 # %% ../../nbs/sampling/400_guidance.ipynb #3ac4cde8
 @dataclass(frozen=True)
 class CFG(Guided):
-    "Classifier-free guidance with a constant scale, or one that moves from `start`. Ho & Salimans, arXiv 2207.12598."
-    scale: float = 1.0               # 1 = conditional only; > 1 strengthens the condition
-    start: float|None = None         # the scale at the beginning, linear to `scale`; None = constant
+    """Classifier-free guidance with a constant scale, or one that moves from `start`.
+
+    Ho & Salimans, arXiv 2207.12598."""
+    scale: float = 1.0         # 1 = conditional only; > 1 strengthens the condition
+    start: float|None = None   # the scale at the beginning, linear to `scale`; None = constant
     # what it moves with; D-AR's --cfg-scale a,b is start=a, scale=b, by=cell
     by: Literal["done", "after", "column", "step", "cell"] = "done"
-    interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
+    interval: int = -1         # guide up to this step after the first, then not at all; -1 = always
     searched = "scale"
 
     def __post_init__(self):
@@ -222,7 +232,7 @@ class CFG(Guided):
 class Ramped(Guided):
     "Classifier-free guidance along any ramp."
     along: Any = Constant(1.0)       # a ramp
-    interval: int = -1               # guide up to this step after the first, then not at all; -1 = always
+    interval: int = -1         # guide up to this step after the first, then not at all; -1 = always
 
     def __post_init__(self): check_int("interval", self.interval, -1)
 
@@ -234,31 +244,34 @@ GUIDANCES.number = CFG
 
 # %% ../../nbs/sampling/400_guidance.ipynb #9c8d9bc4
 def dar_guidance(
-    cfg_scale:str|float,                       # "a", or "a,b": from a at the first token to b at the last
-    interval:int=-1,                           # the authors' cfg_interval, see `CFG`
-    compat:Literal["upstream"]|None=None,      # a start of 1 below the end becomes 1.001; one up to 1 is no guidance
+    cfg_scale:str|float,                 # "a", or "a,b": from a at the first token to b at the last
+    interval:int=-1,                     # the authors' cfg_interval, see `CFG`
+    compat:Literal["upstream"]|None=None,      # a start of 1 may become 1.001; one up to 1: none
 ) -> CFG:
     "Classifier-free guidance in the words of D-AR's scripts. arXiv 2505.23660."
     parts = str(cfg_scale).split(",")
     try: scales = [float(part) for part in parts]
     except ValueError: scales = []
-    check(len(scales) in (1, 2), "cfg_scale", cfg_scale, 'must be one scale, "4.0", or the first and last, "1.2,8.0"')
+    check(len(scales) in (1, 2), "cfg_scale", cfg_scale,
+          'must be one scale, "4.0", or the first and last, "1.2,8.0"')
     check_choice("compat", compat, (None, "upstream"))
 
-    if len(scales) == 1: return CFG(1.0 if compat and scales[0] <= 1 else scales[0], interval=interval)
+    if len(scales) == 1:
+        return CFG(1.0 if compat and scales[0] <= 1 else scales[0], interval=interval)
     start, end = scales
     if compat and start == 1 and end > 1: start = 1.001
-    if compat and start <= 1: return CFG(1.0, interval=interval)         # whether there is guidance, the start decides
+    # whether there is guidance, the start decides
+    if compat and start <= 1: return CFG(1.0, interval=interval)
     return CFG(end, start, "cell", interval)
 
 # %% ../../nbs/sampling/400_guidance.ipynb #eafe1fc0
 def _ramp_in_words(word:str) -> str:
-    "How two scales in one word, as D-AR's scripts take them, are said here; empty for any other word."
+    "How two scales in a word, as D-AR's scripts take them, are said here; else empty."
     try: start, end = map(float, re.split(r"[,:;\s]+", word.strip()))
     except ValueError: return ""
-    return f"must be one scale, or a name; a ramp from {start:g} at the first code to {end:g} at the last is " \
-           f"--guidance cfg --guidance.start {start:g} --guidance.scale {end:g} --guidance.by cell; " \
-           f'in Python CFG({end:g}, start={start:g}, by="cell")'
+    return (f"must be one scale, or a name; a ramp from {start:g} at the first code to {end:g} at "
+            f"the last is --guidance cfg --guidance.start {start:g} --guidance.scale {end:g} "
+            "--guidance.by cell; " f'in Python CFG({end:g}, start={start:g}, by="cell")')
 
 GUIDANCES.advice = _ramp_in_words
 
@@ -279,7 +292,9 @@ def blinded(
 # %% ../../nbs/sampling/400_guidance.ipynb #39203b74
 @dataclass(frozen=True)
 class SpatialGuidance(CFG):
-    "Guidance by the condition and by the context; a third branch sees less of it. RandAR, arXiv 2412.01827 §4.4."
+    """Guidance by the condition and by the context; a third branch sees less of it.
+
+    RandAR, arXiv 2412.01827 §4.4."""
     spatial: float = 2.5                 # of the context; 1 = classifier-free guidance only
     spatial_start: float|None = None     # at the beginning, linear to `spatial`; None = constant
     ratio: float = 0.5                   # share of the known cells that the last branch doesn't see
@@ -316,7 +331,7 @@ GUIDANCES["spatial"] = SpatialGuidance(scale=3.0)
 
 @patch
 def with_context(self:CFG,
-    spatial:tuple[float, float],   # scale of the context, at the first and at the last cell; 1 at the last = none
+    spatial:tuple[float, float],   # the context's scale at first and last cell; 1 at last = none
     ratio:float,                   # share of the known cells that the last branch doesn't see
 ) -> CFG:
     "The same, guided by the context besides: but only if it guides by the condition."

@@ -38,7 +38,8 @@ def weights_hash(
 ) -> str: # SHA-256, hex
     "The hash of a model's tensors by name, on any device."
     state = module.state_dict()
-    now = [(name, t.data_ptr(), t._version, str(t.device)) for name, t in state.items() if not t.is_inference()]
+    now = [(name, t.data_ptr(), t._version, str(t.device)) for name, t in state.items()
+           if not t.is_inference()]
     known = _HASHES.get(module)
     if known and known[0] == now and len(now) == len(state): return known[1]
     found = digest(dict(state))
@@ -48,7 +49,7 @@ def weights_hash(
 # %% ../../nbs/sampling/449_origins.ipynb #fcee3dee
 @dataclass(frozen=True)
 class Cells:
-    "Where the pictures of a sheet lie: the k-th in row k // columns, column k mod columns; (x, y) in pixels."
+    "Where a sheet's pictures lie, (x, y): the k-th in row k // columns, column k mod columns."
     columns: int
     at: tuple[int, int]      # upper left corner of the first
     step: tuple[int, int]    # from one to its neighbour on the right, and below
@@ -56,7 +57,8 @@ class Cells:
 
     def __post_init__(self):
         check_int("cells.columns", self.columns, 1, 2 ** 16)
-        for name in ("at", "step", "size"): check_ints(f"cells.{name}", getattr(self, name), 0, 2 ** 16)
+        for name in ("at", "step", "size"):
+            check_ints(f"cells.{name}", getattr(self, name), 0, 2 ** 16)
 
     @classmethod
     def of(cls, boxes:Sequence[tuple[int, int, int, int]]) -> "Cells":
@@ -66,7 +68,8 @@ class Cells:
         right = boxes[1][0] - x if columns > 1 else 0
         below = boxes[columns][1] - y if n > columns else 0
         made = cls(columns, (x, y), (right, below), tuple(size))
-        check(all(made.box(k) == tuple(boxes[k]) for k in range(n)), "boxes", boxes[:4], "must lie on a grid")
+        check(all(made.box(k) == tuple(boxes[k]) for k in range(n)), "boxes", boxes[:4],
+              "must lie on a grid")
         return made
 
     def box(self, k:int) -> tuple[int, int, int, int]:
@@ -78,44 +81,46 @@ class Cells:
         "Picture k of a sheet, (h, w, 3) uint8. Errors: `Mismatch` where the sheet is too small."
         x, y, w, h = self.box(k)
         inside = x + w <= sheet.width and y + h <= sheet.height
-        check(inside, "cells", (x, y, w, h), f"must lie inside the picture of {sheet.width}x{sheet.height}", Mismatch)
+        check(inside, "cells", (x, y, w, h),
+              f"must lie inside the picture of {sheet.width}x{sheet.height}", Mismatch)
         return np.asarray(sheet.convert("RGB"))[y:y + h, x:x + w]
 
 # %% ../../nbs/sampling/449_origins.ipynb #69534003
 FORMAT = "vgnb-picture/1"
-_APPLICATIONS = {what.__name__.lower(): what for what in (Inpaint, Outpaint, Morph, Extrapolate, Prefix, Continue)}
+_APPLICATIONS = {what.__name__.lower(): what
+                 for what in (Inpaint, Outpaint, Morph, Extrapolate, Prefix, Continue)}
 WORKS = ("sample", "preview", *_APPLICATIONS, "strip", "rejection", "training", "reconstruction")
-AGAIN = ("sample", "preview", *_APPLICATIONS)        # what can be rendered again from the recipe alone
+AGAIN = ("sample", "preview", *_APPLICATIONS)     # what can be rendered again from the recipe alone
 
 @dataclass(frozen=True)
 class Origin:
     "How the pictures of a PNG came to be. Errors: `BadInput` names the entry that cannot be."
-    work: str = "sample"             # one of `WORKS`
-    model: str = ""                  # a shipped name, a hub's, or a folder as it was given; "" = made of parts
-    parts: tuple[str, ...] = ()      # what tokenizer and generator were called, where they came apart
-    tokenizer: str = ""              # `weights_hash`
+    work: str = "sample"           # one of `WORKS`
+    model: str = ""       # a shipped name, a hub's, or a folder as it was given; "" = made of parts
+    parts: tuple[str, ...] = ()    # what tokenizer and generator were called, where they came apart
+    tokenizer: str = ""            # `weights_hash`
     generator: str = ""
     sampling: Sampling|None = None
-    grid: tuple[int, ...] = ()       # of the codes
+    grid: tuple[int, ...] = ()     # of the codes
     seed: int = 0
-    ids: tuple[int, ...] = ()        # of the samples
-    labels: tuple[int, ...] = ()     # one each
-    names: tuple[str, ...] = ()      # of the classes asked for, in the order of their numbers
-    text: dict|None = None           # of captions: sha256 of features and mask, prompts, encoder
-    size: int|None = None            # side of the pictures, where they were resized
-    denoise: int|None = None         # steps of a decoder that begins with noise
-    preview: int|None = None         # denoising steps after which it stopped
-    what: dict|None = None           # fields of an application
-    given: dict|None = None          # packed codes that were there, and which of them were known
-    each: int = 1                    # pictures of a sample
-    shown: tuple[int, ...] = ()      # (step, of so many): a run that is not over
-    more: dict|None = None           # what else is known: data, crop, precision of a reconstruction, step of a training
+    ids: tuple[int, ...] = ()      # of the samples
+    labels: tuple[int, ...] = ()   # one each
+    names: tuple[str, ...] = ()    # of the classes asked for, in the order of their numbers
+    text: dict|None = None         # of captions: sha256 of features and mask, prompts, encoder
+    size: int|None = None          # side of the pictures, where they were resized
+    denoise: int|None = None       # steps of a decoder that begins with noise
+    preview: int|None = None       # denoising steps after which it stopped
+    what: dict|None = None         # fields of an application
+    given: dict|None = None        # packed codes that were there, and which of them were known
+    each: int = 1                  # pictures of a sample
+    shown: tuple[int, ...] = ()    # (step, of so many): a run that is not over
+    more: dict|None = None           # what else is known: data, crop, precision, a training's step
     device: str = ""
     torch: str = ""
-    version: str = ""                # of vgnb
-    samples: str = ""                # SHA-256 of all samples' pixels; "" = the picture is the sample
-    pixels: str = ""                 # SHA-256 of the picture's
-    cells: Cells|None = None         # where the samples lie; None = the picture is the sample
+    version: str = ""              # of vgnb
+    samples: str = ""              # SHA-256 of all samples' pixels; "" = the picture is the sample
+    pixels: str = ""               # SHA-256 of the picture's
+    cells: Cells|None = None       # where the samples lie; None = the picture is the sample
 
     def __post_init__(self): _check_entries(self)
 
@@ -135,7 +140,8 @@ def _check_entries(o:Origin):
         if getattr(o, name) is not None: check_int(f"recipe.{name}", getattr(o, name), 1, 2 ** 16)
     for name in ("ids", "labels", "grid", "shown"):
         if getattr(o, name): check_ints(f"recipe.{name}", getattr(o, name), 0, 2 ** 63 - 1)
-    for name in ("tokenizer", "generator", "samples", "pixels"): _check_hash(f"recipe.{name}", getattr(o, name))
+    for name in ("tokenizer", "generator", "samples", "pixels"):
+        _check_hash(f"recipe.{name}", getattr(o, name))
     fits = len(o.labels) in (0, len(o.ids)) and len(o.ids) <= 2 ** 16
     check(fits, "recipe.labels", len(o.labels), f"must be one for each of the {len(o.ids)} samples")
     one_each = len(o.names) in (0, len(set(o.labels)))
@@ -153,24 +159,29 @@ def _check_hash(argument:str, value:str):
 @patch
 def note(self:Origin) -> dict:
     "The entries of a PNG's note."
-    said = {f.name: getattr(self, f.name) for f in fields(Origin) if getattr(self, f.name) != f.default}
+    said = {f.name: getattr(self, f.name) for f in fields(Origin)
+            if getattr(self, f.name) != f.default}
     if self.sampling is not None: said["sampling"] = to_json(self.sampling, "sampling")
     return {"format": FORMAT, **{name: to_json(value, name) for name, value in said.items()}}
 
 def origin_from(
     note:dict,   # of a PNG, see `read_png`
 ) -> Origin:
-    "What a note says. Errors: `Mismatch` for another format, `BadInput` names the entry that is wrong."
+    """What a note says.
+
+    Errors: `Mismatch` for another format, `BadInput` names the entry that is wrong."""
     entries = dict(note)
     found = entries.pop("format", None)
-    check(found == FORMAT, "recipe.format", found, f"is not known here; this version reads {FORMAT}", Mismatch)
+    check(found == FORMAT, "recipe.format", found,
+          f"is not known here; this version reads {FORMAT}", Mismatch)
     return from_json(entries, Origin, "recipe")
 
 def running_on(device) -> dict[str, str]:
     "What else can move a low bit: device, torch, vgnb."
     d = torch.device(device)
     name = torch.cuda.get_device_name(d) if d.type == "cuda" else platform.machine()
-    return {"device": f"{d.type}: {name}", "torch": torch.__version__, "version": metadata.version("vgnb")}
+    return {"device": f"{d.type}: {name}", "torch": torch.__version__,
+            "version": metadata.version("vgnb")}
 
 # %% ../../nbs/sampling/449_origins.ipynb #93a7a7f9
 class Given(NamedTuple):
@@ -182,7 +193,8 @@ class Given(NamedTuple):
 def given_note(codes, known=None, grid:tuple[int, ...]=()) -> dict:
     "Codes (b, n, L) and known cells (b, n) as JSON."
     codes = np.asarray(codes)
-    said = {"grid": list(grid), "codes": pack(np.where(known[..., None], codes, 0) if known is not None else codes)}
+    said = {"grid": list(grid),
+            "codes": pack(np.where(known[..., None], codes, 0) if known is not None else codes)}
     return said if known is None else said | {"known": pack(known)}
 
 @patch
@@ -192,15 +204,19 @@ def codes_given(self:Origin) -> Given|None:
     codes = unpack(self.given.get("codes"), "recipe.given.codes")
     known = unpack(self.given["known"], "recipe.given.known") if "known" in self.given else None
     grid = self.given.get("grid")
-    sound = codes.ndim == 3 and codes.dtype != bool and isinstance(grid, list) and all(type(s) is int for s in grid)
+    sound = (codes.ndim == 3 and codes.dtype != bool and isinstance(grid, list)
+             and all(type(s) is int for s in grid))
     sound = sound and (known is None or (known.dtype == bool and known.shape == codes.shape[:2]))
-    check(sound, "recipe.given", codes.shape, "must be codes (b, n, L), known cells (b, n) and a grid", Mismatch)
+    check(sound, "recipe.given", codes.shape,
+          "must be codes (b, n, L), known cells (b, n) and a grid", Mismatch)
     return Given(codes, known, tuple(grid))
 
 def application_note(what:Application) -> dict:
     "An application's fields as JSON, arrays packed. Errors: a field that JSON cannot hold."
-    said = {f.name: getattr(what, f.name) for f in fields(what) if getattr(what, f.name) is not None}
-    return {name: _field(value) for name, value in said.items() if name != "cond"}    # a caption's features: too many
+    said = {f.name: getattr(what, f.name) for f in fields(what)
+            if getattr(what, f.name) is not None}
+    # a caption's features: too many
+    return {name: _field(value) for name, value in said.items() if name != "cond"}
 
 def _field(value):
     is_array = isinstance(value, np.ndarray) or torch.is_tensor(value)
@@ -221,7 +237,8 @@ def pictures_of(self:Origin, what:Application|None) -> "Origin":
     "The same for the pictures of an application."
     if what is None: return self
     word = next((word for word, kind in _APPLICATIONS.items() if type(what) is kind), None)
-    check(word, "what", type(what).__name__, f"must be one of {', '.join(_APPLICATIONS)} to be written into a picture")
+    check(word, "what", type(what).__name__,
+          f"must be one of {', '.join(_APPLICATIONS)} to be written into a picture")
     return replace(self, work=word, what=application_note(what), each=what.each)
 
 # %% ../../nbs/sampling/449_origins.ipynb #8096412e
@@ -232,10 +249,12 @@ def with_samples(
     skip:int=0,                     # tiles before each sample in that sheet
 ) -> tuple[Image.Image, Origin]:
     "The picture, and its origin with the hashes of these samples."
-    if sheet is None and len(images) == 1: return Image.fromarray(images[0]), replace(origin, cells=None, samples="")
+    if sheet is None and len(images) == 1:
+        return Image.fromarray(images[0]), replace(origin, cells=None, samples="")
     if sheet is None:
-        figures = importlib.import_module("vgnb.figures")        # draws: a recipe alone doesn't need it
-        names = np.repeat(np.array(["" if name is None else str(name) for name in origin.called], object), origin.each)
+        figures = importlib.import_module("vgnb.figures")    # draws: a recipe alone doesn't need it
+        names = np.repeat(np.array(["" if name is None else str(name) for name in origin.called],
+                                   object), origin.each)
         sheet = figures.image_grid(images, names, side=max(images.shape[1:3]))
     tiles = sheet.info["tiles"][skip::skip + 1]
     return sheet, replace(origin, cells=Cells.of(tiles), samples=pixel_hash(images))
@@ -252,4 +271,5 @@ def differing(self:Origin, picture:Image.Image, images:np.ndarray) -> list[int]:
         return [] if np.array_equal(np.asarray(picture.convert("RGB")), images[0]) else [0]
     figures = importlib.import_module("vgnb.figures")
     tiles = [np.asarray(figures.tile(image, max(self.cells.size))) for image in images]
-    return [k for k, shown in enumerate(tiles) if not np.array_equal(self.cells.cut(picture, k), shown)]
+    return [k for k, shown in enumerate(tiles)
+            if not np.array_equal(self.cells.cut(picture, k), shown)]

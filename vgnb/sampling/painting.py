@@ -28,12 +28,14 @@ class Leg:
     grid: Grid                # what the generator takes the cells for
     draws: object             # Keyed(seed), forked where legs may ask for the same cell and step
     cells: Tensor|None = None # (m,) cells of the canvas in the grid's raster order; None = all
-    forget: Tensor|None = None # (n,) or (b, n) bool: cells of the canvas that are unknown again from here on
+    forget: Tensor|None = None # (n,) or (b, n) bool: cells that are unknown again from here on
 
 # %% ../../nbs/sampling/435_painting.ipynb #06b148b7
 @dataclass(eq=False)
 class Painting:
-    "A canvas (b, n, L), what is known of it, and the legs that make the rest. Errors: `BadInput` when it is built."
+    """A canvas (b, n, L), what is known of it, and the legs that make the rest.
+
+    Errors: `BadInput` when it is built."""
     cond: Cond
     ids: Tensor             # (b,) sample ids: with the seed they decide every draw
     shape: tuple[int, ...]  # of the canvas
@@ -44,23 +46,29 @@ class Painting:
     def __post_init__(self):
         b, n = len(self.ids), Grid(tuple(self.shape)).n
         is_mask = self.known.shape == (b, n) and self.known.dtype == torch.bool
-        check(is_mask, "known", f"{tuple(self.known.shape)} {self.known.dtype}", f"must be bool of shape {(b, n)}")
+        check(is_mask, "known", f"{tuple(self.known.shape)} {self.known.dtype}",
+              f"must be bool of shape {(b, n)}")
         generator = self.legs[0].sampler.generator
         vocab, shape = generator.vocab, (b, n, len(generator.vocab))
-        check(self.codes.shape == shape, "codes", tuple(self.codes.shape), f"must be (b, n, levels) = {shape}")
+        check(self.codes.shape == shape, "codes", tuple(self.codes.shape),
+              f"must be (b, n, levels) = {shape}")
         check_levels_of(self.codes[self.known], vocab, names=generator.level_names)
         self.codes = torch.where(self.known[..., None], self.codes.long(), 0)
 
         device = self.ids.device
         everything = torch.arange(n, device=device)
-        self._cells = [everything if leg.cells is None else leg.cells.to(device) for leg in self.legs]
+        self._cells = [everything if leg.cells is None else leg.cells.to(device)
+                       for leg in self.legs]
         self._before, end = self._knowledge()
-        check(bool(end.all()), "legs", len(self.legs), f"must reach every unknown cell; {int((~end).sum())} are left")
+        check(bool(end.all()), "legs", len(self.legs),
+              f"must reach every unknown cell; {int((~end).sum())} are left")
 
         known_cells = [known[:, cells].sum(1) for known, cells in zip(self._before, self._cells)]
-        counts = [tuple(row) for row in torch.stack(known_cells, 1).tolist()]             # (b, legs)
-        self._runs: list[tuple] = [()] * b        # a sample's legs: cells known before, groups of the others
-        for rows in micro_batches(counts, b): self._check(torch.tensor(rows, device=device), counts[rows[0]])
+        counts = [tuple(row) for row in torch.stack(known_cells, 1).tolist()]            # (b, legs)
+        # a sample's legs: cells known before, groups of the others
+        self._runs: list[tuple] = [()] * b
+        for rows in micro_batches(counts, b):
+            self._check(torch.tensor(rows, device=device), counts[rows[0]])
 
     def _knowledge(self) -> tuple[list[Tensor], Tensor]:
         "What is known (b, n) before each leg, and in the end."
@@ -74,9 +82,10 @@ class Painting:
 # %% ../../nbs/sampling/435_painting.ipynb #05759ef0
 @patch
 def batches(self:Painting) -> list[Tensor]:
-    "Which samples run together: at most `rows` that know equally many cells before each leg, and share its groups."
+    "Which samples run together: at most `rows` that know as much before each leg, in equal groups."
     rows = self.legs[0].sampler.rows
-    return [torch.tensor(batch, device=self.ids.device) for batch in micro_batches(self._runs, rows)]
+    return [torch.tensor(batch, device=self.ids.device)
+            for batch in micro_batches(self._runs, rows)]
 
 @patch
 def _given(self:Painting, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, Tensor]:
@@ -86,14 +95,18 @@ def _given(self:Painting, k:int, index:Tensor, canvas:Tensor) -> tuple[Tensor, T
 
 @patch
 def _check(self:Painting, index:Tensor, counts:tuple[int, ...]):
-    "Note the groups of samples that know equally many cells. Errors: `BadInput` for a leg its sampler cannot run."
+    """Note the groups of samples that know equally many cells.
+
+    Errors: `BadInput` for a leg its sampler cannot run."""
     for k, leg in enumerate(self.legs):
         given = self._given(k, index, self.codes[index])
         g, known = leg.sampler.generator, given[1]
         gaps = not torch.equal(known, known.long().cumprod(1).bool())
         check(not gaps or "any_order" in g.traits, "generator", type(g).__name__,
-              "must have the trait any_order to fill gaps; it can only go on from the first cells of a raster")
-        groups = leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid, given, draws=leg.draws)
+              "must have the trait any_order to fill gaps; "
+              "it can only go on from the first cells of a raster")
+        groups = leg.sampler.check_request(self.cond.rows(index), self.ids[index], leg.grid,
+                                           given, draws=leg.draws)
         for i, sizes in zip(index.tolist(), groups): self._runs[i] += ((counts[k], sizes),)
 
 # %% ../../nbs/sampling/435_painting.ipynb #78357f72
@@ -106,7 +119,9 @@ class _Canvas:
     first: int = 0       # steps of the legs that are over
 
     def begin(self, known:Tensor):
-        "A leg begins with these cells (b, n). The tensors are new: steps of earlier legs keep theirs."
+        """A leg begins with these cells (b, n).
+
+        The tensors are new: steps of earlier legs keep theirs."""
         self.codes = torch.where(known[..., None], self.codes, 0)
         self.when = torch.where(known, self.when, self.steps)
 
@@ -129,10 +144,12 @@ class _Canvas:
 @patch
 def _lengths(self:Painting, i:int) -> list[int]:
     "Steps of each leg for sample i; where nothing is missing there are none."
-    return [len(groups) if known < leg.grid.n else 0 for leg, (known, groups) in zip(self.legs, self._runs[i])]
+    return [len(groups) if known < leg.grid.n else 0
+            for leg, (known, groups) in zip(self.legs, self._runs[i])]
 
 @patch
-def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
+def _play(self:Painting, index:Tensor,
+          keep:tuple[str, ...]) -> Iterator[tuple[int, Step|None, Tensor]]:
     "(leg, step, canvas) of one micro-batch; each leg ends with a step of None."
     lengths = self._lengths(int(index[0]))
     steps = sum(lengths)
@@ -148,22 +165,24 @@ def _play(self:Painting, index:Tensor, keep:tuple[str, ...]) -> Iterator[tuple[i
 
 @patch
 def _finished(self:Painting, k:int, codes:Tensor) -> Tensor:
-    "The canvas at the end of leg `k`; what a special code that was drawn becomes: see `Sampler.sample`."
+    "The canvas at the end of leg `k`; what a drawn special code becomes: see `Sampler.sample`."
     sampler = self.legs[k].sampler
     last_code = codes.new_tensor(sampler.generator.vocab) - 1
     return codes if sampler.compat is None else torch.minimum(codes, last_code)
 
 @patch
-def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor, keep:tuple[str, ...]) -> Iterator[Step]:
+def _walk(self:Painting, k:int, index:Tensor, canvas:Tensor,
+          keep:tuple[str, ...]) -> Iterator[Step]:
     "The steps of leg `k` for the samples `index`."
     leg = self.legs[k]
     given = self._given(k, index, canvas)
-    return leg.sampler.stream(self.cond.rows(index), self.ids[index], leg.draws, given=given, grid=leg.grid, keep=keep)
+    return leg.sampler.stream(self.cond.rows(index), self.ids[index], leg.draws, given=given,
+                              grid=leg.grid, keep=keep)
 
 # %% ../../nbs/sampling/435_painting.ipynb #b14d0dce
 @patch
 def stream(self:Painting, keep:tuple[str, ...]=()) -> Iterator[Step]:
-    "Steps on the whole canvas, one micro-batch after the other (see `batches`); `keep` as in `Sampler.stream`."
+    "Steps on the whole canvas, by micro-batches (see `batches`); `keep` as in `Sampler.stream`."
     for index in self.batches():
         for _, step, _ in self._play(index, keep):
             if step is not None: yield step
@@ -191,12 +210,12 @@ def sample(self:Painting, watch:Callable[[Step], object]|None=None) -> Tensor:
 class Request:
     "Whom to ask for a painting, and about what."
     sampler: Sampler
-    cond: Cond                    # b conditions: what the pictures are to become
-    ids: Tensor                   # (b,)
-    draws: object                 # Keyed(seed)
-    codes: Tensor|None = None     # (b, n, L) of the pictures that are there, or one for all (1, n, L)
-    grid: Grid|None = None        # of these codes; None = the training grid
-    cell: int = 1                 # pixels along a cell's side: sizes are asked for in pixels (1 = in cells)
+    cond: Cond                  # b conditions: what the pictures are to become
+    ids: Tensor                 # (b,)
+    draws: object               # Keyed(seed)
+    codes: Tensor|None = None   # (b, n, L) of the pictures that are there, or one for all (1, n, L)
+    grid: Grid|None = None      # of these codes; None = the training grid
+    cell: int = 1         # pixels along a cell's side: sizes are asked for in pixels (1 = in cells)
 
     @property
     def generator(self): return self.sampler.generator
@@ -215,8 +234,10 @@ class Request:
         "The pictures' codes (b, n, L), checked."
         b, n, levels = len(self.ids), Grid(self.shape).n, len(self.generator.vocab)
         there = self.codes is not None
-        fits = there and self.codes.dim() == 3 and len(self.codes) in (1, b) and self.codes.shape[1:] == (n, levels)
-        allowed = f"must be {(b, n, levels)}: a picture for each sample (or one for all), a code for each cell"
+        fits = (there and self.codes.dim() == 3 and len(self.codes) in (1, b)
+                and self.codes.shape[1:] == (n, levels))
+        allowed = (f"must be {(b, n, levels)}: a picture for each sample (or one for all), "
+                   "a code for each cell")
         check(fits, "codes", tuple(self.codes.shape) if there else None, allowed)
         return self.codes.expand(b, -1, -1)
 
@@ -225,14 +246,16 @@ class Request:
         sides = "row and column" if argument == "at" else "height and width"
         pair = as_pair(argument, pixels, f"must be two numbers of pixels: {sides}")
         fits = all(isinstance(p, Real) and p >= 0 and p % self.cell == 0 for p in pair)
-        check(fits, argument, pair, f"{sides} must be multiples of {self.cell} pixels, a cell's side")
+        check(fits, argument, pair,
+              f"{sides} must be multiples of {self.cell} pixels, a cell's side")
         return tuple(int(p) // self.cell for p in pair)
 
 # %% ../../nbs/sampling/435_painting.ipynb #58c7f2ca
 def _recorded(value):
-    "A field as JSON: an array as its digest, a part with its kind (or its class, where it has none)."
+    "A field as JSON: an array as its digest, a part with its kind (or else its class)."
     if isinstance(value, np.ndarray) or torch.is_tensor(value): return digest(np.asarray(value))
-    if is_dataclass(value): return to_json(value) | {"kind": kind_of(value) or type(value).__qualname__}
+    if is_dataclass(value):
+        return to_json(value) | {"kind": kind_of(value) or type(value).__qualname__}
     return to_json(value)
 
 @dataclass(frozen=True, eq=False)
@@ -243,11 +266,13 @@ class Application:
     each = 1                   # pictures that are made of one sample
 
     def paint(self, request:Request) -> Painting:
-        "The painting that is asked for. Errors: `BadInput` for whatever cannot work, before any network runs."
+        """The painting that is asked for.
+
+        Errors: `BadInput` for whatever cannot work, before any network runs."""
         raise TypeError(f"{type(self).__name__} must define paint")
 
     def codes(self, painting:Painting, watch:Callable[[Step], object]|None=None) -> Tensor:
-        "The finished codes (b, n, L), or of several pictures each (k, b, n, L); -1 = never decided."
+        "The finished codes (b, n, L), or of several each (k, b, n, L); -1 = never decided."
         return painting.sample(watch)
 
     def finish(self, made:np.ndarray, images:np.ndarray|None, painting:Painting) -> np.ndarray:

@@ -25,10 +25,11 @@ def top_k_filter(logits:Tensor, k:int) -> Tensor:
     return logits.masked_fill(logits < logits.topk(k, -1).values[..., -1:], -torch.inf)
 
 def top_p_filter(logits:Tensor, p:float) -> Tensor:
-    "-inf outside the smallest set of most likely tokens that exceeds p; p = 1 changes nothing, p = 0 keeps one."
+    "-inf outside the smallest set of likeliest tokens that exceeds p; 1 keeps all, 0 one token."
     if p >= 1: return logits
     sorted_logits, order = logits.sort(dim=-1, descending=True, stable=True)
-    before = sorted_logits.softmax(-1).cumsum(-1).roll(1, -1)           # probability up to the previous token
+    # probability up to the previous token
+    before = sorted_logits.softmax(-1).cumsum(-1).roll(1, -1)
     before[..., 0] = -1
     return logits.masked_fill((before > p).gather(-1, order.argsort(-1)), -torch.inf)
 
@@ -38,14 +39,17 @@ def filtered(
     top_k:int=0, top_p:float=1.0,
 ) -> Tensor:
     "Logits after temperature, top-k, top-p, in that order, fp32."
-    divisor = temperature.clamp(min=1e-5) if torch.is_tensor(temperature) else max(temperature, 1e-5)
-    plain = not torch.is_tensor(divisor) and divisor == 1            # then there is nothing to divide, and to copy
-    return top_p_filter(top_k_filter(logits.float() if plain else logits.float() / divisor, top_k), top_p)
+    divisor = (temperature.clamp(min=1e-5) if torch.is_tensor(temperature)
+               else max(temperature, 1e-5))
+    # then there is nothing to divide, and to copy
+    plain = not torch.is_tensor(divisor) and divisor == 1
+    return top_p_filter(top_k_filter(logits.float() if plain else logits.float() / divisor, top_k),
+                        top_p)
 
 def log_total(
     logits:Tensor,    # (b, k, V)
 ) -> Tensor:          # (b, k)
-    "`logsumexp` over the last axis; of many rows a piece at a time, whose exponentials stay in a cache."
+    "`logsumexp` over the last axis; of many rows by pieces, whose exponentials stay in a cache."
     most = 2 ** 18 if logits.device.type == "cpu" else 2 ** 24
     if logits.numel() <= most or torch.compiler.is_compiling(): return logits.logsumexp(-1)
     rows = logits.flatten(0, 1)
@@ -57,13 +61,15 @@ def _check_single(name:str, value):
     "A pick has one number for a setting; numbers for several code levels are several picks."
     if not isinstance(value, (list, tuple)): return
     each = ", ".join(f"Pick({name}={v!r})" for v in value)
-    check(False, name, value, f"must be one number, for all code levels; with one for each level: picks=({each})")
+    check(False, name, value,
+          f"must be one number, for all code levels; with one for each level: picks=({each})")
 
 # %% ../../nbs/sampling/410_pick.ipynb #2715b220
 @dataclass(frozen=True)
 class Pick:
     "Draws a token from each row of logits."
-    temperature: Any = field(default=1.0, metadata={"shelf": "ramp"})  # divides the logits; 0 = greedy. Also a ramp
+    # divides the logits; 0 = greedy. Also a ramp
+    temperature: Any = field(default=1.0, metadata={"shelf": "ramp"})
     top_k: int = 0                 # keep the k most likely (0 = all)
     top_p: float = 1.0             # then the smallest set with this probability
     greedy: bool = False           # take the most likely
@@ -93,7 +99,8 @@ class Pick:
         kept = self.kept(logits, clock)
         temperature = per_column(self.divisor(clock), logits)
         if torch.is_tensor(temperature) and not self.greedy:
-            tokens = torch.where(temperature[:, 0] == 0, kept.argmax(-1), draws.categorical("token", at, kept))
+            tokens = torch.where(temperature[:, 0] == 0, kept.argmax(-1),
+                                 draws.categorical("token", at, kept))
         elif self.greedy or temperature == 0: tokens = kept.argmax(-1)
         else: tokens = draws.categorical("token", at, kept)
         log_probability = kept.gather(-1, tokens[..., None])[..., 0] - log_total(kept)
@@ -102,7 +109,7 @@ class Pick:
 # %% ../../nbs/sampling/410_pick.ipynb #0e228d46
 @dataclass(frozen=True)
 class HaltonPick(Pick):
-    "Halton-MaskGIT's: a sharpness that may move along the run multiplies the logits (sm_temp, temp_pow, temp_warmup)."
+    "Halton-MaskGIT's: a moving sharpness multiplies the logits (sm_temp, temp_pow, temp_warmup)."
     sharpness: float = 1.0               # in the last step
     sharpness_start: float|None = None   # in the first step, changing linearly; None = constant
     power: float = 1.0                   # of the sharpness

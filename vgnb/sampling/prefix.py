@@ -27,7 +27,8 @@ def beginning(
 def _check_count(count:int, n:int):
     "Some cells are shared, and some are left."
     check_int("prefix", count, 1)
-    check(count < n, "prefix", count, f"must be from 1 to {n - 1}: the sequence has {n} codes, and one must be left")
+    check(count < n, "prefix", count,
+          f"must be from 1 to {n - 1}: the sequence has {n} codes, and one must be left")
 
 def _some(ids:Tensor) -> str:
     "The first ids in words."
@@ -36,18 +37,17 @@ def _some(ids:Tensor) -> str:
 # %% ../../nbs/sampling/447_prefix.ipynb #a7b34a5f
 @dataclass(frozen=True, eq=False)
 class Prefix(Application):
-    "The first codes of one sample shared by all, the rest each one's own. D-AR, arXiv 2505.23660 §4."
+    "The first codes of one sample for all, the rest each one's own. D-AR, arXiv 2505.23660 §4."
     first: int                   # so many codes are shared
     leader: int|None = None      # id of the sample that they come from; None = the first one
     label: int|None = None       # its class; None = what is asked of that sample
     cond: Cond|None = None       # what is asked of it, where that is no class; a job fills it in
-    takes_pictures = False
-    needs_plane = False
+    takes_pictures = needs_plane = False
 
     def paint(self, request):
         grid, b, device = Grid(request.shape), len(request.ids), request.ids.device
         _check_count(self.first, grid.n)
-        nothing = torch.zeros(b, grid.n, len(request.generator.vocab), dtype=torch.long, device=device)
+        nothing = request.ids.new_zeros(b, grid.n, len(request.generator.vocab), dtype=torch.long)
         leg = Leg(request.sampler, grid, request.draws)
         known = beginning(b, grid.n, self.first, device)
         painting = Painting(request.cond, request.ids, grid.shape, nothing, known, (leg,))
@@ -57,12 +57,13 @@ class Prefix(Application):
     def led(self, painting:Painting) -> tuple[Cond, Tensor]:
         "The leader's condition and its id (1,)."
         ids = painting.ids
-        leader = ids[:1] if self.leader is None else ids.new_tensor([check_int("leader", self.leader, 0)])
+        leader = (ids[:1] if self.leader is None
+                  else ids.new_tensor([check_int("leader", self.leader, 0)]))
         if self.label is not None: return Cond(labels=ids.new_tensor([self.label])), leader
         if self.cond is not None: return self.cond, leader
-
         row = (ids == leader).nonzero()[:1, 0]
-        check(len(row), "leader", self.leader, f"must be one of the samples {_some(ids)}, or its label must be given")
+        check(len(row), "leader", self.leader,
+              f"must be one of the samples {_some(ids)}, or its label must be given")
         return painting.cond.rows(row), leader
 
     def shared(self, painting:Painting) -> Tensor:
@@ -80,7 +81,7 @@ class Prefix(Application):
         return painting.sample(watch)
 
     def whole(self, cond):
-        "Of a job with these samples the first leads, or the one that is named; parts don't change who."
+        "Of a job with these samples the first leads, or the one named; parts don't change who."
         leader = 0 if self.leader is None else self.leader
         if self.label is not None: return replace(self, leader=check_int("leader", leader, 0))
         asked = cond.rows(slice(check_int("leader", leader, 0, cond.b - 1), leader + 1))

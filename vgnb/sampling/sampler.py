@@ -17,7 +17,16 @@ from torch import Tensor
 
 from ..core import BadInput, check, check_choice, check_int, check_levels_of
 from ..draws import At, Keyed
-from ..generators.generator import Clock, Cond, Generator, Grid, Plan, Prediction, State, require_traits
+from vgnb.generators.generator import (
+    Clock,
+    Cond,
+    Generator,
+    Grid,
+    Plan,
+    Prediction,
+    State,
+    require_traits,
+)
 from ..generators.orders import Order, Raster, check_permutation
 from ..generators.schedules import SCHEDULES, Schedule, check_counts, one_by_one
 from ..glance import first_line, glance, own_fields
@@ -40,17 +49,20 @@ class Step:
     ids: Tensor          # (b,) sample ids
     canvas: Tensor       # (b, n, L) tokens of the run; shared by its steps and filled as it goes on
     when: Tensor         # (b, n) step that fills each cell, -1 = given; shared likewise
-    kept: dict = field(default_factory=dict)    # what `keep` asked for, e.g. "logits": [(b, m, V) a level]
-    computed: int = 0    # rows of the micro-batch that was computed, those that only fill it up included; 0 = unknown
+    kept: dict = field(default_factory=dict)    # what `keep` asked for: "logits": [(b, m, V) ...]
+    computed: int = 0  # rows of the computed micro-batch, with those that only fill it; 0 = unknown
 
     def __repr__(self):
         c = self.clock
         b, k = self.positions.shape
         after = f"{c.done + c.count} of {c.total} known"
-        return f"Step({c.step + 1} of {c.steps}: {k} cells of {b} samples, {after}, {self.computed} rows computed)"
+        return (f"Step({c.step + 1} of {c.steps}: {k} cells of {b} samples, {after}, "
+                f"{self.computed} rows computed)")
 
     def codes(self) -> Tensor:
-        "A copy of the canvas after this step: (b, n, L), -1 = not yet known. Right at any later time, too."
+        """A copy of the canvas after this step: (b, n, L), -1 = not yet known.
+
+        Right at any later time, too."""
         later = self.when > self.clock.step
         return self.canvas.masked_fill(later[..., None], -1)
 
@@ -60,7 +72,8 @@ class Step:
 
     def rows(self, b:int) -> "Step":
         "The first b samples."
-        tensors = {k: getattr(self, k)[:b] for k in ("positions", "tokens", "confidence", "ids", "canvas", "when")}
+        tensors = {k: getattr(self, k)[:b]
+                   for k in ("positions", "tokens", "confidence", "ids", "canvas", "when")}
         kept = {k: [v[:b] for v in values] for k, values in self.kept.items()}
         return replace(self, **tensors, kept=kept)
 
@@ -79,7 +92,7 @@ def computed_rows(
     rows:int,            # of a full one
     min_rows:int|None,   # of the smallest; None = they are all full
 ) -> int:
-    "Rows that are computed for `count` samples: the first of `min_rows, 2 * min_rows, ...` that holds them, or `rows`."
+    "Rows computed for `count` samples: the first of `min_rows, 2 * min_rows, ...` to fit, or all"
     size = min(min_rows or rows, rows)
     while size < count: size *= 2
     return min(size, rows)
@@ -96,9 +109,9 @@ class Sampler:
     steps: int = 1                         # asked of the schedule; one-by-one takes one cell a step
     rows: int = 8                          # of a full micro-batch, part of the result's record
     compat: Literal["upstream"]|None = None
-    min_rows: int|None = None              # of the smallest micro-batch, see `computed_rows`; None = rows
-    precision: str|None = None             # of `PRECISIONS`; None = as whoever calls has it
-    compile: str|None = None               # backend of torch.compile for the generator's blocks; None = as they are
+    min_rows: int|None = None        # of the smallest micro-batch, see `computed_rows`; None = rows
+    precision: str|None = None    # of `PRECISIONS`; None = as whoever calls has it
+    compile: str|None = None      # backend of torch.compile for the generator's blocks; None = none
 
     def __post_init__(self):
         check_int("steps", self.steps, 1)
@@ -108,20 +121,24 @@ class Sampler:
         if self.precision is not None: check_precision(self.precision)
 
         g = self.generator = self.order.asks(self.generator)
-        for name in ("order", "guidance"): require_traits(g, getattr(self, name).needs, name, getattr(self, name))
+        for name in ("order", "guidance"):
+            require_traits(g, getattr(self, name).needs, name, getattr(self, name))
         alone = g.columns == "separate" or "independent" in g.traits
         who = type(g).__name__
-        allowed = f"needs a generator that answers each cell by itself; the columns of {who} are {g.columns}"
+        allowed = ("needs a generator that answers each cell by itself; "
+                   f"the columns of {who} are {g.columns}")
         check(alone or not self.order.adaptive, "order", called(self.order), allowed)
         allowed = f"must be one Pick for each of the generator's {len(g.vocab)} code levels"
         check(len(self.picks) == len(g.vocab), "picks", len(self.picks), allowed)
         self.guidance.check_levels(len(g.vocab))
-        for name, part in (("order", self.order), ("guidance", self.guidance), *(("picks", p) for p in self.picks)):
+        for name, part in (("order", self.order), ("guidance", self.guidance),
+                           *(("picks", p) for p in self.picks)):
             self._check_ramps(name, part)
         self._state: State|None = None
 
     def _repr_html_(self):
-        word = next((name for name, f in dict.items(SCHEDULES) if f is self.schedule), first_line(self.schedule))
+        word = next((name for name, f in dict.items(SCHEDULES) if f is self.schedule),
+                    first_line(self.schedule))
         whose = f"{type(self.generator).__name__}, grid {'x'.join(map(str, self.generator.grid))}"
         return glance("Sampler", own_fields(self) | {"generator": whose, "schedule": word})
 
@@ -130,22 +147,28 @@ class Sampler:
         asks_more = self.order.adaptive or self.order.redraw
         by_cell = asks_more and any(by_column(ramp) for ramp in part.ramps())
         asked = f"{called(self.order)} asks for more cells than a step decides"
-        words = f"gives each cell of a step a value of its own, but {asked}; let it grow by done, after or step"
+        words = (f"gives each cell of a step a value of its own, but {asked}; "
+                 "let it grow by done, after or step")
         check(not by_cell, argument, called(part), words)
 
 # %% ../../nbs/sampling/420_sampler.ipynb #203d2b96
 @patch
 def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
-    "The order's plan for samples that know the cells `known` (b, n). Errors: steps, order or groups that can't be."
+    """The order's plan for samples that know the cells `known` (b, n).
+
+    Errors: steps, order or groups that can't be."""
     n, order = grid.n, self.order
     possible = self.compat or self.schedule is one_by_one or self.steps <= n
     check(possible, "steps", self.steps, f"must be from 1 to {n}, the cells of the grid")
 
-    plan, who = order.plan(grid, known, self.schedule, self.steps, draws, At(ids)), type(order).__name__
-    check(isinstance(plan, Plan), "order", who, f"plan must return a Plan, not {type(plan).__name__}")
+    plan = order.plan(grid, known, self.schedule, self.steps, draws, At(ids))
+    who = type(order).__name__
+    check(isinstance(plan, Plan), "order", who,
+          f"plan must return a Plan, not {type(plan).__name__}")
     perm, there = check_permutation(plan.perm, n), int(known[0].sum())
     begins_with_them = len(perm) == len(ids) and bool(known.gather(1, perm)[:, :there].all())
-    check(begins_with_them, "order", who, "must plan a row for each sample, the cells that are known first")
+    check(begins_with_them, "order", who,
+          "must plan a row for each sample, the cells that are known first")
 
     if self.generator.in_raster: self._check_raster(perm[:, there:])
     self._check_sizes(plan.counts, n, there)
@@ -155,13 +178,13 @@ def plan(self:Sampler, grid:Grid, known:Tensor, ids:Tensor, draws) -> Plan:
 @patch
 def _check_raster(self:Sampler, perm:Tensor):
     "Whether cells (b, k) stand in raster order, for a generator that knows no other."
-    why = f"must be raster: the weights of {type(self.generator).__name__} ended in it; with anneal_start=None a " \
-          "model learns all orders to the end"
+    why = (f"must be raster: the weights of {type(self.generator).__name__} ended in it; "
+           "with anneal_start=None a model learns all orders to the end")
     check(bool((perm.diff(dim=1) > 0).all()), "order", called(self.order), why)
 
 @patch
 def _check_sizes(self:Sampler, counts:list[int], n:int, there:int):
-    "Whether groups fill a grid of which `there` cells are known, and the generator can be asked for them at once."
+    "Whether groups fill a grid with `there` known cells, and a generator can be asked for them."
     order, g = self.order, self.generator
     by_schedule = type(order).plan is Order.plan and type(order).counts is Order.counts
     whose = "schedule" if by_schedule else "order"
@@ -191,7 +214,7 @@ def groups(self:Sampler,
     known:Tensor|None,          # (b, n) bool; None = nothing
     ids:Tensor, draws,
 ) -> list[tuple[int, ...]]:     # one a sample
-    "Sizes of the groups in which each sample's missing cells are decided: those of a plan for each mask."
+    "Sizes of the groups in which each sample's missing cells are decided: a plan's for each mask."
     nothing = torch.zeros(1, grid.n, dtype=torch.bool, device=ids.device)
     if known is None: return [tuple(self.plan(grid, nothing, ids[:1], draws).counts)] * len(ids)
 
@@ -223,32 +246,37 @@ def check_request(self:Sampler,
 
 @patch
 def _check_branches(self:Sampler, cond:Cond, ids:Tensor, grid:Grid):
-    "Whether the generator knows every condition that guidance compares: without a null class there is no guidance."
+    "Whether the generator knows all conditions that guidance compares: a null class, for one."
     first, who = cond.rows(slice(0, 1)), type(self.generator).__name__
     at = At(ids[:1], torch.arange(grid.n, device=ids.device)[None])
     for branch in self.guidance.branches(first, self.generator.null(first), Keyed(0), at)[1:]:
         try: self.generator.check_cond(branch)
         except BadInput as e:
-            why = f"compares with a picture of no class, and this {who} was trained with a class for every picture " \
-                  f"({e}); a scale of 1 compares with nothing"
+            why = (f"compares with a picture of no class, and this {who} was trained with a class "
+                   f"for every picture ({e}); a scale of 1 compares with nothing")
             raise BadInput("guidance", called(self.guidance), why) from None
 
 @patch
 def _check_given(self:Sampler, given:tuple[Tensor, Tensor], b:int, grid:Grid):
     "Known cells: shapes, codes, and whether the generator can go on from them."
-    are_two = isinstance(given, (tuple, list)) and len(given) == 2 and all(map(torch.is_tensor, given))
+    are_two = (isinstance(given, (tuple, list)) and len(given) == 2
+               and all(map(torch.is_tensor, given)))
     allowed = "must be two tensors: codes (b, n, L), and known (b, n), true where a code is fixed"
     check(are_two, "given", type(given).__name__, allowed)
     vocab, (codes, known) = self.generator.vocab, given
     want = (b, grid.n, len(vocab))
-    check(codes.shape == want, "given codes", tuple(codes.shape), f"must be (b, n, levels) = {want}")
+    check(codes.shape == want, "given codes", tuple(codes.shape),
+          f"must be (b, n, levels) = {want}")
     is_mask = known.shape == want[:2] and known.dtype == torch.bool
-    check(is_mask, "given known", f"{tuple(known.shape)} {known.dtype}", f"must be a bool mask of shape {want[:2]}")
+    check(is_mask, "given known", f"{tuple(known.shape)} {known.dtype}",
+          f"must be a bool mask of shape {want[:2]}")
     check_levels_of(codes[known], vocab, "given codes", self.generator.level_names)
 
-    is_beginning = torch.equal(known, known.long().cumprod(1).bool()) and bool((known.sum(1) == known[0].sum()).all())
-    check("any_order" in self.generator.traits or is_beginning, "given known", f"{int(known.sum())} cells",
-          f"must be the same beginning of the raster for all samples: {type(self.generator).__name__} can't fill gaps")
+    is_beginning = (torch.equal(known, known.long().cumprod(1).bool())
+                    and bool((known.sum(1) == known[0].sum()).all()))
+    check("any_order" in self.generator.traits or is_beginning, "given known",
+          f"{int(known.sum())} cells", "must be the same beginning of the raster for all samples: "
+                                       f"{type(self.generator).__name__} can't fill gaps")
 
 # %% ../../nbs/sampling/420_sampler.ipynb #a721e536
 @dataclass
@@ -278,26 +306,31 @@ class _Run:
         self.when.scatter_(1, cells, self.when.gather(1, cells).clamp(max=step))
 
 def _promoted(perm:Tensor, chosen:Tensor, done:int) -> Tensor:
-    "The permutation with the chosen cells right behind the `done` first ones; the others keep their order."
+    "The permutation with chosen cells right behind the `done` first; the others keep their order."
     is_chosen = torch.zeros_like(perm, dtype=torch.bool).scatter_(1, chosen, True)
     rank = torch.where(is_chosen.gather(1, perm), 1, 2)
     rank[:, :done] = 0
     return perm.gather(1, rank.argsort(dim=1, stable=True))
 
 @patch
-def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid, keep:tuple[str, ...]) -> _Run:
+def _start(self:Sampler, cond:Cond, ids:Tensor, draws, given, grid:Grid,
+           keep:tuple[str, ...]) -> _Run:
     "Plan the run, give the generator its branches and the known cells."
     g, b = self.generator, len(ids)
-    known = torch.zeros(b, grid.n, dtype=torch.bool, device=ids.device) if given is None else given[1]
+    known = (torch.zeros(b, grid.n, dtype=torch.bool, device=ids.device)
+             if given is None else given[1])
     there = int(known[0].sum())
     plan = self.plan(grid, known, ids, draws)
 
     canvas = torch.zeros(b, grid.n, len(g.vocab), dtype=torch.long, device=ids.device)
     if given is not None: canvas = given[0].long() * known[..., None]
-    run = _Run(grid, ids, draws, keep, plan.perm, plan.counts, canvas, torch.where(known, -1, len(plan.counts)))
+    run = _Run(grid, ids, draws, keep, plan.perm, plan.counts, canvas,
+               torch.where(known, -1, len(plan.counts)))
 
-    branches = self.guidance.branches(cond, g.null(cond), draws, At(ids, plan.perm, index=plan.known))
-    spare, self._state = self._state, None        # lent to this run: another one under way needs a memory of its own
+    branches = self.guidance.branches(cond, g.null(cond), draws,
+                                      At(ids, plan.perm, index=plan.known))
+    # lent to this run: another one under way needs a memory of its own
+    spare, self._state = self._state, None
     run.state = g.begin(branches, grid, reuse=spare)
     if there: g.accept(run.state, plan.perm[:, :there], gather_rows(canvas, plan.perm[:, :there]))
     return run
@@ -330,10 +363,12 @@ def _steps(self:Sampler, run:_Run) -> Iterator[Step]:
 def _by_chance(self:Sampler, run:_Run, clock:Clock) -> bool:
     "Whether the cells are known before their tokens; then no others are asked for."
     as_published = self.order.redraw or self.compat is not None
-    return not as_published and getattr(run.draws, "addressed", False) and self.order.by_chance(clock)
+    return (not as_published and getattr(run.draws, "addressed", False)
+            and self.order.by_chance(clock))
 
 @patch
-def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None, clock:Clock) -> Tensor|None:
+def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None,
+            clock:Clock) -> Tensor|None:
     "The columns that an order keeps, which come next in the permutation; None = all."
     known = run.decided(cells, run.canvas.new_tensor(self.generator.vocab))
     done, count, at = clock.done, clock.count, At(run.ids, cells, clock.done, clock.step)
@@ -361,21 +396,23 @@ def _computed(self:Sampler, run:_Run) -> Iterator[Step]:
 
 @patch
 def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, Tensor, dict]:
-    "Tokens (b, m, L) for the candidates, level by level, the last level's confidence, and what was asked to be kept."
+    "Tokens (b, m, L) of the candidates, the last level's confidence, and what is to be kept."
     tokens, extras = [], {}
     kept = {k: [] for k in run.keep}
     for level, pick in enumerate(self.picks):
         now = clock._replace(level=level)
         lower = torch.stack(tokens, -1) if tokens else None
         live = self.guidance.live(now)
-        p = self.generator.predict(run.state, cells, lower, live=live, independent=self.order.adaptive)
+        p = self.generator.predict(run.state, cells, lower, live=live,
+                                   independent=self.order.adaptive)
         first = clock.step == 0
         if first: self._check_prediction(p, live, cells, level)
-        extras = extras | p.extras                                            # of earlier levels, too
-        logits = self.guidance.mix(Prediction(p.logits, extras), now)         # (b, m, V)
+        extras = extras | p.extras                                          # of earlier levels, too
+        logits = self.guidance.mix(Prediction(p.logits, extras), now)       # (b, m, V)
         if first: self._check_mixed(logits, p)
 
-        token, confidence = pick(logits, now, run.draws, At(run.ids, cells, clock.done, clock.step, level))
+        token, confidence = pick(logits, now, run.draws,
+                                 At(run.ids, cells, clock.done, clock.step, level))
         tokens.append(token)
         if "logits" in kept: kept["logits"].append(logits)
     tokens = torch.stack(tokens, -1)
@@ -385,7 +422,8 @@ def _decide(self:Sampler, run:_Run, cells:Tensor, clock:Clock) -> tuple[Tensor, 
 # %% ../../nbs/sampling/420_sampler.ipynb #4f3ae42f
 def _form(x) -> str:
     "`float32 (2, 4, 16)`; of what is no tensor, its type."
-    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
+    if torch.is_tensor(x): return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+    return type(x).__name__
 
 def _is_float(x) -> bool: return torch.is_tensor(x) and x.is_floating_point()
 
@@ -393,10 +431,12 @@ def _is_float(x) -> bool: return torch.is_tensor(x) and x.is_floating_point()
 def _check_prediction(self:Sampler, p, live:int, cells:Tensor, level:int):
     "At least the branches and codes that were asked for: some models know special codes besides."
     who, (b, k), codes = type(self.generator).__name__, cells.shape, self.generator.vocab[level]
-    check(isinstance(p, Prediction), "generator", who, f"predict must return a Prediction, not {_form(p)}")
+    check(isinstance(p, Prediction), "generator", who,
+          f"predict must return a Prediction, not {_form(p)}")
     shape = tuple(p.logits.shape) if _is_float(p.logits) else ()
     fits = len(shape) == 4 and shape[1:3] == (b, k) and shape[0] >= live and shape[3] >= codes
-    check(fits, "generator", who, f"predict must return float logits {(live, b, k, codes)}, not {_form(p.logits)}")
+    check(fits, "generator", who,
+          f"predict must return float logits {(live, b, k, codes)}, not {_form(p.logits)}")
 
 @patch
 def _check_mixed(self:Sampler, logits, p:Prediction):
@@ -408,9 +448,10 @@ def _check_mixed(self:Sampler, logits, p:Prediction):
 
 @patch
 def _check_chosen(self:Sampler, columns, b:int, count:int):
-    "Columns of the candidates that are kept: `count`; with those that were known where these are drawn again."
+    "Columns of the candidates that are kept: `count`, and the known ones where they are redrawn."
     are_columns = torch.is_tensor(columns) and columns.dtype == torch.long and columns.dim() == 2
-    enough = are_columns and (columns.shape[1] >= count if self.order.redraw else columns.shape[1] == count)
+    enough = (are_columns
+              and (columns.shape[1] >= count if self.order.redraw else columns.shape[1] == count))
     who = type(self.order).__name__
     check(enough and len(columns) == b, "order", who,
           f"choose must return int64 columns {(b, count)}, not {_form(columns)}")
@@ -421,11 +462,13 @@ def stream(self:Sampler,
     cond:Cond,          # what to generate, b rows
     ids:Tensor,         # (b,) sample ids: with the seed they decide every draw
     draws,              # Keyed(seed)
-    *, given:tuple[Tensor, Tensor]|None=None, # (codes (b, n, L), known (b, n) bool): cells that are fixed
+    *, given:tuple[Tensor, Tensor]|None=None, # (codes (b, n, L), known (b, n) bool) that are fixed
     grid:Grid,          # the canvas
-    keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": the cells that were asked for, and their tokens
+    keep:tuple[str, ...]=(), # "logits": what the pick saw; "drawn": cells asked for, tokens
 ) -> Iterator[Step]:
-    "Steps of one micro-batch after the other (see `micro_batches`). Raises BadInput before any work."
+    """Steps of one micro-batch after the other (see `micro_batches`).
+
+    Raises BadInput before any work."""
     groups = self.check_request(cond, ids, grid, given, keep, draws)
     return (step for _, step in self._stream(cond, ids, draws, given, grid, groups, keep))
 
@@ -447,7 +490,8 @@ def _stream(self:Sampler,
             run = self._start(cond.rows(full), ids[full], draws, part, grid, keep)
         as_asked = tuple(run.counts) == groups[rows[0]]
         who = type(self.order).__name__
-        check(as_asked, "order", who, "must plan the same groups whenever it is asked about the same cells")
+        check(as_asked, "order", who,
+              "must plan the same groups whenever it is asked about the same cells")
         try:
             for step in self._computed(run): yield index, step.rows(len(rows))
         finally:
@@ -471,7 +515,8 @@ def sample(self:Sampler,
     out = torch.full(shape, -1, dtype=torch.long, device=ids.device)
     if given is not None: out = torch.where(given[1][..., None], given[0].long(), out)
 
-    around = arithmetic(ids.device, self.precision)          # so that a weight is cast once, not in each step
+    # so that a weight is cast once, not in each step
+    around = arithmetic(ids.device, self.precision)
     with around, Progress(len(ids), "sample", what="sampling", show=progress) as bar:
         for index, step in self._stream(cond, ids, draws, given, grid, groups):
             if watch: self._let_see(watch, step)
@@ -486,10 +531,10 @@ def sample(self:Sampler,
 @patch
 @torch.no_grad()
 def led(self:Sampler,
-    steps:Iterable[Step],       # of another sampler of the same order: one micro-batch of its `stream`
+    steps:Iterable[Step],    # of another sampler of the same order: one micro-batch of its `stream`
     cond:Cond, ids:Tensor, draws, *, given=None, grid:Grid,   # of that run, as `stream`
 ) -> Iterator[Tensor]:
-    "The tokens (b, k, L) that this sampler draws where the other did, before it is told what the other one drew."
+    "Tokens (b, k, L) that this sampler draws where the other did, before it hears of the other's."
     self.check_request(cond, ids, grid, given, draws=draws)
     with self._passes(ids.device): run = self._start(cond, ids, draws, given, grid, ())
     for step in steps:

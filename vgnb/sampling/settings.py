@@ -22,12 +22,15 @@ from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
 
-# %% ../../nbs/sampling/430_settings.ipynb #977fb786
+# %% ../../nbs/sampling/430_settings.ipynb #84655ad9
 def _guidance(value):
-    "A number is the scale of classifier-free guidance. Errors: several numbers, with the guidances that have several."
+    """A number is the scale of classifier-free guidance.
+
+    Errors: several numbers, with the guidances that have several."""
     several = isinstance(value, (list, tuple))
-    allowed = "must be one scale, or a guidance: AttendedGuidance(start=(1.0, 1.0), end=(3.0, 3.0)) has scales for " \
-              "each code level, CFG(3.0, start=1.0) moves from one scale to another"
+    allowed = ("must be one scale, or a guidance: AttendedGuidance(start=(1.0, 1.0), end=(3.0, "
+               "3.0)) has scales for each code level, CFG(3.0, "
+               "start=1.0) moves from one scale to another")
     check(not several, "guidance", value, allowed)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return CFG(float(value)) if is_number else value
@@ -38,28 +41,32 @@ def _part(name:str, value, shelf_name:str):
     if isinstance(value, str):
         ready.check_word(name, value)
         return ready[check_choice(name, value, ready)]
-    allowed = f"must be one of {', '.join(ready)}, or a registered {shelf_name} (vgnb.kinds.register_part)"
+    allowed = (f"must be one of {', '.join(ready)}, "
+               f"or a registered {shelf_name} (vgnb.kinds.register_part)")
     check(shelf_of(value) == shelf_name, name, value, allowed)
     return value
 
+# %% ../../nbs/sampling/430_settings.ipynb #977fb786
 @dataclass(frozen=True)
 class Sampling:
     "How tokens are drawn, as values that JSON and a command line can carry."
-    order: Any = field(default_factory=Raster)      # in which order cells are filled; also a name of `ORDERS`
-    schedule: str = "one-by-one"                    # how many cells a step: a name of `SCHEDULES`
-    steps: int = 1                                  # asked of the schedule; one-by-one takes one cell a step
-    guidance: Any = field(default_factory=CFG)      # also a name of `GUIDANCES`, or a number: the scale of `CFG`
-    picks: tuple[Any, ...] = (Pick(),)              # one a code level; a single one stands for all
-    rows: int = 8                                   # of a full micro-batch; another value gives other low bits
-    compat: Literal["upstream"]|None = None         # with the published code's faults
-    min_rows: int = 4                               # of the smallest: fewer samples are filled up
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"    # of both networks' passes; weights stay fp32
-    compile: bool = False                           # the generator's blocks; compiled code gives other low bits
+    order: Any = field(default_factory=Raster)  # in which order cells fill; also a name of `ORDERS`
+    schedule: str = "one-by-one"         # how many cells a step: a name of `SCHEDULES`
+    steps: int = 1                       # asked of the schedule; one-by-one takes one cell a step
+    guidance: Any = field(default_factory=CFG)      # or one of `GUIDANCES`, or the scale of `CFG`
+    picks: tuple[Any, ...] = (Pick(),)   # one a code level; a single one stands for all
+    rows: int = 8                        # of a full micro-batch; another value gives other low bits
+    compat: Literal["upstream"]|None = None  # with the published code's faults
+    min_rows: int = 4                    # of the smallest: fewer samples are filled up
+    # of both networks' passes; weights stay fp32
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: bool = False               # the generator's blocks; compiled code gives other low bits
 
     def __post_init__(self):
         picks = tuple(self.picks) if isinstance(self.picks, (list, tuple)) else (self.picks,)
         object.__setattr__(self, "order", _part("order", self.order, "order"))
-        object.__setattr__(self, "guidance", _part("guidance", _guidance(self.guidance), "guidance"))
+        object.__setattr__(self, "guidance",
+                           _part("guidance", _guidance(self.guidance), "guidance"))
         object.__setattr__(self, "picks", tuple(_part("picks", pick, "pick") for pick in picks))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_int("steps", self.steps, 1)
@@ -77,26 +84,26 @@ class Sampling:
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
-        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows, self.precision,
-                       "inductor" if self.compile else None)
+        return Sampler(generator, *parts, self.steps, self.rows, self.compat, self.min_rows,
+                       self.precision, "inductor" if self.compile else None)
 
 # %% ../../nbs/sampling/430_settings.ipynb #460afab9
 _OF_PICKS = ("temperature", "top_k", "top_p")
 
 def spelled(
-    *, order=None,                   # in which order cells are filled: a name of `ORDERS`, or an order
-    schedule:str|None=None,          # how many cells a step: a name of `SCHEDULES`
-    steps:int|None=None,             # asked of the schedule
-    guidance=None,                   # a scale, or a guidance: `CFG(4.0, start=1.0)`
-    picks=None,                      # a pick for all code levels, or one each: `Pick(top_k=50)`
-    temperature:float|None=None,     # of the picks: below 1 likely codes become likelier, 0 is greedy
-    top_k:int|None=None,             # of the picks: keep the k most likely codes, 0 = all
-    top_p:float|None=None,           # of the picks: keep the smallest set with this probability
-    rows:int|None=None,              # of a full micro-batch
-    compat:str|None=None,            # "upstream": with the published code's faults
-    min_rows:int|None=None,          # of the smallest micro-batch
-    precision:str|None=None,         # fp32, tf32, bf16 or fp16, see `vgnb.precision`
-    compile:bool|None=None,          # the generator's blocks, by torch.compile
+    *, order=None,                # in which order cells are filled: a name of `ORDERS`, or an order
+    schedule:str|None=None,       # how many cells a step: a name of `SCHEDULES`
+    steps:int|None=None,          # asked of the schedule
+    guidance=None,                # a scale, or a guidance: `CFG(4.0, start=1.0)`
+    picks=None,                   # a pick for all code levels, or one each: `Pick(top_k=50)`
+    temperature:float|None=None,  # of the picks: below 1 likely codes become likelier, 0 is greedy
+    top_k:int|None=None,          # of the picks: keep the k most likely codes, 0 = all
+    top_p:float|None=None,        # of the picks: keep the smallest set with this probability
+    rows:int|None=None,           # of a full micro-batch
+    compat:str|None=None,         # "upstream": with the published code's faults
+    min_rows:int|None=None,       # of the smallest micro-batch
+    precision:str|None=None,      # fp32, tf32, bf16 or fp16, see `vgnb.precision`
+    compile:bool|None=None,       # the generator's blocks, by torch.compile
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."
     return {name: value for name, value in locals().items() if value is not None}
@@ -107,7 +114,8 @@ def check_steps(self:Sampling,
 ):
     "Refuse steps that were asked for and that no schedule hears. Errors: `BadInput`."
     heard = self.schedule != "one-by-one" or self.steps in (1, before.steps)
-    check(heard, "steps", self.steps, "one-by-one draws one cell a step: leave it out, or name another schedule")
+    check(heard, "steps", self.steps,
+          "one-by-one draws one cell a step: leave it out, or name another schedule")
 
 @patch
 def changed(self:Sampling,
@@ -117,7 +125,8 @@ def changed(self:Sampling,
     names = tuple(f.name for f in fields(Sampling))
     for name in changes: check_choice("setting", name, (*names, *_OF_PICKS))
 
-    given = {name: value for name, value in changes.items() if value is not None or name == "compat"}
+    given = {name: value for name, value in changes.items()
+             if value is not None or name == "compat"}
     of_picks = {name: given.pop(name) for name in _OF_PICKS if name in given}
     settings = replace(self, **given)
     settings.check_steps(self)
@@ -126,12 +135,14 @@ def changed(self:Sampling,
 
 def short_form(part) -> str:
     "A part with the fields that differ from their defaults: `CFG(scale=3.0)`."
-    said = [f"{f.name}={getattr(part, f.name)!r}" for f in fields(part) if getattr(part, f.name) != f.default]
+    said = [f"{f.name}={getattr(part, f.name)!r}" for f in fields(part)
+            if getattr(part, f.name) != f.default]
     return f"{type(part).__name__}({', '.join(said)})"
 
 def _other_pick(pick, changes:dict):
     "A pick with some fields changed."
     known = [f.name for f in fields(pick)]
     for name, value in changes.items():
-        check(name in known, name, value, f"is no setting of {type(pick).__name__}, which has {', '.join(known)}")
+        check(name in known, name, value,
+              f"is no setting of {type(pick).__name__}, which has {', '.join(known)}")
     return replace(pick, **changes)

@@ -57,7 +57,8 @@ class _SideStream:
         done = None
         if self.beside is not None:
             with torch.cuda.stream(self.beside):
-                pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(pixels, non_blocking=True)
+                pixels = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True).copy_(
+                    pixels, non_blocking=True)
                 done = self.beside.record_event()
         self.waiting.append((pixels, done, preview))
 
@@ -86,7 +87,8 @@ class Preview:
     def last(self) -> bool: return self.done == self.steps
 
     def __repr__(self):
-        return f"Preview({self.done} of {self.steps} denoising steps, {self.tokens} tokens, {len(self.ids)} samples)"
+        return (f"Preview({self.done} of {self.steps} denoising steps, {self.tokens} tokens, "
+                f"{len(self.ids)} samples)")
 
 # %% ../../nbs/sampling/450_streaming.ipynb #df9a9645
 def _beginning(step:Step) -> int:
@@ -95,10 +97,11 @@ def _beginning(step:Step) -> int:
 
 class _Arrival:
     "A micro-batch whose tokens arrive."
-    def __init__(self, tokenizer:Progressive, plan, side:_SideStream, step:Step, draws:Draws, size, steps:int|None,
-                 precision:str|None):
+    def __init__(self, tokenizer:Progressive, plan, side:_SideStream, step:Step, draws:Draws, size,
+                 steps:int|None, precision:str|None):
         self.tokenizer, self.plan, self.side, self.precision = tokenizer, plan, side, precision
-        self.needs = [plan.needs(k) for k in range(1, plan.steps + 1)]       # tokens for the first k steps
+        # tokens for the first k steps
+        self.needs = [plan.needs(k) for k in range(1, plan.steps + 1)]
         self.ids, self.rows, self.done, self.sent = step.ids, step.computed or len(step.ids), 0, 0
         ids = padded(self.ids.to(side.device), self.rows)
         self.state = side.run(lambda ids: tokenizer.open(At(ids), draws, size, steps), ids)
@@ -113,14 +116,16 @@ class _Arrival:
 
         first, self.sent = self.sent, ready[-1]
         codes = step.codes()[:, first:self.sent].to(self.side.device)
-        codes = torch.minimum(codes, codes.new_tensor(self.tokenizer.vocab) - 1)      # some draw special codes
-        for pixels, tokens in zip(self.side.run(self._refined, padded(codes, self.rows)), ready, strict=True):
+        # some draw special codes
+        codes = torch.minimum(codes, codes.new_tensor(self.tokenizer.vocab) - 1)
+        for pixels, tokens in zip(self.side.run(self._refined, padded(codes, self.rows)),
+                                  ready, strict=True):
             self.done += 1
             self.side.hand_in(pixels, Preview(self.ids, self.done, self.plan.steps, tokens))
 
     @torch.no_grad()
     def _refined(self, codes:Tensor) -> list[Tensor]:
-        "The next codes (rows, m, L) -> the pictures (b, h, w, 3) uint8 after each step that they allow."
+        "The next codes (rows, m, L) -> the pictures (b, h, w, 3) uint8 after each step they allow."
         codes = self.tokenizer.untoken(codes, codes.shape[1:2])
         with arithmetic(codes.device, self.precision):
             shown = self.tokenizer.refine(self.state, codes)
@@ -128,14 +133,14 @@ class _Arrival:
 
 # %% ../../nbs/sampling/450_streaming.ipynb #9cde5f58
 def arrivals(
-    steps:Iterable[Step],          # of a sampler, one micro-batch after the other
+    steps:Iterable[Step],      # of a sampler, one micro-batch after the other
     tokenizer:Progressive,
-    *, draws:Draws|None=None,      # of the decoder's noise; default: seed 0
-    size=None,                     # sides of the pictures, if they shall differ
-    denoise:int|None=None,         # steps of the decoder; None = its own
-    precision:str|None=None,       # of its passes, see `vgnb.precision`; None = as whoever calls has it
+    *, draws:Draws|None=None,  # of the decoder's noise; default: seed 0
+    size=None,                 # sides of the pictures, if they shall differ
+    denoise:int|None=None,     # steps of the decoder; None = its own
+    precision:str|None=None,   # of its passes, see `vgnb.precision`; None = as whoever calls has it
 ) -> Iterator[Preview]:
-    "A preview after each step of the decoder while tokens arrive, the last of each micro-batch the picture itself."
+    "A preview after each step of the decoder while tokens arrive; a micro-batch's last is final."
     check_size(size, tokenizer=need_progressive(tokenizer, "previews"))
     plan, side = plan_of(tokenizer, denoise), _SideStream(device_of(tokenizer))
     draws = Keyed(0) if draws is None else draws
@@ -183,18 +188,22 @@ def preview_pictures(
         "A piece of `rows` samples."
         flat = tokenizer.untoken(codes, codes.shape[1:2])
         with arithmetic(device, precision):
-            if k is not None: return to_uint8(tokenizer.leave(tokenizer.preview(flat, k, at=At(ids), **how)))
-            pixels = tokenizer.leave(tokenizer.previews(flat, at=At(ids), **how))     # (rows, steps, 3, h, w)
+            if k is not None:
+                return to_uint8(tokenizer.leave(tokenizer.preview(flat, k, at=At(ids), **how)))
+            # (rows, steps, 3, h, w)
+            pixels = tokenizer.leave(tokenizer.previews(flat, at=At(ids), **how))
         return to_uint8(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
-    with evaluating(tokenizer): return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
+    with evaluating(tokenizer):
+        return by_rows(made, rows, codes.to(device), ids.to(device)).cpu().numpy()
 
 # %% ../../nbs/sampling/450_streaming.ipynb #db594a6a
 def _of_one(codes:Tensor) -> Tensor:
     "Codes of one sample. Errors: of none, of several, or no tensor of whole numbers."
     are_codes = torch.is_tensor(codes) and not codes.is_floating_point()
     found = tuple(codes.shape) if are_codes else type(codes).__name__
-    check(are_codes and codes.dim() > 1 and len(codes) == 1, "codes", found, "must be whole numbers of one sample")
+    check(are_codes and codes.dim() > 1 and len(codes) == 1, "codes", found,
+          "must be whole numbers of one sample")
     return codes
 
 class Arriving:
@@ -203,22 +212,24 @@ class Arriving:
         tokenizer:Progressive,
         draws:Draws|None=None,    # of the decoder's noise; default: seed 0
         size=None, denoise:int|None=None,     # as `arrivals`
-        rows:int=4,               # pictures computed at once: as the pipeline's smallest micro-batch
+        rows:int=4,              # pictures computed at once: as the pipeline's smallest micro-batch
         precision:str|None=None,  # as `arrivals`
     ):
         self.tokenizer = need_progressive(tokenizer, "previews")
         self.plan, self.rows = plan_of(tokenizer, denoise), check_int("rows", rows, 1)
         check_size(size, tokenizer=tokenizer)
-        self.how = dict(draws=Keyed(0) if draws is None else draws, size=size, denoise=denoise, precision=precision)
+        self.how = dict(draws=Keyed(0) if draws is None else draws, size=size, denoise=denoise,
+                        precision=precision)
         self._made:dict = {}
 
     def __call__(self, codes:Tensor) -> np.ndarray:
         "All codes (1, n) -> the picture (1, h, w, 3) uint8, of sample 0."
         codes = _of_one(codes)
-        return self.arriving(codes.reshape(1, -1, self.tokenizer.levels), torch.zeros(1, dtype=torch.long))
+        return self.arriving(codes.reshape(1, -1, self.tokenizer.levels),
+                             torch.zeros(1, dtype=torch.long))
 
     def arriving(self, codes:Tensor, ids:Tensor) -> np.ndarray|None:
-        "Codes (1, n, L), -1 = missing -> the newest preview (1, h, w, 3) uint8; None: too few for one."
+        "Codes (1, n, L), -1 = missing -> the newest preview (1, h, w, 3) uint8; None: too few."
         _of_one(codes)
         there = int((codes >= 0).all(-1).long().cumprod(1).sum())
         done = [k for k in range(1, self.plan.steps + 1) if self.plan.needs(k) <= there]
@@ -227,5 +238,6 @@ class Arriving:
         codes = codes[:, :self.plan.needs(k)].long()
         key = k, int(ids[0]), codes.numpy().tobytes()
         if key not in self._made:
-            self._made[key] = preview_pictures(self.tokenizer, codes, k, ids=ids, rows=self.rows, **self.how)
+            self._made[key] = preview_pictures(self.tokenizer, codes, k, ids=ids,
+                                               rows=self.rows, **self.how)
         return self._made[key]

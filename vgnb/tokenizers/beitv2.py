@@ -22,10 +22,12 @@ def beitv2_names() -> NameTable:
     inside = beit_coder_names().parts["vit"][1]
     tasks = [Rename(f"{half}_task_layer.{n}.{{p}}", f"{half}r.{ours}.{{p}}")
              for half in ("encode", "decode") for n, ours in ((0, "mix.0"), (2, "head"))]
-    counters = ("quantize.cluster_size", "quantize.embedding.cluster_size", "quantize.embedding.embed_avg",
+    counters = ("quantize.cluster_size", "quantize.embedding.cluster_size",
+                "quantize.embedding.embed_avg",
                 "quantize.embedding.initted", "teacher_model.{rest}", "scaling_layer.{rest}")
-    return Bundle({"encoder.vit": ("encoder.", inside), "decoder.vit": ("decoder.", inside)}, *tasks,
-                  Rename("quantize.embedding.weight", "quantizer.table"), *map(Ignore, counters))
+    return Bundle({"encoder.vit": ("encoder.", inside), "decoder.vit": ("decoder.", inside)},
+                  *tasks, Rename("quantize.embedding.weight", "quantizer.table"),
+                  *map(Ignore, counters))
 
 @record_reader
 def read_beitv2(spec:dict, **changes) -> VQKDConfig:
@@ -43,30 +45,33 @@ def read_beitv2(spec:dict, **changes) -> VQKDConfig:
 def write_beitv2(c:VQKDConfig) -> dict:
     "BEiT v2's arguments."
     return {"encoder_config": beit_spec(c.encoder), "decoder_config": beit_spec(c.decoder),
-            "n_embed": c.quantizer.codebook, "embed_dim": c.quantizer.dim, "decoder_out_dim": c.features}
+            "n_embed": c.quantizer.codebook, "embed_dim": c.quantizer.dim,
+            "decoder_out_dim": c.features}
 
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "BEiT v2's arguments from names and shapes."
-    if not {"encoder.cls_token", "decoder.cls_token", "encode_task_layer.2.weight"} <= state.keys(): return None
+    if not {"encoder.cls_token", "decoder.cls_token", "encode_task_layer.2.weight"} <= state.keys():
+        return None
     codes, dim = state["quantize.embedding.weight"].shape
-    return {"encoder_config": beit_of(state, "encoder"), "decoder_config": beit_of(state, "decoder"),
-            "n_embed": codes, "embed_dim": dim, "decoder_out_dim": len(state["decode_task_layer.2.weight"])}
+    return {"encoder_config": beit_of(state, "encoder"),
+            "decoder_config": beit_of(state, "decoder"), "n_embed": codes, "embed_dim": dim,
+            "decoder_out_dim": len(state["decode_task_layer.2.weight"])}
 
 _RELEASE = "https://github.com/addf400/files/releases"
 
 def _published(name:str, depth:int, features:int) -> Published:
-    spec = {"decoder_config": {"embed_dim": 768, "depth": depth, "num_heads": 12}, "decoder_out_dim": features}
+    spec = {"decoder_config": {"embed_dim": 768, "depth": depth, "num_heads": 12},
+            "decoder_out_dim": features}
     file = f"vqkd_encoder_base_decoder_{name}.pth"
-    known = Checkpoint(file, url=f"{_RELEASE}/download/BEiT-v2/{file}", page=f"{_RELEASE}/tag/BEiT-v2")
+    known = Checkpoint(file, url=f"{_RELEASE}/download/BEiT-v2/{file}",
+                       page=f"{_RELEASE}/tag/BEiT-v2")
     return Published(f"beitv2-{name}", spec, (known,))
 
 BEITV2 = register(Family(
-    kind="vqkd", config=VQKDConfig, build=VQKD, role="tokenizer", system="beitv2", unpublished=("quantizer.usage.",),
-    names=beitv2_names(), read=read_beitv2, write=write_beitv2,
+    kind="vqkd", config=VQKDConfig, build=VQKD, role="tokenizer", system="beitv2",
+    unpublished=("quantizer.usage.",), names=beitv2_names(), read=read_beitv2, write=write_beitv2,
     reads=lambda spec: not {"encoder_config", "decoder_out_dim"}.isdisjoint(spec),
-    recognise=_recognise,
-    owns=lambda c: c.decoder is not None,
-    classes=("modeling_vqkd.VQKD",),
+    recognise=_recognise, owns=lambda c: c.decoder is not None, classes=("modeling_vqkd.VQKD",),
     published=(_published("1x768x12_clip-d93179da", 1, 512),
                _published("3x768x12_clip-d5036aa7", 3, 512),
                _published("1x768x12_dino-663c55d7", 1, 768))))

@@ -22,7 +22,7 @@ from .quantizers import TableQuantizer, Update
 # %% ../../nbs/tokenizers/212_codebook_updates.ipynb #d1285646
 @dataclass(frozen=True)
 class Normalise:
-    "The table is put back on the sphere before the search of every training step; for quantizers with `l2`."
+    "The table goes back to the sphere before every training step's search; for `l2` quantizers."
 
 class Normalisation(Update):
     "`Normalise` at work."
@@ -61,7 +61,8 @@ class EmaMeans(Update):
         self.decay = config.decay
         self.unit = getattr(quantizer_config, "l2", False)
 
-    def forward(self, quantizer:TableQuantizer, z:Tensor, codes:Tensor, draws:Draws|None, at:At|None):
+    def forward(self, quantizer:TableQuantizer, z:Tensor, codes:Tensor,
+                draws:Draws|None, at:At|None):
         mean, count = members(z, codes, len(quantizer.table), quantizer.sync)
         if self.unit: mean = l2_normalize(mean)
         moved = self.decay * quantizer.rows() + (1 - self.decay) * mean
@@ -75,9 +76,9 @@ register_part("update", "ema", Ema(), EmaMeans)
 class Anchors:
     "Rows in little use are drawn to features of the batch (CVQ-VAE, arXiv 2307.15139 §3.2)."
     choose: Literal["nearest", "multinomial", "cached"] = "nearest" # which feature
-    decay: float = 0.99    # memory of how often a row is used
-    eps: float = 1e-3      # what a row that is never used keeps of itself
-    joined: bool = True    # anchors from all processes (cached: always); False: each chooses its own, then the mean
+    decay: float = 0.99   # memory of how often a row is used
+    eps: float = 1e-3     # what a row that is never used keeps of itself
+    joined: bool = True   # anchors from all processes (cached: always); False: a mean of each one's
 
     def __post_init__(self):
         check_choice("choose", self.choose, ("nearest", "multinomial", "cached"))
@@ -86,8 +87,9 @@ class Anchors:
 
 class Anchoring(Update):
     "`Anchors` at work; `probability` is how often each row was used lately."
-    quirks = (("Multinomial anchors are drawn by softmax of +distance.",
-               "A dead row is drawn to features far away from it; CVQ-VAE itself prefers near ones."),)
+    quirks = (
+        ("Multinomial anchors are drawn by softmax of +distance.",
+         "A dead row is drawn to features far away from it; CVQ-VAE itself prefers near ones."),)
     whole_batch = "rows are drawn to features of a batch"
 
     def __init__(self, config:Anchors, quantizer_config):
@@ -101,23 +103,27 @@ class Anchoring(Update):
         self.register_buffer("recent", torch.zeros(size, quantizer_config.dim))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, quantizer:TableQuantizer, z:Tensor, codes:Tensor, draws:Draws|None, at:At|None):
+    def forward(self, quantizer:TableQuantizer, z:Tensor, codes:Tensor,
+                draws:Draws|None, at:At|None):
         c, rows = self.config, quantizer.rows()
         count = quantizer.sync.sum(counted(codes, len(rows)))
         self.probability.copy_(c.decay * self.probability + (1 - c.decay) * count / count.sum())
-        kept = 1 - torch.exp(-self.probability * len(rows) * 10 / (1 - c.decay) - c.eps)       # (k,)
+        kept = 1 - torch.exp(-self.probability * len(rows) * 10 / (1 - c.decay) - c.eps)      # (k,)
 
         anchors, known = self.anchors(quantizer, z, draws, at)
         moved = kept[:, None] * rows + (1 - kept[:, None]) * anchors
         quantizer.table.copy_(torch.where(known[:, None], moved, quantizer.table))
 
-    def anchors(self, quantizer:TableQuantizer, z:Tensor, draws:Draws|None, at:At|None) -> tuple[Tensor, Tensor]:
+    def anchors(self, quantizer:TableQuantizer, z:Tensor, draws:Draws|None,
+                at:At|None) -> tuple[Tensor, Tensor]:
         "A feature for each row (k, d), and whether there is one (k,)."
         drawn = self.config.choose != "nearest"
         known = not drawn or (draws is not None and at is not None)
-        check(known, "draws", draws, f"{self.config.choose} anchors need draws and at: which features is drawn")
+        check(known, "draws", draws,
+              f"{self.config.choose} anchors need draws and at: which features is drawn")
         choose = getattr(self, f"_{self.config.choose}")
-        together = self.config.joined or self.config.choose == "cached"     # a cache of each would be in no checkpoint
+        # a cache of each would be in no checkpoint
+        together = self.config.joined or self.config.choose == "cached"
         if together: return choose(quantizer.rows(), quantizer.sync.gather(z), draws, at)
         own, known = choose(quantizer.rows(), z, draws, at)
         return quantizer.sync.sum(own) / quantizer.sync.sum(own.new_ones(())), known
@@ -130,10 +136,12 @@ _BOUND = 1 << 24    # distances held at once
 @patch
 def _nearest(self:Anchoring, rows:Tensor, pool:Tensor, draws, at) -> tuple[Tensor, Tensor]:
     "The nearest feature of each row."
-    return pool[nearest(rows, pool, by=self.by)], torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    return pool[nearest(rows, pool, by=self.by)], torch.ones(len(rows), dtype=torch.bool,
+                                                             device=rows.device)
 
 @patch
-def _multinomial(self:Anchoring, rows:Tensor, pool:Tensor, draws:Draws, at:At) -> tuple[Tensor, Tensor]:
+def _multinomial(self:Anchoring, rows:Tensor, pool:Tensor, draws:Draws,
+                 at:At) -> tuple[Tensor, Tensor]:
     "A draw for each row: softmax of minus the distance over features."
     sign, chosen = (1 if self.compat else -1), []
     ids = torch.arange(len(rows), device=rows.device)
@@ -146,7 +154,7 @@ def _multinomial(self:Anchoring, rows:Tensor, pool:Tensor, draws:Draws, at:At) -
 
 @patch
 def _cached(self:Anchoring, rows:Tensor, pool:Tensor, draws:Draws, at:At) -> tuple[Tensor, Tensor]:
-    "Different features for different rows: of the batch if it has enough, else of the last ones seen."
+    "Different features for different rows: of the batch if it has enough, else the last seen."
     size, enough = len(rows), len(pool) >= len(rows)
     there = torch.ones(len(pool), dtype=torch.bool, device=rows.device)
     if not enough:

@@ -22,7 +22,7 @@ def norm(c:int, groups:int=32) -> nn.GroupNorm:
     return nn.GroupNorm(groups, c, eps=1e-6)
 
 class ResBlock(nn.Module):
-    "x + conv(swish(norm(conv(swish(norm(x)))))); a 1x1 convolution on the way past where widths differ."
+    "x + conv(swish(norm(conv(swish(norm(x)))))); a 1x1 convolution past it where widths differ."
     def __init__(self, cin:int, cout:int|None=None, groups:int=32, dropout:float=0.0):
         super().__init__()
         cout = cout or cin
@@ -35,7 +35,7 @@ class ResBlock(nn.Module):
 
     def branch(self, x:Tensor, noise:Noise|None=None) -> Tensor:
         "What is added to the input."
-        h = self.conv1(F.silu(self.norm1(x)))                                    # (b, cin, h, w) -> (b, cout, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))                    # (b, cin, h, w) -> (b, cout, h, w)
         h = F.silu(self.norm2(h))
         if noise and self.dropout.rate: h = self.dropout(h.flatten(2), noise).view_as(h)
         return self.conv2(h)
@@ -92,7 +92,8 @@ class Level(nn.Module):
         super().__init__()
         widths = [cin] + [cout] * (depth - 1)
         self.blocks = nn.ModuleList(block(w, cout, groups, dropout) for w in widths)
-        self.attention = nn.ModuleList(SpatialAttention(cout, groups) for _ in range(depth * attend))
+        self.attention = nn.ModuleList(SpatialAttention(cout, groups)
+                                       for _ in range(depth * attend))
         self.resample = resample
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
         mults:tuple=(1, 1, 2, 2, 4),    # width of each level as a multiple
         depth:int=2,                    # residual blocks a level
         attention:tuple=(4,),           # levels with attention; 0 is full resolution
-        bottom:Callable|None=middle,    # (width, groups, dropout) -> module between the deepest level and the head
+        bottom:Callable|None=middle,    # (width, groups, dropout) -> module at the deepest level
         groups:int=32,
         dropout:float=0.0,
         channels:int=3,                 # of the images
@@ -148,7 +149,8 @@ class Encoder(nn.Module):
         self.levels = nn.ModuleList()
         for n, (cin, c) in enumerate(zip([width, *widths], widths)):
             resample = nn.Identity() if n == last else down(c)
-            self.levels.append(Level(cin, c, depth, n in attention, resample, groups, dropout, block))
+            self.levels.append(Level(cin, c, depth, n in attention, resample,
+                                     groups, dropout, block))
         self.middle = bottom(widths[-1], groups, dropout) if bottom else Chain()
         self.norm = norm(widths[-1], groups)
         self.head = nn.Conv2d(widths[-1], out, 3, padding=1)
@@ -169,7 +171,7 @@ class Decoder(nn.Module):
         mults:tuple=(1, 1, 2, 2, 4),    # width of each level as a multiple
         depth:int=3,                    # residual blocks a level: one more than the encoder's
         attention:tuple=(4,),           # levels with attention; 0 is full resolution
-        bottom:Callable|None=middle,    # (width, groups, dropout) -> module between the stem and the deepest level
+        bottom:Callable|None=middle,    # (width, groups, dropout) -> module after the stem
         groups:int=32,
         dropout:float=0.0,
         channels:int=3,                 # of the images
@@ -186,7 +188,8 @@ class Decoder(nn.Module):
         for n in range(last, -1, -1):                                            # deepest first
             deeper = widths[min(n + 1, last)]
             resample = Upsample(widths[n]) if n else nn.Identity()
-            self.levels.append(Level(deeper, widths[n], depth, n in attention, resample, groups, dropout, block))
+            self.levels.append(Level(deeper, widths[n], depth, n in attention, resample,
+                                     groups, dropout, block))
         self.norm = norm(widths[0], groups)
         self.head = nn.Conv2d(widths[0], channels, 3, padding=1)
         name_noise(self, "decoder")
@@ -216,7 +219,7 @@ class SmallEncoder(nn.Module):
         name_noise(self, "encoder")
 
     def forward(self, x:Tensor, noise:Noise|None=None) -> Tensor:
-        h = self.stem(F.pixel_unshuffle(x, self.patch))                          # (b, width, h/patch, w/patch)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))               # (b, width, h/patch, w/patch)
         h = self.fine(h, noise)
         return self.coarse(self.down(h), noise)
 
@@ -233,6 +236,6 @@ class SmallDecoder(nn.Module):
         name_noise(self, "decoder")
 
     def forward(self, z:Tensor, noise:Noise|None=None) -> Tensor:
-        h = self.up(self.coarse(z, noise))                                       # (b, width, h/patch, w/patch)
+        h = self.up(self.coarse(z, noise))                            # (b, width, h/patch, w/patch)
         h = self.fine(h, noise)
         return F.pixel_shuffle(self.head(h), self.patch)

@@ -20,12 +20,12 @@ from .tokenizer import Quantized, Reconstruction, Tokenizer
 
 # %% ../../nbs/tokenizers/222_conv_tokenizer.ipynb #c8cc789a
 class ConvTokenizer(Tokenizer):
-    "Encoder, quantizer, decoder; 1x1 convolutions between them where the code space has a width of its own."
+    "Encoder, quantizer, decoder; 1x1 convolutions between where the codes' width differs."
     clip: tuple[float, float]|None = None    # what `render` cuts pixels to
 
     def __init__(self,
         config,                              # the dataclass it is built from
-        encoder:nn.Module,                   # images, noise -> features (b, d, h/f, w/f); has `factor`
+        encoder:nn.Module,                # images, noise -> features (b, d, h/f, w/f); has `factor`
         decoder:nn.Module,                   # z, noise -> pixels; has `head`, its last convolution
         quantizer:Quantizer,
         to_code:nn.Module|None=None,         # features -> what is quantized
@@ -53,7 +53,7 @@ class ConvTokenizer(Tokenizer):
         z:Tensor,                          # (b, dim, h/f, w/f)
         *, draws:Draws|None=None, at:At|None=None, # only a dropout in training asks for them
         size:int|tuple[int, int]|None=None, # sides of the picture if they shall differ: bicubic
-    ) -> Tensor:                           # (b, 3, h, w) fp32; a resized one may overshoot its range
+    ) -> Tensor:                          # (b, 3, h, w) fp32; a resized one may overshoot its range
         "Rows -> pixels."
         x = self.pixels(z, self.noise(draws, at))
         if self.clip is not None: x = x.clamp(*self.clip)
@@ -90,7 +90,9 @@ def pixels(self:ConvTokenizer, z:Tensor, noise:Noise|None=None) -> Tensor:
 
 @patch
 def first(self:ConvTokenizer, levels:int) -> ConvTokenizer:
-    "The tokenizer of the first so many levels of codes, on the same weights. Errors: levels that don't stand alone."
+    """The tokenizer of the first so many levels of codes, on the same weights.
+
+    Errors: levels that don't stand alone."""
     coarse = self.quantizer.first(levels)
     if coarse is self.quantizer: return self
     config = replace(self.config, quantizer=coarse.config)

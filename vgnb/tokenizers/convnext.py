@@ -69,14 +69,15 @@ def _step(cin:int, cout:int) -> nn.Sequential:
     return nn.Sequential(ChannelNorm(cin, 1e-6), nn.Conv2d(cin, cout, 2, 2))
 
 class ConvNeXt(nn.Module):
-    "Pictures (b, channels, h, w) -> the last stage's map (b, features, h/factor, w/factor) (arXiv 2201.03545)."
+    "Pictures (b, channels, h, w) -> (b, features, h/factor, w/factor), the last stage (2201.03545)"
     def __init__(self, config:ConvNeXtConfig=ConvNeXtConfig()):
         super().__init__()
         c = self.config = config
         first = c.widths[0]
         self.stem = nn.Sequential(nn.Conv2d(c.channels, first, 4, 4), ChannelNorm(first, 1e-6))
         blocks = zip(c.widths, c.depths)
-        self.stages = nn.ModuleList(nn.Sequential(*(ConvNeXtBlock(w, c.scale) for _ in range(d))) for w, d in blocks)
+        self.stages = nn.ModuleList(nn.Sequential(*(ConvNeXtBlock(w, c.scale) for _ in range(d)))
+                                    for w, d in blocks)
         self.steps = nn.ModuleList(_step(a, b) for a, b in zip(c.widths, c.widths[1:]))
 
     def forward(self, x:Tensor) -> Tensor:
@@ -98,5 +99,6 @@ def convnext_names(stages:int=4) -> NameTable:
     for n in range(stages):
         rules += [Rename(f"features.{2 * n + 1}.{{i}}.{theirs}", f"stages.{n}.{{i}}.{ours}")
                   for theirs, ours in parts.items()]
-        rules.append(Rename(f"features.{2 * n}.{{i}}.{{p}}", f"steps.{n - 1}.{{i}}.{{p}}" if n else "stem.{i}.{p}"))
+        rules.append(Rename(f"features.{2 * n}.{{i}}.{{p}}",
+                            f"steps.{n - 1}.{{i}}.{{p}}" if n else "stem.{i}.{p}"))
     return NameTable(*rules)

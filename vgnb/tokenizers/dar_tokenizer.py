@@ -42,7 +42,13 @@ from vgnb.tokenizers.flow_decoder import (
     window_start,
 )
 from .pictures import check_size
-from .quantizers import Quantizer, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
+from vgnb.tokenizers.quantizers import (
+    Quantizer,
+    VectorConfig,
+    VectorQuantizer,
+    build_quantizer,
+    check_quantizer,
+)
 from vgnb.tokenizers.token_encoder import (
     HERE,
     TokenDecoder,
@@ -61,8 +67,8 @@ from .tokenizer import Quantized, Reconstruction, Tokenizer, check_images
 class DARTokenizerConfig:
     "Everything that decides the tokenizer; defaults are D-AR's tokenizer v1."
     quantizer: Any = VectorConfig()  # a part of the shelf "quantizer", one code a place
-    continuous: bool = False         # unit vectors of the quantizer's channels pass as they are: no codes
-    flow: FlowConfig = FlowConfig()  # the network that decodes; its `cond` is the width of the token decoder
+    continuous: bool = False   # unit vectors of the quantizer's channels pass as they are: no codes
+    flow: FlowConfig = FlowConfig()  # the decoding network; its `cond` is the token decoder's width
     width: int = 768                 # of the encoder
     layers: int = 8                  # of the encoder
     decoder_layers: int = 8          # of the token decoder
@@ -76,9 +82,9 @@ class DARTokenizerConfig:
     window: int|None = None          # tokens that a step looks at; None: one group
     steps: int = 8                   # of the sampler
     solver: Literal["adams2", "euler"] = "adams2" # of the sampler
-    resolution: int = 256            # side of a decoded picture, where nothing else is asked for, and the least
-    output: int|None = None          # decoded pictures larger than this become squares of it (bicubic)
-    init: Literal["closed", "open"] = "closed" # blocks begin as the identity, as published; or see `open_up`
+    resolution: int = 256   # side of a decoded picture, if nothing else is asked for, and the least
+    output: int|None = None       # decoded pictures larger than this become squares of it (bicubic)
+    init: Literal["closed", "open"] = "closed" # as the identity (published); or see `open_up`
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
@@ -86,12 +92,14 @@ class DARTokenizerConfig:
         check_bool("continuous", c.continuous)
         check(isinstance(c.flow, FlowConfig), "flow", c.flow, "must be a FlowConfig")
         check_choice("init", c.init, ("closed", "open"))
-        words = "must be None for init='open': queries begin with the address of a place, which needs their full width"
+        words = ("must be None for init='open': queries begin with the address of a place, "
+                 "which needs their full width")
         check(c.init == "closed" or c.rank is None, "rank", c.rank, words)
         check_quantizer(c.quantizer)
         one = len(c.quantizer.vocab) == 1
         check(one, "quantizer", c.quantizer.vocab, "must have one codebook: a token is one code")
-        for k in ("width", "patch", "head", "rows", "steps", "resolution"): check_int(k, getattr(c, k), 1)
+        for k in ("width", "patch", "head", "rows", "steps", "resolution"):
+            check_int(k, getattr(c, k), 1)
         for k in ("layers", "decoder_layers"): check_int(k, getattr(c, k), 0)
         check_heads(c.width, c.head)
         check_heads(c.flow.cond, c.head, "flow.cond")
@@ -123,7 +131,8 @@ def check_reading(self:DARTokenizerConfig):
     check_int("groups", c.groups, 1, c.queries)
     longest = -(-c.queries // c.groups)
     divides = c.window is not None or c.queries % c.groups == 0
-    words = f"must divide queries={c.queries}, or window must be at least {longest}: else some tokens are never read"
+    words = (f"must divide queries={c.queries}, or window must be at least {longest}: "
+             "else some tokens are never read")
     check(divides or c.compat, "groups", c.groups, words)
     flow_plan(c.steps, c.groups, c.queries, c.window_size, compat=c.compat)
 
@@ -138,10 +147,9 @@ _QUIRKS = (
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #586068f5
 class DARTokenizer(Tokenizer):
-    "Queries read a picture; groups of tokens steer the steps from noise back to it (arXiv 2505.23660)."
+    "Queries read a picture; groups of tokens steer the steps from noise to it (arXiv 2505.23660)."
     dims = 1
-    not_coding = ("decoder", "flow")
-    coding_options = ("l2", "base", "continuous")
+    not_coding, coding_options = ("decoder", "flow"), ("l2", "base", "continuous")
     quirks = (*_QUIRKS, *VectorQuantizer.quirks)
 
     def __init__(self, config:DARTokenizerConfig=DARTokenizerConfig()):
@@ -149,7 +157,8 @@ class DARTokenizer(Tokenizer):
         c = self.config = config
         shared = dict(rows=c.rows, head=c.head, recompute=c.flow.recompute)
         self.factor = c.factor
-        self.encoder = TokenEncoder(c.width, c.layers, c.patch, c.queries, rank=c.rank, base=c.base, **shared)
+        self.encoder = TokenEncoder(c.width, c.layers, c.patch, c.queries, rank=c.rank,
+                                    base=c.base, **shared)
         self.to_code = nn.Linear(c.width, c.quantizer.dim, bias=False)
         self.quantizer = None if c.continuous else build_quantizer(c.quantizer, c.compat)
         self.vocab = None if c.continuous else self.quantizer.vocab
@@ -165,36 +174,37 @@ class DARTokenizer(Tokenizer):
     def lookup(self, codes:Tensor) -> Tensor:
         "Codes (b, queries) -> z (b, dim, queries)."
         codes = self._pictures(codes)
-        words = f"must have {self.config.queries} tokens a picture; `preview` takes the first ones alone"
+        words = (f"must have {self.config.queries} tokens a picture; "
+                 "`preview` takes the first ones alone")
         check(codes.shape[1] == self.config.queries, "codes", tuple(codes.shape), words)
         return self.quantizer.lookup(codes)
 
     def render(self,
-        z:Tensor,                                  # (b, dim, queries)
-        *, draws:Draws|None=None, at:At|None=None, # the noise to begin with; default: seed 0, samples 0, 1, ...
-        size:int|tuple[int, int]|None=None,        # sides of the picture if they shall differ: bicubic
-        steps:int|None=None,                       # of the sampler, if they shall differ
-        resolution:int|tuple[int, int]|None=None,  # sides that are drawn, multiples of the decoder's patch
+        z:Tensor,                               # (b, dim, queries)
+        *, draws:Draws|None=None, at:At|None=None, # first noise; default: seed 0, samples 0 ...
+        size:int|tuple[int, int]|None=None,     # sides of the picture if they shall differ: bicubic
+        steps:int|None=None,                    # of the sampler, if they shall differ
+        resolution:int|tuple[int, int]|None=None,  # sides to draw, multiples of the decoder's patch
     ) -> Tensor:                           # (b, 3, h, w) fp32, not cut to [-1, 1]
-        "Rows -> pixels, from noise that belongs to the sample. Errors: rows of another shape, or not finite."
+        "Rows -> pixels, from the sample's own noise. Errors: rows of another shape, or not finite."
         self.check_rows(z, self.config.queries)
-        odd = _odd_number(z)
-        check(odd is None, "z", odd, "must hold finite numbers only")
+        check((odd := _odd_number(z)) is None, "z", odd, "must hold finite numbers only")
         return self.drawn_from(z, draws=draws, at=at, size=size, steps=steps, resolution=resolution)
 
     def forward(self,
-        images:Tensor, draws:Draws|None=None, at:At|None=None, # times and noise: training needs them
-        quantize:bool=True,                # False: features pass unquantized
-        teacher:bool=True,                 # in training: also what a teacher is compared with, where there is a head
-        own:float=0.0,                     # in training: the share of pictures that its own steps have begun
+        images:Tensor, draws:Draws|None=None, at:At|None=None, # times and noise, for training
+        quantize:bool=True,       # False: features pass unquantized
+        teacher:bool=True,         # in training: also what a teacher is compared with, given a head
+        own:float=0.0,            # in training: the share of pictures that its own steps have begun
     ) -> Reconstruction:
-        "In training `look`, else the reconstruction. Values of `images` are looked at only where that is free."
+        "In training `look`, else the reconstruction; pixels are checked only where that is free."
         self.check_images(images, look=None)
         features = self.features(images)
         if self.training: return self.look(images, features, draws, at, quantize, teacher, own)
         q = self.quantized(features) if quantize else self.unquantized(features)
         sides = tuple(images.shape[-2:])
-        return Reconstruction(self.drawn_from(q.z, draws=draws, at=at, size=sides, resolution=sides), q, {})
+        made = self.drawn_from(q.z, draws=draws, at=at, size=sides, resolution=sides)
+        return Reconstruction(made, q, {})
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #662341d8
 @patch
@@ -227,7 +237,9 @@ def unquantized(self:DARTokenizer, z:Tensor) -> Quantized:
 def conditions(self:DARTokenizer,
     z:Tensor,         # (b, dim, n): all tokens, or the first ones
 ) -> Tensor:          # (b, n, cond)
-    "What the flow decoder is told. A beginning is filled up, so that its numbers are those of the whole line."
+    """What the flow decoder is told.
+
+    A beginning is filled up, so that its numbers are those of the whole line."""
     n = self.check_rows(z)
     return self.decoder(F.pad(z, (0, self.config.queries - n)))[:, :n]
 
@@ -244,7 +256,8 @@ def check_rows(self:DARTokenizer,
     is_line = len(shape) == 3 and shape[0] > 0 and shape[1] == dim and z.is_floating_point()
     fits = is_line and (shape[2] == n if tokens else 0 < shape[2] <= n)
     whose = "" if tokens else " of all tokens, or of the first ones"
-    check(fits, "z", shape or type(z).__name__, f"must be a floating point tensor (b, {dim}, {n}){whose}")
+    check(fits, "z", shape or type(z).__name__,
+          f"must be a floating point tensor (b, {dim}, {n}){whose}")
     return shape[2]
 
 def _odd_number(z:Tensor) -> float|None:
@@ -256,8 +269,8 @@ def _odd_number(z:Tensor) -> float|None:
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #50517ca1
 @patch
 def quantized(self:DARTokenizer,
-    features:Tensor,        # (b, dim, queries)
-    t:Tensor|None=None,     # (b,) times: only tokens up to their windows' ends are trained; None: nothing is learnt
+    features:Tensor,       # (b, dim, queries)
+    t:Tensor|None=None,    # (b,) times: tokens up to their windows' ends are trained; None: nothing
     draws:Draws|None=None, at:At|None=None,
 ) -> Quantized:
     "Features through the quantizer."
@@ -269,18 +282,24 @@ def quantized(self:DARTokenizer,
     return self.quantizer(features, draws, at, weights=seen)
 
 def _weighs(quantizer:Quantizer) -> bool:
-    "Whether its losses can leave tokens out. Errors: a table that is trained on all tokens, seen or not."
+    """Whether its losses can leave tokens out.
+
+    Errors: a table that is trained on all tokens, seen or not."""
     weighs = "weights" in inspect.signature(quantizer.forward).parameters
     has_table = next(quantizer.parameters(), None) is not None
-    words = "has a table that can't be trained on the seen tokens alone: its forward must take `weights`"
+    words = ("has a table that can't be trained on the seen tokens alone: "
+             "its forward must take `weights`")
     check(weighs or not has_table, "quantizer", type(quantizer).__name__, words)
     return weighs
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5610a8a6
 @torch.no_grad()
 def open_up(tokenizer:nn.Module):
-    "A beginning for short trainings: open gates, queries with a place each, codes as large as what they are added to."
-    encoder, decoder, flow, c = tokenizer.encoder, tokenizer.decoder, tokenizer.flow, tokenizer.config
+    "For short trainings: open gates, queries with a place each, codes as large as their sums."
+    encoder = tokenizer.encoder
+    decoder = tokenizer.decoder
+    flow = tokenizer.flow
+    c = tokenizer.config
     if encoder.patchify.weight.is_meta: return         # shapes alone: numbers come with a file
     look_around(encoder, c.resolution // c.patch)
     decoder.places.weight.mul_(0.1)
@@ -293,7 +312,8 @@ def open_up(tokenizer:nn.Module):
     for block in flow.blocks:
         block.cross.q_norm.bias.copy_(address(HERE, c.flow.head, c.flow.base)[0])
         nn.init.normal_(block.modulation.linear.weight, std=0.02)
-        gates = block.modulation.linear.bias.view(6, -1)      # shift, scale, gate of attention; the same of the MLP
+        # shift, scale, gate of attention; the same of the MLP
+        gates = block.modulation.linear.bias.view(6, -1)
         gates[2].fill_(0.5)
         gates[5].fill_(0.5)
     if flow.config.adaptive_head: nn.init.normal_(flow.head.modulation.linear.weight, std=0.02)
@@ -330,7 +350,7 @@ def denoise(self:DARTokenizer,
     t:Tensor,               # (b,) times in [0, 1], before they are shifted
     noise:Tensor,           # (b, 3, h, w)
     features:bool=True,     # the teacher's head, too, where there is one
-    own:Tensor|None=None,   # (b,) which pictures are what the sampler has made by then, at the times of its steps
+    own:Tensor|None=None,   # (b,) pictures that are the sampler's own, at the times of its steps
 ) -> Denoised:
     "The network's velocity at some times, each picture told the window of its own time."
     c = self.config
@@ -354,13 +374,14 @@ def denoise(self:DARTokenizer,
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #85608f71
 @patch
 def look(self:DARTokenizer,
-    images:Tensor, features:Tensor, # (b, 3, h, w) and what the encoder made of them (b, dim, queries)
+    images:Tensor, features:Tensor, # (b, 3, h, w) and the encoder's of them (b, dim, queries)
     draws:Draws|None, at:At|None,   # of the draws `time` and `noise`
     quantize:bool=True, teacher:bool=True, own:float=0.0, # as in `forward`
 ) -> Reconstruction:                # output: the clean picture; extras: the fields of `Denoised`
     "One look at a noisy picture, which is what training does."
     known = draws is not None and at is not None
-    check(known, "draws", draws, "training needs draws and at: times and noise belong to samples and steps")
+    check(known, "draws", draws,
+          "training needs draws and at: times and noise belong to samples and steps")
     t = draws.uniform("time", at)                                               # (b,)
     begun = draws.uniform("own", at) < own if own > 0 else None
     if begun is not None: t = torch.where(begun, self.step_of(t) / self.config.steps, t)
@@ -387,7 +408,8 @@ class DecodeState:
 
 def _checked(state:DecodeState) -> DecodeState:
     "A state, or `BadInput`."
-    check(isinstance(state, DecodeState), "state", type(state).__name__, "must be what `open` or `begin` gave")
+    check(isinstance(state, DecodeState), "state", type(state).__name__,
+          "must be what `open` or `begin` gave")
     return state
 
 @patch
@@ -396,7 +418,8 @@ def plan(self:DARTokenizer,
 ) -> FlowPlan:
     "Times and windows of the steps."
     c = self.config
-    return flow_plan(c.steps if steps is None else steps, c.groups, c.queries, c.window_size, c.flow.shift, c.compat)
+    return flow_plan(c.steps if steps is None else steps, c.groups, c.queries, c.window_size,
+                     c.flow.shift, c.compat)
 
 def as_sides(size) -> tuple[int, int]:
     "(h, w) of a size: a number, or one or two of them."
@@ -419,7 +442,8 @@ def drawn(self:DARTokenizer,
 def _whose(draws:Draws|None, at:At) -> tuple[Draws, At]:
     "Whose noise it is; no draws: seed 0. Errors: bare ids, a seed or a generator instead."
     draws = Keyed(0) if draws is None else draws
-    check(hasattr(draws, "fork"), "draws", type(draws).__name__, "must be draws, such as Keyed(seed)")
+    check(hasattr(draws, "fork"), "draws", type(draws).__name__,
+          "must be draws, such as Keyed(seed)")
     ids = at.ids if isinstance(at, At) else None
     are_ids = torch.is_tensor(ids) and ids.dim() == 1 and not ids.is_floating_point()
     words = "must be an At of the samples' ids, a whole number each: At(torch.arange(4))"
@@ -432,7 +456,7 @@ def begin(self:DARTokenizer,
     plan:FlowPlan,
     draws:Draws|None=None, at:At|None=None,
     size=None, resolution=None, # as in `decode`
-    image:Tensor|None=None, # (count, 3, h, w) in [-1, 1] to begin with, under the noise of the plan's first time
+    image:Tensor|None=None, # (count, 3, h, w) in [-1, 1] to begin with, under first noise
 ) -> DecodeState:
     "Noise, one picture for each sample, or a picture under noise."
     c, size = self.config, check_size(size)
@@ -443,7 +467,8 @@ def begin(self:DARTokenizer,
     noise = draws.normal("noise", at, 3, h, w).to(device)
     if image is None: return DecodeState(FlowState(noise), plan, size)
     fits = image.shape == noise.shape
-    check(fits, "image", tuple(image.shape), f"must be {tuple(noise.shape)}, which is drawn: resize it before")
+    check(fits, "image", tuple(image.shape),
+          f"must be {tuple(noise.shape)}, which is drawn: resize it before")
     data, t = c.flow.data_std * image.to(noise), plan.times[0]
     return DecodeState(FlowState((1 - t) * noise + t * data), plan, size)
 
@@ -455,11 +480,14 @@ def advance(self:DARTokenizer,
 ):
     "One step of the sampler, in place."
     flow, plan = _checked(state).flow, state.plan
-    check(flow.done < plan.steps, "state", flow.done, f"has taken all {plan.steps} steps of its plan")
+    check(flow.done < plan.steps, "state", flow.done,
+          f"has taken all {plan.steps} steps of its plan")
     first, end = plan.windows[flow.done]
     is_told = conditions.shape[1] >= end
-    check(is_told, "conditions", tuple(conditions.shape), f"must have at least {end} tokens for step {flow.done + 1}")
-    t = torch.full((1,), plan.times[flow.done], dtype=flow.x.dtype, device=flow.x.device)     # no copy to wait for
+    check(is_told, "conditions", tuple(conditions.shape),
+          f"must have at least {end} tokens for step {flow.done + 1}")
+    # no copy to wait for
+    t = torch.full((1,), plan.times[flow.done], dtype=flow.x.dtype, device=flow.x.device)
     velocity, _ = self.flow(flow.x, t, conditions[:, first:end])
     flow_step(flow, velocity, plan.times, self.config.solver)
 
@@ -472,7 +500,8 @@ def seen(self:DARTokenizer, state:DecodeState) -> Tensor:
     return x if output is None or max(x.shape[-2:]) <= output else resize_bicubic(x, output)
 
 @patch
-def drawn_from(self:DARTokenizer, z:Tensor, *, draws=None, at=None, size=None, steps=None, resolution=None) -> Tensor:
+def drawn_from(self:DARTokenizer, z:Tensor, *, draws=None, at=None, size=None, steps=None,
+               resolution=None) -> Tensor:
     "Rows (b, dim, queries) -> pixels, as `render`, which looks at them before."
     plan = self.plan(steps)
     state = self.begin(len(z), plan, draws, at, size, resolution)
@@ -490,7 +519,7 @@ def cleared(self:DARTokenizer,
 ) -> Tensor:                # (b, 3, h, w), scaled by data_std
     "Pictures on their way, each after as many steps of the sampler as it is said to have made."
     state, out = DecodeState(FlowState(noise), self.plan(), None), noise
-    for made in range(1, state.plan.steps):                  # all of them: who stops where is not known to the host
+    for made in range(1, state.plan.steps):  # all of them: who stops where is not known to the host
         self.advance(state, conditions)
         out = torch.where((steps == made)[:, None, None, None], state.flow.x, out)
     return out
@@ -499,20 +528,22 @@ def cleared(self:DARTokenizer,
 @patch
 def decode(self:DARTokenizer,
     codes:Tensor,                          # (b, queries)
-    *, draws:Draws|None=None, at:At|None=None, # the noise to begin with; default: seed 0, samples 0, 1, ...
+    *, draws:Draws|None=None, at:At|None=None, # the first noise; default: seed 0, samples 0, ...
     size:int|tuple[int, int]|None=None,    # sides of the picture if they shall differ: bicubic
     steps:int|None=None,                   # of the sampler, if they shall differ
-    resolution:int|tuple[int, int]|None=None, # sides that are drawn, multiples of the decoder's patch
+    resolution:int|tuple[int, int]|None=None, # sides to draw, multiples of the decoder's patch
 ) -> Tensor:                               # (b, 3, h, w)
     "Codes -> pixels."
-    return self.drawn_from(self.lookup(codes), draws=draws, at=at, size=size, steps=steps, resolution=resolution)
+    return self.drawn_from(self.lookup(codes), draws=draws, at=at, size=size, steps=steps,
+                           resolution=resolution)
 
 @patch
 def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
     "Codes (b, n) of the first tokens."
     codes = self._pictures(codes)
     n = self.config.queries
-    check(codes.shape[1] <= n, "codes", tuple(codes.shape), f"must have at most {n} tokens a picture")
+    check(codes.shape[1] <= n, "codes", tuple(codes.shape),
+          f"must have at most {n} tokens a picture")
     return codes
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #5bc74b74
@@ -521,13 +552,15 @@ def _beginning(self:DARTokenizer, codes:Tensor) -> Tensor:
 def preview(self:DARTokenizer,
     codes:Tensor,       # (b, n): all tokens, or as many of the first ones as k steps look at
     k:int,              # steps; the last of them goes on to the end
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
+    # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None,
 ) -> Tensor:            # (b, 3, h, w)
     "The picture after k steps. Errors: too few tokens for them."
     plan = self.plan(steps)
     check_int("k", k, 1, plan.steps)
     codes, needed = self._beginning(codes), plan.needs(k)
-    check(codes.shape[1] >= needed, "codes", tuple(codes.shape), f"must have at least {needed} tokens for k={k}")
+    check(codes.shape[1] >= needed, "codes", tuple(codes.shape),
+          f"must have at least {needed} tokens for k={k}")
     state = self.begin(len(codes), plan, draws, at, size, resolution)
     conditions = self.conditions(self.quantizer.lookup(codes[:, :needed]))
     for _ in range(k): self.advance(state, conditions)
@@ -537,7 +570,8 @@ def preview(self:DARTokenizer,
 @torch.no_grad()
 def previews(self:DARTokenizer,
     codes:Tensor,       # (b, n): all tokens, or the first ones
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
+    # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None,
 ) -> Tensor:            # (b, k, 3, h, w); with all tokens the last one is the picture
     "Every preview that the tokens allow, from one pass. Errors: not even tokens for one step."
     plan, codes = self.plan(steps), self._beginning(codes)
@@ -568,7 +602,8 @@ def open(self:DARTokenizer,
     resolution=None,        # as in `decode`
 ) -> DecodeState:
     "Begin to decode pictures whose tokens are still to come."
-    check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
+    check(self.vocab is not None, "tokenizer", type(self).__name__,
+          "is continuous and has no codes")
     draws, at = _whose(draws, at)
     state = self.begin(len(at.ids), self.plan(steps), draws, at, size, resolution)
     state.codes = torch.zeros(len(at.ids), 0, dtype=torch.int64, device=state.flow.x.device)
@@ -579,10 +614,11 @@ def refine(self:DARTokenizer,
     state:DecodeState,
     codes:Tensor,           # (b, n): the next tokens
 ) -> Iterator[Tensor]:      # (b, 3, h, w) each
-    "A preview after each step that has its tokens now; once all tokens are there the last one is the picture itself."
+    "A preview after each step that has its tokens; once all are there the last is the picture."
     codes = self.shaped(codes)
     rows = len(_checked(state).codes)
-    check(len(codes) == rows, "codes", tuple(codes.shape), f"must have a row for each of the {rows} samples")
+    check(len(codes) == rows, "codes", tuple(codes.shape),
+          f"must have a row for each of the {rows} samples")
     n, come = self.config.queries, torch.cat((state.codes, codes.to(state.codes)), 1)
     check(come.shape[1] <= n, "codes", tuple(come.shape), f"must have at most {n} tokens a picture")
     state.codes = come
@@ -604,7 +640,8 @@ def redraw(self:DARTokenizer,
     codes:Tensor,           # (b, queries)
     images:Tensor,          # (b, 3, h, w) in [-1, 1] to begin with, of the sides that are drawn
     start:int,              # steps that are left out: 0 keeps nothing of the images
-    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None, # as in `decode`
+    # as in `decode`
+    *, draws:Draws|None=None, at:At|None=None, size=None, steps:int|None=None, resolution=None,
 ) -> Tensor:                # (b, 3, h, w)
     "Image to image: noise over the images, and only the steps from `start` on."
     plan = self.plan(steps)
@@ -612,7 +649,8 @@ def redraw(self:DARTokenizer,
     check_int("start", start, 0, (plan.steps - 1) // cuts)
     z = self.lookup(codes)
     check_images(images)
-    check(len(z) == len(images), "codes", tuple(codes.shape), f"must have a row for each of the {len(images)} images")
+    check(len(z) == len(images), "codes", tuple(codes.shape),
+          f"must have a row for each of the {len(images)} images")
     plan = plan.cut(cuts * start)
     sides = tuple(images.shape[-2:]) if resolution is None else resolution
     whose = "images" if resolution is None else "resolution"
@@ -661,8 +699,9 @@ _WORDS = {             # the authors' argument: our field
     "sampling_resolution": "resolution",
     "rope_base_len": "base",
 }
-_NEEDED = ("encoder_patch_size", "num_encoder_layers", "num_decoder_layers", "encoder_dim", "vq_dim",
-           "vq_codebook_size", "num_denoising_steps", "num_query_groups", "num_all_queries", "diff_decoder")
+_NEEDED = ("encoder_patch_size", "num_encoder_layers", "num_decoder_layers", "encoder_dim",
+           "vq_dim", "vq_codebook_size", "num_denoising_steps", "num_query_groups",
+           "num_all_queries", "diff_decoder")
 _size = partial(check_int, low=1)
 _KNOWN = dict.fromkeys((*_NEEDED, *_WORDS), _size) | {      # the authors' argument: what it can be
     "num_encoder_layers": partial(check_int, low=0),
@@ -684,12 +723,16 @@ def dar_tokenizer_config(
     spec:dict,        # the authors' arguments: their YAML, or its part `model`
     **changes,        # fields of ours to set on top
 ) -> DARTokenizerConfig:
-    "Our configuration. Errors: arguments that are unknown, missing or of another kind, by their names there."
+    """Our configuration.
+
+    Errors: arguments that are unknown, missing or of another kind, by their names there."""
     part = _model_part(spec)
-    with named_as(spec="spec" if part is spec else "model"): spec = check_words(part, _KNOWN, _NEEDED)
+    with named_as(spec="spec" if part is spec else "model"):
+        spec = check_words(part, _KNOWN, _NEEDED)
     flow, names = spec["diff_decoder"], {ours: theirs for theirs, ours in _WORDS.items()}
     width = spec.get("decoder_dim", flow.cond)
-    check(width == flow.cond, "decoder_dim", width, f"must be as diff_decoder.cond_dim, {flow.cond}")
+    check(width == flow.cond, "decoder_dim", width,
+          f"must be as diff_decoder.cond_dim, {flow.cond}")
     with named_as(codebook="vq_codebook_size", dim="vq_dim"):
         quantizer = VectorConfig(spec["vq_codebook_size"], spec["vq_dim"])
     with named_as(**names, **{"flow.cond": "diff_decoder.cond_dim"}):
@@ -702,7 +745,8 @@ def dar_tokenizer_config(
             compat=changes.get("compat"),
             **{ours: spec[theirs] for theirs, ours in _WORDS.items() if theirs in spec})
     own = changed(own, **changes)
-    is_group = own.window is not None and own.window * own.groups == own.queries    # said, or left out: the same
+    # said, or left out: the same
+    is_group = own.window is not None and own.window * own.groups == own.queries
     return replace(own, window=None) if is_group else own
 
 def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
@@ -720,8 +764,11 @@ def dar_tokenizer_spec(c:DARTokenizerConfig) -> dict:
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #cb507f42
 def _recognise(state:dict[str, Tensor]) -> dict|None:
-    "The authors' arguments from names and shapes, if they are v1's. Errors: `Mismatch` for another size."
-    looks_right = {"patchify.weight", "quant_in_conv.weight", "diff_decoder.net.conv_in.weight"} <= state.keys()
+    """The authors' arguments from names and shapes, if they are v1's.
+
+    Errors: `Mismatch` for another size."""
+    looks_right = ({"patchify.weight", "quant_in_conv.weight", "diff_decoder.net.conv_in.weight"}
+                   <= state.keys())
     if not looks_right: return None
     width, _, patch, _ = state["patchify.weight"].shape
     pixels = state["diff_decoder.net.conv_in.weight"].shape[1]
@@ -744,8 +791,10 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
             patch=isqrt(pixels // 3),
             shared_time="diff_decoder.net.time_embed.mlp.0.weight" in state,
             adaptive_head="diff_decoder.net.linear_out.linear.weight" in state)))
-    is_published = spec == dar_tokenizer_spec(DARTokenizerConfig())    # names and shapes don't tell groups and steps
-    found = f"{layers} layers of width {width} and a flow decoder of {depth} blocks of width {flow_width}"
+    # names and shapes don't tell groups and steps
+    is_published = spec == dar_tokenizer_spec(DARTokenizerConfig())
+    found = (f"{layers} layers of width {width} and a flow decoder of {depth} blocks of "
+             f"width {flow_width}")
     check(is_published, "checkpoint", found, f"is no published size; {SAY_SPEC}", Mismatch)
     return spec
 
@@ -756,16 +805,18 @@ def _carried(content) -> dict|None:
     is_said = isinstance(plain, dict) and isinstance(plain.get("model"), dict)
     return plain["model"] if is_said and "diff_decoder" in plain["model"] else None
 
-_UNSAID = ("head", "rows", "solver")                       # what no argument of the authors changes,
-_UNSAID_FLOW = ("head", "predicts", "teacher_hidden", "teacher_width", "teacher_grid")   # and of the flow decoder
+_UNSAID = ("head", "rows", "solver")                      # what no argument of the authors changes,
+# and of the flow decoder
+_UNSAID_FLOW = ("head", "predicts", "teacher_hidden", "teacher_width", "teacher_grid")
 
 def _owns(c:DARTokenizerConfig) -> bool:
-    "Whether the authors' class can hold it: a metered table of unit rows, a teacher's head, and their fixed numbers."
+    "Whether the authors' class can hold it: metered unit rows, a teacher's head, fixed numbers."
     q, v1 = c.quantizer, DARTokenizerConfig()
     has_table = isinstance(q, VectorConfig) and q.l2 and q.usage == v1.quantizer.usage
     fixed = all(getattr(c, k) == getattr(v1, k) for k in _UNSAID)
     fixed_flow = all(getattr(c.flow, k) == getattr(v1.flow, k) for k in _UNSAID_FLOW)
-    return has_table and fixed and fixed_flow and c.rank in (8, None) and c.flow.teacher_layer is not None
+    return (has_table and fixed and fixed_flow and c.rank in (8, None)
+            and c.flow.teacher_layer is not None)
 
 # %% ../../nbs/tokenizers/264_dar_tokenizer.ipynb #6cc39e99
 def _reads(spec:dict) -> bool:
@@ -774,13 +825,11 @@ def _reads(spec:dict) -> bool:
     return isinstance(part, dict) and "diff_decoder" in part
 
 DAR_TOKENIZER = register(Family(
-    kind="dar-tokenizer", config=DARTokenizerConfig, build=DARTokenizer, role="tokenizer", system="dar",
-    names=dar_tokenizer_names, read=dar_tokenizer_config, write=dar_tokenizer_spec,
-    reads=_reads,
-    recognise=_recognise, owns=_owns,
-    unpublished=("quantizer.updates.",),
+    kind="dar-tokenizer", config=DARTokenizerConfig, build=DARTokenizer, role="tokenizer",
+    system="dar", names=dar_tokenizer_names, read=dar_tokenizer_config, write=dar_tokenizer_spec,
+    reads=_reads, recognise=_recognise, owns=_owns, unpublished=("quantizer.updates.",),
     classes=("tokenizer.tokenizer_image.vq_model.VQModel",),
     pickles=("config_util.Config",), carried=_carried,
-    published=(Published("D-AR-tokenizer", dar_tokenizer_spec(DARTokenizerConfig()),
-                         (Checkpoint("D-AR-tokenizer_v1.pt", hub="showlab/D-AR", licence="MIT", recipe="dar-tokenizer",
-                                     result="rFID 1.52 (README: ImageNet val, 256 px)"),)),)))
+    published=(Published("D-AR-tokenizer", dar_tokenizer_spec(DARTokenizerConfig()), (Checkpoint(
+        "D-AR-tokenizer_v1.pt", hub="showlab/D-AR", licence="MIT", recipe="dar-tokenizer",
+        result="rFID 1.52 (README: ImageNet val, 256 px)"),)),)))

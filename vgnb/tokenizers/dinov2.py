@@ -26,10 +26,11 @@ from .vit import ViT, ViTConfig, timm_rules
 @dataclass(frozen=True)
 class DinoConfig(ViTConfig):
     "A DINOv2 vision transformer; defaults are ViT-B/14."
-    size: int = 518           # sides of the pictures whose patches the table of positions was learnt for
+    size: int = 518      # sides of the pictures whose patches the table of positions was learnt for
     patch: int = 14           # pixels of a patch along one side
     scale: float|None = 1.0   # initial layer scale
-    resize: Literal["bicubic", "offset", "bilinear", "nearest"] = "offset" # how positions meet another grid
+    # how positions meet another grid
+    resize: Literal["bicubic", "offset", "bilinear", "nearest"] = "offset"
 
 DINOV2S = {
     "vits14": DinoConfig(dim=384, heads=6),
@@ -49,16 +50,16 @@ def dino_view(
     return F.interpolate((images * 0.5 + 0.5 - mean) / std, size=(size, size), mode="bicubic")
 
 class DinoV2(ViT):
-    "A vision transformer trained by self-distillation (arXiv 2304.07193); `load_dinov2` reads its weights."
+    "A vision transformer of self-distillation (arXiv 2304.07193); `load_dinov2` reads its weights."
     def __init__(self,
         config:DinoConfig=DinoConfig(),
-        view:int=224,                   # sides that pictures are resized to before they are looked at
+        view:int=224,                 # sides that pictures are resized to before they are looked at
     ):
         super().__init__(config)
         divides = check_int("view", view, 1) % config.patch == 0
         check(divides, "view", view, f"must be a multiple of patch={config.patch}")
         self.view = view
-        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))     # of its training; not used here
+        self.mask_token = nn.Parameter(torch.zeros(1, config.dim))  # of its training; not used here
 
     @property
     def side(self) -> int:
@@ -78,15 +79,18 @@ def dinov2_names() -> NameTable:
         Rename("blocks.{i}.ls2.gamma", "blocks.{i}.scale2"))
 
 _RELEASE = "https://dl.fbaipublicfiles.com/dinov2"
-remotes["dinov2"] = (Remote("dinov2_vitb14_pretrain.pth", url=f"{_RELEASE}/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
-                            page="https://github.com/facebookresearch/dinov2", licence="Apache-2.0"),)
+remotes["dinov2"] = (
+    Remote("dinov2_vitb14_pretrain.pth", url=f"{_RELEASE}/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+           page="https://github.com/facebookresearch/dinov2", licence="Apache-2.0"),)
 
 def load_dinov2(
-    folder:str|Path|None,   # holds the file; None: a network as it begins, whose shapes alone matter
-    name:str="vitb14",      # one of DINOV2S
-    view:int=224,           # sides of what is looked at
+    folder:str|Path|None,  # holds the file; None: a network as it begins, whose shapes alone matter
+    name:str="vitb14",     # one of DINOV2S
+    view:int=224,          # sides of what is looked at
 ) -> DinoV2:
-    "DINOv2 with its weights. Errors: `Missing` names the file that is not there and where to put it."
+    """DINOv2 with its weights.
+
+    Errors: `Missing` names the file that is not there and where to put it."""
     config = DINOV2S[check_choice("teacher", name, tuple(DINOV2S))]
     if folder is None: return DinoV2(config, view).eval()
     folder = Path(folder)
@@ -100,15 +104,15 @@ def load_dinov2(
 
 def read_dino(spec:dict, **changes) -> DinoConfig:
     "Our configuration for {img_size, patch_size, embed_dim, depth, num_heads, init_values}."
-    names = {"size": "img_size", "patch": "patch_size", "dim": "embed_dim", "depth": "depth", "heads": "num_heads",
-             "scale": "init_values"}
+    names = {"size": "img_size", "patch": "patch_size", "dim": "embed_dim", "depth": "depth",
+             "heads": "num_heads", "scale": "init_values"}
     own = {ours: spec[theirs] for ours, theirs in names.items() if theirs in spec}
     return DinoConfig(**(own | changes))
 
 def write_dino(c:DinoConfig) -> dict:
     "The authors' arguments."
-    return {"img_size": c.size, "patch_size": c.patch, "embed_dim": c.dim, "depth": c.depth, "num_heads": c.heads,
-            "init_values": c.scale, "block_chunks": 0}
+    return {"img_size": c.size, "patch_size": c.patch, "embed_dim": c.dim, "depth": c.depth,
+            "num_heads": c.heads, "init_values": c.scale, "block_chunks": 0}
 
 DINOV2 = register(Family(
     kind="dinov2", config=DinoConfig, role="helper", system="dar",

@@ -57,14 +57,15 @@ class PatchGAN(nn.Module):
     def verdicts(self, size:int) -> int:
         "Logits along one side of pictures of this size; below 1 where they are too small for it."
         for m in self.layers:
-            if isinstance(m, nn.Conv2d): size = (size + 2 * m.padding[0] - m.kernel_size[0]) // m.stride[0] + 1
+            if isinstance(m, nn.Conv2d):
+                size = (size + 2 * m.padding[0] - m.kernel_size[0]) // m.stride[0] + 1
         return size
 
     def forward(self, x:Tensor) -> Tensor:
         return self.layers(x)                    # (b, 3, h, w) -> logits (b, 1, ~h/8, ~w/8)
 
 def patchgan_names(theirs:str="main") -> NameTable:
-    "Published names of the PatchGAN discriminator: below `main`, in the VQ-KD framework below `_discriminator`."
+    "Names of the PatchGAN discriminator: under `main`, in VQ-KD's framework `_discriminator`."
     return NameTable(Rename(f"{theirs}.{{rest}}", "layers.{rest}"))
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #749264dd
@@ -73,16 +74,17 @@ class Blur(nn.Module):
     def __init__(self):
         super().__init__()
         f = torch.tensor([1.0, 2.0, 1.0]) / 4
-        self.register_buffer("kernel", torch.outer(f, f)[None, None], persistent=False)   # (1, 1, 3, 3)
+        # (1, 1, 3, 3)
+        self.register_buffer("kernel", torch.outer(f, f)[None, None], persistent=False)
 
-    def forward(self, x:Tensor) -> Tensor:                                                # (b, c, h, w)
+    def forward(self, x:Tensor) -> Tensor:                                            # (b, c, h, w)
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #fcd17f66
 class DownBlock(nn.Module):
-    "Residual block of a critic: two 3x3 convolutions, blur, strided convolution; both paths meet divided by sqrt(2)."
+    "Residual block of a critic: two 3x3 convolutions, blur, strided one; both paths by sqrt(2)."
     def __init__(self, cin:int, cout:int):
         super().__init__()
         self.skip = nn.Conv2d(cin, cout, 1, stride=2)
@@ -91,15 +93,16 @@ class DownBlock(nn.Module):
         self.blur = Blur()
         self.down = nn.Conv2d(cout, cout, 3, stride=2, padding=1)
 
-    def forward(self, x:Tensor) -> Tensor:                                      # (b, cin, h, w)
+    def forward(self, x:Tensor) -> Tensor:                                     # (b, cin, h, w)
         h = F.leaky_relu(self.conv1(x), 0.2)
         h = F.leaky_relu(self.conv2(h), 0.2)
-        return (self.down(self.blur(h)) + self.skip(x)) / math.sqrt(2)          # (b, cout, h/2, w/2)
+        return (self.down(self.blur(h)) + self.skip(x)) / math.sqrt(2)         # (b, cout, h/2, w/2)
 
-_WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}  # side: channels
+# side: channels
+_WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
 
 class StyleGANCritic(nn.Module):
-    "One logit a picture: residual blocks down to 4x4, two dense layers (arXiv 1912.04958, weights not equalised)."
+    "One logit a picture: residual blocks to 4x4, two dense (1912.04958, weights unequalised)."
     def __init__(self,
         size:int=256,  # side of the pictures: a power of two in [8, 1024]
         channels:int=3,
@@ -114,14 +117,14 @@ class StyleGANCritic(nn.Module):
         self.dense = nn.Linear(512 * 16, 512)
         self.head = nn.Linear(512, 1)
 
-    def forward(self, x:Tensor) -> Tensor:                                       # (b, 3, size, size)
+    def forward(self, x:Tensor) -> Tensor:                                      # (b, 3, size, size)
         fits = x.shape[-2:] == (self.size, self.size)
         words = f"must be {self.size} pixels on both sides for this discriminator"
         check(fits, "images", tuple(x.shape), words)
         h = F.leaky_relu(self.stem(x), 0.2)
-        for block in self.blocks: h = block(h)                                   # ... (b, 512, 4, 4)
+        for block in self.blocks: h = block(h)                                  # ... (b, 512, 4, 4)
         h = F.leaky_relu(self.conv(h), 0.2).flatten(1)
-        return self.head(F.leaky_relu(self.dense(h), 0.2))                       # (b, 1)
+        return self.head(F.leaky_relu(self.dense(h), 0.2))                      # (b, 1)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #dadddd8c
 def _published_filter(module:nn.Module) -> Tensor:
@@ -130,7 +133,8 @@ def _published_filter(module:nn.Module) -> Tensor:
 
 def stylegan_names(size:int=256) -> NameTable:
     "Published names of the StyleGAN discriminator for pictures of this size."
-    ends = {"blocks.0": "stem", "final_conv.0": "conv", "final_linear.0": "dense", "final_linear.2": "head"}
+    ends = {"blocks.0": "stem", "final_conv.0": "conv", "final_linear.0": "dense",
+            "final_linear.2": "head"}
     parts = {"downsample.1": "down", "conv_res": "skip", "net.0": "conv1", "net.2": "conv2"}
     rules = [Rename(f"{theirs}.{{p}}", f"{ours}.{{p}}") for theirs, ours in ends.items()]
     for n in range(int(math.log2(size)) - 2):
@@ -164,7 +168,8 @@ class StyleGANConfig:
 
 def read_patchgan(spec:dict, **changes) -> PatchGANConfig:
     "Our configuration for {input_nc, ndf, n_layers}."
-    own = {"channels": spec.get("input_nc", 3), "width": spec.get("ndf", 64), "depth": spec.get("n_layers", 3)}
+    own = {"channels": spec.get("input_nc", 3), "width": spec.get("ndf", 64),
+           "depth": spec.get("n_layers", 3)}
     return PatchGANConfig(**(own | changes))
 
 def read_stylegan(spec:dict, **changes) -> StyleGANConfig:
@@ -172,16 +177,16 @@ def read_stylegan(spec:dict, **changes) -> StyleGANConfig:
     own = {"size": spec.get("image_size", 256), "channels": spec.get("input_nc", 3)}
     return StyleGANConfig(**(own | changes))
 
-def _patchgan(c:PatchGANConfig) -> PatchGAN: return PatchGAN(c.channels, c.width, c.depth, c.kernel, c.padding)
+def _patchgan(c:PatchGANConfig) -> PatchGAN:
+    return PatchGAN(c.channels, c.width, c.depth, c.kernel, c.padding)
 
 PATCHGAN = register(Family(
-    kind="patchgan", config=PatchGANConfig, role="helper", system="llamagen",
-    build=_patchgan,
-    names=lambda c: patchgan_names(),
-    read=read_patchgan,
+    kind="patchgan", config=PatchGANConfig, role="helper", system="llamagen", build=_patchgan,
+    names=lambda c: patchgan_names(), read=read_patchgan,
     owns=lambda c: (c.kernel, c.padding) == (4, 1),
     write=lambda c: {"input_nc": c.channels, "ndf": c.width, "n_layers": c.depth},
-    reads=lambda spec: "image_size" not in spec and not {"input_nc", "ndf", "n_layers"}.isdisjoint(spec),
+    reads=lambda spec: "image_size" not in spec
+    and not {"input_nc", "ndf", "n_layers"}.isdisjoint(spec),
     classes=("tokenizer.tokenizer_image.discriminator_patchgan.NLayerDiscriminator",)))
 
 STYLEGAN = register(Family(
@@ -197,7 +202,9 @@ STYLEGAN = register(Family(
 CRITICS = ("patchgan", "stylegan", "stylegan2")
 
 def discriminator(name:str, size:int=256, **kw) -> nn.Module:
-    "A critic by name for pictures of `size`, one of CRITICS. Errors: one that finds nothing to judge in them."
+    """A critic by name for pictures of `size`, one of CRITICS.
+
+    Errors: one that finds nothing to judge in them."""
     check_choice("discriminator", name, CRITICS)
     if name == "patchgan":
         critic = PatchGAN(**kw)
@@ -208,7 +215,8 @@ def discriminator(name:str, size:int=256, **kw) -> nn.Module:
     return (StyleGANCritic if name == "stylegan" else StyleGAN2Critic)(size, **kw)
 
 # %% ../../nbs/tokenizers/230_discriminators.ipynb #da5f7f7d
-_VQKD_WORDS = {"in_channels": "channels", "kernel_size": "kernel"} | {k: k for k in ("width", "depth", "padding")}
+_VQKD_WORDS = {"in_channels": "channels", "kernel_size": "kernel"} | {
+    k: k for k in ("width", "depth", "padding")}
 _VQKD_CLASS = "vq.algorithms.vqgan.discriminators"
 
 def _own_words(spec:dict, words:dict[str, str]) -> dict:
@@ -227,8 +235,8 @@ VQKD_PATCHGAN = register(Family(
 STYLEGAN2 = register(Family(
     kind="stylegan2", config=StyleGAN2Config, role="helper", system="vqkd",
     build=lambda c: StyleGAN2Critic(c.size, c.channels),
-    names=lambda c: stylegan2_names(c.size),
-    read=lambda spec, **changes: StyleGAN2Config(**({"size": spec.get("image_size", 256)} | changes)),
+    names=lambda c: stylegan2_names(c.size), read=lambda spec, **changes: StyleGAN2Config(
+        **({"size": spec.get("image_size", 256)} | changes)),
     write=lambda c: {"image_size": c.size},
     reads=lambda spec: spec.get("type") == "StyleGAN2Discriminator",
     classes=(f"{_VQKD_CLASS}.StyleGAN2Discriminator",)))

@@ -37,9 +37,11 @@ class FeatureLossConfig:
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
-        check(isinstance(self.teacher, str) and self.teacher, "teacher", self.teacher, "must be a name or a folder")
+        check(isinstance(self.teacher, str) and self.teacher, "teacher", self.teacher,
+              "must be a name or a folder")
         for k in _TERMS: check_float(k, getattr(self, k), 0)
-        check(self.features or self.quantizer, "quantizer", self.quantizer, "must be above 0 where features is 0")
+        check(self.features or self.quantizer, "quantizer", self.quantizer,
+              "must be above 0 where features is 0")
         check_int("view", self.view, 0)
         object.__setattr__(self, "schedules", check_weights(self.schedules, _TERMS))
         check_choice("compat", self.compat, (None, "upstream"))
@@ -50,12 +52,15 @@ def find_teacher(
     weights:str|Path|None, # folder that holds the official files; None: a network as it begins
     **changes,          # fields of its configuration: view, compat, ...
 ) -> Teacher:
-    "A teacher with its weights. Errors: `Missing` says which file lacks; `Mismatch` for the folder of something else."
+    """A teacher with its weights.
+
+    Errors: `Missing` says which file lacks; `Mismatch` for the folder of something else."""
     if name in TEACHERS: return load_teacher(name, weights, **changes)
     known = f"must be the folder of a saved teacher, or one of {', '.join(TEACHERS)}"
     check(Path(name).is_dir(), "teacher", name, known, Missing)
     saved = load_model(name)
-    check(isinstance(saved, Teacher), "teacher", name, f"holds a {type(saved).__name__}, which is no teacher", Mismatch)
+    check(isinstance(saved, Teacher), "teacher", name,
+          f"holds a {type(saved).__name__}, which is no teacher", Mismatch)
     teacher = Teacher(changed(saved.config, **changes))
     teacher.load_state_dict(saved.state_dict())
     return teacher
@@ -71,7 +76,7 @@ def _inside(encoder:TeacherConfig, teacher:TeacherConfig) -> bool:
 
 # %% ../../nbs/tokenizers/275a_feature_objective.ipynb #6870d715
 class FeatureLoss(Objective):
-    "A tokenizer of features towards its teacher (arXiv 2208.06366 eq. 2; 2411.04406 §3); Cluster towards its table's."
+    "Towards a teacher's features (arXiv 2208.06366 eq. 2; 2411.04406 §3); Cluster: its table's."
     def __init__(self, config:FeatureLossConfig, teacher:Teacher):
         self.config, self.teacher = config, teacher
         super().__init__(helpers={"teacher": teacher} if config.features else {})
@@ -79,9 +84,12 @@ class FeatureLoss(Objective):
     def meet(self, tokenizer:Tokenizer):
         "A Cluster tokenizer gets its teacher's weights. Errors: another network than its own."
         self.check(tokenizer, 1)
-        if not isinstance(tokenizer, Cluster) or any(p.is_meta for p in tokenizer.encoder.parameters()): return
+        if (not isinstance(tokenizer, Cluster)
+            or any(p.is_meta for p in tokenizer.encoder.parameters())):
+            return
         state = self.teacher.state_dict()
-        tokenizer.encoder.load_state_dict({name: state[name] for name in tokenizer.encoder.state_dict()})
+        tokenizer.encoder.load_state_dict({name: state[name]
+                                           for name in tokenizer.encoder.state_dict()})
         self.teacher = tokenizer.encoder              # one copy is enough
 
     def check(self, tokenizer:Tokenizer, accumulate:int):
@@ -92,19 +100,24 @@ class FeatureLoss(Objective):
         own = self.teacher.config
         if isinstance(tokenizer, Cluster):
             whose = "must be the teacher whose features are clustered"
-            check(_inside(tokenizer.config.teacher, own), "loss.teacher", self.config.teacher, whose, Mismatch)
-            nothing = "must be 0: a Cluster tokenizer's features are its rows, and no decoder tells others"
+            check(_inside(tokenizer.config.teacher, own), "loss.teacher",
+                  self.config.teacher, whose, Mismatch)
+            nothing = ("must be 0: a Cluster tokenizer's features are its rows, "
+                       "and no decoder tells others")
             check(not self.config.features, "loss.features", self.config.features, nothing)
             learns = any(p.requires_grad for p in tokenizer.parameters())
-            still = "must have weights above 0: a Cluster tokenizer learns by its table's losses alone"
+            still = ("must have weights above 0: "
+                     "a Cluster tokenizer learns by its table's losses alone")
             check(learns, "model.quantizer", type(tokenizer.config.quantizer).__name__, still)
             return
-        check(self.config.features, "loss.features", self.config.features, "must be above 0 for a decoder of features")
+        check(self.config.features, "loss.features", self.config.features,
+              "must be above 0 for a decoder of features")
         told = tokenizer.config.features
-        check(told == own.features, "model.features", told, f"must be {own.features}, the teacher's channels", Mismatch)
+        check(told == own.features, "model.features", told,
+              f"must be {own.features}, the teacher's channels", Mismatch)
 
     def wanted(self, images:Tensor, like:Tensor) -> Tensor:
-        "The teacher's map of pictures (b, 3, h, w) in [-1, 1], with as many cells as `like` (b, features, h', w')."
+        "The teacher's map of pictures (b, 3, h, w) in [-1, 1], with `like`'s cells (b, d, h', w')."
         found = self.teacher(images)
         sides = tuple(like.shape[2:])
         return found if found.shape[2:] == sides else resize_bicubic(found, sides)
@@ -125,13 +138,17 @@ def feature_loss(
     *, weights:str|Path|None, # folder with the teacher's official file; None: shapes alone
     size:int,             # side of the pictures
 ) -> FeatureLoss:
-    "The objective with its teacher. Errors: `Missing` names the file that is not there; a size that it can't see."
+    """The objective with its teacher.
+
+    Errors: `Missing` names the file that is not there; a size that it can't see."""
     view = {"view": (config.view, config.view)} if config.view else {}
-    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
+    # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):
         teacher = find_teacher(config.teacher, weights, compat=config.compat, **view)
     factor, view = teacher.config.body.factor, teacher.config.view
     fits = view is not None or size % factor == 0
-    check(fits, "augment.size", size, f"must be a multiple of {factor}, the teacher's; or give it a view of its own")
+    check(fits, "augment.size", size,
+          f"must be a multiple of {factor}, the teacher's; or give it a view of its own")
     return FeatureLoss(config, teacher)
 
 register_part("objective", "features", FeatureLossConfig(), feature_loss)

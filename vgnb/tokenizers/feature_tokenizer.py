@@ -27,15 +27,17 @@ from .vit import ViTConfig
 from .vit_coder import ViTCoder
 from .vqkd_quantizers import published_start
 
-# %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #93d30ae3
-SPHERE = VectorConfig(8192, 32, beta=1.0, updates=(Normalise(), Ema()), search="cosine", vq=0.0, unit_losses=True)
+# %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #b23c4ae7
+SPHERE = VectorConfig(8192, 32, beta=1.0, updates=(Normalise(), Ema()), search="cosine",
+                      vq=0.0, unit_losses=True)
 
 @dataclass(frozen=True)
 class VQKDConfig:
     "Everything that decides a VQ-KD tokenizer; defaults are those for CLIP with 8,192 codes."
     quantizer: Any = SPHERE                 # a part of the shelf "quantizer"
     encoder: ViTConfig = ViTConfig(key_bias=False, resize="offset")
-    decoder: ViTConfig|None = ViTConfig(14, 1, depth=1, channels=32, key_bias=False, resize="offset") # None: codes only
+    decoder: ViTConfig|None = ViTConfig(14, 1, depth=1, channels=32,
+                                        key_bias=False, resize="offset")  # None: codes only
     features: int = 512                     # channels of the teacher
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
@@ -51,18 +53,21 @@ class VQKDConfig:
         d = self.decoder
         check(d.patch == 1, "decoder", d.patch, "must have patch=1: it reads one row a cell")
         fits = d.channels == self.quantizer.dim
-        check(fits, "decoder", d.channels, f"must have channels={self.quantizer.dim}, the quantizer's")
+        check(fits, "decoder", d.channels,
+              f"must have channels={self.quantizer.dim}, the quantizer's")
 
     @property
     def factor(self) -> int:
         "Pixels a code, along one side."
         return self.encoder.patch
 
+# %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #93d30ae3
 class VQKD(ConvTokenizer):
-    "Codes that tell a teacher's features (BEiT v2, arXiv 2208.06366 §2.1; as a tokenizer, arXiv 2411.04406 §3)."
+    "Codes that tell a teacher's features (BEiT v2, 2208.06366 §2.1; as tokenizer, 2411.04406 §3)."
     makes = "features"
-    quirks = (("With fewer features in the first batch than codes these are copied over the first rows.",
-               "The other rows stay as they were drawn, and nothing says so."),)
+    quirks = (
+        ("With fewer features in the first batch than codes these are copied over the first rows.",
+         "The other rows stay as they were drawn, and nothing says so."),)
 
     def __init__(self, config:VQKDConfig=VQKDConfig()):
         c = config
@@ -73,23 +78,27 @@ class VQKD(ConvTokenizer):
         if c.decoder is None: self.makes = "nothing"
 
     def pixels(self, z:Tensor, noise=None) -> Tensor:
-        "Rows (b, d, h, w) -> features (b, features, h, w) fp32. Errors: a tokenizer without a decoder."
+        """Rows (b, d, h, w) -> features (b, features, h, w) fp32.
+
+        Errors: a tokenizer without a decoder."""
         whole = self.config.decoder is not None
-        check(whole, "tokenizer", type(self).__name__, "makes nothing of its codes: it was built with decoder=None")
+        check(whole, "tokenizer", type(self).__name__,
+              "makes nothing of its codes: it was built with decoder=None")
         return self.decoder(z).float()
 
     @torch.no_grad()
     def kmeans_init(self, images:Tensor, draws:Draws, iterations:int=10):
-        "Set the table by k-means on the features of `images`; with compat=\"upstream\" as `published_start` does."
+        "The table by k-means on features of `images`; for compat 'upstream' as `published_start`."
         if not self.starts_with_few: return super().kmeans_init(images, draws, iterations)
         published_start(self.quantizer, self.features(self.check_images(images)), draws, iterations)
 
 # %% ../../nbs/tokenizers/275_feature_tokenizer.ipynb #59a89d37
-CENTRES = VectorConfig(8192, 768, l2=False, beta=0.0, updates=(Anchors(joined=True),), search="cosine")
+CENTRES = VectorConfig(8192, 768, l2=False, beta=0.0,
+                       updates=(Anchors(joined=True),), search="cosine")
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    "Everything that decides a Cluster tokenizer; defaults are 8,192 rows for CLIP's features before their projection."
+    "All that decides a Cluster tokenizer; default: 8,192 rows of CLIP's unprojected features."
     quantizer: Any = CENTRES                # a part of the shelf "quantizer"
     teacher: Any = changed(TEACHERS["clip"], body=dict(out=None))
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
@@ -99,9 +108,11 @@ class ClusterConfig:
         t = self.teacher
         check(isinstance(t, TeacherConfig), "teacher", t, "must be the configuration of a teacher")
         plain = t.view is None and t.grid is None
-        check(plain, "teacher", (t.view, t.grid), "must have view=None and grid=None: its cells are the picture's")
+        check(plain, "teacher", (t.view, t.grid),
+              "must have view=None and grid=None: its cells are the picture's")
         fits = t.features == self.quantizer.dim
-        check(fits, "quantizer", self.quantizer.dim, f"must have dim={t.features}, the teacher's channels")
+        check(fits, "quantizer", self.quantizer.dim,
+              f"must have dim={t.features}, the teacher's channels")
         check_choice("compat", self.compat, (None, "upstream"))
 
     @property
@@ -137,7 +148,8 @@ class Cluster(Tokenizer):
         "Rows are features already; `size`: sides of the map, if they shall differ."
         return z.float() if size is None else resize_bicubic(z.float(), size)
 
-    def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None, quantize:bool=True) -> Reconstruction:
+    def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None,
+                quantize:bool=True) -> Reconstruction:
         "Training entry. Values of `images` are looked at only where that is free."
         self.check_images(images, look=None)
         features = self.features(images)
@@ -157,7 +169,8 @@ def feature_distance(
 ) -> Tensor:
     "Mean of 1 - cosine over all cells; the squared lengths have 1e-12 added."
     alike = made.shape == wanted.shape
-    check(alike, "features", tuple(made.shape), f"must have the teacher's shape {tuple(wanted.shape)}")
+    check(alike, "features", tuple(made.shape),
+          f"must have the teacher's shape {tuple(wanted.shape)}")
     a, b = (x.float().movedim(1, -1).flatten(0, -2) for x in (made, wanted))     # (n, d)
     return F.cosine_embedding_loss(a, b, a.new_ones(len(a)))
 
@@ -167,16 +180,20 @@ kinds.register(Kind(ClusterConfig, Cluster), name="cluster")
 
 FEATURE_TOKENIZERS = Registry("tokenizer")   # name -> VQKDConfig or ClusterConfig
 for _name, _teacher in TEACHERS.items():
-    if _name != "shapes": FEATURE_TOKENIZERS[f"vqkd-{_name}"] = VQKDConfig(features=_teacher.features)
+    if _name != "shapes":
+        FEATURE_TOKENIZERS[f"vqkd-{_name}"] = VQKDConfig(features=_teacher.features)
 for _name in ("clip", "dino", "mae", "vit"):
-    FEATURE_TOKENIZERS[f"cluster-{_name}"] = ClusterConfig(teacher=changed(TEACHERS[_name], body=dict(out=None)))
+    FEATURE_TOKENIZERS[f"cluster-{_name}"] = ClusterConfig(
+        teacher=changed(TEACHERS[_name], body=dict(out=None)))
 
 _SMALL = replace(TEACHERS["shapes"].body, key_bias=False, resize="offset")
 _CODES = replace(SPHERE, codebook=512, dim=16, usage=16384, updates=(*SPHERE.updates, Revive(20)))
 FEATURE_TOKENIZERS["vqkd-shapes"] = VQKDConfig(
-    _CODES, _SMALL, replace(_SMALL, size=8, patch=1, depth=1, channels=16), TEACHERS["shapes"].features)
+    _CODES, _SMALL, replace(_SMALL, size=8, patch=1, depth=1, channels=16),
+    TEACHERS["shapes"].features)
 FEATURE_TOKENIZERS["cluster-shapes"] = ClusterConfig(
-    replace(CENTRES, codebook=512, dim=TEACHERS["shapes"].features, usage=16384), TEACHERS["shapes"])
+    replace(CENTRES, codebook=512, dim=TEACHERS["shapes"].features, usage=16384),
+    TEACHERS["shapes"])
 
 def feature_tokenizer(name:str|VQKDConfig|ClusterConfig, **changes) -> VQKD|Cluster:
     "A VQ-KD or Cluster tokenizer by name or configuration, with some fields changed."

@@ -50,24 +50,25 @@ def window_start(
 ) -> Tensor:          # int64, first token of the window
     "Which tokens belong to a time: the nearest group's; a window never leaves the line."
     group = torch.floor(t * groups + 0.5)
-    if compat: first = (group / groups * queries).long()    # a product that rounds down loses a token
+    if compat: first = (group / groups * queries).long()  # a product that rounds down loses a token
     else: first = group.long() * queries // groups
     return first.clamp(0, queries - window)
 
-# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #9b55460c
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #04e36e03
 def check_groups(groups:int, queries:int, window:int, compat:str|None=None):
-    "Refuse a number of groups or a window that a line of tokens can't have, or that leaves tokens between windows."
+    "Refuse a number of groups or a window that tokens can't have, or that leaves some between."
     check_int("queries", queries, 1)
     check_int("groups", groups, 1, queries)
     check_int("window", window, 1, queries)
     longest = -(-queries // groups)
-    words = f"must be at least {longest}: so far apart {groups} groups of {queries} tokens begin, and none is left out"
+    words = (f"must be at least {longest}: so far apart {groups} groups of {queries} tokens begin, "
+             "and none is left out")
     check(compat or window >= longest, "window", window, words)
 
 class FlowPlan(NamedTuple):
     "The steps from noise to a picture."
-    times: tuple[float, ...]                  # shifted, one more than there are steps; the last is 1
-    windows: tuple[tuple[int, int], ...]      # of tokens [first, end), one a step
+    times: tuple[float, ...]                 # shifted, one more than there are steps; the last is 1
+    windows: tuple[tuple[int, int], ...]     # of tokens [first, end), one a step
 
     @property
     def steps(self) -> int: return len(self.windows)
@@ -88,6 +89,7 @@ def shifted_times(times, shift:float) -> tuple[float, ...]:
     t = torch.tensor([*times, 1.0], dtype=torch.float32, device="cpu")
     return tuple(shifted(t, shift).tolist())
 
+# %% ../../nbs/tokenizers/262_flow_decoder.ipynb #9b55460c
 _MOST_STEPS = 10_000     # a plan writes each one down
 
 def flow_plan(
@@ -97,7 +99,9 @@ def flow_plan(
     shift:float=1.0,          # see `shifted`
     compat:str|None=None,     # "upstream": also numbers that leave tokens unread
 ) -> FlowPlan:
-    "Equal steps before shifting, each with its window. Errors: numbers that can't be, or leave tokens unread."
+    """Equal steps before shifting, each with its window.
+
+    Errors: numbers that can't be, or leave tokens unread."""
     few = check_int("steps", steps, 1) <= _MOST_STEPS
     check(few, "steps", steps, f"must be at most {_MOST_STEPS:,}: more say nothing new")
     check_groups(groups, queries, window, compat)
@@ -112,7 +116,8 @@ def _check_steps(steps:int, groups:int, queries:int, windows:tuple[tuple[int, in
     meet = all(first <= end for (_, end), (first, _) in zip(windows, windows[1:]))
     reads_all = meet and windows[-1][1] == queries
     alike = ", ".join(str(n) for n in range(1, groups) if groups % n == 0)
-    words = f"must be one of {alike}, or at least {groups}: else some of {groups} groups are skipped, and not others"
+    words = (f"must be one of {alike}, or at least {groups}: "
+             f"else some of {groups} groups are skipped, and not others")
     check(reads_all or groups % steps == 0, "steps", steps, words)
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #4c8713bd
@@ -121,31 +126,33 @@ class FlowConfig:
     "Everything that decides the network; defaults are D-AR's tokenizer v1."
     width: int = 768
     depth: int = 12
-    patch: int = 8                   # pixels a patch, along one side
-    cond: int = 768                  # channels of the tokens it is told
-    head: int = 64                   # channels of a head
-    data_std: float = 0.6            # pixels are multiplied by it
-    shift: float = 2.0               # how much times are shifted, see `shifted`
-    shared_time: bool = False        # one embedding of the time for all blocks
-    adaptive_head: bool = False      # the output is modulated by the time, too; needs `shared_time`
-    teacher_layer: int|None = 8      # index of the block whose input is compared with a teacher; None: no such head
-    teacher_hidden: int = 2048       # channels inside that head
-    teacher_width: int = 768         # channels of the teacher's features
-    teacher_grid: int = 16           # its patches along the height; larger grids are averaged down to it
+    patch: int = 8                # pixels a patch, along one side
+    cond: int = 768               # channels of the tokens it is told
+    head: int = 64                # channels of a head
+    data_std: float = 0.6         # pixels are multiplied by it
+    shift: float = 2.0            # how much times are shifted, see `shifted`
+    shared_time: bool = False     # one embedding of the time for all blocks
+    adaptive_head: bool = False   # the output is modulated by the time, too; needs `shared_time`
+    teacher_layer: int|None = 8   # block whose input is compared with a teacher; None: no such head
+    teacher_hidden: int = 2048    # channels inside that head
+    teacher_width: int = 768      # channels of the teacher's features
+    teacher_grid: int = 16      # its patches along the height; larger grids are averaged down to it
     base: float = 10000.0            # of the rotary positions
     recompute: bool = True           # training keeps only what stands between blocks
-    predicts: Literal["velocity", "clean"] = "velocity" # what comes out of the last layer; see `FlowNet.as_velocity`
+    predicts: Literal["velocity", "clean"] = "velocity" # of the last layer: `FlowNet.as_velocity`
 
     def __post_init__(self):
         check_choice("predicts", self.predicts, ("velocity", "clean"))
-        for k in ("width", "depth", "patch", "cond", "head", "teacher_hidden", "teacher_width", "teacher_grid"):
+        for k in ("width", "depth", "patch", "cond", "head", "teacher_hidden",
+                  "teacher_width", "teacher_grid"):
             check_int(k, getattr(self, k), 1)
         check_heads(self.width, self.head)
         for k in ("data_std", "shift", "base"): check_float(k, getattr(self, k), 1e-6)
         for k in ("shared_time", "adaptive_head", "recompute"): check_bool(k, getattr(self, k))
         if self.teacher_layer is not None: check_int("teacher_layer", self.teacher_layer, 0)
         possible = self.shared_time or not self.adaptive_head
-        check(possible, "adaptive_head", self.adaptive_head, "needs shared_time=True: it is told the shared embedding")
+        check(possible, "adaptive_head", self.adaptive_head,
+              "needs shared_time=True: it is told the shared embedding")
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #27f498c2
 class TimeEmbedding(nn.Module):
@@ -184,7 +191,7 @@ class CrossAttention(nn.Module):
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #16765f6e
 class FlowBlock(nn.Module):
-    "A block modulated cell by cell by the time and by what the cell reads in the tokens; that is all tokens do."
+    "A block modulated cell by cell by the time and what it reads in the tokens, their only use."
     def __init__(self, c:FlowConfig):
         super().__init__()
         d = c.width
@@ -261,7 +268,7 @@ class FlowNet(nn.Module):
             cells = run_block(block, c.recompute and self.training, cells, embedded, cond, rotary)
 
         cells = unit(cells)
-        out = self.head(cells, embedded) if c.adaptive_head else self.head(cells)      # (b, hw, 3pp)
+        out = self.head(cells, embedded) if c.adaptive_head else self.head(cells)     # (b, hw, 3pp)
         out = F.pixel_shuffle(out.float().mT.unflatten(2, (h, w)), c.patch)
         return self.as_velocity(out, x, t), tapped
 
@@ -286,7 +293,7 @@ def as_velocity(self:FlowNet,
     x:Tensor,           # (b, 3, h, w) noisy pixels, scaled by data_std
     t:Tensor,           # (b,) shifted times, or (1,) for all
 ) -> Tensor:            # (b, 3, h, w)
-    "What the last layer says as a velocity: as it is, or the way from x to the clean picture that it names."
+    "What the last layer says as a velocity: as it is, or from x to the clean picture it names."
     c = self.config
     if c.predicts == "velocity": return out
     left = (1 - t).clamp(min=_LEAST_LEFT)[:, None, None, None]
@@ -301,7 +308,7 @@ class FlowState:
     x: Tensor                        # (b, 3, h, w), scaled by data_std
     done: int = 0                    # steps
     velocity: Tensor|None = None     # of the last step
-    jump: tuple[Tensor, Tensor, float]|None = None # of the last step: where it began, its direction, the time left
+    jump: tuple[Tensor, Tensor, float]|None = None # the last: beginning, direction, time left
 
 def flow_step(
     state:FlowState,
@@ -309,7 +316,7 @@ def flow_step(
     times:tuple[float, ...],         # of the plan
     solver:str="adams2",             # or euler
 ):
-    "One step, in place: Euler's, or Adams-Bashforth's of two (its fixed weights, though steps differ in length)."
+    "A step, in place: Euler's, or Adams-Bashforth's of two (fixed weights, though steps differ)."
     last = len(times) - 1
     check(state.done < last, "state", state.done, f"has taken all {last} steps of its plan")
     t, end = times[state.done:state.done + 2]
@@ -321,9 +328,10 @@ def flow_step(
     state.done += 1
 
 def arrived(state:FlowState, data_std:float) -> Tensor:
-    "The picture that the last step would reach if it went on to the end; after the last of all it is the result."
+    "The picture that the last step would reach at the end; after the last of all, the result."
     has_moved = state.jump is not None
-    check(has_moved, "state", state.done, "has taken no step: until the first one there is only noise to be seen")
+    check(has_moved, "state", state.done,
+          "has taken no step: until the first one there is only noise to be seen")
     x, direction, left = state.jump
     return (x + left * direction) / data_std
 
@@ -337,7 +345,8 @@ def flow_names(
     return [
         *attention_names(f"{block}.attention", f"{own}.attention"),
         Rename(f"{block}.cross_attn.q.{{p}}", f"{own}.cross.q.{{p}}"),
-        *(Fuse(tuple(f"{block}.cross_attn.{x}.{p}" for x in "kv"), f"{own}.cross.kv.{p}") for p in ("weight", "bias")),
+        *(Fuse(tuple(f"{block}.cross_attn.{x}.{p}" for x in "kv"), f"{own}.cross.kv.{p}")
+          for p in ("weight", "bias")),
         *attention_ends(f"{block}.cross_attn", f"{own}.cross"),
         *mlp_names(f"{block}.mlp", f"{own}.ffn"),
         Rename(f"{block}.adaLN_modulation.1.{{p}}", f"{own}.modulation.linear.{{p}}"),
@@ -348,17 +357,20 @@ def flow_names(
         *_end_names(f"{theirs}conv_in", f"{ours}stem"),
         *_end_names(f"{theirs}conv_out", f"{ours}head"),
         Rename(f"{theirs}linear_out.linear.{{p}}", f"{ours}head.linear.{{p}}"),
-        Rename(f"{theirs}linear_out.adaLN_modulation.1.{{p}}", f"{ours}head.modulation.linear.{{p}}"),
+        Rename(f"{theirs}linear_out.adaLN_modulation.1.{{p}}",
+               f"{ours}head.modulation.linear.{{p}}"),
         Rename(f"{theirs}repa_out.{{j}}.{{p}}", f"{ours}teacher.{{j}}.{{p}}"),
     ]
 
 def _time_names(theirs:str, ours:str) -> list:
     "Rules of an embedding of the time."
-    return [Rename(f"{theirs}.mlp.0.{{p}}", f"{ours}.up.{{p}}"), Rename(f"{theirs}.mlp.2.{{p}}", f"{ours}.out.{{p}}")]
+    return [Rename(f"{theirs}.mlp.0.{{p}}", f"{ours}.up.{{p}}"),
+            Rename(f"{theirs}.mlp.2.{{p}}", f"{ours}.out.{{p}}")]
 
 def _end_names(theirs:str, ours:str) -> list:
     "Rules of a 1x1 convolution there that is a linear layer here."
-    return [Fuse((f"{theirs}.weight",), f"{ours}.weight", squeeze=True), Rename(f"{theirs}.bias", f"{ours}.bias")]
+    return [Fuse((f"{theirs}.weight",), f"{ours}.weight", squeeze=True),
+            Rename(f"{theirs}.bias", f"{ours}.bias")]
 
 # %% ../../nbs/tokenizers/262_flow_decoder.ipynb #7531a823
 _WORDS = {             # the authors' argument: our field
@@ -395,19 +407,23 @@ _KNOWN = {             # the authors' argument: what it can be
 _NEEDED = ("dim", "cond_dim", "depth", "patch_size")
 
 def flow_config(
-    spec:dict,        # the authors' arguments, which leave data and times as they are where nothing is said
+    spec:dict,        # the authors' arguments, which leave data and times as they are by default
     where:str="",     # what they are called in a larger mapping, for errors
     **changes,        # fields of ours to set on top
 ) -> FlowConfig:
-    "Our configuration. Errors: arguments that are unknown, missing or of another kind, by their names there."
+    """Our configuration.
+
+    Errors: arguments that are unknown, missing or of another kind, by their names there."""
     spec = check_words(spec, _KNOWN, _NEEDED, where)
     theirs = {ours: f"{where}.{word}" if where else word for word, ours in _WORDS.items()}
     fits = spec.get("share_time_encoding") or not spec.get("mlp_head")
-    check(fits, theirs["adaptive_head"], True, "needs share_time_encoding: true, for it is told that time")
+    check(fits, theirs["adaptive_head"], True,
+          "needs share_time_encoding: true, for it is told that time")
     said = {"data_std": 1.0, "time_shift": 1.0} | {k: v for k, v in spec.items() if k in _WORDS}
     with named_as(**theirs): own = FlowConfig(**{_WORDS[k]: v for k, v in said.items()})
     return replace(own, **changes)
 
 def flow_spec(c:FlowConfig) -> dict:
     "The authors' arguments."
-    return {"in_dim": 3, "out_dim": 3} | {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()}
+    return {"in_dim": 3, "out_dim": 3} | {theirs: getattr(c, ours)
+                                          for theirs, ours in _WORDS.items()}

@@ -32,22 +32,23 @@ from .tokenizer import Reconstruction, Tokenizer
 class FlowLossConfig:
     "Weights of a flow tokenizer's objective; defaults are D-AR's."
     lpips: float = 0.5         # perceptual distance of the clean picture; 0: no VGG is needed
-    weighting: Literal["even", "time"] = "even" # of LPIPS: all pictures alike, or by twice their shifted time
+    weighting: Literal["even", "time"] = "even" # of LPIPS: alike, or by twice the shifted time
     repa: float = 0.5          # likeness to a frozen teacher's features; 0: no teacher is needed
     teacher: Literal["vits14", "vitb14", "vitl14"] = "vitb14" # which DINOv2
     quantizer: float = 1.0     # scales the quantizer's own losses
     target: Literal["velocity", "clean"] = "velocity" # what the flow's loss compares
-    own: float = 0.0           # share of pictures that the decoder's own steps have begun, as in sampling ...
-    own_start: int = 0         # ... from this step on (counted from 1)
-    sketch: float = 0.0        # of a rough picture that two layers must see in the first tokens; 0: there is none
-    gan: float = 0.0           # against a critic that is told the time; 0: there is none. The authors planned 0.5
-    start: int = 20000         # first step (counted from 1) with the critic
-    critic_width: int = 128    # of its first layer
-    critic_depth: int = 3      # its strided layers
+    own: float = 0.0      # share of pictures that the decoder's own steps began, as in sampling ...
+    own_start: int = 0    # ... from this step on (counted from 1)
+    sketch: float = 0.0   # of a rough picture that two layers must see in the first tokens; 0: none
+    gan: float = 0.0      # against a critic that is told the time; 0: none. The authors planned 0.5
+    start: int = 20000    # first step (counted from 1) with the critic
+    critic_width: int = 128  # of its first layer
+    critic_depth: int = 3  # its strided layers
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
-        for k in ("lpips", "repa", "quantizer", "sketch", "gan"): check_float(k, getattr(self, k), 0)
+        for k in ("lpips", "repa", "quantizer", "sketch", "gan"):
+            check_float(k, getattr(self, k), 0)
         check_float("own", self.own, 0, 1)
         check_choice("target", self.target, ("velocity", "clean"))
         check_choice("weighting", self.weighting, ("even", "time"))
@@ -106,7 +107,8 @@ class Sketch(nn.Module):
         z:Tensor,               # (b, dim, tokens), unit vectors
         ends:Tensor,            # (b,) how many tokens are known
     ) -> Tensor:                # (b, 3, side, side)
-        known = (torch.arange(z.shape[-1], device=z.device) < ends[:, None])[:, None]      # (b, 1, tokens)
+        # (b, 1, tokens)
+        known = (torch.arange(z.shape[-1], device=z.device) < ends[:, None])[:, None]
         rows = torch.cat((z * z.shape[1] ** 0.5 * known, known), 1).flatten(1)
         return self.out(F.silu(self.up(rows))).unflatten(1, (3, self.side, self.side))
 
@@ -117,7 +119,7 @@ class Sketch(nn.Module):
 
 # %% ../../nbs/tokenizers/268_flow_objective.ipynb #e7415154
 class FlowLoss(Objective):
-    "Flow matching, the codebook, LPIPS and REPA, and a critic if it is asked for (arXiv 2505.23660 §3.2)."
+    "Flow matching, the codebook, LPIPS, REPA, and a critic if asked for (arXiv 2505.23660 §3.2)."
     quirks = (("The critic's loss is averaged over the batch before it is weighted by the time.",
                "Early guesses count as much as late ones."),
               ("The tokenizer's loss against the critic is not weighted by the time.",
@@ -127,15 +129,17 @@ class FlowLoss(Objective):
     def __init__(self,
         config:FlowLossConfig=FlowLossConfig(),
         lpips:LPIPS|None=None,              # needed if it has a weight
-        teacher:DinoV2|None=None,           # pictures in [-1, 1] -> (b, k, d); needed if REPA has a weight
+        teacher:DinoV2|None=None,    # pictures in [-1, 1] -> (b, k, d); needed if REPA has a weight
         discriminator:nn.Module|None=None,  # pictures, times -> logits; needed if it has a weight
         size:int|None=None,                 # side of the pictures, where it is known before
     ):
         c = self.config = config
         self.size = size
         sees = c.lpips == 0 or lpips is not None
-        check(sees, "lpips", c.lpips, "a weight above 0 needs an LPIPS module: load_lpips(folder)", Missing)
-        words = "a weight above 0 needs a teacher: load_dinov2(folder); without one train with repa=0"
+        check(sees, "lpips", c.lpips,
+              "a weight above 0 needs an LPIPS module: load_lpips(folder)", Missing)
+        words = ("a weight above 0 needs a teacher: load_dinov2(folder); "
+                 "without one train with repa=0")
         check(c.repa == 0 or teacher is not None, "repa", c.repa, words, Missing)
         judged = c.gan == 0 or discriminator is not None
         check(judged, "discriminator", None, f"is needed from step {c.start} on, since gan={c.gan}")
@@ -147,36 +151,40 @@ class FlowLoss(Objective):
         "Whether the critic takes part in the step after `step` finished ones."
         return self.config.gan > 0 and step + 1 >= self.config.start
 
-    def phases(self, step:int) -> tuple[Phase, ...]:
-        "The tokenizer's, then the critic's once it takes part."
-        own = ("tokenizer", "sketch") if self.config.sketch else ("tokenizer",)
-        phases = Phase.of("tokenizer", *own), Phase.of("discriminator", "discriminator")
-        return phases if self.active(step) else phases[:1]
-
     def loss(self, phase, images, made, carry, draws, at):
         "That of the phase."
         if phase.name == "discriminator": return self.for_critic(images, carry)
         return self.for_tokenizer(images, made, carry, at.step)
 
     def check(self, tokenizer:Tokenizer, accumulate:int):
-        "Refuse a tokenizer without a flow, or one whose decoder can't be compared with the teacher."
+        "Refuse a tokenizer without a flow, or with a decoder that no teacher compares with."
         need_pixels(tokenizer, "a flow's objective")
         name = type(tokenizer).__name__
-        check(isinstance(tokenizer, DARTokenizer), "tokenizer", name, "must decode by a flow: a DARTokenizer")
+        check(isinstance(tokenizer, DARTokenizer), "tokenizer", name,
+              "must decode by a flow: a DARTokenizer")
         if not self.config.repa: return
         c, teacher = tokenizer.config.flow, self.helpers["teacher"]
         has_head = c.teacher_layer is not None and c.teacher_layer < c.depth
         words = f"must be the index of one of its {c.depth} blocks, since repa={self.config.repa}"
         check(has_head, "model.flow.teacher_layer", c.teacher_layer, words)
         fits = c.teacher_width == teacher.dim
-        check(fits, "model.flow.teacher_width", c.teacher_width, f"must be {teacher.dim}, the teacher's")
+        check(fits, "model.flow.teacher_width", c.teacher_width,
+              f"must be {teacher.dim}, the teacher's")
         if self.size is None: return
         cells = self.size // c.patch
         side = cells // max(1, cells // c.teacher_grid)
-        words = f"gives the decoder {side}x{side} places to compare, but the teacher has {teacher.side}x{teacher.side}"
+        words = (f"gives the decoder {side}x{side} places to compare, "
+                 f"but the teacher has {teacher.side}x{teacher.side}")
         check(side == teacher.side, "augment.size", self.size, words)
 
 # %% ../../nbs/tokenizers/268_flow_objective.ipynb #9d41255a
+@patch
+def phases(self:FlowLoss, step:int) -> tuple[Phase, ...]:
+    "The tokenizer's, then the critic's once it takes part."
+    own = ("tokenizer", "sketch") if self.config.sketch else ("tokenizer",)
+    phases = Phase.of("tokenizer", *own), Phase.of("discriminator", "discriminator")
+    return phases if self.active(step) else phases[:1]
+
 @patch
 def meet(self:FlowLoss, tokenizer:Tokenizer):
     "What is read from tokens depends on how many there are."
@@ -233,7 +241,8 @@ def likeness(self:FlowLoss, images:Tensor, ours:Tensor) -> Tensor:
     "REPA's part: what the decoder has at a block against what the teacher sees."
     with torch.no_grad(): theirs = self.helpers["teacher"](images)
     fits = ours.shape == theirs.shape
-    words = f"must be as the teacher's, {tuple(theirs.shape)}: see teacher_grid and teacher_width of the decoder"
+    words = (f"must be as the teacher's, {tuple(theirs.shape)}: "
+             "see teacher_grid and teacher_width of the decoder")
     check(fits, "features", tuple(ours.shape), words)
     return repa_loss(ours, theirs)
 
@@ -249,13 +258,14 @@ def for_critic(self:FlowLoss, images:Tensor, carry:dict) -> tuple[Tensor, dict]:
 # %% ../../nbs/tokenizers/268_flow_objective.ipynb #c9d41e08
 def flow_loss(
     config:FlowLossConfig,
-    *, weights:str|Path|None, # folder with the VGG-16, LPIPS and DINOv2 files, each read if it has a weight
+    *, weights:str|Path|None, # with the VGG-16, LPIPS and DINOv2 files, read if weighted
     size:int,             # side of the pictures
 ) -> FlowLoss:
     "The objective with all it needs. Errors: `Missing` names the file that is not there."
     c = config
     critic = TimedPatchGAN(3, c.critic_width, c.critic_depth) if c.gan else None
-    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
+    # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):
         lpips = load_lpips(weights, c.compat) if c.lpips else None
         teacher = load_dinov2(weights, c.teacher) if c.repa else None
     return FlowLoss(c, lpips, teacher, critic, size)

@@ -23,15 +23,16 @@ from .tokenizer import Quantized
 @dataclass(frozen=True)
 class FSQConfig:
     "Finite scalar quantization: so many values in each channel."
-    levels: tuple[int, ...] = (8, 5, 5, 5) # values of each channel, at least 3; their product is the vocabulary
-    usage: int = 65536                     # recent codes remembered to measure usage; 0: no meter
-    eps: float = 1e-3                      # by what share a feature stays within the outermost values
+    levels: tuple[int, ...] = (8, 5, 5, 5) # of a channel, at least 3; the product: the vocabulary
+    usage: int = 65536                   # recent codes remembered to measure usage; 0: no meter
+    eps: float = 1e-3                    # by what share a feature stays within the outermost values
 
     def __post_init__(self):
         object.__setattr__(self, "levels", check_ints("levels", self.levels, 3))
         check_counted("levels", self.levels, prod(self.levels), self.usage)
         most = 1 / (max(self.levels) - 1)
-        check(check_float("eps", self.eps, 0) < most, "eps", self.eps, f"must be below {most:.4g}, 1 / (levels - 1)")
+        check(check_float("eps", self.eps, 0) < most, "eps", self.eps,
+              f"must be below {most:.4g}, 1 / (levels - 1)")
 
     @property
     def vocab(self) -> tuple[int, ...]: return (prod(self.levels),)
@@ -40,7 +41,8 @@ class FSQConfig:
     def dim(self) -> int: return len(self.levels)
 
     @property
-    def coding(self) -> tuple: return (self.levels, self.eps)   # no weight shows them: see `Tokenizer.coding`
+    # no weight shows them: see `Tokenizer.coding`
+    def coding(self) -> tuple: return (self.levels, self.eps)
 
 # %% ../../nbs/tokenizers/215_fsq.ipynb #038db8c0
 class FSQ(Quantizer):
@@ -49,16 +51,18 @@ class FSQ(Quantizer):
         c = self.config = config
         super().__init__(c.vocab, c.dim, UsageMeter(c.vocab[0], c.usage) if c.usage else None)
         self.register_buffer("levels", torch.tensor(c.levels), persistent=False)
-        self.register_buffer("place", torch.tensor([prod(c.levels[:i]) for i in range(c.dim)]), persistent=False)
+        self.register_buffer("place", torch.tensor([prod(c.levels[:i]) for i in range(c.dim)]),
+                             persistent=False)
 
     def curve(self) -> tuple[Tensor, Tensor, Tensor]:
-        "Reach to either side, half a step for even numbers (they have no middle), what sends 0 to 0: (d,) fp32 each."
-        reach, half = (self.levels - 1).float() * (1 - self.config.eps) / 2, (1 - self.levels % 2).float() / 2
+        "Reach to a side, half a step for even numbers (no middle), what sends 0 to 0: (d,) fp32."
+        reach = (self.levels - 1).float() * (1 - self.config.eps) / 2
+        half = (1 - self.levels % 2).float() / 2
         return reach, half, (half / reach).atanh()
 
     def bounded(self, z:Tensor) -> Tensor:
         "Features (b, d, *grid) -> (b, *grid, d) fp32, each channel within its integers."
-        z = self.channels_last(z).contiguous()              # laid out as looked-up rows are: same bits later
+        z = self.channels_last(z).contiguous()     # laid out as looked-up rows are: same bits later
         reach, half, shift = self.curve()
         return (z + shift).tanh() * reach - half
 
@@ -72,7 +76,8 @@ class FSQ(Quantizer):
 
     def unquantized(self, z:Tensor) -> Tensor: return self.scaled(self.bounded(z))
 
-    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None, learn:bool=True) -> Quantized:
+    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None,
+                learn:bool=True) -> Quantized:
         with exact(z):
             y = self.bounded(z)
             digits = y.detach().round()

@@ -43,11 +43,12 @@ iar2_vq_names = NameTable(
     Rename("quantize.codebook_used2", "quantizer.detail.usage.recent"),
     *llamagen_vq_names.rules)
 
-_SECOND = "vq_model_second_stage"      # the authors' module, which tells their two models of one name apart
+# the authors' module, which tells their two models of one name apart
+_SECOND = "vq_model_second_stage"
 _SEMANTIC = 256                        # rows that their semantic table has
 
 def iar2_vq_config(spec:dict, **changes) -> VQGANConfig:
-    "Our configuration of a second stage for LlamaGen's arguments; `codebook_size` is the detail table's."
+    "Our second stage's configuration of LlamaGen's arguments; `codebook_size`: the detail table's."
     plain = llamagen_vq_config({"codebook_size": 4096} | spec)
     q = plain.quantizer
     both = SemanticDetailConfig(_SEMANTIC, q.codebook, q.dim, q.l2, q.beta, q.entropy, q.usage)
@@ -63,7 +64,8 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
     "The authors' arguments from names and shapes."
     detail = state.get("quantize.embedding_second")
     if detail is None: return None
-    spec = LLAMAGEN_VQ.recognise({name: value for name, value in state.items() if value is not detail})
+    spec = LLAMAGEN_VQ.recognise({name: value for name, value in state.items()
+                                  if value is not detail})
     return spec and spec | {"model": f"{spec['model']} ({_SECOND})", "codebook_size": len(detail)}
 
 def _owns(c:VQGANConfig) -> bool:
@@ -72,7 +74,8 @@ def _owns(c:VQGANConfig) -> bool:
     stair = c.coder == "stair" and c.connectors == 1
     return stair and isinstance(q, SemanticDetailConfig) and q.semantic == _SEMANTIC and q.usage > 0
 
-_VQ_16 = Checkpoint("0485000.pt", hub="JTUplayer/IAR2", result="rFID 1.05 (README: ImageNet val, 256 px)",
+_VQ_16 = Checkpoint("0485000.pt", hub="JTUplayer/IAR2",
+                    result="rFID 1.05 (README: ImageNet val, 256 px)",
                     recipe="iar2-tokenizer-second")
 
 IAR2_VQ = register(Family(

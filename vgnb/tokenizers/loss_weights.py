@@ -45,7 +45,8 @@ class WarmUp(Weight):
         check_int("start", self.start, 0)
         check_int("end", self.end, self.start + 1)
 
-    def __call__(self, step:int) -> float: return min(1.0, max(0.0, (step - self.start) / (self.end - self.start)))
+    def __call__(self, step:int) -> float:
+        return min(1.0, max(0.0, (step - self.start) / (self.end - self.start)))
 
 @dataclass(frozen=True)
 class Decay(WarmUp):
@@ -93,7 +94,7 @@ class HalfWave(Weight):
     "Half a cosine from 1 down to `floor`, where it stays."
     duration: int = 1000  # steps
     floor: float = 0.0
-    compat: Literal["upstream"]|None = None # "upstream" = falls from the floor to 0 when the time is over
+    compat: Literal["upstream"]|None = None # "upstream" = falls from the floor to 0 at the end
 
     def __post_init__(self):
         check_int("duration", self.duration, 1)
@@ -140,9 +141,9 @@ class InTurn(Weight):
         begun = self.milestones[turn - 1] - 1 if turn else 0
         return self.parts[turn](step - begun)
 
-for _word, _part in {
-        "constant": Constant(), "warm-up": WarmUp(), "decay": Decay(), "defer": Defer(), "until": Until(),
-        "steps": Steps(), "half-wave": HalfWave(), "product": Product(), "sequence": InTurn()}.items():
+for _word, _part in {"constant": Constant(), "warm-up": WarmUp(), "decay": Decay(),
+                     "defer": Defer(), "until": Until(), "steps": Steps(), "half-wave": HalfWave(),
+                     "product": Product(), "sequence": InTurn()}.items():
     register_part("weight", _word, _part)
 shelf("weight").number = lambda gain: Constant(gain=gain)
 
@@ -159,5 +160,6 @@ def check_weights(
     terms:Sequence[str],  # of the objective
 ) -> tuple[Weight, ...]:
     "Schedules for these terms. Errors: something else, or a schedule for another term."
-    for i, w in enumerate(_weights(weights, "schedules")): check_choice(f"schedules.{i}.of", w.of, tuple(terms))
+    for i, w in enumerate(_weights(weights, "schedules")):
+        check_choice(f"schedules.{i}.of", w.of, tuple(terms))
     return tuple(weights)

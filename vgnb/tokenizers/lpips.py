@@ -34,17 +34,21 @@ _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 class LPIPS(nn.Module):
-    "Perceptual distance with VGG-16 features (arXiv 1801.03924); frozen. `load_lpips` reads its weights."
-    quirks = (("In train mode half of the squared differences are dropped before weighting (a dropout in the heads).",
-               "A noisy perceptual loss during training."),)
+    """Perceptual distance with VGG-16 features (arXiv 1801.03924); frozen.
+
+    `load_lpips` reads its weights."""
+    quirks = (("In train mode half of the squared differences are dropped before weighting (a "
+               "dropout in the heads).", "A noisy perceptual loss during training."),)
 
     def __init__(self, compat:Literal["upstream"]|None=None):
         super().__init__()
         self.compat = check_choice("compat", compat, (None, "upstream"))
         widths = [3, *_CONVS.values()]
-        convs = {str(i): nn.Conv2d(a, b, 3, padding=1) for i, a, b in zip(_CONVS, widths, widths[1:])}
+        convs = {str(i): nn.Conv2d(a, b, 3, padding=1)
+                 for i, a, b in zip(_CONVS, widths, widths[1:])}
         self.vgg = nn.ModuleDict(convs)
-        self.heads = nn.ParameterList(torch.full((1, _CONVS[i]), 1 / _CONVS[i]) for i in _TAPS)  # (1, c)
+        # (1, c)
+        self.heads = nn.ParameterList(torch.full((1, _CONVS[i]), 1 / _CONVS[i]) for i in _TAPS)
         for name, values in (("shift", _SHIFT), ("scale", _SCALE)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -63,7 +67,8 @@ class LPIPS(nn.Module):
         "Distance of each pair of images."
         out = 0
         for fa, fb, head in zip(self.features(a), self.features(b), self.heads):
-            fa, fb = (f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10) for f in (fa, fb))
+            fa, fb = (f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10)
+                      for f in (fa, fb))
             d = (fa - fb).square()                                              # (n, c, h, w)
             if self.compat and self.training: d = F.dropout(d, 0.5)
             out = out + torch.einsum("nchw,oc->n", d, head) / d[0, 0].numel()
@@ -97,24 +102,29 @@ _FILES = (  # what, the names it may have, where it comes from
      "vgg.pth of the LPIPS repository, 7 kB"),
 )
 
-remotes["lpips"] = (      # torch's file names carry the first digits of their hash; the other's is taming's (util.py)
-    Remote("vgg16-397923af.pth", url="https://download.pytorch.org/models/vgg16-397923af.pth", hash="sha256:397923af"),
+# torch's file names carry the first digits of their hash; the other's is taming's (util.py)
+remotes["lpips"] = (
+    Remote("vgg16-397923af.pth", url="https://download.pytorch.org/models/vgg16-397923af.pth",
+           hash="sha256:397923af"),
     Remote("vgg.pth", url="https://heibox.uni-heidelberg.de/f/607503859c864bc1b30b/?dl=1",
            page="https://github.com/richzhang/PerceptualSimilarity/tree/master/lpips/weights/v0.1",
            hash="md5:d507d7349b931f0638a25a48a722f98a"))
 
 def load_lpips(
-    folder:str|Path|None, # holds the two files; None: a network as it begins, whose shapes alone matter
+    folder:str|Path|None, # holds the two files; None: a network as it begins, for its shapes
     compat:Literal["upstream"]|None=None,
     instead:str="train with lpips=0", # what whoever has no files can do
 ) -> LPIPS:
-    "LPIPS with its weights. Errors: `Missing` names the file that is not there and where to put it."
+    """LPIPS with its weights.
+
+    Errors: `Missing` names the file that is not there and where to put it."""
     if folder is None: return LPIPS(compat).eval()
     folder = Path(folder)
     state = {}
     for what, names, origin in _FILES:
         path = next((folder / n for n in names if (folder / n).is_file()), None)
-        remedy = f"put {' or '.join(names)} into {folder} ({origin}; scripts/prepare.py lpips fetches it), or {instead}"
+        remedy = (f"put {' or '.join(names)} into {folder} ({origin}; "
+                  f"scripts/prepare.py lpips fetches it), or {instead}")
         check(path, "weights", folder / names[1], f"no {what}: {remedy}", Missing)
         state |= read_state(path, "weights")
     return vgg_names().load_into(LPIPS(compat), state, str(folder)).eval()

@@ -32,7 +32,7 @@ from vgnb.tokenizers.quantizers import (
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #0f5f0c45
 class OutputBlock(ResBlock):
-    "h + W h with h = conv(swish(norm(conv(swish(norm(x)))))) where widths differ, else h + x; no biases."
+    "h + W h with h = conv(swish(norm(conv(swish(norm(x)))))) at new widths, else h + x; no biases"
     def __init__(self, cin:int, cout:int|None=None, groups:int=32, dropout:float=0.0):
         super().__init__(cin, cout, groups, dropout)
         cout = cout or cin
@@ -60,11 +60,12 @@ _BLOCKS = {"output": OutputBlock, "input": InputBlock}
 @dataclass(frozen=True)
 class MaskGITVQGANConfig:
     "Everything that decides a MaskGIT-VQGAN; defaults are the published one's."
-    quantizer: Any = VectorConfig(1024, 256, l2=False, usage=0) # its dim is the encoder's width, too
+    quantizer: Any = VectorConfig(1024, 256, l2=False, usage=0) # its dim: the encoder's width, too
     width: int = 128                        # channels at full resolution
     mults: tuple[int, ...] = (1, 1, 2, 2, 4) # width of each level
     depth: int = 2                          # residual blocks a level, and at the bottom
-    shortcut: Literal["output", "input"] = "output" # what the 1x1 convolution of a block that changes the width reads
+    # what the 1x1 convolution of a block that changes the width reads
+    shortcut: Literal["output", "input"] = "output"
     groups: int = 32                        # of the group norms
     dropout: float = 0.0                    # in the residual blocks
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
@@ -114,18 +115,21 @@ def maskgit_coder(config:MaskGITVQGANConfig) -> tuple[Encoder, Decoder]:
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #63c00acd
 class MaskGITVQGAN(ConvTokenizer):
-    "MaskGIT's convolutional VQGAN (arXiv 2202.04200 §3.1), as published with TiTok and RandAR. Pixels in [0, 1]."
+    """MaskGIT's convolutional VQGAN (arXiv 2202.04200 §3.1), as published with TiTok and RandAR.
+
+    Pixels in [0, 1]."""
     span = (0.0, 1.0)
     clip = (0.0, 1.0)
     quirks = (("The weight 0.25 stands on the codebook's term instead of the commitment's.",
-               "The encoder is pulled to its codes four times harder than codes follow the encoder; "
-               "matters in training only."),
+               "The encoder is pulled to its codes four times harder than codes follow the "
+               "encoder; matters in training only."),
               VectorQuantizer.quirks[1])
 
     def __init__(self, config:MaskGITVQGANConfig=MaskGITVQGANConfig()):
         encoder, decoder = maskgit_coder(config)
         quantizer = config.quantizer
-        if config.compat and isinstance(quantizer, VectorConfig): quantizer = replace(quantizer, legacy=True)
+        if config.compat and isinstance(quantizer, VectorConfig):
+            quantizer = replace(quantizer, legacy=True)
         super().__init__(config, encoder, decoder, build_quantizer(quantizer, config.compat))
 
     @torch.no_grad()
@@ -149,12 +153,12 @@ def soften(
     temperature:float=1.0,
     draws:Draws|None=None, at:At|None=None, # draw the codes; None = the nearest
 ) -> tuple[Tensor, Tensor]:                 # (b, h, w, k), (b, h, w)
-    "softmax(-squared distance / temperature), and the nearest code of each cell or one drawn with that probability."
-    rows = z.float().movedim(1, -1)                                              # (b, h, w, d)
-    flat = rows.flatten(0, 2)                                                    # (n, d)
+    "softmax(-squared distance / temperature), and a cell's nearest code or one drawn by it."
+    rows = z.float().movedim(1, -1)                                 # (b, h, w, d)
+    flat = rows.flatten(0, 2)                                       # (n, d)
     closeness = -torch.addmm(table.square().sum(1), flat, table.t(), alpha=-2)
-    closeness = closeness - flat.square().sum(1, keepdim=True)                   # (n, k) minus squared distances
-    logits = closeness.view(*rows.shape[:3], -1) / temperature                   # (b, h, w, k)
+    closeness = closeness - flat.square().sum(1, keepdim=True)      # (n, k) minus squared distances
+    logits = closeness.view(*rows.shape[:3], -1) / temperature      # (b, h, w, k)
 
     codes = logits.argmax(-1)
     if draws is not None:
@@ -171,7 +175,7 @@ MASKGIT_VQGANS["maskgit-vqgan-tiny"] = MaskGITVQGANConfig(
     _TINY, width=32, mults=(1, 2, 2), depth=1, shortcut="input", groups=16)
 
 def maskgit_vqgan(name:str|MaskGITVQGANConfig="maskgit-vqgan-f16", **changes) -> MaskGITVQGAN:
-    "A MaskGIT-VQGAN by name or configuration, with some fields changed (`quantizer=dict(codebook=512)`)."
+    "A MaskGIT-VQGAN by name or configuration, fields changed (`quantizer=dict(codebook=512)`)."
     config = MASKGIT_VQGANS[name] if isinstance(name, str) else name
     return MaskGITVQGAN(changed(config, **changes))
 
@@ -211,7 +215,8 @@ def maskgit_vqgan_config(spec:dict, **changes) -> MaskGITVQGANConfig:
     check(z == d, "z_channels", z, f"must be embedding_dim ({d}): nothing projects between the two")
     mults = tuple(spec.get("channel_mult", (1, 1, 2, 2, 4)))
     levels = spec.get("num_resolutions", len(mults))
-    check(levels == len(mults), "num_resolutions", levels, f"must be the number of channel_mult, {len(mults)}")
+    check(levels == len(mults), "num_resolutions", levels,
+          f"must be the number of channel_mult, {len(mults)}")
     channels = spec.get("num_channels", 3)
     check(channels == 3, "num_channels", channels, "must be 3")
 
@@ -224,13 +229,15 @@ def maskgit_vqgan_spec(c:MaskGITVQGANConfig) -> dict:
     "The published description of a configuration."
     spec = {theirs: getattr(c.quantizer, ours) for theirs, ours in _QUANTIZER_WORDS.items()}
     spec |= {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()}
-    shape = {"channel_mult": list(c.mults), "num_resolutions": len(c.mults), "z_channels": c.quantizer.dim}
+    shape = {"channel_mult": list(c.mults), "num_resolutions": len(c.mults),
+             "z_channels": c.quantizer.dim}
     return spec | shape
 
 # %% ../../nbs/tokenizers/250_maskgit_vqgan.ipynb #8839765a
 def _recognise(state:dict[str, Tensor]) -> dict|None:
     "The description from names and shapes."
-    if not {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= state.keys(): return None
+    if not {"encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight"} <= state.keys():
+        return None
     levels = range(counted(state, "encoder.down."))
     width = len(state["encoder.conv_in.weight"])
     codes, dim = state["quantize.embedding.weight"].shape
@@ -240,15 +247,15 @@ def _recognise(state:dict[str, Tensor]) -> dict|None:
         mults=tuple(len(state[f"encoder.down.{i}.block.0.conv1.weight"]) // width for i in levels),
         depth=counted(state, "encoder.down.0.block.")))
 
-_F16 = Checkpoint("maskgit-vqgan-imagenet-f16-256.bin", hub="fun-research/TiTok", licence="Apache-2.0",
+_F16 = Checkpoint("maskgit-vqgan-imagenet-f16-256.bin",
+                  hub="fun-research/TiTok", licence="Apache-2.0",
                   result="rFID 2.28 (as RAR's authors state it)", recipe="maskgit-vqgan")
 
 MASKGIT_VQ = register(Family(
-    kind="maskgit-vqgan", config=MaskGITVQGANConfig, build=MaskGITVQGAN, role="tokenizer", system="randar",
-    names=lambda c: maskgit_names(len(c.mults)), read=maskgit_vqgan_config, write=maskgit_vqgan_spec,
-    reads=lambda spec: "channel_mult" in spec, recognise=_recognise,
+    kind="maskgit-vqgan", config=MaskGITVQGANConfig, build=MaskGITVQGAN, role="tokenizer",
+    system="randar", names=lambda c: maskgit_names(len(c.mults)), read=maskgit_vqgan_config,
+    write=maskgit_vqgan_spec, reads=lambda spec: "channel_mult" in spec, recognise=_recognise,
     owns=lambda c: c.shortcut == "output" and isinstance(c.quantizer, VectorConfig),
     unpublished=("quantizer.usage.", "quantizer.updates."),
-    classes=("RandAR.model.maskgit_tokenizer.MaskGITTokenizer",),
-    published=(Published("maskgit-vqgan-f16", maskgit_vqgan_spec(MASKGIT_VQGANS["maskgit-vqgan-f16"]),
-                         (_F16,)),)))
+    classes=("RandAR.model.maskgit_tokenizer.MaskGITTokenizer",), published=(Published(
+        "maskgit-vqgan-f16", maskgit_vqgan_spec(MASKGIT_VQGANS["maskgit-vqgan-f16"]), (_F16,)),)))

@@ -99,11 +99,12 @@ def entropy_loss(
     temperature:float=0.01,
     bound:int=_BOUND,       # largest number of distances held at once
 ) -> Tensor:
-    "Mean entropy of soft assignments minus entropy of their mean; gradients to `z` and to the table."
+    "Mean entropy of soft assignments minus entropy of their mean; gradients to `z` and table."
     parts = z.split(max(1, bound // len(table)))
     walk = _soft if len(parts) == 1 else _soft_again
     sums = [walk(part, table, temperature) for part in parts]
-    return _balance(torch.stack([s[0] for s in sums]).sum(), torch.stack([s[1] for s in sums]).sum(0), len(z))
+    return _balance(torch.stack([s[0] for s in sums]).sum(),
+                    torch.stack([s[1] for s in sums]).sum(0), len(z))
 
 def assignment_entropy(
     distances:Tensor,       # (n, k)
@@ -156,7 +157,8 @@ def integer_sums(
 ) -> tuple[Tensor, Tensor]: # (size, d) int64, (size,) int64
     "Scaled sums of the features of each code, and their number."
     whole = (z.double() * scale).round().long()
-    sums = torch.zeros(size, z.shape[1], dtype=torch.int64, device=z.device).index_add_(0, codes, whole)
+    sums = torch.zeros(size, z.shape[1], dtype=torch.int64,
+                       device=z.device).index_add_(0, codes, whole)
     return sums, counted(codes, size)
 
 def integer_means(sums:Tensor, count:Tensor, scale:Tensor) -> Tensor: # (size, d) fp32
@@ -169,7 +171,7 @@ def members(
     size:int,       # number of rows
     sync:Sync=Alone(),
 ) -> Members:
-    "Number and mean of the features of each code; the same bits however features are spread over processes."
+    "Number and mean of the features of each code; the same bits however processes share them."
     total = sync.sum(torch.full((), len(z), dtype=torch.int64, device=z.device))
     largest = sync.gather(z.abs().amax().view(1)).amax()
     scale = integer_scale(largest, total)
@@ -183,12 +185,13 @@ def kmeans(
     draws:Draws,        # chooses the first centres: stream "kmeans"
     iterations:int=10,
     spherical:bool=False, # unit features and rows
-    by:Literal["l2", "cosine"]="l2", # what a feature is nearest by; the means are plain means either way
+    by:Literal["l2", "cosine"]="l2", # what a feature is nearest by; means are plain either way
 ) -> Tensor:            # (size, d)
     "Lloyd's iterations from distinct features."
     check_int("size", size, 1)
     check_int("iterations", iterations, 0)
-    check(len(z) >= size, "features", len(z), f"k-means needs at least as many features as codes ({size})")
+    check(len(z) >= size, "features", len(z),
+          f"k-means needs at least as many features as codes ({size})")
     z = l2_normalize(z.float()) if spherical else z.float()
     one_draw = At(torch.zeros(1, dtype=torch.int64, device=z.device))
     table = z[draws.permutation("kmeans", one_draw, len(z))[0, :size]]

@@ -52,7 +52,7 @@ class Phase(NamedTuple):
 class Objective(ABC):
     "What a tokenizer is trained towards."
     def __init__(self,
-        modules:dict[str, nn.Module]|None=None, # trained beside the tokenizer, saved under these names
+        modules:dict[str, nn.Module]|None=None, # trained besides, saved by these names
         helpers:dict[str, nn.Module]|None=None, # only used: frozen, in eval mode
     ):
         self.modules = dict(modules or {})
@@ -61,7 +61,7 @@ class Objective(ABC):
         self.sync: Sync = Alone()               # set when there are several processes
 
     def phases(self, step:int) -> tuple[Phase, ...]:
-        "The phases of the iteration after `step` finished ones; default: one, in which everything moves."
+        "The phases of the iteration after `step` finished ones; default: one that moves all."
         return (Phase.of("train", "tokenizer", *self.modules),)
 
     def groups(self, tokenizer:Tokenizer) -> dict[str, dict[str, nn.Parameter]]:
@@ -75,14 +75,14 @@ class Objective(ABC):
         draws:Draws, at:At,
         quantize:bool=True,       # False: features pass as they are
     ) -> Reconstruction:
-        "What the tokenizer makes in a phase that names one of its groups; default: its forward pass."
+        "What the tokenizer makes in a phase with one of its groups; default: its forward pass."
         return tokenizer(images, draws, at, quantize)
 
     @abstractmethod
     def loss(self,
         phase:Phase,
         images:Tensor,            # (b, 3, h, w) in [-1, 1]
-        made:Reconstruction|None, # of the tokenizer, pixels in [-1, 1]; None in a phase that names none of its groups
+        made:Reconstruction|None, # pixels in [-1, 1]; None in a phase without its groups
         carry:dict,               # shared by the phases of an iteration
         draws:Draws,
         at:At,                    # ids (b,) and the step
@@ -116,13 +116,16 @@ class VQGANLossConfig:
     gan: float = 0.5         # against the discriminator; 0: there is none
     disc: float|None = None  # scales the discriminator's own loss; None: as gan
     r1: float = 0.0          # penalty on the discriminator's gradient at real pictures
-    discriminator: Literal["patchgan", "stylegan", "stylegan2"] = "patchgan" # what judges the reconstructions
+    # what judges the reconstructions
+    discriminator: Literal["patchgan", "stylegan", "stylegan2"] = "patchgan"
     depth: int = 3           # strided layers of the patchgan
     start: int = 20000       # first step (counted from 1) with the discriminator
-    disc_loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge" # what the discriminator minimises
+    # what the discriminator minimises
+    disc_loss: Literal["hinge", "vanilla", "non-saturating"] = "hinge"
     gen_loss: Literal["hinge", "non-saturating"] = "hinge" # what the tokenizer minimises against it
     adaptive: bool = False   # multiply `gan` by the adaptive weight
-    schedules: tuple[Any, ...] = field(default=(), metadata={"shelf": "weight"}) # how weights move: WarmUp(of="lpips")
+    # how weights move: WarmUp(of="lpips")
+    schedules: tuple[Any, ...] = field(default=(), metadata={"shelf": "weight"})
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
@@ -142,11 +145,12 @@ class VQGANLossConfig:
 # %% ../../nbs/tokenizers/237_objectives.ipynb #073b15f3
 class VQGANLoss(Objective):
     "A pixel tokenizer against a discriminator (arXiv 2012.09841 eq. 4-7; arXiv 2406.06525 §3.1)."
-    quirks = (("Before `start` the discriminator already runs and is optimized with weight 0.",
-               "Its batch-norm statistics and its optimizer's clock move; three needless passes a step."),
-              ("The non-saturating losses swap logits and targets.",
-               "The discriminator never learns from reconstructions; its loss has no lower bound."),
-              *LPIPS.quirks)
+    quirks = (
+        ("Before `start` the discriminator already runs and is optimized with weight 0.",
+         "Its batch-norm statistics and its optimizer's clock move; three needless passes a step."),
+        ("The non-saturating losses swap logits and targets.",
+         "The discriminator never learns from reconstructions; its loss has no lower bound."),
+        *LPIPS.quirks)
 
     def __init__(self,
         config:VQGANLossConfig=VQGANLossConfig(),
@@ -155,10 +159,12 @@ class VQGANLoss(Objective):
     ):
         c = self.config = config
         sees = c.lpips == 0 or lpips is not None
-        check(sees, "lpips", c.lpips, "a weight above 0 needs an LPIPS module: load_lpips(folder)", Missing)
+        check(sees, "lpips", c.lpips,
+              "a weight above 0 needs an LPIPS module: load_lpips(folder)", Missing)
         judged = c.gan == 0 or discriminator is not None
         check(judged, "discriminator", None, f"is needed from step {c.start} on, since gan={c.gan}")
-        super().__init__({"discriminator": discriminator} if c.gan else {}, {"lpips": lpips} if c.lpips else {})
+        super().__init__({"discriminator": discriminator} if c.gan else {},
+                         {"lpips": lpips} if c.lpips else {})
 
     def check(self, tokenizer, accumulate):
         need_pixels(tokenizer, "a VQGAN's objective")
@@ -209,7 +215,8 @@ def for_tokenizer(self:VQGANLoss,
     "The tokenizer's loss."
     c = self.config
     tells = not (c.gan and c.adaptive) or "last_layer" in made.extras
-    needs = "needs a tokenizer whose forward tells its decoder's last weight: Reconstruction.extras[\"last_layer\"]"
+    needs = ("needs a tokenizer whose forward tells its decoder's last weight: "
+             "Reconstruction.extras[\"last_layer\"]")
     check(tells, "adaptive", c.adaptive, needs)
     carry["output"] = made.output.detach()
     base, parts = self.base(images, made.output, step)
@@ -218,7 +225,8 @@ def for_tokenizer(self:VQGANLoss,
 
     if self.runs(step):
         critic = self.modules["discriminator"]
-        with frozen(critic): parts["gan"] = generator_loss(c.gen_loss, critic(made.output), c.compat)
+        with frozen(critic):
+            parts["gan"] = generator_loss(c.gen_loss, critic(made.output), c.compat)
         if c.adaptive:
             last_layer = made.extras["last_layer"]
             parts["adaptive"] = adaptive_weight(base, parts["gan"], last_layer, self.sync)
@@ -245,13 +253,14 @@ def for_discriminator(self:VQGANLoss, images:Tensor, carry:dict, step:int) -> tu
 # %% ../../nbs/tokenizers/237_objectives.ipynb #28d2fe7e
 def vqgan_loss(
     config:VQGANLossConfig,
-    *, weights:str|Path|None, # folder with the VGG-16 and LPIPS files, read if LPIPS has a weight; None: shapes alone
+    *, weights:str|Path|None, # with the VGG-16 and LPIPS files, given a weight; None: shapes
     size:int,             # side of the pictures, for a discriminator that sees them whole
 ) -> VQGANLoss:
     "The objective with all it needs. Errors: `Missing` names the file that is not there."
     depth = {"depth": config.depth} if config.discriminator == "patchgan" else {}
     critic = discriminator(config.discriminator, size, **depth) if config.gan else None
-    with torch.device("meta" if weights is None else "cpu"):     # real weights, even where shapes alone are asked for
+    # real weights, even where shapes alone are asked for
+    with torch.device("meta" if weights is None else "cpu"):
         lpips = load_lpips(weights, config.compat) if config.lpips else None
     return VQGANLoss(config, lpips, critic)
 

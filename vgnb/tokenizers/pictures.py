@@ -29,7 +29,8 @@ def need_pixels(
 ) -> Tokenizer:
     "The tokenizer, if it makes pixels. Errors: `BadInput` says what it makes and who needs more."
     name = type(tokenizer).__name__
-    check(tokenizer.makes == "pixels", "tokenizer", name, f"makes {tokenizer.makes}, but {what} needs pixels")
+    check(tokenizer.makes == "pixels", "tokenizer", name,
+          f"makes {tokenizer.makes}, but {what} needs pixels")
     return tokenizer
 
 def device_of(module:torch.nn.Module) -> torch.device:
@@ -43,15 +44,17 @@ MOST_SIDE = 16_384       # pixels: a picture of such sides is 3 GB of numbers
 def check_size(
     size,               # None, the side of a square, or (h, w)
     argument:str="size",
-    tokenizer:Tokenizer|None=None,    # that makes them; one that begins with noise looks at the sides it is to fill
+    tokenizer:Tokenizer|None=None,    # that makes them; one from noise looks at sides it is to fill
 ):
     "The sides that pictures shall have, or `BadInput`."
     sides = size if isinstance(size, (tuple, list)) else () if size is None else (size,)
-    check(size is None or len(sides) in (1, 2), argument, size, "must be a number of pixels, (height, width), or None")
+    check(size is None or len(sides) in (1, 2), argument, size,
+          "must be a number of pixels, (height, width), or None")
     most = max((check_int(argument, side, 1) for side in sides), default=0)
     check(most <= MOST_SIDE, argument, most, f"must be at most {MOST_SIDE:,}")
     begins = getattr(tokenizer, "open", None)
-    if begins and size is not None: begins(At(torch.zeros(1, dtype=torch.long)), size=size)    # before any work
+    # before any work
+    if begins and size is not None: begins(At(torch.zeros(1, dtype=torch.long)), size=size)
     return size
 
 @contextlib.contextmanager
@@ -64,15 +67,20 @@ def evaluating(module:torch.nn.Module):
 
 # %% ../../nbs/tokenizers/207_pictures.ipynb #189b837b
 def plan_of(tokenizer:Tokenizer, denoise:int|None=None):
-    "The plan of so many steps of the decoder, None = its own. Errors: a number that it can't take, as `denoise`."
+    """The plan of so many steps of the decoder, None = its own.
+
+    Errors: a number that it can't take, as `denoise`."""
     with named_as(steps="denoise"): return tokenizer.plan(denoise)
 
 def denoising(tokenizer:Tokenizer, denoise:int|None) -> dict:
-    "Another number of a decoder's steps, as its options. Errors: `BadInput` for a decoder that takes none."
+    """Another number of a decoder's steps, as its options.
+
+    Errors: `BadInput` for a decoder that takes none."""
     if denoise is None: return {}
     has_steps = "steps" in inspect.signature(tokenizer.decode).parameters
     who = type(tokenizer).__name__
-    check(has_steps, "denoise", denoise, f"must be left out: {who} decodes in one pass, not in steps from noise")
+    check(has_steps, "denoise", denoise,
+          f"must be left out: {who} decodes in one pass, not in steps from noise")
     if hasattr(tokenizer, "plan"): plan_of(tokenizer, denoise)        # it may not take every number
     return {"steps": check_int("denoise", denoise, 1)}
 
@@ -80,7 +88,7 @@ def drawing(
     tokenizer:Tokenizer,
     resolution:int|tuple[int, int]|None,    # None: nothing is asked for
 ) -> dict:
-    "Sides that a decoder from noise is to draw, as its options; any other draws as many pixels as it has codes for."
+    "Sides for a decoder from noise to draw, as its options; others draw what they have codes for."
     draws_any = "resolution" in inspect.signature(tokenizer.decode).parameters
     return {"resolution": resolution} if draws_any and resolution is not None else {}
 
@@ -88,24 +96,26 @@ def drawing(
 @torch.no_grad()
 def pictures(
     tokenizer:Tokenizer,
-    codes:Tensor,                          # (b, n, L)
-    *, ids:Tensor|None=None,               # (b,) of the samples, for decoders with noise; default: 0, 1, ...
-    draws:Draws|None=None,                 # default: seed 0
-    rows:int=8,                            # samples decoded at once, always
-    size:int|tuple[int, int]|None=None,    # sides of the pictures, if they shall differ: bicubic
-    shape:tuple[int, ...]|None=None,       # grid of the codes; default: a square, or the sequence
-    rule:str="round",                      # to bytes, see `to_uint8`
-    denoise:int|None=None,                 # steps of a decoder that begins with noise; None = its own
-    resolution:int|tuple[int, int]|None=None, # sides that such a decoder draws, see `drawing`; None = its own
-    precision:str|None=None,               # of the passes, see `vgnb.precision`; None = as whoever calls has it
-) -> np.ndarray:                           # (b, h, w, 3) uint8
+    codes:Tensor,                        # (b, n, L)
+    *, ids:Tensor|None=None,      # (b,) of the samples, for decoders with noise; default: 0, 1, ...
+    draws:Draws|None=None,               # default: seed 0
+    rows:int=8,                          # samples decoded at once, always
+    size:int|tuple[int, int]|None=None,  # sides of the pictures, if they shall differ: bicubic
+    shape:tuple[int, ...]|None=None,     # grid of the codes; default: a square, or the sequence
+    rule:str="round",                    # to bytes, see `to_uint8`
+    denoise:int|None=None,               # steps of a decoder that begins with noise; None = its own
+    resolution:int|tuple[int, int]|None=None, # sides it draws, see `drawing`; None = its own
+    precision:str|None=None,   # of the passes, see `vgnb.precision`; None = as whoever calls has it
+) -> np.ndarray:               # (b, h, w, 3) uint8
     "Codes as pictures. Errors: a tokenizer without pixels; codes that are not its own."
     need_pixels(tokenizer, "a picture")
     check_size(size)
-    device, options = device_of(tokenizer), denoising(tokenizer, denoise) | drawing(tokenizer, resolution)
+    device = device_of(tokenizer)
+    options = denoising(tokenizer, denoise) | drawing(tokenizer, resolution)
     codes = tokenizer.untoken(codes.to(device), shape)
     ids = torch.arange(len(codes)) if ids is None else torch.as_tensor(ids)
-    check(ids.shape == (len(codes),), "ids", tuple(ids.shape), f"must number the {len(codes)} samples")
+    check(ids.shape == (len(codes),), "ids", tuple(ids.shape),
+          f"must number the {len(codes)} samples")
     draws = Keyed(0) if draws is None else draws
 
     def decoded(codes, ids):
@@ -130,7 +140,8 @@ def codes_of(
     bytes_ = images.dtype == torch.uint8
     fits = images.dim() == 4 and len(images) and (images.shape[-1] == 3 or not bytes_)
     found = f"{tuple(images.shape)} {images.dtype}"
-    check(fits, "images", found, "must be uint8 of shape (b, h, w, 3), or floats (b, 3, h, w) in [-1, 1]")
+    check(fits, "images", found,
+          "must be uint8 of shape (b, h, w, 3), or floats (b, 3, h, w) in [-1, 1]")
     device = device_of(tokenizer)
     encode = encode or tokenizer.encode
 

@@ -37,7 +37,8 @@ class ConvDecoderConfig:
     groups: int = 32                        # of the group norms
 
     def __post_init__(self):
-        for k in ("mults", "attention"): object.__setattr__(self, k, check_list(k, getattr(self, k)))
+        for k in ("mults", "attention"):
+            object.__setattr__(self, k, check_list(k, getattr(self, k)))
         for level in self.attention: check_int("attention", level, 0)
         for k in ("z", "width", "depth", "groups"): check_int(k, getattr(self, k), 1)
         positive = self.mults and all(isinstance(m, int) and m > 0 for m in self.mults)
@@ -54,14 +55,16 @@ def _conv_decoder(c:ConvDecoderConfig) -> Decoder:
 
 @dataclass(frozen=True)
 class ViTDecoderConfig:
-    "A vision transformer whose tokens make a patch of pixels each; defaults are the published base size."
+    "A vision transformer whose tokens make a patch of pixels each; default: the published base."
     vit: ViTConfig = ViTConfig(14, 1, channels=32, key_bias=False, resize="offset")
     patch: int = 16                         # pixels that a token makes, along one side
 
     def __post_init__(self):
         check_int("patch", self.patch, 1)
-        check(isinstance(self.vit, ViTConfig), "vit", self.vit, "must be the configuration of a vision transformer")
-        check(self.vit.patch == 1, "vit", self.vit.patch, "must have patch=1: it reads one row a cell")
+        check(isinstance(self.vit, ViTConfig), "vit", self.vit,
+              "must be the configuration of a vision transformer")
+        check(self.vit.patch == 1, "vit", self.vit.patch,
+              "must have patch=1: it reads one row a cell")
 
     @property
     def z(self) -> int:
@@ -97,7 +100,8 @@ class SmallDecoderConfig:
         "Pixels a code, along one side."
         return 2 * self.patch
 
-register_part("decoder", "small", SmallDecoderConfig(), lambda c: SmallDecoder(c.width, c.patch, c.groups))
+register_part("decoder", "small", SmallDecoderConfig(),
+              lambda c: SmallDecoder(c.width, c.patch, c.groups))
 
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #7e23b83d
 def codes_alone(config):
@@ -114,7 +118,8 @@ class PixelDecoderConfig:
     def __post_init__(self):
         check_choice("compat", self.compat, (None, "upstream"))
         named = kind_of(self.frozen)
-        check(named and "." not in named, "frozen", self.frozen, "must be the configuration of a tokenizer")
+        check(named and "." not in named, "frozen", self.frozen,
+              "must be the configuration of a tokenizer")
         object.__setattr__(self, "frozen", codes_alone(self.frozen))
         if shelf_of(self.decoder) != "decoder":
             parts = ", ".join(shelf("decoder"))
@@ -133,8 +138,9 @@ class PixelDecoderConfig:
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #db056875
 class PixelDecoder(Tokenizer):
     "A decoder of pixels on a frozen tokenizer's codes (arXiv 2411.04406 §3)."
-    quirks = (("The frozen quantizer's losses are added to the objective.",
-               "A number that nothing can make smaller: every loss that is reported is larger by it."),)
+    quirks = (
+        ("The frozen quantizer's losses are added to the objective.",
+         "A number that nothing can make smaller: every loss that is reported is larger by it."),)
 
     def __init__(self, config:PixelDecoderConfig=PixelDecoderConfig()):
         super().__init__()
@@ -142,7 +148,8 @@ class PixelDecoder(Tokenizer):
         self.frozen = kinds[kind_of(c.frozen)].build(c.frozen).requires_grad_(False).eval()
         self.vocab, self.factor = self.frozen.vocab, self.frozen.factor
         same = c.decoder.factor == self.factor
-        check(same, "decoder", c.decoder.factor, f"must make {self.factor} pixels a code, as the frozen tokenizer has")
+        check(same, "decoder", c.decoder.factor,
+              f"must make {self.factor} pixels a code, as the frozen tokenizer has")
         self.from_code = nn.Conv2d(c.quantizer.dim, c.decoder.z, 1)
         self.decoder = kinds[kind_of(c.decoder)].build(c.decoder)
 
@@ -173,13 +180,18 @@ class PixelDecoder(Tokenizer):
         x = self.pixels(z)
         return x if size is None else resize_bicubic(x, size)
 
-    def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None, quantize:bool=True) -> Reconstruction:
-        "Training entry: only the decoder has gradients. Values of `images` are looked at only where that is free."
+    def forward(self, images:Tensor, draws:Draws|None=None, at:At|None=None,
+                quantize:bool=True) -> Reconstruction:
+        """Training entry: only the decoder has gradients.
+
+        Values of `images` are looked at only where that is free."""
         self.check_images(images, look=None)
-        check(quantize, "quantize", quantize, "must be true: the codes are there before the decoder")
+        check(quantize, "quantize", quantize,
+              "must be true: the codes are there before the decoder")
         with torch.no_grad(): q = self.frozen.quantize(images)
         losses = q.losses if self.config.compat else {}
-        return Reconstruction(self.pixels(q.z), q._replace(losses=losses), {"last_layer": self.decoder.head.weight})
+        return Reconstruction(self.pixels(q.z), q._replace(losses=losses),
+                              {"last_layer": self.decoder.head.weight})
 
 # %% ../../nbs/tokenizers/276_pixel_decoder.ipynb #404acf28
 @patch(cls_method=True)
@@ -189,7 +201,8 @@ def on(cls:PixelDecoder,
 ) -> PixelDecoder:
     "A new decoder on a tokenizer that is there; its weights are copied."
     is_tokenizer = isinstance(tokenizer, Tokenizer)
-    check(is_tokenizer, "tokenizer", type(tokenizer).__name__, "must be a Tokenizer: whose codes are painted")
+    check(is_tokenizer, "tokenizer", type(tokenizer).__name__,
+          "must be a Tokenizer: whose codes are painted")
     made = cls(PixelDecoderConfig(tokenizer.config, decoder))
     state = tokenizer.state_dict()
     made.frozen.load_state_dict({name: state[name] for name in made.frozen.state_dict()})
@@ -203,8 +216,10 @@ PIXEL_DECODERS = Registry("decoder")    # name -> a part of the shelf "decoder"
 PIXEL_DECODERS["vqgan"] = ConvDecoderConfig()
 PIXEL_DECODERS["vqkd"] = ViTDecoderConfig()
 PIXEL_DECODERS["vqkd_large"] = ViTDecoderConfig(_LARGE)
-PIXEL_DECODERS["llamagen"] = PIXEL_DECODERS["vqgan"]    # the same network, trained on LlamaGen's losses
-for _name in ("vqkd", "vqkd_large"): shelf("decoder")[_name] = PIXEL_DECODERS[_name]      # --model.decoder vqkd_large
+# the same network, trained on LlamaGen's losses
+PIXEL_DECODERS["llamagen"] = PIXEL_DECODERS["vqgan"]
+# --model.decoder vqkd_large
+for _name in ("vqkd", "vqkd_large"): shelf("decoder")[_name] = PIXEL_DECODERS[_name]
 PIXEL_DECODERS["shapes"] = ViTDecoderConfig(            # for the codes of vqkd-shapes
     ViTConfig(8, 1, 64, 3, 2, channels=16, hidden=128, key_bias=False, resize="offset"), 4)
 

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from ..core import BadInput, check, check_choice, check_float, check_int, check_list
 from ..draws import At, Draws
 from ..kinds import kind_of, kinds, register_part, shelf, shelf_of
-from .nearest import Alone, Sync, entropy_loss, exact, kmeans, l2_normalize, nearest, straight_through
+from vgnb.tokenizers.nearest import (
+    Alone,
+    Sync,
+    entropy_loss,
+    exact,
+    kmeans,
+    l2_normalize,
+    nearest,
+    straight_through,
+)
 from .tokenizer import Quantized, check_levels
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #0650f1c1
@@ -52,13 +61,15 @@ def check_counted(argument:str, value, codes:int, usage:int):
     check(codes < 2 ** 63, argument, value, f"must make fewer than 2^63 codes, not {codes:,}")
     check_int("usage", usage, 0)
     is_counted = not usage or codes <= 2 ** 24
-    check(is_counted, "usage", usage, f"must be 0 with {codes:,} codes: the meter counts up to 2^24")
+    check(is_counted, "usage", usage,
+          f"must be 0 with {codes:,} codes: the meter counts up to 2^24")
 
 class Update(nn.Module, ABC):
-    "A part that changes a quantizer's table between search and lookup; its memory travels in the state dict."
+    "A part that changes a quantizer's table between search and lookup; the state dict holds it."
     counts_only = True     # its memory is no part of what codes mean: see `Tokenizer.coding`
     whole_batch: str = ""  # why a step must see its batch in one piece, if it must
-    as_stored = False      # it keeps rows of unit length in the table, which is then used as it is stored
+    # it keeps rows of unit length in the table, which is then used as it is stored
+    as_stored = False
 
     def prepare(self,
         quantizer:nn.Module,
@@ -92,29 +103,32 @@ class Quantizer(nn.Module, ABC):
         self.usage = usage
         self.updates = nn.ModuleList(updates)
         self.sync: Sync = Alone()   # see `set_sync`
-        self.rests = False          # True: an objective keeps the table as it is, and no update may move it
+        self.rests = False  # True: an objective keeps the table as it is, and no update may move it
 
     def channels_last(self, z:Tensor) -> Tensor:
-        "Features (b, d, *grid) -> (b, *grid, d) fp32. Errors: `BadInput` for another number of channels."
+        "Features (b, d, *grid) -> (b, *grid, d) fp32. Errors: `BadInput` for other channels."
         fits = z.dim() > 1 and z.shape[1] == self.dim
         check(fits, "z", tuple(z.shape), f"must be (b, {self.dim}, *grid)")
         return z.float().movedim(1, -1)
 
     @abstractmethod
-    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None, learn:bool=True) -> Quantized:
-        "Rows in the shape of z, codes (b, *grid), losses; without `learn` nothing is updated, even in train mode."
+    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None,
+                learn:bool=True) -> Quantized:
+        "Rows shaped as z, codes (b, *grid), losses; without `learn` no updates, even in training."
 
     @abstractmethod
     def lookup(self, codes:Tensor) -> Tensor:
         "Codes (b, *grid) -> rows (b, d, *grid)."
 
     def first(self, levels:int) -> "Quantizer":
-        "The quantizer of the first so many levels, on the same tables. Errors: levels that don't stand alone."
+        """The quantizer of the first so many levels, on the same tables.
+
+        Errors: levels that don't stand alone."""
         check_levels(self, levels)
         return self
 
     def unquantized(self, z:Tensor) -> Tensor:
-        "Features as the decoder sees them while nothing is quantized yet: a warm-up before the table is set."
+        "Features as the decoder sees them before anything is quantized: a table's warm-up."
         return z.float()
 
     def kmeans_init(self, z:Tensor, draws:Draws, iterations:int=10):
@@ -128,8 +142,9 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def update(self, z:Tensor, codes:Tensor, draws:Draws|None=None, at:At|None=None):
-        "What a training step teaches besides gradients: the meter, then the updates in their order."
-        if self.usage is not None: self.usage.add(self.sync.gather(codes.flatten()))     # of all processes
+        "What a training step teaches besides gradients: the meter, then the updates in order."
+        # of all processes
+        if self.usage is not None: self.usage.add(self.sync.gather(codes.flatten()))
         if self.rests: return
         for part in self.updates: part(self, z, codes, draws, at)
 
@@ -143,7 +158,7 @@ def set_sync(module:nn.Module, sync:Sync):
     for q in quantizers_in(module): q.sync = sync
 
 def usage_of(module:nn.Module) -> dict[str, float]:
-    "Shares of the codebooks in use, for a log: {usage}, or {usage.0, usage.1, ...} where there are several meters."
+    "Shares of codebooks in use, for a log: {usage}, or {usage.0, usage.1, ...} of several meters"
     meters = [q.usage for q in quantizers_in(module) if q.usage is not None]
     if len(meters) == 1: return {"usage": meters[0].share()}
     return {f"usage.{i}": m.share() for i, m in enumerate(meters)}
@@ -159,13 +174,15 @@ def check_quantizer(config) -> QuantizerConfig:
     "A quantizer's configuration, or `BadInput`."
     _of_shelf("quantizer", "quantizer", config)
     who = type(config).__name__
-    check(isinstance(config, QuantizerConfig), "quantizer", who, "must say `vocab` and `dim`: fields or properties")
+    check(isinstance(config, QuantizerConfig), "quantizer", who,
+          "must say `vocab` and `dim`: fields or properties")
     return config
 
 def _of_shelf(shelf_name:str, argument:str, config):
     "A configuration of a part that lies on this shelf."
     if shelf_of(config) == shelf_name: return config
-    raise BadInput(argument, config, f"must be the configuration of one of: {', '.join(shelf(shelf_name))}")
+    raise BadInput(argument, config,
+                   f"must be the configuration of one of: {', '.join(shelf(shelf_name))}")
 
 def build_quantizer(
     config,               # from the shelf "quantizer"
@@ -205,14 +222,15 @@ class Revival(Update):
     def forward(self, quantizer, z, codes, draws, at):
         known = draws is not None and at is not None
         check(known, "draws", draws, "revival needs draws and at: it happens at counted steps")
-        hits = torch.zeros_like(self.fresh).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
+        hits = torch.zeros_like(self.fresh).index_add_(0, codes,
+                                                       torch.ones_like(codes, dtype=torch.float32))
         self.fresh += quantizer.sync.sum(hits)
         if (int(at.step) + 1) % self.every: return
 
-        pool = quantizer.sync.gather(z)                                         # (n, d) of all processes
+        pool = quantizer.sync.gather(z)                                    # (n, d) of all processes
         row = torch.arange(len(self.fresh), device=z.device)
-        u = draws.uniform("revive", At(row, step=at.step))                      # (k,)
-        features = pool[(u * len(pool)).long().clamp(max=len(pool) - 1)]        # (k, d)
+        u = draws.uniform("revive", At(row, step=at.step))                 # (k,)
+        features = pool[(u * len(pool)).long().clamp(max=len(pool) - 1)]   # (k, d)
         alive = self.fresh[:, None] > 0
         quantizer.table.copy_(torch.where(alive, quantizer.table, features))
         self.fresh.zero_()
@@ -230,7 +248,8 @@ class VectorConfig:
     entropy: float = 0.0    # weight of the entropy loss; 0: not computed
     legacy: bool = False    # beta on the codebook term instead (taming)
     usage: int = 65536      # recent codes remembered to measure usage; 0: no meter
-    updates: tuple[Any, ...] = field(default=(), metadata={"shelf": "update"}) # parts that change the table (Revive)
+    # parts that change the table (Revive)
+    updates: tuple[Any, ...] = field(default=(), metadata={"shelf": "update"})
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
     search: Literal["l2", "cosine"] = "l2"  # rows are found by distance or by angle
     vq: float = 1.0         # weight of what pulls rows to their features; 0: no gradient moves them
@@ -242,7 +261,8 @@ class VectorConfig:
         check_int("dim", self.dim, 1)
         for name in ("beta", "vq"): check_float(name, getattr(self, name), 0)
         check_float("entropy", self.entropy)
-        check(check_float("temperature", self.temperature) > 0, "temperature", self.temperature, "must be above 0")
+        check(check_float("temperature", self.temperature) > 0, "temperature",
+              self.temperature, "must be above 0")
         check_counted("codebook", self.codebook, self.codebook, self.usage)
         _check_updates(self.updates)
         check_choice("search", self.search, ("l2", "cosine"))
@@ -260,14 +280,16 @@ class VectorConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        "Weights of the two losses that pull feature and row together; what has none is not computed."
+        "Weights of the two losses that pull feature and row together; without one, not computed."
         moves_rows = self.vq * (self.beta if self.legacy else 1)
         found = {"vq": moves_rows, "commit": 1.0 if self.legacy else self.beta}
         return {name: weight for name, weight in found.items() if weight}
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #774be90c
 class TableQuantizer(Quantizer):
-    "A table of learnt rows: how it begins, is read, and is set from features. What it learns by is its children's."
+    """A table of learnt rows: how it begins, is read, and is set from features.
+
+    What it learns by is its children's."""
     def __init__(self, config:VectorConfig):
         c = self.config = config
         meter = UsageMeter(c.codebook, c.usage, 0.0 if c.compat else -1.0) if c.usage else None
@@ -317,11 +339,12 @@ class TableQuantizer(Quantizer):
     def kmeans_init(self, z:Tensor, draws:Draws, iterations:int=10):
         "Set the table by k-means on features (b, d, *grid) or (n, d), of all processes together."
         c, features = self.config, self.sync.gather(self.flat(z))
-        self.table.copy_(kmeans(features, c.codebook, draws, iterations, spherical=c.l2, by=c.search))
+        self.table.copy_(kmeans(features, c.codebook, draws, iterations,
+                                spherical=c.l2, by=c.search))
 
 # %% ../../nbs/tokenizers/210_quantizers.ipynb #139177bb
 class VectorQuantizer(TableQuantizer):
-    "Nearest row, straight-through gradients; plain or L2-normalised (arXiv 1711.00937; 2110.04627 §3.2)."
+    "Nearest row, straight-through; plain or L2-normalised (arXiv 1711.00937; 2110.04627 §3.2)."
     quirks = (("The window of recent codes starts full of zeros.",
                "Code 0 counts as used until 65,536 codes have been seen."),
               ("Under autocast the distances are computed in bf16.",
@@ -331,7 +354,7 @@ class VectorQuantizer(TableQuantizer):
 
     def losses(self,
         z:Tensor, q:Tensor,       # features and their rows, both (n, d)
-        weights:Tensor|None=None, # (n,) of the features in what pulls them to their rows; None: all count alike
+        weights:Tensor|None=None, # (n,) of features, in what pulls them to rows; None: all alike
     ) -> dict[str, Tensor]:
         "Weighted losses: means over features."
         c = self.config
@@ -344,9 +367,10 @@ class VectorQuantizer(TableQuantizer):
         return out
 
     def _weighing(self, weights:Tensor):
-        "Squared distances' weighted mean; its weights are those of all processes, whose losses are averaged."
+        "Squared distances' mean, weighted over all processes, whose losses are averaged."
         weights = weights.reshape(-1).float()
-        total, processes = self.sync.sum(torch.stack((weights.sum(), weights.new_ones(())))).unbind()
+        total, processes = self.sync.sum(
+            torch.stack((weights.sum(), weights.new_ones(())))).unbind()
         share = weights * (processes / total)
         return lambda a, b: ((a - b).square().mean(1) * share).sum()
 

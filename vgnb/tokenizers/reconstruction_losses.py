@@ -17,14 +17,14 @@ def similarity(
     data_range:float=1.0, # span of the values
     window:int=7,         # odd side of the uniform window, in pixels
 ) -> Tensor:              # (b,) in [-1, 1]
-    "Structural similarity (Wang et al. 2004; uniform window, sample covariance, interior windows, mean over channels)."
+    "Structural similarity (Wang et al. 2004; uniform inner windows, sample covariance, mean)."
     check_int("window", window, 3)
     side = min(a.shape[-2:])
     fits = window % 2 == 1 and window <= side
     check(fits, "window", window, f"must be odd and at most the picture's side, {side}")
     r = check_float("data_range", data_range, 1e-12)
 
-    def mean(x): return F.avg_pool2d(x, window, stride=1)               # (b, c, h, w) -> (b, c, h-w+1, w-w+1)
+    def mean(x): return F.avg_pool2d(x, window, stride=1)     # (b, c, h, w) -> (b, c, h-w+1, w-w+1)
     n = window ** 2
     unbias = n / (n - 1)
     ma, mb = mean(a), mean(b)

@@ -21,11 +21,12 @@ from .objectives import Phase, VQGANLoss, VQGANLossConfig, vqgan_loss
 from .semantic_detail_vq import SemanticDetail
 from .tokenizer import Quantized, Reconstruction, Tokenizer
 
-# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #da98781f
+# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #5e62f90f
 @dataclass(frozen=True)
 class SemanticDetailLossConfig(VQGANLossConfig):
-    "Weights of the second stage, and in which iterations the semantic table moves; defaults are IAR2's."
-    # a word for each iteration, over and over; "second": all but the semantic table move, "first": it moves, too
+    "The second stage's weights, and the iterations of the semantic table; defaults are IAR2's."
+    # a word for each iteration, over and over; "second": all but the semantic table move, "first":
+    # it moves, too
     cycle: tuple[str, ...] = ("second", "second", "first")
 
     def __post_init__(self):
@@ -34,12 +35,13 @@ class SemanticDetailLossConfig(VQGANLossConfig):
         known = self.cycle and set(self.cycle) <= {"first", "second"}
         check(known, "cycle", self.cycle, 'must be a list of the words "first" and "second"')
 
+# %% ../../nbs/tokenizers/238_semantic_detail_objective.ipynb #da98781f
 class SemanticDetailLoss(VQGANLoss):
-    "A VQGAN's game for two codes a place, in which the semantic table moves apart from the rest (IAR2)."
+    "A VQGAN's game for two codes a place, whose semantic table moves apart from the rest (IAR2)."
     quirks = (*VQGANLoss.quirks,
               ("The pass through the semantic table alone runs decoder, LPIPS and discriminator.",
-               "Nothing of it reaches the table; an iteration of three takes nearly twice as long, and the "
-               "semantic codes of its pictures count twice in the share of codes in use."))
+               "Nothing of it reaches the table; an iteration of three takes nearly twice as long, "
+               "and the semantic codes of its pictures count twice in the share of codes in use."))
 
     def __init__(self,
         config:SemanticDetailLossConfig=SemanticDetailLossConfig(),
@@ -54,10 +56,11 @@ class SemanticDetailLoss(VQGANLoss):
         super().check(tokenizer, accumulate)
         quantizer = getattr(tokenizer, "quantizer", None)
         found = type(quantizer or tokenizer).__name__
-        check(isinstance(quantizer, SemanticDetail), "tokenizer", found, "must have a semantic-detail quantizer")
+        check(isinstance(quantizer, SemanticDetail), "tokenizer", found,
+              "must have a semantic-detail quantizer")
         twice = self.config.compat and quantizer.config.updates
-        message = "can't be combined with updates of the codebook, which the published pass would run twice a step: " \
-                  "leave them out, updates=() or --model.quantizer.updates none"
+        message = ("can't be combined with updates of the codebook, which the published pass would "
+                   "run twice a step: leave them out, updates=() or --model.quantizer.updates none")
         check(not twice, "compat", self.config.compat, message)
 
     def groups(self, tokenizer:Tokenizer) -> dict[str, dict[str, nn.Parameter]]:
@@ -65,7 +68,8 @@ class SemanticDetailLoss(VQGANLoss):
         self.check(tokenizer, 1)
         found = {"semantic": {}, "detail": {}, "coder": {}}
         for name, p in tokenizer.named_parameters():
-            table = name.removeprefix("quantizer.").split(".")[0] if name.startswith("quantizer.") else "coder"
+            table = (name.removeprefix("quantizer.").split(".")[0]
+                     if name.startswith("quantizer.") else "coder")
             found[table][name] = p
         return found
 
@@ -74,7 +78,7 @@ class SemanticDetailLoss(VQGANLoss):
         return self.config.cycle[step % len(self.config.cycle)] == "first"
 
     def phases(self, step:int) -> tuple[Phase, ...]:
-        "The semantic table's in a first iteration, the tokenizer's, the discriminator's once it takes part."
+        "The semantic table's in a first iteration, tokenizer's, discriminator's once it is in."
         moves = self.moves(step)
         alone = (Phase("semantic", zero=("semantic",), clip=("semantic",)),) if moves else ()
         both = ("detail", "coder")
@@ -90,8 +94,9 @@ def make(self:SemanticDetailLoss,
     draws:Draws, at:At,
     quantize:bool=True,       # False: features pass as they are
 ) -> Reconstruction:
-    "The forward pass of both codes; in the phase `semantic` that of the first, without pixels unless as published."
-    tokenizer.quantizer.semantic.rests = not self.moves(at.step)      # updates (Revive) move a table, too
+    "The forward pass of both codes; in `semantic` of the first, with pixels only as published."
+    # updates (Revive) move a table, too
+    tokenizer.quantizer.semantic.rests = not self.moves(at.step)
     if phase.name != "semantic": return tokenizer(images, draws, at, quantize)
     coarse = tokenizer.first(1)
     if self.config.compat: return coarse(images, draws, at, quantize)

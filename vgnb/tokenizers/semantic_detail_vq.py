@@ -25,14 +25,15 @@ from .tokenizer import Quantized
 @dataclass(frozen=True)
 class SemanticDetailConfig:
     "Two tables, the second for what the first leaves over; defaults are IAR2's."
-    semantic: int = 256     # rows of the first table
-    detail: int = 4096      # rows of the second
-    dim: int = 8            # channels of a row, of either
-    l2: bool = True         # unit features and semantic rows; detail rows are unit at the start only
-    beta: float = 0.25      # weight of the commitment
-    entropy: float = 0.0    # weight of the entropy loss of both levels; 0: not computed
-    usage: int = 65536      # recent codes of a level remembered to measure usage; 0: no meters
-    updates: tuple[Any, ...] = field(default=(), metadata={"shelf": "update"}) # parts that change each table (Revive)
+    semantic: int = 256    # rows of the first table
+    detail: int = 4096     # rows of the second
+    dim: int = 8           # channels of a row, of either
+    l2: bool = True        # unit features and semantic rows; detail rows are unit at the start only
+    beta: float = 0.25     # weight of the commitment
+    entropy: float = 0.0   # weight of the entropy loss of both levels; 0: not computed
+    usage: int = 65536     # recent codes of a level remembered to measure usage; 0: no meters
+    # parts that change each table (Revive)
+    updates: tuple[Any, ...] = field(default=(), metadata={"shelf": "update"})
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
@@ -59,7 +60,7 @@ class SemanticDetailConfig:
 
 # %% ../../nbs/tokenizers/217_semantic_detail_vq.ipynb #8f760426
 class SemanticDetail(Quantizer):
-    "Nearest semantic row, then the nearest detail row to the residual (IAR2); codes `(b, *grid, 2)`."
+    "Nearest semantic row, then the residual's nearest detail row (IAR2); codes `(b, *grid, 2)`."
     level_names = ("semantic", "detail")
     quirks = (*VectorQuantizer.quirks,
               ("What is decoded in training is z + (q - z), rounded twice.",
@@ -75,7 +76,6 @@ class SemanticDetail(Quantizer):
         if c.l2: self.detail.table.data = l2_normalize(self.detail.table.data)
 
     def extra_repr(self) -> str: return f"{self.config.semantic} then {self.config.detail}"
-
     def first(self, levels:int) -> Quantizer:
         "The semantic table alone, a plain quantizer, or both."
         check_int("levels", levels, 1, len(self.vocab))
@@ -84,13 +84,14 @@ class SemanticDetail(Quantizer):
     def lookup(self, codes:Tensor) -> Tensor:
         "`(b, *grid, 2)` codes -> `(b, d, *grid)` sums of two rows."
         fits = codes.dim() > 1 and codes.shape[-1] == len(self.vocab)
-        check(fits, "codes", tuple(codes.shape), "must be (b, *grid, 2): a semantic and a detail code a place")
+        check(fits, "codes", tuple(codes.shape),
+              "must be (b, *grid, 2): a semantic and a detail code a place")
         return self.semantic.lookup(codes[..., 0]) + self.detail.lookup(codes[..., 1])
 
     def unquantized(self, z:Tensor) -> Tensor: return self.semantic.unquantized(z)
 
     def passed(self, z:Tensor, q:Tensor) -> Tensor:
-        "What the decoder sees, with the feature's gradient: the sum itself, or as published z + (q - z)."
+        "What the decoder sees, with the feature's gradient: the sum, or as published z + (q - z)."
         return z + (q - z).detach() if self.config.compat else straight_through(z, q)
 
     def losses(self, z:Tensor, q1:Tensor, q2:Tensor) -> dict[str, Tensor]:
@@ -134,7 +135,8 @@ def shares(self:SemanticDetail,
 ) -> tuple[float, ...]:
     "Share of each codebook among recent codes. Errors: a quantizer without meters."
     check_int("levels", levels, 1, len(self.vocab))
-    check(self.config.usage, "usage", self.config.usage, "must be above 0: shares are read from a meter")
+    check(self.config.usage, "usage", self.config.usage,
+          "must be above 0: shares are read from a meter")
     shares = tuple(level.usage.share() for level in (self.semantic, self.detail))
     if levels == 2: return shares
     published = shares[0] * self.config.semantic / self.config.detail

@@ -38,29 +38,30 @@ class TeacherHeads(nn.Module):
         labels:Tensor,      # (b,)
     ) -> tuple[Tensor, Tensor]:
         "Cross entropy of the labels, squared error of the pixels."
-        own = F.unfold(images, self.patch, stride=self.patch)                   # (b, 3*patch*patch, h*w)
+        own = F.unfold(images, self.patch, stride=self.patch)              # (b, 3*patch*patch, h*w)
         made = self.pixels(features.flatten(2).mT).mT
         return F.cross_entropy(self.label(features.mean((2, 3))), labels), F.mse_loss(made, own)
 
 # %% ../../nbs/tokenizers/273_shapes_teacher.ipynb #bc6e79a5
 @dataclass(frozen=True)
 class ShapesTeacherRecipe:
-    "How the shipped teacher was trained: `scripts/train_tiny.py vqkd-teacher`, minutes on one CPU core."
+    "How the shipped teacher was trained: `scripts/train_tiny.py vqkd-teacher`, minutes on a core."
     steps: int = 2500          # optimizer steps
     batch: int = 32            # pictures in a batch
     lr: float = 3e-3           # peak of the cycle
     weight_decay: float = 0.05 # of AdamW
     pixels: float = 1.0        # weight of the pixels beside the label
     clip: float = 1.0          # largest gradient norm
-    seed: int = 978            # of the pictures and the first weights; the tokenizers' pictures have another
+    seed: int = 978   # of the pictures and the first weights; the tokenizers' pictures have another
 
     def __post_init__(self):
         for name in ("steps", "batch"): check_int(name, getattr(self, name), 1)
-        for name in ("lr", "weight_decay", "pixels", "clip"): check_float(name, getattr(self, name), 0)
+        for name in ("lr", "weight_decay", "pixels", "clip"):
+            check_float(name, getattr(self, name), 0)
 
 def train_shapes_teacher(
     recipe:ShapesTeacherRecipe=ShapesTeacherRecipe(),
-    progress:Callable[[int, float, float], None]|None=None, # called with (step, loss of the labels, of the pixels)
+    progress:Callable[[int, float, float], None]|None=None, # (step, labels' loss, pixels' loss)
 ) -> Teacher:
     "Train a teacher; the same recipe gives the same weights on the same machine."
     source, config = Shapes(seed=recipe.seed), TEACHERS["shapes"]
@@ -70,12 +71,14 @@ def train_shapes_teacher(
         heads = TeacherHeads(config.features, config.body.factor, len(source.classes))
     weights = [*teacher.body.requires_grad_(True).parameters(), *heads.parameters()]
     opt = torch.optim.AdamW(weights, recipe.lr, weight_decay=recipe.weight_decay)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, recipe.lr, total_steps=recipe.steps, pct_start=0.1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, recipe.lr,
+                                                total_steps=recipe.steps, pct_start=0.1)
     for step in range(recipe.steps):
         first = step * recipe.batch
         pictures, labels = source.batch(np.arange(first, first + recipe.batch))
         images = to_tensor(pictures)
-        what, how = heads.losses(teacher.map(teacher.seen(images)), images, torch.from_numpy(labels))
+        what, how = heads.losses(teacher.map(teacher.seen(images)), images,
+                                 torch.from_numpy(labels))
         opt.zero_grad(set_to_none=True)
         (what + recipe.pixels * how).backward()
         nn.utils.clip_grad_norm_(weights, recipe.clip)
@@ -104,20 +107,23 @@ def examine_teacher(
     count:int=2000,    # pictures to fit on, and as many held out
     seed:int=1,        # theirs; must not be the recipe's
 ) -> dict:
-    "Shares: shapes known from all features and from one, variance of a patch's pixels told by its feature."
+    "Shares: shapes known from all features and from one, pixels' variance told by a feature."
     check_int("count", count, 10)
     pictures, labels = Shapes(2 * count, seed=seed).batch(np.arange(2 * count))
     images, patch = to_tensor(pictures), teacher.config.body.factor
-    features = torch.cat([teacher(some) for some in images.split(250)]).flatten(2).mT         # (2n, c, d)
+    features = torch.cat([teacher(some) for some in images.split(250)]).flatten(2).mT   # (2n, c, d)
     cells = features.shape[1]
-    own = F.unfold(images, patch, stride=patch).mT                                            # (2n, c, 3*patch*patch)
+    own = F.unfold(images, patch, stride=patch).mT                          # (2n, c, 3*patch*patch)
     kinds = F.one_hot(torch.from_numpy(labels)).double()
 
-    def known(x, y): return float((read_linearly(*split(x, y)).argmax(1) == y[len(y) // 2:].argmax(1)).double().mean())
+    def known(x, y):
+        return float(
+            (read_linearly(*split(x, y)).argmax(1) == y[len(y) // 2:].argmax(1)).double().mean())
     def split(x, y): return x[:len(x) // 2], y[:len(y) // 2], x[len(x) // 2:]
     alone, pixels = features.flatten(0, 1), own.flatten(0, 1)
     held_out = pixels[len(pixels) // 2:]
-    left = (read_linearly(*split(alone, pixels)) - held_out).square().mean() / held_out.double().var()
+    left = ((read_linearly(*split(alone, pixels)) - held_out).square().mean()
+            / held_out.double().var())
     return {
         "shape_from_all": known(features.mean(1), kinds),
         "shape_from_one": known(alone, kinds.repeat_interleave(cells, 0)),

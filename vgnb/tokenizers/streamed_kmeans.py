@@ -37,7 +37,7 @@ class Clusters(nn.Module):
         size:int,               # centres
         dim:int,                # channels of a feature
         spherical:bool=False,   # unit features and centres
-        by:Literal["l2", "cosine"]="l2", # what a feature is nearest by; centres are plain means either way
+        by:Literal["l2", "cosine"]="l2", # what a feature is nearest by; centres are means
     ):
         super().__init__()
         self.size, self.spherical = check_int("size", size, 1), spherical
@@ -45,18 +45,21 @@ class Clusters(nn.Module):
         self.by = check_choice("by", by, ("l2", "cosine"))
         whole = dict(dtype=torch.int64)
         self.register_buffer("table", torch.zeros(size, dim))
-        self.register_buffer("keys", torch.full((size,), _NOBODY))         # of the first centres
+        self.register_buffer("keys", torch.full((size,), _NOBODY))       # of the first centres
         self.register_buffer("sums", torch.zeros(size, dim, **whole))
         self.register_buffer("count", torch.zeros(size, **whole))
-        self.register_buffer("largest", torch.zeros(()))                   # magnitude in all features
-        self.register_buffer("total", torch.zeros((), **whole))            # features of a pass
-        self.register_buffer("passes", torch.zeros((), **whole))           # finished; the first one only chooses
-        self.register_buffer("batches", torch.zeros((), **whole))          # of this process in the running pass
+        self.register_buffer("largest", torch.zeros(()))                 # magnitude in all features
+        self.register_buffer("total", torch.zeros((), **whole))          # features of a pass
+        # finished; the first one only chooses
+        self.register_buffer("passes", torch.zeros((), **whole))
+        # of this process in the running pass
+        self.register_buffer("batches", torch.zeros((), **whole))
         self._forget()
 
     def _forget(self):
         "Nothing is known that has not been told to the other processes."
-        self.own = {k: getattr(self, k).clone() for k in ("keys", "table", "sums", "count", "largest", "total")}
+        self.own = {k: getattr(self, k).clone()
+                    for k in ("keys", "table", "sums", "count", "largest", "total")}
         for k in ("table", "sums", "count", "largest", "total"): self.own[k].zero_()
         self.own["keys"].fill_(_NOBODY)
 
@@ -71,8 +74,11 @@ class Clusters(nn.Module):
         features:Tensor,   # (n, d)
         draws:Draws,       # chooses the first centres: stream "kmeans"
     ):
-        "One batch, possibly empty, of the running pass. Errors: other shapes or ids; features unlike the first pass's."
-        fits = features.dim() == 2 and features.shape[1] == self.dim and ids.shape == features.shape[:1]
+        """One batch, possibly empty, of the running pass.
+
+        Errors: other shapes or ids; features unlike the first pass's."""
+        fits = (features.dim() == 2 and features.shape[1] == self.dim
+                and ids.shape == features.shape[:1])
         shapes = (tuple(ids.shape), tuple(features.shape))
         check(fits, "features", shapes, f"must be ids (n,) and features (n, {self.dim})")
         self.batches += 1
@@ -99,7 +105,8 @@ def _choose(self:Clusters, ids:Tensor, z:Tensor, draws:Draws):
 def _assign(self:Clusters, ids:Tensor, z:Tensor, draws:Draws):
     "Add features to the sums of their nearest centres."
     known = bool(z.abs().amax() <= self.largest)
-    check(known, "features", "larger or not a number", "must be those of the first pass: the same in every pass")
+    check(known, "features", "larger or not a number",
+          "must be those of the first pass: the same in every pass")
     scale = integer_scale(self.largest, self.total)
     sums, count = integer_sums(z, nearest(z, self.table, by=self.by), self.size, scale)
     self.own["sums"] += sums
@@ -109,7 +116,7 @@ def _assign(self:Clusters, ids:Tensor, z:Tensor, draws:Draws):
 @patch
 @torch.no_grad()
 def join(self:Clusters, sync:Sync=Alone()):
-    "Everything that any process has seen so far, in the state dict of all; every process must call it."
+    "What any process has seen so far, in the state dict of all; every process must call it."
     own = self.own
     if not self.passes:
         keys = torch.cat((self.keys, sync.gather(own["keys"])))
@@ -126,15 +133,20 @@ def join(self:Clusters, sync:Sync=Alone()):
 @patch
 @torch.no_grad()
 def turn(self:Clusters, sync:Sync=Alone()):
-    "The end of a pass. Errors: fewer features than centres; another number of features than the first pass had."
+    """The end of a pass.
+
+    Errors: fewer features than centres; another number of features than the first pass had."""
     self.join(sync)
     if not self.passes:
         enough = int(self.total) >= self.size
-        check(enough, "features", int(self.total), f"k-means needs at least as many features as codes ({self.size})")
-        check(bool(self.largest.isfinite()), "features", float(self.largest), "must be finite numbers")
+        check(enough, "features", int(self.total),
+              f"k-means needs at least as many features as codes ({self.size})")
+        check(bool(self.largest.isfinite()), "features", float(self.largest),
+              "must be finite numbers")
     else:
         seen, all_there = int(self.count.sum()), int(self.total)
-        check(seen == all_there, "features", seen, f"must be {all_there}, as in the first pass: the same in every pass")
+        check(seen == all_there, "features", seen,
+              f"must be {all_there}, as in the first pass: the same in every pass")
         mean = integer_means(self.sums, self.count, integer_scale(self.largest, self.total))
         if self.spherical: mean = l2_normalize(mean)
         self.table.copy_(torch.where(self.count[:, None] > 0, mean, self.table))
@@ -145,14 +157,15 @@ def turn(self:Clusters, sync:Sync=Alone()):
 
 # %% ../../nbs/tokenizers/213_streamed_kmeans.ipynb #74aaacaf
 def stream_kmeans(
-    batches:Callable[[int], Iterable[tuple[Tensor, Tensor]]], # n -> this process's (ids, features), from batch n on
+    # n -> this process's (ids, features), from batch n on
+    batches:Callable[[int], Iterable[tuple[Tensor, Tensor]]],
     clusters:Clusters,     # new, or with the state of work that was stopped
     draws:Draws,
     iterations:int=10,
     sync:Sync=Alone(),
     save:Callable[[Clusters], None]|None=None, # called after each pass
-    every:int=0,           # and after so many batches; then all processes must have equally many. 0: not
-) -> Tensor:               # (size, dim)
+    every:int=0,      # and after so many batches; then all processes must have equally many. 0: not
+) -> Tensor:          # (size, dim)
     "Centres after so many Lloyd iterations over a stream."
     check_int("iterations", iterations, 0)
     check_int("every", every, 0)
@@ -186,7 +199,9 @@ def clusters_of(quantizer:TableQuantizer) -> Clusters:
 def set_codebook(quantizer:TableQuantizer, clusters:Clusters):
     "The centres as rows of the table. Errors: clusters that have not begun, or don't fit."
     begun = int(clusters.passes) > 0
-    check(begun, "clusters", int(clusters.passes), "must have finished a pass: before that there are no centres")
+    check(begun, "clusters", int(clusters.passes),
+          "must have finished a pass: before that there are no centres")
     fits = quantizer.table.shape == clusters.table.shape
-    check(fits, "clusters", tuple(clusters.table.shape), f"must be {tuple(quantizer.table.shape)}, as the table")
+    check(fits, "clusters", tuple(clusters.table.shape),
+          f"must be {tuple(quantizer.table.shape)}, as the table")
     quantizer.table.copy_(clusters.table)

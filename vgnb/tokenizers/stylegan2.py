@@ -22,7 +22,7 @@ def scaled_leak(x:Tensor, bias:Tensor|None=None) -> Tensor:
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
 class EqualConv(nn.Module):
-    "Convolution with an equalised weight, and the activation; with `down` blurred first and strided."
+    "Convolution with an equalised weight, and activation; with `down` blurred first, and strided."
     def __init__(self, cin:int, cout:int, kernel:int=3, down:bool=False, activate:bool=True):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(cout, cin, kernel, kernel))
@@ -31,9 +31,9 @@ class EqualConv(nn.Module):
         self.step = dict(stride=2) if down else dict(padding=kernel // 2)
         self.scale = 1 / math.sqrt(cin * kernel ** 2)
 
-    def forward(self, x:Tensor) -> Tensor:                                       # (b, cin, h, w)
+    def forward(self, x:Tensor) -> Tensor:                                 # (b, cin, h, w)
         x = F.conv2d(self.blur(x), self.weight * self.scale, **self.step)
-        return x if self.bias is None else scaled_leak(x, self.bias)             # (b, cout, h[/2], w[/2])
+        return x if self.bias is None else scaled_leak(x, self.bias)       # (b, cout, h[/2], w[/2])
 
 class EqualLinear(nn.Module):
     "Dense layer with an equalised weight; the bias belongs to the activation, if there is one."
@@ -43,7 +43,7 @@ class EqualLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(cout))
         self.activate, self.scale = activate, 1 / math.sqrt(cin)
 
-    def forward(self, x:Tensor) -> Tensor:                                       # (b, cin) -> (b, cout)
+    def forward(self, x:Tensor) -> Tensor:                                   # (b, cin) -> (b, cout)
         x = F.linear(x, self.weight * self.scale)
         return scaled_leak(x, self.bias) if self.activate else x + self.bias
 
@@ -72,7 +72,7 @@ def with_deviation(
     "One more channel: how much the pictures of each group differ."
     b, _, h, w = x.shape
     group = next(g for g in range(min(group, b), 0, -1) if b % g == 0)
-    grouped = x.view(group, -1, *x.shape[1:])                                    # picture i is in group i % (b / group)
+    grouped = x.view(group, -1, *x.shape[1:])                # picture i is in group i % (b / group)
     spread = (grouped.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))        # (b / group,)
     return torch.cat((x, spread.repeat(group).view(b, 1, 1, 1).expand(b, 1, h, w)), 1)
 
@@ -84,14 +84,15 @@ class Halving(nn.Module):
         self.down = EqualConv(cin, cout, down=True)
         self.skip = EqualConv(cin, cout, 1, down=True, activate=False)
 
-    def forward(self, x:Tensor) -> Tensor:                                       # (b, cin, h, w)
-        return (self.down(self.conv(x)) + self.skip(x)) / math.sqrt(2)           # (b, cout, h/2, w/2)
+    def forward(self, x:Tensor) -> Tensor:                                     # (b, cin, h, w)
+        return (self.down(self.conv(x)) + self.skip(x)) / math.sqrt(2)         # (b, cout, h/2, w/2)
 
 # %% ../../nbs/tokenizers/229_stylegan2.ipynb #cf8102e5
-_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}  # side: channels
+# side: channels
+_CHANNELS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
 
 class StyleGAN2Critic(nn.Module):
-    "One logit a picture: residual blocks down to 4x4, minibatch deviation, two dense layers (arXiv 1912.04958)."
+    "One logit a picture: residual blocks to 4x4, batch deviation, two dense (arXiv 1912.04958)."
     def __init__(self,
         size:int=256,  # side of the pictures: a power of two in [8, 1024]
         channels:int=3,
@@ -107,22 +108,24 @@ class StyleGAN2Critic(nn.Module):
         self.dense = EqualLinear(_CHANNELS[4] * 16, _CHANNELS[4])
         self.head = EqualLinear(_CHANNELS[4], 1, activate=False)
 
-    def forward(self, x:Tensor) -> Tensor:                                       # (b, 3, size, size)
+    def forward(self, x:Tensor) -> Tensor:                                      # (b, 3, size, size)
         fits = x.shape[-2:] == (self.size, self.size)
         words = f"must be {self.size} pixels on both sides for this discriminator"
         check(fits, "images", tuple(x.shape), words)
         h = self.stem(x)
-        for block in self.blocks: h = block(h)                                   # ... (b, 512, 4, 4)
+        for block in self.blocks: h = block(h)                                  # ... (b, 512, 4, 4)
         h = self.conv(with_deviation(h)).flatten(1)
-        return self.head(self.dense(h))                                          # (b, 1)
+        return self.head(self.dense(h))                                         # (b, 1)
 
 def stylegan2_names(size:int=256) -> NameTable:
     "Names of this discriminator in the VQ-KD framework, which files each blur's filter, too."
     ends = {"_layers.0": "stem", f"_layers.{int(math.log2(size))}": "conv", "_projector.0": "dense"}
-    rules = [Rename("_projector.1.bias", "head.bias"), Rename("_projector.1._original_weight", "head.weight")]
+    rules = [Rename("_projector.1.bias", "head.bias"),
+             Rename("_projector.1._original_weight", "head.weight")]
     for n in range(int(math.log2(size)) - 2):
         layer = f"_layers.{n + 1}"
-        parts = {f"{layer}._residual.0": "conv", f"{layer}._residual.1": "down", f"{layer}._shortcut": "skip"}
+        parts = {f"{layer}._residual.0": "conv", f"{layer}._residual.1": "down",
+                 f"{layer}._shortcut": "skip"}
         ends |= {theirs: f"blocks.{n}.{ours}" for theirs, ours in parts.items()}
         for theirs in (f"{layer}._residual.1", f"{layer}._shortcut"):
             rules.append(Recreate(f"{theirs}._blur._kernel", _published_filter))

@@ -17,7 +17,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..core import BadInput, Missing, Registry, check, check_choice, check_float, check_int, check_list
+from vgnb.core import (
+    BadInput,
+    Missing,
+    Registry,
+    check,
+    check_choice,
+    check_float,
+    check_int,
+    check_list,
+)
 from ..data.transforms import resize_bicubic
 from ..downloads import Remote, remotes
 from ..kinds import Kind, changed, kind_of, kinds, shelf, shelf_of
@@ -31,7 +40,8 @@ from .vit import ViTConfig, timm_rules, torchvision_rules
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #f4bffc9c
 IMAGENET_COLOURS = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-CLIP_COLOURS = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+CLIP_COLOURS = dict(mean=(0.48145466, 0.4578275, 0.40821073),
+                    std=(0.26862954, 0.26130258, 0.27577711))
 
 def _sides(argument:str, value) -> tuple[int, int]|None:
     "(height, width), or nothing."
@@ -47,17 +57,19 @@ class TeacherConfig:
     body: Any = ViTConfig()                 # a part of the shelf "vision"
     mean: tuple[float, ...] = IMAGENET_COLOURS["mean"] # of the colours, which are in [0, 1]
     std: tuple[float, ...] = IMAGENET_COLOURS["std"]   # their deviation
-    view: tuple[int, int]|None = None       # height and width that pictures are resized to; None: as they come
-    grid: tuple[int, int]|None = None       # height and width that the map is resized to; None: as it comes
-    compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
-    layout: ClassVar[str] = "timm"          # whose names its file has
+    view: tuple[int, int]|None = None   # height and width to resize pictures to; None: as they come
+    grid: tuple[int, int]|None = None   # height and width to resize the map to; None: as it comes
+    compat: Literal["upstream"]|None = None  # "upstream" = with the published code's faults
+    layout: ClassVar[str] = "timm"      # whose names its file has
 
     def __post_init__(self):
         if shelf_of(self.body) != "vision":
-            raise BadInput("body", self.body, f"must be the configuration of one of: {', '.join(shelf('vision'))}")
+            raise BadInput("body", self.body,
+                           f"must be the configuration of one of: {', '.join(shelf('vision'))}")
         for k in ("mean", "std"):
             values = tuple(check_float(k, v) for v in check_list(k, getattr(self, k)))
-            check(len(values) == self.body.channels, k, values, f"must have {self.body.channels} numbers, one a colour")
+            check(len(values) == self.body.channels, k, values,
+                  f"must have {self.body.channels} numbers, one a colour")
             object.__setattr__(self, k, values)
         check(all(v > 0 for v in self.std), "std", self.std, "must be above 0")
         for k in ("view", "grid"): object.__setattr__(self, k, _sides(k, getattr(self, k)))
@@ -73,11 +85,12 @@ class TeacherConfig:
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #c0b4a907
 class Teacher(nn.Module):
-    "Pictures (b, 3, h, w) in [-1, 1] -> features (b, features, h', w') fp32, without gradients; never trained."
+    "Pictures (b, 3, h, w) in [-1, 1] -> (b, features, h', w') fp32; without gradients, untrained."
     quirks = (("The supervised ViT's map leaves out the last patch instead of the class token.",
                "The class token stands in the first cell, and every patch one cell late."),
               ("The supervised ViT's positions meet another grid by their nearest neighbour.",
-               "On a larger grid neighbouring patches share a position; on a smaller one positions are skipped."))
+               "On a larger grid neighbouring patches share a position; "
+               "on a smaller one positions are skipped."))
 
     def __init__(self, config:TeacherConfig=TeacherConfig()):
         super().__init__()
@@ -94,7 +107,8 @@ class Teacher(nn.Module):
 
     def seen(self, images:Tensor) -> Tensor:
         "Pictures as the network was trained to see them, at the size of the view."
-        mean, std = (images.new_tensor(v).view(-1, 1, 1) for v in (self.config.mean, self.config.std))
+        mean, std = (images.new_tensor(v).view(-1, 1, 1)
+                     for v in (self.config.mean, self.config.std))
         x = (images * 0.5 + 0.5 - mean) / std
         return x if self.config.view is None else resize_bicubic(x, self.config.view)
 
@@ -114,8 +128,8 @@ class Teacher(nn.Module):
 @dataclass(frozen=True)
 class CLIPTeacherConfig(TeacherConfig):
     "CLIP's pictures' side; defaults are OpenAI's ViT-B/16."
-    body: Any = ViTConfig(out=512, eps=1e-5, activation="quick-gelu", patch_bias=False, first_norm=True,
-                          resize="bilinear")
+    body: Any = ViTConfig(out=512, eps=1e-5, activation="quick-gelu", patch_bias=False,
+                          first_norm=True, resize="bilinear")
     mean: tuple[float, ...] = CLIP_COLOURS["mean"] # of the colours, which are in [0, 1]
     std: tuple[float, ...] = CLIP_COLOURS["std"]   # their deviation
     layout: ClassVar[str] = "clip"
@@ -123,7 +137,8 @@ class CLIPTeacherConfig(TeacherConfig):
 @dataclass(frozen=True)
 class EVATeacherConfig(TeacherConfig):
     "EVA-02-CLIP's pictures' side, before its projection; defaults are B/16."
-    body: Any = ViTConfig(hidden=2048, activation="swiglu", key_bias=False, inner_norms=True, rotary=16)
+    body: Any = ViTConfig(hidden=2048, activation="swiglu", key_bias=False,
+                          inner_norms=True, rotary=16)
     mean: tuple[float, ...] = CLIP_COLOURS["mean"] # of the colours, which are in [0, 1]
     std: tuple[float, ...] = CLIP_COLOURS["std"]   # their deviation
     layout: ClassVar[str] = "eva"
@@ -150,15 +165,17 @@ class ConvNeXtTeacherConfig(TeacherConfig):
     body: Any = ConvNeXtConfig()            # a part of the shelf "vision"
     layout: ClassVar[str] = "convnext"
 
-def _openclip(dim:int, depth:int, heads:int, out:int, hidden:int|None=None, **colours) -> CLIPTeacherConfig:
+def _openclip(dim:int, depth:int, heads:int, out:int, hidden:int|None=None,
+              **colours) -> CLIPTeacherConfig:
     "A teacher of OpenCLIP with patches of 14 pixels."
-    body = replace(CLIPTeacherConfig().body, patch=14, dim=dim, depth=depth, heads=heads, hidden=hidden, out=out)
+    body = replace(CLIPTeacherConfig().body, patch=14, dim=dim, depth=depth, heads=heads,
+                   hidden=hidden, out=out)
     return CLIPTeacherConfig(replace(body, activation="gelu"), **colours)
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #77111b7a
 _HALVES = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-for _config in (CLIPTeacherConfig, EVATeacherConfig, DINOTeacherConfig, ViTTeacherConfig, MAETeacherConfig,
-                ConvNeXtTeacherConfig, TeacherConfig):
+for _config in (CLIPTeacherConfig, EVATeacherConfig, DINOTeacherConfig, ViTTeacherConfig,
+                MAETeacherConfig, ConvNeXtTeacherConfig, TeacherConfig):
     kinds.register(Kind(_config, Teacher), name=f"teacher-{_config.layout}")
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #4f0d92c3
@@ -172,7 +189,8 @@ TEACHERS["openclip-L-14"] = _openclip(1024, 24, 16, 768, **_HALVES)
 TEACHERS["openclip-H-14"] = _openclip(1280, 32, 16, 1024)
 TEACHERS["openclip-bigG-14"] = _openclip(1664, 48, 16, 1280, 8192)
 TEACHERS["evaclip"] = EVATeacherConfig()
-TEACHERS["shapes"] = TeacherConfig(ViTConfig(size=32, patch=4, dim=64, depth=3, heads=2, hidden=128), **_HALVES)
+TEACHERS["shapes"] = TeacherConfig(
+    ViTConfig(size=32, patch=4, dim=64, depth=3, heads=2, hidden=128), **_HALVES)
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #e62b1796
 def _clip_names(body:ViTConfig) -> NameTable:
@@ -183,7 +201,8 @@ def _clip_names(body:ViTConfig) -> NameTable:
              "mlp.c_fc.{p}": "up.{p}", "mlp.c_proj.{p}": "down.{p}"}
     words = ("positional_embedding", "text_projection", "logit_scale", "attn_mask",
              "input_resolution", "context_length", "vocab_size")
-    captions = [f"{name}.{{rest}}" for name in ("transformer", "token_embedding", "ln_final", "text")]
+    captions = [f"{name}.{{rest}}"
+                for name in ("transformer", "token_embedding", "ln_final", "text")]
     return NameTable(
         Bare("visual.class_embedding", "class_token", 2),
         Bare("visual.positional_embedding", "positions"),
@@ -198,9 +217,10 @@ def _eva_names(body:ViTConfig) -> NameTable:
     "Names of EVA-02-CLIP."
     layer = "visual.blocks.{i}"
     parts = {"attn.inner_attn_ln.{p}": "inner1.{p}", "attn.proj.{p}": "out.{p}",
-             "mlp.w1.{p}": "gate.{p}", "mlp.w2.{p}": "up.{p}", "mlp.ffn_ln.{p}": "inner2.{p}", "mlp.w3.{p}": "down.{p}",
-             "attn.{p}_bias": "{p}_bias"}
-    dropped = ("visual.rope.{rest}", f"{layer}.attn.rope.{{rest}}", "visual.head.{rest}", "text.{rest}", "logit_scale")
+             "mlp.w1.{p}": "gate.{p}", "mlp.w2.{p}": "up.{p}", "mlp.ffn_ln.{p}": "inner2.{p}",
+             "mlp.w3.{p}": "down.{p}", "attn.{p}_bias": "{p}_bias"}
+    dropped = ("visual.rope.{rest}", f"{layer}.attn.rope.{{rest}}", "visual.head.{rest}",
+               "text.{rest}", "logit_scale")
     return NameTable(
         *map(Ignore, dropped),
         Fuse(tuple(f"{layer}.attn.{x}_proj.weight" for x in "qkv"), "blocks.{i}.qkv.weight"),
@@ -211,7 +231,8 @@ def _eva_names(body:ViTConfig) -> NameTable:
         Rename("visual.{rest}", "{rest}"))
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #81cf54fd
-_TIMM = NameTable(Ignore("decoder_{rest}"), Ignore("mask_token"), Ignore("head.{rest}"), *timm_rules())
+_TIMM = NameTable(Ignore("decoder_{rest}"), Ignore("mask_token"),
+                  Ignore("head.{rest}"), *timm_rules())
 _NAMES = {
     "clip": _clip_names,
     "eva": _eva_names,
@@ -236,14 +257,16 @@ def _of_laion(name:str) -> tuple[tuple[str, ...], str]:
 _FILES = {   # teacher: (the names its file may have, where it comes from)
     "clip": (("clip_vit_b_16.safetensors", "ViT-B-16.pt"), "OpenAI's CLIP"),
     "dino": (("dino_vitbase16.safetensors", "dino_vitbase16_pretrain.pth"), "DINO's release"),
-    "vit": (("vit_b_16.safetensors", "vit_b_16-c867db91.pth"), "torchvision's ViT_B_16_Weights.IMAGENET1K_V1"),
+    "vit": (("vit_b_16.safetensors", "vit_b_16-c867db91.pth"),
+            "torchvision's ViT_B_16_Weights.IMAGENET1K_V1"),
     "mae": (("mae_vit_base.safetensors", "mae_pretrain_vit_base.pth"), "MAE's release"),
     "convnext": (("convnext_base.safetensors", "convnext_base-6075fbad.pth"),
                  "torchvision's ConvNeXt_Base_Weights.IMAGENET1K_V1"),
     "openclip-L-14": _of_laion("L-14-laion2B-s32B-b82K"),
     "openclip-H-14": _of_laion("H-14-laion2B-s32B-b79K"),
     "openclip-bigG-14": _of_laion("bigG-14-laion2B-39B-b160k"),
-    "evaclip": (("eva02_clip_b_16.safetensors", "EVA02_CLIP_B_psz16_s8B.pt"), "EVA-CLIP's repository"),
+    "evaclip": (("eva02_clip_b_16.safetensors", "EVA02_CLIP_B_psz16_s8B.pt"),
+                "EVA-CLIP's repository"),
 }
 
 # %% ../../nbs/tokenizers/272_teachers.ipynb #2163aa94
@@ -256,11 +279,13 @@ _META = "https://dl.fbaipublicfiles.com"
 # the folder that it lies in is called by its hash
 _CLIP_HASH = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"
 remotes.update({
-    "clip": (Remote("ViT-B-16.pt", url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_HASH}/ViT-B-16.pt",
+    "clip": (Remote("ViT-B-16.pt",
+                    url=f"https://openaipublic.azureedge.net/clip/models/{_CLIP_HASH}/ViT-B-16.pt",
                     page="https://github.com/openai/CLIP", hash=f"sha256:{_CLIP_HASH}"),),
     "dino": (Remote("dino_vitbase16_pretrain.pth", page="https://github.com/facebookresearch/dino",
                     url=f"{_META}/dino/dino_vitbase16_pretrain/dino_vitbase16_pretrain.pth"),),
-    "mae": (Remote("mae_pretrain_vit_base.pth", url=f"{_META}/mae/pretrain/mae_pretrain_vit_base.pth",
+    "mae": (Remote("mae_pretrain_vit_base.pth",
+                   url=f"{_META}/mae/pretrain/mae_pretrain_vit_base.pth",
                    page="https://github.com/facebookresearch/mae"),),
     "vit": (_of_torch("vit_b_16-c867db91.pth"),),
     "convnext": (_of_torch("convnext_base-6075fbad.pth"),),
@@ -275,17 +300,22 @@ def shipped_teacher() -> Path:
 
 def load_teacher(
     name:str,              # one of TEACHERS
-    folder:str|Path|None="", # holds its official file; not looked at for `shapes`; None: a network as it begins
+    folder:str|Path|None="", # holds its official file, but for `shapes`; None: a new network
     **changes,             # fields of its configuration: view, grid, compat, body, ...
 ) -> Teacher:
-    "A teacher with its weights. Errors: `Missing` names the file that is not there and where to put it."
+    """A teacher with its weights.
+
+    Errors: `Missing` names the file that is not there and where to put it."""
     config = changed(TEACHERS[check_choice("teacher", name, tuple(TEACHERS))], **changes)
     if folder is None: return Teacher(config)
-    if name == "shapes": return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
+    if name == "shapes":
+        return fill(Teacher(config), load_model(shipped_teacher()).state_dict(), shipped_teacher())
     folder, (names, origin) = Path(folder), _FILES[name]
     path = next((folder / n for n in names if (folder / n).is_file()), None)
-    remedy = f"put {' or '.join(names)} into {folder} ({origin}; scripts/prepare.py {name} fetches it)"
-    check(path, "weights", folder / names[-1], f"no weights of the teacher {name}: {remedy}", Missing)
+    remedy = (f"put {' or '.join(names)} into {folder} ({origin}; "
+              f"scripts/prepare.py {name} fetches it)")
+    check(path, "weights", folder / names[-1],
+          f"no weights of the teacher {name}: {remedy}", Missing)
     content = read_scripted(path, "weights") if is_scripted(path) else read_tensors(path, "weights")
     state = content.get("model", content) if isinstance(content, dict) else content
     teacher = Teacher(config)

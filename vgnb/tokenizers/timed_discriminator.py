@@ -38,13 +38,14 @@ class TimedNorm(nn.Module):
         dim:int=256,      # of the time's sinusoid
     ):
         super().__init__()
-        check(channels % groups == 0, "channels", channels, f"must be a multiple of {groups}, the norm's groups")
+        check(channels % groups == 0, "channels", channels,
+              f"must be a multiple of {groups}, the norm's groups")
         self.groups, self.dim = groups, dim
         self.from_time = nn.Linear(dim, 2 * channels)
         nn.init.zeros_(self.from_time.weight)
         nn.init.zeros_(self.from_time.bias)
 
-    def forward(self, x:Tensor, time:Tensor) -> Tensor:                          # (b, c, h, w), (b,)
+    def forward(self, x:Tensor, time:Tensor) -> Tensor:                         # (b, c, h, w), (b,)
         scale, shift = self.from_time(time_sinusoid(time, self.dim))[..., None, None].chunk(2, 1)
         return F.group_norm(x, self.groups, eps=1e-5) * (1 + scale) + shift
 
@@ -52,7 +53,8 @@ class TimedNorm(nn.Module):
 def check_critic_width(argument:str, width:int) -> int:
     "Channels of a critic's first layer; the norms behind it are of twice as many, in 16 groups."
     fits = check_int(argument, width, 1) % 8 == 0
-    check(fits, argument, width, "must be a multiple of 8: twice as many channels, a multiple of 16, are normalised")
+    check(fits, argument, width,
+          "must be a multiple of 8: twice as many channels, a multiple of 16, are normalised")
     return width
 
 class TimedPatchGAN(nn.Module):
@@ -80,7 +82,8 @@ class TimedPatchGAN(nn.Module):
         time:Tensor,     # (b,) in [0, 1]: how far they have come, 1 = data
     ) -> Tensor:         # logits (b, 1, ~h/8, ~w/8)
         fits = time.shape == (len(x),)
-        check(fits, "time", tuple(time.shape), f"must be one number for each of the {len(x)} pictures")
+        check(fits, "time", tuple(time.shape),
+              f"must be one number for each of the {len(x)} pictures")
         first, *middle, last = self.layers
         x = F.leaky_relu(first(x), 0.2)
         for conv, norm in zip(middle, self.norms): x = F.leaky_relu(norm(conv(x), time), 0.2)
@@ -106,7 +109,8 @@ def read_timed_patchgan(spec:dict, **changes) -> TimedPatchGANConfig:
     "Our configuration for {input_nc, ndf, n_layers}. Errors: another word, or what can't be."
     count = partial(check_int, low=1)
     spec = check_words(spec, {"input_nc": count, "ndf": check_critic_width, "n_layers": count})
-    own = {"channels": spec.get("input_nc", 3), "width": spec.get("ndf", 128), "depth": spec.get("n_layers", 3)}
+    own = {"channels": spec.get("input_nc", 3), "width": spec.get("ndf", 128),
+           "depth": spec.get("n_layers", 3)}
     return TimedPatchGANConfig(**(own | changes))
 
 TIMED_PATCHGAN = register(Family(

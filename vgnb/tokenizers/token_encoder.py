@@ -22,14 +22,15 @@ from ..names import Fuse, Rename
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #49dd7e29
 def cached_table(make):
-    "A maker of tables: each is made once for its arguments, serves training, too, and is constant to compilers."
+    "A maker of tables: each is made once, serves training, too, and is constant to compilers."
     @lru_cache(maxsize=64)
     def made(*args, **kw):
         with torch.inference_mode(False): return make(*args, **kw)
 
     @wraps(make)
     def table(*args, **kw): return made(*args, **kw)
-    table._dynamo_marked_constant = True    # as torch.compiler.assume_constant_result, which imports the compiler
+    # as torch.compiler.assume_constant_result, which imports the compiler
+    table._dynamo_marked_constant = True
     table.cache_info, table.cache_clear = made.cache_info, made.cache_clear
     return table
 
@@ -41,7 +42,7 @@ def rotary_grid(
     device:torch.device,
     more:int=0,          # places behind the grid that don't turn: queries
 ) -> Tensor:             # (h*w + more, channels/2, 2) fp32
-    "Rotary table of a grid in raster order, half of the planes for rows, half for columns; kept for the next call."
+    "Rotary table of a grid in raster order, half the planes for rows, half for columns; kept."
     speeds = base ** (-torch.arange(0, channels // 2, 2, device=device).double() / (channels // 2))
     rows, columns = (torch.arange(n, device=device).double()[:, None] * speeds for n in (h, w))
     table = rotary_table(grid_angles(rows, columns)).float()
@@ -55,7 +56,9 @@ def reading_mask(
     queries:int,           # behind them
     device:torch.device,
 ) -> Tensor:               # (1, 1, n, n) bool, True: may look
-    "Patches see patches; a query sees all patches and the queries up to itself. Kept for the next call."
+    """Patches see patches; a query sees all patches and the queries up to itself.
+
+    Kept for the next call."""
     n = patches + queries
     place = torch.arange(n, device=device)
     earlier = place[None] <= place[:, None]                                     # (n, n)
@@ -70,7 +73,8 @@ def unit(x:Tensor) -> Tensor:
 
 def check_heads(width:int, head:int, argument:str="width"):
     "Refuse a width that its heads don't fill, or a head that can't be turned on a grid."
-    check(head % 4 == 0, "head", head, "must be divisible by 4: half of its planes are for rows, half for columns")
+    check(head % 4 == 0, "head", head,
+          "must be divisible by 4: half of its planes are for rows, half for columns")
     check(width % head == 0, argument, width, f"must be a multiple of the head's {head} channels")
 
 class MLP(nn.Module):
@@ -83,7 +87,7 @@ class MLP(nn.Module):
     def forward(self, x:Tensor) -> Tensor: return self.down(F.silu(self.up(x)))
 
 class HeadNormAttention(nn.Module):
-    "Self-attention with normalised queries and keys (a LayerNorm a head), turned to their places afterwards."
+    "Self-attention with normalised queries and keys (a LayerNorm a head), then turned to places."
     def __init__(self,
         width:int,
         head:int=64,   # channels of a head
@@ -127,7 +131,7 @@ class GatedBlock(nn.Module):
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #e7a1a79d
 def init_blocks(blocks:nn.Module, width:int):
-    "Linear layers start from a normal distribution, of deviation 0.02 at the published width 768, and biases at zero."
+    "Linear layers start normal, of deviation 0.02 at the published width 768, biases at zero."
     for m in blocks.modules():
         if not isinstance(m, nn.Linear): continue
         nn.init.trunc_normal_(m.weight, std=0.02 * (768 / width) ** 0.5)
@@ -145,13 +149,13 @@ def run_block(block:nn.Module, recompute:bool, *args) -> Tensor:
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #dab1b3f5
 class TokenEncoder(nn.Module):
-    "Patches and learnt queries through gated blocks; what stands at the queries is the picture (arXiv 2505.23660 §3)."
+    "Patches and queries through gated blocks; queries end as the picture (arXiv 2505.23660 §3)."
     def __init__(self,
         width:int, layers:int,
         patch:int=16,            # pixels a patch, along one side
         queries:int=256,         # tokens a picture
         rows:int=1024,           # of the table of queries; the first ones are used
-        rank:int|None=8,         # channels of that table, spread by a linear layer; None: the full width
+        rank:int|None=8,    # channels of that table, spread by a linear layer; None: the full width
         head:int=64,             # channels of a head
         base:float=10000.0,      # of the rotary positions
         recompute:bool=True,     # training keeps only what stands between blocks
@@ -186,7 +190,7 @@ class TokenEncoder(nn.Module):
 
 # %% ../../nbs/tokenizers/260_token_encoder.ipynb #eff51ca3
 class TokenDecoder(nn.Module):
-    "Rows of a codebook as a line of conditions, each from the tokens up to its own; any beginning of a line will do."
+    "Codebook rows as a line of conditions, each from the tokens up to it; any beginning will do."
     def __init__(self,
         channels:int,            # of what is decoded
         width:int, layers:int,   # 0 layers: rows and places only
@@ -216,7 +220,8 @@ def address(
     base:float,              # of the rotary positions
 ) -> Tensor:                 # (n, channels)
     "What a query holds that looks at a place: ones, turned as a key is turned there."
-    angles = [rotary_angles(along, channels // 2, base) for along in places.unbind(1)]      # rows' planes, columns'
+    # rows' planes, columns'
+    angles = [rotary_angles(along, channels // 2, base) for along in places.unbind(1)]
     return rotary_table(torch.cat(angles, 1)).flatten(1)
 
 HERE = torch.zeros(1, 2)     # the first place, and how a key is before it is turned
@@ -237,7 +242,7 @@ def look_around(
     queries[:, :head] = address(spots(encoder.count) * side, head, encoder.base)
     for block in encoder.blocks:
         attention = block.attention
-        asks = attention.qkv.weight.unflatten(0, (3, -1, head))[0]              # (heads, head, width)
+        asks = attention.qkv.weight.unflatten(0, (3, -1, head))[0]            # (heads, head, width)
         asks *= 0.3
         asks[..., :head] = torch.eye(head)
         attention.k_norm.bias.copy_(sharpness * address(HERE, head, encoder.base)[0])
@@ -250,9 +255,11 @@ def attention_ends(theirs:str, ours:str) -> list:
 
 def attention_names(theirs:str, ours:str) -> list:
     "Rules of a self-attention."
-    fused = [Fuse(tuple(f"{theirs}.{x}.{p}" for x in "qkv"), f"{ours}.qkv.{p}") for p in ("weight", "bias")]
+    fused = [Fuse(tuple(f"{theirs}.{x}.{p}" for x in "qkv"), f"{ours}.qkv.{p}")
+             for p in ("weight", "bias")]
     return [*fused, *attention_ends(theirs, ours)]
 
 def mlp_names(theirs:str, ours:str) -> list:
     "Rules of a feed-forward network."
-    return [Rename(f"{theirs}.fc1.{{p}}", f"{ours}.up.{{p}}"), Rename(f"{theirs}.fc2.{{p}}", f"{ours}.down.{{p}}")]
+    return [Rename(f"{theirs}.fc1.{{p}}", f"{ours}.up.{{p}}"),
+            Rename(f"{theirs}.fc2.{{p}}", f"{ours}.down.{{p}}")]

@@ -29,9 +29,9 @@ class Quantized(NamedTuple):
 
 class Reconstruction(NamedTuple):
     "One forward pass of a tokenizer."
-    output: Tensor|None       # (b, 3, h, w), or features; None where a training step asks for codes alone
+    output: Tensor|None       # (b, 3, h, w), or features; None where training asks for codes alone
     quantized: Quantized
-    extras: dict[str, Any]    # what else an objective may want: the last layer, a time, features, ...
+    extras: dict[str, Any]  # what else an objective may want: the last layer, a time, features, ...
 
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #3e133f7f
 def check_images(
@@ -39,7 +39,7 @@ def check_images(
     factor:int=1,           # both sides must be multiples of it
     span:tuple=(-1.0, 1.0), # lowest and highest value
     channels:int=3,
-    look:bool|None=True,    # look at the values (on an accelerator the host waits); None: only where that is free
+    look:bool|None=True,    # look at the values (an accelerator's host waits); None: where free
 ) -> Tensor:
     "Images as a tokenizer wants them, or one `BadInput` that says what is wrong."
     values = f"values in [{span[0]:g}, {span[1]:g}]"
@@ -60,24 +60,26 @@ def check_images(
         check(inside, "images", [round(low, 3), round(high, 3)], allowed)
     return images
 
-# %% ../../nbs/tokenizers/205_tokenizer.ipynb #451d6308
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #12d7f895
 def _side(n:int) -> int:
     "The side of a square of n cells."
     side = round(n ** 0.5)
-    check(side * side == n, "codes", n, "flat codes must fill a square; give other grids as (b, h, w)")
+    check(side * side == n, "codes", n,
+          "flat codes must fill a square; give other grids as (b, h, w)")
     return side
 
+# %% ../../nbs/tokenizers/205_tokenizer.ipynb #451d6308
 class Tokenizer(nn.Module, ABC):
     "Images ↔ codes. `decode(encode(x))` is the reconstruction; training goes through `forward`."
     vocab: tuple[int, ...]|None = None   # codebook size of each level; None: continuous
     makes: Literal["pixels", "features", "nothing"] = "pixels"
     dims: int = 2                        # axes of the code grid: 2 for (h, w), 1 for a sequence
     factor: int = 1                      # pixels a code, along one side
-    starts_with_few: bool = False        # `kmeans_init` takes fewer features than there are codes, too
+    starts_with_few: bool = False     # `kmeans_init` takes fewer features than there are codes, too
     span: tuple[float, float] = (-1.0, 1.0) # values of the images
     config: Any = None                   # the dataclass it was built from
     not_coding: tuple[str, ...] = ("decoder", "from_code") # parts that only render, see `coding`
-    coding_options: tuple[str, ...] = ("l2", "groups")     # of its and its quantizer's configuration: see `coding`
+    coding_options: tuple[str, ...] = ("l2", "groups")     # of its configurations: see `coding`
 
     @abstractmethod
     def quantize(self, images:Tensor) -> Quantized:
@@ -108,7 +110,9 @@ class Tokenizer(nn.Module, ABC):
         return check_images(images, self.factor, self.span, look=look)
 
     def encode(self, images:Tensor) -> Tensor:
-        "(b, 3, h, w) -> codes (b, *code_shape) int64. Errors: `BadInput` if continuous, or for wrong images."
+        """(b, 3, h, w) -> codes (b, *code_shape) int64.
+
+        Errors: `BadInput` if continuous, or for wrong images."""
         words = "is continuous and has no codes; use quantize(images).z and render(z)"
         check(self.vocab is not None, "tokenizer", type(self).__name__, words)
         with torch.no_grad(): return self.quantize(images).codes
@@ -126,7 +130,8 @@ class Tokenizer(nn.Module, ABC):
 def _repr_html_(self:Tokenizer):
     levels = "continuous" if self.vocab is None else " + ".join(f"{v:,}" for v in self.vocab)
     lies = "on a grid (h, w)" if self.dims == 2 else "in a line"
-    facts = {"codes": f"{levels}, {lies}", "a code's side": f"{self.factor} px", "makes": self.makes}
+    facts = {"codes": f"{levels}, {lies}", "a code's side": f"{self.factor} px",
+             "makes": self.makes}
     return glance(type(self).__name__, facts, tree_html(self.state_dict()))
 
 @patch
@@ -148,7 +153,8 @@ def check_levels(whole, levels:int):
     "Refuse, for a tokenizer or quantizer whose levels belong together, any other number of them."
     alone = check_int("levels", levels, 1) == len(whole.vocab or ())
     name = type(whole).__name__
-    check(alone, "levels", levels, f"must be {len(whole.vocab or ())}: {name} has no levels that stand alone")
+    check(alone, "levels", levels,
+          f"must be {len(whole.vocab or ())}: {name} has no levels that stand alone")
 
 @patch(as_prop=True)
 def level_names(self:Tokenizer) -> tuple[str, ...]:
@@ -157,7 +163,9 @@ def level_names(self:Tokenizer) -> tuple[str, ...]:
 
 @patch
 def first(self:Tokenizer, levels:int) -> Tokenizer:
-    "The tokenizer of the first so many levels of codes, on the same weights. Errors: levels that don't stand alone."
+    """The tokenizer of the first so many levels of codes, on the same weights.
+
+    Errors: levels that don't stand alone."""
     check_levels(self, levels)
     return self
 
@@ -177,7 +185,7 @@ def leave(self:Tokenizer, pixels:Tensor) -> Tensor:
 
 @patch
 def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
-    "The shape of one image's codes: (h/f, w/f), with the number of levels last if there are several."
+    "The shape of one image's codes: (h/f, w/f), then the number of levels if several."
     for name, side in (("h", h), ("w", w)):
         divides = check_int(name, side, 1) % self.factor == 0
         check(divides, name, side, f"must be a multiple of {self.factor}")
@@ -187,10 +195,11 @@ def code_shape(self:Tokenizer, h:int, w:int) -> tuple[int, ...]:
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #e2a141d1
 @patch
 def coding(self:Tokenizer) -> str:
-    "SHA-256 of what decides codes and what they stand for: the weights in fp16, and the options that they need."
+    "SHA-256 of what decides codes and their meaning: the weights in fp16, the options they need."
     aside = self._not_coding()
     weights = {k: v for k, v in self.state_dict().items() if not k.startswith(aside)}
-    rounded = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}   # a shipped copy is the same
+    # a shipped copy is the same
+    rounded = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
 
     configs = (self.config, getattr(self.config, "quantizer", None))
     options = [getattr(c, name, None) for c in configs for name in self.coding_options]
@@ -206,8 +215,11 @@ def _not_coding(self:Tokenizer) -> tuple[str, ...]:
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #c3e397f2
 @patch
 def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
-    "Whether one level's codes come without an axis for it. Errors: `BadInput` for another dtype, range or shape."
-    check(self.vocab is not None, "tokenizer", type(self).__name__, "is continuous and has no codes")
+    """Whether one level's codes come without an axis for it.
+
+    Errors: `BadInput` for another dtype, range or shape."""
+    check(self.vocab is not None, "tokenizer", type(self).__name__,
+          "is continuous and has no codes")
     one = self.levels == 1
     axes = (3, 2 + self.dims)                    # of (b, n, levels) and (b, *grid, levels)
     there = codes.dim() if torch.is_tensor(codes) else 0
@@ -224,10 +236,14 @@ def _check_codes(self:Tokenizer, codes:Tensor) -> bool:
 
 @patch
 def shaped(self:Tokenizer, codes:Tensor) -> Tensor:
-    "Codes as `(b, *grid, [levels])`; flat ones fill a square. Errors: dtype, range, a shape of two meanings."
+    """Codes as `(b, *grid, [levels])`; flat ones fill a square.
+
+    Errors: dtype, range, a shape of two meanings."""
     is_bare = self._check_codes(codes)
-    is_column = is_bare and self.dims == 2 and codes.dim() == 3 and codes.shape[1] > 1 and codes.shape[2] == 1
-    words = "is a sequence (b, n, 1) or a grid (b, h, 1): give (b, n) for the one, (b, h, 1, 1) for the other"
+    is_column = (is_bare and self.dims == 2 and codes.dim() == 3 and codes.shape[1] > 1
+                 and codes.shape[2] == 1)
+    words = ("is a sequence (b, n, 1) or a grid (b, h, 1): give (b, n) for the one, (b, h, "
+             "1, 1) for the other")
     check(not is_column, "codes", tuple(codes.shape), words)
 
     if self.levels == 1 and not is_bare: codes = codes[..., 0]
@@ -245,14 +261,15 @@ def untoken(self:Tokenizer,
     tokens:Tensor,                  # (b, n, levels)
     grid:tuple[int, ...]|None=None, # (h, w) or (n,); default: a square, or the sequence
 ) -> Tensor:
-    "The inverse of `tokens`: `(b, *grid)`, with the levels last if there are several, or if the grid is one column."
+    "Inverse of `tokens`: `(b, *grid)`, levels last if there are several, or one column."
     fits = tokens.dim() == 3 and tokens.shape[-1] == self.levels
     check(fits, "tokens", tuple(tokens.shape), f"must be (b, n, {self.levels})")
     n = tokens.shape[1]
     default = (n,) if self.dims == 1 else None
     grid = tuple(grid or default or (_side(n),) * 2)
     check(prod(grid) == n, "grid", grid, f"must have {n} cells")
-    is_column = len(grid) == 2 and grid[1] == 1            # without levels it could be a sequence, see `shaped`
+    # without levels it could be a sequence, see `shaped`
+    is_column = len(grid) == 2 and grid[1] == 1
     tail = (self.levels,) if self.levels > 1 or is_column else ()
     return tokens.reshape(len(tokens), *grid, *tail)
 

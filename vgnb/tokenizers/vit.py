@@ -24,7 +24,7 @@ RESIZES = ("bicubic", "offset", "bilinear", "nearest")
 def stretched(
     table:Tensor,   # (1, d, n, n) fp32
     h:int, w:int,   # cells of the new grid
-    how:str,        # one of RESIZES; offset: bicubic, by factors for a tenth of a cell more (DINO, BEiT)
+    how:str,   # one of RESIZES; offset: bicubic, by factors for a tenth of a cell more (DINO, BEiT)
 ) -> Tensor:        # (1, d, h, w)
     "A table of positions for another grid."
     if how != "offset": return F.interpolate(table, size=(h, w), mode=how)
@@ -35,30 +35,34 @@ def stretched(
 @dataclass(frozen=True)
 class ViTConfig:
     "A vision transformer; defaults are ViT-B/16."
-    size: int = 224           # sides of the pictures whose patches the table of positions was learnt for
-    patch: int = 16           # pixels of a patch along one side
-    dim: int = 768            # channels of a token
-    depth: int = 12           # blocks
-    heads: int = 12           # of attention
-    channels: int = 3         # of the pictures
-    hidden: int|None = None   # channels inside the feed-forward; None: four times dim
-    out: int|None = None      # channels that the tokens are projected to at the end; None: there is no projection
-    eps: float = 1e-6         # of the norms
+    size: int = 224      # sides of the pictures whose patches the table of positions was learnt for
+    patch: int = 16          # pixels of a patch along one side
+    dim: int = 768           # channels of a token
+    depth: int = 12          # blocks
+    heads: int = 12          # of attention
+    channels: int = 3        # of the pictures
+    hidden: int|None = None  # channels inside the feed-forward; None: four times dim
+    out: int|None = None     # channels that tokens are projected to at the end; None: no projection
+    eps: float = 1e-6        # of the norms
     activation: Literal["gelu", "quick-gelu", "swiglu"] = "gelu" # quick-gelu: x * sigmoid(1.702 x)
-    embed: bool = True        # False: maps of dim channels come in as they are, and nothing is cut into patches
+    embed: bool = True        # False: maps of dim channels come in as they are, uncut
     patch_bias: bool = True   # of the layer that makes tokens of patches
     key_bias: bool = True     # of the keys
     first_norm: bool = False  # before the first block
     inner_norms: bool = False # before the last layer of each branch, too (EVA-02)
-    rotary: int = 0           # cells along one side of the grid whose rotary positions are stretched; 0: none
+    rotary: int = 0       # cells along one side of the grid whose rotary positions stretch; 0: none
     scale: float|None = None  # initial layer scale; None: branches are not scaled
-    resize: Literal["bicubic", "offset", "bilinear", "nearest"] = "bicubic" # how positions meet another grid
+    # how positions meet another grid
+    resize: Literal["bicubic", "offset", "bilinear", "nearest"] = "bicubic"
 
     def __post_init__(self):
-        for k in ("size", "patch", "dim", "depth", "heads", "channels"): check_int(k, getattr(self, k), 1)
+        for k in ("size", "patch", "dim", "depth", "heads", "channels"):
+            check_int(k, getattr(self, k), 1)
         for k in ("hidden", "out"): getattr(self, k) is None or check_int(k, getattr(self, k), 1)
-        check(self.size % self.patch == 0, "size", self.size, f"must be a multiple of patch={self.patch}")
-        check(self.dim % self.heads == 0, "dim", self.dim, f"must be divisible by heads={self.heads}")
+        check(self.size % self.patch == 0, "size", self.size,
+              f"must be a multiple of patch={self.patch}")
+        check(self.dim % self.heads == 0, "dim", self.dim,
+              f"must be divisible by heads={self.heads}")
         check_float("eps", self.eps, 0)
         if self.scale is not None: check_float("scale", self.scale)
         check_int("rotary", self.rotary, 0)
@@ -67,7 +71,8 @@ class ViTConfig:
         check_choice("activation", self.activation, ("gelu", "quick-gelu", "swiglu"))
         check_choice("resize", self.resize, RESIZES)
         plain = self.embed or self.patch == 1
-        check(plain, "embed", self.embed, "needs patch=1 to be false: what comes in is one token a cell")
+        check(plain, "embed", self.embed,
+              "needs patch=1 to be false: what comes in is one token a cell")
 
     @property
     def side(self) -> int:
@@ -86,7 +91,7 @@ class ViTConfig:
 
 # %% ../../nbs/tokenizers/233_vit.ipynb #1c939221
 class ViTBlock(nn.Module):
-    "Pre-norm attention and feed-forward; each branch may have a norm of its own and be scaled by a learnt vector."
+    "Pre-norm attention and feed-forward; a branch may have a norm and a learnt scale."
     def __init__(self, config:ViTConfig):
         super().__init__()
         c, d, self.heads = config, config.dim, config.heads
@@ -96,11 +101,15 @@ class ViTBlock(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d, bias=c.key_bias), nn.Linear(d, d)
         self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
         if c.activation == "swiglu": self.gate = nn.Linear(d, hidden)
-        if not c.key_bias: self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(d)) for _ in range(2))
+        if not c.key_bias:
+            self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(d)) for _ in range(2))
         widths = (d, hidden)
-        self.inner1, self.inner2 = (nn.LayerNorm(w, c.eps) if c.inner_norms else nn.Identity() for w in widths)
+        self.inner1, self.inner2 = (nn.LayerNorm(w, c.eps) if c.inner_norms else nn.Identity()
+                                    for w in widths)
         self.scaled = c.scale is not None
-        if self.scaled: self.scale1, self.scale2 = (nn.Parameter(torch.full((d,), float(c.scale))) for _ in range(2))
+        if self.scaled:
+            self.scale1, self.scale2 = (nn.Parameter(torch.full((d,), float(c.scale)))
+                                        for _ in range(2))
 
     def bias(self) -> Tensor:
         "Of queries, keys and values (3 d)."
@@ -109,9 +118,9 @@ class ViTBlock(nn.Module):
 
     def attention(self, x:Tensor, rotary:Tensor|None=None) -> Tensor:
         qkv = F.linear(x, self.qkv.weight, self.bias())
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)                           # (b, n, h, c) each
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)               # (b, n, h, c) each
         if rotary is not None: q, k = rotate(q, rotary), rotate(k, rotary)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))                  # (b, h, n, c)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))      # (b, h, n, c)
         return self.out(self.inner1(y.transpose(1, 2).flatten(2)))
 
     def ffn(self, x:Tensor) -> Tensor:
@@ -132,11 +141,12 @@ class ViTBlock(nn.Module):
 
 # %% ../../nbs/tokenizers/233_vit.ipynb #4ead74ef
 class ViT(nn.Module):
-    "A vision transformer (arXiv 2010.11929): pictures (b, channels, h, w) -> a map (b, features, h/patch, w/patch)."
+    "Vision transformer (arXiv 2010.11929): (b, channels, h, w) -> (b, features, h/patch, w/patch)."
     def __init__(self, config:ViTConfig=ViTConfig()):
         super().__init__()
         c = self.config = config
-        self.patches = nn.Conv2d(c.channels, c.dim, c.patch, c.patch, bias=c.patch_bias) if c.embed else nn.Identity()
+        self.patches = (nn.Conv2d(c.channels, c.dim, c.patch, c.patch, bias=c.patch_bias)
+                        if c.embed else nn.Identity())
         self.class_token = nn.Parameter(torch.zeros(1, 1, c.dim))
         self.positions = nn.Parameter(torch.empty(1, 1 + c.side ** 2, c.dim).normal_(0, 0.02))
         self.first = nn.LayerNorm(c.dim, c.eps) if c.first_norm else nn.Identity()
@@ -148,7 +158,7 @@ class ViT(nn.Module):
     def dim(self) -> int: return self.config.dim
 
     def grid(self, x:Tensor) -> tuple[int, int]:
-        "Patches of a picture, down and across. Errors: sides that no whole number of patches fills."
+        "Patches of a picture, down and across. Errors: sides that whole patches don't fill."
         patch, sides = self.config.patch, tuple(x.shape[-2:])
         fits = all(side and side % patch == 0 for side in sides)
         check(fits, "images", sides, f"height and width must be multiples of {patch}")
@@ -156,25 +166,26 @@ class ViT(nn.Module):
 
     def places(self, h:int, w:int) -> Tensor:       # (1, 1 + h*w, d)
         "The class token's position and those of a grid of patches."
-        side = self.config.side
+        side, own = self.config.side, self.positions[:, 1:]
         if (h, w) == (side, side): return self.positions
-        grid = self.positions[:, 1:].float().unflatten(1, (side, side)).movedim(-1, 1)       # (1, d, side, side)
-        grid = stretched(grid, h, w, self.config.resize).flatten(2).mT                       # (1, h*w, d)
+        grid = own.float().unflatten(1, (side, side)).movedim(-1, 1)       # (1, d, side, side)
+        grid = stretched(grid, h, w, self.config.resize).flatten(2).mT                 # (1, h*w, d)
         return torch.cat((self.positions[:, :1], grid.to(self.positions.dtype)), 1)
 
     def turns(self, h:int, w:int) -> Tensor|None:   # (1 + h*w, c/2, 2)
-        "The rotary table: nothing for the class token, then row and column of each patch; None: nothing is turned."
+        "The rotary table: nothing for the class token, then a patch's row, column; None: none."
         c = self.config
         if not c.rotary: return None
-        rows, columns = (torch.arange(n, device=self.positions.device) / n * c.rotary for n in (h, w))
+        rows, columns = (torch.arange(n, device=self.positions.device) / n * c.rotary
+                         for n in (h, w))
         half = c.dim // c.heads // 2
-        angles = grid_angles(rotary_angles(rows, half), rotary_angles(columns, half))        # (h*w, c/2)
+        angles = grid_angles(rotary_angles(rows, half), rotary_angles(columns, half))   # (h*w, c/2)
         return rotary_table(F.pad(angles, (0, 0, 1, 0)))
 
     def tokens(self, x:Tensor) -> Tensor:           # (b, 1 + h*w, features)
-        "The class token and the patches, row by row, as the last norm and the projection leave them."
+        "The class token and the patches, row by row, as the last norm and the projection leave."
         h, w = self.grid(x)
-        patches = self.patches(x).flatten(2).mT                                              # (b, h*w, d)
+        patches = self.patches(x).flatten(2).mT                                        # (b, h*w, d)
         x = torch.cat((self.class_token.expand(len(x), -1, -1), patches), 1)
         x = self.first(x + self.places(h, w))
         rotary = self.turns(h, w)
@@ -187,9 +198,7 @@ class ViT(nn.Module):
         x = self.tokens(x)
         return x[:, 0], x[:, 1:]
 
-    def forward(self, x:Tensor) -> Tensor:
-        "Pictures (b, channels, h, w) -> (b, features, h/patch, w/patch)."
-        return self.features(x)[1].mT.unflatten(2, self.grid(x))
+    def forward(self, x:Tensor) -> Tensor: return self.features(x)[1].mT.unflatten(2, self.grid(x))
 
 # %% ../../nbs/tokenizers/233_vit.ipynb #8f686a5a
 register_part("vision", "vit", ViTConfig(), ViT)

@@ -27,10 +27,10 @@ def unpatched(
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 class ViTCoder(nn.Module):
-    "A vision transformer with a head for each token: `(b, channels, h, w) -> (b, out, h/p*patch, w/p*patch)`."
+    "Vision transformer, a head a token: `(b, channels, h, w) -> (b, out, h/p*patch, w/p*patch)`."
     def __init__(self,
         config:ViTConfig,      # its patch is p
-        out:int|None=None,     # channels; None: there is no head, and the tokens come out as they are
+        out:int|None=None,   # channels; None: there is no head, and the tokens come out as they are
         patch:int=1,           # cells or pixels that a token makes, along one side
         head_norm:bool=False,  # before the head, too, with eps 1e-5
     ):
@@ -47,7 +47,7 @@ class ViTCoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        "Truncated normals of deviation 0.02, no biases; a block's last layers the smaller the deeper it is."
+        "Truncated normals of deviation 0.02, no biases; deeper blocks' last layers smaller."
         for p in (self.vit.class_token, self.vit.positions): nn.init.trunc_normal_(p, std=0.02)
         for m in self.modules():
             if not isinstance(m, nn.Linear): continue
@@ -86,7 +86,8 @@ def beit_vit(
     base:ViTConfig,    # where they say nothing
 ) -> ViTConfig:
     "Our configuration of one half of BEiT v2's coder."
-    own = replace(base, **{ours: spec[theirs] for theirs, ours in _BEIT_WORDS.items() if theirs in spec})
+    own = replace(base,
+                  **{ours: spec[theirs] for theirs, ours in _BEIT_WORDS.items() if theirs in spec})
     ratio = spec.get("mlp_ratio", 4)
     return own if ratio == 4 else replace(own, hidden=int(own.dim * ratio))
 

@@ -18,14 +18,20 @@ from ..kinds import changed
 from ..names import Fuse, Ignore, NameTable, Rename
 from .coders import Decoder, Encoder, SmallDecoder, SmallEncoder, middle
 from .conv_tokenizer import ConvTokenizer
-from .quantizers import Revive, VectorConfig, VectorQuantizer, build_quantizer, check_quantizer
+from vgnb.tokenizers.quantizers import (
+    Revive,
+    VectorConfig,
+    VectorQuantizer,
+    build_quantizer,
+    check_quantizer,
+)
 
 # %% ../../nbs/tokenizers/240_vqgan.ipynb #b5a23f08
 @dataclass(frozen=True)
 class VQGANConfig:
     "Everything that decides a VQGAN; defaults are LlamaGen's VQ-16."
     quantizer: Any = VectorConfig()         # a part of the shelf "quantizer"
-    coder: Literal["stair", "small"] = "stair" # pair of networks; `small` reads width, patch, groups, dropout only
+    coder: Literal["stair", "small"] = "stair" # `small`: width, patch, groups, dropout only
     z: int = 256                            # channels between coder and code space
     width: int = 128                        # channels at full resolution
     mults: tuple[int, ...] = (1, 1, 2, 2, 4) # width of each level
@@ -37,7 +43,7 @@ class VQGANConfig:
     patch: int = 4                          # pixels folded into channels along a side (small)
     groups: int = 32                        # of the group norms
     dropout: float = 0.0                    # in the residual blocks
-    connectors: int = 1                     # 1x1 convolutions in a row between coder and code space, on either side
+    connectors: int = 1     # 1x1 convolutions in a row between coder and code space, on either side
     compat: Literal["upstream"]|None = None # "upstream" = with the published code's faults
 
     def __post_init__(self):
@@ -45,7 +51,8 @@ class VQGANConfig:
         for k in ("mults", "decoder_mults", "attention"):
             value = getattr(self, k)
             if value is not None: object.__setattr__(self, k, tuple(value))
-        for k in ("z", "width", "depth", "patch", "groups", "connectors"): check_int(k, getattr(self, k), 1)
+        for k in ("z", "width", "depth", "patch", "groups", "connectors"):
+            check_int(k, getattr(self, k), 1)
         positive = self.mults and all(isinstance(m, int) and m > 0 for m in self.mults)
         check(positive, "mults", self.mults, "must be positive integers, one a level")
         alike = len(self.decoder_mults or self.mults) == len(self.mults)
@@ -66,7 +73,8 @@ def vqgan_coder(
     "Encoder, channels of its features, decoder."
     c = config
     if c.coder == "small":
-        encoder, decoder = (half(c.width, c.patch, c.groups, c.dropout) for half in (SmallEncoder, SmallDecoder))
+        encoder, decoder = (half(c.width, c.patch, c.groups, c.dropout)
+                            for half in (SmallEncoder, SmallDecoder))
         return encoder, 2 * c.width, decoder
 
     shared = dict(
@@ -88,14 +96,15 @@ def connector(*widths:int) -> nn.Module:
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 class VQGAN(ConvTokenizer):
-    "Convolutional coder around a quantizer (Esser et al. 2021, arXiv 2012.09841; LlamaGen, arXiv 2406.06525 §3.1)."
+    "Convolutional coder around a quantizer (VQGAN, arXiv 2012.09841; LlamaGen, 2406.06525 §3.1)."
     quirks = VectorQuantizer.quirks
 
     def __init__(self, config:VQGANConfig=VQGANConfig()):
         encoder, z, decoder = vqgan_coder(config)
         dim, between = config.quantizer.dim, [z] * (config.connectors - 1)
         to_code, from_code = connector(z, *between, dim), connector(dim, *between, z)
-        quantizer = build_quantizer(config.quantizer, config.compat)     # last: the order of the random numbers
+        # last: the order of the random numbers
+        quantizer = build_quantizer(config.quantizer, config.compat)
         super().__init__(config, encoder, decoder, quantizer, to_code, from_code)
 
 # %% ../../nbs/tokenizers/240_vqgan.ipynb #47ae1978
@@ -122,7 +131,8 @@ def _attention(theirs:str, ours:str) -> list:
     "Rules of one attention: q, k, v as three 1x1 convolutions ↔ one matrix."
     rules = [Rename(f"{theirs}.norm.{{p}}", f"{ours}.norm.{{p}}")]
     for p in ("weight", "bias"):
-        rules.append(Fuse(tuple(f"{theirs}.{x}.{p}" for x in "qkv"), f"{ours}.qkv.{p}", squeeze=True))
+        rules.append(Fuse(tuple(f"{theirs}.{x}.{p}" for x in "qkv"),
+                          f"{ours}.qkv.{p}", squeeze=True))
         rules.append(Fuse((f"{theirs}.proj_out.{p}",), f"{ours}.out.{p}", squeeze=True))
     return rules
 
@@ -147,7 +157,8 @@ _ENDS = [
     Rename("post_quant_conv.{p}", "from_code.{p}"),
 ]
 
-llamagen_vq_names = NameTable(     # LlamaGen's `VQModel`, and RandAR's, PGM's and Halton-MaskGIT's copies of it
+# LlamaGen's `VQModel`, and RandAR's, PGM's and Halton-MaskGIT's copies of it
+llamagen_vq_names = NameTable(
     *_ENDS,
     *_attention("{half}.mid.1", "{half}.middle.1"),
     *_block("{half}.mid.{i}", "{half}.middle.{i}"),
@@ -155,17 +166,17 @@ llamagen_vq_names = NameTable(     # LlamaGen's `VQModel`, and RandAR's, PGM's a
     *_level("decoder.conv_blocks.{i}", "decoder.levels.{i}", "res", "upsample"))
 
 def taming_names(levels:int) -> NameTable:
-    "Names of taming's VQGAN with so many `levels`; the losses that its files carry along are dropped."
+    "Names of taming's VQGAN with so many `levels`; the losses that its files carry are dropped."
     middles = [*_attention("{half}.mid.attn_1", "{half}.middle.1"),
                *_block("{half}.mid.block_1", "{half}.middle.0"),
                *_block("{half}.mid.block_2", "{half}.middle.2")]
     downs = _level("encoder.down.{i}", "encoder.levels.{i}", "block", "downsample")
     ups = []
-    for n in range(levels):                                          # by resolution there, by the order of work here
+    for n in range(levels):                         # by resolution there, by the order of work here
         ups += _level(f"decoder.up.{n}", f"decoder.levels.{levels - 1 - n}", "block", "upsample")
     return NameTable(Ignore("loss.{rest}"), *_ENDS, *middles, *downs, *ups)
 
-# %% ../../nbs/tokenizers/240_vqgan.ipynb #84b7b3aa
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #3ed894df
 _QUANTIZER_WORDS = {   # LlamaGen's argument: our field of the quantizer
     "codebook_size": "codebook",
     "codebook_embed_dim": "dim",
@@ -181,7 +192,7 @@ _WORDS = {             # LlamaGen's argument: our field
 }
 
 def llamagen_vq_config(spec:dict, **changes) -> VQGANConfig:
-    "Our configuration for {model | factory, codebook_size, ...}; without a name the levels tell it."
+    "Our configuration for {model | factory, codebook_size, ...}; unnamed, levels tell it."
     levels = len(spec.get("encoder_ch_mult", VQGANS["VQ-16"].mults))
     name = spec.get("model") or spec.get("factory") or f"VQ-{2 ** (levels - 1)}"
     name = next((n for n in ("VQ-16", "VQ-8") if n in name), name)
@@ -196,10 +207,12 @@ def llamagen_vq_spec(c:VQGANConfig) -> dict:
     spec |= {theirs: getattr(c, ours) for theirs, ours in _WORDS.items()}
     return {"model": f"VQ-{c.factor}"} | spec | {"decoder_ch_mult": c.decoder_mults or c.mults}
 
+# %% ../../nbs/tokenizers/240_vqgan.ipynb #84b7b3aa
 def taming_config(spec:dict, **changes) -> VQGANConfig:
     "Our configuration for taming's {embed_dim, n_embed, ddconfig}."
     d = spec["ddconfig"]
-    check(not d.get("double_z"), "double_z", d.get("double_z"), "must be false: a VQGAN has no variance")
+    check(not d.get("double_z"), "double_z", d.get("double_z"),
+          "must be false: a VQGAN has no variance")
     sides = [d["resolution"] // 2 ** n for n in range(len(d["ch_mult"]))]
     own = VQGANConfig(
         VectorConfig(spec["n_embed"], spec["embed_dim"], l2=False, legacy=True, usage=0),
@@ -228,13 +241,14 @@ def taming_spec(c:VQGANConfig, resolution:int=256) -> dict:
 
 # %% ../../nbs/tokenizers/240_vqgan.ipynb #1b628dd7
 def _has_table(c:VQGANConfig) -> bool:
-    "Whether the authors' networks and a table of codes stand in it; only such a model has their names."
+    "Whether the authors' networks and a table of codes are in it; only such a one has their names."
     return c.coder == "stair" and c.connectors == 1 and isinstance(c.quantizer, VectorConfig)
 
-_TABLE = {"quantize.embedding.weight", "encoder.conv_out.weight"}    # a variational autoencoder has no codes
+# a variational autoencoder has no codes
+_TABLE = {"quantize.embedding.weight", "encoder.conv_out.weight"}
 
 def _reads_llamagen(spec:dict) -> bool:
-    "Whether these are LlamaGen's arguments; a name with `second_stage` means a quantizer that isn't LlamaGen's."
+    "Whether these are LlamaGen's arguments; a name with `second_stage` has another's quantizer."
     name = str(spec.get("model") or spec.get("factory"))
     return "second_stage" not in name and ("VQ-" in name or "encoder_ch_mult" in spec)
 
@@ -247,11 +261,13 @@ def _recognise_llamagen(state:dict[str, Tensor]) -> dict|None:
     check(levels in (4, 5), "checkpoint", f"{levels} levels", why, Mismatch)
     codes, dim = state["quantize.embedding.weight"].shape
     z = len(state["encoder.conv_out.weight"])
-    return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes, "codebook_embed_dim": dim, "z_channels": z}
+    return {"model": f"VQ-{2 ** (levels - 1)}", "codebook_size": codes,
+            "codebook_embed_dim": dim, "z_channels": z}
 
 def _recognise_taming(state:dict[str, Tensor]) -> dict|None:
     "Taming's arguments from names and shapes."
-    if not _TABLE | {"encoder.down.0.block.0.conv1.weight", "quant_conv.weight"} <= state.keys(): return None
+    if not _TABLE | {"encoder.down.0.block.0.conv1.weight", "quant_conv.weight"} <= state.keys():
+        return None
     levels = range(counted(state, "encoder.down."))
     width = len(state["encoder.conv_in.weight"])
     codes, dim = state["quantize.embedding.weight"].shape
@@ -271,7 +287,8 @@ _VQ_16_T2I = Checkpoint("vq_ds16_t2i.pt", hub=_T2I_HUB, licence="MIT", name="VQ-
 _VQ_8 = Checkpoint("vq_ds8_c2i.pt", hub=_HUB, licence="MIT", recipe="vq-8",
                    result="rFID 0.59 (README: ImageNet val, 256 px)")
 
-_HEIBOX, _OMMER = "https://heibox.uni-heidelberg.de/d", "https://ommer-lab.com/files/latent-diffusion"
+_HEIBOX = "https://heibox.uni-heidelberg.de/d"
+_OMMER = "https://ommer-lab.com/files/latent-diffusion"
 _TAMING = {     # name: page, rFID as the README has it, the name of its recipe
     "vqgan_imagenet_f16_1024": (f"{_HEIBOX}/8088892a516d4e3baf92", "7.94", "taming-f16-1024"),
     "vqgan_imagenet_f16_16384": (f"{_HEIBOX}/a7530b09fed84f80a887", "4.98", "taming-f16-16384"),
@@ -282,10 +299,10 @@ def _taming(name:str) -> Checkpoint:
     "A published file of taming's; those on OpenImages lie in archives."
     page, rfid, recipe = _TAMING[name]
     packed = page.endswith(".zip")
-    return Checkpoint(
-        f"{name}/{'model' if packed else 'last'}.ckpt", page=page,
-        url="" if packed else f"{page}/files/?p=%2Fckpts%2Flast.ckpt&dl=1",
-        note="out of the archive" if packed else "", result=f"rFID {rfid} (README: 256 px)", recipe=recipe)
+    return Checkpoint(f"{name}/{'model' if packed else 'last'}.ckpt", page=page,
+                      url="" if packed else f"{page}/files/?p=%2Fckpts%2Flast.ckpt&dl=1",
+                      note="out of the archive" if packed else "",
+                      result=f"rFID {rfid} (README: 256 px)", recipe=recipe)
 
 LLAMAGEN_VQ = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="llamagen",
@@ -303,8 +320,7 @@ TAMING = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="taming",
     names=lambda c: taming_names(len(c.mults)), read=taming_config, write=taming_spec,
     reads=lambda spec: "ddconfig" in spec, recognise=_recognise_taming,
-    owns=lambda c: _has_table(c) and c.quantizer.legacy,
-    unpublished=("quantizer.updates.",),
+    owns=lambda c: _has_table(c) and c.quantizer.legacy, unpublished=("quantizer.updates.",),
     classes=("taming.models.vqgan.VQModel", "tokenizer.vqgan.model.VQModel"),
-    also=("llamagen",),
-    published=tuple(Published(name, taming_spec(VQGANS[name]), (_taming(name),)) for name in _TAMING)))
+    also=("llamagen",), published=tuple(Published(name, taming_spec(VQGANS[name]), (_taming(name),))
+                                        for name in _TAMING)))

@@ -49,7 +49,8 @@ def _unit_rows(table:Tensor) -> bool:
 
 def _lattice(table:Tensor) -> list[int]:
     "How many values each channel of FSQ's points takes."
-    check(not table.is_meta, "checkpoint", "_quantizer._embeddings", "tells FSQ's levels by its entries", Mismatch)
+    check(not table.is_meta, "checkpoint", "_quantizer._embeddings",
+          "tells FSQ's levels by its entries", Mismatch)
     return [len(column.unique()) for column in table.T]
 
 def _quantizer_of(state:dict[str, Tensor], angle:bool) -> dict|None:
@@ -65,7 +66,8 @@ def _quantizer_of(state:dict[str, Tensor], angle:bool) -> dict|None:
     anchors = [{"type": "CVQVAECallback", "ema": {}, "anchor": {"type": "NearestAnchor"}}]
     rows = {"num_embeddings": len(table), "embedding_dim": table.shape[1]}
     loss = {"vqgan_loss": {"type": "VQGANLoss"}}
-    if "_quantizer._losses.vqgan_loss._mse._weight._steps" in state: loss = {"vqgan_loss": {"type": "CodebookLoss"}}
+    if "_quantizer._losses.vqgan_loss._mse._weight._steps" in state:
+        loss = {"vqgan_loss": {"type": "CodebookLoss"}}
     if follows: loss = {"commitment_loss": {"type": "CommitmentLoss", "mse": {"norm": True}}}
     callbacks = [{"type": "VQKDCallback", "ema": {}}] if follows else unit
     return {
@@ -83,8 +85,10 @@ def _conv_of(state:dict[str, Tensor], half:str) -> dict:
     widths = [len(state[f"{half}._layers.{i}._residuals.0._residual.2.weight"]) for i in levels]
     stem = len(state[f"{half}._in_conv.weight"])
     width = len(state[f"{half}._projector.0.weight"]) if deepest else stem
-    attention = [i for i in levels if f"{half}._layers.{i}._attentions.0._group_norm.weight" in state]
-    channels = state[f"{half}._in_conv.weight"].shape[1] if deepest else len(state[f"{half}._projector.2.weight"])
+    attention = [i for i in levels
+                 if f"{half}._layers.{i}._attentions.0._group_norm.weight" in state]
+    channels = (state[f"{half}._in_conv.weight"].shape[1] if deepest
+                else len(state[f"{half}._projector.2.weight"]))
     refined = f"{half}._refine.0._residual.0.weight" in state
     return {
         "type": "VQGANDecoder" if deepest else "VQGANEncoder",
@@ -104,15 +108,16 @@ def beit_of(state:dict[str, Tensor], half:str) -> dict:
     check(dim in _HEADS, "checkpoint", f"{dim} channels", why, Mismatch)
     embed = state[f"{half}.patch_embed.proj.weight"]
     patch, cells = embed.shape[-1], state[f"{half}.pos_embed"].shape[1] - 1
-    return {"img_size": round(cells ** 0.5) * patch, "patch_size": patch, "in_chans": embed.shape[1], "embed_dim": dim,
+    return {"img_size": round(cells ** 0.5) * patch, "patch_size": patch,
+            "in_chans": embed.shape[1], "embed_dim": dim,
             "depth": counted(state, f"{half}.blocks."), "num_heads": _HEADS[dim],
             "mlp_ratio": len(state[f"{half}.blocks.0.mlp.fc1.weight"]) / dim}
 
 def _connectors_of(state:dict[str, Tensor], name:str, z:int) -> dict|list:
     "The record of 1x1 convolutions."
     count = counted(state, f"{name}._connectors.")
-    return [{"type": "ConvConnector", "out_channels": z}] * (count - 1) + [{"type": "ConvConnector"}] if count else \
-        {"type": "ConvConnector"}
+    return ([{"type": "ConvConnector", "out_channels": z}] * (count - 1)
+            + [{"type": "ConvConnector"}] if count else {"type": "ConvConnector"})
 
 # %% ../../nbs/tokenizers/278_vqkd_files.ipynb #4783c404
 def _recognise_vqgan(state:dict[str, Tensor]) -> dict|None:
@@ -120,24 +125,31 @@ def _recognise_vqgan(state:dict[str, Tensor]) -> dict|None:
     quantizer = _quantizer_of(state, False) if "_encoder._in_conv.weight" in state else None
     if quantizer is None or "_decoder._in_conv.weight" not in state: return None
     encoder = _conv_of(state, "_encoder")
-    both = {name: _connectors_of(state, name, encoder["out_channels"]) for name in ("_post_encode", "_pre_decode")}
-    return {"type": "VQGAN", "encoder": encoder, "post_encode": both["_post_encode"], "quantizer": quantizer,
+    both = {name: _connectors_of(state, name, encoder["out_channels"])
+            for name in ("_post_encode", "_pre_decode")}
+    return {"type": "VQGAN", "encoder": encoder,
+            "post_encode": both["_post_encode"], "quantizer": quantizer,
             "pre_decode": both["_pre_decode"], "decoder": _conv_of(state, "_decoder")}
 
 def _recognise_vqkd(state:dict[str, Tensor]) -> dict|None:
     "The record of a VQ-KD tokenizer."
-    halves = {"_encoder.cls_token", "_decoder.cls_token", "_quantizer._embedding.weight"} <= state.keys()
+    halves = ({"_encoder.cls_token", "_decoder.cls_token", "_quantizer._embedding.weight"}
+              <= state.keys())
     if not halves or "_pre_decode._conv.weight" in state: return None
     decoder = beit_of(state, "_decoder") | {"out_chans": len(state["_decoder.task_layer.2.weight"])}
     return {"type": "VQKD", "encoder": beit_of(state, "_encoder"), "decoder": decoder,
             "quantizer": _quantizer_of(state, True)}
 
 def _recognise_pixel_decoder(state:dict[str, Tensor]) -> dict|None:
-    "The record of a decoder with its frozen tokenizer. Errors: `Mismatch` where that is not in the file."
+    """The record of a decoder with its frozen tokenizer.
+
+    Errors: `Mismatch` where that is not in the file."""
     ends = {"_decoder._in_conv.weight", "_decoder.cls_token"} & state.keys()
-    if not ends or "_pre_decode._conv.weight" not in state or "_encoder._in_conv.weight" in state: return None
+    if not ends or "_pre_decode._conv.weight" not in state or "_encoder._in_conv.weight" in state:
+        return None
     alone = "_encoder.cls_token" not in state
-    why = "is a decoder without the tokenizer whose codes it paints: load_pixel_decoder(path, tokenizer) reads it"
+    why = ("is a decoder without the tokenizer whose codes it paints: load_pixel_decoder(path, "
+           "tokenizer) reads it")
     check(not alone, "checkpoint", "a pixel decoder", why, Mismatch)
     return {
         "type": "VQGAN",
@@ -150,12 +162,16 @@ def _decoder_of(state:dict[str, Tensor]) -> dict:
     "The record of a decoder of pixels."
     if "_decoder._in_conv.weight" in state: return _conv_of(state, "_decoder")
     patch = round((len(state["_decoder.task_layer.2.weight"]) / 3) ** 0.5)
-    return {"type": "VQKDDecoder", "out_chans": 3, "out_patch_size": patch} | beit_of(state, "_decoder")
+    return ({"type": "VQKDDecoder", "out_chans": 3, "out_patch_size": patch}
+            | beit_of(state, "_decoder"))
 
 def _recognise_cluster(state:dict[str, Tensor]) -> dict|None:
-    "Never a record: the file does not tell which teacher its mean and deviation belong to. Errors: `Mismatch`."
+    """Never a record: the file does not tell which teacher its mean and deviation belong to.
+
+    Errors: `Mismatch`."""
     if not {"_encoder._teacher._mean", "_quantizer._embedding.weight"} <= state.keys(): return None
-    why = "is a codebook of a teacher's features without the teacher: load_cluster(path, teacher) reads it"
+    why = ("is a codebook of a teacher's features without the teacher: load_cluster(path, "
+           "teacher) reads it")
     raise Mismatch("checkpoint", "a Cluster tokenizer", why)
 
 # %% ../../nbs/tokenizers/278_vqkd_files.ipynb #ee6084d8
@@ -172,9 +188,11 @@ def _has_words(c:VQGANConfig) -> bool:
     if c.coder != "stair": return False
     try: own = read_vqgan(write_vqgan(c))
     except BadInput: return False
-    return changed(own, quantizer=dict(usage=c.quantizer.usage), dropout=c.dropout, compat=c.compat) == c
+    return changed(own, quantizer=dict(usage=c.quantizer.usage), dropout=c.dropout,
+                   compat=c.compat) == c
 
-_COUNTED = ("_quantizer._losses.", "_distiller.", "quantizer.usage.", "frozen.quantizer.usage.")   # of trainings alone
+# of trainings alone
+_COUNTED = ("_quantizer._losses.", "_distiller.", "quantizer.usage.", "frozen.quantizer.usage.")
 
 VQKD_VQGAN = register(Family(
     kind="vqgan", config=VQGANConfig, build=VQGAN, role="tokenizer", system="vqkd",
@@ -199,11 +217,10 @@ VQKD_CLUSTER = register(Family(
     classes=("vq.algorithms.cluster.Cluster",)))
 
 VQKD_DECODER = register(Family(
-    kind="pixel-decoder", config=PixelDecoderConfig, build=PixelDecoder, role="tokenizer", system="vqkd",
-    names=pixel_decoder_names, read=read_pixel_decoder, write=write_pixel_decoder,
+    kind="pixel-decoder", config=PixelDecoderConfig, build=PixelDecoder, role="tokenizer",
+    system="vqkd", names=pixel_decoder_names, read=read_pixel_decoder, write=write_pixel_decoder,
     reads=_is("VQGAN", "VQKDEncoder"), recognise=_recognise_pixel_decoder,
-    owns=lambda c: isinstance(c.frozen, VQKDConfig),
-    unpublished=_COUNTED))
+    owns=lambda c: isinstance(c.frozen, VQKDConfig), unpublished=_COUNTED))
 
 # %% ../../nbs/tokenizers/278_vqkd_files.ipynb #282672de
 def _check_colours(state:dict[str, Tensor], made:nn.Module):
@@ -215,7 +232,8 @@ def _check_colours(state:dict[str, Tensor], made:nn.Module):
         theirs = there.flatten().float() / 255
         own = torch.tensor(getattr(config, name))
         same = theirs.shape == own.shape and torch.allclose(theirs, own, atol=1e-4)
-        says = f"must be another one: {name} of its colours is {[round(float(x), 4) for x in theirs]} in the file"
+        says = ("must be another one: "
+                f"{name} of its colours is {[round(float(x), 4) for x in theirs]} in the file")
         check(same, "teacher", f"{name} {getattr(config, name)}", says, Mismatch)
 
 def _laid(made:nn.Module, table:NameTable, path:str|Path, there:str) -> nn.Module:
@@ -234,7 +252,9 @@ def load_cluster(
     path:str|Path,     # the file, or its folder iter_<n>
     teacher:Teacher,   # whose features are clustered: load_teacher(...)
 ) -> Cluster:
-    "A published Cluster tokenizer. Errors: `Mismatch` where table and teacher do not belong together."
+    """A published Cluster tokenizer.
+
+    Errors: `Mismatch` where table and teacher do not belong together."""
     is_teacher = isinstance(teacher, Teacher)
     check(is_teacher, "teacher", teacher, "must be a Teacher: load_teacher(name, folder) reads one")
     quantizer = _quantizer_of(read_state(weights_in(path)), True)
@@ -247,7 +267,9 @@ def load_pixel_decoder(
     path:str|Path,        # the file, or its folder iter_<n>
     tokenizer:Tokenizer,  # whose codes it paints
 ) -> PixelDecoder:
-    "A published decoder on a tokenizer that is there. Errors: `Mismatch` where they do not belong together."
+    """A published decoder on a tokenizer that is there.
+
+    Errors: `Mismatch` where they do not belong together."""
     state = read_state(weights_in(path))
     ends = {"_decoder._in_conv.weight", "_decoder.cls_token"} & state.keys()
     check(ends, "path", path, "must hold a decoder of pixels", Mismatch)

@@ -22,8 +22,10 @@ from .quantizers import TableQuantizer, VectorConfig
 
 # %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #f38eaf19
 _CALLBACKS = ("NormalizeCallback", "VQKDCallback", "CVQVAECallback")
-_LOSSES = {"VQGANLoss": "beta", "CodebookLoss": "mse", "CommitmentLoss": "mse", "EntropyLoss": "temperature"} # its word
-_ANCHORS = {"NearestAnchor": "nearest", "MultinomialAnchor": "multinomial", "CachedAnchor": "cached"}
+_LOSSES = {"VQGANLoss": "beta", "CodebookLoss": "mse", "CommitmentLoss": "mse",
+           "EntropyLoss": "temperature"}  # its word
+_ANCHORS = {"NearestAnchor": "nearest", "MultinomialAnchor": "multinomial",
+            "CachedAnchor": "cached"}
 
 def _updates_of(spec:dict) -> tuple:
     "The updates that a callback stands for."
@@ -45,15 +47,20 @@ def _loss(spec:dict) -> dict[str, Any]:
     check(not strange, f"losses.{kind}", strange, known)
     weight = check_float("losses.weight", spec.get("weight", 1.0), 0)
     if kind == "VQGANLoss":
-        return {"vq": weight, "beta": weight * check_float("losses.beta", spec.get("beta", 0.25), 0),
+        return {"vq": weight,
+                "beta": weight * check_float("losses.beta", spec.get("beta", 0.25), 0),
                 "unit_losses": False}
-    if kind == "EntropyLoss": return {"entropy": weight, "temperature": spec.get("temperature", 1.0)}
+    if kind == "EntropyLoss":
+        return {"entropy": weight, "temperature": spec.get("temperature", 1.0)}
     unit = bool((spec.get("mse") or {}).get("norm"))
     return {"vq" if kind == "CodebookLoss" else "beta": weight, "unit_losses": unit}
 
 def _losses(specs:dict) -> dict[str, Any]:
-    "The fields that all losses stand for. Errors: two that say the same field, or only one of two with unit rows."
-    found, kinds = [_loss(spec) for spec in specs.values()], [spec["type"] for spec in specs.values()]
+    """The fields that all losses stand for.
+
+    Errors: two that say the same field, or only one of two with unit rows."""
+    found = [_loss(spec) for spec in specs.values()]
+    kinds = [spec["type"] for spec in specs.values()]
     units = {fields["unit_losses"] for fields in found if "unit_losses" in fields}
     check(len(units) < 2, "losses", kinds, "must all have mse.norm, or none of them")
     own = {}
@@ -66,16 +73,19 @@ def _losses(specs:dict) -> dict[str, Any]:
 # %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #06a0d16c
 @record_reader
 def read_quantizer(
-    spec:dict,        # with `embedding`, `distance`, `losses`, `callbacks`; or with `num_scalars_per_channel`
-    **changes,        # fields of ours to set on top
+    spec:dict,   # with `embedding`, `distance`, `losses`, `callbacks`; or `num_scalars_per_channel`
+    **changes,   # fields of ours to set on top
 ) -> VectorConfig|FSQConfig:
-    "Our configuration for a quantizer in the framework's words. Errors: `BadInput` names a part that is unknown."
+    """Our configuration for a quantizer in the framework's words.
+
+    Errors: `BadInput` names a part that is unknown."""
     if "num_scalars_per_channel" in spec:
         own = {"levels": tuple(spec["num_scalars_per_channel"]), "usage": 0}
         if "eps" in spec: own["eps"] = spec["eps"]
         return FSQConfig(**(own | {k: v for k, v in changes.items() if k != "compat"}))
 
-    check("embedding" in spec, "quantizer", sorted(spec), "must say `embedding`, or `num_scalars_per_channel`")
+    check("embedding" in spec, "quantizer", sorted(spec),
+          "must say `embedding`, or `num_scalars_per_channel`")
     updates = tuple(u for callback in spec.get("callbacks") or () for u in _updates_of(callback))
     distance = check_choice("distance", spec["distance"]["type"], ("L2Distance", "CosineDistance"))
     own = dict(
@@ -88,7 +98,7 @@ def read_quantizer(
     own |= _losses(spec.get("losses") or {})
     return VectorConfig(**(own | changes))
 
-# %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #456f9c02
+# %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #6157216f
 def _losses_of(c:VectorConfig) -> dict[str, dict]:
     "{name: loss} in the framework's words."
     norm = {"mse": {"norm": True}} if c.unit_losses else {}
@@ -97,10 +107,14 @@ def _losses_of(c:VectorConfig) -> dict[str, dict]:
         beta = {"beta": c.beta / c.vq} if c.beta / c.vq != 0.25 else {}
         found["vqgan_loss"] = {"type": "VQGANLoss"} | beta | ({"weight": c.vq} if c.vq != 1 else {})
     else:
-        if c.vq: found["vqgan_loss"] = {"type": "CodebookLoss"} | norm | ({"weight": c.vq} if c.vq != 1 else {})
+        if c.vq:
+            found["vqgan_loss"] = {"type": "CodebookLoss"} | norm | (
+                {"weight": c.vq} if c.vq != 1 else {})
         weight = {"weight": c.beta} if c.beta != 1 else {}
         if c.beta: found["commitment_loss"] = {"type": "CommitmentLoss"} | norm | weight
-    if c.entropy: found["entropy_loss"] = {"type": "EntropyLoss", "weight": c.entropy, "temperature": c.temperature}
+    if c.entropy:
+        found["entropy_loss"] = {"type": "EntropyLoss", "weight": c.entropy,
+                                 "temperature": c.temperature}
     return found
 
 def _callbacks_of(c:VectorConfig) -> list[dict]:
@@ -115,7 +129,8 @@ def _callbacks_of(c:VectorConfig) -> list[dict]:
         elif isinstance(u, Ema):
             before = found.pop() if found else {}
             follows = before.get("type") == "NormalizeCallback"
-            check(follows, "updates", c.updates, "must have Normalise before Ema in the VQ-KD framework")
+            check(follows, "updates", c.updates,
+                  "must have Normalise before Ema in the VQ-KD framework")
             found.append({"type": "VQKDCallback", "ema": _decay(u)})
         else:
             check(isinstance(u, Normalise), "updates", u, "is unknown to the VQ-KD framework")
@@ -124,26 +139,32 @@ def _callbacks_of(c:VectorConfig) -> list[dict]:
     check(once, "updates", c.updates, "must have at most one Anchors in the VQ-KD framework")
     return found
 
+# %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #456f9c02
 def _decay(u:Ema|Anchors) -> dict: return {} if u.decay == 0.99 else {"decay": u.decay}
 
 def write_quantizer(config:VectorConfig|FSQConfig) -> dict:
     "A quantizer in the framework's words. Errors: one that it doesn't have."
     if isinstance(config, FSQConfig):
         eps = {"eps": config.eps} if config.eps != 1e-3 else {}
-        return {"type": "FiniteScalarQuantizer", "num_scalars_per_channel": list(config.levels)} | eps
+        return {"type": "FiniteScalarQuantizer",
+                "num_scalars_per_channel": list(config.levels)} | eps
 
     is_table = isinstance(config, VectorConfig)
     known = "is unknown to the VQ-KD framework: it has VectorConfig and FSQConfig"
     check(is_table, "quantizer", type(config).__name__, known)
-    check(not config.legacy, "legacy", config.legacy, "is taming's; the VQ-KD framework weighs the commitment")
+    check(not config.legacy, "legacy", config.legacy,
+          "is taming's; the VQ-KD framework weighs the commitment")
     callbacks = _callbacks_of(config)
     unit = any(c["type"] in ("NormalizeCallback", "VQKDCallback") for c in callbacks)
-    check(unit == config.l2, "l2", config.l2, "stands for a Normalise update in the VQ-KD framework: give both or none")
-    kind = "VQKDQuantizer" if any(c["type"] == "VQKDCallback" for c in callbacks) else "VQGANQuantizer"
+    check(unit == config.l2, "l2", config.l2,
+          "stands for a Normalise update in the VQ-KD framework: give both or none")
+    kind = ("VQKDQuantizer" if any(c["type"] == "VQKDCallback" for c in callbacks)
+            else "VQGANQuantizer")
     embedding = {"type": "torch_nn_modules_sparse_Embedding"}
     size = {"num_embeddings": config.codebook, "embedding_dim": config.dim}
     distance = {"type": "CosineDistance" if config.search == "cosine" else "L2Distance"}
-    own = {"type": kind, "embedding": embedding | size, "distance": distance, "losses": _losses_of(config)}
+    own = {"type": kind, "embedding": embedding | size, "distance": distance,
+           "losses": _losses_of(config)}
     return own | ({"callbacks": callbacks} if callbacks else {})
 
 # %% ../../nbs/tokenizers/216_vqkd_quantizers.ipynb #729df597
@@ -167,7 +188,8 @@ class _Memory:
         if name != self.theirs: return None
         shares = {f"{self.ours}probability": state[name]}
         if not self.cache: return shares
-        empty = {"recent": state[name].new_zeros(self.cache), "seen": state[name].new_zeros((), dtype=torch.int64)}
+        empty = {"recent": state[name].new_zeros(self.cache),
+                 "seen": state[name].new_zeros((), dtype=torch.int64)}
         return shares | {f"{self.ours}{k}": v for k, v in empty.items()}
 
     def export(self, name:str, state:dict) -> dict|None:
@@ -205,7 +227,7 @@ def published_start(
     draws:Draws,
     iterations:int=10,
 ):
-    "K-means, or with fewer features than codes their copies over the first rows, as the VQ-KD framework begins."
+    "K-means, or with fewer features than codes copies over the first rows, as VQ-KD's framework."
     raw = z.float().movedim(1, -1).reshape(-1, quantizer.dim)
     raw = quantizer.sync.gather(raw)
     if len(raw) >= quantizer.config.codebook: quantizer.kmeans_init(z, draws, iterations)

@@ -34,9 +34,10 @@ from .vit import ViTConfig
 # %% ../../nbs/tokenizers/274_vqkd_teachers.ipynb #f273c42e
 _CLIP_WORDS = {"image_resolution": "size", "vision_patch_size": "patch", "vision_width": "dim",
                "vision_layers": "depth", "vision_heads": "heads", "embed_dim": "out"}
-_MAE_WORDS = {"img_size": "size", "patch_size": "patch", "embed_dim": "dim", "depth": "depth", "num_heads": "heads"}
-_VIT_WORDS = {"image_size": "size", "patch_size": "patch", "hidden_dim": "dim", "num_layers": "depth",
-              "num_heads": "heads", "mlp_dim": "hidden"}
+_MAE_WORDS = {"img_size": "size", "patch_size": "patch", "embed_dim": "dim", "depth": "depth",
+              "num_heads": "heads"}
+_VIT_WORDS = {"image_size": "size", "patch_size": "patch", "hidden_dim": "dim",
+              "num_layers": "depth", "num_heads": "heads", "mlp_dim": "hidden"}
 _DINO_WORDS = {"patch_size": "patch", "width": "dim", "depth": "depth", "num_heads": "heads"}
 
 def _clip_body(base:ViTConfig, spec:dict) -> dict:
@@ -54,7 +55,8 @@ def _vit_body(base:ViTConfig, spec:dict) -> dict:
 
 def _convnext_body(base:ConvNeXtConfig, spec:dict) -> dict:
     stages = spec.get("block_setting")
-    return {"widths": tuple(s[0] for s in stages), "depths": tuple(s[2] for s in stages)} if stages else {}
+    if stages: return {"widths": tuple(s[0] for s in stages), "depths": tuple(s[2] for s in stages)}
+    return {}
 
 def _worded(words:dict, spec:dict) -> dict:
     "Fields of ours that a specification names."
@@ -68,7 +70,8 @@ _BODIES = {
     "convnext": _convnext_body}
 _CLASSES = {"CLIPTeacher": "clip", "DINOTeacher": "dino", "ViTTeacher": "vit", "MAETeacher": "mae",
             "ConvNeXtTeacher": "convnext", "EVACLIPTeacher": "evaclip"}
-_OPENCLIP = {"ViT-L-14": "openclip-L-14", "ViT-H-14": "openclip-H-14", "ViT-bigG-14": "openclip-bigG-14"}
+_OPENCLIP = {"ViT-L-14": "openclip-L-14", "ViT-H-14": "openclip-H-14",
+             "ViT-bigG-14": "openclip-bigG-14"}
 
 # %% ../../nbs/tokenizers/274_vqkd_teachers.ipynb #bdee1136
 def _pair(value, times:Sequence[int]=(1, 1)) -> tuple[int, int]|None:
@@ -88,7 +91,8 @@ def read_body(config:TeacherConfig, spec:dict, **changes) -> TeacherConfig:
     "A teacher's configuration for the framework's arguments of it or of its network."
     network = spec.get("model", spec)
     named = isinstance(network, dict) and "model_name" not in network
-    body = _BODIES[config.layout](config.body, network) if named and config.layout in _BODIES else {}
+    body = (_BODIES[config.layout](config.body, network)
+            if named and config.layout in _BODIES else {})
     if not spec.get("with_proj", True): body["out"] = None
     whole = replace(config.body, **body)
     return replace(config, body=whole, **(_shown(spec, whole.factor) | changes))
@@ -103,7 +107,8 @@ def read_teacher(
     kind = check_choice("teacher.type", str(spec.get("type", "")).split(".")[-1], classes)
     model = spec.get("model") or {}
     name = _CLASSES.get(kind)
-    if name is None: name = _OPENCLIP[check_choice("model_name", model.get("model_name"), tuple(_OPENCLIP))]
+    if name is None:
+        name = _OPENCLIP[check_choice("model_name", model.get("model_name"), tuple(_OPENCLIP))]
     return read_body(TEACHERS[name], spec, **changes)
 
 _KNOWN = (
@@ -115,7 +120,8 @@ def write_teacher(config:TeacherConfig) -> dict:
     "The framework's settings of a published teacher. Errors: a network that has no name there."
     plain = replace(config, view=None, grid=None, compat=None)
     spec = next((s for s in _KNOWN if read_teacher(s) == plain), None)
-    check(spec, "teacher", config.body, "has no name in the framework of VQ-KD: it is none of TEACHERS")
+    check(spec, "teacher", config.body,
+          "has no name in the framework of VQ-KD: it is none of TEACHERS")
     sides = {"image_wh": config.view, "output_wh": config.grid}
     return spec | {word: list(_pair(value)) for word, value in sides.items() if value}
 
@@ -142,8 +148,9 @@ def _tower(start:str, width:int, layers:int, parts:dict) -> dict[str, tuple]:
 # %% ../../nbs/tokenizers/274_vqkd_teachers.ipynb #de3ffda6
 def _block(attention:str, out:str, up:str, down:str, norms:tuple[str, str]) -> dict[str, tuple]:
     "Shapes of one block in multiples of its width."
-    shapes = {f"{attention}weight": (3, 1), f"{attention}bias": (3,), f"{out}.weight": (1, 1), f"{out}.bias": (1,),
-              f"{up}.weight": (4, 1), f"{up}.bias": (4,), f"{down}.weight": (1, 4), f"{down}.bias": (1,)}
+    shapes = {f"{attention}weight": (3, 1), f"{attention}bias": (3,), f"{out}.weight": (1, 1),
+              f"{out}.bias": (1,), f"{up}.weight": (4, 1), f"{up}.bias": (4,),
+              f"{down}.weight": (1, 4), f"{down}.bias": (1,)}
     return shapes | {f"{norm}.{p}": (1,) for norm in norms for p in ("weight", "bias")}
 
 def _captions(body:ViTConfig) -> dict[str, tuple]:
@@ -177,14 +184,17 @@ def vqkd_teacher_names(config:TeacherConfig, whole:bool=True) -> NameTable:
     "The framework's names of a teacher's entries; `whole`: with zeros for what nothing here runs."
     network = _DINO if config.layout == "dino" else official_names(config)
     unused = _UNUSED[config.layout](config.body) if whole and config.layout in _UNUSED else {}
-    zeros = [Recreate(f"_model.{name}", partial(_zeros, shape=shape)) for name, shape in unused.items()]
-    twice = [Recreate("_position_embedding", lambda m: m.body.positions)] if config.layout == "torchvision" else []
+    zeros = [Recreate(f"_model.{name}", partial(_zeros, shape=shape))
+             for name, shape in unused.items()]
+    twice = ([Recreate("_position_embedding", lambda m: m.body.positions)]
+             if config.layout == "torchvision" else [])
     colours = [Recreate(f"_{name}", _colours(name)) for name in ("mean", "std")]
     return Bundle({"body": ("_model.", network)}, *colours, *twice, *zeros)
 
 def _zeros(module:nn.Module, shape:tuple) -> Tensor: return torch.zeros(shape)
 
-_PUBLISHED = {   # our configuration: (what the framework calls it, arguments that nobody else's network has)
+# our configuration: (what the framework calls it, arguments that nobody else's network has)
+_PUBLISHED = {
     CLIPTeacherConfig: (("CLIPTeacher",), {"image_resolution", "vision_patch_size"}),
     DINOTeacherConfig: (("DINOTeacher",), {"patch_wh", "width"}),
     ViTTeacherConfig: (("ViTTeacher", "torchvision ViT-B/16 without head"), set()),
@@ -193,8 +203,8 @@ _PUBLISHED = {   # our configuration: (what the framework calls it, arguments th
     EVATeacherConfig: (("EVACLIPTeacher",), set())}
 
 _ZEROS = tuple(f"_model.{name}" for name in (
-    "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "text_projection", "logit_scale",
-    "decoder_", "mask_token", "classifier."))
+    "transformer.", "token_embedding.", "ln_final.", "positional_embedding", "text_projection",
+    "logit_scale", "decoder_", "mask_token", "classifier."))
 
 def _means(classes:tuple[str, ...], words:set[str]):
     "Whether a record is that of a teacher: by its class, or by arguments of its network's own."
@@ -205,10 +215,6 @@ def _means(classes:tuple[str, ...], words:set[str]):
 
 for _config, (_classes, _words) in _PUBLISHED.items():
     register(Family(
-        kind=f"teacher-{_config.layout}", config=_config, build=Teacher, role="helper", system="vqkd",
-        names=vqkd_teacher_names,
-        read=partial(read_body, _config()),
-        write=write_teacher,
-        reads=_means(_classes, _words),
-        unpublished=_ZEROS,
-        classes=_classes))
+        kind=f"teacher-{_config.layout}", config=_config, build=Teacher, role="helper",
+        system="vqkd", names=vqkd_teacher_names, read=partial(read_body, _config()),
+        write=write_teacher, reads=_means(_classes, _words), unpublished=_ZEROS, classes=_classes))

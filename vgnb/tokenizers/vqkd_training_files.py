@@ -55,7 +55,8 @@ VQKD_LPIPS = register(Family(
 # %% ../../nbs/tokenizers/279_vqkd_training_files.ipynb #e39a64d4
 _CRITICS = {"PatchGANDiscriminator": VQKD_PATCHGAN, "StyleGAN2Discriminator": STYLEGAN2}
 _TOKENIZERS = (VQKD_VQGAN, VQKD_DECODER)
-_LOSSES = {"l1_r_loss": ("_weight", "_l1._weight"), "l2_r_loss": ("_weight", "_mse._weight"), "lpips_r_loss": ()}
+_LOSSES = {"l1_r_loss": ("_weight", "_l1._weight"), "l2_r_loss": ("_weight", "_mse._weight"),
+           "lpips_r_loss": ()}
 
 @dataclass(frozen=True)
 class VQKDTrainingConfig:
@@ -89,21 +90,25 @@ def read_training(
     m = model_of(spec)
     alone = {k: v for k, v in m.items() if k != "discriminator"}
     tokenizer = next((f for f in _TOKENIZERS if f.reads(alone)), None)
-    check(tokenizer, "encoder", kind_of_part(m.get("encoder")), "must be a VQGANEncoder or a VQKDEncoder")
+    check(tokenizer, "encoder", kind_of_part(m.get("encoder")),
+          "must be a VQGANEncoder or a VQKDEncoder")
     critic = _CRITICS.get(kind_of_part(m["discriminator"]))
     check(critic, "discriminator", m["discriminator"], f"must be of {', '.join(_CRITICS)}")
     losses = tuple(name for name, loss in m.get("reconstruct_losses", {}).items() if loss)
-    own = VQKDTrainingConfig(tokenizer.read(alone, compat=compat), critic.read(m["discriminator"]), losses)
+    own = VQKDTrainingConfig(tokenizer.read(alone, compat=compat),
+                             critic.read(m["discriminator"]), losses)
     return replace(own, **changes)
 
 def training_names(c:VQKDTrainingConfig) -> NameTable:
     "The framework's names of a whole training."
     tokenizer = next(f for f in _TOKENIZERS if f.config is type(c.tokenizer)).table(c.tokenizer)
-    critic = next(f for f in _CRITICS.values() if f.config is type(c.discriminator)).table(c.discriminator)
+    critic = next(f for f in _CRITICS.values()
+                  if f.config is type(c.discriminator)).table(c.discriminator)
     parts = {"tokenizer": ("", tokenizer), "discriminator": ("_discriminator.", critic)}
     if "lpips_r_loss" in c.losses: parts["lpips"] = ("_r_losses.lpips_r_loss.", vqkd_lpips_names())
     places = [f"_r_losses.{name}.{place}" for name in c.losses for place in _LOSSES[name]]
-    counters = [Recreate(f"{place}._steps", first_step) for place in (*places, "_g_loss._weight", "_d_loss._weight")]
+    counters = [Recreate(f"{place}._steps", first_step)
+                for place in (*places, "_g_loss._weight", "_d_loss._weight")]
     return Bundle(parts, *counters)
 
 def _is_training(spec:dict) -> bool:
@@ -111,8 +116,7 @@ def _is_training(spec:dict) -> bool:
     return kind_of_part(m) == "VQGAN" and "discriminator" in m
 
 VQKD_TRAINING = register(Family(
-    kind="vqkd-training", config=VQKDTrainingConfig, build=VQKDTraining, role="helper", system="vqkd",
-    names=training_names, read=read_training,
-    reads=_is_training,
+    kind="vqkd-training", config=VQKDTrainingConfig, build=VQKDTraining, role="helper",
+    system="vqkd", names=training_names, read=read_training, reads=_is_training,
     unpublished=("_r_losses.lpips_r_loss._vgg.classifier.",),
     classes=("vq.algorithms.vqgan.VQGAN",)))

@@ -39,7 +39,8 @@ def _conv_half(
     levels = len(mults)
     bottom = 0 if deepest else levels
     refine = spec.get("refine_layer", bottom)
-    check(refine in (None, bottom), "refine_layer", refine, f"must be {bottom}, next to the deepest level, or null")
+    check(refine in (None, bottom), "refine_layer", refine,
+          f"must be {bottom}, next to the deepest level, or null")
     attention = spec.get("attention_layer", 0 if deepest else levels - 1)
     there = attention is None or attention in range(levels)
     check(there, "attention_layer", attention, f"must be a level in [0, {levels}), or null")
@@ -62,10 +63,11 @@ def conv_decoder(spec:dict) -> dict:
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #23646b6e
 def conv_config(spec:dict, **changes) -> VQGANConfig:
-    "Both halves of {\"encoder\": ..., \"decoder\": ...}. Errors: halves that do not belong together."
+    "Both halves of {'encoder': ..., 'decoder': ...}. Errors: halves that don't belong together."
     first, second = conv_encoder(spec.get("encoder", {})), conv_decoder(spec.get("decoder", {}))
     for k in ("z", "width", "attention", "middle"):
-        check(first[k] == second[k], f"decoder.{k}", second[k], f"must be {first[k]}, as in the encoder")
+        check(first[k] == second[k], f"decoder.{k}", second[k],
+              f"must be {first[k]}, as in the encoder")
     same, usual = second["mults"] == first["mults"], second["depth"] == first["depth"] + 1
     return VQGANConfig(
         **first,
@@ -78,7 +80,8 @@ def _conv_spec(c, channels:str, mults:tuple, depth:int, deepest:bool) -> dict:
     "The framework's arguments of one half."
     last, bottom = len(mults) - 1, 0 if deepest else len(mults)
     level = (last - c.attention[0] if deepest else c.attention[0]) if c.attention else None
-    check(len(c.attention) < 2, "attention", c.attention, "must name one level at most in the words of VQ-KD")
+    check(len(c.attention) < 2, "attention", c.attention,
+          "must name one level at most in the words of VQ-KD")
     return {
         channels: c.z,
         "width": c.width,
@@ -89,7 +92,8 @@ def _conv_spec(c, channels:str, mults:tuple, depth:int, deepest:bool) -> dict:
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #9faf5f35
 _BEIT = VQKDConfig().encoder
-_BEIT_DECODER = replace(VQKDConfig().decoder, depth=12)    # of the framework's class; its recipes say 1
+# of the framework's class; its recipes say 1
+_BEIT_DECODER = replace(VQKDConfig().decoder, depth=12)
 
 def model_of(spec:dict) -> dict:
     "The model in a recipe."
@@ -111,15 +115,18 @@ def read_vqgan(spec:dict, **changes) -> VQGANConfig:
     quantizer = read_quantizer(m["quantizer"])
     own = conv_config(m, quantizer=quantizer)
     counts = [_connectors(m.get(name), name, own.z) for name in ("post_encode", "pre_decode")]
-    check(counts[0] == counts[1], "pre_decode", counts[1], f"must be {counts[0]} convolutions, as post_encode is")
+    check(counts[0] == counts[1], "pre_decode", counts[1],
+          f"must be {counts[0]} convolutions, as post_encode is")
     return replace(own, connectors=counts[0], **changes)
 
 def write_vqgan(c:VQGANConfig) -> dict:
     "The framework's words for a VQGAN."
     connector = {"type": "ConvConnector"}
-    both = connector if c.connectors == 1 else [connector | {"out_channels": c.z}] * (c.connectors - 1) + [connector]
+    both = (connector if c.connectors == 1
+            else [connector | {"out_channels": c.z}] * (c.connectors - 1) + [connector])
     encoder = _conv_spec(c, "out_channels", c.mults, c.depth, False)
-    decoder = _conv_spec(c, "in_channels", c.decoder_mults or c.mults, c.decoder_depth or c.depth + 1, True)
+    decoder = _conv_spec(c, "in_channels", c.decoder_mults or c.mults,
+                         c.decoder_depth or c.depth + 1, True)
     return {"type": "VQGAN", "encoder": {"type": "VQGANEncoder"} | encoder, "post_encode": both,
             "quantizer": write_quantizer(c.quantizer), "pre_decode": both,
             "decoder": {"type": "VQGANDecoder"} | decoder}
@@ -133,16 +140,19 @@ def read_vqkd(spec:dict, **changes) -> VQKDConfig:
     own = VQKDConfig(
         read_quantizer(m["quantizer"]),
         beit_vit(m.get("encoder", {}), _BEIT),
-        beit_vit(decoder, replace(_BEIT_DECODER, channels=m["quantizer"]["embedding"]["embedding_dim"])),
+        beit_vit(decoder, replace(_BEIT_DECODER,
+                                  channels=m["quantizer"]["embedding"]["embedding_dim"])),
         decoder.get("out_chans", 512))
     return replace(own, **changes)
 
 def write_vqkd(c:VQKDConfig) -> dict:
     "The framework's words for a VQ-KD tokenizer."
-    check(c.decoder, "decoder", c.decoder, "must be there: the framework trains no VQ-KD tokenizer without")
+    check(c.decoder, "decoder", c.decoder,
+          "must be there: the framework trains no VQ-KD tokenizer without")
     same = {"type": "BaseConnector"}
     encoder, decoder = beit_spec(c.encoder), beit_spec(c.decoder)
-    return {"type": "VQKD", "encoder": {"type": "VQKDEncoder", "out_chans": c.quantizer.dim} | encoder,
+    return {"type": "VQKD",
+            "encoder": {"type": "VQKDEncoder", "out_chans": c.quantizer.dim} | encoder,
             "post_encode": same, "quantizer": write_quantizer(c.quantizer), "pre_decode": same,
             "decoder": {"type": "VQKDDecoder", "out_chans": c.features} | decoder}
 
@@ -155,14 +165,15 @@ def read_cluster(spec:dict, **changes) -> ClusterConfig:
 
 def write_cluster(c:ClusterConfig) -> dict:
     "The framework's words for a Cluster tokenizer."
-    return {"type": "Cluster", "teacher": write_teacher(c.teacher), "post_encode": {"type": "BaseConnector"},
-            "quantizer": write_quantizer(c.quantizer)}
+    return {"type": "Cluster", "teacher": write_teacher(c.teacher),
+            "post_encode": {"type": "BaseConnector"}, "quantizer": write_quantizer(c.quantizer)}
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #b38602fa
 @record_reader
 def read_decoder(spec:dict) -> ConvDecoderConfig|ViTDecoderConfig:
     "A decoder of pixels."
-    if check_choice("decoder", kind_of_part(spec), ("VQGANDecoder", "VQKDDecoder")) == "VQGANDecoder":
+    if (check_choice("decoder", kind_of_part(spec), ("VQGANDecoder", "VQKDDecoder"))
+        == "VQGANDecoder"):
         return ConvDecoderConfig(**conv_decoder(spec))
     colours = spec.get("out_chans")
     check(colours == 3, "out_chans", colours, "must be 3: a pixel decoder makes colours")
@@ -183,19 +194,22 @@ def read_pixel_decoder(spec:dict, **changes) -> PixelDecoderConfig:
 def write_pixel_decoder(c:PixelDecoderConfig) -> dict:
     "The framework's words for a decoder on a frozen VQ-KD tokenizer."
     f, d = c.frozen, c.decoder
-    check(isinstance(f, VQKDConfig), "frozen", type(f).__name__, "must be a VQ-KD tokenizer in the framework's words")
+    check(isinstance(f, VQKDConfig), "frozen", type(f).__name__,
+          "must be a VQ-KD tokenizer in the framework's words")
     if isinstance(d, ConvDecoderConfig):
         decoder = {"type": "VQGANDecoder"} | _conv_spec(d, "in_channels", d.mults, d.depth, True)
     else:
-        decoder = {"type": "VQKDDecoder", "out_chans": 3, "out_patch_size": d.patch} | beit_spec(d.vit)
-    return {"type": "VQGAN", "encoder": {"type": "VQKDEncoder", "out_chans": f.quantizer.dim} | beit_spec(f.encoder),
+        decoder = ({"type": "VQKDDecoder", "out_chans": 3, "out_patch_size": d.patch}
+                   | beit_spec(d.vit))
+    return {"type": "VQGAN",
+            "encoder": {"type": "VQKDEncoder", "out_chans": f.quantizer.dim} | beit_spec(f.encoder),
             "post_encode": {"type": "BaseConnector"}, "quantizer": write_quantizer(f.quantizer),
-            "pre_decode": {"type": "ConvConnector"}, "decoder": decoder,
-            "freeze": {"type": "NamedModulesFilter", "names": ["_encoder", "_post_encode", "_quantizer"]}}
+            "pre_decode": {"type": "ConvConnector"}, "decoder": decoder, "freeze": {
+                "type": "NamedModulesFilter", "names": ["_encoder", "_post_encode", "_quantizer"]}}
 
 # %% ../../nbs/tokenizers/277_vqkd_words.ipynb #0565abe9
-_BLOCK = {"_residual.0": "norm1", "_residual.2": "conv1", "_residual.3": "norm2", "_residual.5": "conv2",
-          "_shortcut": "skip"}
+_BLOCK = {"_residual.0": "norm1", "_residual.2": "conv1", "_residual.3": "norm2",
+          "_residual.5": "conv2", "_shortcut": "skip"}
 _ATTENTION = {"_group_norm.{p}": "norm.{p}", "_multihead_attention.in_proj_{p}": "qkv.{p}",
               "_multihead_attention.out_proj.{p}": "out.{p}"}
 
@@ -221,7 +235,8 @@ def first_step(module:nn.Module) -> Tensor:
     "A counter that has not moved."
     return torch.ones((), dtype=torch.int64)
 
-_BESIDE = [Ignore(f"{name}.{{rest}}") for name in ("_discriminator", "_r_losses", "_g_loss", "_d_loss", "_distiller")]
+_BESIDE = [Ignore(f"{name}.{{rest}}") for name in ("_discriminator", "_r_losses", "_g_loss",
+                                                   "_d_loss", "_distiller")]
 
 def _connector(theirs:str, ours:str, count:int=1) -> Rename:
     if count == 1: return Rename(f"{theirs}._conv.{{p}}", f"{ours}.{{p}}")
@@ -240,7 +255,8 @@ def vqgan_names(c:VQGANConfig) -> NameTable:
 def vqkd_names(c:VQKDConfig) -> NameTable:
     "The framework's names of a VQ-KD tokenizer."
     halves = {"encoder": ("_encoder.", beit_coder_names())}
-    if c.decoder is None: return Bundle(halves, *quantizer_rules(c.quantizer), Ignore("_decoder.{rest}"), *_BESIDE)
+    if c.decoder is None:
+        return Bundle(halves, *quantizer_rules(c.quantizer), Ignore("_decoder.{rest}"), *_BESIDE)
     places = ("_weight", "_cosine_embedding._weight")
     counters = [Recreate(f"_distiller._losses.0.0.{place}._steps", first_step) for place in places]
     halves["decoder"] = ("_decoder.", beit_coder_names())
@@ -249,8 +265,8 @@ def vqkd_names(c:VQKDConfig) -> NameTable:
 def cluster_names(c:ClusterConfig) -> NameTable:
     "The framework's names of a Cluster tokenizer, whose teacher's weights it does not write."
     teacher = vqkd_teacher_names(c.teacher, whole=False)
-    return Bundle({"encoder": ("_encoder._teacher.", teacher)}, *quantizer_rules(c.quantizer), *_BESIDE,
-                  left_out=("encoder.body.",))
+    return Bundle({"encoder": ("_encoder._teacher.", teacher)}, *quantizer_rules(c.quantizer),
+                  *_BESIDE, left_out=("encoder.body.",))
 
 _TABLES = {VQGANConfig: vqgan_names, VQKDConfig: vqkd_names, ClusterConfig: cluster_names}
 

@@ -43,7 +43,8 @@ def optimizer_tensors(
     "The optimizer's memory as `{parameter}/{entry}` tensors (the live ones, no copies)."
     out = {}
     for name, p in named.items():
-        for entry, value in sorted(optimizer.state.get(p, {}).items()): out[f"{name}/{entry}"] = torch.as_tensor(value)
+        for entry, value in sorted(optimizer.state.get(p, {}).items()):
+            out[f"{name}/{entry}"] = torch.as_tensor(value)
     return out
 
 def fill_optimizer(
@@ -79,7 +80,7 @@ def write_checkpoint(
     files:dict[str, dict[str, Tensor]],     # name -> tensors; each becomes name.safetensors
     state:dict,                             # JSON-able values
     *, keep:int=2,                          # intact checkpoints to keep, this one included
-    keep_every:int=0,                       # the first one at or after every so many steps stays for ever; 0: none does
+    keep_every:int=0,   # the first one at or after every so many steps stays for ever; 0: none does
 ) -> Path:
     "Publish a checkpoint; older ones go only after this one was read back and verified."
     check_int("keep", keep, 2)
@@ -106,7 +107,8 @@ def _write_files(folder:Path, step:int, files:dict[str, dict[str, Tensor]], stat
     "The tensors, the state, and last of all the manifest with everybody's size and hash."
     for name, tensors in files.items(): save_tensors(folder / f"{name}.safetensors", tensors)
     save_json(folder / "state.json", {"step": step, **state})
-    sums = {p.name: {"bytes": p.stat().st_size, "sha256": digest_file(p)} for p in sorted(folder.iterdir())}
+    sums = {p.name: {"bytes": p.stat().st_size, "sha256": digest_file(p)}
+            for p in sorted(folder.iterdir())}
     save_card(folder / "manifest.json", {
         "format": "vgnb-checkpoint/1",
         "step": step,
@@ -115,7 +117,8 @@ def _write_files(folder:Path, step:int, files:dict[str, dict[str, Tensor]], stat
 
 def checkpoints(folder:str|Path) -> list[Path]:
     "Published checkpoints, newest first. They are not verified here."
-    found = [p for p in Path(folder).glob(f"{_STEP}*") if p.name.removeprefix(_STEP).isdigit() and p.is_dir()]
+    found = [p for p in Path(folder).glob(f"{_STEP}*")
+             if p.name.removeprefix(_STEP).isdigit() and p.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 def step_of(path:Path) -> int:
@@ -126,7 +129,8 @@ def step_of(path:Path) -> int:
 def _read_manifest(path:Path) -> tuple[dict, dict[str, tuple[int, str]]]:
     "(the manifest, {file: (bytes, sha256)})."
     is_published = (path / "manifest.json").is_file()
-    check(is_published, "checkpoint", path, "has no manifest.json, so it was never published", Mismatch)
+    check(is_published, "checkpoint", path,
+          "has no manifest.json, so it was never published", Mismatch)
     try:
         manifest = load_card(path / "manifest.json")
         return manifest, {name: (v["bytes"], v["sha256"]) for name, v in manifest["files"].items()}
@@ -134,15 +138,18 @@ def _read_manifest(path:Path) -> tuple[dict, dict[str, tuple[int, str]]]:
         raise Mismatch("checkpoint", path, "has a damaged manifest.json") from None
 
 def verify(path:str|Path) -> dict:
-    "The manifest of a checkpoint whose every file has the recorded size and hash; else `Mismatch` names the file."
+    "The manifest of a checkpoint whose files have their recorded size and hash; else `Mismatch`."
     path = Path(path)
     manifest, listed = _read_manifest(path)
     for name, (size, sha) in listed.items():
         file = path / Path(name).name
         check(file.is_file(), "checkpoint", path, f"lacks {name}", Mismatch)
-        try: is_same = file.stat().st_size == size and digest_file(file) == sha
-        except OSError as e: raise Mismatch("checkpoint", path, f"can't be read: {reason_of(e, file)}") from None
-        check(is_same, "checkpoint", path, f"is damaged: {name} is not the file that was written", Mismatch)
+        try:
+            is_same = file.stat().st_size == size and digest_file(file) == sha
+        except OSError as e:
+            raise Mismatch("checkpoint", path, f"can't be read: {reason_of(e, file)}") from None
+        check(is_same, "checkpoint", path,
+              f"is damaged: {name} is not the file that was written", Mismatch)
     return manifest
 
 # %% ../../nbs/training/520_checkpoints.ipynb #c2c7d250
@@ -165,9 +172,12 @@ def is_healthy(path:str|Path) -> bool:
 
 # %% ../../nbs/training/520_checkpoints.ipynb #1b9c1063
 def _landmarks(found:list[Path], every:int) -> set[Path]:
-    "The first checkpoint at or after every so many steps. Nobody reads them through at each save: there may be many."
+    """The first checkpoint at or after every so many steps.
+
+    Nobody reads them through at each save: there may be many."""
     if not every: return set()
-    first = {step_of(path) // every: path for path in found}     # newest first, so the oldest of each stretch is left
+    # newest first, so the oldest of each stretch is left
+    first = {step_of(path) // every: path for path in found}
     return {path for stretch, path in first.items() if stretch}
 
 def _rotate(folder:Path, keep:int, keep_every:int=0):
@@ -179,7 +189,7 @@ def _rotate(folder:Path, keep:int, keep_every:int=0):
         if not _is_intact(path): continue
         intact.append(path)
         if is_healthy(path): healthy.append(path)
-    if len(intact) < keep: return                        # what is damaged may still be of use to somebody
+    if len(intact) < keep: return                  # what is damaged may still be of use to somebody
     stay = {*intact[:keep], *healthy[:1], *_landmarks(found, keep_every)}
     for path in found:
         if path not in stay: remove_dir(path)
@@ -203,7 +213,7 @@ def best(
     folder:str|Path,
     warn:Callable[[str], None]=_warn, # gets the reason why one was passed over
 ) -> Path|None:
-    "The newest checkpoint that verifies and was written after a good step; else the newest that verifies, or None."
+    "The newest checkpoint that verifies, of a good step if there is one; else None."
     spare = None
     for path in checkpoints(folder):
         try: verify(path)
@@ -254,7 +264,7 @@ class Background:
     "One piece of work at a time, in a thread beside the training."
     def __init__(self):
         self.what = ""
-        self.error:BaseException|None = None     # what ended the work, until somebody has heard of it
+        self.error:BaseException|None = None   # what ended the work, until somebody has heard of it
         self._thread:threading.Thread|None = None
 
     def start(self, what:str, work:Callable[[], None]):
@@ -294,7 +304,9 @@ def mirror_checkpoint(
     keep:int|None=None,   # copies to keep there, this one included; None = all
     keep_every:int=0,     # see `write_checkpoint`
 ) -> Path:
-    "Copy a checkpoint: aside, verified, renamed; older copies go last. `Mismatch` if it arrives damaged; `OSError`."
+    """Copy a checkpoint: aside, verified, renamed; older copies go last.
+
+    `Mismatch` if it arrives damaged; `OSError`."""
     path, folder = Path(path), Path(folder)
     final = folder / path.name
     aside = aside_dir(folder, path.name)

@@ -68,7 +68,14 @@ from vgnb.training.recipes import (
 from .run_folder import Run, RunFolder
 from .sharded import asked_sharding
 from .start import begin_with, find_start
-from .tasks import CodeData, GeneratorTask, ImageData, Task, TokenizerTask, check_kmeans
+from vgnb.training.tasks import (
+    CodeData,
+    GeneratorTask,
+    ImageData,
+    Task,
+    TokenizerTask,
+    check_kmeans,
+)
 from .trainer import Outcome, Trainer, check_run
 
 # %% ../../nbs/training/550_commands.ipynb #47f6fe4d
@@ -82,11 +89,11 @@ class TrainOptions:
     recipe: Annotated[Any, tyro.conf.arg(name="")] = None # the recipe's fields
     out: Path|None = None         # the run's folder; None = <runs>/<recipe>, see settings.ini
     dry_run: bool = False         # say what would happen, and stop
-    world: int = 0                # with `--dry-run`: a plan for so many processes, as scripts/plan.py makes; 0 = none
+    world: int = 0  # with `--dry-run`: a plan for so many processes, as scripts/plan.py's; 0 = none
     fresh: bool = False           # delete the checkpoints in the folder and start over
     resume: bool = False          # there must be a checkpoint to go on from
     max_bad: int = 0              # unreadable pictures to leave out before one stops the run
-    weights: Path|None = None     # folder with the VGG-16 and LPIPS files; None = <weights>, see settings.ini
+    weights: Path|None = None     # folder with the VGG-16 and LPIPS files; None = settings.ini's
     run: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=default_run)
 
     def how(self) -> Run:
@@ -105,12 +112,13 @@ class TrainOptions:
 @dataclass
 class GeneratorOptions(TrainOptions):
     "A generator's recipe and how to run it; pictures along the way."
-    max_bad: Annotated[int, tyro.conf.Suppress] = 0            # codes have no pictures to leave out ...
-    weights: Annotated[Path|None, tyro.conf.Suppress] = None   # ... and are held against no other network
+    max_bad: Annotated[int, tyro.conf.Suppress] = 0        # codes have no pictures to leave out ...
+    weights: Annotated[Path|None, tyro.conf.Suppress] = None   # ... held against no other network
     preview_every: int = 0        # steps between pictures in <out>/previews; 0 = none
-    preview_tokenizer: Path|None = None # the tokenizer that made the codes: its folder, its run's, or a shipped name
+    preview_tokenizer: Path|None = None # that made the codes: its or its run's folder, or a name
     preview_count: int = 8        # pictures a row
-    preview_sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0)) # how the previews are sampled
+    # how the previews are sampled
+    preview_sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0))
 
     def previews(self):
         check_int("preview_every", self.preview_every, 0)
@@ -132,23 +140,30 @@ def _read_recipe(path:str) -> tuple[Recipe, dict]:
     "(the recipe in a file, how the file wants it to be run)."
     if path.endswith(".json"):
         text = load_settings(path)
-        try: found = from_json(text.get("config", text))
-        except BadInput as e: raise type(e)(e.argument, e.value, f"{e.allowed} (in {path})") from None
-        allowed = f"must be a recipe, or a run.json that holds one; this is a {type(found).__name__}"
+        try:
+            found = from_json(text.get("config", text))
+        except BadInput as e:
+            raise type(e)(e.argument, e.value, f"{e.allowed} (in {path})") from None
+        allowed = ("must be a recipe, or a run.json that holds one; "
+                   f"this is a {type(found).__name__}")
         check(isinstance(found, Recipe), "recipe", Path(path), allowed, Mismatch)
         return found, {}
     found = published_recipe(read_yaml(path))
     speaks = os.environ.get("RANK", "0") == "0"
-    if found.unused and speaks: print(f"{path}: without effect: {', '.join(found.unused)}", file=sys.stderr)
+    if found.unused and speaks:
+        print(f"{path}: without effect: {', '.join(found.unused)}", file=sys.stderr)
     return found.recipe, found.options
 
 def _named_recipe(name:str, kind:str) -> Recipe:
-    "A recipe of a family by its name; one that is put together from words is in no list. Errors: of another family."
+    """A recipe of a family by its name; one that is put together from words is in no list.
+
+    Errors: of another family."""
     is_known = name in recipes or is_composed(name)
     folder, slash, rest = name.partition("/")
     near = hint_at(folder, grammars) if slash and not is_known else ""
     begins = ", ".join(f"{g}/" for g in sorted(grammars))
-    check(not near, "recipe", name, f"must begin with one of {begins}{near.removesuffix('?')}/{rest}?")
+    check(not near, "recipe", name,
+          f"must begin with one of {begins}{near.removesuffix('?')}/{rest}?")
     if not is_known: check_known(name, sorted(list_recipes(kind)))
     found = recipe(name)
     other = f"must be of kind {kind}; this one is for scripts/train_{found.kind}.py"
@@ -167,7 +182,8 @@ def first_word(word:str, kind:str) -> TrainOptions:
     is_file = word.endswith((".json", ".yaml", ".yml"))
     if is_file:
         found, options = _read_recipe(word)
-        check(found.kind == kind, "recipe", word, f"must be of kind {kind}, this one is {found.kind}", Mismatch)
+        check(found.kind == kind, "recipe", word,
+              f"must be of kind {kind}, this one is {found.kind}", Mismatch)
     else:
         settings = get_settings().run
         found, options = _named_recipe(word, kind), {}
@@ -188,62 +204,71 @@ def parse(
     default = first_word(argv[0], kind)
     about = (_function_of(default.recipe) or type(default.recipe)).__doc__ or ""
     return typed_cli(type(default), args=argv[1:], default=default, flat=("recipe", "run"),
-                     prog=f"{Path(sys.argv[0]).name} {argv[0]}", config=(tyro.conf.AvoidSubcommands,),
-                     description=inspect.cleandoc(about))
+                     prog=f"{Path(sys.argv[0]).name} {argv[0]}",
+                     config=(tyro.conf.AvoidSubcommands,), description=inspect.cleandoc(about))
 
 # %% ../../nbs/training/550_commands.ipynb #7e8c82bb
 def help_text(kind:str|None, doc:str) -> str:
     "What a script for recipes of a kind, or of all, says when asked for help without one."
-    wide, about = shutil.get_terminal_size().columns, {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
+    wide = shutil.get_terminal_size().columns
+    about = {n: recipes[n].__doc__ or "" for n in list_recipes(kind)}
     column = max(map(len, about)) + 4
     lines = [textwrap.fill(text.splitlines()[0], wide, initial_indent=f"  {name}".ljust(column),
                            subsequent_indent=" " * column) for name, text in about.items() if text]
-    last = ("RECIPE --help explains it and lists its options; a .json file with a recipe (or a run.json) "
-            "or RandAR's .yaml will do as well.")
+    last = ("RECIPE --help explains it and lists its options; "
+            "a .json file with a recipe (or a run.json) or RandAR's .yaml will do as well.")
     begins = sorted({name.partition("/")[0] for name in about} & grammars.keys())
     folders = ", ".join(f"{g}/" for g in begins)
     if begins: last += f" Names of {folders} may be put together from the words of those above."
     return folded("\n".join([doc.strip(), "", "recipes:", *lines, "", last]))
 
-# %% ../../nbs/training/550_commands.ipynb #d02a4732
+# %% ../../nbs/training/550_commands.ipynb #d8a9659e
 def build_tokenizer(
     recipe:TokenizerRecipe,
     weights:str|Path,   # folder with the VGG-16 and LPIPS files
     max_bad:int=0,
     device="cpu",       # "meta": shapes only, for a look at what would be trained
-    begin:bool=True,    # with the weights that the recipe starts from; False: a checkpoint has them all
+    begin:bool=True,    # with the weights that the recipe starts from; False: a checkpoint has all
 ) -> tuple[TokenizerTask, ImageData]:
     "Task and training set of a tokenizer recipe. Errors: `Missing` names the VGG file or the data."
-    message = "must say where the pictures are: a folder, a .tar, wds://..., datasets://... or shapes://"
+    message = ("must say where the pictures are: a folder, a .tar, wds://..., "
+               "datasets://... or shapes://")
     check(recipe.data, "data", recipe.data, message)
     for name in ("free_steps", "kmeans"):
         value = getattr(recipe, name)
         kept = f"must be {type(value)()} with start: k-means would replace the codebook taken over"
         check(not (recipe.start and value), name, value, kept)
     has_codes = recipe.free_steps < recipe.steps
-    unset = f"must be above free_steps={recipe.free_steps}: until then nothing is quantized, and no codebook set"
+    unset = (f"must be above free_steps={recipe.free_steps}: until then nothing is quantized, "
+             "and no codebook set")
     check(has_codes, "steps", recipe.steps, unset)
     if begin: _check_start(recipe)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(recipe.seed)
         model = kinds[kind_of(recipe.model)].build(recipe.model)
-        build_objective = kinds[kind_of(recipe.loss)].build        # after the model: the order of the random numbers
+        # after the model: the order of the random numbers
+        build_objective = kinds[kind_of(recipe.loss)].build
         objective = build_objective(recipe.loss, weights=weights, size=recipe.augment.size)
         task = TokenizerTask(model, objective, recipe.free_steps, recipe.kmeans)
     source = open_images(recipe.data, max_bad=max_bad, orientation=recipe.orientation)
     check_kmeans(model, recipe.augment.size, recipe.batch, recipe.free_steps, recipe.kmeans)
-    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
+    if recipe.start and begin:
+        task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
     return task, ImageData(source, recipe.augment)
 
+# %% ../../nbs/training/550_commands.ipynb #d02a4732
 def _check_start(recipe:Recipe):
-    "What a recipe starts from is there. Errors: `Missing` names the recipe of the stage that makes it."
+    """What a recipe starts from is there.
+
+    Errors: `Missing` names the recipe of the stage that makes it."""
     first = stages[recipe.name] if recipe.name in stages else ""
     origin = origins[recipe.start] if recipe.start in origins else ""
     if recipe.start: find_start(recipe.start, recipe.kind, first, origin, recipe.start_prefix)
 
 def open_codes(uri:str) -> Codes:
-    "A code store, or `LAYOUT://folder` of published codes; `?vocab=16&classes=10&grid=256` says what files don't."
-    check(uri, "data", uri, "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
+    "A code store, or published codes by `LAYOUT://folder?vocab=16&classes=10&grid=256`."
+    check(uri, "data", uri,
+          "must be a folder of extracted codes (scripts/extract_codes.py writes one)")
     layout, _, rest = uri.partition("://")
     if not rest: return CodeStore(uri)
 
@@ -252,9 +277,11 @@ def open_codes(uri:str) -> Codes:
     options = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         is_text = check_choice("codes option", name, reader.options) == "split"
-        numbers = text.split(",") if name in ("vocab", "grid") else [text]      # of each level, or along each side
+        # of each level, or along each side
+        numbers = text.split(",") if name in ("vocab", "grid") else [text]
         whole = all(number.isdigit() for number in numbers)
-        allowed = "must be a whole number; vocab: one for each level, 16,64; grid: one for each side, 16,16 or 256"
+        allowed = ("must be a whole number; vocab: one for each level, 16,64; grid: "
+                   "one for each side, 16,16 or 256")
         check(is_text or whole, name, text, allowed)
         is_tuple = len(numbers) > 1 or name == "grid"
         options[name] = text if is_text else tuple(map(int, numbers)) if is_tuple else int(text)
@@ -273,17 +300,18 @@ def _check_levels(recipe:GeneratorRecipe, codes:Codes):
     "Codes have as many levels a cell as the model; another number is another kind of model."
     own, there = _levels(recipe.model), len(codes.vocab)
     sizes, plural = " x ".join(map(str, codes.vocab)), "s" * (own > 1)
-    allowed = f"must have {own} code{plural} a cell for a {kind_of(recipe.model)} model; " \
-              f"these have {there}, of {sizes}: their tokenizer has {there} level{'s' * (there > 1)}"
+    allowed = (f"must have {own} code{plural} a cell for a {kind_of(recipe.model)} model; these "
+               f"have {there}, of {sizes}: their tokenizer has {there} level{'s' * (there > 1)}")
     check(own == there, "data", recipe.data, allowed, Mismatch)
 
 def follow_codes(recipe:GeneratorRecipe, codes:Codes) -> GeneratorRecipe:
-    "The recipe with vocabulary, grid and classes of the codes, unless others were asked for: then `Mismatch`."
+    "The recipe with the codes' vocabulary, grid and classes; `Mismatch` if others were asked for."
     model = recipe.model
     _check_levels(recipe, codes)
     function = _function_of(recipe)
     default = function().model if function else None
-    found = {"vocab": codes.vocab[0] if len(codes.vocab) == 1 else codes.vocab, "grid": tuple(codes.grid)}
+    found = {"vocab": codes.vocab[0] if len(codes.vocab) == 1 else codes.vocab,
+             "grid": tuple(codes.grid)}
     if codes.classes and not _is_text(model): found["classes"] = len(codes.classes)
 
     changes = {name: value for name, value in found.items() if hasattr(model, name)}
@@ -309,11 +337,13 @@ def build_generator(
     recipe = follow_codes(recipe, codes)
     with torch.device(device): model = kinds[kind_of(recipe.model)].build(recipe.model, recipe.seed)
     task = GeneratorTask(model)
-    if recipe.start and begin: task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
+    if recipe.start and begin:
+        task.started = begin_with(task, recipe.start, recipe.start_fit, recipe.start_prefix)
     return recipe, task, CodeData(codes, FeatureStore(recipe.features) if text else None)
 
 # %% ../../nbs/training/550_commands.ipynb #698aefdf
-def _count(module:torch.nn.Module) -> str: return f"{sum(p.numel() for p in module.parameters()):,} parameters"
+def _count(module:torch.nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()):,} parameters"
 
 def _first_line(recipe:Recipe) -> str:
     "What a registered recipe says of itself."
@@ -323,14 +353,16 @@ def _first_line(recipe:Recipe) -> str:
 def _state_of(folder:Path, run:Run) -> str:
     "What would become of the folder."
     found = checkpoints(folder / "checkpoints")
-    if not found: return f"is new; it would begin with {run.resume_from}" if run.resume_from else "is new"
+    if not found:
+        return f"is new; it would begin with {run.resume_from}" if run.resume_from else "is new"
     if run.resume == "fresh": return "would be emptied"
     return f"has checkpoints up to {found[0].name}; the run would go on if the recipe is the same"
 
 def _started(task:Task, folder:Path) -> list[str]:
     "What each module would have of where the task starts."
     told = f"; a run writes the whole list into {folder / 'start.json'}"
-    return [f"{name}: {taken}{told if taken.skipped else ''}" for name, taken in task.started.items()]
+    return [f"{name}: {taken}{told if taken.skipped else ''}"
+            for name, taken in task.started.items()]
 
 def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processes:Processes) -> str:
     "What a run would do, in lines; checks what the trainer would check."
@@ -344,16 +376,18 @@ def describe(recipe:Recipe, task:Task, data:Data, run:Run, folder:Path, processe
     plural = "es" * (processes.world > 1)
     models = [f"{name}: {type(m).__name__}, {_count(m)}" for name, m in task.modules.items()]
     sharding = asked_sharding(processes.world)
-    warnings = short_of(recipe.rate, recipe.steps), slow_precision(processes.device, recipe.precision)
+    warnings = (short_of(recipe.rate, recipe.steps),
+                slow_precision(processes.device, recipe.precision))
     return "\n".join([
         f"recipe   {recipe.name or 'from a file'}. {_first_line(recipe)}",
         *(f"{'' if i else 'model':9}{line}" for i, line in enumerate(models)),
         *(f"{'' if i else 'start':9}{line}" for i, line in enumerate(_started(task, folder))),
         f"data     {recipe.data}: {examples}",
         f"run      {recipe.steps:,} steps x {recipe.batch} = {seen:,} examples{epochs}",
-        f"         {processes.world} process{plural}{',' if recipe.exact else ' x'} {micros} x {rows} rows, "
-        f"{recipe.precision} on {processes.device.type}, seed {recipe.seed}",
-        *([f"         weights shared out: {sharding.replicas} x {sharding.pieces} pieces"] if sharding else []),
+        f"         {processes.world} process{plural}{',' if recipe.exact else ' x'} {micros} x "
+        f"{rows} rows, {recipe.precision} on {processes.device.type}, seed {recipe.seed}",
+        *([f"         weights shared out: {sharding.replicas} x {sharding.pieces} pieces"]
+          if sharding else []),
         *(f"         warning: {words}" for words in warnings if words),
         f"folder   {folder} {_state_of(folder, run)}"])
 
@@ -399,7 +433,9 @@ def plan_for(
     accumulate:int=1, # micro-batches of a step
     keep:int=2,       # checkpoints that are kept
 ) -> dict:
-    "`plan_run`, with what the recipe's data says. Errors: data that was asked for and can't be opened."
+    """`plan_run`, with what the recipe's data says.
+
+    Errors: data that was asked for and can't be opened."""
     function = _function_of(asked)
     own = bool(function) and function().data == asked.data
     try: asked, cluster = _with_data(asked, cluster) if asked.data else (asked, cluster)
@@ -430,19 +466,21 @@ def train(
     "Carry out a training command; a finished run writes `<out>/model`."
     out, run = Path(options.out), options.how()
     if options.world:
-        found = plan_for(options.recipe, Cluster(world=options.world), run.accumulate, run.keep_last)
+        found = plan_for(options.recipe, Cluster(world=options.world),
+                         run.accumulate, run.keep_last)
         if Processes().main: print(plan_text(found))
         return Outcome(0, True, "plan")
     folder = RunFolder(out, run)
     folder.check_recipe(options.recipe)
-    goes_on = folder.goes_on()                    # then nobody needs the folder that it once started from
+    goes_on = folder.goes_on()              # then nobody needs the folder that it once started from
     recipe, task, data = build(options, "meta" if options.dry_run else "cpu", begin=not goes_on)
     previews = options.previews()
     for _, preview in previews: preview.check(data.store, task.modules["generator"])
     processes = Processes()
     sharding = asked_sharding(processes.world)
     every = next((n for n, _ in previews), 0)
-    check(not (every and sharding), "preview_every", every, "must be 0 where weights are shared out: one process draws")
+    check(not (every and sharding), "preview_every", every,
+          "must be 0 where weights are shared out: one process draws")
 
     if options.dry_run:
         text = describe(recipe, task, data, run, out, processes)
@@ -459,10 +497,12 @@ def train(
     if done.finished:
         finish(trainer, out / "model")
         already = " already" * (trainer.began == done.step)
-        if trainer.processes.main: print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
+        if trainer.processes.main:
+            print(f"finished{already}, {done.step:,} steps: the model is in {out / 'model'}")
     elif trainer.processes.main:
         reason, is_saved = done.reason or "stopped", trainer.saved == done.step
-        what = f"checkpoint of step {done.step} published in {out}" if is_saved else f"step {done.step} was not saved"
+        what = (f"checkpoint of step {done.step} published in {out}" if is_saved
+                else f"step {done.step} was not saved")
         print(f"{reason}: {what}; run the same command again to go on", file=sys.stderr)
     return done
 
@@ -472,13 +512,14 @@ def tell_step(step:int, steps:int):
     if 0 < step < steps: print(f"going on from step {step:,} of {steps:,}")
 
 def tell_start(task:Task, out:Path):
-    "Say what was left out of where a task started, and write the whole account to `<out>/start.json`."
+    "Say what was left out of a task's start, and write the whole account to `<out>/start.json`."
     if not task.started: return
     out.mkdir(parents=True, exist_ok=True)
     whole = out / "start.json"
     save_json(whole, {name: taken._asdict() for name, taken in task.started.items()})
     for name, taken in task.started.items():
-        if taken.skipped: print(f"start: {name}: {taken}; the whole list is in {whole}", file=sys.stderr)
+        if taken.skipped:
+            print(f"start: {name}: {taken}; the whole list is in {whole}", file=sys.stderr)
 
 def finish(trainer:Trainer, folder:Path) -> str:
     "Write the trained model with its card; all processes call it, and one writes."

@@ -22,15 +22,16 @@ from .tasks import Phase, Task
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #4505cadc
 class PhaseLoss(nn.Module):
-    "The loss of a task's phase as a forward pass; the parameters are those of all that the task trains."
+    "The loss of a task's phase as a forward pass; the parameters are all that the task trains."
     def __init__(self, task:Task):
         super().__init__()
         self.task = task
         self.trained = nn.ModuleList(task.modules.values())
-        self.never_used = nn.Parameter(torch.zeros((), device=_device(task)))     # see `data_parallel`
+        self.never_used = nn.Parameter(torch.zeros((), device=_device(task)))  # see `data_parallel`
         self.parts:dict[str, Tensor] = {}   # of the last loss; they are only shown
 
-    def forward(self, phase:Phase, batch:dict[str, Tensor], carry:dict, draws:Keyed, at:At) -> Tensor:
+    def forward(self, phase:Phase, batch:dict[str, Tensor], carry:dict,
+                draws:Keyed, at:At) -> Tensor:
         "The total, 0-d."
         loss = self.task.loss(phase, batch, carry, draws, at)
         self.parts = loss.parts
@@ -42,16 +43,18 @@ def _device(task:Task) -> torch.device:
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #dbac1389
 def data_parallel(losses:PhaseLoss, processes:Processes) -> nn.Module:
-    "The module as it is called: its gradients are means over the processes as soon as its backward pass is over."
+    "The module as it is called: gradients are means over the processes after its backward pass."
     if processes.world == 1: return losses
-    # of 1x1 convolutions in channels-last: their gradients are the same numbers in one of two equal orders
+    # of 1x1 convolutions in channels-last: their gradients are the same numbers in one of two equal
+    # orders
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"    # its older name
+    # its older name
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(losses, find_unused_parameters=True, **{buffers: False})
 
 def no_sync(engine:nn.Module, last:bool):
-    "The context of a micro-batch: only the last one's backward pass joins gradients, of all of them."
+    "The context of a micro-batch: only the last one's backward pass joins all gradients."
     return contextlib.nullcontext() if last or isinstance(engine, PhaseLoss) else engine.no_sync()
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #047dced6
@@ -60,14 +63,19 @@ def check_launcher(
     accumulate:int=1,     # micro-batches of a step, as the run was asked for
     compile:bool=False,   # whether it was asked to compile
 ):
-    "Refuse what the launcher was told otherwise: it would lose in silence. Errors: `BadInput` names both."
+    """Refuse what the launcher was told otherwise: it would lose in silence.
+
+    Errors: `BadInput` names both."""
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    allowed = f"but the launcher was told --mixed_precision {asked}; ask both for the same, or the launcher for none"
+    allowed = (f"but the launcher was told --mixed_precision {asked}; ask both for the same, "
+               "or the launcher for none")
     check(asked in ("no", precision), "precision", precision, allowed)
     parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    allowed = f"but the launcher was told {parts} gradient accumulation steps; ask both for it: --accumulate {parts}"
+    allowed = (f"but the launcher was told {parts} gradient accumulation steps; ask both for it: "
+               f"--accumulate {parts}")
     check(parts in ("", "1", str(accumulate)), "accumulate", accumulate, allowed)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    allowed = f"but the launcher was told dynamo_backend {backend}; --compile is inductor, and no is none"
+    allowed = (f"but the launcher was told dynamo_backend {backend}; "
+               "--compile is inductor, and no is none")
     agrees = backend.lower() in ("", "no") or (compile and backend.lower() == "inductor")
     check(agrees, "compile", compile, allowed)

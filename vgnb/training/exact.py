@@ -27,7 +27,14 @@ from .sharded import Sharding
 from .step import Micro, Stepper, TrainState, drop_gradients, seed_torch
 from .tasks import Phase, Task
 from .trackers import Meter
-from .tree_sums import Gradients, Node, TreeSum, add_gradients, join_gradients, with_node
+from vgnb.training.tree_sums import (
+    Gradients,
+    Node,
+    TreeSum,
+    add_gradients,
+    join_gradients,
+    with_node,
+)
 
 # %% ../../nbs/training/529_exact.ipynb #0b92764b
 class _Left(Exception):
@@ -78,7 +85,7 @@ class _Turn(threading.Thread):
 
 # %% ../../nbs/training/529_exact.ipynb #4170450f
 class Copies:
-    "What forward passes of a task write, for each micro-batch of this process: buffers, and tables of quantizers."
+    "What a task's forward passes write, by micro-batch of this process: buffers, and tables."
     def __init__(self, task:Task):
         written, places, frozen = task.written(), {}, {}
         self.flags = [p for module in task.modules.values() for p in module.parameters()]
@@ -88,7 +95,8 @@ class Copies:
                     if t is None: continue
                     name = f"{owner}.{path}.{k}".replace("..", ".")
                     if not isinstance(t, nn.Parameter) or t in written:
-                        places.setdefault(id(t), (name, self._is_mean(part, k), []))[2].append((entries, k))
+                        places.setdefault(id(t), (name, self._is_mean(part, k),
+                                                  []))[2].append((entries, k))
                     elif not t.requires_grad: frozen[name] = t
         self.names = [name for name, _, _ in places.values()]
         self.means = [i for i, (_, is_mean, _) in enumerate(places.values()) if is_mean]
@@ -104,7 +112,8 @@ class Copies:
     @staticmethod
     def _is_mean(part:nn.Module, name:str) -> bool:
         "Whether a buffer is the mean of what a batch norm saw."
-        return isinstance(part, nn.modules.batchnorm._BatchNorm) and name in ("running_mean", "running_var")
+        return (isinstance(part, nn.modules.batchnorm._BatchNorm)
+                and name in ("running_mean", "running_var"))
 
     def _there(self) -> list[Tensor]:
         return [entries[k] for (entries, k), *_ in self.places]
@@ -147,17 +156,21 @@ def join_means(self:Copies, tree:TreeSum):
 def check_alike(self:Copies, processes:Processes):
     "Refuse what differs from micro-batch to micro-batch. Errors: `VgnbError` names it."
     own = [i for i in range(len(self.names)) if i not in self.means]
-    def seen(held): return [sha256(held[i].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).digest()
-                            for i in own]
+    def seen(held):
+        return [
+            sha256(held[i].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).digest()
+            for i in own]
     first = processes.share(seen(self.held[0]))
-    strange = {self.names[i] for held in self.held for i, a, b in zip(own, first, seen(held)) if a != b}
+    strange = {self.names[i] for held in self.held
+               for i, a, b in zip(own, first, seen(held)) if a != b}
     strange |= {name for name, t in self.frozen.items() if t._version != self.versions[name]}
     told = processes.share(min(strange, default=None))
     failed = processes.sum(torch.tensor(len(strange), device=processes.device))
     if not failed: return
     found = min(strange, default=told) or "something"
-    raise VgnbError(f"exact: {found} is not the same after every micro-batch: a forward pass must write what all have "
-                    "told it through `sync`, into a buffer or a parameter of `written()`; or train without exact")
+    raise VgnbError(f"exact: {found} is not the same after every micro-batch: "
+                    "a forward pass must write what all have told it through `sync`, "
+                    "into a buffer or a parameter of `written()`; or train without exact")
 
 @patch
 def take_gradients(self:Copies, i:int, params:list[nn.Parameter]) -> Gradients:
@@ -170,7 +183,9 @@ def take_gradients(self:Copies, i:int, params:list[nn.Parameter]) -> Gradients:
 
 # %% ../../nbs/training/529_exact.ipynb #06c61b0e
 class Turns:
-    "The micro-batches of a process, one at a time. It is their `Sync`: sums and rows of all processes' micro-batches."
+    """The micro-batches of a process, one at a time.
+
+    It is their `Sync`: sums and rows of all processes' micro-batches."""
     def __init__(self, tree:TreeSum, copies:Copies, device:torch.device):
         self.tree, self.copies, self.device = tree, copies, device
         self.now:_Turn|None = None
@@ -186,7 +201,8 @@ class Turns:
 
     def _answer(self, way:str, x:Tensor) -> Tensor:
         in_step = self.now or self.alone
-        check(in_step, "exact", self.tree.size, "sums over micro-batches are for the forward passes of steps")
+        check(in_step, "exact", self.tree.size,
+              "sums over micro-batches are for the forward passes of steps")
         x = x.detach()
         return self.now.ask(way, x) if self.now else getattr(self.tree, way)([x]).clone()
 
@@ -218,7 +234,9 @@ class Turns:
     def _meet(self, turns:list[_Turn]):
         "Answer what all of them ask."
         asked = {None if turn.over else (turn.asks[0], turn.asks[1].shape) for turn in turns}
-        if len(asked) > 1: raise VgnbError(f"exact: micro-batches of a step ask each other different things: {asked}")
+        if len(asked) > 1:
+            raise VgnbError(
+                f"exact: micro-batches of a step ask each other different things: {asked}")
         if asked == {None}: return
         way = turns[0].asks[0]
         answer = getattr(self.tree, way)([turn.asks[1] for turn in turns])
@@ -229,14 +247,15 @@ class Turns:
 def _noise(self:Turns) -> list[Tensor]:
     "Where torch's own generators are."
     own = [torch.get_rng_state()]
-    return own if self.device.type == "cpu" else own + [getattr(torch, self.device.type).get_rng_state()]
+    if self.device.type == "cpu": return own
+    return own + [getattr(torch, self.device.type).get_rng_state()]
 
 @patch
 def _set_noise(self:Turns, states:list[Tensor]):
     torch.set_rng_state(states[0])
     if len(states) > 1: getattr(torch, self.device.type).set_rng_state(states[1])
 
-# %% ../../nbs/training/529_exact.ipynb #179e18ed
+# %% ../../nbs/training/529_exact.ipynb #a9e5a45e
 class Meters:
     "A `Meter` for each micro-batch of this process: their means are added in order, too."
     def __init__(self, tree:TreeSum):
@@ -256,7 +275,8 @@ class Meters:
         taken = [meter.take(processes.device) for meter in self.each]
         names = taken[0][0]
         if not names: return {}
-        return dict(zip(names, (self.tree.sum([means for _, means in taken]) / self.tree.size).tolist()))
+        return dict(zip(names,
+                        (self.tree.sum([means for _, means in taken]) / self.tree.size).tolist()))
 
 @contextlib.contextmanager
 def _repeatable():
@@ -272,33 +292,38 @@ def _repeatable():
         torch.use_deterministic_algorithms(before, warn_only=warns)
         torch.utils.deterministic.fill_uninitialized_memory = filled
 
+# %% ../../nbs/training/529_exact.ipynb #179e18ed
 class ExactStepper(Stepper):
     """A step of `recipe.exact` micro-batches: the same bits on as many processes, or on fewer.
 
-    Against an ordinary step: no gradient is sent before the last backward pass is over; log2(M / processes) more sets
-    of gradients; where forward passes ask each other something (codebooks, adaptive weights), activations
-    of all micro-batches of a process at once. `nbs/studies/exact_cost.json` has measured times.
-    """
+    Against an ordinary step: no gradient is sent before the last backward pass is over; log2(M /
+    processes) more sets of gradients; where forward passes ask each other something (codebooks,
+    adaptive weights), activations of all micro-batches of a process at once.
+    `nbs/studies/exact_cost.json` has measured times. """
     def __init__(self, state:TrainState, share:Share):
         super().__init__(state, share)
         self.tree = TreeSum(share, state.processes)
         self.copies = Copies(state.task)
         self.turns = Turns(self.tree, self.copies, state.processes.device)
         self.meter = Meters(self.tree)
-        self.trained = list({id(p): p for group in state.groups.values() for p in group.values()}.values())
-        self.looked_at:set[str] = set()      # phases after which micro-batches were held against each other
+        self.trained = list(
+            {id(p): p for group in state.groups.values() for p in group.values()}.values())
+        # phases after which micro-batches were held against each other
+        self.looked_at:set[str] = set()
 
     def __call__(self, step:int, micros:list[Micro]):
         "The step after `step` finished ones."
         with _repeatable(): super().__call__(step, micros)
 
     def _prepare(self, step:int, micros:list[Micro]):
-        self.turns([partial(self.task.prepare, step, [batch], self.draws, self.turns) for _, batch in micros])
+        self.turns([partial(self.task.prepare, step, [batch], self.draws, self.turns)
+                    for _, batch in micros])
 
-# %% ../../nbs/training/529_exact.ipynb #7504f595
+# %% ../../nbs/training/529_exact.ipynb #70b365cb
 @patch
-def _backward(self:ExactStepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
-    "Gradients of a phase over all micro-batches; how many losses of this process were not finite (1,)."
+def _backward(self:ExactStepper, phase:Phase, step:int, micros:list[Micro],
+              carries:list[dict]) -> Tensor:
+    "Gradients of a phase over all micro-batches; how many of our losses were not finite (1,)."
     kept = [p.grad for p in self.trained]            # an earlier phase's, to which this one adds
     drop_gradients(self.trained)
     bad = torch.zeros(1, device=self.processes.device)
@@ -314,7 +339,8 @@ def _backward(self:ExactStepper, phase:Phase, step:int, micros:list[Micro], carr
         scaled = total * self.state.guard.scale
         if scaled.requires_grad: scaled.backward()
         bad += ~total.detach().isfinite()
-        self.meter.each[i].add({"loss" if phase.name == "train" else f"{phase.name}.loss": total, **parts})
+        self.meter.each[i].add(
+            {"loss" if phase.name == "train" else f"{phase.name}.loss": total, **parts})
         own = self.copies.take_gradients(i, self.trained)
         nodes = with_node(nodes, Node(place, place + 1, own), self.tree.size, add_gradients)
 
@@ -330,6 +356,7 @@ def _backward(self:ExactStepper, phase:Phase, step:int, micros:list[Micro], carr
     bad += self.undo.broken()
     return bad
 
+# %% ../../nbs/training/529_exact.ipynb #7504f595
 def check_exact(
     recipe:Recipe,
     run:Run,
@@ -337,14 +364,16 @@ def check_exact(
 ):
     "Refuse what an exact run can't do. Errors: `BadInput` names the option."
     if not recipe.exact: return
-    shared = "must be 0 where weights are shared out: gradients are added there in an order of the mesh's; use ddp.yaml"
+    shared = ("must be 0 where weights are shared out: "
+              "gradients are added there in an order of the mesh's; use ddp.yaml")
     check(sharding is None, "exact", recipe.exact, shared)
     check(not run.compile, "compile", True, f"must be False with exact={recipe.exact}")
 
 def kernels(device:torch.device) -> dict[str, str]:
     "What the bits of sums depend on besides their order."
     version = {"torch": torch.__version__}
-    if device.type != "cpu": return version | {"device": getattr(torch, device.type).get_device_name()}
+    if device.type != "cpu":
+        return version | {"device": getattr(torch, device.type).get_device_name()}
     units = torch.backends.cpu.get_cpu_capability()
     return version | {"device": f"cpu, {units}", "threads": str(torch.get_num_threads())}
 
@@ -353,5 +382,7 @@ def other_kernels(
     now:dict[str, str],
 ) -> str:
     "A warning where an exact run goes on with another arithmetic; empty if it doesn't."
-    apart = [f"{k} {before[k]} then, {now.get(k, 'none')} now" for k in before if before[k] != now.get(k)]
-    return f"exact: bits can differ from those of a run that was never stopped: {'; '.join(apart)}" if apart else ""
+    apart = [f"{k} {before[k]} then, {now.get(k, 'none')} now" for k in before
+             if before[k] != now.get(k)]
+    return (f"exact: bits can differ from those of a run that was never stopped: {'; '.join(apart)}"
+            if apart else "")

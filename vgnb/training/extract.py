@@ -19,9 +19,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import BadInput, BadItem, check, check_choice, check_int, digest, load_card, save_card, sweep_aside
+from vgnb.core import (
+    BadInput,
+    BadItem,
+    check,
+    check_choice,
+    check_int,
+    digest,
+    load_card,
+    save_card,
+    sweep_aside,
+)
 from ..data.codes import ArrayCodes, CodePlan, CodeStore, CodeWriter, tokenizer_fingerprint
-from ..data.layouts import awaits_its_place, check_export, export_codes, finish_export, layouts, written_to
+from vgnb.data.layouts import (
+    awaits_its_place,
+    check_export,
+    export_codes,
+    finish_export,
+    layouts,
+    written_to,
+)
 from ..data.listing import read_file
 from ..data.sources import ImageSource, Item
 from ..data.stored import decode_image, stats_of
@@ -35,7 +52,7 @@ from ..progress import Progress
 from ..tokenizers.pictures import codes_of
 from ..tokenizers.tokenizer import Tokenizer
 
-# %% ../../nbs/training/540_extract.ipynb #ffeb161e
+# %% ../../nbs/training/540_extract.ipynb #d11af52a
 def view_names(augment:Augment) -> tuple[str, ...]:
     "What each augmentation row of a store is."
     if augment.kind == "ten-crop":
@@ -51,6 +68,7 @@ class Viewed(NamedTuple):
     ids: list[int]          # (k,) rows of the source
     bad: list[BadItem]
 
+# %% ../../nbs/training/540_extract.ipynb #ffeb161e
 class Views(torch.utils.data.Dataset):
     "`views[j]` = the pictures chunks[j] of a source, as `Viewed`."
     def __init__(self,
@@ -70,7 +88,8 @@ class Views(torch.utils.data.Dataset):
 
     def _rendered(self, ids:range) -> Viewed:
         "From a source that makes whole batches of the right size."
-        images, labels, _ = load_batch(self.source, ids, replace(self.augment, flip=False), Keyed(0))
+        images, labels, _ = load_batch(self.source, ids,
+                                       replace(self.augment, flip=False), Keyed(0))
         views = [images, flip(images)] if self.augment.flip else [images]
         return Viewed(torch.stack(views, 1), labels.tolist(), list(ids), [])
 
@@ -93,22 +112,28 @@ class Views(torch.utils.data.Dataset):
         item = self.source[i]
         w, h = item.image.size
         if min(w, h) >= self.least: return item
-        raise BadItem(item.key, f"has {w}x{h} pixels, fewer than the {self.least} that one code covers")
+        raise BadItem(item.key,
+                      f"has {w}x{h} pixels, fewer than the {self.least} that one code covers")
 
 # %% ../../nbs/training/540_extract.ipynb #58e36811
 def code_plan(
     tokenizer:Tokenizer, source:ImageSource, augment:Augment,
     shard_size:int=1024,     # pictures a file covers
-    precision:str="fp32",    # of the tokenizer's passes, see `vgnb.precision`: another one gives other codes
+    precision:str="fp32",    # of the tokenizer's passes, see `vgnb.precision`: it changes codes
 ) -> CodePlan:
-    "What a store of this tokenizer's codes will hold. Errors: whatever does not fit, before the first picture."
-    words = repr(augment) if check_precision(precision) == "fp32" else f"{augment!r}, encoded in {precision}"
+    """What a store of this tokenizer's codes will hold.
+
+    Errors: whatever does not fit, before the first picture."""
+    words = (repr(augment) if check_precision(precision) == "fp32"
+             else f"{augment!r}, encoded in {precision}")
     check(not source.streaming, "data", source.fingerprint,
           "must have a length: a stream cannot be extracted in parts and resumed; "
           "leave streaming=1 out, or fetch the shards first")
-    check(tokenizer.vocab is not None, "tokenizer", type(tokenizer).__name__, "is continuous and has no codes")
+    check(tokenizer.vocab is not None, "tokenizer", type(tokenizer).__name__,
+          "is continuous and has no codes")
     is_whole = augment.size % tokenizer.factor == 0
-    check(is_whole, "size", augment.size, f"must be a multiple of {tokenizer.factor}, the tokenizer's factor")
+    check(is_whole, "size", augment.size,
+          f"must be a multiple of {tokenizer.factor}, the tokenizer's factor")
     return CodePlan(
         vocab=tokenizer.vocab,
         grid=tokenizer.code_shape(augment.size, augment.size)[:tokenizer.dims],
@@ -130,7 +155,8 @@ def compiled_encode(
     precision:str="fp32",
 ) -> Callable: # images -> codes, as `tokenizer.encode`
     "`tokenizer.encode`, compiled and tried. Errors: `BadInput` when it cannot be compiled here."
-    if not callable(backend): check_choice("backend", backend, sorted(torch.compiler.list_backends(exclude_tags=())))
+    if not callable(backend):
+        check_choice("backend", backend, sorted(torch.compiler.list_backends(exclude_tags=())))
     encode = torch.compile(tokenizer.encode, backend=backend, dynamic=False)
     try:
         with torch.no_grad(), arithmetic(device, precision):
@@ -143,7 +169,8 @@ def compiled_encode(
 # %% ../../nbs/training/540_extract.ipynb #a5a229eb
 def _chunks(span:range, size:int) -> list[range]:
     "A range in pieces of `size`."
-    return [range(first, min(first + size, span.stop)) for first in range(span.start, span.stop, size)]
+    return [range(first, min(first + size, span.stop))
+            for first in range(span.start, span.stop, size)]
 
 def extract_codes(
     tokenizer:Tokenizer,
@@ -165,14 +192,18 @@ def extract_codes(
     check_precision(precision, processes.device)
     plan = code_plan(tokenizer, source, augment, shard_size, precision)
     tokenizer, device = tokenizer.to(processes.device).eval(), processes.device
-    encode = compiled_encode(tokenizer, compile, batch, augment.size, device, precision) if compile else None
+    encode = (compiled_encode(tokenizer, compile, batch, augment.size, device, precision)
+              if compile else None)
     def coded(images): return codes_of(tokenizer, images, batch, encode, precision).cpu()
 
     with _own_store(path, processes, lambda: CodeWriter(path, plan).sweep()):
         writer = CodeWriter(path, plan, processes.rank, processes.world)
-        chunks = {shard: _chunks(writer.span(shard), max(1, batch // len(plan.augs))) for shard in writer.todo()}
-        views = Views(source, [c for of_shard in chunks.values() for c in of_shard], augment, tokenizer.factor)
-        loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=workers, generator=torch.Generator())
+        chunks = {shard: _chunks(writer.span(shard), max(1, batch // len(plan.augs)))
+                  for shard in writer.todo()}
+        views = Views(source, [c for of_shard in chunks.values() for c in of_shard],
+                      augment, tokenizer.factor)
+        loader = torch.utils.data.DataLoader(views, batch_size=None, num_workers=workers,
+                                             generator=torch.Generator())
 
         feed = read_ahead(loader)
         with _bar(writer, chunks, progress, processes) as bar:
@@ -185,7 +216,7 @@ def extract_codes(
 
 @contextlib.contextmanager
 def _own_store(path:str|Path, processes:Processes, begin:Callable):
-    "Own a store's folder; the main process begins it (the plan first) before the others look for it."
+    "Own a store's folder; the main process begins it (the plan first), then others look."
     with contextlib.ExitStack() as stack:
         processes.together(lambda: stack.enter_context(locked(path, ".lock", "path")))
         processes.together(begin)
@@ -197,13 +228,14 @@ def _bar(writer:CodeWriter, shards, progress:bool|None, processes:Processes) -> 
     return Progress(total, "picture", show=progress if processes.main else False)
 
 # %% ../../nbs/training/540_extract.ipynb #55b8a1ba
-def _write_shard(writer:CodeWriter, shard:int, parts:list[Viewed], coded:Callable, source:ImageSource, bar):
+def _write_shard(writer:CodeWriter, shard:int, parts:list[Viewed], coded:Callable,
+                 source:ImageSource, bar):
     "Encode the pictures of one shard and publish it."
     codes, labels, ids = [torch.zeros(0, *writer.plan.row, dtype=torch.int64)], [], []
     for part in parts:
         for error in part.bad: source.skip(error)
         if len(part.ids):
-            flat = coded(part.images.flatten(0, 1))                                # (k * views, n, levels)
+            flat = coded(part.images.flatten(0, 1))                         # (k * views, n, levels)
             codes.append(flat.unflatten(0, part.images.shape[:2]))
         labels += part.labels
         ids += part.ids
@@ -215,7 +247,8 @@ def _finish(writer:CodeWriter, source:ImageSource, coding:str):
     entries = [writer.entry(shard) for shard in range(writer.shards)]
     missing = writer.plan.total - sum(entry["rows"] for entry in entries if entry)
     allowed = missing <= source.max_bad or any(entry is None for entry in entries)
-    check(allowed, "max_bad", source.max_bad, f"{missing} pictures could not be read over all processes")
+    check(allowed, "max_bad", source.max_bad,
+          f"{missing} pictures could not be read over all processes")
     writer.finish(coding)
 
 # %% ../../nbs/training/540_extract.ipynb #publ0001
@@ -235,7 +268,7 @@ def _are_there(uri:str) -> bool:
     return all(p.exists() for p in layouts[layout].targets(out, split))
 
 def _was_interrupted(plan:CodePlan, uri:str) -> bool:
-    "Whether a kill came after the first of these codes and before their record: the store they are from lies there."
+    "Whether a kill came between these codes and their record: the store they are from lies there."
     if not (_are_there(uri) or awaits_its_place(*written_to(uri))): return False
     try: return CodeStore(_store_of(_record_of(uri)), verify=False).plan == plan
     except BadInput: return False
@@ -244,7 +277,9 @@ def check_published(
     plan:CodePlan,
     uri:str,      # LAYOUT://folder[?split=eval], see `written_to`
 ) -> bool:
-    "Whether these very codes are written there already. Errors: a layout that can't hold them, a place that is taken."
+    """Whether these very codes are written there already.
+
+    Errors: a layout that can't hold them, a place that is taken."""
     layout, out, split = written_to(uri)
     kind = layouts[layout]
     is_one = not kind.one_view or len(plan.augs) == 1
@@ -268,10 +303,11 @@ def extract_published(
     *, record:dict|None=None,    # further entries of the record
     processes:Processes|None=None,
     **options,                   # of `extract_codes`
-) -> dict:                       # the record, with `count`, `left_out`, and `used`: codes of each level
+) -> dict:                   # the record, with `count`, `left_out`, and `used`: codes of each level
     "Write codes in a published layout; after a kill only what is missing."
     processes = processes or Processes()
-    plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024), options.get("precision", "fp32"))
+    plan = code_plan(tokenizer, source, augment, options.get("shard_size", 1024),
+                     options.get("precision", "fp32"))
     card = _record_of(uri)
     store = _store_of(card)
     def take_up():
@@ -281,7 +317,7 @@ def extract_published(
 
     def is_finished():
         done = check_published(plan, uri)
-        if done:                                                 # a kill may have come before these last words
+        if done:                                      # a kill may have come before these last words
             take_up()
             shutil.rmtree(store, ignore_errors=True)
         return done
@@ -290,7 +326,8 @@ def extract_published(
 
     def publish():
         layout, out, split = written_to(uri)
-        facts = {"plan": digest(plan), "codes": codes.fingerprint, "tokenizer": plan.tokenizer, "coding": codes.coding}
+        facts = {"plan": digest(plan), "codes": codes.fingerprint, "tokenizer": plan.tokenizer,
+                 "coding": codes.coding}
         used = [int((u > 0).sum()) for u in codes.usage()]
         seen = {"count": len(codes), "left_out": codes.absent.tolist(), "used": used}
         take_up()
@@ -309,7 +346,7 @@ class CaptionImages(ImageSource):
 
     @cached_property
     def _stats(self):
-        stats = np.full((len(self), 2), -1, np.int64)                        # so it stays where there is no picture
+        stats = np.full((len(self), 2), -1, np.int64)        # so it stays where there is no picture
         files = {i: file for i in range(len(self)) if (file := self._file(i))}
         if files: stats[list(files)] = stats_of(list(files.values()))
         return stats
@@ -344,7 +381,8 @@ def extract_text(
     "Write (or complete) the caption features; all processes of a run call it together."
     processes = processes or Processes()
     with _own_store(path, processes, lambda: sweep_aside(path)):
-        writer = extract_features(encoder, captions, path, rank=processes.rank, world=processes.world, **options)
+        writer = extract_features(encoder, captions, path, rank=processes.rank,
+                                  world=processes.world, **options)
         def finish(): writer.finish()
         processes.wait()
         processes.together(finish)
@@ -354,7 +392,7 @@ def is_recorded(
     path:str|Path,    # a store
     **facts,          # codes= or features=: its fingerprint
 ) -> bool:
-    "Whether the store's run.json is of this very store: then it was finished before, and the record stays."
+    "Whether the run.json is of this very store: then it was finished before, and it stays."
     try: run = load_card(Path(path) / "run.json")
     except BadInput: return False
     return all(run.get(name) == value for name, value in facts.items())

@@ -37,8 +37,8 @@ class Share(NamedTuple):
     "This process's part of every batch."
     rank: int = 0
     world: int = 1
-    accumulate: int = 1 # chunks a process works through in a step
-    exact: int = 0      # chunks of a step whoever works through them, see `Recipe.exact`; 0: as many as there are
+    accumulate: int = 1  # chunks a process works through in a step
+    exact: int = 0  # chunks of a step, whoever works on them, see `Recipe.exact`; 0: as many as are
 
     def check(self, batch:int):
         "The batch must be divisible, or means of means would not be the mean."
@@ -49,7 +49,8 @@ class Share(NamedTuple):
         check(is_whole, "batch", batch, message)
 
     def _check_exact(self, batch:int):
-        check(self.exact >= self.world, "exact", self.exact, f"must be at least {self.world}, one for each process")
+        check(self.exact >= self.world, "exact", self.exact,
+              f"must be at least {self.world}, one for each process")
         cut = f"must be 1 with exact={self.exact}, which says how a batch is cut"
         check(self.accumulate == 1, "accumulate", self.accumulate, cut)
         check(batch % self.exact == 0, "batch", batch, f"must be a multiple of exact={self.exact}")
@@ -61,9 +62,10 @@ class Share(NamedTuple):
 
     @property
     def own(self) -> range:
-        "This process's chunks: every so-manieth; of an exact run's neighbours, and one more or less than others have."
+        "This process's chunks: every so-manieth; of an exact run neighbours, give or take one."
         if not self.exact: return range(self.rank, self.chunks, self.world)
-        return range(self.exact * self.rank // self.world, self.exact * (self.rank + 1) // self.world)
+        return range(self.exact * self.rank // self.world,
+                     self.exact * (self.rank + 1) // self.world)
 
     def size(self, batch:int) -> int:
         "Rows of a micro-batch."
@@ -87,16 +89,17 @@ class Share(NamedTuple):
 # %% ../../nbs/training/515_feed.ipynb #f1b93ddc
 def visit(index, epochs, device="cpu") -> At:
     "The address of draws about examples `index` (b,) in their `epochs` (b,)."
-    ids, when = (torch.as_tensor(np.asarray(x), dtype=torch.int64, device=device) for x in (index, epochs))
+    ids, when = (torch.as_tensor(np.asarray(x), dtype=torch.int64, device=device)
+                 for x in (index, epochs))
     return At(ids, step=when[:, None, None])
 
 # %% ../../nbs/training/515_feed.ipynb #b68b6239
 class Data:
     "What the trainer needs to know of a training set."
-    fingerprint: str                         # the same as long as the examples are
-    times: str = ""                          # when their files were last changed, in one word; "" where there are none
-    streaming: bool = False                  # can only be read front to back, by `items` and `collate`
-    bad: list[BadItem]|tuple[()] = ()        # items left out so far
+    fingerprint: str                      # the same as long as the examples are
+    times: str = ""       # when their files were last changed, in one word; "" where there are none
+    streaming: bool = False               # can only be read front to back, by `items` and `collate`
+    bad: list[BadItem]|tuple[()] = ()     # items left out so far
 
     def __len__(self) -> int: raise TypeError(f"{type(self).__name__} must define __len__")
 
@@ -121,7 +124,7 @@ class Data:
         raise TypeError(f"{type(self).__name__} must define collate")
 
 class Feed(torch.utils.data.Dataset):
-    "`feed[k]` = micro-batch k: ((index, epochs, tensors), bad items met so far), or the error in its way."
+    "`feed[k]` = micro-batch k: ((index, epochs, tensors), bad items so far), or its error."
     def __init__(self, data:Data, batch:int, seed:int, share:Share=Share()):
         share.check(batch)
         check(data.streaming or len(data) > 0, "data", data.fingerprint, "holds no examples")
@@ -150,8 +153,9 @@ def _read_on(feed:Feed, lane:int, seen:int):
         epoch += 1
 
 def _own(feed:Feed, start:int):
-    "(item, epoch) of this process's rows, from step `start` on; a batch has its lanes one after the other."
-    rows, mine = feed.batch // feed.lanes, feed.share.stretch(feed.batch)     # of a lane; of this process
+    "(item, epoch) of this process's rows, from step `start` on; a batch's lanes follow each other."
+    # of a lane; of this process
+    rows, mine = feed.batch // feed.lanes, feed.share.stretch(feed.batch)
     lanes = range(mine[0] // rows, mine[-1] // rows + 1)
     pairs = {lane: _read_on(feed, lane, start * rows) for lane in lanes}
     while True:

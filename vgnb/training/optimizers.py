@@ -16,7 +16,7 @@ from .recipes import Optim
 
 # %% ../../nbs/training/527_optimizers.ipynb #80dc2c38
 class Lars(torch.optim.Optimizer):
-    "Momentum; a matrix moves by a share of its own length, a vector by its gradient (arXiv 1708.03888)."
+    "Momentum; matrices move by a share of their length, vectors by gradients (arXiv 1708.03888)."
     def __init__(self,
         params,
         lr:float,
@@ -24,7 +24,8 @@ class Lars(torch.optim.Optimizer):
         weight_decay:float=0.0,
         trust:float=1e-3,    # length of a matrix's step at rate 1, as a fraction of its own
     ):
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust))
+        super().__init__(params,
+                         dict(lr=lr, momentum=momentum, weight_decay=weight_decay, trust=trust))
         self.found_inf = None    # 0-d, above 0: this step changes nothing
 
     @torch.no_grad()
@@ -51,9 +52,10 @@ class Lars(torch.optim.Optimizer):
 _OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    "Fused Adam or AdamW, or Lars, over one group; decay for tensors with two axes or more, or for all."
+    "Fused Adam or AdamW, or Lars, over one group; decay for tensors of two axes or more, or all."
     def is_decayed(name, p):
-        return (p.dim() >= 2 or optim.decay_vectors) and set(name.split(".")).isdisjoint(optim.undecayed)
+        return ((p.dim() >= 2 or optim.decay_vectors)
+                and set(name.split(".")).isdisjoint(optim.undecayed))
     decayed = [p for name, p in named.items() if is_decayed(name, p)]
     plain = [p for name, p in named.items() if not is_decayed(name, p)]
     with_decay = ((decayed, optim.weight_decay), (plain, 0.0))
@@ -63,13 +65,13 @@ def make_optimizer(optim:Optim, named:dict[str, nn.Parameter]) -> torch.optim.Op
 
 @torch.no_grad()
 def gradient_norm(params) -> Tensor:
-    "L2 norm of all gradients together (0-d), of those that are held in pieces, too: every process must ask."
+    "L2 norm of all gradients together (0-d), held in pieces or not: every process must ask."
     grads = [p.grad for p in params if p.grad is not None]
     return assembled(torch.nn.utils.get_total_norm(grads)) if grads else torch.zeros(())
 
 @torch.no_grad()
 def clipped_sum(params, norm:Tensor, clip:float) -> Tensor:
-    "What RandAR's script calls the gradient norm (0-d): every tensor's own L2 norm after clipping, summed."
+    "What RandAR's script calls gradient norm (0-d): each tensor's L2 norm after clipping, summed."
     grads = [p.grad for p in params if p.grad is not None]
     total = assembled(torch.stack(torch._foreach_norm(grads))).sum() if grads else torch.zeros(())
     return total * (clip / (norm + 1e-6)).clamp(max=1) if clip else total
@@ -88,7 +90,7 @@ def guarded_step(
 
 # %% ../../nbs/training/527_optimizers.ipynb #9567ef83
 def _averaged_twice(module:nn.Module) -> tuple[str, ...]:
-    "Weights that the published loops visit under two names: those a model with `compat` says are `tied` to its head."
+    "Weights that published loops visit by two names: those `tied` to the head of a `compat` model."
     compat = getattr(getattr(module, "config", None), "compat", None)
     return getattr(module, "tied", ()) if compat else ()
 
@@ -97,9 +99,11 @@ class Average:
     def __init__(self, module:nn.Module, decay:float):
         self.module, self.decay = module, decay
         live = self._state()
-        self.names = {id(t): k for k, t in reversed(list(live.items()))}     # each storage once, under its first name
+        # each storage once, under its first name
+        self.names = {id(t): k for k, t in reversed(list(live.items()))}
         self.shadow = {k: t.detach().clone() for k, t in live.items() if self.names[id(t)] == k}
-        self.smooth = [k for k in self.shadow if isinstance(live[k], nn.Parameter) or self._is_statistic(k, live[k])]
+        self.smooth = [k for k in self.shadow
+                       if isinstance(live[k], nn.Parameter) or self._is_statistic(k, live[k])]
 
     def _state(self) -> dict[str, Tensor]: return self.module.state_dict(keep_vars=True)
 
@@ -114,9 +118,10 @@ class Average:
         if ok.device.type == "cpu" and not ok: return
         live = self._state()
         share = (1 - self.decay) * ok.float()
-        live = {k: held(t.detach()) for k, t in live.items()}          # each process averages what it holds
+        live = {k: held(t.detach()) for k, t in live.items()}  # each process averages what it holds
         shadow = {k: held(t) for k, t in self.shadow.items()}
-        for k in shadow.keys() - set(self.smooth): shadow[k].copy_(torch.where(ok, live[k], shadow[k]))
+        for k in shadow.keys() - set(self.smooth):
+            shadow[k].copy_(torch.where(ok, live[k], shadow[k]))
         gap = torch._foreach_sub([live[k] for k in self.smooth], [shadow[k] for k in self.smooth])
         torch._foreach_mul_(gap, share)
         torch._foreach_add_([shadow[k] for k in self.smooth], gap)
@@ -134,7 +139,7 @@ class Average:
 _MEASURED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 class Undo:
-    "What forward passes change besides the gradients: kept at the start of a step, put back if it is skipped."
+    "What forward passes change but gradients: kept at a step's start, put back if it is skipped."
     def __init__(self,
         modules:dict[str, nn.Module],
         written:set[nn.Parameter]=frozenset(), # trained parameters that forward passes write to
@@ -142,21 +147,24 @@ class Undo:
         self.places:list[tuple[dict, str]] = []
         seen = set()
         for owner in (part for module in modules.values() for part in module.modules()):
-            for place, k in [(entries, k) for entries in (owner._buffers, owner._parameters) for k in entries]:
+            for place, k in [(entries, k) for entries in (owner._buffers, owner._parameters)
+                             for k in entries]:
                 t = place[k]
                 only_learnt = isinstance(t, nn.Parameter) and t.requires_grad and t not in written
                 if t is None or only_learnt or id(t) in seen: continue
                 seen.add(id(t))
                 self.places.append((place, k))
         self.saved:list[Tensor] = []
-        self.watched:list[int]|None = None       # places of those that were finite at first: masks may hold -inf
+        # places of those that were finite at first: masks may hold -inf
+        self.watched:list[int]|None = None
 
     def _live(self) -> list[Tensor]: return [held(place[k].detach()) for place, k in self.places]
 
     def _sizes(self, live:list[Tensor]) -> Tensor|None:
         "The largest magnitudes of what is watched."
         floats = [live[i] for i in self.watched]
-        return torch.stack([x.float() for x in torch._foreach_norm(floats, math.inf)]) if floats else None
+        if floats: return torch.stack([x.float() for x in torch._foreach_norm(floats, math.inf)])
+        return None
 
     @torch.no_grad()
     def keep(self):
@@ -192,15 +200,17 @@ class Guard:
     "Skipped steps in all and in a row, and the loss scale of fp16."
     def __init__(self, device, fp16:bool=False):
         self.fp16 = fp16
-        self.skipped, self.streak, self.good, self.bad = (torch.zeros((), device=device) for _ in range(4))
-        self.lost, self.broken = (torch.zeros((), device=device) for _ in range(2))   # numbers that are not finite
+        self.skipped, self.streak, self.good, self.bad = (torch.zeros((), device=device)
+                                                          for _ in range(4))
+        # numbers that are not finite
+        self.lost, self.broken = (torch.zeros((), device=device) for _ in range(2))
         self.scale = torch.full((), 2.0 ** 16 if fp16 else 1.0, device=device)
 
     def allow(self,
         norms:list[tuple[Tensor, Optim]], # of the groups about to move
         bad:Tensor|None=None,             # 0-d: more than 0 if a loss was not finite
         step:int=0,                       # finished steps
-        clipped:list[Tensor]|None=None,   # `clipped_sum` of the groups: the published rule, in place of the norm
+        clipped:list[Tensor]|None=None,   # `clipped_sum` of the groups: the published rule, no norm
     ) -> Tensor: # 0-d bool
         "Whether this phase may step."
         ok = torch.ones((), dtype=torch.bool, device=self.bad.device) if bad is None else bad == 0

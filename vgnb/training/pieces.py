@@ -13,11 +13,11 @@ from torch import Tensor
 
 # %% ../../nbs/training/519_pieces.ipynb #24d1a3da
 def cut(
-    t:Tensor,                      # whole
-    placements:Sequence,           # for each axis of the mesh: `Shard(axis of the tensor)` or `Replicate()`
-    mesh:Sequence[int],            # processes along each axis
-    at:Sequence[int],              # which one is meant
-) -> Tensor:                       # a view
+    t:Tensor,              # whole
+    placements:Sequence,   # for each axis of the mesh: `Shard(axis of the tensor)` or `Replicate()`
+    mesh:Sequence[int],    # processes along each axis
+    at:Sequence[int],      # which one is meant
+) -> Tensor:               # a view
     "The piece of a tensor that one process of a mesh holds."
     for placement, size, i in zip(placements, mesh, at):
         if not placement.is_shard(): continue
@@ -27,7 +27,9 @@ def cut(
 
 # %% ../../nbs/training/519_pieces.ipynb #eeb2a0e7
 def _is_piece(t:Tensor) -> bool:
-    "Whether other processes hold pieces of it. (Torch's room for that takes seconds to import, so nobody does before.)"
+    """Whether other processes hold pieces of it.
+
+    (Torch's room for that takes seconds to import, so nobody does before.)"""
     room = sys.modules.get("torch.distributed.tensor")
     return room is not None and isinstance(t, room.DTensor)
 
@@ -40,17 +42,20 @@ def assembled(t:Tensor) -> Tensor:
     return t.full_tensor() if _is_piece(t) else t
 
 def piece_like(t:Tensor, like:Tensor) -> Tensor:
-    "A whole tensor as another one is held: on its device, and cut where that is cut. Other shapes are left whole."
+    """A whole tensor as another one is held: on its device, and cut where that is cut.
+
+    Other shapes are left whole."""
     to_cut = _is_piece(like) and not _is_piece(t) and t.shape == like.shape
     if not to_cut: return t.to(like.device)
     mesh = like.device_mesh
     own = cut(t, like.placements, mesh.shape, mesh.get_coordinate()).to(like.device).contiguous()
-    return type(like).from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    return type(like).from_local(own, mesh, like.placements, run_check=False, shape=like.shape,
+                                 stride=like.stride())
 
 # %% ../../nbs/training/519_pieces.ipynb #74770deb
 def consolidated(
     files:dict[str, dict[str, Tensor]],   # by file, by name
-    keep:bool,                            # whether this process wants them; the others only send their pieces
+    keep:bool,                  # whether this process wants them; the others only send their pieces
 ) -> dict[str, dict[str, Tensor]]:        # pieces of others that nobody wants here are left out
     "Whole tensors for the files of a checkpoint; every process must ask."
     known, out = {}, {file: {} for file in files}

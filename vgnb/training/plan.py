@@ -45,13 +45,13 @@ PEAKS = {     # GPU -> (bf16 and fp16, fp32) dense TFLOP/s
 @dataclass(frozen=True)
 class Cluster:
     "The GPUs that a run is planned for, and what is assumed of them."
-    world: int = 8            # processes, one a GPU, on all nodes together
-    per_node: int = 8         # GPUs of a node
-    shard: int|None = None    # GPUs that share one copy of the weights in HSDP; None = those of a node
-    peak: str = "h100"        # what a GPU can compute: a100, h100, h200, b200, or a number of TFLOP/s
-    mfu: float = 0.4          # the share of that which training reaches
-    examples: int|None = None # of the training set; None = those of the data, without data ImageNet's 1,281,167
-    views: int = 10           # of each picture in a code store; without data
+    world: int = 8          # processes, one a GPU, on all nodes together
+    per_node: int = 8       # GPUs of a node
+    shard: int|None = None    # GPUs that share a copy of the weights in HSDP; None = a node's
+    peak: str = "h100"      # what a GPU can compute: a100, h100, h200, b200, or a number of TFLOP/s
+    mfu: float = 0.4        # the share of that which training reaches
+    examples: int|None = None # of the training set; None = the data's, or ImageNet's 1,281,167
+    views: int = 10         # of each picture in a code store; without data
 
     def __post_init__(self):
         for name in ("world", "per_node", "views"): check_int(name, getattr(self, name), 1)
@@ -60,7 +60,8 @@ class Cluster:
         check(self.mfu > 0, "mfu", self.mfu, "must be above 0")
         if self.shard is not None:
             check_int("shard", self.shard, 2)
-            check(self.world % self.shard == 0, "shard", self.shard, f"must divide world={self.world}")
+            check(self.world % self.shard == 0, "shard", self.shard,
+                  f"must divide world={self.world}")
         self.peak_of("bf16")
 
     def peak_of(self, precision:str) -> float:
@@ -68,14 +69,15 @@ class Cluster:
         try: return check_float("peak", float(self.peak), 1e-3)
         except ValueError:
             check_choice("peak", self.peak, (*PEAKS, "a number of TFLOP/s"))
-            check(self.peak in PEAKS, "peak", self.peak, f"must be one of {', '.join(PEAKS)}, or a number of TFLOP/s")
+            check(self.peak in PEAKS, "peak", self.peak,
+                  f"must be one of {', '.join(PEAKS)}, or a number of TFLOP/s")
             return PEAKS[self.peak][precision == "fp32"]
 
     @property
     def nodes(self) -> int: return -(-self.world // self.per_node)
 
     def ways(self, kind:str, exact:int=0) -> dict[str, int]:
-        "{how weights can lie: processes that share a copy}; only generators are shared out, and not in exact runs."
+        "{how weights lie: processes that share a copy}; only generators, and not in exact runs."
         found = {"one GPU": 1} | ({"data parallel": 1} if self.world > 1 else {})
         if self.world == 1 or kind != "generator" or exact: return found
         found["sharded"] = self.world
@@ -93,7 +95,8 @@ def _attention_back(grad, q, k, v, *args, out_val=None, **kw):
 
 _FLOPS = {
     **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        _aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_back}
 
 def _answer(t:Tensor):
@@ -110,7 +113,7 @@ class Ledger(TorchDispatchMode):
         self.widths, self.flops, self.total = widths, 0, 0
         self.held:dict[int, tuple] = {}            # storage -> (kind, bytes, what strikes it out)
         self.now = dict.fromkeys(KINDS, 0)
-        self.fullest, self.besides = dict(self.now), dict(self.now)    # all; the most besides gradients
+        self.fullest, self.besides = dict(self.now), dict(self.now)    # all; most but gradients
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -135,7 +138,8 @@ class Ledger(TorchDispatchMode):
         storage = t.untyped_storage()
         key = storage._cdata
         if key in self.held: return
-        self.held[key] = kind, storage.nbytes(), weakref.ref(storage, lambda _: self._strike_out(key))
+        gone = weakref.ref(storage, lambda _: self._strike_out(key))
+        self.held[key] = kind, storage.nbytes(), gone
         self._add(kind, storage.nbytes())
 
     def move(self, t:Tensor, kind:str):
@@ -152,7 +156,8 @@ class Ledger(TorchDispatchMode):
         self.total += size
         if self.total > sum(self.fullest.values()): self.fullest = dict(self.now)
         rest = self.total - self.now["gradients"]
-        if rest > sum(self.besides.values()) - self.besides["gradients"]: self.besides = dict(self.now)
+        if rest > sum(self.besides.values()) - self.besides["gradients"]:
+            self.besides = dict(self.now)
 
     def _strike_out(self, key:int):
         kind, size, _ = self.held.pop(key)
@@ -166,15 +171,17 @@ def shapes_of(recipe:Recipe) -> Task:
         model = kinds[kind_of(recipe.model)].build(recipe.model)
         if recipe.kind == "generator": task:Task = GeneratorTask(model)
         else:
-            objective = kinds[kind_of(recipe.loss)].build(recipe.loss, weights=None, size=recipe.augment.size)
+            objective = kinds[kind_of(recipe.loss)].build(recipe.loss, weights=None,
+                                                          size=recipe.augment.size)
             task = TokenizerTask(model, objective, recipe.free_steps, recipe.kmeans)
     for module in task.modules.values(): module.train()
     return task
 
 def _claim_a_place(modules:list[nn.Module]):
-    "Tensors on the meta device become tensors without entries that claim to be the CPU's; ties stay."
+    "Tensors on the meta device become the CPU's, as they claim, without entries; ties stay."
     made:dict[int, tuple[Tensor, Tensor]] = {}
-    places = [place for module in modules for part in module.modules() for place in (part._parameters, part._buffers)]
+    places = [place for module in modules for part in module.modules()
+              for place in (part._parameters, part._buffers)]
     for place in places:
         for name, t in place.items():
             if t is None or not t.is_meta: continue
@@ -185,9 +192,10 @@ def _claim_a_place(modules:list[nn.Module]):
             place[name] = made[id(t)][0]
 
 def _memos(recipe:Recipe) -> dict[int, tuple]:
-    "Functions that remember results, with how many: the library's, and those beside the recipe's model."
+    "Functions that remember results, with how many: the library's, and beside the recipe's model."
     own = type(recipe.model).__module__
-    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] == "vgnb" or name == own]
+    modules = [m for name, m in sys.modules.items()
+               if name.partition(".")[0] == "vgnb" or name == own]
     named = [f for module in modules for f in vars(module).values()]
     found = [f for f in named if hasattr(f, "cache_clear") and not isinstance(f, type)]
     return {id(f): (f, f.cache_info().currsize) for f in found}
@@ -221,7 +229,8 @@ def _batch(recipe:Recipe, rows:int) -> dict[str, Tensor]:
     codes = torch.zeros(rows, math.prod(model.grid), len(vocab_of(model)), dtype=torch.long)
     if getattr(model, "condition", "class") != "text": return {"codes": codes, "labels": labels}
     text = torch.zeros(rows, model.text_tokens, model.text_dim)
-    return {"codes": codes, "text": text, "mask": torch.ones(rows, model.text_tokens, dtype=torch.bool)}
+    return {"codes": codes, "text": text,
+            "mask": torch.ones(rows, model.text_tokens, dtype=torch.bool)}
 
 def vocab_of(model) -> tuple[int, ...]:
     "Codebook sizes of a generator's configuration, one a level."
@@ -232,7 +241,8 @@ def _logit_widths(recipe:Recipe, task:Task) -> frozenset[int]:
     if recipe.kind == "tokenizer": return frozenset()
     matrices = [p.shape for m in task.modules.values() for p in m.parameters() if p.dim() == 2]
     inner = {shape[1] for shape in matrices}
-    vocabs, more = vocab_of(recipe.model), getattr(recipe.model, "classes", 0) + 8     # classes, masks, a null
+    # classes, masks, a null
+    vocabs, more = vocab_of(recipe.model), getattr(recipe.model, "classes", 0) + 8
     return frozenset({n for n, _ in matrices if any(v <= n <= v + more for v in vocabs)} - inner)
 
 # %% ../../nbs/training/548_plan.ipynb #a26353b0
@@ -247,7 +257,7 @@ def trace(
     rows:int,            # of the micro-batch
     later:bool=False,    # gradients of earlier micro-batches are there already
 ) -> Trace:
-    "Take the passes of a step without numbers: one late in the run, when all that is trained takes part."
+    "Take the passes of a step without numbers: a late one, when all that is trained takes part."
     task = shapes_of(recipe)
     step = max(0, recipe.steps - 2)
     ledger = Ledger(_logit_widths(recipe, task))
@@ -260,7 +270,8 @@ def trace(
         return Trace(ledger.fullest, ledger.besides, ledger.flops)
 
 def _enter_modules(ledger:Ledger, task:Task):
-    trained = [p for module in task.modules.values() for p in module.parameters() if p.requires_grad]
+    trained = [p for module in task.modules.values() for p in module.parameters()
+               if p.requires_grad]
     for p in trained:
         ledger.enter(p, "weights")
         p.register_post_accumulate_grad_hook(lambda p: ledger.move(p.grad, "gradients"))
@@ -274,23 +285,25 @@ def _passes(ledger:Ledger, recipe:Recipe, task:Task, groups:dict, batch:dict, at
         for p in (p for g in phase.zero for p in groups[g]):
             p.grad = torch.empty_like(p) if later else None
             if later: ledger.move(p.grad, "gradients")
-        with autocast(torch.device("cpu"), recipe.precision): total = task.loss(phase, batch, carry, draws, at).total
+        with autocast(torch.device("cpu"), recipe.precision):
+            total = task.loss(phase, batch, carry, draws, at).total
         if total.requires_grad: total.backward()
         del total
 
 # %% ../../nbs/training/548_plan.ipynb #b3841a43
 def recomputing(model, on:bool):
-    "A configuration whose blocks run again in the backward pass, or don't; None where there is no such choice."
+    "A configuration whose blocks run again in the backward pass, or don't; None without a choice."
     if hasattr(model, "recompute"): return changed(model, recompute=on)
     parts = {f.name: getattr(model, f.name) for f in fields(model)}
-    inner = [name for name, part in parts.items() if is_dataclass(part) and hasattr(part, "recompute")]
+    inner = [name for name, part in parts.items()
+             if is_dataclass(part) and hasattr(part, "recompute")]
     return changed(model, **{inner[0]: {"recompute": on}}) if inner else None
 
 # %% ../../nbs/training/548_plan.ipynb #41f9e7d8
 class Sizes(NamedTuple):
     "Bytes of a task that don't depend on the batch."
     weights: int     # what is trained
-    frozen: int      # what is not: buffers, helpers; and the copies kept of what forward passes change
+    frozen: int   # what is not: buffers, helpers; and the copies kept of what forward passes change
     optimizer: int   # its memories
     average: int     # averaged weights
     gap: int         # what an average needs while it moves
@@ -308,7 +321,8 @@ def sizes_of(recipe:Recipe, task:Task) -> Sizes:
     helpers = [t for module in task.helpers for t in (*module.parameters(), *module.buffers())]
     undo = Undo(task.modules, task.written())
     kept = [place[name] for place, name in undo.places]
-    others = [p for p in every if not p.requires_grad] + [b for module in modules for b in module.buffers()]
+    others = [p for p in every if not p.requires_grad] + [b for module in modules
+                                                          for b in module.buffers()]
 
     beside, memories = list(task.modules)[1:], 0
     for group, named in parameter_groups(task).items():
@@ -318,12 +332,13 @@ def sizes_of(recipe:Recipe, task:Task) -> Sizes:
     averages = [t for module in averaged for t in module.state_dict(keep_vars=True).values()]
     blocks = [_bytes(block.parameters()) for module in modules for block in blocks_of(module)]
     saved = _bytes(t for module in modules for t in module.state_dict(keep_vars=True).values())
-    return Sizes(_bytes(trained), _bytes([*others, *helpers]) + _bytes(kept), memories, _bytes(averages),
-                 _bytes(p for p in averages if isinstance(p, nn.Parameter)), max(blocks, default=0),
-                 _bytes(trained) - sum(blocks), saved)
+    return Sizes(_bytes(trained), _bytes([*others, *helpers]) + _bytes(kept), memories,
+                 _bytes(averages), _bytes(p for p in averages if isinstance(p, nn.Parameter)),
+                 max(blocks, default=0), _bytes(trained) - sum(blocks), saved)
 
 # %% ../../nbs/training/548_plan.ipynb #7a5f780d
-PARTS = ("weights", "gradients", "optimizer", "average", "frozen", "exchange", "casts", "activations", "logits")
+PARTS = ("weights", "gradients", "optimizer", "average", "frozen", "exchange", "casts",
+         "activations", "logits")
 
 def memory(
     sizes:Sizes,
@@ -336,8 +351,8 @@ def memory(
 ) -> dict[str, int]:
     "Bytes of a GPU by part, at its fullest moment."
     def piece(size): return -(-size // pieces)
-    kept = {"weights": piece(sizes.weights), "optimizer": piece(sizes.optimizer), "average": piece(sizes.average),
-            "frozen": sizes.frozen}
+    kept = {"weights": piece(sizes.weights), "optimizer": piece(sizes.optimizer),
+            "average": piece(sizes.average), "frozen": sizes.frozen}
     passes = found.besides if pieces > 1 else found.fullest
     gradients, exchange = passes["gradients"], sizes.weights * (way == "data parallel")
     if pieces > 1:
@@ -346,8 +361,8 @@ def memory(
     gradients += sums * sizes.weights
     passing = {k: passes[k] * waiting for k in ("casts", "activations", "logits")}
     during = passing | {"gradients": gradients, "exchange": exchange}
-    after = {"gradients": piece(sizes.weights), "exchange": sizes.weights * (way == "data parallel"),
-             "activations": piece(sizes.gap)}
+    after = {"gradients": piece(sizes.weights),
+             "exchange": sizes.weights * (way == "data parallel"), "activations": piece(sizes.gap)}
     fuller = max(during, after, key=lambda parts: sum(parts.values()))
     return {part: (kept | fuller).get(part, 0) for part in PARTS}
 
@@ -381,7 +396,8 @@ def data_order(
             share = Share(rank, world, accumulate, exact)
             for micro in range(len(share.own)):
                 rows = share.rows(batch, micro)
-                taken |= {place: (int(index[place]), int(epochs[place])) for place in range(rows.start, rows.stop)}
+                taken |= {place: (int(index[place]), int(epochs[place]))
+                          for place in range(rows.start, rows.stop)}
                 if step == 0 and micro == 0: first[rank] = index[rows][:4].tolist()
         joined += [taken[place] for place in range(batch)]
     return digest("order", joined)[:16], first
@@ -392,7 +408,8 @@ def _parameters(task:Task) -> dict[str, int]:
     found, seen = {}, set()
     for name, module in task.modules.items():
         for path, p in module.named_parameters():
-            part = f"{name}.{path.partition('.')[0]}" if len(task.modules) > 1 else path.partition(".")[0]
+            part = (f"{name}.{path.partition('.')[0]}" if len(task.modules) > 1
+                    else path.partition(".")[0])
             if id(p) not in seen: found[part] = found.get(part, 0) + p.numel()
             seen.add(id(p))
     helping = sum(p.numel() for helper in task.helpers for p in helper.parameters())
@@ -407,7 +424,8 @@ def _data(recipe:Recipe, cluster:Cluster, examples:int) -> dict[str, int]:
     row = math.prod(store.row[1:]) * store.dtype.itemsize
     size = examples * (16 + cluster.views * row)
     captioned = getattr(model, "condition", "class") == "text"
-    if captioned: each["caption_bytes_at_most"] = examples * 2 * model.text_tokens * model.text_dim     # float16
+    # float16
+    if captioned: each["caption_bytes_at_most"] = examples * 2 * model.text_tokens * model.text_dim
     return each | {
         "store_bytes": size, "views": cluster.views,
         "shards_a_node": -(-examples // store.shard_size),
@@ -415,8 +433,10 @@ def _data(recipe:Recipe, cluster:Cluster, examples:int) -> dict[str, int]:
 
 def _variants(recipe:Recipe) -> dict[str, Recipe]:
     "{how activations are kept: the recipe}; one where there is no choice."
-    both = {name: recomputing(recipe.model, on) for name, on in (("kept", False), ("recomputed", True))}
-    return {name: replace(recipe, model=model) for name, model in both.items() if model} or {"kept": recipe}
+    both = {name: recomputing(recipe.model, on)
+            for name, on in (("kept", False), ("recomputed", True))}
+    return ({name: replace(recipe, model=model) for name, model in both.items() if model}
+            or {"kept": recipe})
 
 # %% ../../nbs/training/548_plan.ipynb #26661c49
 def _most(share:Share) -> int:
@@ -430,7 +450,7 @@ def _needs(
     share:Share,
     ways:dict[str, int],          # of `Cluster.ways`
 ) -> tuple[dict, dict[str, int]]:
-    "({way: {how activations are kept: bytes by part}}, {how activations are kept: operations of a micro-batch})."
+    "({way: {activations kept: bytes by part}}, {activations kept: operations of a micro-batch})."
     rows, traces = share.size(recipe.batch), {}
     def found(name, later):
         if (name, later) not in traces: traces[name, later] = trace(variants[name], rows, later)
@@ -439,10 +459,13 @@ def _needs(
     def need(way, pieces):
         own = Share(0, 1, share.chunks, share.exact) if way == "one GPU" else share
         micros = _most(own)
-        # an exact step sets gradients aside; what its forward passes ask each other waits for the last of them
-        sums, waiting = (most_nodes(own), micros if recipe.kind == "tokenizer" else 1) if recipe.exact else (0, 1)
+        # an exact step sets gradients aside; what its forward passes ask each other waits for the
+        # last of them
+        sums, waiting = ((most_nodes(own), micros if recipe.kind == "tokenizer" else 1)
+                         if recipe.exact else (0, 1))
         later = micros > 1 and not recipe.exact
-        return {name: memory(sizes, found(name, later), way, pieces, micros, sums, waiting) for name in variants}
+        return {name: memory(sizes, found(name, later), way, pieces, micros, sums, waiting)
+                for name in variants}
 
     needs = {way: need(way, pieces) for way, pieces in ways.items()}
     return needs, {name: traces[name, later].flops for name, later in traces}
@@ -463,25 +486,30 @@ def plan_run(
     ways = cluster.ways(recipe.kind, recipe.exact)
     needs, flops = _needs(recipe, variants, sizes, share, ways)
     own = next(name for name, r in variants.items() if r.model == recipe.model)
-    fits = {way: {name: {str(gib): rows_that_fit(parts, rows, gib) for gib in GPUS} for name, parts in found.items()}
+    fits = {way: {name: {str(gib): rows_that_fit(parts, rows, gib) for gib in GPUS}
+                  for name, parts in found.items()}
             for way, found in needs.items()}
 
     peak = cluster.peak_of(recipe.precision)
     seconds = flops[own] * micros / (peak * 1e12 * cluster.mfu)
     checkpoint = sizes.saved + sizes.average + sizes.optimizer
-    name, first = data_order(recipe.batch, examples, recipe.seed, cluster.world, accumulate, recipe.exact)
-    return {
-        "recipe": recipe.name, "kind": recipe.kind, "model": kind_of(recipe.model), "parameters": _parameters(task),
-        "run": {"steps": recipe.steps, "batch": recipe.batch, "world": cluster.world, "nodes": cluster.nodes,
-                "accumulate": micros, "rows": rows, "precision": recipe.precision, "seed": recipe.seed,
-                "samples": recipe.steps * recipe.batch, "epochs": recipe.steps * recipe.batch / examples},
-        "activations": own, "pieces": ways, "memory": needs, "rows_that_fit": fits,
-        "compute": {"flops_a_step": flops[own] * share.chunks, "peak_tflops": peak, "gpu": cluster.peak,
-                    "mfu": cluster.mfu, "seconds_a_step": seconds, "days": seconds * recipe.steps / 86400},
-        "data": _data(recipe, cluster, examples),
-        "checkpoint": {"bytes": checkpoint, "keep": keep, "kept_bytes": keep * checkpoint,
-                       "model_bytes": sizes.saved + sizes.average},
-        "order": {"digest": name, "first_ids": first}}
+    name, first = data_order(recipe.batch, examples, recipe.seed, cluster.world,
+                             accumulate, recipe.exact)
+    return {"recipe": recipe.name, "kind": recipe.kind, "model": kind_of(recipe.model),
+            "parameters": _parameters(task),
+            "run": {"steps": recipe.steps, "batch": recipe.batch,
+                    "world": cluster.world, "nodes": cluster.nodes,
+                    "accumulate": micros, "rows": rows, "precision": recipe.precision,
+                    "seed": recipe.seed, "samples": recipe.steps * recipe.batch,
+                    "epochs": recipe.steps * recipe.batch / examples},
+            "activations": own, "pieces": ways, "memory": needs, "rows_that_fit": fits,
+            "compute": {"flops_a_step": flops[own] * share.chunks, "peak_tflops": peak,
+                        "gpu": cluster.peak, "mfu": cluster.mfu, "seconds_a_step": seconds,
+                        "days": seconds * recipe.steps / 86400},
+            "data": _data(recipe, cluster, examples),
+            "checkpoint": {"bytes": checkpoint, "keep": keep, "kept_bytes": keep * checkpoint,
+                           "model_bytes": sizes.saved + sizes.average},
+            "order": {"digest": name, "first_ids": first}}
 
 # %% ../../nbs/training/548_plan.ipynb #573366a5
 def _size(n:float) -> str:
@@ -509,7 +537,8 @@ def _memory_lines(plan:dict) -> list[str]:
     most = max(sum(plan["memory"][way][kept].values()) for way, kept in columns)
     unit, size = ("GiB", _GIB) if most > _GIB / 2 else ("MiB", 2 ** 20)
     lines = [unit.ljust(13) + "".join(f"{head:>15}" for head in heads)]
-    if len(columns) > len(pieces): lines.append(" " * 13 + "".join(f"{kept:>15}" for _, kept in columns))
+    if len(columns) > len(pieces):
+        lines.append(" " * 13 + "".join(f"{kept:>15}" for _, kept in columns))
     for part in PARTS:
         row = [plan["memory"][way][kept][part] / size for way, kept in columns]
         if any(row): lines.append(f"{part:13}" + "".join(f"{n:15.2f}" for n in row))
@@ -520,7 +549,8 @@ def _memory_lines(plan:dict) -> list[str]:
         lines.append(f"rows, {gib}".ljust(13) + "".join(f"{n or 'none':>15}" for n in most))
     return lines
 
-def _told(head:str, *lines:str) -> list[str]: return [f"{'' if i else head:12}{line}" for i, line in enumerate(lines)]
+def _told(head:str, *lines:str) -> list[str]:
+    return [f"{'' if i else head:12}{line}" for i, line in enumerate(lines)]
 
 # %% ../../nbs/training/548_plan.ipynb #4262e2a4
 def plan_text(plan:dict) -> str:
@@ -543,19 +573,22 @@ def plan_text(plan:dict) -> str:
     return "\n".join([
         *_told("recipe", f"{plan['recipe'] or 'from a file'}: a {plan['kind']}, {plan['model']}"),
         *_told("parameters", f"{_count(total)}: {parts}"),
-        *_told("run", f"{run['steps']:,} steps x {run['batch']} = {run['samples']:,} examples = {run['epochs']:,.1f} "
-                      f"epochs of {data['examples']:,}",
-               f"{run['world']} processes on {run['nodes']} node{plural} x {run['accumulate']} {micros} x "
-               f"{run['rows']} rows, {run['precision']}; activations {plan['activations']}"),
+        *_told("run", f"{run['steps']:,} steps x {run['batch']} = {run['samples']:,} examples = "
+                      f"{run['epochs']:,.1f} epochs of {data['examples']:,}",
+               f"{run['world']} processes on {run['nodes']} node{plural} x "
+               f"{run['accumulate']} {micros} x {run['rows']} rows, {run['precision']}; "
+               f"activations {plan['activations']}"),
         *_told("a GPU holds", *_memory_lines(plan)),
         *_told("compute", f"{flops:.3g} operations a step, {flops * run['steps']:.2g} in all",
-               f"{compute['seconds_a_step']:.3g} s a step, {_duration(compute['days'])}, if {compute['mfu']:.0%} of "
-               f"{compute['peak_tflops']:g} TFLOP/s ({compute['gpu']}) are reached"),
+               f"{compute['seconds_a_step']:.3g} s a step, {_duration(compute['days'])}, "
+               f"if {compute['mfu']:.0%} of {compute['peak_tflops']:g} TFLOP/s "
+               f"({compute['gpu']}) are reached"),
         *_told("data", f"{data['examples_a_node_and_epoch']:,} examples a node and epoch", *store),
-        *_told("saved", f"a checkpoint: {_size(saved['bytes'])}; {saved['keep']} kept: {_size(saved['kept_bytes'])}, "
-                        "and one more while it is written",
+        *_told("saved", f"a checkpoint: {_size(saved['bytes'])}; {saved['keep']} kept: "
+                        f"{_size(saved['kept_bytes'])}, and one more while it is written",
                f"the model in the end: {_size(saved['model_bytes'])}"),
-        *_told("data order", f"{plan['order']['digest']}, the same on any number of processes", *taken)])
+        *_told("data order", f"{plan['order']['digest']}, the same on any number of processes",
+               *taken)])
 
 def plan_json(plan:dict) -> str:
     "A plan for programs, in one line."

@@ -38,16 +38,17 @@ def teacher_forced(
     cond:Cond,
     draws:Draws,       # orders and halves, for generators that are told one: stream "preview"
 ) -> Tensor:           # (b, n, L)
-    "The most likely code of each cell, given the true ones before it; or those of the other half, without an order."
+    "Each cell's likeliest code, given the true ones before; or of the other half, without order."
     b, n, _ = codes.shape
     if generator.plans == "nothing": return _likely(generator.logits(codes, cond))
 
-    order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)      # (b, n)
-    if generator.plans == "order":                                                         # one after the other
-        likely = _likely(generator.logits(codes, cond, Plan(order, [1] * n)))              # in that order
+    order = draws.permutation("preview", At(torch.arange(b, device=codes.device)), n)  # (b, n)
+    if generator.plans == "order":                                             # one after the other
+        likely = _likely(generator.logits(codes, cond, Plan(order, [1] * n)))  # in that order
         return torch.empty_like(codes).scatter_(1, order[..., None].expand_as(likely), likely)
 
-    half = torch.zeros(b, n, dtype=torch.bool, device=codes.device).scatter_(1, order[:, :n // 2], True)
+    half = torch.zeros(b, n, dtype=torch.bool, device=codes.device).scatter_(
+        1, order[:, :n // 2], True)
     first, second = (_likely(generator.logits(codes, cond, hidden)) for hidden in (half, ~half))
     return torch.where(half[..., None], first, second)
 
@@ -63,7 +64,7 @@ class Preview:
     "Draws `previews/step-….png` into the folder of a trainer that calls it."
     tokenizer: Tokenizer
     count: int = 8                                       # pictures a row
-    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0)) # the published script: 4
+    sampling: Sampling = field(default_factory=lambda: Sampling(guidance=3.0)) # published: 4
     seed: int = 0
     side: int = 64                                       # of a tile, pixels
 
@@ -72,13 +73,15 @@ class Preview:
         self.tokenizer.eval()
 
     def check(self, codes:Codes, generator:Generator|None=None):
-        "Raise `Mismatch` unless the tokenizer speaks these codes; `BadInput` if the generator cannot be sampled so."
+        "`Mismatch` unless the tokenizer speaks these codes; `BadInput` for an unfit generator."
         need_pixels(self.tokenizer, "a preview")
         vocab = tuple(self.tokenizer.vocab or ())
         message = f"must be the one that made the codes, of {codes.vocab}"
-        check(vocab == tuple(codes.vocab), "preview tokenizer", self.tokenizer.vocab, message, Mismatch)
+        check(vocab == tuple(codes.vocab), "preview tokenizer",
+              self.tokenizer.vocab, message, Mismatch)
         known = codes.coding in ("", self.tokenizer.coding())
-        message = "speaks other codes than these: it must be the one that made them (its decoder may be another)"
+        message = ("speaks other codes than these: "
+                   "it must be the one that made them (its decoder may be another)")
         check(known, "preview tokenizer", type(self.tokenizer).__name__, message, Mismatch)
         if generator is not None: self._check_sampled(generator)
 
@@ -99,7 +102,7 @@ def draw(self:Preview,
     title:str="",
 ) -> Image.Image:
     "The sheet for some stored codes."
-    codes = batch["codes"]                                                                            # (b, n, L)
+    codes = batch["codes"]                                                               # (b, n, L)
     cond = Cond(labels=batch.get("labels"), text=batch.get("text"), mask=batch.get("mask"))
     shape = tuple(generator.grid)
     ids, draws = torch.arange(len(codes), device=codes.device), Keyed(self.seed).fork("preview")
@@ -110,10 +113,12 @@ def draw(self:Preview,
         made = self.sampling.sampler(generator).sample(cond, ids, draws, grid=Grid(shape))
     finally: generator.train(training)
 
-    rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape)) for c in (codes, forced, made)]
+    rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape))
+            for c in (codes, forced, made)]
     blank = [""] * len(codes)
     captions = [blank, blank, class_names(batch, names) or blank]
-    return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"], side=self.side, title=title)
+    return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"],
+                      side=self.side, title=title)
 
 # %% ../../nbs/training/545_previews.ipynb #f0dc7a6b
 @patch
@@ -123,13 +128,15 @@ def origin(self:Preview,
     names:tuple[str, ...],    # of the classes
     step:int,
 ) -> Origin:
-    "What a sheet's PNG says of itself: settings and step. Its weights only the run has, and only for a while."
+    """What a sheet's PNG says of itself: settings and step.
+
+    Its weights only the run has, and only for a while."""
     asked = batch["labels"].tolist() if "labels" in batch else []
     called = dict(zip(asked, class_names(batch, names)))
     return Origin("training", tokenizer=weights_hash(self.tokenizer), sampling=self.sampling,
-                  grid=tuple(generator.grid), seed=self.seed, ids=tuple(map(int, ids)), labels=tuple(asked),
-                  names=tuple(called[label] for label in sorted(called)), more={"step": step},
-                  **running_on(next(generator.parameters()).device))
+                  grid=tuple(generator.grid), seed=self.seed, ids=tuple(map(int, ids)),
+                  labels=tuple(asked), names=tuple(called[label] for label in sorted(called)),
+                  more={"step": step}, **running_on(next(generator.parameters()).device))
 
 # %% ../../nbs/training/545_previews.ipynb #7afbc209
 @patch
@@ -144,5 +151,7 @@ def __call__(self:Preview, trainer):
     sheet = self.draw(generator, batch, tuple(data.store.classes), f"step {trainer.step:,}")
     path = trainer.folder.path / "previews" / f"step-{trainer.step:09d}.png"
     try:
-        save_png(path, sheet, self.origin(generator, batch, index, tuple(data.store.classes), trainer.step).note())
-    except OSError as e: print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)
+        save_png(path, sheet, self.origin(generator, batch, index, tuple(data.store.classes),
+                                          trainer.step).note())
+    except OSError as e:
+        print(f"warning: no preview at step {trainer.step}: {e.strerror or e}", file=sys.stderr)

@@ -31,20 +31,22 @@ def read_yaml(path:str|Path) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         why = " ".join(str(e).split())[:100]
         raise Mismatch("recipe", path, f"must be plain YAML ({why})") from None
-    check(isinstance(content, dict), "recipe", path, "must hold a mapping of keys to values", Mismatch)
+    check(isinstance(content, dict), "recipe", path,
+          "must hold a mapping of keys to values", Mismatch)
     return content
 
 def configure(block, where:str):
     "Our configuration for a {target, params} block. Errors: a target that no family knows."
-    complete = isinstance(block, dict) and "target" in block and isinstance(block.get("params") or {}, dict)
+    complete = (isinstance(block, dict) and "target" in block
+                and isinstance(block.get("params") or {}, dict))
     check(complete, where, block, "must be a mapping with target and params")
     known = targets()
     family = known[check_choice(f"{where}.target", block["target"], tuple(known))]
     return family.read(block.get("params") or {})
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #ee77afcd
-_RATES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
-          "piecewise_constant")
+_RATES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts",
+          "polynomial", "piecewise_constant")
 
 def _number(spec:dict, key:str, default, where:str, kind=float):
     "A number of the file; `4e-4`, which YAML reads as text, counts as one."
@@ -58,7 +60,7 @@ def _number(spec:dict, key:str, default, where:str, kind=float):
     return out
 
 def published_rate(
-    spec:dict,        # the file's lr_scheduler: name | type, num_warmup_steps | warm_up_iters, min_lr_ratio, ...
+    spec:dict,        # the file's lr_scheduler: name | type, num_warmup_steps | warm_up_iters, ...
     lr:float=1e-4,    # the full rate; a polynomial's end is absolute
 ) -> Rate:
     "Our schedule for a published one."
@@ -69,9 +71,11 @@ def published_rate(
     if name == "piecewise_constant": return Rate(name, rules=str(spec.get("step_rules", "")))
     warmup = number("num_warmup_steps" if "num_warmup_steps" in spec else "warm_up_iters", 0, int)
     own = {}
-    if name == "cosine": own = {"floor": number("min_lr_ratio", 0.05), "waves": 2 * number("num_cycles", 0.5)}
+    if name == "cosine":
+        own = {"floor": number("min_lr_ratio", 0.05), "waves": 2 * number("num_cycles", 0.5)}
     if name == "cosine_with_restarts": own = {"waves": number("num_cycles", 1)}
-    if name == "polynomial": own = {"floor": number("lr_end", 1e-7) / lr, "power": number("power", 1)}
+    if name == "polynomial":
+        own = {"floor": number("lr_end", 1e-7) / lr, "power": number("power", 1)}
     return Rate(name, warmup, **own)
 
 # %% ../../nbs/training/505_randar_yaml.ipynb #718c906d
@@ -93,21 +97,23 @@ _SECTIONS = {  # section: keys that have an effect
     "model": ("target", "params"),
     "optimizer": (*_OPTIM, "beta1", "beta2", "skip_grad_iter"),
     "accelerator": ("mixed_precision", "gradient_accumulation_steps", "log_with"),
-    "lr_scheduler": ("name", "type", "num_warmup_steps", "warm_up_iters", "min_lr_ratio", "num_cycles", "power",
-                     "lr_end", "step_rules")}
+    "lr_scheduler": ("name", "type", "num_warmup_steps", "warm_up_iters", "min_lr_ratio",
+                     "num_cycles", "power", "lr_end", "step_rules")}
 _NUMBERS = ("max_iters", "global_batch_size", "global_seed")
 
 def _sections(content:dict) -> dict:
     "The file's mappings, checked to be some."
     sections = {k: content.get(k) or {} for k in ("optimizer", "lr_scheduler", "accelerator")}
-    for k, section in sections.items(): check(isinstance(section, dict), k, section, "must be a mapping")
+    for k, section in sections.items():
+        check(isinstance(section, dict), k, section, "must be a mapping")
     return sections
 
 def _unused(content:dict) -> list[str]:
     "Dotted names of the keys that nothing reads."
     unused = [str(k) for k in content if k not in _SECTIONS and k not in _NUMBERS]
     for k, known in _SECTIONS.items():
-        if isinstance(content.get(k), dict): unused += [f"{k}.{name}" for name in content[k] if name not in known]
+        if isinstance(content.get(k), dict):
+            unused += [f"{k}.{name}" for name in content[k] if name not in known]
     return unused
 
 def _optim(section:dict) -> Optim:
@@ -117,7 +123,7 @@ def _optim(section:dict) -> Optim:
     betas = number("beta1", 0.9), number("beta2", 0.95)
     return Optim("adamw", betas=betas, skip_from=number("skip_grad_iter", 0, int), **given)
 
-# %% ../../nbs/training/505_randar_yaml.ipynb #3d4a6c12
+# %% ../../nbs/training/505_randar_yaml.ipynb #55a1f86f
 def _is_program(name:str) -> bool:
     "Whether accelerate can log to it."
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -133,12 +139,14 @@ def _tokenizer(content:dict) -> Configuration:
     model = configure(content["model"], "model")
     key = kind_of(model), model.factor
     known = ", ".join(map(str, _TRAINED_LIKE))
-    check(key in _TRAINED_LIKE, "model", key, f"must be a kind and pixels a code that have a recipe: {known}")
+    check(key in _TRAINED_LIKE, "model", key,
+          f"must be a kind and pixels a code that have a recipe: {known}")
     base = recipe(_TRAINED_LIKE[key])
     ours = base.model.quantizer
     model = changed(model, quantizer=dict(usage=ours.usage, updates=ours.updates))
     return Configuration(replace(base, model=model, name=""), {}, tuple(_unused(content)))
 
+# %% ../../nbs/training/505_randar_yaml.ipynb #3d4a6c12
 def _generator(content:dict) -> Configuration:
     "A generator's file."
     def whole(key, default): return _number(content, key, default, "recipe", int)
@@ -162,7 +170,8 @@ def _generator(content:dict) -> Configuration:
         rate=published_rate(sections["lr_scheduler"], optim.lr or 1.0),
         precision="fp32" if precision == "no" else precision)
 
-    options = {"accumulate": _number(accelerator, "gradient_accumulation_steps", 1, "accelerator", int)}
+    options = {"accumulate": _number(accelerator, "gradient_accumulation_steps", 1,
+                                     "accelerator", int)}
     tracker = accelerator.get("log_with")
     known = tracker and _is_program(tracker)
     if known and importlib.util.find_spec(tracker): options["tracker"] = tracker
@@ -171,7 +180,7 @@ def _generator(content:dict) -> Configuration:
     return Configuration(made, options, tuple(unused))
 
 def published_recipe(content:dict) -> Configuration:
-    "The recipe of a published configuration: a generator's (`ar_model`), or a tokenizer's (`model`)."
+    "The recipe of a published configuration: a generator's (`ar_model`) or tokenizer's (`model`)."
     if "model" in content: return _tokenizer(content)
     allowed = "must have an ar_model (or, for a tokenizer, a model)"
     check("ar_model" in content, "recipe", sorted(map(str, content)), allowed)

@@ -25,15 +25,16 @@ from ..kinds import Kind, OpenRegistry, from_json, kind_of, kinds, to_json
 _LEFT = {   # shape -> (share of the decay that is done, rate) -> what is left, 1 to 0
     "linear": lambda p, r: 1 - p,
     "cosine": lambda p, r: 0.5 * (1 + math.cos(math.pi * r.waves * p)),
-    "cosine_with_restarts": lambda p, r: 0.5 * (1 + math.cos(math.pi * (r.waves * p % 1))) if p < 1 else 0.0,
-    "polynomial": lambda p, r: (1 - p) ** r.power}
+    "cosine_with_restarts": lambda p, r: 0.5 * (1 + math.cos(math.pi * (r.waves * p % 1))) if p < 1
+    else 0.0, "polynomial": lambda p, r: (1 - p) ** r.power}
 _SHAPES = ("constant", "constant_with_warmup", *_LEFT, "piecewise_constant", "cosine_end", "step")
 
 @dataclass(frozen=True)
 class Rate:
     "How the learning rate moves; multiplies `Optim.lr`."
     shape: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+        "constant", "constant_with_warmup", "linear", "cosine",
+        "cosine_with_restarts", "polynomial",
         "piecewise_constant", "cosine_end", "step"
     ] = "constant"       # after the warm-up
     warmup: int = 0      # steps from `begin` to the full rate
@@ -41,9 +42,9 @@ class Rate:
     floor: float = 0.0   # where the decay ends, as a fraction of the full rate
     waves: float = 1.0   # cosine: half waves until the end (1 = down once); with restarts: descents
     power: float = 1.0   # of the polynomial; 1 = linear
-    rules: str = ""      # piecewise_constant: multiplier:until, ..., last multiplier; "1:1000,0.1:2000,0.01"
+    rules: str = ""    # piecewise_constant: multiplier:until, ..., last one; "1:1000,0.1:2000,0.01"
     begin: float = 0.0   # where the warm-up starts, as a fraction of the full rate
-    compat: Literal["upstream"]|None = None # "upstream" = past the last step the cosines rise again, as published
+    compat: Literal["upstream"]|None = None # past the last step cosines rise again
 
     def __post_init__(self):
         check_choice("rate.compat", self.compat, (None, "upstream"))
@@ -63,13 +64,17 @@ class Rate:
     def pieces(self) -> list[tuple[float, float]]:
         "[(multiplier, first step it no longer holds for)] of `rules`; the last one holds for ever."
         *earlier, last = (piece.split(":") for piece in self.rules.split(","))
-        try: pieces = [(float(multiplier), int(until)) for multiplier, until in earlier] + [(float(*last), math.inf)]
-        except (TypeError, ValueError): pieces = []
+        try:
+            pieces = [(float(multiplier), int(until)) for multiplier, until in earlier] + [
+                (float(*last), math.inf)]
+        except (TypeError, ValueError):
+            pieces = []
 
         ends = [until for _, until in pieces]
         rising = ends == sorted(set(ends))
         plain = all(math.isfinite(multiplier) and multiplier >= 0 for multiplier, _ in pieces)
-        allowed = "must be multiplier:until with rising steps, then a last multiplier, as 1:1000,0.1:2000,0.01"
+        allowed = ("must be multiplier:until with rising steps, then a last multiplier, "
+                   "as 1:1000,0.1:2000,0.01")
         check(pieces and rising and plain, "rate.rules", self.rules, allowed)
         return pieces
 
@@ -81,12 +86,14 @@ def rate_at(
 ) -> float:    # multiplier, 1 = full rate
     "The multiplier of the learning rate at `step`: a pure function."
     if step < rate.warmup: return rate.begin + (1 - rate.begin) * step / rate.warmup
-    if rate.shape == "piecewise_constant": return next(m for m, until in rate.pieces() if step < until)
+    if rate.shape == "piecewise_constant":
+        return next(m for m, until in rate.pieces() if step < until)
     if rate.shape == "cosine_end": return _cosine_end(rate, step, steps)
 
     start = max(rate.warmup, rate.hold)
     if rate.shape == "step":
-        climbed = step if rate.compat else min(step, steps)       # the original's stairs go on past the end
+        # the original's stairs go on past the end
+        climbed = step if rate.compat else min(step, steps)
         return max(_stairs(climbed - start, steps - start), rate.floor)
     if rate.shape not in _LEFT or step <= start: return 1.0
     done = (step - start) / max(1, steps - start)
@@ -97,14 +104,15 @@ def short_of(
     rate:Rate,
     steps:int,   # length of the run
 ) -> str:
-    "What the rate never comes to in a run as short as this, in words; empty where nothing is missing."
+    "What the rate never comes to in so short a run, in words; empty where nothing is missing."
     fades = rate.shape in _LEFT or rate.shape == "step"
     if rate.warmup >= steps:
         top = (steps - 1) / rate.warmup
         return f"rate.warmup={rate.warmup}: is not over within the {steps} steps of the run: " \
                f"the learning rate rises to {top:.0%} of optim.lr and no further"
     if fades and rate.hold >= steps:
-        return f"rate.hold={rate.hold}: is not over within the {steps} steps of the run: the learning rate never falls"
+        return (f"rate.hold={rate.hold}: is not over within the {steps} steps of the run: "
+                "the learning rate never falls")
     return ""
 
 def _stairs(step:int, steps:int) -> float:
@@ -112,7 +120,7 @@ def _stairs(step:int, steps:int) -> float:
     return 0.9 ** max(0, step // max(1, steps // 10))
 
 def _cosine_end(rate:Rate, step:int, steps:int) -> float:
-    "The full rate for nine tenths of the run, then half a wave, cut off at the floor (Halton-MaskGIT, PGM)."
+    "The full rate for nine tenths of the run, then half a wave to a floor (Halton-MaskGIT, PGM)."
     done = (step - 0.9 * steps) / (0.1 * steps)
     if done <= 0: return 1.0
     if not rate.compat: done = min(1.0, done)
@@ -122,24 +130,25 @@ def _cosine_end(rate:Rate, step:int, steps:int) -> float:
 @dataclass(frozen=True)
 class Optim:
     "One optimizer's settings."
-    name: Literal["adam", "adamw", "lars"] = "adamw" # adamw takes the weight decay out of the moments
-    lr: float = 1e-4                            # at full rate
-    betas: tuple[float, float] = (0.9, 0.95)    # memory of the gradient and of its square; lars has only the first
-    eps: float = 1e-8                           # added to the root of the square
-    weight_decay: float = 0.0                   # on tensors with two axes or more; vectors are not
-    decay_vectors: bool = False                 # decay these, too: norms, biases (Halton-MaskGIT, PGM)
-    undecayed: tuple[str, ...] = ()             # words in names of what is never decayed: positions (VQ-KD)
-    clip: float = 1.0                           # largest gradient norm of a group; 0 = no clipping
-    skip_norm: float = 0.0                      # a step whose norm (before clipping) exceeds this is skipped; 0 = never
-    skip_from: int = 0                          # steps at the start in which no norm is too large
-    trust: float = 1e-3                         # lars: the length of a matrix's step, as a fraction of its own
+    name: Literal["adam", "adamw", "lars"] = "adamw" # adamw: weight decay outside the moments
+    lr: float = 1e-4                 # at full rate
+    betas: tuple[float, float] = (0.9, 0.95)  # of the gradient and its square; lars: only the first
+    eps: float = 1e-8                # added to the root of the square
+    weight_decay: float = 0.0        # on tensors with two axes or more; vectors are not
+    decay_vectors: bool = False      # decay these, too: norms, biases (Halton-MaskGIT, PGM)
+    undecayed: tuple[str, ...] = ()  # words in names of what is never decayed: positions (VQ-KD)
+    clip: float = 1.0                # largest gradient norm of a group; 0 = no clipping
+    skip_norm: float = 0.0  # a step whose norm (before clipping) exceeds this is skipped; 0 = never
+    skip_from: int = 0               # steps at the start in which no norm is too large
+    trust: float = 1e-3              # lars: the length of a matrix's step, as a fraction of its own
 
     def __post_init__(self):
         check_choice("optim.name", self.name, ("adam", "adamw", "lars"))
         check_int("optim.skip_from", self.skip_from, 0)
         numbers = ("lr", "eps", "weight_decay", "clip", "skip_norm", "trust")
         for f in numbers: check_float(f"optim.{f}", getattr(self, f), 0)
-        words = isinstance(self.undecayed, (tuple, list)) and all(isinstance(w, str) and w for w in self.undecayed)
+        words = (isinstance(self.undecayed, (tuple, list))
+                 and all(isinstance(w, str) and w for w in self.undecayed))
         check(words, "optim.undecayed", self.undecayed, "must be words of parameters' names")
         object.__setattr__(self, "undecayed", tuple(self.undecayed))
         is_pair = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
@@ -149,20 +158,20 @@ class Optim:
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a training run ends with."
-    kind: ClassVar[str] = "recipe"              # the family; the name under which JSON and the task registry know it
+    kind: ClassVar[str] = "recipe"              # the family; its name in JSON and the task registry
     model: Any = None                           # configuration of the model
     data: str = ""                              # where the examples come from (a URI or a folder)
     steps: int = 1000                           # optimizer steps
     batch: int = 256                            # examples a step, over all processes together
     optim: Optim = field(default_factory=Optim)
     rate: Rate = field(default_factory=Rate)
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of the forward passes; weights and optimizer stay fp32
-    ema: float = 0.0                            # decay of the averaged weights; 0 = none
-    seed: int = 0                               # weights, data order and every draw count from it
-    exact: int = 0                              # micro-batches of a step, added in one order by any processes; 0: off
-    start: str = ""                             # where weights begin: a run's or model's folder, a shipped name, a file
-    start_fit: Literal["whole", "parts"] = "whole" # parts: what fits by name and shape; the rest stays random
-    start_prefix: str = ""                      # what stands before the names in a published file at start: model.
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"  # of forward passes; weights stay fp32
+    ema: float = 0.0        # decay of the averaged weights; 0 = none
+    seed: int = 0           # weights, data order and every draw count from it
+    exact: int = 0          # micro-batches of a step, added in one order by any processes; 0: off
+    start: str = ""         # where weights begin: a run's or model's folder, a shipped name, a file
+    start_fit: Literal["whole", "parts"] = "whole" # parts: what fits; the rest stays random
+    start_prefix: str = ""       # what stands before the names in a published file at start: model.
     compat: Literal["upstream"]|None = None     # "upstream" = keep the published code's faults
     name: Annotated[str, tyro.conf.Suppress] = ""  # the registered recipe it started from
 
@@ -186,7 +195,8 @@ class Recipe:
     def _pass_on(self, name:str):
         "`compat` of the recipe holds for a part that has such a switch."
         part = getattr(self, name)
-        if hasattr(part, "compat"): object.__setattr__(self, name, replace(part, compat=self.compat))
+        if hasattr(part, "compat"):
+            object.__setattr__(self, name, replace(part, compat=self.compat))
 
 # %% ../../nbs/training/500_recipes.ipynb #a782d6ee
 def _flat(value, prefix="") -> dict:
@@ -197,20 +207,23 @@ def _flat(value, prefix="") -> dict:
     return flat
 
 def _filled_in(saved:dict) -> dict:
-    "A saved recipe, with the defaults of fields that are newer than it; as it is if it can't be read."
+    "A saved recipe, with the defaults of newer fields; as it is if it can't be read."
     try: return to_json(from_json(saved))
     except BadInput: return saved
 
 def check_name(saved:dict, asked:Recipe, source="checkpoint"):
-    "Raise `Mismatch` naming both recipes where a run (its recipe as JSON) was begun with another than is asked for."
+    "Raise `Mismatch` naming both recipes where a run (its JSON) was begun with another one."
     was, name = saved.get("name", asked.name), asked.name
-    advice = f"the run in {source} was begun with the recipe {was or 'in a file'}; " \
-             f"go on with that one, or choose another folder for {name or 'this one'}, or --fresh to start over"
+    advice = (f"the run in {source} was begun with the recipe {was or 'in a file'}; "
+              f"go on with that one, or choose another folder for {name or 'this one'}, "
+              "or --fresh to start over")
     check(was == name, "recipe", name, advice, Mismatch)
 
 _OTHERWISE = "use that value, or another folder, or --fresh"
-_LONGER = f"{_OTHERWISE}; what comes after its end is another run, which begins with its finished model: --start RUN"
-_GIVEN = "a run goes on as it was; another one begins with the weights of a finished one: --start RUN"
+_LONGER = (f"{_OTHERWISE}; what comes after its end is another run, "
+           "which begins with its finished model: --start RUN")
+_GIVEN = ("a run goes on as it was; "
+          "another one begins with the weights of a finished one: --start RUN")
 
 def check_same(
     saved:dict, # recipe of a checkpoint, as JSON
@@ -218,7 +231,7 @@ def check_same(
     source="checkpoint",
     given:bool=False, # it is another run's, to go on from in a new folder
 ):
-    "Raise `Mismatch` naming the first field in which the recipe of a checkpoint and the one asked for differ."
+    "Raise `Mismatch` naming the first field in which a checkpoint's and the given recipe differ."
     if not given: check_name(saved, asked, source)
     before, now = _flat(_filled_in(saved)), _flat(to_json(asked))
     for name in sorted(before.keys() | now.keys()):
@@ -238,18 +251,19 @@ class TokenizerConfig(Protocol):
 class TokenizerRecipe(Recipe):
     "Everything that decides a tokenizer."
     kind: ClassVar[str] = "tokenizer"
-    model: Any = None                                           # a registered tokenizer's configuration
-    augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a training crop
-    loss: Any = None                                            # a registered objective's configuration
-    free_steps: int = 0                                         # unquantized steps before k-means sets the codebook
-    kmeans: bool = False                                        # k-means does so without them: before the first step
-    beside: float = 1.0                                         # rate of what is trained beside it, times optim.lr
-    orientation: Literal["upright", "stored"] = "upright"       # of the pictures; as stored with compat="upstream"
+    model: Any = None                          # a registered tokenizer's configuration
+    augment: Augment = Augment("random-crop", 256, flip=True)   # how a picture becomes a crop
+    loss: Any = None                           # a registered objective's configuration
+    free_steps: int = 0                        # unquantized steps before k-means sets the codebook
+    kmeans: bool = False                       # k-means does so without them: before the first step
+    beside: float = 1.0                        # rate of what is trained beside it, times optim.lr
+    orientation: Literal["upright", "stored"] = "upright"   # of pictures; stored: compat="upstream"
 
     def __post_init__(self):
         super().__post_init__()
         says = isinstance(self.model, TokenizerConfig)
-        check(says, "model", type(self.model).__name__, "must say `factor`, the pixels a code along one side")
+        check(says, "model", type(self.model).__name__,
+              "must say `factor`, the pixels a code along one side")
         check(is_dataclass(self.loss), "loss", self.loss, "must be an objective's configuration")
         check_choice("orientation", self.orientation, ("upright", "stored"))
         if self.compat:
@@ -258,7 +272,8 @@ class TokenizerRecipe(Recipe):
         check_int("free_steps", self.free_steps, 0)
         check_float("beside", self.beside, 0)
         size, factor = self.augment.size, self.model.factor
-        check(size % factor == 0, "augment.size", size, f"must be a multiple of {factor}, the tokenizer's factor")
+        check(size % factor == 0, "augment.size", size,
+              f"must be a multiple of {factor}, the tokenizer's factor")
 
     def optim_of(self, beside:bool) -> Optim:
         "Settings of a group of parameters; a discriminator, say, has a rate of its own."
@@ -275,12 +290,14 @@ class GeneratorRecipe(Recipe):
         super().__post_init__()
         check(is_dataclass(self.model), "model", self.model, "must be a generator's configuration")
 
-for _config in (Recipe, TokenizerRecipe, GeneratorRecipe): kinds.register(Kind(_config), name=_config.kind)
+for _config in (Recipe, TokenizerRecipe, GeneratorRecipe):
+    kinds.register(Kind(_config), name=_config.kind)
 
 # %% ../../nbs/training/500_recipes.ipynb #56ca2b1e
 IMAGENET = 1_281_167                # its training pictures, by which published epochs are counted
 recipes = OpenRegistry("recipe")     # name -> function that gives the recipe
-stages = OpenRegistry("stage")       # name of a recipe that begins with another's run -> name of that one
+# name of a recipe that begins with another's run -> name of that one
+stages = OpenRegistry("stage")
 origins = OpenRegistry("origin")     # file that a recipe begins with -> which published one it is
 grammars = OpenRegistry("grammar")   # FOLDER -> (FOLDER/WORDS -> function that gives the recipe)
 
@@ -292,18 +309,21 @@ def is_composed(name:str) -> bool:
 def _in_words(text:str) -> set[str]: return set(re.findall(r"[a-z0-9]+", text.lower()))
 
 def check_known(name:str, among=recipes):
-    "A name must be one of `among`; one that is only like a document's first line (LlamaGen-XL) is told which it means."
+    "A name must be of `among`; one like a document's first line (LlamaGen-XL) is told which."
     if name in among: return
     names, words = [str(n) for n in among], _in_words(str(name))
     known = [n for n in names if n in recipes] if words else []
     heads = {n: (recipes[n].__doc__ or "").partition("\n")[0] + f" {n}" for n in known}
     like = [n for n, head in heads.items() if words <= _in_words(head)]
-    like.sort(key=lambda n: heads[n].split()[0].lower() not in str(name).lower())    # their own name before others'
+    # their own name before others'
+    like.sort(key=lambda n: heads[n].split()[0].lower() not in str(name).lower())
     hint = hint_at(name, names) or (f"; did you mean {' or '.join(like[:4])}?" if like else "")
     raise BadInput("recipe", name, f"must be one of {', '.join(names)}{hint}")
 
 def recipe_function(name:str) -> Callable[[], Recipe]:
-    "What gives the recipe of a name, registered or put together. Errors: an unknown name; a word that says nothing."
+    """What gives the recipe of a name, registered or put together.
+
+    Errors: an unknown name; a word that says nothing."""
     if is_composed(name): return grammars[name.partition("/")[0]](name)
     check_known(name)
     return recipes[name]
@@ -320,9 +340,11 @@ def _millions(config) -> str:
 
 def recipe_table(*functions:Callable[[], Recipe]) -> str:
     "A markdown table of recipe functions: name, model, length, and the first line of the document."
-    lines = ["| recipe | model | parameters | steps | batch | document |", "|---|---|---|---|---|---|"]
+    lines = ["| recipe | model | parameters | steps | batch | document |",
+             "|---|---|---|---|---|---|"]
     for f in functions:
         r, name = f(), f.__name__.replace("_", "-")
         title = f.__doc__.splitlines()[0]
-        lines.append(f"| {name} | {kind_of(r.model)} | {_millions(r.model)} | {r.steps:,} | {r.batch} | {title} |")
+        lines.append(f"| {name} | {kind_of(r.model)} | {_millions(r.model)} | {r.steps:,} | "
+                     f"{r.batch} | {title} |")
     return "\n".join(lines)

@@ -49,23 +49,25 @@ _Resume = Literal["auto", "resume", "fresh"]
 @dataclass(frozen=True)
 class Run:
     "How a run is carried out."
-    resume: Annotated[_Resume, tyro.conf.Suppress] = "auto" # auto: go on if the folder has a checkpoint of this recipe
-    accumulate: int = 1           # micro-batches a process works through in a step, to save memory
-    workers: int = 0              # processes that read data ahead
-    log_every: int = 50           # steps
-    save_every: int = 500         # steps between checkpoints
-    keep_last: int = 2            # checkpoints kept
-    keep_every: int = 0           # the first one at or after every so many steps stays for ever; 0 = none does
-    max_skips: int = 20           # stop after so many skipped steps in a row
-    tracker: str = "jsonl"        # jsonl, none, or a program that accelerate logs to: tensorboard, wandb ...
-    compile: bool = False         # torch.compile the modules
-    progress: bool|None = None    # a progress bar; None = on a terminal a bar, elsewhere a line now and then
-    on_save_error: str = "stop"   # or warn: go on when a checkpoint can't be written
-    resume_from: Path|None = None # a run, or one of its checkpoints (RUN/checkpoints/step-...), to begin with as it was
-    mirror: Path|None = None      # slow storage: <mirror>/<name of the run's folder>/checkpoints gets copies
+    # auto: go on if the folder has a checkpoint of this recipe
+    resume: Annotated[_Resume, tyro.conf.Suppress] = "auto"
+    accumulate: int = 1         # micro-batches a process works through in a step, to save memory
+    workers: int = 0            # processes that read data ahead
+    log_every: int = 50         # steps
+    save_every: int = 500       # steps between checkpoints
+    keep_last: int = 2          # checkpoints kept
+    keep_every: int = 0         # the first one at or after every so many steps stays; 0 = none does
+    max_skips: int = 20         # stop after so many skipped steps in a row
+    tracker: str = "jsonl"      # jsonl, none, or a program of accelerate's: tensorboard, wandb ...
+    compile: bool = False       # torch.compile the modules
+    progress: bool|None = None  # a progress bar; None = on a terminal, elsewhere lines at times
+    on_save_error: str = "stop"  # or warn: go on when a checkpoint can't be written
+    resume_from: Path|None = None  # a run or its checkpoint (RUN/checkpoints/step-...) to start
+    mirror: Path|None = None    # slow storage: <mirror>/<run folder's name>/checkpoints gets copies
 
     def __post_init__(self):
-        for name in ("accumulate", "log_every", "save_every", "max_skips"): check_int(name, getattr(self, name), 1)
+        for name in ("accumulate", "log_every", "save_every", "max_skips"):
+            check_int(name, getattr(self, name), 1)
         check_int("workers", self.workers, 0)
         check_int("keep_last", self.keep_last, 2)
         check_int("keep_every", self.keep_every, 0)
@@ -93,7 +95,7 @@ class Mirror:
         self.seen:Path|None = None       # the last one that was copied, or could not be
 
     def follow(self, path:Path):
-        "Have a published checkpoint copied in a thread of its own; while an older one is under way it has to wait."
+        "Have a published checkpoint copied in a thread of its own, after an older one if need be."
         self.newest = path
         if not self.background.is_busy(): self.background.start("the mirror", self.catch_up)
 
@@ -120,7 +122,9 @@ class Mirror:
         saves:Path,       # where its checkpoints are
         recipe:Recipe,
     ) -> Path|None:
-        "The newest copy, brought to `saves`, if it is ahead of `found`; else that. Errors: `Mismatch`."
+        """The newest copy, brought to `saves`, if it is ahead of `found`; else that.
+
+        Errors: `Mismatch`."""
         sweep_aside(self.saves)
         copies = checkpoints(self.saves)
         if not copies or (found and found.name >= copies[0].name): return found
@@ -160,10 +164,11 @@ class RunFolder:
         self.saves = self.path / "checkpoints"
         self.mirror = Mirror(self.path, run) if run.mirror else None
         self.copies, self.background = HostCopies(), Background()
-        self.published:int|None = None     # step of the last checkpoint that was written since `choose`
+        # step of the last checkpoint that was written since `choose`
+        self.published:int|None = None
 
     def check(self):
-        "Refuse, before anything is written, a place that cannot be used or checkpoints that `resume` does not allow."
+        "Refuse, before anything is written, a useless place or checkpoints that `resume` forbids."
         check_place("folder", self.path)
         other = whose(self.path)
         check(not other, "folder", self.path, f"holds {other}; choose another folder", Mismatch)
@@ -171,24 +176,19 @@ class RunFolder:
         copies = checkpoints(self.mirror.saves) if self.mirror else []
 
         may_replace = self.run.resume == "fresh" or checkpoints(self.saves) or copies
-        message = "holds a finished model and no checkpoint to go on from; use --fresh to replace it, or another folder"
+        message = ("holds a finished model and no checkpoint to go on from; "
+                   "use --fresh to replace it, or another folder")
         check(may_replace or not (self.path / "model").exists(), "folder", self.path, message)
 
         may_start = self.run.resume != "fresh" or not copies
         name = self.path.resolve().name
-        message = f"holds checkpoints of a run called {name} already; remove them, or choose another mirror"
+        message = (f"holds checkpoints of a run called {name} already; remove them, "
+                   "or choose another mirror")
         check(may_start, "mirror", self.run.mirror, message)
 
         may_go_on = self.run.resume != "resume" or checkpoints(self.saves) or copies
         check(may_go_on, "folder", self.path, "has no checkpoint to resume from", Missing)
         if not checkpoints(self.saves): self.given()
-
-    def goes_on(self) -> bool:
-        "Whether a run here begins with a checkpoint: of its own, here or on the mirror, or one that is given."
-        if self.run.resume_from: return True
-        if self.run.resume == "fresh": return False
-        copies = checkpoints(self.mirror.saves) if self.mirror else []
-        return bool(checkpoints(self.saves) or copies)
 
     def choose(self, recipe:Recipe) -> Path|None:
         "The checkpoint to go on from, or None for a new run; what `fresh` gives up is removed."
@@ -201,20 +201,34 @@ class RunFolder:
 
         damaged = []
         found = own = best(self.saves, damaged.append)
-        if self.mirror and self.run.resume != "fresh": found = self.mirror.fetch(own, self.saves, recipe)
+        if self.mirror and self.run.resume != "fresh":
+            found = self.mirror.fetch(own, self.saves, recipe)
         if not found and not damaged: found = self.given()
-        check(found or self.run.resume != "resume", "folder", self.path, "has no checkpoint to resume from", Missing)
-        message = f"has checkpoints, but none is intact; use --fresh to start over ({'; '.join(damaged)})"
+        check(found or self.run.resume != "resume", "folder", self.path,
+              "has no checkpoint to resume from", Missing)
+        message = ("has checkpoints, but none is intact; "
+                   f"use --fresh to start over ({'; '.join(damaged)})")
         check(found or not damaged, "folder", self.path, message, Mismatch)
         to = "the one before" if found == own else "the mirror"
         for reason in damaged:
-            if found != own or str(found) not in reason: print(f"{reason}; falling back to {to}", file=sys.stderr)
+            if found != own or str(found) not in reason:
+                print(f"{reason}; falling back to {to}", file=sys.stderr)
         return found
 
 # %% ../../nbs/training/525_run_folder.ipynb #ac1802c7
 @patch
+def goes_on(self:RunFolder) -> bool:
+    "Whether a run begins with a checkpoint: its own, here or on the mirror, or a given one."
+    if self.run.resume_from: return True
+    if self.run.resume == "fresh": return False
+    copies = checkpoints(self.mirror.saves) if self.mirror else []
+    return bool(checkpoints(self.saves) or copies)
+
+@patch
 def given(self:RunFolder) -> Path|None:
-    "The checkpoint of `resume_from`, verified. Errors: `Missing` for a place without; `Mismatch` for a damaged one."
+    """The checkpoint of `resume_from`, verified.
+
+    Errors: `Missing` for a place without; `Mismatch` for a damaged one."""
     if self.run.resume_from is None: return None
     place = Path(self.run.resume_from)
     if (place / "checkpoints").is_dir(): found = best(place / "checkpoints")
@@ -252,15 +266,21 @@ def write(self:RunFolder,
     state:dict,
     then:Callable[[], None]=lambda: None,   # called in the thread, once it is published
 ):
-    "Have a checkpoint of the tensors as they are now written while training goes on. Errors: those of the one before."
+    """Have a checkpoint of the tensors as they are now written while training goes on.
+
+    Errors: those of the one before."""
     self.wait()
     taken = self.copies.take(files)
-    self.background.start(f"the checkpoint of step {step}", lambda: self._publish(step, taken, state, then))
+    self.background.start(f"the checkpoint of step {step}",
+                          lambda: self._publish(step, taken, state, then))
 
 @patch
-def _publish(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict, then:Callable[[], None]):
+def _publish(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict,
+             then:Callable[[], None]):
     run = self.run
-    try: path = write_checkpoint(self.saves, step, files, state, keep=run.keep_last, keep_every=run.keep_every)
+    try:
+        path = write_checkpoint(self.saves, step, files, state, keep=run.keep_last,
+                                keep_every=run.keep_every)
     except (BadInput, OSError) as e:
         if run.on_save_error == "stop": raise
         print(f"warning: {e}", file=sys.stderr)

@@ -24,7 +24,7 @@ def _json(path:Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 def run_facts(folder:str|Path) -> dict:
-    "`record` (run.json), `log` and its `damage`, the last `previews`, `step`, `steps` and `finished` of a run folder."
+    "A run folder's `record` (run.json), `log`, `damage`, `previews`, `step`, `steps`, `finished`."
     folder = Path(folder)
     check(folder.is_dir(), "folder", folder, "must be the folder of a run")
     record, log = _json(folder / "run.json"), read_log(folder / "log.jsonl")
@@ -33,14 +33,16 @@ def run_facts(folder:str|Path) -> dict:
     step = log[-1]["step"] if log else 0
     previews = sorted((folder / "previews").glob("step-*.png"))[-2:]
     finished = isinstance(steps, int) and step >= steps
-    facts = dict(record=record, log=log, previews=previews, step=step, steps=steps, finished=finished)
+    facts = dict(record=record, log=log, previews=previews, step=step,
+                 steps=steps, finished=finished)
     return facts | {"damage": _damage(folder)}
 
 def _damage(folder:Path) -> str:
     "What is known of damaged lines of the log, in words; empty if there is none."
     now = damage_words(damaged_lines(folder / "log.jsonl"))
     if now: return f"log.jsonl: {now}"
-    return "log.jsonl had damaged lines, now in log.jsonl.bad" if (folder / "log.jsonl.bad").exists() else ""
+    return ("log.jsonl had damaged lines, now in log.jsonl.bad"
+            if (folder / "log.jsonl.bad").exists() else "")
 
 def _last(log:list[dict], name:str):
     return next((line[name] for line in reversed(log) if line.get(name) is not None), None)
@@ -52,8 +54,10 @@ def status_line(facts:dict) -> str:
     if not steps: return ", ".join([f"step {step:,}", *damage])
     parts = [f"step {step:,} of {steps:,} ({step / steps:.0%})"]
     speed, batch = _last(log, "per_second"), facts["record"]["config"].get("batch")
-    if facts["finished"]: parts.append("finished")
-    elif speed and isinstance(batch, int): parts.append(f"{duration((steps - step) * batch / speed)} of training left")
+    if facts["finished"]:
+        parts.append("finished")
+    elif speed and isinstance(batch, int):
+        parts.append(f"{duration((steps - step) * batch / speed)} of training left")
     skipped = _last(log, "skipped")
     if skipped: parts.append(f"{skipped:.0f} steps skipped")
     return ", ".join(parts + damage)
@@ -65,7 +69,8 @@ def run_curves(log:list[dict], keep:float=0.9) -> str|None:
     "The curves of a log as an SVG picture; None if it has none yet."
     names = {name for line in log for name in line}
     plain = tuple(name for name in names if name.split(".")[0] in _AS_THEY_ARE)
-    drawn = [name for name in dict.fromkeys(k for line in log for k in line) if name not in ("step", "samples")]
+    drawn = [name for name in dict.fromkeys(k for line in log for k in line)
+             if name not in ("step", "samples")]
     losses = sorted(drawn, key=lambda name: "loss" not in name)
     try: return curves_svg(log, losses, keep=keep, plain=plain)
     except BadInput: return None
@@ -74,17 +79,20 @@ def _flat(value, prefix:str="") -> dict[str, object]:
     "Nested JSON by dotted names."
     if not isinstance(value, dict): return {prefix: value}
     flat = {}
-    for name, part in value.items(): flat |= _flat(part, f"{prefix}.{name}" if prefix else str(name))
+    for name, part in value.items():
+        flat |= _flat(part, f"{prefix}.{name}" if prefix else str(name))
     return flat
 
 def _settings(values:dict) -> str:
-    return html_table([{"setting": name, "value": str(value)} for name, value in _flat(values).items()])
+    return html_table([{"setting": name, "value": str(value)}
+                       for name, value in _flat(values).items()])
 
 def _picture(file:Path) -> str:
     "A PNG as it lies there, inside the page."
     name = html.escape(plain_text(file.stem))
     data = base64.b64encode(file.read_bytes()).decode()
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>'
+    return (f'<figure><img alt="{name}" '
+            f'src="data:image/png;base64,{data}"><figcaption>{name}</figcaption></figure>')
 
 def run_page(folder:str|Path) -> str:
     "The page of a run folder as HTML."
@@ -92,13 +100,15 @@ def run_page(folder:str|Path) -> str:
     facts = run_facts(folder)
     record = facts["record"]
     parts = [("p", status_line(facts))]
-    if curves := run_curves(facts["log"]): parts += [("h2", "Curves"), html_svg(curves, "by step; bold: running mean")]
+    if curves := run_curves(facts["log"]):
+        parts += [("h2", "Curves"), html_svg(curves, "by step; bold: running mean")]
     if facts["previews"]: parts += [("h2", "Previews"), *map(_picture, facts["previews"])]
 
     asked, how = record.get("config"), record.get("options")
     if isinstance(asked, dict): parts += [("h2", "Recipe"), _settings(asked)]
     if isinstance(how, dict): parts += [("h2", "Run"), _settings(how)]
-    around = {k: record[k] for k in ("device", "world", "time", "commit", "data", "versions") if k in record}
+    around = {k: record[k] for k in ("device", "world", "time", "commit", "data", "versions")
+              if k in record}
     if around: parts += [("h2", "Where and when"), _settings(around)]
     command = record.get("command")
     if isinstance(command, list): parts += [("h2", "Command"), ("pre", " ".join(map(str, command)))]

@@ -36,9 +36,9 @@ def _portions(model:nn.Module) -> list[Portions]:
 @dataclass(frozen=True)
 class Sharding:
     "How a run is shared out."
-    pieces: int             # processes that share one copy of the model
-    replicas: int = 1       # copies
-    reshard: bool = True    # let a block's weights go after its forward pass; False: keep them for the backward pass
+    pieces: int           # processes that share one copy of the model
+    replicas: int = 1     # copies
+    reshard: bool = True  # let a block's weights go after its forward pass; False: keep to backward
 
     def variables(self) -> dict[str, str]:
         "What a launcher says to ask for it."
@@ -46,16 +46,20 @@ class Sharding:
         fsdp["FSDP_RESHARD_AFTER_FORWARD"] = str(self.reshard).lower()
         if self.replicas == 1: return fsdp
         sizes = {"DP_SHARD_SIZE": self.pieces, "DP_REPLICATE_SIZE": self.replicas}
-        return fsdp | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"} | {_PREFIX + k: str(n) for k, n in sizes.items()}
+        return fsdp | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"} | {
+            _PREFIX + k: str(n) for k, n in sizes.items()}
 
     def mesh(self, device:str):     # torch's `DeviceMesh`
         "The processes as a line, or as a grid: a row of `pieces` for each copy."
         from torch.distributed.device_mesh import init_device_mesh
-        if self.replicas == 1: return init_device_mesh(device, (self.pieces,), mesh_dim_names=("pieces",))
-        return init_device_mesh(device, (self.replicas, self.pieces), mesh_dim_names=("replicas", "pieces"))
+        if self.replicas == 1:
+            return init_device_mesh(device, (self.pieces,), mesh_dim_names=("pieces",))
+        return init_device_mesh(device, (self.replicas, self.pieces),
+                                mesh_dim_names=("replicas", "pieces"))
 
 _PREFIX = "PARALLELISM_CONFIG_"
-_UNCUT = {"TP_SIZE": "tensors", "CP_SIZE": "contexts", "SP_SIZE": "sequences"}   # what else a launcher may cut
+# what else a launcher may cut
+_UNCUT = {"TP_SIZE": "tensors", "CP_SIZE": "contexts", "SP_SIZE": "sequences"}
 
 def _is_set(name:str) -> bool: return os.environ.get(name, "false").lower() in ("true", "1", "yes")
 
@@ -68,8 +72,10 @@ def _check_sizes(world:int) -> tuple[int, int]:
     sizes = ParallelismConfig()
     copies, pieces = sizes.dp_replicate_size, sizes.dp_shard_size
     name, fsdp = f"{_PREFIX}DP_SHARD_SIZE", _is_set("ACCELERATE_USE_FSDP")
-    check(fsdp or pieces == 1, name, pieces, "must be 1 without FSDP; to share weights out, launch with hsdp.yaml")
-    check(not fsdp or pieces > 1, name, pieces, "must be at least 2; copies alone are data parallelism: ddp.yaml")
+    check(fsdp or pieces == 1, name, pieces,
+          "must be 1 without FSDP; to share weights out, launch with hsdp.yaml")
+    check(not fsdp or pieces > 1, name, pieces,
+          "must be at least 2; copies alone are data parallelism: ddp.yaml")
     allowed = f"times {_PREFIX}DP_REPLICATE_SIZE={copies} must be the number of processes, {world}"
     check(copies * pieces == world, name, pieces, allowed)
     return copies, pieces
@@ -86,10 +92,13 @@ def _check_fsdp():
     check(version == "2", "FSDP_VERSION", version, allowed)
     for name, allowed in _REFUSED.items(): check(not _is_set(name), name, "true", allowed)
     ignored = os.environ.get("FSDP_IGNORED_MODULES", "")
-    check(not ignored, "FSDP_IGNORED_MODULES", ignored, "must be empty: all of a model is shared out")
+    check(not ignored, "FSDP_IGNORED_MODULES", ignored,
+          "must be empty: all of a model is shared out")
 
 def asked_sharding(world:int) -> Sharding|None:   # None: every process holds all of the model
-    "How the launcher wants a run of `world` processes shared out. Errors: what can't be followed, by its variable."
+    """How the launcher wants a run of `world` processes shared out.
+
+    Errors: what can't be followed, by its variable."""
     fsdp = _is_set("ACCELERATE_USE_FSDP")
     if fsdp: _check_fsdp()
     copies, pieces = 1, world
@@ -103,29 +112,36 @@ def check_sharded(sharding:Sharding|None, task:Task, run:Run):
     "Refuse to share out what can't be. Errors: names the task or the option."
     if sharding is None: return
     name = type(task).__name__
-    check(task.may_shard, "ACCELERATE_USE_FSDP", "true", f"must be false for a {name}: launch with ddp.yaml")
+    check(task.may_shard, "ACCELERATE_USE_FSDP", "true",
+          f"must be false for a {name}: launch with ddp.yaml")
     check(not run.compile, "compile", True, "must be False where weights are shared out")
     _check_wrap(task)
 
 def _check_wrap(task:Task):
     "The launcher's idea of what is gathered at a time must be the model's."
     policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP")
-    allowed = "must be NO_WRAP, or TRANSFORMER_BASED_WRAP: what is gathered at a time are the model's blocks"
-    check(policy.upper() in ("NO_WRAP", "TRANSFORMER_BASED_WRAP"), "FSDP_AUTO_WRAP_POLICY", policy, allowed)
+    allowed = ("must be NO_WRAP, or TRANSFORMER_BASED_WRAP: "
+               "what is gathered at a time are the model's blocks")
+    check(policy.upper() in ("NO_WRAP", "TRANSFORMER_BASED_WRAP"),
+          "FSDP_AUTO_WRAP_POLICY", policy, allowed)
     if policy.upper() == "NO_WRAP": return
     name = "FSDP_TRANSFORMER_CLS_TO_WRAP"
     asked = os.environ.get(name, "")
-    there = sorted({type(block).__name__ for module in task.modules.values() for block in blocks_of(module)})
+    there = sorted({type(block).__name__ for module in task.modules.values()
+                    for block in blocks_of(module)})
     strange = {word.strip() for word in asked.split(",")} - {*there, "", "None"}
     blocks = ", ".join(there) or "it has none"
     check(not strange, name, asked, f"must be left out, or name the model's blocks: {blocks}")
 
 # %% ../../nbs/training/527b_sharded.ipynb #fdb9d9fb
 def shard(task:Task, sharding:Sharding, processes:Processes):
-    "Share a task's modules out in place: each block a portion, the rest another. The first process's weights count."
+    """Share a task's modules out in place: each block a portion, the rest another.
+
+    The first process's weights count."""
     # takes seconds to import: who shares nothing out does without
     from torch.distributed.fsdp import fully_shard
-    # Of the chunks that a part returns: nothing of ours writes into them, and tests hold gradients against plain ones.
+    # Of the chunks that a part returns: nothing of ours writes into them, and tests hold gradients
+    # against plain ones.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = sharding.mesh(processes.device.type)
     for module in task.modules.values():
@@ -152,7 +168,7 @@ def _shard_block(block:nn.Module, portions:Portions, mesh, reshard:bool):
             if hasattr(part, name): register_fsdp_forward_method(part, name)
 
 class Sharded(nn.Module):
-    "The losses of a task that is shared out, as they are called: its gradients are means, each process has its piece."
+    "The losses of a shared-out task, as called: gradients are means, a piece a process."
     def __init__(self, losses:PhaseLoss):
         super().__init__()
         self.losses = losses
@@ -161,7 +177,7 @@ class Sharded(nn.Module):
 
     @contextlib.contextmanager
     def no_sync(self):
-        "Inside, backward passes leave gradients whole and where they are; the next one outside joins the sums."
+        "Inside, backward passes leave gradients whole in place; the next outside joins sums."
         roots = [m for m in self.losses.trained if hasattr(m, "set_requires_gradient_sync")]
         for root in roots: root.set_requires_gradient_sync(False)
         try: yield

@@ -24,10 +24,11 @@ from ..tokenizers.tokenizer import Tokenizer
 from .checkpoints import best, read_checkpoint
 from .tasks import Task
 
-# %% ../../nbs/training/526_start.ipynb #2f0a5c33
+# %% ../../nbs/training/526_start.ipynb #5af6973f
 def _counters(module:nn.Module) -> set[str]:
     "Names of what quantizers count while they are trained."
-    counting = ((name, m) for name, m in module.named_modules() if isinstance(m, (UsageMeter, Update)))
+    counting = ((name, m) for name, m in module.named_modules()
+                if isinstance(m, (UsageMeter, Update)))
     return {f"{name}.{k}".lstrip(".") for name, m in counting for k, _ in m.named_buffers()}
 
 def _frozen(model:nn.Module, other:nn.Module) -> Tokenizer|None:
@@ -36,14 +37,15 @@ def _frozen(model:nn.Module, other:nn.Module) -> Tokenizer|None:
     return inside if isinstance(inside, Tokenizer) and not isinstance(other, type(model)) else None
 
 def _part(model:nn.Module, other:nn.Module, source:str|Path) -> nn.Module:
-    "The part of a model that another one fills: all, what it keeps frozen, or the first levels of a tokenizer's codes."
+    "The part of a model that another fills: all, what is frozen, or a tokenizer's first levels."
     both = isinstance(model, Tokenizer) and isinstance(other, Tokenizer)
     frozen = _frozen(model, other)
     if both and frozen is not None: return frozen
     if not both or not 0 < other.levels < model.levels: return model
     try: return model.first(other.levels)
     except BadInput:
-        allowed = f"must have codes of {model.levels} levels, not of {other.levels}: none of them stand alone here"
+        allowed = (f"must have codes of {model.levels} levels, not of {other.levels}: "
+                   "none of them stand alone here")
         raise Mismatch("start", source, allowed) from None
 
 def _weights(module:nn.Module) -> dict[str, Tensor]:
@@ -51,7 +53,9 @@ def _weights(module:nn.Module) -> dict[str, Tensor]:
     left = _counters(module)
     return {k: v for k, v in module.state_dict().items() if k not in left}
 
-def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.Module, dict[str, Tensor]]:
+# %% ../../nbs/training/526_start.ipynb #2f0a5c33
+def _taken_over(model:nn.Module, other:nn.Module,
+                source:str|Path) -> tuple[nn.Module, dict[str, Tensor]]:
     "(what another model fills, its state then). Errors: `Mismatch`."
     part = _part(model, other, source)
     own = {k: v for k, v in part.state_dict().items() if k in _counters(part)}
@@ -67,7 +71,8 @@ def _taken_over(model:nn.Module, other:nn.Module, source:str|Path) -> tuple[nn.M
 def _check_kind(model:nn.Module, other:nn.Module, source:str|Path):
     "Of two kinds of models it is enough to say which."
     here, there = (kind_of(getattr(m, "config", None)) or type(m).__name__ for m in (model, other))
-    allowed = f"holds a {there}, not a {here}; start_fit=parts takes over what has the same name and shape"
+    allowed = (f"holds a {there}, not a {here}; "
+               "start_fit=parts takes over what has the same name and shape")
     check(here == there, "start", Path(source), allowed, Mismatch)
 
 def _fill(module:nn.Module, state:dict[str, Tensor]):
@@ -79,7 +84,9 @@ def take_over(
     other:nn.Module,    # its weights
     source="start",     # named in errors
 ):
-    "Fill a model, or the first levels of a tokenizer, with another's weights. Errors: `Mismatch` lists what differs."
+    """Fill a model, or the first levels of a tokenizer, with another's weights.
+
+    Errors: `Mismatch` lists what differs."""
     _fill(*_taken_over(model, other, source))
 
 # %% ../../nbs/training/526_start.ipynb #f3140e10
@@ -106,8 +113,11 @@ def fitting(
     there:dict[str, Tensor],   # weights it starts from
     source:str|Path="start",   # named in errors
 ) -> tuple[dict[str, Tensor], Taken]:
-    "(the entries that fit by name and shape, the account of all). Errors: `Mismatch` when nothing fits."
-    reasons = {name: _why_not(name, here, there) for name in (*here, *(n for n in there if n not in here))}
+    """(the entries that fit by name and shape, the account of all).
+
+    Errors: `Mismatch` when nothing fits."""
+    reasons = {name: _why_not(name, here, there)
+               for name in (*here, *(n for n in there if n not in here))}
     names = tuple(name for name, why in reasons.items() if why is None)
     some = ", ".join(list(there)[:3])
     message = f"must have at least one entry of the same name and shape; it has {some}, ..."
@@ -115,51 +125,58 @@ def fitting(
     skipped = {name: why for name, why in reasons.items() if why is not None}
     return {name: there[name] for name in names}, Taken(names, skipped)
 
-def _fitted(module:nn.Module, there:dict[str, Tensor], source:str|Path) -> tuple[dict[str, Tensor], Taken]:
+def _fitted(module:nn.Module, there:dict[str, Tensor],
+            source:str|Path) -> tuple[dict[str, Tensor], Taken]:
     "(a module's state with all that fits, the account)."
     found, taken = fitting(_weights(module), there, source)
     return module.state_dict() | found, taken
 
-# %% ../../nbs/training/526_start.ipynb #ffc21bb9
-start_files = OpenRegistry("start file")    # ending of a file's name -> (path, system, prefix) -> model
+# %% ../../nbs/training/526_start.ipynb #625912d5
+# ending of a file's name -> (path, system, prefix) -> model
+start_files = OpenRegistry("start file")
 
 def _grown(path:Path, model:nn.Module) -> nn.Module|None:
-    "A model like the starting one, begun with a file of another kind of model; None for any other file."
+    "A model like the starting one, begun with another kind's file; None for any other file."
     config = getattr(model, "config", None)
-    makers = (family.grown for family in families() if family.config is type(config) and family.grown)
+    makers = (family.grown for family in families()
+              if family.config is type(config) and family.grown)
     made = (grow(path, config) for grow in makers)
     return next((other for other in made if other is not None), None)
 
 def _read_file(path:Path, model:nn.Module, prefix:str) -> nn.Module:
     "The model in a published file, in the words of the system whose the starting one is."
-    importlib.import_module("vgnb.zoo")                  # stands above this room, and registers what it reads
+    importlib.import_module("vgnb.zoo")        # stands above this room, and registers what it reads
     other = None if prefix else _grown(path, model)
     if other is not None: return other
     ending = (weight_files(path) or [path])[-1].suffix
-    check(ending in start_files, "start", path, f"must end in one of {', '.join(sorted(start_files))}")
+    check(ending in start_files, "start", path,
+          f"must end in one of {', '.join(sorted(start_files))}")
     try: systems = {family.system for family in owners(model)}
     except BadInput: systems = set()
-    return start_files[ending](path, system=systems.pop() if len(systems) == 1 else None, prefix=prefix)
+    return start_files[ending](path,
+                               system=systems.pop() if len(systems) == 1 else None, prefix=prefix)
 
 def _role(model:nn.Module) -> str:
     "tokenizer, generator, or empty for what is neither."
     roles = {"tokenizer": Tokenizer, "generator": Generator}
     return next((role for role, kind in roles.items() if isinstance(model, kind)), "")
 
+# %% ../../nbs/training/526_start.ipynb #ffc21bb9
 def find_start(
     start:str|Path,
-    role:str="",       # which part of a pipeline is meant: tokenizer or generator; empty: a model's own folder only
-    first:str="",      # the recipe of the stage before: its run is what should lie there
-    origin:str="",     # the published file that should lie there
-    prefix:str="",     # what stands before the names in a published file, `model.`
-) -> Path:             # a published file, or the folder of a model
+    role:str="",    # which part of a pipeline: tokenizer or generator; empty: a model's folder only
+    first:str="",   # the recipe of the stage before: its run is what should lie there
+    origin:str="",  # the published file that should lie there
+    prefix:str="",  # what stands before the names in a published file, `model.`
+) -> Path:          # a published file, or the folder of a model
     "Where a training begins. Errors: `Missing` says what can be there, or which recipe makes it."
     path = Path(start)
     if weight_files(path): return path
     above = importlib.import_module("vgnb.shipped")      # stands above this room, as the zoo does
     there = path.exists() or str(start) in above.shipped()
     is_file = bool(origin) or path.suffix in start_files
-    put = f"no such file: put {origin} there, or name it with --start FILE; --start '' begins without it"
+    put = (f"no such file: put {origin} there, or name it with --start FILE; "
+           "--start '' begins without it")
     check(there or not is_file, "start", path, put if origin else "no such file", Missing)
     advice = f"no such run: train {first}, then give the folder of that run here, --start RUN"
     check(there or not first, "start", path, advice, Missing)
@@ -167,7 +184,8 @@ def find_start(
     check(not prefix, "start_prefix", prefix, alone)
     folder = above.part_folder(start, role, "start")
     is_under_way = (folder / "checkpoints").is_dir() and not (folder / "config.json").is_file()
-    check(not is_under_way, "start", path, "is a run that has not finished: its model is not there yet", Missing)
+    check(not is_under_way, "start", path,
+          "is a run that has not finished: its model is not there yet", Missing)
     return folder
 
 def _other(path:Path, model:nn.Module, source:str|Path, prefix:str) -> nn.Module:
@@ -178,25 +196,30 @@ def _other(path:Path, model:nn.Module, source:str|Path, prefix:str) -> nn.Module
     return other
 
 # %% ../../nbs/training/526_start.ipynb #3d44adf1
-def _beside(folder:Path, name:str, module:nn.Module, whole:bool) -> tuple[dict[str, Tensor], Taken]|None:
-    "(state that a run has for what is trained beside the model, the account). Errors: `Mismatch` for none that fits."
+def _beside(folder:Path, name:str, module:nn.Module,
+            whole:bool) -> tuple[dict[str, Tensor], Taken]|None:
+    """(state that a run has for what is trained beside the model, the account).
+
+    Errors: `Mismatch` for none that fits."""
     path = best(folder / "checkpoints")
     if path is None: return None
     files, _ = read_checkpoint(path)
     state = files.get(f"model.{name}")
-    if state is None and not whole: return module.state_dict(), Taken((), {name: f"is not in {path.name}"})
+    if state is None and not whole:
+        return module.state_dict(), Taken((), {name: f"is not in {path.name}"})
     there = sorted(k.removeprefix("model.") for k in files if k.startswith("model."))
-    check(state is not None, "start", folder, f"has no {name} in {path.name}, only {', '.join(there)}", Mismatch)
+    check(state is not None, "start", folder,
+          f"has no {name} in {path.name}, only {', '.join(there)}", Mismatch)
     if not whole: return _fitted(module, state, path)
     return NameTable().load(state, module, str(path)), Taken(tuple(state), {})
 
 def begin_with(
     task:Task,
-    start:str|Path,     # folder of a run, a saved model, a pipeline; a shipped name; a published file, or several: A,B
+    start:str|Path,    # a run's, model's or pipeline's folder; a shipped name; published files: A,B
     fit:Literal["whole", "parts"]="whole", # parts: what fits by name and shape
-    prefix:str="",      # what stands before the names in a published file, `model.`; entries without it are left out
+    prefix:str="",      # before the names in a published file, `model.`; others are left out
 ) -> dict[str, Taken]:  # by module
-    "Give a task's first module another model's weights; of a run also those of what was trained beside it."
+    "Give a task's first module another model's weights; of a run also those trained beside it."
     whole = check_choice("start_fit", fit, ("whole", "parts")) == "whole"
     path = weights_in(start)
     (name, model), *beside = task.modules.items()
@@ -207,7 +230,7 @@ def begin_with(
     else: part, (state, taken) = inside or model, _fitted(inside or model, _weights(other), path)
 
     found = {name: (part, state, Taken(tuple(_weights(other)), {}) if whole else taken)}
-    plays = is_run and inside is None                    # the game of a tokenizer of pixels, not of what is frozen
+    plays = is_run and inside is None     # the game of a tokenizer of pixels, not of what is frozen
     for name, module in beside if plays else ():
         one = _beside(path, name, module, whole)
         if one is not None: found[name] = (module, *one)

@@ -22,7 +22,15 @@ from ..saved import fill, not_finite
 from .checkpoints import fill_optimizer, optimizer_tensors
 from .data_parallel import PhaseLoss, data_parallel, no_sync
 from .feed import Share
-from .optimizers import Average, Guard, Undo, clipped_sum, gradient_norm, guarded_step, make_optimizer
+from vgnb.training.optimizers import (
+    Average,
+    Guard,
+    Undo,
+    clipped_sum,
+    gradient_norm,
+    guarded_step,
+    make_optimizer,
+)
 from .pieces import consolidated, piece_like
 from .recipes import Optim, Recipe, rate_at
 from .sharded import Sharded, Sharding, shard
@@ -47,7 +55,7 @@ def micro_batches(
     return out
 
 def seed_torch(draws:Draws, step:int, chunk:int):
-    "Set torch's own generator for a forward pass: by the step and the chunk of its batch, not by what came before."
+    "Set torch's own generator for a forward pass by its step and chunk, not by what came before."
     high, low = draws.fork("torch").key(f"{step}/{chunk}")
     torch.manual_seed((high << 31) ^ low)
 
@@ -78,33 +86,40 @@ class TrainState:
         task:Task,
         recipe:Recipe,
         processes:Processes,
-        optims:dict[str, Optim]|None=None, # settings of groups that differ from the recipe's
-        sharding:Sharding|None=None,       # how weights are shared out; None: every process holds them all
+        optims:dict[str, Optim]|None=None,  # settings of groups that differ from the recipe's
+        sharding:Sharding|None=None,     # how weights are shared out; None: every process holds all
     ):
         place(task, processes, whole=not sharding, join_norms=not recipe.exact)
-        if sharding: shard(task, sharding, processes)         # before anything is built on the parameters
+        if sharding: shard(task, sharding, processes)   # before anything is built on the parameters
         self.task, self.recipe, self.processes, self.sharding = task, recipe, processes, sharding
         self.groups = parameter_groups(task)
         beside = list(task.modules)[1:]
-        self.optims = {g: (optims or {}).get(g) or recipe.optim_of(g in beside) for g in self.groups}
-        self.optimizers = {g: make_optimizer(self.optims[g], named) for g, named in self.groups.items()}
-        self.averages = {m: Average(task.modules[m], recipe.ema) for m in task.averaged() if recipe.ema}
+        self.optims = {g: (optims or {}).get(g) or recipe.optim_of(g in beside)
+                       for g in self.groups}
+        self.optimizers = {g: make_optimizer(self.optims[g], named)
+                           for g, named in self.groups.items()}
+        self.averages = {m: Average(task.modules[m], recipe.ema)
+                         for m in task.averaged() if recipe.ema}
         self.guard = Guard(processes.device, recipe.precision == "fp16")
 
     def engine(self, losses:PhaseLoss) -> nn.Module:
-        "The losses as they are called: after a backward pass, gradients are means over the processes."
+        "The losses as they are called: after a backward pass, gradients are processes' means."
         return Sharded(losses) if self.sharding else data_parallel(losses, self.processes)
 
     def files(self, optimizers:bool=True) -> dict[str, dict[str, Tensor]]:
-        "The tensors, as the files of a checkpoint. All processes ask; what is shared out comes to the main one only."
-        found = {f"model.{m}": module.state_dict(keep_vars=True) for m, module in self.task.modules.items()}
+        """The tensors, as the files of a checkpoint.
+
+        All processes ask; what is shared out comes to the main one only."""
+        found = {f"model.{m}": module.state_dict(keep_vars=True)
+                 for m, module in self.task.modules.items()}
         found |= {f"ema.{m}": ema.state() for m, ema in self.averages.items()}
         groups = self.groups if optimizers else {}
-        found |= {f"optim.{g}": optimizer_tensors(self.optimizers[g], named) for g, named in groups.items()}
+        found |= {f"optim.{g}": optimizer_tensors(self.optimizers[g], named)
+                  for g, named in groups.items()}
         return consolidated(found, self.processes.main)
 
     def not_finite(self, files:dict[str, dict[str, Tensor]]) -> str|None:
-        "The first number of a checkpoint's `files` that is NaN or infinite, by its file and tensor."
+        "The first number of a checkpoint's `files` that is NaN or infinite, by file and tensor."
         def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
         for file, tensors in files.items():
             kind, _, name = file.partition(".")
@@ -114,7 +129,7 @@ class TrainState:
 
 # %% ../../nbs/training/528_step.ipynb #17a5a48a
 def _as_held(state:dict[str, Tensor], module:nn.Module) -> dict[str, Tensor]:
-    "A file's tensors, those of a module that is shared out cut as its own are; strange ones as they are."
+    "A file's tensors, those of a shared-out module cut like its own; others as they are."
     own = module.state_dict()
     return {k: piece_like(t, own[k]) if k in own else t for k, t in state.items()}
 
@@ -129,8 +144,10 @@ def load(self:TrainState,
     wanted = {f"{kind}.{name}" for kind, names in kinds.items() for name in names}
     message = f"must hold {', '.join(sorted(wanted))}; it holds {', '.join(sorted(files))}"
     check(files.keys() == wanted, "checkpoint", source, message, Mismatch)
-    for m, module in self.task.modules.items(): fill(module, _as_held(files[f"model.{m}"], module), source)
-    for g, named in self.groups.items(): fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
+    for m, module in self.task.modules.items():
+        fill(module, _as_held(files[f"model.{m}"], module), source)
+    for g, named in self.groups.items():
+        fill_optimizer(self.optimizers[g], named, files[f"optim.{g}"], source)
     for m, ema in self.averages.items(): ema.load(files[f"ema.{m}"])
     self.guard.load(counters)
 
@@ -162,10 +179,11 @@ class Stepper:
         self.meter = Meter()
         self.draws = Keyed(self.recipe.seed).fork("train")
         self.undo = Undo(self.task.modules, self.task.written())
-        self.waiting:dict[str, list[Tensor|None]] = {}   # gradients of the groups that will move, by group
-        self.owed:bool|None = None                       # what is prepared once was lost; None: not known yet
+        # gradients of the groups that will move, by group
+        self.waiting:dict[str, list[Tensor|None]] = {}
+        self.owed:bool|None = None             # what is prepared once was lost; None: not known yet
         self.losses = PhaseLoss(self.task)
-        self.engine:nn.Module|None = None                # the losses as they are called, averaging gradients
+        self.engine:nn.Module|None = None      # the losses as they are called, averaging gradients
 
     def __call__(self, step:int, micros:list[Micro]):
         "The step after `step` finished ones."
@@ -197,7 +215,7 @@ class Stepper:
         self.task.prepare(step, [batch for _, batch in micros], self.draws, self.processes)
 
     def close(self):
-        "Let the engine go: an interpreter that ends while one is alive may abort in a communication thread."
+        "Let the engine go: an exit while one is alive may abort in a communication thread."
         self.engine = None
         if self.processes.world > 1: gc.collect()
 
@@ -208,9 +226,10 @@ class Stepper:
             self.owed = any(map(self.task.once, skipped))
         return self.owed
 
-# %% ../../nbs/training/528_step.ipynb #7ff66869
+# %% ../../nbs/training/528_step.ipynb #7ce03333
 @patch
-def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:list[dict]) -> Tensor:
+def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro],
+              carries:list[dict]) -> Tensor:
     "Gradients of a phase over this process's micro-batches; how many losses were not finite (1,)."
     self.engine = self.engine or self.state.engine(self.losses)
     bad = torch.zeros(1, device=self.processes.device)
@@ -219,7 +238,8 @@ def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:l
     for k, ((at, batch), carry) in enumerate(zip(micros, carries)):
         seed_torch(self.draws, step, self.share.chunk(k))
         with no_sync(self.engine, last=k + 1 == len(micros)):
-            with autocast(self.processes.device, self.recipe.precision, remember=not self.state.sharding):
+            with autocast(self.processes.device, self.recipe.precision,
+                          remember=not self.state.sharding):
                 total = self.engine(phase, batch, carry, self.draws, at)
             scaled = total * self.state.guard.scale / len(micros)
             if scaled.requires_grad: scaled.backward()
@@ -230,7 +250,7 @@ def _backward(self:Stepper, phase:Phase, step:int, micros:list[Micro], carries:l
 
 @patch
 def _take_along(self:Stepper, phase:Phase, params:dict[str, list[nn.Parameter]]):
-    "Gradients of an earlier phase that this one adds to: the loss scale, which `_unscale` will take out, comes back."
+    "Gradients of an earlier phase that this one adds to: put back what `_unscale` will take out."
     if not self.state.guard.fp16: return
     kept = [p.grad for g in params if g not in phase.zero for p in params[g] if p.grad is not None]
     if kept: torch._foreach_mul_(kept, self.state.guard.scale)
@@ -242,20 +262,24 @@ def _unscale(self:Stepper, params:dict[str, list[nn.Parameter]]):
     guard = self.state.guard
     if guard.fp16 and grads: torch._foreach_div_(grads, guard.scale)
 
+# %% ../../nbs/training/528_step.ipynb #7ff66869
 @patch
 def _judge(self:Stepper, phase:Phase, step:int, params:dict[str, list[nn.Parameter]], bad:Tensor):
-    "Let the guard look at the gradients, clip them, and lay those aside that will move their group."
+    "Let the guard look at the gradients, clip them, and put aside those to move their group."
     state, optims = self.state, self.state.optims
-    norms = {g: gradient_norm(params[g]).to(bad.device) for g in dict.fromkeys((*phase.clip, *phase.step))}
+    norms = {g: gradient_norm(params[g]).to(bad.device)
+             for g in dict.fromkeys((*phase.clip, *phase.step))}
     published = _published_norms(state, params, norms)
     state.guard.allow([(norms[g], optims[g]) for g in norms], bad[0], step, published)
     for g in phase.clip:
         if optims[g].clip: torch.nn.utils.clip_grads_with_norm_(params[g], optims[g].clip, norms[g])
     for g in phase.step:
         self.waiting[g] = [p.grad for p in params[g]]
-        drop_gradients(params[g])                    # what a later phase sends here is not this group's
-    shown = {g: norms[g] for g in phase.clip or phase.step}      # of gradients that two phases add to: the first's
-    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0) for g, norm in shown.items()})
+        drop_gradients(params[g])                # what a later phase sends here is not this group's
+    # of gradients that two phases add to: the first's
+    shown = {g: norms[g] for g in phase.clip or phase.step}
+    self.meter.add({f"norm.{g}": torch.where(norm.isfinite(), norm, 0.0)
+                    for g, norm in shown.items()})
 
 @patch
 def _move(self:Stepper, ok:Tensor, rate:float):

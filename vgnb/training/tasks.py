@@ -22,18 +22,25 @@ from ..data.transforms import Augment, batch_of, load_batch
 from ..draws import At, Keyed
 from ..generators.generator import Cond, Generator, Loss
 from ..tokenizers.objectives import Objective, Phase
-from ..tokenizers.quantizers import Quantizer, Sync, TableQuantizer, quantizers_in, set_sync, usage_of
+from vgnb.tokenizers.quantizers import (
+    Quantizer,
+    Sync,
+    TableQuantizer,
+    quantizers_in,
+    set_sync,
+    usage_of,
+)
 from ..tokenizers.tokenizer import Reconstruction, Tokenizer
 from .feed import Data
 
 # %% ../../nbs/training/517_tasks.ipynb #8641da34
 class Task:
     "What a trainer runs."
-    modules: dict[str, nn.Module]             # what is trained and saved, by name
-    helpers: tuple[nn.Module, ...] = ()       # modules that are only used: moved to the device, never trained or saved
-    may_shard: bool = False                   # losses call whole modules and nothing else of them: see `check_sharded`
-    again: bool = False                       # the step in which `prepare` did something `once` was skipped
-    started: dict = {}                        # what modules have of where they started, by name: see `begin_with`
+    modules: dict[str, nn.Module]     # what is trained and saved, by name
+    helpers: tuple[nn.Module, ...] = ()       # only used: moved to the device, not trained or saved
+    may_shard: bool = False   # losses call whole modules, nothing else of them: see `check_sharded`
+    again: bool = False               # the step in which `prepare` did something `once` was skipped
+    started: dict = {}          # what modules have of where they started, by name: see `begin_with`
 
     def phases(self, step:int) -> tuple[Phase, ...]:
         "What the iteration after `step` finished ones consists of."
@@ -44,8 +51,9 @@ class Task:
         raise TypeError(f"{type(self).__name__} must define loss")
 
     def groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        "{group: {module.parameter: parameter}} of what requires a gradient: one group a module, under its name."
-        def trained(name, module): return {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
+        "{group: {module.parameter: parameter}} of what needs a gradient: a group a module."
+        def trained(name, module):
+            return {f"{name}.{k}": p for k, p in module.named_parameters() if p.requires_grad}
         return {name: trained(name, module) for name, module in self.modules.items()}
 
     def averaged(self) -> tuple[str, ...]:
@@ -56,10 +64,10 @@ class Task:
         "Refuse, before any work, what this task can't do."
 
     def prepare(self, step:int, batches:list[dict[str, Tensor]], draws:Keyed, sync:Sync):
-        "Before the iteration, once for all its micro-batches (an exact run: for each): codebook start, counters, ..."
+        "Before the iteration, once for all micro-batches (exact: for each): codebook start, ..."
 
     def once(self, step:int) -> bool:
-        "Whether `prepare` does something in this step that never comes back; with `again` it must do it once more."
+        "Whether `prepare` acts once and for all in this step; with `again` it must do so anew."
         return False
 
     def written(self) -> set[nn.Parameter]:
@@ -97,7 +105,8 @@ class ImageData(Data):
 
     def fetch(self, index:np.ndarray, epochs:np.ndarray, draws:Keyed) -> dict[str, Tensor]:
         "A batch; crop and flip are keyed by (sample, epoch)."
-        if not self.ready: return self.collate([self._readable(int(i)) for i in index], epochs, draws)
+        if not self.ready:
+            return self.collate([self._readable(int(i)) for i in index], epochs, draws)
         images, labels, _ = load_batch(self.source, index, self.augment, draws, epochs)
         return {"images": images, "labels": labels}
 
@@ -113,7 +122,8 @@ class ImageData(Data):
     def facts(self) -> dict:
         "Classes, how pictures were prepared, and which could not be read."
         left_out = [e.name for e in self.bad]
-        return dict(classes=list(self.source.classes), preprocessing=repr(self.augment), left_out=left_out)
+        return dict(classes=list(self.source.classes), preprocessing=repr(self.augment),
+                    left_out=left_out)
 
     def _readable(self, i:int) -> Item:
         "Item i, or the next one that can be read."
@@ -126,7 +136,7 @@ class ImageData(Data):
 _AT_ONCE = 1 << 20     # ids that are compared at once
 
 class CodeData(Data):
-    "Stored codes as training batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
+    "Stored codes as batches: {codes (b, n, L), labels (b,)}, or with features {codes, text, mask}."
     def __init__(self,
         store:Codes,
         features:CaptionFeatures|None=None, # caption features, for text-conditional models
@@ -160,7 +170,7 @@ class CodeData(Data):
         for e in np.unique(epochs):
             same = epochs == e
             rows[same] = self.store.pick(index[same], draws.seed, int(e)).numpy()
-        codes, labels = self.store.batch(index, rows)                                # (b, n, L), (b,)
+        codes, labels = self.store.batch(index, rows)                              # (b, n, L), (b,)
         if self.features is None: return {"codes": codes, "labels": labels}
         text, mask = self.features.batch(self.features.find(self.store.ids_at(index)))
         return {"codes": codes, "text": text, "mask": mask}
@@ -176,7 +186,8 @@ class GeneratorTask(Task):
     def loss(self, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
         "The generator's own loss, given labels or captions."
         has_labels = "labels" in batch
-        cond = Cond(labels=batch["labels"]) if has_labels else Cond(text=batch["text"], mask=batch["mask"])
+        cond = (Cond(labels=batch["labels"]) if has_labels
+                else Cond(text=batch["text"], mask=batch["mask"]))
         return self.modules["generator"](batch["codes"], cond, draws, at)
 
 # %% ../../nbs/training/517_tasks.ipynb #00307300
@@ -192,16 +203,18 @@ def check_kmeans(
     free_steps:int,  # unquantized steps, after which k-means sets the codebook
     kmeans:bool=False, # it does so after 0 of them, too
 ):
-    "Refuse a batch with too few features to set the codebook from, and k-means where there is no codebook to set."
+    "Refuse a batch with too few features to set the codebook, and k-means without one to set."
     tables = [q for q in _trained(tokenizer) if isinstance(q, TableQuantizer)]
-    check(tables or not kmeans, "kmeans", kmeans, "must be false: this tokenizer has no codebook that could be set")
+    check(tables or not kmeans, "kmeans", kmeans,
+          "must be false: this tokenizer has no codebook that could be set")
     if not (free_steps or kmeans) or not tables or tokenizer.starts_with_few: return
     codes = max(q.config.codebook for q in tables)
     places = math.prod(tokenizer.code_shape(size, size)[:tokenizer.dims])
     least = -(-codes // places)
     check(batch >= least, "batch", batch,
-          f"must be at least {least}: after free_steps={free_steps} steps k-means sets {codes} codes from one batch, "
-          f"which has {places} features a picture; or ask for free_steps=0{' and kmeans=false' * kmeans}")
+          f"must be at least {least}: after free_steps={free_steps} steps k-means sets "
+          f"{codes} codes from one batch, which has {places} features a picture; "
+          f"or ask for free_steps=0{' and kmeans=false' * kmeans}")
 
 # %% ../../nbs/training/517_tasks.ipynb #f4be3da2
 class TokenizerTask(Task):
@@ -222,7 +235,7 @@ class TokenizerTask(Task):
     def phases(self, step:int) -> tuple[Phase, ...]: return self.objective.phases(step)
 
     def groups(self) -> dict[str, dict[str, nn.Parameter]]:
-        "The objective says which groups the tokenizer's parameters form; what it trains beside it is a group a module."
+        "The objective groups the tokenizer's parameters; what it trains besides: a group a module."
         found = super().groups()
         trained = found.pop("tokenizer")
         own = {}
@@ -248,8 +261,8 @@ class TokenizerTask(Task):
         self.objective.check(self.modules["tokenizer"], accumulate)
         for quantizer in _trained(self.modules["tokenizer"]):
             for update in quantizer.updates:
-                reason = update.whole_batch
-                check(accumulate == 1 or not reason, "accumulate", accumulate, f"must be 1 while {reason}")
+                reason = "" if accumulate == 1 else update.whole_batch
+                check(not reason, "accumulate", accumulate, f"must be 1 while {reason}")
 
     def once(self, step:int) -> bool:
         "K-means, after the unquantized steps."
@@ -267,7 +280,7 @@ class TokenizerTask(Task):
 # %% ../../nbs/training/517_tasks.ipynb #fed19b59
 @patch
 def loss(self:TokenizerTask, phase:Phase, batch:dict, carry:dict, draws:Keyed, at:At) -> Loss:
-    "The objective's, for what the tokenizer makes of the batch in the phases that name a group of it."
+    "The objective's, for what the tokenizer makes of the batch in phases with a group of it."
     images = batch["images"]
     made = self.made(phase, images, draws, at) if self.runs(phase) else None
     return Loss(*self.objective.loss(phase, images, made, carry, draws, at))

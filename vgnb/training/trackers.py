@@ -82,7 +82,8 @@ class JsonLines(Tracker):
 
     def _set_aside(self, bad:dict[int, bytes]):
         place = self.path.with_name("log.jsonl.bad")
-        with open(place, "ab") as f: f.writelines(line.rstrip(b"\n") + b"\n" for line in bad.values())
+        with open(place, "ab") as f:
+            f.writelines(line.rstrip(b"\n") + b"\n" for line in bad.values())
         print(f"{self.path}: {damage_words(list(bad))}, set aside in {place.name}", file=sys.stderr)
 
     def log(self, step, values):
@@ -95,7 +96,7 @@ class JsonLines(Tracker):
 
 # %% ../../nbs/training/522_trackers.ipynb #11ab9e54
 _SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"\}\s*$')
-_HAS_SEAL = re.compile(rb'"crc"\s*:')       # whole or not: a line from before there were seals has none
+_HAS_SEAL = re.compile(rb'"crc"\s*:')   # whole or not: a line from before there were seals has none
 
 def _sealed(record:dict) -> str:
     "A record as a line that ends with the CRC-32 of what stands before."
@@ -131,14 +132,15 @@ def read_log(path:str|Path) -> list[dict]:
     return [record for _, record in _read(Path(path))[0]]
 
 def damaged_lines(path:str|Path) -> list[int]:
-    "Numbers of the lines of a log.jsonl, from 1, that `read_log` leaves out; one that is being written is not told."
+    "Lines of a log.jsonl, from 1, that `read_log` leaves out; but for one being written."
     return [number for number, text in _read(Path(path))[1].items() if text.endswith(b"\n")]
 
 def damage_words(lines:list[int]) -> str:
     "Which lines are damaged, in words; empty if none is."
     if not lines: return ""
     which = ", ".join(map(str, lines[:8])) + ", ..." * (len(lines) > 8)
-    return f"line {which} is damaged" if len(lines) == 1 else f"{len(lines)} lines are damaged ({which})"
+    if len(lines) == 1: return f"line {which} is damaged"
+    return f"{len(lines)} lines are damaged ({which})"
 
 # %% ../../nbs/training/522_trackers.ipynb #05597cec
 def _scalars(settings:dict, before:str="") -> dict[str, bool|int|float|str|None]:
@@ -157,8 +159,8 @@ class Accelerated(Tracker):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
         folder, make = Path(folder).resolve(), LOGGER_TYPE_TO_CLASS[self.package]
         self.run = make(**self.settings(folder, step), **self.more)
-        if hasattr(self.run, "start"): self.run.start()              # older ones start when they are made
-        if self.package != "tensorboard":                            # which would open one more run for them
+        if hasattr(self.run, "start"): self.run.start()     # older ones start when they are made
+        if self.package != "tensorboard":                   # which would open one more run for them
             self.run.store_init_configuration(_scalars(to_json(recipe)))
 
     def settings(self, folder:Path, step:int) -> dict:
@@ -166,17 +168,20 @@ class Accelerated(Tracker):
         same_run = digest(str(folder))[:16]
         own = {
             "tensorboard": dict(run_name=folder.name, logging_dir=folder.parent, purge_step=step),
-            "wandb": dict(run_name="vgnb", dir=folder, name=folder.name, id=same_run, resume="allow"),
+            "wandb": dict(run_name="vgnb", dir=folder, name=folder.name,
+                          id=same_run, resume="allow"),
             "mlflow": dict(experiment_name="vgnb", run_name=folder.name),
             "aim": dict(run_name=folder.name, logging_dir=folder)}
         return own.get(self.package, dict(run_name=folder.name))
 
     def log(self, step, values):
-        self.run.log({name: value for name, value in values.items() if value is not None}, step=step)
+        self.run.log({name: value for name, value in values.items() if value is not None},
+                     step=step)
 
     def close(self): self.run.finish()
 
-PROGRAMS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+PROGRAMS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard",
+            "trackio", "wandb")
 for name in PROGRAMS: trackers.register(type(name, (Accelerated,), {"package": name}), name=name)
 
 @trackers.register(name="wandb-offline")

@@ -69,8 +69,9 @@ class Session:
         self.state, self.data, self.folder = state, data, folder
         self.recipe, self.processes = state.recipe, state.processes
         self.step = 0
-        self.lanes = self.recipe.exact or self.processes.world   # in which a stream is read, see `feed`
-        self.saved:int|None = None        # step of the last checkpoint that is known to be published
+        # in which a stream is read, see `feed`
+        self.lanes = self.recipe.exact or self.processes.world
+        self.saved:int|None = None       # step of the last checkpoint that is known to be published
         self.tracker:Tracker|None = None  # on the main process, while it is open
 
     def open(self):
@@ -83,9 +84,11 @@ class Session:
             for module in self.state.task.modules.values(): module.compile()
 
     def _restore(self, path:Path):
-        files, state = read_same(path, self.recipe, self.data.fingerprint, given=path.parent != self.folder.saves)
+        files, state = read_same(path, self.recipe, self.data.fingerprint,
+                                 given=path.parent != self.folder.saves)
         odd = changed_since(state, self.data.times)
-        if odd and self.processes.main: print(f"warning: data, since {path}: {odd}", file=sys.stderr)
+        if odd and self.processes.main:
+            print(f"warning: data, since {path}: {odd}", file=sys.stderr)
         odd = other_kernels(state.get("arithmetic", {}), kernels(self.processes.device))
         if odd and self.processes.main: print(f"warning: {odd}", file=sys.stderr)
         self.lanes = state.get("lanes", state.get("world", self.processes.world))
@@ -96,8 +99,9 @@ class Session:
         "Write run.json and open the log; the versions of what runs."
         run, path = self.folder.run, self.folder.path
         sharding = self.state.sharding
-        record = write_run(path, to_json(self.recipe), seed=self.recipe.seed, data=self.data.fingerprint,
-                           device=self.processes.device, world=self.processes.world, options=to_json(run),
+        record = write_run(path, to_json(self.recipe), seed=self.recipe.seed,
+                           data=self.data.fingerprint, device=self.processes.device,
+                           world=self.processes.world, options=to_json(run),
                            sharding=asdict(sharding) if sharding else None,
                            resumed_at=self.step if resumed else None)
         self.tracker = trackers[run.tracker](path, self.step, self.recipe)
@@ -113,11 +117,11 @@ _PATIENCE = 30.0     # seconds
 
 @patch
 def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
-    "Have a checkpoint of this moment published (all processes call it); the `last` of a session is waited for."
+    "Have a checkpoint of now published (all processes call it); a session's `last` is waited for."
     if self.streak and not last: return False
     self._settle()
     if self.saved == self.step: return True
-    files = self.state.files()                # all processes: what is shared out comes together here
+    files = self.state.files()               # all processes: what is shared out comes together here
     self.processes.together(lambda: self._check_numbers(files))
     state = dict(
         samples_seen=self.step * self.recipe.batch,
@@ -136,7 +140,8 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
 @patch
 def _settle(self:Session):
     "Wait for the checkpoint that is being written; its error is everybody's."
-    while self.processes.share(self.folder.is_writing(_PATIENCE)): pass      # joins of processes have a limit
+    # joins of processes have a limit
+    while self.processes.share(self.folder.is_writing(_PATIENCE)): pass
     written = self.processes.together(self.folder.wait)
     if written is not None: self.saved = written
 
@@ -153,14 +158,16 @@ def close(self:Session):
 def _check_numbers(self:Session, files:dict[str, dict[str, Tensor]]):
     "No checkpoint holds a number that is none."
     found = self.state.not_finite(files)
-    if found: raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
+    if found:
+        raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
 
 @patch
 def _advice(self:Session) -> str:
     "Where a run that went wrong can go on from."
     self.folder.close()
     path = best(self.folder.saves, warn=lambda reason: None)
-    if path is None or not is_healthy(path): return f"no healthy checkpoint is in {self.folder.saves}"
+    if path is None or not is_healthy(path):
+        return f"no healthy checkpoint is in {self.folder.saves}"
     return f"the last healthy checkpoint is {path}"
 
 @patch
@@ -170,9 +177,10 @@ def _write_page(self:Session):
 
 # %% ../../nbs/training/530_trainer.ipynb #af05efb1
 def _tell_rate(session:Session):
-    "Say once, before the first step, what the learning rate never comes to in a run as short as this."
+    "Say once, before the first step, what the learning rate never comes to in so short a run."
     short = short_of(session.recipe.rate, session.recipe.steps)
-    if short and session.step == 0 and session.processes.main: print(f"warning: {short}", file=sys.stderr)
+    if short and session.step == 0 and session.processes.main:
+        print(f"warning: {short}", file=sys.stderr)
 
 # %% ../../nbs/training/530_trainer.ipynb #c234d13b
 class Speed:
@@ -188,16 +196,17 @@ class Speed:
         return rate
 
 def _all_hear(session:Session) -> bool:
-    "Whether processes tell each other their news now: on accelerators, where it means to wait, every tenth step."
+    "Whether processes exchange news now: on accelerators, where it means waiting, at tenth steps."
     processes = session.processes
     return processes.world == 1 or processes.device.type == "cpu" or session.step % 10 == 0
 
 def _news(session:Session, signals:list[str], failed:bool) -> tuple[str, bool]:
-    "(the name of a signal that any process received, or nothing; whether any process can't read on)."
+    "(the name of a signal that any process received, or none; whether any process can't read on)."
     processes = session.processes
     if processes.world == 1: return signals[0] if signals else "", failed
     if not _all_hear(session): return "", failed
-    own = torch.tensor([s.name in signals for s in STOPS] + [failed], dtype=torch.int64, device=processes.device)
+    own = torch.tensor([s.name in signals for s in STOPS] + [failed], dtype=torch.int64,
+                       device=processes.device)
     *came, anywhere = processes.sum(own).tolist()
     return next((s.name for s, n in zip(STOPS, came) if n), ""), bool(anywhere)
 
@@ -205,20 +214,23 @@ _PATIENCE = 5     # steps that a signal waits for a good one
 _SICK = 3         # steps in a row without finite numbers that make the end of a recipe a bad one
 
 def _check_streak(session:Session):
-    "Stop a run whose gradients have been bad for too long; asked when a line is written on an accelerator."
+    "Stop a run whose gradients are bad for too long; asked as an accelerator's line is written."
     run, step = session.folder.run, session.step
     if session.processes.device.type != "cpu" and step % run.log_every: return
     streak = session.streak
-    if streak >= run.max_skips: _stop(session, streak, "numbers that are not finite or gradients that are too large")
+    if streak >= run.max_skips:
+        _stop(session, streak, "numbers that are not finite or gradients that are too large")
 
 def _check_end(session:Session):
     "A recipe does not end well where its last steps had no numbers."
     lost = int(session.state.guard.lost)
-    if lost >= min(_SICK, session.folder.run.max_skips): _stop(session, lost, "numbers that are not finite")
+    if lost >= min(_SICK, session.folder.run.max_skips):
+        _stop(session, lost, "numbers that are not finite")
 
 def _stop(session:Session, streak:int, why:str):
     advice = session.processes.together(session._advice)
-    raise VgnbError(f"stopped at step {session.step}: {streak} steps in a row were skipped for {why}; {advice}")
+    raise VgnbError(
+        f"stopped at step {session.step}: {streak} steps in a row were skipped for {why}; {advice}")
 
 def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, float|None]:
     "What is logged: means, learning rate, counters, speed, and what the task adds."
@@ -233,16 +245,16 @@ def _line(session:Session, means:dict[str, float], speed:float) -> dict[str, flo
 
 # %% ../../nbs/training/530_trainer.ipynb #20b02e31
 class Trainer(Session):
-    "Runs a task on a training set as a recipe says; `fit` can be called again after any interruption."
+    "Runs a task on a training set as a recipe says; `fit` may be called after any interruption."
     def __init__(self,
         task:Task,
         data:Data,
         recipe:Recipe,
         folder:str|Path,               # checkpoints/, log.jsonl, run.json and lock go here
         run:Run=Run(),
-        *, optims:dict[str, Optim]|None=None,      # settings of groups that differ from `recipe.optim`
-        on_log:Callable|None=None,                 # on_log(trainer, numbers) at every line of the log
-        every:tuple[tuple[int, Callable], ...]=(), # (n, call): call(trainer) every n steps
+        *, optims:dict[str, Optim]|None=None,   # settings of groups that differ from `recipe.optim`
+        on_log:Callable|None=None,              # on_log(trainer, numbers) at every line of the log
+        every:tuple[tuple[int, Callable], ...]=(),  # (n, call): call(trainer) every n steps
     ):
         processes = Processes()
         check_run(task, recipe, folder, run, processes)
@@ -256,9 +268,10 @@ class Trainer(Session):
     def fit(self,
         until:int|None=None,
         begin:Callable|None=None,    # begin(): done first, once the folder is ours
-        opened:Callable|None=None,   # opened(step): done before the first step; where the run goes on, 0 for a new one
+        # opened(step): done before the first step; where the run goes on, 0 for a new one
+        opened:Callable|None=None,
     ) -> Outcome:
-        "Train to the end of the recipe, to step `until` or to a signal; either way the last step is published."
+        "Train to the end of the recipe, to step `until` or a signal; the last step is published."
         stop = min(until or self.recipe.steps, self.recipe.steps)
         self.shown = {}                                      # numbers of the last line
         with contextlib.ExitStack() as stack:
@@ -272,11 +285,12 @@ class Trainer(Session):
             self.began = self.step                               # 0, or where it goes on
             if opened: opened(self.began)
             _tell_rate(self)
-            self.stepper.owed = None                         # of the checkpoint's steps, not of ours
+            self.stepper.owed = None                        # of the checkpoint's steps, not of ours
             self.feed.lanes = self.lanes
             show = self.run.progress if self.processes.main else False
             progress = stack.enter_context(Progress(self.recipe.steps, done=self.step, show=show))
-            feed = stream(self.feed, self.step, stop, self.run.workers, self.processes.device.type == "cuda")
+            feed = stream(self.feed, self.step, stop, self.run.workers,
+                          self.processes.device.type == "cuda")
             stack.callback(feed.close)
             reason = self._loop(feed, stop, signals, progress)
             finished = self.step >= self.recipe.steps
@@ -305,19 +319,21 @@ def _loop(self:Trainer, feed, stop:int, signals:list[str], progress:Progress) ->
         for n, call in self.every:
             if self.processes.main and self.step % n == 0: call(self)
         due = due or self.step % self.run.save_every == 0
-        if due: due = not self.save()                    # amid skipped steps: after the next good one
+        if due: due = not self.save()                  # amid skipped steps: after the next good one
     return ""
 
 # %% ../../nbs/training/530_trainer.ipynb #bd155315
 @patch
 def _fetch(self:Trainer, feed) -> tuple[list[Micro], VgnbError|None]:
     "This process's micro-batches of the next step, or why there are none."
-    try: return micro_batches(feed, len(self.feed.share.own), self.step, self.processes.device), None
-    except VgnbError as e: return [], e
+    try:
+        return micro_batches(feed, len(self.feed.share.own), self.step, self.processes.device), None
+    except VgnbError as e:
+        return [], e
 
 @patch
 def _give_up(self:Trainer, error:VgnbError|None):
-    "Publish what was learnt so far, then end with the error of whoever can't read on; or with that of the last save."
+    "Publish what was learnt so far, then end with the error of a reader, or of the last save."
     try:
         if self.step and _all_hear(self): self.save(last=True)
     except VgnbError as e: raise (error or e) from e
@@ -325,7 +341,7 @@ def _give_up(self:Trainer, error:VgnbError|None):
 
 @patch
 def _numbers(self:Trainer) -> dict[str, float]:
-    "For a line of progress: losses since the last line of the log (of this process), and the learning rate."
+    "For a line of progress: this process's losses since the log's last line, and learning rate."
     recipe = self.recipe
     means = self.stepper.meter.own() or self.shown
     losses = {k: v for k, v in means.items() if "loss" in k}

@@ -26,7 +26,7 @@ class Node(NamedTuple):
     value: Any
 
 def _are_halves(a:Node, b:Node, size:int) -> bool:
-    "Whether neighbours make a node of a tree with `size` leaves; the right half may be cut off by its end."
+    "Whether neighbours make a node of a tree with `size` leaves; its end may cut the right half."
     n = a.last - a.first
     return a.first % (2 * n) == 0 and b.last == min(a.first + 2 * n, size)
 
@@ -36,7 +36,7 @@ def with_node(
     size:int,          # leaves of the tree
     add:Callable,      # add(left value, right value)
 ) -> list[Node]:
-    "The nodes with one more: halves are added as soon as both are there, so that few are held, see `most_nodes`."
+    "The nodes with one more: halves are added once both are there, so few are held (`most_nodes`)."
     nodes = [*nodes, node]
     while len(nodes) > 1 and _are_halves(*nodes[-2:], size):
         a, b = nodes[-2:]
@@ -56,7 +56,7 @@ def most_nodes(share:Share) -> int:
 
 # %% ../../nbs/training/527c_tree_sums.ipynb #d12280a2
 class TreeSum:
-    "Sums over all chunks of a step, each of which one process has: the same bits on any number of processes."
+    "Sums over all chunks of a step, each in one process: the same bits on any number of them."
     def __init__(self,
         share:Share,         # with `exact`, the number of chunks
         processes:Processes,
@@ -69,20 +69,23 @@ class TreeSum:
 
     def _nodes(self, own:range, values:list, add:Callable) -> list[Node]:
         nodes = []
-        for k, value in zip(own, values, strict=True): nodes = with_node(nodes, Node(k, k + 1, value), self.size, add)
+        for k, value in zip(own, values, strict=True):
+            nodes = with_node(nodes, Node(k, k + 1, value), self.size, add)
         return nodes
 
     def sum(self, leaves:list[Tensor]) -> Tensor:
-        "The sum of all chunks' tensors, of which each process brings its own, in order; of one shape."
-        leaves = [leaf.contiguous() for leaf in leaves]      # who adds up the answer does so in the order of its memory
+        "The sum of all chunks' tensors, each process brings its own, in order; of one shape."
+        # who adds up the answer does so in the order of its memory
+        leaves = [leaf.contiguous() for leaf in leaves]
         return self.join([node.value for node in self._nodes(self.own, leaves, torch.add)])
 
     def gather(self, leaves:list[Tensor]) -> Tensor:
         "The rows of all chunks' tensors, in order; of one shape."
         most = max(map(len, self.owns))
         filled = torch.stack([*leaves, *leaves[:1] * (most - len(leaves))])
-        everyone = self.processes.gather(filled)                                    # (processes x most, rows, ...)
-        return everyone[[rank * most + k for rank, own in enumerate(self.owns) for k in range(len(own))]].flatten(0, 1)
+        everyone = self.processes.gather(filled)                     # (processes x most, rows, ...)
+        return everyone[[rank * most + k for rank, own in enumerate(self.owns)
+                         for k in range(len(own))]].flatten(0, 1)
 
     def join(self, nodes:list[Tensor]) -> Tensor:
         "The sum of all processes' nodes, of which each brings its own, in order; of one shape."
@@ -90,7 +93,8 @@ class TreeSum:
         if world == 1: return nodes[0]
         piece = -(-n // world)
         rows = torch.stack([F.pad(node.flatten(), (0, world * piece - n)) for node in nodes])
-        sent = rows.view(len(nodes), world, piece).transpose(0, 1).reshape(-1, piece)        # to each its piece
+        # to each its piece
+        sent = rows.view(len(nodes), world, piece).transpose(0, 1).reshape(-1, piece)
         counts = list(map(len, self.spans))
         got = rows.new_empty(sum(counts), piece)
         dist.all_to_all_single(got, sent, counts, [len(nodes)] * world)
@@ -123,7 +127,8 @@ def _lots(params:list[Tensor], which:list[int]) -> list[list[int]]:
     "Neighbours of one type, up to `_LOT` numbers or one tensor."
     lots, size = [], 0
     for i in which:
-        fits = lots and params[lots[-1][0]].dtype == params[i].dtype and size + params[i].numel() <= _LOT
+        fits = (lots and params[lots[-1][0]].dtype == params[i].dtype
+                and size + params[i].numel() <= _LOT)
         if fits: lots[-1].append(i)
         else: lots.append([i])
         size = size * bool(fits) + params[i].numel()
@@ -137,11 +142,13 @@ def join_gradients(
     "The sum over all processes, in memory of its own."
     if len(tree.owns) == 1: return nodes[0]
     here = [any(node[i] is not None for node in nodes) for i in range(len(params))]
-    anywhere = tree.processes.sum(torch.tensor(here, dtype=torch.int32, device=tree.processes.device)).tolist()
+    anywhere = tree.processes.sum(torch.tensor(here, dtype=torch.int32,
+                                               device=tree.processes.device)).tolist()
     def whole(t, like): return torch.zeros_like(like).flatten() if t is None else t.flatten()
     out = [None] * len(params)
     for lot in _lots(params, [i for i, there in enumerate(anywhere) if there]):
         total = tree.join([torch.cat([whole(node[i], params[i]) for i in lot]) for node in nodes])
         parts = total.split([params[i].numel() for i in lot])
-        for i, part in zip(lot, parts): out[i] = torch.empty_like(params[i]).copy_(part.view(params[i].shape))
+        for i, part in zip(lot, parts):
+            out[i] = torch.empty_like(params[i]).copy_(part.view(params[i].shape))
     return out

@@ -19,7 +19,18 @@ from torch import Tensor
 from ..charts import curves_figure, fold
 from ..core import BadInput, check, check_int, named_as
 from ..data.shapes import Shapes
-from ..figures import PALETTE, TONES, error_map, heat, house_font, plain_text, png_bytes, rgb, tile_sheet, to_pixels
+from vgnb.figures import (
+    PALETTE,
+    TONES,
+    error_map,
+    heat,
+    house_font,
+    plain_text,
+    png_bytes,
+    rgb,
+    tile_sheet,
+    to_pixels,
+)
 from ..shipped import open_part
 from ..tokenizers.pictures import codes_of, pictures
 from ..tokenizers.tokenizer import Tokenizer
@@ -36,12 +47,13 @@ class Atlas:
     "A codebook and what it was used for. `.rows .codes .pixels .gallery .map .shown .exchanged()`."
     def __init__(self,
         tokenizer:Tokenizer,
-        images=None,         # (b, h, w, 3) uint8 or anything `to_pixels` takes; None = 256 drawn shapes of 32 pixels
-        level:int=0,         # which of a place's codes
-        per:int=24,          # patches kept of each code
+        images=None,  # (b, h, w, 3) uint8, or as `to_pixels` takes it; None = 256 shapes, 32 pixels
+        level:int=0,  # which of a place's codes
+        per:int=24,   # patches kept of each code
     ):
         self.tokenizer, self.level, self.rows = tokenizer, level, rows_of(tokenizer, level)
-        self.pixels = Shapes(256, 32).batch(np.arange(256))[0] if images is None else to_pixels(images)
+        self.pixels = (Shapes(256, 32).batch(np.arange(256))[0] if images is None
+                       else to_pixels(images))
         with named_as(h="images", w="images"): shape = tokenizer.code_shape(*self.pixels.shape[1:3])
         self.grid = shape[:2] if tokenizer.dims == 2 else None
         self.codes = codes_of(tokenizer, self.pixels).cpu()                       # (b, n, L)
@@ -51,7 +63,7 @@ class Atlas:
         else: self.gallery.count += np.bincount(mine.flatten().numpy(), minlength=size)
         self.map = codebook_map(self.rows, self.gallery)
         rank = np.argsort(-self.gallery.count, kind="stable")
-        self.rank = np.argsort(rank, kind="stable")                               # of each code, 0 = commonest
+        self.rank = np.argsort(rank, kind="stable")                    # of each code, 0 = commonest
         self.shown = list(range(size)) if size <= _MOST else sorted(rank[:_MOST].tolist())
         self.exchanged = functools.lru_cache(256)(self._exchanged)
 
@@ -63,11 +75,14 @@ class Atlas:
 
     def holding(self, code:int) -> list[int]:
         "The pictures that hold a code, those with most of it first."
-        held = (self.codes[..., self.level] == check_int("code", code, 0, len(self.rows) - 1)).sum(1)
+        held = (self.codes[..., self.level] == check_int("code", code, 0,
+                                                         len(self.rows) - 1)).sum(1)
         return [k for k in held.argsort(descending=True, stable=True).tolist() if held[k]]
 
     def replaced(self, picture:int, code:int, other:int) -> Tensor:
-        "A picture's codes (n, L) with another code wherever this one stood. Errors: codes, a picture that are none."
+        """A picture's codes (n, L) with another code wherever this one stood.
+
+        Errors: codes, a picture that are none."""
         check_int("picture", picture, 0, len(self.codes) - 1)
         for name, k in (("code", code), ("other", other)): check_int(name, k, 0, len(self.rows) - 1)
         codes = self.codes[picture].clone()
@@ -75,10 +90,13 @@ class Atlas:
         return codes
 
     def _exchanged(self, picture:int, code:int, other:int) -> np.ndarray:    # (2, h, w, 3) uint8
-        "A picture as it decodes, and with another code in a code's place; see `replaced`. Both from the same noise."
+        """A picture as it decodes, and with another code in a code's place; see `replaced`.
+
+        Both from the same noise."""
         codes = torch.stack([self.codes[check_int("picture", picture, 0, len(self.codes) - 1)],
                              self.replaced(picture, code, other)])
-        return pictures(self.tokenizer, codes, ids=torch.zeros(2, dtype=torch.long), rows=2, shape=self.grid)
+        return pictures(self.tokenizer, codes, ids=torch.zeros(2, dtype=torch.long),
+                        rows=2, shape=self.grid)
 
 # %% ../../nbs/views/832_atlas.ipynb #ea70ede5
 def _marks(code:int, near:list[int], other:int) -> list[tuple[int, str, int]]:
@@ -106,8 +124,8 @@ def plane_map(
     code:int, near:list[int], other:int,
     size:tuple[int, int]=(330, 256),
 ) -> Image.Image:
-    "The codes in the plane in which their rows differ most, as large as they came often; crosses = never."
-    fine, margin, foot = 2, 12, 18                                          # drawn twice as large, for smooth edges
+    "The codes in the plane in which rows differ most, as large as they came often; x = never."
+    fine, margin, foot = 2, 12, 18                          # drawn twice as large, for smooth edges
     low, high = state.points.min(0), state.points.max(0)
     room = np.array(size) - 2 * margin - (0, foot)
     at = margin + (state.points - low) / np.maximum(high - low, 1e-9) * room
@@ -124,7 +142,8 @@ def plane_map(
         (x, y), r = at[k], 8 * fine
         draw.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=fine * (width + 1))
     words = f"two directions: {state.share:.0%} of the differences"
-    draw.text((fine * margin, large[1] - 9 * fine), words, TONES["muted"], house_font(11 * fine), "lm")
+    draw.text((fine * margin, large[1] - 9 * fine), words, TONES["muted"],
+              house_font(11 * fine), "lm")
     image = image.resize(size, Image.BOX)
     return image
 
@@ -137,7 +156,8 @@ def _face(atlas:Atlas, code:int) -> np.ndarray:
 def patch_row(atlas:Atlas, code:int, columns:int=12, side:int=40) -> Image.Image:
     "The first patches of a code in a row."
     kept = atlas.gallery.patches.get(code, [])[:columns]
-    return tile_sheet([[*(kept or [_face(atlas, code)]), *[None] * (columns - max(len(kept), 1))]], side=side, gap=4)
+    return tile_sheet([[*(kept or [_face(atlas, code)]), *[None] * (columns - max(len(kept), 1))]],
+                      side=side, gap=4)
 
 _NEAR = 62        # pixels from one neighbour to the next
 
@@ -154,20 +174,25 @@ def near_row(atlas:Atlas, near:list[tuple[int, float]], other:int) -> Image.Imag
         draw.text((x + 20, 67), f"{far:.2f}", TONES["muted"], house_font(10), "mm")
     return image
 
-def exchange_sheet(before:np.ndarray, after:np.ndarray, code:int, other:int, side:int=128) -> Image.Image:
+def exchange_sheet(before:np.ndarray, after:np.ndarray, code:int, other:int,
+                   side:int=128) -> Image.Image:
     "A picture, the same with another code, and where they differ."
     far = heat(error_map(before[None], after[None])[0], 0, 0.5, "magma")
-    return tile_sheet([[before, after, far]], [["as decoded", f"{code} → {other}", "difference"]], side=side)
+    return tile_sheet([[before, after, far]],
+                      [["as decoded", f"{code} → {other}", "difference"]], side=side)
 
 # %% ../../nbs/views/832_atlas.ipynb #8c3e4385
 def usage_curves(
     runs,            # a run's folder, or several; {name: folder}
 ):
     "The share of codes in use over training, as runs have noted it. Errors: none of them has."
-    if not isinstance(runs, dict): runs = named_folders([runs] if isinstance(runs, (str, Path)) else runs)
+    if not isinstance(runs, dict):
+        runs = named_folders([runs] if isinstance(runs, (str, Path)) else runs)
     logs = {name: read_log(Path(folder) / "log.jsonl") for name, folder in runs.items()}
-    keys = sorted({key for log in logs.values() for line in log for key in line if key.split(".")[0] == "usage"})
-    words = "must hold a run that has noted its usage: a tokenizer's, whose quantizer counts (`usage`)"
+    keys = sorted({key for log in logs.values() for line in log for key in line
+                   if key.split(".")[0] == "usage"})
+    words = ("must hold a run that has noted its usage: a tokenizer's, "
+             "whose quantizer counts (`usage`)")
     check(keys, "runs", ", ".join(map(str, runs.values())), words)
     return curves_figure(logs, keys, exact=tuple(keys))
 
@@ -175,13 +200,17 @@ def usage_curves(
 class _Shelf(Live):
     "The widgets, without what they do."
     def __init__(self, names:tuple[str, ...], level:int, count:int):
-        def image(): return widgets.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        def image():
+            return widgets.Image(format="png",
+                                 layout={"max_width": "100%", "align_self": "flex-start"})
         self.usage, self.near = (widgets.Image(format="png") for _ in range(2))
         self.plane, self.patches, self.exchange, self.curves = (image() for _ in range(4))
-        self.level = widgets.ToggleButtons(options=[(name, k) for k, name in enumerate(names)], value=level,
-                                           description="level", tooltips=[f"the {name} codes" for name in names],
+        self.level = widgets.ToggleButtons(options=[(name, k) for k, name in enumerate(names)],
+                                           value=level, description="level",
+                                           tooltips=[f"the {name} codes" for name in names],
                                            layout={"width": "max-content"})
-        self.code, self.other, self.picture = (_slider(name, 0, 1, 0) for name in ("code", "in its place", "picture"))
+        self.code, self.other, self.picture = (_slider(name, 0, 1, 0)
+                                               for name in ("code", "in its place", "picture"))
         self.rows = [widgets.Button(tooltip=f"neighbour {k + 1}") for k in range(count)]
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         self.stage, wrap = widgets.Box(), {"flex_flow": "row wrap"}
@@ -208,7 +237,8 @@ class LiveAtlas(_Shelf):
         self.tokenizer, self._images, self._atlases, self._quiet = tokenizer, images, {}, True
         self._open(level)
         names = tokenizer.level_names if len(tokenizer.vocab) > 1 else ("code",)
-        super().__init__(names or tuple(f"level {k}" for k in range(len(tokenizer.vocab))), level, self.count)
+        super().__init__(names or tuple(f"level {k}" for k in range(len(tokenizer.vocab))),
+                         level, self.count)
         self._drawer = _Latest(self._draw, self._busy)
         if run is not None: self.curves.value = png_bytes(usage_curves(run), None)
         else: self.curves.layout.display = "none"
@@ -219,7 +249,8 @@ class LiveAtlas(_Shelf):
         self.look(self.atlas.gallery.common(1)[0])
 
     def _open(self, level:int):
-        if level not in self._atlases: self._atlases[level] = Atlas(self.tokenizer, self._images, level)
+        if level not in self._atlases:
+            self._atlases[level] = Atlas(self.tokenizer, self._images, level)
         self.atlas = self._atlases[level]
 
     def _arrange(self):
@@ -229,7 +260,8 @@ class LiveAtlas(_Shelf):
         self.buttons = [widgets.Button(tooltip=f"code {k}") for k in atlas.shown]
         for k, b in zip(atlas.shown, self.buttons): b.on_click(lambda _, k=k: self.look(k))
         cell = (self.plot.block, self.plot.block)
-        self.stage.children = [_over(self.usage, self.buttons, self.plot.columns, self.plot.size, cell)]
+        self.stage.children = [_over(self.usage, self.buttons, self.plot.columns,
+                                     self.plot.size, cell)]
         for box in old:
             for b in (*box.children[1].children, box.children[1], box): b.close()
         self._quiet = True
@@ -239,7 +271,9 @@ class LiveAtlas(_Shelf):
 # %% ../../nbs/views/832_atlas.ipynb #92344a15
 @patch
 def look(self:LiveAtlas, code:int, other:int|None=None):
-    "Show a code; `other`: which one takes its place, None = the nearest that came. Errors: codes that are none."
+    """Show a code; `other`: which one takes its place, None = the nearest that came.
+
+    Errors: codes that are none."""
     near = self.atlas.near(code, 64)
     came = [k for k, _ in near if self.atlas.gallery.count[k]]
     if other is None: other = came[0] if came else near[0][0]
@@ -258,7 +292,8 @@ def _moved(self:LiveAtlas, change):
     else: self._show()
 
 @patch
-def _show(self:LiveAtlas): self._drawer.ask((self.level.value, self.code.value, self.other.value, self.picture.value))
+def _show(self:LiveAtlas):
+    self._drawer.ask((self.level.value, self.code.value, self.other.value, self.picture.value))
 
 @patch
 def _leveled(self:LiveAtlas, change):
@@ -280,7 +315,8 @@ def _busy(self:LiveAtlas, now:bool): self.busy.value = "<em>decoding ...</em>" i
 @patch
 def fail(self:LiveAtlas, error:Exception):
     "Say what went wrong."
-    self.text.value = _spoken(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
+    self.text.value = _spoken(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}",
+                              alarm=True)
 
 # %% ../../nbs/views/832_atlas.ipynb #0f89afe4
 @patch
@@ -300,8 +336,8 @@ def _parts(self:LiveAtlas) -> list[Image.Image]:
     atlas, code, other = self.atlas, self.code.value, self.other.value
     near = atlas.near(code, self.count)
     marks = code, [k for k, _ in near], other
-    return [usage_map(atlas, self.plot, *marks), plane_map(atlas.map, *marks), patch_row(atlas, code),
-            near_row(atlas, near, other)]
+    return [usage_map(atlas, self.plot, *marks), plane_map(atlas.map, *marks),
+            patch_row(atlas, code), near_row(atlas, near, other)]
 
 @patch
 def _held(self:LiveAtlas) -> int|None:
@@ -314,9 +350,11 @@ def _exchanged(self:LiveAtlas) -> Image.Image:
     "The exchange, or a sheet that says why there is none."
     picture, code, other = self._held(), self.code.value, self.other.value
     makes = self.tokenizer.makes == "pixels"
-    if makes and picture is not None: return exchange_sheet(*self.atlas.exchanged(picture, code, other), code, other)
+    if makes and picture is not None:
+        return exchange_sheet(*self.atlas.exchanged(picture, code, other), code, other)
     sheet = Image.new("RGB", (400, 40), TONES["paper"])
-    why = "no picture here holds this code" if makes else f"this tokenizer makes {self.tokenizer.makes}, no pictures"
+    why = ("no picture here holds this code" if makes
+           else f"this tokenizer makes {self.tokenizer.makes}, no pictures")
     ImageDraw.Draw(sheet).text((6, 20), why, TONES["muted"], house_font(12), "lm")
     return sheet
 
@@ -325,14 +363,17 @@ def _exchanged(self:LiveAtlas) -> Image.Image:
 def words(self:LiveAtlas) -> list[str]:
     "What is on show."
     atlas, code = self.atlas, self.code.value
-    count, total, used = atlas.gallery.count[code], atlas.gallery.count.sum(), (atlas.gallery.count > 0).sum()
-    came = f"came {count:,} times ({count / total:.2%}), rank {atlas.rank[code] + 1}" if count else "never came"
+    count, total, used = (atlas.gallery.count[code], atlas.gallery.count.sum(),
+                          (atlas.gallery.count > 0).sum())
+    came = (f"came {count:,} times ({count / total:.2%}), rank {atlas.rank[code] + 1}"
+            if count else "never came")
     held, picture = atlas.holding(code), self._held()
-    lines = [f"code {code} {came} · {used:,} of {len(atlas.rows):,} codes came in {len(atlas.pixels):,} pictures"]
+    lines = [f"code {code} {came} · {used:,} of {len(atlas.rows):,} codes came in "
+             f"{len(atlas.pixels):,} pictures"]
     if picture is None: return lines
     cells = int((atlas.codes[picture, :, atlas.level] == code).sum())
-    return [*lines, f"picture {picture}, one of {len(held)} that hold it: {cells} of {atlas.codes.shape[1]} cells "
-                    "replaced"]
+    return [*lines, f"picture {picture}, one of {len(held)} that hold it: "
+                    f"{cells} of {atlas.codes.shape[1]} cells replaced"]
 
 @patch
 def settle(self:LiveAtlas):
@@ -360,11 +401,13 @@ def snapshot(self:LiveAtlas) -> Image.Image:
     return out
 
 def atlas(
-    where,               # a tokenizer, a pipeline, or what `vgnb.shipped.open_part` takes: a name, a folder
+    where,       # a tokenizer, a pipeline, or what `vgnb.shipped.open_part` takes: a name, a folder
     images=None,         # as `Atlas`
     **kwargs,            # as `LiveAtlas`
 ) -> LiveAtlas:
-    "A tokenizer's codebook to leaf through; of a run's folder, with its usage over training. Needs a notebook."
+    """A tokenizer's codebook to leaf through; of a run's folder, with its usage over training.
+
+    Needs a notebook."""
     is_place = isinstance(where, (str, Path))
     if is_place and (Path(where) / "log.jsonl").is_file(): kwargs = {"run": where} | kwargs
     tokenizer = open_part(where, "tokenizer") if is_place else getattr(where, "tokenizer", where)

@@ -34,19 +34,23 @@ class Board:
         self.every = check_float("every", every, 0)
         self.finished = False
         self.status = widgets.Label()
-        self.smooth = widgets.FloatSlider(value=0.9, min=0, max=0.99, step=0.01, description="smoothing")
-        self.curves = widgets.Image(format="svg+xml", layout={"align_self": "flex-start", "max_width": "100%"})
-        self.preview = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.smooth = widgets.FloatSlider(value=0.9, min=0, max=0.99, step=0.01,
+                                          description="smoothing")
+        self.curves = widgets.Image(format="svg+xml",
+                                    layout={"align_self": "flex-start", "max_width": "100%"})
+        self.preview = widgets.Image(format="png",
+                                     layout={"align_self": "flex-start", "max_width": "100%"})
         name = widgets.HBox([widgets.Label(plain_text(self.folder.resolve().name)), self.status])
         self.box = widgets.VBox([name, self.smooth, self.curves, self.preview])
         self.smooth.observe(lambda change: self.refresh(), "value")
         self.refresh()
         self._stop = threading.Event()
-        self.thread = threading.Thread(target=_follow, args=(weakref.ref(self), self._stop, every), daemon=True)
+        self.thread = threading.Thread(target=_follow,
+                                       args=(weakref.ref(self), self._stop, every), daemon=True)
         if every and not self.finished: self.thread.start()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        "The board where a kernel moves it; its state and curves as they are now for everybody else."
+        "The board where a kernel moves it; its state and curves as of now elsewhere."
         svg = bytes(self.curves.value).decode()     # a memoryview, once a browser has sent it back
         still = f"<p>{escape(self.status.value)}</p>{svg}"
         view = {VIEW: self.box._repr_mimebundle_()[VIEW]} if has_kernel() else {}
@@ -78,7 +82,7 @@ def _follow(board:weakref.ref, stop:threading.Event, every:float):
         seen = board()
         if seen is None: return
         try: seen.refresh()
-        except Exception as e:                # a file half written, in whatever way: the next look finds it whole
+        except Exception as e:  # a file half written, in whatever way: the next look finds it whole
             seen.status.value = f"can't be read now ({plain_text(e)}); trying again"
         if seen.finished: return
         del seen
@@ -97,7 +101,7 @@ def compared_runs(
     found = quantities(logs)
     check(found, "logs", len(logs), "must hold a run that has noted a number", Missing)
     if quantity != "all": check_choice("quantity", quantity, found)
-    room = max(8, 84 // max(len(logs), 1))                             # letters of a name in the legend
+    room = max(8, 84 // max(len(logs), 1))                         # letters of a name in the legend
     shown = {f"{k + 1} {plain_text(name, room)}": log for k, (name, log) in enumerate(logs.items())}
     exact = tuple(name for name in found if name.split(".")[0] in _AS_THEY_ARE)
     keys = found if quantity == "all" else [quantity]
@@ -108,21 +112,24 @@ def compared_runs(
 def quantities(logs:dict[str, list[dict]]) -> list[str]:
     "What the runs have noted, losses first."
     def is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
-    names = dict.fromkeys(k for log in logs.values() for line in log for k, v in line.items() if is_number(v))
-    return sorted((name for name in names if name not in ("step", "samples")), key=lambda name: "loss" not in name)
+    names = dict.fromkeys(k for log in logs.values() for line in log
+                          for k, v in line.items() if is_number(v))
+    return sorted((name for name in names if name not in ("step", "samples")),
+                  key=lambda name: "loss" not in name)
 
 def differing_settings(
     records:dict[str, dict],         # name -> run.json
 ) -> dict[str, list[str]]:           # setting -> its value in each run
     "The settings in which runs differ."
-    flat = [_flat(record["config"]) if isinstance(record.get("config"), dict) else {} for record in records.values()]
+    flat = [_flat(record["config"]) if isinstance(record.get("config"), dict) else {}
+            for record in records.values()]
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = {name: [str(settings.get(name, "–")) for settings in flat] for name in names}
     return {name: values for name, values in rows.items() if len(set(values)) > 1}
 
 # %% ../../nbs/views/825_board.ipynb #4e5aca37
 class RunsBoard(Live):
-    "Several runs on one axis. `.status .quantity .axis .smooth .curves .table .refresh() .close()`; shows itself."
+    "Several runs on one axis: `.status .quantity .axis .curves .refresh() ...`; shows itself."
     def __init__(self,
         runs,              # folders, {name: folder}, or a folder of runs, where later ones join
         every:float=5.0,   # seconds between two looks; 0 = only when `refresh` is called
@@ -130,23 +137,30 @@ class RunsBoard(Live):
         self.every = check_float("every", every, 0)
         self._parent = Path(runs) if isinstance(runs, (str, Path)) else None
         if self._parent is None and not isinstance(runs, dict): runs = named_folders(runs)
-        self._named = {} if self._parent is not None else {str(name): Path(folder) for name, folder in runs.items()}
+        self._named = ({} if self._parent is not None
+                       else {str(name): Path(folder) for name, folder in runs.items()})
         check(self._parent is not None or self._named, "runs", runs, "must name at least one run")
         self.finished, self.facts, self._quiet, self._drawn = False, {}, True, None
         look = {"style": {"description_width": "6rem"}, "layout": {"width": "18rem"}}
         self.quantity = widgets.Dropdown(options=["all"], description="quantity", **look)
-        self.axis = widgets.ToggleButtons(options=_AXES, description="over", tooltips=["steps", "samples seen"],
-                                          style={"description_width": "6rem", "button_width": "6rem"},
-                                          layout={"width": "max-content"})
-        self.smooth = widgets.FloatSlider(value=0.9, min=0, max=0.99, step=0.01, description="smoothing", **look)
+        self.axis = widgets.ToggleButtons(
+            options=_AXES, description="over", tooltips=["steps", "samples seen"],
+            style={"description_width": "6rem", "button_width": "6rem"},
+            layout={"width": "max-content"})
+        self.smooth = widgets.FloatSlider(value=0.9, min=0, max=0.99, step=0.01,
+                                          description="smoothing", **look)
         self.status, self.table = widgets.Label(), widgets.HTML()
-        self.curves = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
-        hand = widgets.HBox([self.quantity, self.axis, self.smooth], layout={"flex_flow": "row wrap"})
+        self.curves = widgets.Image(format="png",
+                                    layout={"align_self": "flex-start", "max_width": "100%"})
+        hand = widgets.HBox([self.quantity, self.axis, self.smooth],
+                            layout={"flex_flow": "row wrap"})
         self.box = with_tooltips(widgets.VBox([self.status, hand, self.curves, self.table]))
-        for control in (self.quantity, self.axis, self.smooth): control.observe(lambda change: self._draw(), "value")
+        for control in (self.quantity, self.axis, self.smooth):
+            control.observe(lambda change: self._draw(), "value")
         self.refresh()
         self._stop = threading.Event()
-        self.thread = threading.Thread(target=_follow, args=(weakref.ref(self), self._stop, every), daemon=True)
+        self.thread = threading.Thread(target=_follow,
+                                       args=(weakref.ref(self), self._stop, every), daemon=True)
         if every and not self.finished: self.thread.start()
 
     @property
@@ -158,27 +172,30 @@ class RunsBoard(Live):
     def logs(self) -> dict[str, list[dict]]:
         return {name: facts["log"] if facts else [] for name, facts in self.facts.items()}
 
-    def refresh(self):
-        "Look at the folders once."
-        self.facts = {name: run_facts(folder) if folder.is_dir() else None for name, folder in self.runs.items()}
-        seen, found = list(self.facts.values()), quantities(self.logs)
-        self._quiet = True
-        if found and list(self.quantity.options) != [*found, "all"]:
-            before = self.quantity.value if len(self.quantity.options) > 1 else None
-            self.quantity.options = [*found, "all"]
-            self.quantity.value = before if before in found else found[0]
-        self._quiet = False
-        done = sum(bool(facts and facts["finished"]) for facts in seen)
-        self.status.value = f"{len(seen)} runs, {done} finished" if seen else "no run here yet"
-        self.finished = bool(seen) and done == len(seen) and self._parent is None
-        self._draw()
-
     def close(self):
         "Look no more, and take the board off the page."
         self._stop.set()
         self.box.close()
 
-# %% ../../nbs/views/825_board.ipynb #86f94baa
+# %% ../../nbs/views/825_board.ipynb #56c213f5
+@patch
+def refresh(self:RunsBoard):
+    "Look at the folders once."
+    self.facts = {name: run_facts(folder) if folder.is_dir() else None
+                  for name, folder in self.runs.items()}
+    seen, found = list(self.facts.values()), quantities(self.logs)
+    self._quiet = True
+    if found and list(self.quantity.options) != [*found, "all"]:
+        before = self.quantity.value if len(self.quantity.options) > 1 else None
+        self.quantity.options = [*found, "all"]
+        self.quantity.value = before if before in found else found[0]
+    self._quiet = False
+    done = sum(bool(facts and facts["finished"]) for facts in seen)
+    self.status.value = f"{len(seen)} runs, {done} finished" if seen else "no run here yet"
+    self.finished = bool(seen) and done == len(seen) and self._parent is None
+    self._draw()
+
+# %% ../../nbs/views/825_board.ipynb #c630c623
 def named_folders(folders) -> dict[str, Path]:
     "Folders by their last name; by all of it where two have the same."
     paths = [Path(folder) for folder in folders]
@@ -188,38 +205,47 @@ def named_folders(folders) -> dict[str, Path]:
 def runs_below(folder:Path) -> list[Path]:
     "The runs that lie in a folder, by name."
     if not folder.is_dir(): return []
-    return sorted(path for path in folder.iterdir() if (path / "run.json").is_file() or (path / "log.jsonl").is_file())
+    return sorted(path for path in folder.iterdir()
+                  if (path / "run.json").is_file() or (path / "log.jsonl").is_file())
 
 @patch
-def _figure(self:RunsBoard): return compared_runs(self.logs, self.quantity.value, self.axis.value, self.smooth.value)
+def _figure(self:RunsBoard):
+    return compared_runs(self.logs, self.quantity.value, self.axis.value, self.smooth.value)
 
 @patch
 def _draw(self:RunsBoard):
     "Bring curves and table up to date; nothing is drawn twice."
     if self._quiet: return
-    now = [len(log) for log in self.logs.values()], self.quantity.value, self.axis.value, self.smooth.value
+    now = ([len(log) for log in self.logs.values()], self.quantity.value,
+           self.axis.value, self.smooth.value)
     if now != self._drawn and quantities(self.logs):
         try: self.curves.value, self._drawn = png_bytes(self._figure(), None), now
         except BadInput as e: self.status.value = _error_line(e)
     self.curves.layout.display = None if self.curves.value else "none"
     states = enumerate(self.states().items())
     rows = [{"run": f"{k + 1} {plain_text(name)}", "state": words} for k, (name, words) in states]
-    other = differing_settings({name: facts["record"] if facts else {} for name, facts in self.facts.items()})
+    other = differing_settings({name: facts["record"] if facts else {}
+                                for name, facts in self.facts.items()})
     for name, values in other.items():
         for row, value in zip(rows, values): row[plain_text(name)] = plain_text(value)
     self.table.value = html_table(rows) if rows else ""
 
+# %% ../../nbs/views/825_board.ipynb #86f94baa
 @patch
 def states(self:RunsBoard) -> dict[str, str]:
     "How far each run is, in words."
-    return {name: status_line(facts) if facts else "no run here yet" for name, facts in self.facts.items()}
+    return {name: status_line(facts) if facts else "no run here yet"
+            for name, facts in self.facts.items()}
 
 @patch
 def snapshot(self:RunsBoard) -> Image.Image:
     "Curves and states as a picture, for pages without a kernel."
-    lines = [f"{k + 1} {plain_text(name, 40)}: {words}" for k, (name, words) in enumerate(self.states().items())]
-    curves = to_image(self._figure()) if quantities(self.logs) else Image.new("RGB", (480, 8), TONES["paper"])
-    out = Image.new("RGB", (curves.width, curves.height + 12 + 17 * max(len(lines), 1)), TONES["paper"])
+    lines = [f"{k + 1} {plain_text(name, 40)}: {words}"
+             for k, (name, words) in enumerate(self.states().items())]
+    curves = (to_image(self._figure()) if quantities(self.logs)
+              else Image.new("RGB", (480, 8), TONES["paper"]))
+    out = Image.new("RGB",
+                    (curves.width, curves.height + 12 + 17 * max(len(lines), 1)), TONES["paper"])
     out.paste(curves)
     for k, line in enumerate(lines or [self.status.value]):
         place = 8, curves.height + 10 + 17 * k
@@ -227,10 +253,11 @@ def snapshot(self:RunsBoard) -> Image.Image:
     return out
 
 def board(
-    folder,                # of a run, under way or finished; several, {name: folder}, or a folder in which runs lie
+    folder,          # of a run, under way or finished; several, {name: folder}, or a folder of runs
     every:float=5.0,       # seconds between two looks
 ) -> Board|RunsBoard:
     "A view of a run, or of several on one axis, that refreshes itself while they train."
     one = isinstance(folder, (str, Path))
-    if one and (Path(folder, "run.json").is_file() or not runs_below(Path(folder))): return Board(folder, every)
+    if one and (Path(folder, "run.json").is_file() or not runs_below(Path(folder))):
+        return Board(folder, every)
     return RunsBoard(folder, every)

@@ -41,7 +41,7 @@ class Plot:
         return x + inset, y + inset, x + self.block - 1 - inset, y + self.block - 1 - inset
 
     def cut(self, picture:np.ndarray, cell:int) -> np.ndarray:
-        "The part of a picture (h, w, 3) around a cell, twice as wide and high; the whole where cells have no place."
+        "A picture's part (h, w, 3) around a cell, twice its size; all where cells have no place."
         if len(self.shape) != 2: return picture
         h, w = picture.shape[0] / self.rows, picture.shape[1] / self.columns
         row, column = divmod(cell, self.columns)
@@ -60,7 +60,7 @@ def token_map(
     cell:int,                    # that is looked at
     since:Branch|None=None,      # cells that hold other codes than there have a dot
 ) -> Image.Image:
-    "When each cell was drawn, from dark to bright; grey = given, orange frames = forced, the dark frame = looked at."
+    "When cells were drawn, dark to bright; grey = given, framed: orange = forced, dark = shown."
     when = branch.when.numpy()
     colours = heat(fold(np.where(when < 0, np.nan, when / max(branch.steps - 1, 1)), plot.shape))
     colours[fold(when, plot.shape) == -1] = rgb("given")
@@ -91,31 +91,35 @@ def picture_map(
     return _marked(image, branch, plot, cell) if len(plot.shape) == 2 else image
 
 # %% ../../nbs/views/824_branch.ipynb #b900871b
-_ROW, _TOP, _WIDE = 46, 34, 396                       # pixels of a row, of what stands above the rows, of the list
-_BARS = (("given nothing", TONES["line"]), ("given the class", PALETTE[4]), ("after guidance", PALETTE[0]))
+_ROW, _TOP, _WIDE = 46, 34, 396        # pixels of a row, of what stands above the rows, of the list
+_BARS = (("given nothing", TONES["line"]), ("given the class", PALETTE[4]),
+         ("after guidance", PALETTE[0]))
 
-def _sheet(rows:int) -> Image.Image: return Image.new("RGB", (_WIDE, _TOP + _ROW * rows), TONES["paper"])
+def _sheet(rows:int) -> Image.Image:
+    return Image.new("RGB", (_WIDE, _TOP + _ROW * rows), TONES["paper"])
 
 def _percent(p:float) -> str:
     "A probability in few letters."
     return f"{100 * p:.0f}" if p >= .0995 else f"{100 * p:.1f}" if p >= .0005 else "0"
 
-def _candidate_row(draw:ImageDraw.ImageDraw, y:int, seen:Candidates, code:int, most:float, condition:str):
+def _candidate_row(draw:ImageDraw.ImageDraw, y:int, seen:Candidates, code:int,
+                   most:float, condition:str):
     "Bars and words of one candidate."
     cut, stands = bool(seen.cut[code]), code == seen.code
     strong = TONES["muted"] if cut else TONES["ink"]
     draw.text((52, y + 15), f"{code}", strong, house_font(13, stands), "lm")
     role = "forced" if stands and code != seen.drawn else "drawn" if stands else ""
     if not stands and code == seen.drawn: role = "the noise's"
-    draw.text((52, y + 31), "cut" if cut and not role else role, TONES["alarm"] if stands else strong,
-              house_font(10), "lm")
+    draw.text((52, y + 31), "cut" if cut and not role else role,
+              TONES["alarm"] if stands else strong, house_font(10), "lm")
 
     nothing = None if seen.unconditional is None else float(seen.unconditional[code])
     stages = [nothing, float(seen.conditional[code]), float(seen.guided[code])]
     for k, (p, (_, colour)) in enumerate(zip(stages, _BARS)):
         if p is None: continue
         grey = ("#EEF0F2", "#DDE1E5", TONES["given"])[k]
-        draw.rectangle((118, y + 7 + 11 * k, 118 + round(140 * p / most), y + 15 + 11 * k), grey if cut else colour)
+        draw.rectangle((118, y + 7 + 11 * k, 118 + round(140 * p / most), y + 15 + 11 * k),
+                       grey if cut else colour)
     said = " → ".join(_percent(p) for p in stages if p is not None)
     draw.text((_WIDE - 8, y + 15), f"{said} %", strong, house_font(11), "rm")
     left = "cut" if cut else f"left {_percent(float(seen.kept[code]))} %"
@@ -128,7 +132,7 @@ def candidate_list(
     condition:str="given the class",
     rows:int=0,                  # there is room for, at least
 ) -> Image.Image:
-    "A row for each code: its patch, its probabilities from stage to stage; grey = cut, orange = stands there."
+    "A row a code: its patch, its probabilities by stage; grey = cut, orange = stands there."
     image = _sheet(max(len(codes), rows))
     draw, x = ImageDraw.Draw(image), 6
     for name, colour in _BARS:
@@ -142,7 +146,8 @@ def candidate_list(
         y = _TOP + k * _ROW
         draw.line((0, y, _WIDE, y), TONES["line"])
         image.paste(Image.fromarray(thumbs[k]).resize((40, 40), Image.NEAREST), (4, y + 3))
-        if code == seen.code: draw.rectangle((2, y + 1, 45, y + 44), outline=TONES["alarm"], width=2)
+        if code == seen.code:
+            draw.rectangle((2, y + 1, 45, y + 44), outline=TONES["alarm"], width=2)
         _candidate_row(draw, y, seen, code, max(most, 1e-6), condition)
     return image
 
@@ -163,7 +168,7 @@ class _Pictures:
     def _kept(self, key:tuple, make):
         "What was made for this key, or is made now."
         made = self._made.pop(key, None)
-        self._made[key] = make() if made is None else made          # the last one used is the last to go
+        self._made[key] = make() if made is None else made     # the last one used is the last to go
         if len(self._made) > 128: del self._made[next(iter(self._made))]
         return self._made[key]
 
@@ -177,7 +182,8 @@ class _Pictures:
 
         def made():
             other = now.codes[None].repeat(len(codes), 1, 1)
-            other[:, seen.cell, seen.level] = torch.tensor(codes).clamp(max=self.pipe.generator.vocab[seen.level] - 1)
+            other[:, seen.cell, seen.level] = torch.tensor(codes).clamp(
+                max=self.pipe.generator.vocab[seen.level] - 1)
             return [self.plot.cut(picture, seen.cell) for picture in self._decoded(other)]
 
         return self._kept((now.forced, seen.cell, seen.level, *codes), made)
@@ -188,7 +194,8 @@ _MOST = 1024      # buttons on a picture; finer grids have the sliders
 def _layout(width, height, **more) -> widgets.Layout:
     return widgets.Layout(width=f"{width}px", height=f"{height}px", margin="0", padding="0", **more)
 
-def _over(image:widgets.Image, buttons:list, columns:int, size:tuple[int, int], button:tuple[int, int], top:int=0):
+def _over(image:widgets.Image, buttons:list, columns:int, size:tuple[int, int],
+          button:tuple[int, int], top:int=0):
     "An image with buttons on it; returns the box that holds both."
     place = {"grid_area": "1 / 1 / 2 / 2"}
     image.layout = _layout(*size, max_width="none", **place)
@@ -197,11 +204,12 @@ def _over(image:widgets.Image, buttons:list, columns:int, size:tuple[int, int], 
     rows = -(-len(buttons) // columns) if buttons else 0
     grid = widgets.GridBox(buttons, layout=_layout(
         button[0] * columns, button[1] * rows, grid_gap="0", overflow="hidden",
-        grid_template_columns=f"repeat({columns}, {button[0]}px)", grid_auto_rows=f"{button[1]}px", **place))
+        grid_template_columns=f"repeat({columns}, {button[0]}px)",
+        grid_auto_rows=f"{button[1]}px", **place))
     grid.layout.margin = f"{top}px 0 0 0"
     return widgets.GridBox([image, grid], layout=widgets.Layout(
-        grid_template_columns=f"{size[0]}px", grid_template_rows=f"{size[1]}px", width=f"{size[0]}px",
-        height=f"{size[1]}px", margin="0 12px 8px 0", overflow="hidden"))
+        grid_template_columns=f"{size[0]}px", grid_template_rows=f"{size[1]}px",
+        width=f"{size[0]}px", height=f"{size[1]}px", margin="0 12px 8px 0", overflow="hidden"))
 
 # %% ../../nbs/views/824_branch.ipynb #41497a31
 class _Desk(Live):
@@ -224,17 +232,22 @@ class _Desk(Live):
         names = ("row", "column") if planar else ("token",)
         self.place = [widgets.IntSlider(0, 0, side - 1, description=name, **look)
                       for name, side in zip(names, plot.shape)]
-        self.level = widgets.ToggleButtons(options=[(name, k) for k, name in enumerate(levels)], description="level",
-                                           tooltips=[f"the cell's {name}" for name in levels],
-                                           style={"description_width": "4.5rem", "button_width": "7rem"})
-        self.undo, self.redo = (widgets.Button(description=word, icon=word, layout={"width": "6rem"})
+        self.level = widgets.ToggleButtons(
+            options=[(name, k) for k, name in enumerate(levels)], description="level",
+            tooltips=[f"the cell's {name}" for name in levels],
+            style={"description_width": "4.5rem", "button_width": "7rem"})
+        self.undo, self.redo = (widgets.Button(description=word,
+                                               icon=word, layout={"width": "6rem"})
                                 for word in ("undo", "redo"))
         self.run = widgets.Dropdown(description="run", **look)
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         wrap = {"flex_flow": "row wrap"}
-        hand = [*self.place, *([self.level] if len(levels) > 1 else []), widgets.HBox([self.undo, self.redo]), self.run]
-        narrow = {"max_width": f"{2 * (plot.size[0] + 14)}px"}          # long words don't push the list below
-        left = widgets.VBox([widgets.HBox(boxes, layout=wrap), *hand, self.text, self.busy], layout=narrow)
+        hand = [*self.place, *([self.level] if len(levels) > 1 else []),
+                widgets.HBox([self.undo, self.redo]), self.run]
+        # long words don't push the list below
+        narrow = {"max_width": f"{2 * (plot.size[0] + 14)}px"}
+        left = widgets.VBox([widgets.HBox(boxes, layout=wrap), *hand, self.text, self.busy],
+                            layout=narrow)
         self.box = with_tooltips(widgets.HBox([left, listed], layout=wrap))
 
     @staticmethod
@@ -244,7 +257,7 @@ class _Desk(Live):
 
 # %% ../../nbs/views/824_branch.ipynb #7a6f3d22
 class LiveBranches(_Desk):
-    "A sample and what it might have been: `.tree .look() .force() .undo .redo .run .text .busy`; shows itself."
+    "A sample and what it might have been: `.tree .look() .force() .undo .redo ...`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = no class
@@ -259,9 +272,13 @@ class LiveBranches(_Desk):
         self.tree = pipe.tree(label, seed=seed, **kwargs)
         self.pictures = _Pictures(pipe, self.tree, seed, side)
         g = pipe.generator
-        super().__init__(self.pictures.plot, g.level_names if len(g.vocab) > 1 else ("code",), count)
-        self.cell, self._quiet, self._serial = int(self.tree.now.when.argmax()), False, itertools.count()
-        self._grower, self._drawer = _Latest(self._grow, self._busy), _Latest(self._draw, lambda now: None)
+        super().__init__(self.pictures.plot,
+                         g.level_names if len(g.vocab) > 1 else ("code",), count)
+        self.cell = int(self.tree.now.when.argmax())
+        self._quiet = False
+        self._serial = itertools.count()
+        self._grower, self._drawer = (_Latest(self._grow, self._busy),
+                                      _Latest(self._draw, lambda now: None))
 
         for buttons in (self.on_tokens, self.on_picture):
             for k, b in enumerate(buttons): b.on_click(lambda _, k=k: self.look(k))
@@ -299,14 +316,15 @@ def _slid(self:LiveBranches, change):
 def _chosen(self:LiveBranches, k:int):
     "Force a candidate into the cell whose list is on show, whatever was clicked since."
     of, cell, level = self._listed
-    stale = of is not self.tree.now or k >= len(self._codes)     # a list of another run, which is being replaced
+    # a list of another run, which is being replaced
+    stale = of is not self.tree.now or k >= len(self._codes)
     if not stale: self._grower.ask((next(self._serial), cell, self._codes[k], level))
 
 @patch
 def _walk(self:LiveBranches, word:str):
     "Undo, redo; what is being drawn is given up."
     try: getattr(self.tree, word)()
-    except BadInput: return                      # nothing to undo: the button was on its way to being disabled
+    except BadInput: return           # nothing to undo: the button was on its way to being disabled
     self._moved()
 
 @patch
@@ -322,7 +340,8 @@ def _moved(self:LiveBranches):
 
 # %% ../../nbs/views/824_branch.ipynb #6bc1e086
 @patch
-def _busy(self:LiveBranches, now:bool): self.busy.value = "<em>drawing again ...</em>" if now else ""
+def _busy(self:LiveBranches, now:bool):
+    self.busy.value = "<em>drawing again ...</em>" if now else ""
 
 @patch
 def _grow(self:LiveBranches, wish:tuple) -> Iterator[None]:
@@ -333,30 +352,35 @@ def _grow(self:LiveBranches, wish:tuple) -> Iterator[None]:
         seen = self.tree.candidates(cell, level)
         if code == seen.code: return
         for step in self.tree.grow(cell, code, level):
-            self.busy.value = f"<em>drawing again: step {step.clock.step + 1} of {step.clock.steps} ...</em>"
+            self.busy.value = ("<em>drawing again: "
+                               f"step {step.clock.step + 1} of {step.clock.steps} ...</em>")
             yield
-            if self._grower.wanted != wish: return             # a newer click: this run is nobody's any more
+            if self._grower.wanted != wish: return    # a newer click: this run is nobody's any more
         self.look(self.cell)
-    except Exception as e: self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
+    except Exception as e:
+        self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
 
 # %% ../../nbs/views/824_branch.ipynb #a5d129ca
 @patch
 def _draw(self:LiveBranches, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the run and the cell that are looked at."
     try:
-        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = png_bytes(made, None)
+        for image, made in zip((self.picture, self.tokens), self._maps()):
+            image.value = png_bytes(made, None)
         yield
         listing, words = self._listing()
         self.list.value = png_bytes(listing, None)
         self._offer()
         self.say(words)
-    except Exception as e: self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
+    except Exception as e:
+        self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
 
 @patch
 def _maps(self:LiveBranches) -> tuple[Image.Image, Image.Image]:
     "Picture and tokens."
     now, plot = self.tree.now, self.pictures.plot
-    return picture_map(self.pictures.of(now), now, plot, self.cell), token_map(now, plot, self.cell, now.parent)
+    return (picture_map(self.pictures.of(now), now, plot, self.cell),
+            token_map(now, plot, self.cell, now.parent))
 
 @patch
 def _listing(self:LiveBranches) -> tuple[Image.Image, list[str]]:
@@ -368,10 +392,12 @@ def _listing(self:LiveBranches) -> tuple[Image.Image, list[str]]:
         return _sheet(self.count), ["this cell was given: it has no candidates"]
     seen = self.tree.candidates(self.cell, self.level.value)
     self._codes = seen.ranked(self.count)
-    condition = "given the class" if self.pipe.generator.conditioned_on == "class" else "given the words"
+    condition = ("given the class" if self.pipe.generator.conditioned_on == "class"
+                 else "given the words")
     thumbs = self.pictures.thumbs(seen, self._codes)
     listing = candidate_list(seen, self._codes, thumbs, condition, self.count)
-    other = "" if now.parent is None else f"{int(now.differs(now.parent).sum())} cells differ from the run before"
+    other = ("" if now.parent is None
+             else f"{int(now.differs(now.parent).sum())} cells differ from the run before")
     return listing, [repr(seen), other]
 
 @patch
@@ -381,7 +407,8 @@ def _offer(self:LiveBranches):
     def word(f): return f"{','.join(map(str, tree.place_of(f.cell)))} = {f.code}"
     runs = sorted(tree.all, key=len)
     self._quiet = True
-    self.run.options = [(plain_text("; ".join(map(word, forced)) or "as drawn", 60), forced) for forced in runs]
+    self.run.options = [(plain_text("; ".join(map(word, forced)) or "as drawn", 60), forced)
+                        for forced in runs]
     self.run.value = tree.now.forced
     self._quiet = False
     self.undo.disabled, self.redo.disabled = not tree.can_undo, not tree.can_redo
@@ -395,7 +422,8 @@ def _spoken(words:str|list[str], alarm:bool=False) -> str:
     "A line, or several, as HTML in which nothing of the words is taken for any."
     lines = [words] if isinstance(words, str) else words
     colour = f"; color: {TONES['alarm']}" if alarm else ""
-    return f'<div style="line-height: 1.5{colour}">{"<br>".join(map(_escaped, filter(None, lines)))}</div>'
+    return ('<div style="line-height: '
+            f'1.5{colour}">{"<br>".join(map(_escaped, filter(None, lines)))}</div>')
 
 @patch
 def say(self:LiveBranches, words, alarm:bool=False):
@@ -415,11 +443,13 @@ def snapshot(self:LiveBranches) -> Image.Image:
     listing, words = self._listing()
     parts = [*self._maps(), listing]
     gap, high = 12, max(p.height for p in parts)
-    out = Image.new("RGB", (sum(p.width for p in parts) + gap * 4, high + 2 * gap + 18), TONES["paper"])
+    out = Image.new("RGB",
+                    (sum(p.width for p in parts) + gap * 4, high + 2 * gap + 18), TONES["paper"])
     x = gap
     for part in parts:
         out.paste(part, (x, gap))
         x += part.width + gap
     line = " · ".join(filter(None, words))
-    ImageDraw.Draw(out).text((gap, high + 2 * gap), plain_text(line, 160), TONES["ink"], house_font(12), "lm")
+    ImageDraw.Draw(out).text((gap, high + 2 * gap), plain_text(line, 160), TONES["ink"],
+                             house_font(12), "lm")
     return out

@@ -37,11 +37,15 @@ class PatchGallery:
         codes,    # (b, h, w) integers of one level
         images,   # (b, H, W, 3) uint8; H and W are multiples of h and w
     ) -> "PatchGallery":
-        "Some pictures and their codes. Errors: sizes that don't divide; codes outside the codebook."
+        """Some pictures and their codes.
+
+        Errors: sizes that don't divide; codes outside the codebook."""
         codes, images = np.asarray(codes), np.asarray(images)
-        fits = codes.ndim == 3 and images.ndim == 4 and images.shape[3] == 3 and len(codes) == len(images)
+        fits = (codes.ndim == 3 and images.ndim == 4 and images.shape[3] == 3
+                and len(codes) == len(images))
         shapes = (codes.shape, images.shape)
-        check(fits and images.dtype == np.uint8, "images", shapes, "must be codes (b, h, w) and uint8 (b, H, W, 3)")
+        check(fits and images.dtype == np.uint8, "images", shapes,
+              "must be codes (b, h, w) and uint8 (b, H, W, 3)")
         (b, h, w), (H, W) = codes.shape, images.shape[1:3]
         whole = h and w and H % h == 0 == W % w and H >= h
         check(whole, "images", shapes, "must have a whole number of pixels for each code")
@@ -49,7 +53,8 @@ class PatchGallery:
         ends = int(codes.min()), int(codes.max())
         check(0 <= ends[0] and ends[1] < self.size, "codes", ends, f"must lie in [0, {self.size})")
 
-        cut = images.reshape(b, h, H // h, w, W // w, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, H // h, W // w, 3)
+        cut = images.reshape(b, h, H // h, w, W // w,
+                             3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, H // h, W // w, 3)
         flat = codes.reshape(-1)
         self.count += np.bincount(flat, minlength=self.size)
         for channel in range(3):
@@ -76,19 +81,23 @@ def gallery_picture(
     columns:int=12,                  # patches a row
     side:int=32,                     # of a patch, pixels
 ) -> Image.Image:
-    "A row of patches for each code, with how often it came. Errors: a code that is none; nothing to show."
+    """A row of patches for each code, with how often it came.
+
+    Errors: a code that is none; nothing to show."""
     chosen = gallery.common() if codes is None else list(codes)
     for code in chosen: check_int("codes", code, 0, gallery.size - 1)
-    check(chosen, "codes", codes, "must name at least one code; of an empty gallery there is nothing to show")
+    check(chosen, "codes", codes,
+          "must name at least one code; of an empty gallery there is nothing to show")
     check_int("columns", columns, 1)
     total = max(1, int(gallery.count.sum()))
     rows = [[*gallery.patches.get(code, [])[:columns]] for code in chosen]
     rows = [row + [None] * (columns - len(row)) for row in rows]
-    if not any(patch is not None for row in rows for patch in row): rows[0][0] = np.full((1, 1, 3), 204, np.uint8)
+    if not any(patch is not None for row in rows for patch in row):
+        rows[0][0] = np.full((1, 1, 3), 204, np.uint8)
     names = [f"{code}: {gallery.count[code] / total:.1%}" for code in chosen]
     return tile_sheet(rows, names=names, side=side, gap=3)
 
-# %% ../../nbs/views/830_codebook.ipynb #29687f29
+# %% ../../nbs/views/830_codebook.ipynb #1a1e485a
 @dataclass(frozen=True)
 class CodebookMap:
     "Where each code lies in the plane in which rows differ most."
@@ -102,26 +111,35 @@ def rows_of(
     tokenizer:Tokenizer,
     level:int=0,         # which of several codebooks
 ) -> Tensor:             # (size, d) fp32
-    "Every row of a codebook as the decoder is given it. Errors: no codes; a level that can't be looked up alone."
-    check(tokenizer.vocab is not None, "tokenizer", type(tokenizer).__name__, "is continuous and has no codes")
+    """Every row of a codebook as the decoder is given it.
+
+    Errors: no codes; a level that can't be looked up alone."""
+    check(tokenizer.vocab is not None, "tokenizer", type(tokenizer).__name__,
+          "is continuous and has no codes")
     check_int("level", level, 0, len(tokenizer.vocab) - 1)
     inner = getattr(tokenizer, "frozen", tokenizer)
     quantizer = inner.quantizer
     if len(tokenizer.vocab) > 1: quantizer = getattr(quantizer, quantizer.level_names[level], None)
-    check(quantizer is not None, "level", level, f"of a {type(inner.quantizer).__name__} can't be looked up alone")
+    check(quantizer is not None, "level", level,
+          f"of a {type(inner.quantizer).__name__} can't be looked up alone")
     size = check_int("codebook", tokenizer.vocab[level], 1, 2 ** 20)
-    with evaluating(inner): return quantizer.lookup(torch.arange(size, device=device_of(inner))).float().cpu()
+    with evaluating(inner):
+        return quantizer.lookup(torch.arange(size, device=device_of(inner))).float().cpu()
 
+# %% ../../nbs/views/830_codebook.ipynb #29687f29
 def codebook_map(
     rows:Tensor,                        # (size, d)
     gallery:PatchGallery|None=None,     # of the same codes; None: all dots alike
 ) -> CodebookMap:
-    "Principal components of the rows, signs fixed. Errors: numbers that are none; a gallery of another codebook."
+    """Principal components of the rows, signs fixed.
+
+    Errors: numbers that are none; a gallery of another codebook."""
     fits = torch.is_tensor(rows) and rows.dim() == 2 and len(rows) > 1
     check(fits, "rows", tuple(getattr(rows, "shape", ())), "must be (size, d) of two rows at least")
     check(bool(rows.isfinite().all()), "rows", "not finite", "must be finite numbers")
     same = gallery is None or gallery.size == len(rows)
-    check(same, "gallery", getattr(gallery, "size", None), f"must be of {len(rows)} codes, as the rows")
+    check(same, "gallery", getattr(gallery, "size", None),
+          f"must be of {len(rows)} codes, as the rows")
     x = rows.double() - rows.double().mean(0)
     values, vectors = torch.linalg.eigh(x.T @ x)                       # ascending
     plane = vectors[:, -2:].flip(1)
@@ -142,7 +160,9 @@ def map_picture(
         ax, used = axes[0, 0], state.count > 0
         area = 12 + 220 * state.count[used] / max(1, state.count.max())
         ax.scatter(*state.points[~used].T, s=14, c="0.7", marker="x", linewidths=0.8)
-        ax.scatter(*state.points[used].T, s=area, c=state.colours[used], edgecolors="0.25", linewidths=0.5)
+        ax.scatter(*state.points[used].T, s=area, c=state.colours[used],
+                   edgecolors="0.25", linewidths=0.5)
         ax.set(xlabel="first component", ylabel="second component",
-               title=f"{int(used.sum())} of {len(used)} codes came; {state.share:.0%} of the differences")
+               title=f"{int(used.sum())} of {len(used)} codes came; "
+                     f"{state.share:.0%} of the differences")
     return fig

@@ -42,7 +42,7 @@ def turn_to(live:LiveSampler, wish:Wish):
     finally: live._quiet = False
     live.own, live.base = live.pipe.sampling, ()
     said = live.pipe.sampling.changed(**live.wish(live.own).changes)
-    if said != own: live.own, live.base = own, wish.base         # there is no control for some of it
+    if said != own: live.own, live.base = own, wish.base        # there is no control for some of it
     live._wished()
 
 # %% ../../nbs/views/823_compare.ipynb #8104f2e6
@@ -59,7 +59,8 @@ def finished_run(live:LiveSampler) -> Run|None:
     frames = live.frames
     if frames is None or frames.seen[-1].step + 1 < frames.seen[-1].steps: return None
     codes = frames.seen[-1].codes[0]
-    how = dict(ids=[frames.wish.id], seed=frames.wish.seed, precision=frames.wish.changes.get("precision"))
+    how = dict(ids=[frames.wish.id], seed=frames.wish.seed,
+               precision=frames.wish.changes.get("precision"))
     decoded = live.pipe.decode(codes[None].astype(np.int64), **how)
     return Run(frames.wish, codes, decoded[0], frames.wish.call(live.pipe.classes))
 
@@ -83,12 +84,15 @@ class _Table(Live):
     def __init__(self, left:LiveSampler, right:LiveSampler):
         self.left, self.right = left, right
         shared = ("label", "seed", "id")
-        for name in (*shared, "by"): widgets.link((getattr(left, name), "value"), (getattr(right, name), "value"))
+        for name in (*shared, "by"):
+            widgets.link((getattr(left, name), "value"), (getattr(right, name), "value"))
         self.difference, self.text = widgets.Image(format="png"), widgets.HTML()
         self.pins = widgets.Dropdown(description="pinned", layout={"width": "32rem"})
-        self.to_left, self.to_right = (widgets.Button(description=f"to the {side}") for side in ("left", "right"))
+        self.to_left, self.to_right = (widgets.Button(description=f"to the {side}")
+                                       for side in ("left", "right"))
         self.sheet = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.pin_left, self.pin_right = (widgets.Button(description="pin", icon="thumb-tack") for _ in range(2))
+        self.pin_left, self.pin_right = (widgets.Button(description="pin", icon="thumb-tack")
+                                         for _ in range(2))
 
         def column(live, pin):
             own = [getattr(live, name) for name in live.names if name not in shared]
@@ -99,12 +103,13 @@ class _Table(Live):
         columns = [column(left, self.pin_left), column(right, self.pin_right), middle]
         pinned = widgets.HBox([self.pins, self.to_left, self.to_right])
         wrap = {"flex_flow": "row wrap"}
-        parts = [widgets.HBox(above, layout=wrap), widgets.HBox(columns, layout=wrap), pinned, self.sheet]
+        parts = [widgets.HBox(above, layout=wrap), widgets.HBox(columns, layout=wrap),
+                 pinned, self.sheet]
         self.box = with_tooltips(widgets.VBox(parts))
 
 # %% ../../nbs/views/823_compare.ipynb #0976581c
 class LivePair(_Table):
-    "Two settings on the same noise: `.left .right` (each a `LiveSampler`), `.pin_left .pins .to_right .text`."
+    "Two settings on one noise: `.left .right` (each a `LiveSampler`), `.pin_left .pins .text ...`."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # the class to begin with, as `LiveSampler` takes it
@@ -116,24 +121,27 @@ class LivePair(_Table):
             is_dict = given is None or isinstance(given, dict)
             check(is_dict, name, given, "must be settings: dict(guidance=2.0, steps=12)")
         self.pipe, self.runs = pipe, []
-        ways = [pipe.settings(**(given or {})) for given in (left, right)]          # before any widget is made
+        # before any widget is made
+        ways = [pipe.settings(**(given or {})) for given in (left, right)]
         super().__init__(*(LiveSampler(pipe, label, **kwargs) for _ in range(2)))
         for live, own in zip((self.left, self.right), ways):
-            if own != pipe.sampling: turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
+            if own != pipe.sampling:
+                turn_to(live, wished(pipe, own, live.label.value, live.seed.value))
             live.image.observe(self._compare, "value")
         self.pin_left.on_click(lambda _: self.pin(self.left))
         self.pin_right.on_click(lambda _: self.pin(self.right))
         self.to_left.on_click(lambda _: self._back(self.left))
         self.to_right.on_click(lambda _: self._back(self.right))
         self._offer()
-        self.settle()                                          # both are there before anything is shown
+        self.settle()                                      # both are there before anything is shown
 
     def _compare(self, change=None):
         "Say how far the two are apart, once both are there."
         a, b = finished_run(self.left), finished_run(self.right)
         both = a is not None and b is not None
-        same_noise = both and (a.wish.label, a.wish.seed, a.wish.id) == (b.wish.label, b.wish.seed, b.wish.id)
-        if not same_noise: return                                    # one of them is still being drawn
+        same_noise = (both and (a.wish.label, a.wish.seed, a.wish.id)
+                      == (b.wish.label, b.wish.seed, b.wish.id))
+        if not same_noise: return                                 # one of them is still being drawn
         self.difference.value = png_bytes(difference_sheet(a, b), None)
         self.text.value = f"<div>{_escaped(in_words(a, b))}</div>"
 
@@ -149,7 +157,8 @@ class LivePair(_Table):
 @patch
 def _offer(self:LivePair):
     "Show what is pinned."
-    self.pins.options = [(plain_text(f"{k + 1}: {run.call}", 90), k) for k, run in enumerate(self.runs)]
+    self.pins.options = [(plain_text(f"{k + 1}: {run.call}", 90), k)
+                         for k, run in enumerate(self.runs)]
     for control in (self.pins, self.to_left, self.to_right): control.disabled = not self.runs
     self.sheet.layout.display = None if self.runs else "none"
     if self.runs: self.sheet.value = png_bytes(self._pinned(), None)
@@ -188,6 +197,7 @@ def snapshot(self:LivePair) -> Image.Image:
         x += part.width
     words = (f"left: {a.call}", f"right: {b.call}", in_words(a, b))
     draw, font = ImageDraw.Draw(out), house_font(12)
-    for k, line in enumerate(words): draw.text((6, high + 12 + 18 * k), plain_text(line, 120), TONES["ink"], font, "lm")
+    for k, line in enumerate(words):
+        draw.text((6, high + 12 + 18 * k), plain_text(line, 120), TONES["ink"], font, "lm")
     for pin in pins: out.paste(pin, (0, high + 66))
     return out

@@ -30,7 +30,7 @@ from .player import _error_line, with_tooltips
 
 # %% ../../nbs/views/810_desk.ipynb #9906b87d
 def _through(tokenizer, x:torch.Tensor) -> tuple:
-    "Pictures (b, 3, h, w) through a tokenizer's bottleneck, and their codes; it stays in the mode it was in."
+    "Pictures (b, 3, h, w) through a tokenizer's bottleneck, and their codes; its mode stays."
     need_pixels(tokenizer, "a reconstruction")
     training = tokenizer.training
     try:
@@ -38,8 +38,9 @@ def _through(tokenizer, x:torch.Tensor) -> tuple:
         sides = tuple(x.shape[-2:])
         with named_as(h="images", w="images"): shape = tokenizer.code_shape(*sides)[:tokenizer.dims]
         how = drawing(tokenizer, sides)
-        if how: how["size"] = sides                       # what is drawn may have larger sides, never smaller ones
-        if tokenizer.vocab is None: return _without_codes(tokenizer, x.to(device_of(tokenizer)), how), None
+        if how: how["size"] = sides        # what is drawn may have larger sides, never smaller ones
+        if tokenizer.vocab is None:
+            return _without_codes(tokenizer, x.to(device_of(tokenizer)), how), None
         codes = codes_of(tokenizer, x, rows=1)
         return pictures(tokenizer, codes, rows=1, shape=shape, **how), codes.cpu()
     finally: tokenizer.train(training)
@@ -54,7 +55,7 @@ def _without_codes(tokenizer, x:torch.Tensor, how:dict) -> torch.Tensor:
 def rebuilt(
     model,  # a Tokenizer that makes pixels, or a function (b, 3, h, w) in [-1, 1] -> the same
     images, # anything `to_pixels` takes
-) -> tuple[np.ndarray, torch.Tensor|None]: # (b, h, w, 3) uint8; codes (b, n, L), None = there are none
+) -> tuple[np.ndarray, torch.Tensor|None]: # (b, h, w, 3) uint8; codes (b, n, L), None = none there
     "What is left of the images after the bottleneck, and the codes that went through it."
     pixels = to_pixels(images)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -77,7 +78,8 @@ def blend(
     "Part image, part reconstruction, in one place."
     check_float("share", share, 0, 1)
     check_choice("how", how, ("wipe", "fade"))
-    if how == "fade": return (image * (1. - share) + reconstruction * float(share) + .5).astype(np.uint8)
+    if how == "fade":
+        return (image * (1. - share) + reconstruction * float(share) + .5).astype(np.uint8)
     w = image.shape[1]
     at = round((1 - share) * w)
     out = np.concatenate([image[:, :at], reconstruction[:, at:]], 1)
@@ -95,13 +97,14 @@ def draw_desk(
 ) -> Image.Image:
     "Image, blend, and reconstruction or error map."
     grow = max(1, round(side / max(image.shape[:2])))
-    a, b = (p.repeat(grow, 0).repeat(grow, 1) for p in (image, reconstruction))   # the line of a wipe stays thin
+    # the line of a wipe stays thin
+    a, b = (p.repeat(grow, 0).repeat(grow, 1) for p in (image, reconstruction))
     last = heat(error_map(a, b)[0], 0, worst, "magma") if error else b
     name = f"error, black 0 to white {worst:.0%}" if error else "reconstruction"
     captions = ["image", f"{share:.0%} reconstruction", name]
     return tile_sheet([[a, blend(a, b, share, how), last]], [captions], side=side, title=title)
 
-# %% ../../nbs/views/810_desk.ipynb #173e039a
+# %% ../../nbs/views/810_desk.ipynb #75b29966
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
     "What a tokenizer made of a picture, or why it made nothing."
@@ -134,8 +137,10 @@ class Rebuilt:
         "What stands below it, in lines of about so many characters."
         if self.picture is None: return textwrap.wrap(plain_text(self.why, 200), width)[:4]
         measured = self.measured(image)
-        return [*(measured.split(" · ") if len(measured) > width else [measured]), *filter(None, [self.spent()])]
+        return [*(measured.split(" · ") if len(measured) > width else [measured]),
+                *filter(None, [self.spent()])]
 
+# %% ../../nbs/views/810_desk.ipynb #173e039a
 def draw_beside(
     image,                 # (h, w, 3) uint8
     made:list[Rebuilt],
@@ -146,17 +151,22 @@ def draw_beside(
     "The image, every reconstruction, and below each where it differs and by how much."
     grey = np.full_like(image, 216)
     shown = [grey if m.picture is None else m.picture for m in made]
-    far = [grey if m.picture is None else heat(error_map(image, m.picture)[0], 0, worst, "magma") for m in made]
+    far = [grey if m.picture is None else heat(error_map(image, m.picture)[0], 0, worst, "magma")
+           for m in made]
     key = heat(np.linspace(0, worst, 64)[None].repeat(8, 0), 0, worst, "magma")
     names = ["image", *(plain_text(m.name, 40) for m in made)]
-    sheet = tile_sheet([[image, *shown], [key, *far]], [names, [""] * len(names)], side=side, title=title)
-    below = [["error, black 0", f"to white {worst:.0%}"], *(m.lines(image, max(side // 6, 12)) for m in made)]
-    out = Image.new("RGB", (sheet.width, sheet.height + 15 * (max(map(len, below)) - 1)), TONES["paper"])
+    sheet = tile_sheet([[image, *shown], [key, *far]], [names, [""] * len(names)],
+                       side=side, title=title)
+    below = [["error, black 0", f"to white {worst:.0%}"],
+             *(m.lines(image, max(side // 6, 12)) for m in made)]
+    out = Image.new("RGB",
+                    (sheet.width, sheet.height + 15 * (max(map(len, below)) - 1)), TONES["paper"])
     out.paste(sheet)
     bottom = max(y + h for _, y, _, h in sheet.info["tiles"])
     for (x, _, w, _), lines in zip(sheet.info["tiles"][len(names):], below):
         place = x + w / 2, bottom + 3
-        ImageDraw.Draw(out).multiline_text(place, "\n".join(lines), TONES["ink"], house_font(11), "ma", 3, "center")
+        ImageDraw.Draw(out).multiline_text(place, "\n".join(lines), TONES["ink"],
+                                           house_font(11), "ma", 3, "center")
     return out
 
 # %% ../../nbs/views/810_desk.ipynb #9fdedc8c
@@ -165,23 +175,29 @@ class _Controls(Live):
     def __init__(self, choices:list, tokenizers:list, size:tuple[int, int]):
         self.choice = widgets.Dropdown(options=choices, description="image")
         self.tokenizer = widgets.Dropdown(options=tokenizers, description="tokenizer")
-        self.share = widgets.IntSlider(min=0, max=100, value=50, step=5, description="blend", layout={"width": "26rem"})
+        self.share = widgets.IntSlider(min=0, max=100, value=50, step=5, description="blend",
+                                       layout={"width": "26rem"})
         self.how = widgets.ToggleButtons(options=["wipe", "fade"], style={"button_width": "4rem"})
         tip = "error map instead of the reconstruction"
         self.error = widgets.ToggleButton(value=False, description="error map", tooltip=tip)
-        self.image = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.image = widgets.Image(format="png",
+                                   layout={"align_self": "flex-start", "max_width": "100%"})
         self.text = widgets.Label()
-        self.view = widgets.ToggleButtons(options=["one", "side by side"], style={"button_width": "7rem"},
-                                          tooltips=["one tokenizer", "all tokenizers, with their numbers"])
+        self.view = widgets.ToggleButtons(
+            options=["one", "side by side"], style={"button_width": "7rem"},
+            tooltips=["one tokenizer", "all tokenizers, with their numbers"])
         self.upload = Upload(self._take, self._fail, lambda: size)
         several = len(tokenizers) > 1
         chosen = [self.choice, self.tokenizer] if several else [self.choice]
-        rows = [chosen, [self.share, self.how, self.error], [self.view] * several + [self.upload.row]]
+        rows = [chosen, [self.share, self.how, self.error],
+                [self.view] * several + [self.upload.row]]
         self.box = with_tooltips(widgets.VBox([*map(widgets.HBox, rows), self.image, self.text]))
 
 # %% ../../nbs/views/810_desk.ipynb #15e9898c
 class ReconstructionDesk(_Controls):
-    "Images against their reconstructions. `.choice .tokenizer .share .how .error .view .image .text`; shows itself."
+    """Images against their reconstructions.
+
+    `.choice .tokenizer .share .how .error .view .image .text`; shows itself."""
     def __init__(self,
         images,          # (b, h, w, 3) uint8, (b, 3, h, w) in [-1, 1], or PIL images
         tokenizers,      # a Tokenizer or function (see `reconstruct`), or {name: such}
@@ -191,18 +207,21 @@ class ReconstructionDesk(_Controls):
     ):
         self.pixels, self.labels = to_pixels(images), labels
         n = len(self.pixels)
-        check(labels is None or len(labels) == n, "labels", labels, f"must have one entry for each of {n} images")
+        check(labels is None or len(labels) == n, "labels", labels,
+              f"must have one entry for each of {n} images")
         self.worst = check_float("worst", worst, 1 / 255, 1)
         self.side = check_int("side", side, 16, 1024)
         self.tokenizers = tokenizers if isinstance(tokenizers, dict) else {"": tokenizers}
         check(self.tokenizers, "tokenizers", tokenizers, "must hold at least one tokenizer")
         other = next((model for model in self.tokenizers.values() if not callable(model)), None)
-        check(other is None, "tokenizers", other, "must be tokenizers, functions of pictures, or {name: such}")
+        check(other is None, "tokenizers", other,
+              "must be tokenizers, functions of pictures, or {name: such}")
 
-        self.own:list[tuple[str, np.ndarray]] = []              # pictures that somebody has brought along
+        self.own:list[tuple[str, np.ndarray]] = []        # pictures that somebody has brought along
         self._models = list(self.tokenizers.items())
         self._made = functools.lru_cache(256)(self._rebuilt)
-        super().__init__(self._choices(), [(plain_text(name, 60), i) for i, name in enumerate(self.tokenizers)],
+        super().__init__(self._choices(),
+                         [(plain_text(name, 60), i) for i, name in enumerate(self.tokenizers)],
                          self.pixels.shape[1:3])
         for control in (self.choice, self.tokenizer, self.share, self.how, self.error, self.view):
             control.observe(self._update, "value")
@@ -248,7 +267,7 @@ def _fail(self:ReconstructionDesk, error:Exception): self.text.value = f"⚠ {_e
 
 @patch
 def _update(self:ReconstructionDesk, change=None):
-    "Bring picture and text up to date with the controls; an error becomes the text before it is raised."
+    "Bring picture and text up to date with the controls; an error shows, then is raised."
     try:
         self.image.value = quick_png(self.snapshot())
         self.text.value = self._words()
@@ -263,14 +282,16 @@ def _words(self:ReconstructionDesk) -> str:
     if self.view.value == "side by side": return f"{len(self._models)} tokenizers, one picture"
     image, made = self._image(i), self._one()
     errors = error_map(image, made.picture)
-    words = [made.measured(image), f"mean error {errors.mean():.1%}", f"largest {errors.max():.0%}", made.spent()]
+    words = [made.measured(image), f"mean error {errors.mean():.1%}",
+             f"largest {errors.max():.0%}", made.spent()]
     return " · ".join(filter(None, words))
 
 @patch
 def _one(self:ReconstructionDesk) -> Rebuilt:
     "The reconstruction that is chosen. Errors: the tokenizer can't take the picture."
     made = self._made(self.choice.value, self.tokenizer.value)
-    if made.picture is None: rebuilt(self._models[self.tokenizer.value][1], self._image(self.choice.value)[None])
+    if made.picture is None:
+        rebuilt(self._models[self.tokenizer.value][1], self._image(self.choice.value)[None])
     return made
 
 @patch
@@ -285,9 +306,9 @@ def snapshot(self:ReconstructionDesk) -> Image.Image:
 
 # %% ../../nbs/views/810_desk.ipynb #b6aec3cb
 def desk(
-    tokenizers,        # a tokenizer, a function (see `rebuilt`), a pipeline or its name, or {name: such}
-    images=None,       # anything `to_pixels` takes, a file, or several files; None = eight drawn shapes
-    *, size:int|None=None,   # side of the shapes, and of files, in pixels; None = 32, and as they are
+    tokenizers,   # a tokenizer, a function (see `rebuilt`), a pipeline or its name, or {name: such}
+    images=None,  # anything `to_pixels` takes, a file, or several files; None = eight drawn shapes
+    *, size:int|None=None,   # side of the shapes and of files in pixels; None = 32, and as they are
     fit:bool=False,    # files of another size are cut and resized
     **kwargs,          # as `ReconstructionDesk`
 ) -> ReconstructionDesk:
@@ -298,9 +319,11 @@ def desk(
         images, labels = shapes.batch(range(8))
         kwargs = {"labels": [shapes.classes[label] for label in labels]} | kwargs
     elif all(isinstance(file, (str, Path)) for file in files):
-        images = to_pixels([own_picture(file, (size, size) if size else None, fit)[None] for file in files])
+        images = to_pixels([own_picture(file, (size, size) if size else None, fit)[None]
+                            for file in files])
         kwargs = {"labels": [Path(file).name for file in files]} | kwargs
     if not isinstance(tokenizers, dict): tokenizers = {"": tokenizers}
-    opened = {k: from_pretrained(m) if isinstance(m, (str, Path)) else m for k, m in tokenizers.items()}
+    opened = {k: from_pretrained(m) if isinstance(m, (str, Path)) else m
+              for k, m in tokenizers.items()}
     models = {name: getattr(model, "tokenizer", model) for name, model in opened.items()}
     return ReconstructionDesk(images, models, **kwargs)

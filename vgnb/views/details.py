@@ -64,7 +64,9 @@ class Layered:
     original: np.ndarray|None = None # (h, w, 3) uint8, where it was brought along
 
 class Detailing(Course):
-    "A picture and what becomes of it with one level drawn anew. `.now .sample() .vary() .take() .rough() .undo()`."
+    """A picture and what becomes of it with one level drawn anew.
+
+    `.now .sample() .vary() .take() .rough() .undo()`."""
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = no class
@@ -75,12 +77,14 @@ class Detailing(Course):
     ):
         vocab, names = pipe.generator.vocab, pipe.generator.level_names
         words = "must write two codes a cell, a semantic and a detail code, as tiny-iar2 does"
-        check(len(vocab) == 2 and pipe.tokenizer.dims == 2, "pipe", type(pipe.generator).__name__, words)
+        check(len(vocab) == 2 and pipe.tokenizer.dims == 2, "pipe",
+              type(pipe.generator).__name__, words)
         self.pipe, self.settings = pipe, {"min_rows": 1} | settings
         self.names, self.alone = names, pipe.tokenizer.first(1)
         self.sampler = pipe.sampler(**self.settings)
         self.size = tuple(side * pipe.tokenizer.factor for side in pipe.grid.shape)
-        super().__init__(self._loaded(picture, fit) if picture is not None else self._sampled(label, seed))
+        super().__init__(self._loaded(picture, fit) if picture is not None
+                         else self._sampled(label, seed))
 
     def _sampled(self, label, seed:int) -> Layered:
         codes = self.pipe.codes(label, seed=seed, **self.settings)[0].cpu()
@@ -93,7 +97,8 @@ class Detailing(Course):
     def called(self, label) -> str:
         "A class in words."
         is_number = isinstance(label, int) and label < len(self.pipe.classes)
-        return "no class" if label is None else self.pipe.classes[label] if is_number else str(label)
+        return ("no class" if label is None else self.pipe.classes[label]
+                if is_number else str(label))
 
     def sample(self, label=None, seed:int=0) -> Layered:
         "Go on with a new sample. Errors: no such class."
@@ -122,7 +127,7 @@ def varying(self:Detailing,
     return sampler.stream(cond, ids, Keyed(check_int("seed", seed, 0)), grid=self.pipe.grid)
 
 @patch
-def vary(self:Detailing, keep:str, label=None, seed:int=0, count:int=4) -> Tensor:    # (count, n, L)
+def vary(self:Detailing, keep:str, label=None, seed:int=0, count:int=4) -> Tensor:   # (count, n, L)
     "Codes of variations that share one level with the picture; arguments as `Detailing.varying`."
     parts = {}
     for step in self.varying(keep, label, seed, count):
@@ -132,14 +137,16 @@ def vary(self:Detailing, keep:str, label=None, seed:int=0, count:int=4) -> Tenso
 @patch
 def take(self:Detailing, codes:Tensor, words:str="a variation") -> Layered:
     "Go on with these codes (n, L). Errors: codes of another shape."
-    check(codes.shape == self.now.codes.shape, "codes", tuple(codes.shape), f"must be {tuple(self.now.codes.shape)}")
+    check(codes.shape == self.now.codes.shape, "codes", tuple(codes.shape),
+          f"must be {tuple(self.now.codes.shape)}")
     self.look_at(Layered(codes.clone(), words))
     return self.now
 
 @patch
 def seen(self:Detailing, codes:Tensor) -> np.ndarray:
     "Codes (b, n, L) as pictures (b, h, w, 3) uint8."
-    return self.pipe.decode(codes.to(self.pipe.device), ids=range(len(codes)), rows=len(codes), min_rows=1)
+    return self.pipe.decode(codes.to(self.pipe.device), ids=range(len(codes)),
+                            rows=len(codes), min_rows=1)
 
 @patch
 def rough(self:Detailing) -> np.ndarray:
@@ -156,7 +163,8 @@ def layers_sheet(
 ) -> Image.Image:
     "The picture, and what its codes show: both, and the semantic ones alone."
     shown = [p for p in (original, whole, rough) if p is not None]
-    return tile_sheet([shown], [["brought along", "both codes", "semantic alone"][-len(shown):]], side=side)
+    return tile_sheet([shown],
+                      [["brought along", "both codes", "semantic alone"][-len(shown):]], side=side)
 
 def variations_row(
     made:np.ndarray,             # (count, h, w, 3) uint8
@@ -172,10 +180,11 @@ def variations_row(
         row.paste(shown, (x, y))
         frame = (x - 2, y - 2, x + shown.width + 1, y + shown.height + 1)
         if k == chosen: draw.rectangle(frame, outline=PALETTE[1], width=2)
-        draw.text((k * _SIDE + _SIDE // 2, _SIDE + 8), plain_text(words[k], 24), TONES["ink"], house_font(11), "mm")
+        draw.text((k * _SIDE + _SIDE // 2, _SIDE + 8), plain_text(words[k], 24), TONES["ink"],
+                  house_font(11), "mm")
     return row
 
-# %% ../../nbs/views/834_details.ipynb #431eaf1c
+# %% ../../nbs/views/834_details.ipynb #f375a947
 class _Table(Live):
     "The widgets, without what they do."
     def __init__(self, detailing:Detailing, classes:list, label:int|None, seed:int, count:int):
@@ -185,15 +194,18 @@ class _Table(Live):
         self.rows = [widgets.Button(tooltip=f"take variation {k + 1}") for k in range(count)]
         self.keep = widgets.ToggleButtons(options=list(names), description="keep",
                                           tooltips=[f"the {name} codes" for name in names],
-                                          style={"description_width": "5.6rem", "button_width": "6.4rem"},
+                                          style={"description_width": "5.6rem",
+                                                 "button_width": "6.4rem"},
                                           layout={"width": "max-content"})
         self.label = _chooser("class", classes, label)
         self.seed, self.chosen = _slider("seed", 0, 99, seed), _slider("variation", 1, count, 1)
-        def button(words, icon, tip): return widgets.Button(description=words, icon=icon, tooltip=tip)
+        def button(words, icon, tip):
+            return widgets.Button(description=words, icon=icon, tooltip=tip)
         self.taken = button("take it", "check", "the variation becomes the picture")
         self.new = button("new picture", "refresh", "a sample of this class, of the next seed")
         self.undo, self.redo = (button(word, word, word) for word in ("undo", "redo"))
-        for b in (self.taken, self.new, self.undo, self.redo): b.layout = widgets.Layout(width="8rem")
+        for b in (self.taken, self.new, self.undo, self.redo):
+            b.layout = widgets.Layout(width="8rem")
         self.upload = Upload(self._take, self.fail, lambda: detailing.size)
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         row = _over(self.row, self.rows, count, (_SIDE * count, _SIDE + 18), (_SIDE, _SIDE))
@@ -203,8 +215,9 @@ class _Table(Live):
         right = widgets.VBox(hand, layout=wide)
         self.box = with_tooltips(widgets.HBox([left, right], layout={"flex_flow": "row wrap"}))
 
+# %% ../../nbs/views/834_details.ipynb #431eaf1c
 class LiveDetails(_Table):
-    "Two codes a cell, one of them held: `.study .keep .label .seed .rows .undo .redo .text`; shows itself."
+    "Two codes a cell, one of them held: `.study .keep .label .seed .rows ...`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = the first
@@ -214,7 +227,8 @@ class LiveDetails(_Table):
         **kwargs,                # as `Detailing`
     ):
         self.count = check_int("count", count, 1, 8)
-        self.study = Detailing(pipe, 0 if label is None else label, picture=picture, seed=seed, **kwargs)
+        self.study = Detailing(pipe, 0 if label is None else label, picture=picture,
+                               seed=seed, **kwargs)
         names = pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]
         nothing = [("no class", None)] if pipe._null_class() is not None else []
         classes = [*((name, k) for k, name in enumerate(names)), *nothing]
@@ -241,15 +255,17 @@ def _show(self:LiveDetails, change=None):
 
 @patch
 def _draw(self:LiveDetails, wish:tuple) -> Iterator[None]:
-    "Draw the variations that are wished for, a step a slice; half drawn they are seen after a moment."
+    "Draw the wished variations, a step a slice; half drawn they are seen after a moment."
     _, now, keep, label, seed = wish
     try:
         self.top.value = quick_png(self._layers())
         yield
         soon, parts = time.monotonic() + .15, {}
         for step in self.study.varying(keep, label, seed, self.count):
-            parts |= {int(i): (step.canvas[k], step.when[k], step.clock.step) for k, i in enumerate(step.ids)}
-            self.busy.value = f"<em>drawing: step {step.clock.step + 1} of {step.clock.steps} ...</em>"
+            parts |= {int(i): (step.canvas[k], step.when[k], step.clock.step)
+                      for k, i in enumerate(step.ids)}
+            self.busy.value = ("<em>drawing: "
+                               f"step {step.clock.step + 1} of {step.clock.steps} ...</em>")
             if time.monotonic() > soon: soon = self._glimpsed(parts)
             yield
             if self._drawer.wanted != wish: return             # a newer wish
@@ -265,7 +281,8 @@ def _glimpsed(self:LiveDetails, parts:dict) -> float:
     "Show what is half drawn; returns when to look again."
     began, grid = time.monotonic(), self.study.pipe.grid.shape
     made = self.study.seen(torch.stack([codes for codes, *_ in parts.values()]))
-    shown = [hatch(p, (when > now).cpu().reshape(grid)) for p, (_, when, now) in zip(made, parts.values())]
+    shown = [hatch(p, (when > now).cpu().reshape(grid))
+             for p, (_, when, now) in zip(made, parts.values())]
     shown += [np.full_like(shown[0], 216)] * (self.count - len(shown))
     self.row.value = quick_png(variations_row(np.stack(shown), ["..."] * self.count))
     return time.monotonic() + max(.15, 4 * (time.monotonic() - began))
@@ -280,7 +297,8 @@ def _layers(self:LiveDetails) -> Image.Image:
 def _row(self:LiveDetails) -> Image.Image:
     level = self.study.names.index(self.keep.value)
     other = (self.made != self.study.now.codes)[..., 1 - level].sum(1).tolist()
-    return variations_row(self._drawn, [f"{k} of {self.made.shape[1]} changed" for k in other], self.chosen.value - 1)
+    return variations_row(self._drawn, [f"{k} of {self.made.shape[1]} changed" for k in other],
+                          self.chosen.value - 1)
 
 @patch
 def _frame(self:LiveDetails, change=None): self.row.value = quick_png(self._row())
@@ -291,7 +309,8 @@ def words(self:LiveDetails) -> list[str]:
     keep, study = self.keep.value, self.study
     other = next(name for name in study.names if name != keep)
     return [f"picture: {study.now.words}",
-            f"{keep} codes kept, {other} codes drawn anew as {study.called(self.label.value)}, seed {self.seed.value}"]
+            f"{keep} codes kept, {other} codes drawn anew as {study.called(self.label.value)}, "
+            f"seed {self.seed.value}"]
 
 @patch
 def adopt(self:LiveDetails, k:int):
@@ -301,7 +320,8 @@ def adopt(self:LiveDetails, k:int):
     self._quiet = True
     self.chosen.value = k + 1
     self._quiet = False
-    words = f"{self.study.now.words}; {self.keep.value} kept, variation {k + 1} of seed {self.seed.value}"
+    words = (f"{self.study.now.words}; {self.keep.value} kept, "
+             f"variation {k + 1} of seed {self.seed.value}")
     self.study.take(self.made[k], words)
     self._show()
 
@@ -331,7 +351,8 @@ def _take(self:LiveDetails, pixels:np.ndarray, name:str):
 @patch
 def fail(self:LiveDetails, error:Exception):
     "Say what went wrong."
-    self.text.value = _spoken(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}", alarm=True)
+    self.text.value = _spoken(f"⚠ {error if isinstance(error, BadInput) else _error_line(error)}",
+                              alarm=True)
 
 @patch
 def _busy(self:LiveDetails, now:bool): self.busy.value = "<em>drawing ...</em>" if now else ""
@@ -352,7 +373,8 @@ def snapshot(self:LiveDetails) -> Image.Image:
         out.paste(part, (gap, y))
         y += part.height + gap
     for k, line in enumerate(self.words()):
-        ImageDraw.Draw(out).text((gap, y + 8 + 17 * k), plain_text(line, 100), TONES["ink"], house_font(12), "lm")
+        ImageDraw.Draw(out).text((gap, y + 8 + 17 * k), plain_text(line, 100), TONES["ink"],
+                                 house_font(12), "lm")
     return out
 
 def details(
@@ -361,4 +383,5 @@ def details(
     **kwargs,                                # as `LiveDetails`
 ) -> LiveDetails:
     "Two codes a cell, one held and the other drawn anew; needs a notebook."
-    return LiveDetails(pipe if isinstance(pipe, Pipeline) else from_pretrained(pipe), label, **kwargs)
+    return LiveDetails(pipe if isinstance(pipe, Pipeline) else from_pretrained(pipe),
+                       label, **kwargs)

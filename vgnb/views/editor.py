@@ -47,12 +47,13 @@ def marked_map(
     line, light = np.zeros_like(wide), np.zeros_like(wide)
     for axis in (0, 1):
         for step in (-1, 1):
-            ends = where & ~np.roll(rim, step, axis)[1:-1, 1:-1]      # whose neighbour on this side is not marked
+            # whose neighbour on this side is not marked
+            ends = where & ~np.roll(rim, step, axis)[1:-1, 1:-1]
             k = np.arange(wide.shape[axis]) % plot.block
             depth = np.expand_dims(k if step == 1 else plot.block - 1 - k, 1 - axis)
             ends = ends.repeat(plot.block, 0).repeat(plot.block, 1)
             line |= ends & (depth < edge)
-            light |= ends & (depth == edge)                           # seen where the picture is orange, too
+            light |= ends & (depth == edge)                  # seen where the picture is orange, too
     pixels[light], pixels[line] = rgb("paper"), rgb(PALETTE[1])
     return Image.fromarray(pixels)
 
@@ -63,7 +64,7 @@ def edit_maps(
     cell:int,                # where the hand is
     side:int=256,            # of the longer side, in pixels
 ) -> tuple[Image.Image, Image.Image]:
-    "The picture, and when each cell was drawn, both with what is marked; grey = kept, white dots = another code."
+    "The picture, and when cells were drawn, with what is marked; grey = kept, dots = another code."
     plot = Plot(draft.shape, side)
     since = draft.parent if draft.parent is not None and draft.parent.shape == draft.shape else None
     shown, tokens = picture_map(picture, draft, plot, cell), token_map(draft, plot, cell, since)
@@ -95,56 +96,66 @@ class _Bench(Live):
                 "between the cell before and this", "this cell and all after it"]
         self.how = _toggles("brush", STROKES, tips)
         self.width = _slider("brush width", 1, 9, 1)
-        self.wipe = widgets.ToggleButton(description="wipe", icon="eraser", layout={"width": "5.2rem"},
+        self.wipe = widgets.ToggleButton(description="wipe",
+                                         icon="eraser", layout={"width": "5.2rem"},
                                          tooltip="touched cells are no longer marked")
         names = ("row", "column") if editing.planar else ("token",)
         self.place = [_slider(name, 0, 1, 0) for name in names]
-        self.here = _button("mark here", "paint-brush", 7.6, tooltip="touch the cell of row and column")
-        self.every, self.none, self.others = (_button(word, wide=4.6, tooltip=tip) for word, tip in (
-            ("all", "mark all cells"), ("none", "mark no cell"), ("invert", "mark the others")))
+        self.here = _button("mark here", "paint-brush", 7.6,
+                            tooltip="touch the cell of row and column")
+        self.every, self.none, self.others = (
+            _button(word, wide=4.6, tooltip=tip) for word, tip in (
+                ("all", "mark all cells"), ("none", "mark no cell"), ("invert", "mark the others")))
         self.redraw = _button("draw anew", "refresh", 8, button_style="primary",
                               tooltip="the marked cells, with the next seed")
         self.undo, self.redo = (_button(word, word) for word in ("undo", "redo"))
-        self.run = widgets.Dropdown(description="draft", style=self.label.style, layout={"width": "22rem"})
+        self.run = widgets.Dropdown(description="draft", style=self.label.style,
+                                    layout={"width": "22rem"})
         self.towards = _toggles("out-paint", SIDES, [f"on this side: {side}" for side in SIDES])
-        self.by = _slider("cells more", 1, max(editing.pipe.grid.shape), max(max(editing.pipe.grid.shape) // 2, 1))
+        self.by = _slider("cells more", 1, max(editing.pipe.grid.shape),
+                          max(max(editing.pipe.grid.shape) // 2, 1))
         self.grow = _button("out-paint", "expand", 8, tooltip="more picture on this side")
-        self.keep = widgets.ToggleButton(description="keep pixels", icon="lock", layout={"width": "8rem"},
-                                         tooltip="pixels of cells that nobody touched stay as they were")
-        self.keep.disabled = self.towards.disabled = self.by.disabled = self.grow.disabled = not editing.planar
+        self.keep = widgets.ToggleButton(
+            description="keep pixels", icon="lock", layout={"width": "8rem"},
+            tooltip="pixels of cells that nobody touched stay as they were")
+        for control in (self.keep, self.towards, self.by, self.grow):
+            control.disabled = not editing.planar
         self.upload = Upload(self._take, self.fail, lambda: editing.size)
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         self.stage = widgets.HBox(layout={"flex_flow": "row wrap"})
-        rows = [[self.here, self.wipe, self.every, self.none, self.others], [self.redraw, self.undo, self.redo],
-                [self.grow, self.keep]]
+        rows = [[self.here, self.wipe, self.every, self.none, self.others],
+                [self.redraw, self.undo, self.redo], [self.grow, self.keep]]
         marks, does, grows = (widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows)
-        hand = [self.how, self.width, *self.place, marks, self.label, self.seed, does, self.run, self.towards,
-                self.by, grows, self.upload.row]
+        hand = [self.how, self.width, *self.place, marks, self.label, self.seed, does, self.run,
+                self.towards, self.by, grows, self.upload.row]
         left = widgets.VBox([self.stage, self.text, self.busy])
         self.box = widgets.HBox([left, widgets.VBox(hand)], layout={"flex_flow": "row wrap"})
         with_tooltips(self.box)
 
-    def _set(self, plot:Plot, touch:Callable[[int], object]):
-        "A stage for a grid: buttons over picture and tokens."
-        planar, some = len(plot.shape) == 2, plot.n if plot.n <= _MOST else 0
-        places = [divmod(k, plot.columns) if planar else (k,) for k in range(some)]
-        where = [f"cell {','.join(map(str, at))}" for at in places]
-        self.on_tokens, self.on_picture = ([widgets.Button(tooltip=f"{w}{of}") for w in where]
-                                           for of in ("", ", in the picture"))
-        if not planar: self.on_picture = []
-        for buttons in (self.on_tokens, self.on_picture):
-            for k, b in enumerate(buttons): b.on_click(lambda _, k=k: touch(k))
-        cell, old = (plot.block, plot.block), self.stage.children
-        self.stage.children = [_over(image, buttons, plot.columns, plot.size, cell) for image, buttons in
-                               ((self.picture, self.on_picture), (self.tokens, self.on_tokens))]
-        with_tooltips(self.stage)
-        for box in old:
-            for b in (*box.children[1].children, box.children[1], box): b.close()
-        for slider, sides in zip(self.place, plot.shape): slider.max = sides - 1
+# %% ../../nbs/views/827_editor.ipynb #8eb908cd
+@patch
+def _set(self:_Bench, plot:Plot, touch:Callable[[int], object]):
+    "A stage for a grid: buttons over picture and tokens."
+    planar, some = len(plot.shape) == 2, plot.n if plot.n <= _MOST else 0
+    places = [divmod(k, plot.columns) if planar else (k,) for k in range(some)]
+    where = [f"cell {','.join(map(str, at))}" for at in places]
+    self.on_tokens, self.on_picture = ([widgets.Button(tooltip=f"{w}{of}") for w in where]
+                                       for of in ("", ", in the picture"))
+    if not planar: self.on_picture = []
+    for buttons in (self.on_tokens, self.on_picture):
+        for k, b in enumerate(buttons): b.on_click(lambda _, k=k: touch(k))
+    cell, old = (plot.block, plot.block), self.stage.children
+    self.stage.children = [_over(image, buttons, plot.columns, plot.size, cell)
+                           for image, buttons in ((self.picture, self.on_picture),
+                                                  (self.tokens, self.on_tokens))]
+    with_tooltips(self.stage)
+    for box in old:
+        for b in (*box.children[1].children, box.children[1], box): b.close()
+    for slider, sides in zip(self.place, plot.shape): slider.max = sides - 1
 
 # %% ../../nbs/views/827_editor.ipynb #8291a3ab
 class LiveEditor(_Bench):
-    "Cells of a picture, marked and drawn anew: `.edits .touch() .mark() .again() .undo .redo`; shows itself."
+    "A picture's cells, marked and drawn anew: `.edits .touch() .mark() ...`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = the first
@@ -158,12 +169,15 @@ class LiveEditor(_Bench):
         if label is None and pipe.generator.conditioned_on == "class": label = 0
         self.edits = Editing(pipe, label, picture=picture, seed=seed, **kwargs)
         now, by_class = self.edits.now, self.edits._caption is None
-        classes = (pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]) if by_class else []
+        classes = ((pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)])
+                   if by_class else [])
         null = [("no class", None)] if not by_class or pipe._null_class() is not None else []
-        super().__init__(self.edits, [*((name, k) for k, name in enumerate(classes)), *null], now.label, seed)
-        self.only_onwards = "any_order" not in pipe.generator.traits        # it can only go on, not fill gaps
+        super().__init__(self.edits, [*((name, k) for k, name in enumerate(classes)), *null],
+                         now.label, seed)
+        self.only_onwards = "any_order" not in pipe.generator.traits     # it can't fill gaps
         self._serial, self._quiet, self._scrubbed = itertools.count(), False, None
-        self._grower, self._drawer = _Latest(self._grow, self._busy), _Latest(self._draw, lambda now: None)
+        self._grower, self._drawer = (_Latest(self._grow, self._busy),
+                                      _Latest(self._draw, lambda now: None))
         self._shape, self._trail = None, []
         self._stage()
         self._listen()
@@ -173,7 +187,8 @@ class LiveEditor(_Bench):
     def _listen(self):
         "From here on the controls do something."
         if self.only_onwards: self.how.value = "from here on"
-        for control in (self.how, self.width, self.wipe, self.none, self.others, self.towards, self.by, self.grow):
+        for control in (self.how, self.width, self.wipe, self.none, self.others, self.towards,
+                        self.by, self.grow):
             control.disabled = control.disabled or self.only_onwards
         self.here.on_click(lambda _: self.touch(self.cell))
         self.every.on_click(lambda _: self.mark(torch.ones_like(self.marked)))
@@ -184,7 +199,8 @@ class LiveEditor(_Bench):
         self.undo.on_click(lambda _: self._walk("undo"))
         self.redo.on_click(lambda _: self._walk("redo"))
         self.how.observe(lambda change: self._trail.clear(), "value")
-        for control in (*self.place, self.keep): control.observe(lambda change: self._show(), "value")
+        for control in (*self.place, self.keep):
+            control.observe(lambda change: self._show(), "value")
         for control in (self.label, self.seed): control.observe(self._moved, "value")
         self.run.observe(self._went, "value")
 
@@ -215,13 +231,14 @@ def touch(self:LiveEditor, cell:int):
 @patch
 def mark(self:LiveEditor, marked):
     "Mark cells, see `as_cells`, or bool (n,), and no others. Errors: cells that are not there."
-    flat = torch.is_tensor(marked) and marked.dtype == torch.bool and marked.shape == self.marked.shape
+    flat = (torch.is_tensor(marked) and marked.dtype == torch.bool
+            and marked.shape == self.marked.shape)
     self.marked = marked if flat else as_cells(marked, self._shape)
     self._show()
 
 @patch
 def again(self:LiveEditor, label=..., seed:int|None=None):
-    "Draw marked cells anew: as another class, with this seed; default: the class on show, the next seed."
+    "Draw marked cells anew: as this class, with this seed; default: the shown one, the next."
     seed = self.seed.value + 1 if seed is None else seed
     self._quiet = True
     self.seed.max = max(self.seed.max, seed)
@@ -235,7 +252,8 @@ def outpaint(self:LiveEditor, side:str, by:int):
     self._wish("outpaint", side, by, self.label.value, self.seed.value)
 
 @patch
-def _marked(self:LiveEditor) -> tuple[int, ...]: return tuple(self.marked.nonzero().flatten().tolist())
+def _marked(self:LiveEditor) -> tuple[int, ...]:
+    return tuple(self.marked.nonzero().flatten().tolist())
 
 @patch
 def _wish(self:LiveEditor, *what): self._grower.ask((next(self._serial), *what))
@@ -244,21 +262,26 @@ def _wish(self:LiveEditor, *what): self._grower.ask((next(self._serial), *what))
 def _moved(self:LiveEditor, change):
     "The class or the seed is another one: marked cells follow."
     if self._quiet: return
-    if self.marked.any(): self._wish("redraw", self._marked(), self.label.value, self.seed.value, True)
-    else: self.say("no cell is marked: mark some, or all, and they follow the class and the seed")
+    if self.marked.any():
+        self._wish("redraw", self._marked(), self.label.value, self.seed.value, True)
+    else:
+        self.say("no cell is marked: mark some, or all, and they follow the class and the seed")
 
 @patch
 def _show(self:LiveEditor):
-    if not self._quiet: self._drawer.ask((id(self.edits.now), self._marked(), self.cell, self.keep.value))
+    if not self._quiet:
+        self._drawer.ask((id(self.edits.now), self._marked(), self.cell, self.keep.value))
 
 # %% ../../nbs/views/827_editor.ipynb #50bd8295
 @patch
 def _stage(self:LiveEditor):
-    "A stage for the draft that is looked at, with nothing marked, if the one there is has another grid."
+    "A stage for the draft on show, with nothing marked, if the one there is has another grid."
     shape = self.edits.now.shape
     if shape == self._shape: return
     self._quiet = True
-    self._shape, self._trail, self.marked = shape, [], torch.zeros(int(np.prod(shape)), dtype=torch.bool)
+    self._shape = shape
+    self._trail = []
+    self.marked = torch.zeros(int(np.prod(shape)), dtype=torch.bool)
     for slider in self.place: slider.value = 0
     self._set(Plot(shape, self.side), self.touch)
     self._quiet = False
@@ -267,7 +290,7 @@ def _stage(self:LiveEditor):
 def _walk(self:LiveEditor, word:str):
     "Undo, redo; what is being drawn is given up."
     try: getattr(self.edits, word)()
-    except BadInput: return                      # nothing to undo: the button was on its way to being disabled
+    except BadInput: return           # nothing to undo: the button was on its way to being disabled
     self._arrived()
 
 @patch
@@ -322,7 +345,8 @@ def _grow(self:LiveEditor, wish:tuple) -> Iterator[None]:
         steps, shape, seed = self._steps(what, *how)
         soon = time.monotonic() + _SOON
         for step in steps:
-            self.busy.value = f"<em>drawing anew: step {step.clock.step + 1} of {step.clock.steps} ...</em>"
+            self.busy.value = ("<em>drawing anew: "
+                               f"step {step.clock.step + 1} of {step.clock.steps} ...</em>")
             if shape and time.monotonic() > soon: soon = self._glimpsed(step, shape, seed)
             yield
             if self._outdated(wish): return                    # this draft is nobody's any more
@@ -334,7 +358,7 @@ def _grow(self:LiveEditor, wish:tuple) -> Iterator[None]:
 
 @patch
 def _outdated(self:LiveEditor, wish:tuple) -> bool:
-    "Whether there is a newer wish that can't wait; while a slider is dragged one sees where it has been."
+    "Whether a newer wish can't wait; while a slider is dragged one sees where it has been."
     newer = self._grower.wanted
     both = [w[1] == "redraw" and w[-1] for w in (wish, newer)]
     return newer != wish and not all(both)
@@ -352,7 +376,8 @@ def _glimpsed(self:LiveEditor, step, shape:tuple, seed:int) -> float:
 def _draw(self:LiveEditor, wish:tuple) -> Iterator[None]:
     "Bring everything up to date with the draft that is looked at."
     try:
-        for image, made in zip((self.picture, self.tokens), self._maps()): image.value = quick_png(made)
+        for image, made in zip((self.picture, self.tokens), self._maps()):
+            image.value = quick_png(made)
         yield
         self._offer()
         self.say(self._words())
@@ -368,14 +393,16 @@ def _words(self:LiveEditor) -> list[str]:
     "What is on show."
     now, count = self.edits.now, int(self.marked.sum())
     before = now.parent if now.parent is not None and now.parent.shape == now.shape else None
-    other = "" if before is None else f" · {int(now.differs(before).sum())} cells hold another code than before"
+    other = ("" if before is None
+             else f" · {int(now.differs(before).sum())} cells hold another code than before")
     return [f"{now.words}{other}", f"{count} of {len(self.marked)} cells are marked"]
 
 @patch
 def _offer(self:LiveEditor):
     "Which drafts and moves there are."
     edits, self._quiet = self.edits, True
-    self.run.options = [(plain_text(f"{k}: {draft.words}", 60), k) for k, draft in enumerate(edits.all)]
+    self.run.options = [(plain_text(f"{k}: {draft.words}", 60), k)
+                        for k, draft in enumerate(edits.all)]
     self.run.value = edits.all.index(edits.now) if edits.now in edits.all else None
     self._quiet = False
     self.undo.disabled, self.redo.disabled = not edits.can_undo, not edits.can_redo
@@ -402,7 +429,8 @@ def snapshot(self:LiveEditor) -> Image.Image:
     wide = max(sum(p.width for p in parts) + gap * 3, room)
     out = Image.new("RGB", (wide, max(p.height for p in parts) + 2 * gap + 18), TONES["paper"])
     for k, part in enumerate(parts): out.paste(part, (gap + k * (parts[0].width + gap), gap))
-    ImageDraw.Draw(out).text((gap, out.height - 16), plain_text(words, 160), TONES["ink"], house_font(12), "lm")
+    ImageDraw.Draw(out).text((gap, out.height - 16), plain_text(words, 160), TONES["ink"],
+                             house_font(12), "lm")
     return out
 
 def editor(
@@ -411,4 +439,5 @@ def editor(
     **kwargs,                                # as `LiveEditor`
 ) -> LiveEditor:
     "A picture whose cells are marked and drawn anew; needs a notebook."
-    return LiveEditor(pipe if isinstance(pipe, Pipeline) else from_pretrained(pipe), label, **kwargs)
+    return LiveEditor(pipe if isinstance(pipe, Pipeline) else from_pretrained(pipe),
+                      label, **kwargs)

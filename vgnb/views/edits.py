@@ -24,7 +24,15 @@ from ..figures import hatch
 from ..generators.generator import Cond, Grid
 from ..pipeline import Pipeline
 from ..pngs import save_png
-from ..sampling.applications import Outpaint, box_mask, brush_mask, cell_mask, check_mask, paste, placed
+from vgnb.sampling.applications import (
+    Outpaint,
+    box_mask,
+    brush_mask,
+    cell_mask,
+    check_mask,
+    paste,
+    placed,
+)
 from ..sampling.branches import Branch, Course, cell_number
 from ..sampling.origins import save_samples_png
 from ..sampling.painting import Leg, Painting, Request
@@ -55,10 +63,12 @@ def touched_cells(
     return brush_mask((rows, columns), path, width / 2).flatten()
 
 def as_cells(
-    marked,                          # a mask, see `check_mask`; or a list of cells, each a number or (row, column)
+    marked,           # a mask, see `check_mask`; or a list of cells, each a number or (row, column)
     shape:tuple[int, ...],
-) -> Tensor:                         # (n,) bool
-    "Marked cells, however they are named. Errors: cells outside the grid; a mask of another shape; nothing marked."
+) -> Tensor:          # (n,) bool
+    """Marked cells, however they are named.
+
+    Errors: cells outside the grid; a mask of another shape; nothing marked."""
     n = int(np.prod(shape))
     if isinstance(marked, (list, tuple, set, range)):
         check(len(marked), "marked", marked, "must name at least one cell")
@@ -76,17 +86,17 @@ def as_cells(
 class Draft(Branch):
     "A grid of codes, and how it came to be."
     shape: tuple[int, ...] = ()
-    label: int|None = None               # the class that was asked for; None = none, or a caption
+    label: int|None = None            # the class that was asked for; None = none, or a caption
     seed: int = 0
-    words: str = ""                      # how it came to be
-    original: np.ndarray|None = None     # (h, w, 3) uint8: the picture before anything was drawn in it
-    touched: Tensor|None = None          # (n,) bool: cells that are not the original's
-    made: np.ndarray|None = None         # (h, w, 3) uint8: what the codes decode to, once somebody has looked
+    words: str = ""                   # how it came to be
+    original: np.ndarray|None = None  # (h, w, 3) uint8: the picture before anything was drawn in it
+    touched: Tensor|None = None       # (n,) bool: cells that are not the original's
+    made: np.ndarray|None = None      # (h, w, 3) uint8: what the codes decode to, once looked at
 
     def __repr__(self): return f"Draft({self.words})"
 
     @property
-    def kept(self) -> Tensor: return self.when < 0                # (n,) bool: cells that the last edit left alone
+    def kept(self) -> Tensor: return self.when < 0  # (n,) bool: cells that the last edit left alone
 
 # %% ../../nbs/views/826_edits.ipynb #9d225792
 SIDES = ("left", "right", "up", "down")
@@ -94,7 +104,9 @@ _MOST = 4096      # cells of a canvas
 _KEPT = 64        # drafts that can be gone to; undo knows them all
 
 class Editing(Course):
-    "A picture whose cells are drawn anew, with undo. `.now .redraw() .outpaint() .open() .picture() .undo() .save()`."
+    """A picture whose cells are drawn anew, with undo.
+
+    `.now .redraw() .outpaint() .open() .picture() .undo() .save()`."""
     def __init__(self,
         pipe:Pipeline,
         label=None,              # a class by name or number; None = no class
@@ -114,10 +126,12 @@ class Editing(Course):
         check(cond.b == 1, "label", label, "must be one class: one picture is edited")
         self._caption = cond if cond.labels is None else None
         label = None if cond.labels is None else self._class(int(cond.labels[0]))
-        super().__init__(self._loaded(picture, fit, label) if picture is not None else self._fresh(label, seed))
+        super().__init__(self._loaded(picture, fit, label) if picture is not None
+                         else self._fresh(label, seed))
         self.all:list[Draft] = [self.now]
 
-    def _class(self, label:int) -> int|None: return None if label == self.pipe._null_class() else label
+    def _class(self, label:int) -> int|None:
+        return None if label == self.pipe._null_class() else label
 
     def condition(self, label:int|None) -> Cond:
         "What is asked for: a class, or the caption."
@@ -132,7 +146,8 @@ class Editing(Course):
     @property
     def size(self) -> tuple[int, int]:
         "Height and width of a picture that can be opened, in pixels."
-        if self.planar: return tuple(side * self.pipe.tokenizer.factor for side in self.pipe.grid.shape)
+        if self.planar:
+            return tuple(side * self.pipe.tokenizer.factor for side in self.pipe.grid.shape)
         nothing = torch.zeros(1, self.pipe.grid.n, len(self.pipe.generator.vocab), dtype=torch.long)
         return self._decoded(nothing, self.pipe.grid.shape, 0).shape[:2]
 
@@ -148,7 +163,8 @@ def _loaded(self:Editing, picture, fit:bool, label:int|None, name:str="the pictu
     "A picture as a draft: all of it is given."
     pixels = own_picture(picture, self.size, fit)
     grid, size = self.pipe.grid, "x".join(map(str, pixels.shape[:2]))
-    codes = self.pipe.encode(pixels[None], rows=1, min_rows=1, precision=self.sampler.precision)[0].cpu()
+    codes = self.pipe.encode(pixels[None], rows=1, min_rows=1,
+                             precision=self.sampler.precision)[0].cpu()
     given, nowhere = torch.full((grid.n,), -1), torch.zeros(grid.n, dtype=torch.bool)
     return Draft(codes, given, torch.full((grid.n,), torch.nan), 0, shape=grid.shape, label=label,
                  words=f"{name}, {size} pixels", original=pixels, touched=nowhere)
@@ -158,7 +174,8 @@ def _fresh(self:Editing, label:int|None, seed:int) -> Draft:
     "A sample as a draft: all of it is drawn."
     grid = self.pipe.grid
     nothing = torch.zeros(grid.n, len(self.pipe.generator.vocab), dtype=torch.long)
-    draft = Draft(nothing, torch.full((grid.n,), -1), torch.full((grid.n,), torch.nan), 0, shape=grid.shape)
+    draft = Draft(nothing, torch.full((grid.n,), -1), torch.full((grid.n,), torch.nan),
+                  0, shape=grid.shape)
     known = torch.zeros(grid.n, dtype=torch.bool)
     for _ in self._painted(draft, known, label, check_int("seed", seed, 0)): pass
     draft.words = f"{self.called(label)}, seed {seed}"
@@ -174,7 +191,8 @@ def _painted(self:Editing, draft:Draft, known:Tensor, label:int|None, seed:int) 
     codes, known = draft.codes.to(device)[None], known.to(device)
     request = Request(self.sampler, cond, ids, draws, codes, Grid(shape))
     own = shape == self.pipe.grid.shape
-    legs = (Leg(self.sampler, self.pipe.grid, draws),) if own else Outpaint(shape).legs(request, shape, known)
+    legs = ((Leg(self.sampler, self.pipe.grid, draws),) if own
+            else Outpaint(shape).legs(request, shape, known))
     painting = Painting(cond, ids, shape, codes, known[None], legs)
     confidence = draft.confidence.to(device)
     for step in painting.stream():
@@ -200,8 +218,8 @@ def drawing(self:Editing,
     words = f"{int(marked.sum())} of {len(marked)} cells as {self.called(label)}, seed {seed}"
     empty = torch.where(marked, torch.nan, now.confidence)
     before = now.parent if instead else now
-    draft = Draft(now.codes, now.when, empty, 0, (), before, shape=now.shape, words=words, original=now.original,
-                  touched=now.touched | marked)
+    draft = Draft(now.codes, now.when, empty, 0, (), before, shape=now.shape, words=words,
+                  original=now.original, touched=now.touched | marked)
     return self._edited(draft, ~marked, label, check_int("seed", seed, 0), instead)
 
 @patch
@@ -213,7 +231,8 @@ def _asked(self:Editing, label) -> int|None:
     return self._class(int(self.pipe.condition([label]).labels[0]))
 
 @patch
-def _edited(self:Editing, draft:Draft, known:Tensor, label, seed:int, instead:bool=False) -> Iterator[Step]:
+def _edited(self:Editing, draft:Draft, known:Tensor, label, seed:int,
+            instead:bool=False) -> Iterator[Step]:
     yield from self._painted(draft, known, label, seed)
     self._note(draft, instead)
 
@@ -226,7 +245,9 @@ def _note(self:Editing, draft:Draft, instead:bool=False):
 
 @patch
 def redraw(self:Editing, marked, label=..., seed:int=0) -> Draft:
-    "Draw marked cells anew; arguments as `Editing.drawing`. Errors: cells that are not there; none; no such class."
+    """Draw marked cells anew; arguments as `Editing.drawing`.
+
+    Errors: cells that are not there; none; no such class."""
     for _ in self.drawing(marked, label, seed): pass
     return self.now
 
@@ -255,10 +276,11 @@ def extending(self:Editing,
         whole = values.new_full((len(known), *values.shape[1:]), rest)
         return whole.index_copy_(0, cells, values)
 
-    words = f"{by} cells more {'on the ' if sideways else ''}{side}, as {self.called(label)}, seed {seed}"
+    words = (f"{by} cells more {'on the ' if sideways else ''}{side}, "
+             f"as {self.called(label)}, seed {seed}")
     ground = self._ground(now.original, now.shape, shape, at)
-    draft = Draft(laid(now.codes, 0), laid(now.when, -1), laid(now.confidence, torch.nan), 0, (), now, shape=shape,
-                  words=words, original=ground, touched=laid(now.touched, True))
+    draft = Draft(laid(now.codes, 0), laid(now.when, -1), laid(now.confidence, torch.nan), 0, (),
+                  now, shape=shape, words=words, original=ground, touched=laid(now.touched, True))
     return self._edited(draft, known, label, check_int("seed", seed, 0))
 
 @patch
@@ -272,7 +294,9 @@ def _ground(self:Editing, original:np.ndarray, shape:tuple, canvas:tuple, at:tup
 
 @patch
 def outpaint(self:Editing, side:str, by:int, label=..., seed:int=0) -> Draft:
-    "Continue the picture on one side; arguments as `Editing.extending`. Errors: no such side; a canvas too large."
+    """Continue the picture on one side; arguments as `Editing.extending`.
+
+    Errors: no such side; a canvas too large."""
     for _ in self.extending(side, by, label, seed): pass
     return self.now
 
@@ -298,7 +322,8 @@ def picture(self:Editing,
     if not keep or not self.planar: return draft.made
     if not draft.touched.any(): return draft.original
     mask = draft.touched.reshape(draft.shape)
-    for axis in (0, 1): mask = mask.repeat_interleave(draft.made.shape[axis] // draft.shape[axis], axis)
+    for axis in (0, 1):
+        mask = mask.repeat_interleave(draft.made.shape[axis] // draft.shape[axis], axis)
     return paste(draft.made[None], draft.original, mask)[0]
 
 @patch
@@ -310,12 +335,13 @@ def glimpse(self:Editing, step:Step, shape:tuple[int, ...], seed:int=0) -> np.nd
 
 @patch
 def save(self:Editing, file:str|Path, keep:bool=False):
-    "Write what is looked at as a PNG; one that a single edit of the model's own grid made carries its recipe."
+    "Write what is shown as a PNG; a single edit on the model's own grid carries its recipe."
     check(Path(file).suffix.lower() == ".png", "file", str(file), "must end in .png")
     now, picture = self.now, self.picture(keep=keep)
     drawn = not now.kept.all() and now.shape == self.pipe.grid.shape
     if keep or not drawn: return save_png(file, Image.fromarray(picture))
     given = torch.where(now.kept[:, None], now.codes, 0)[None], now.kept[None]
     given = given if now.kept.any() else None
-    told = self.pipe.origin(self.condition(now.label), seed=now.seed, ids=[self.id], given=given, **self.settings)
+    told = self.pipe.origin(self.condition(now.label), seed=now.seed, ids=[self.id],
+                            given=given, **self.settings)
     save_samples_png(file, told, picture[None])

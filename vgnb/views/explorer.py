@@ -21,7 +21,15 @@ from ..generators.orders import ORDERS
 from ..generators.schedules import SCHEDULES, one_by_one
 from .live import Live, faded, quick_png
 from .player import with_tooltips
-from .scenes import KNOWN, Course, OrderChoice, Scene, fixed_orders, order_course, run_courses
+from vgnb.views.scenes import (
+    KNOWN,
+    Course,
+    OrderChoice,
+    Scene,
+    fixed_orders,
+    order_course,
+    run_courses,
+)
 
 # %% ../../nbs/views/820_explorer.ipynb #40d68a87
 def _sizes(course:Course) -> dict:
@@ -54,7 +62,8 @@ class _Offer:
         "What to compare it with: the same in another order."
         like = OrderChoice() if left.order in self.runs else left
         other = "halton" if left.order == "raster" else "raster"
-        return dataclasses.replace(like, sample=left.sample, order=other, **_sizes(self.course(left)))
+        return dataclasses.replace(like, sample=left.sample, order=other,
+                                   **_sizes(self.course(left)))
 
     def _frame(self, course:Course, at:int, heat:bool, stale:bool) -> bytes:
         "What goes to the browser: fast rather than small."
@@ -66,9 +75,10 @@ class _Offer:
 def _size(width:float, description:float) -> dict:
     return {"style": {"description_width": f"{description}rem"}, "layout": {"width": f"{width}rem"}}
 
-_NEAR, _FAR = _size(9.6, 3.2), _size(11.4, 4)      # the controls of the left and of the right column
+_NEAR, _FAR = _size(9.6, 3.2), _size(11.4, 4)     # the controls of the left and of the right column
 
-def _number(name:str, value:int, size:dict): return widgets.IntText(value=value, description=name, **size)
+def _number(name:str, value:int, size:dict):
+    return widgets.IntText(value=value, description=name, **size)
 
 def _chooser(name:str, options, value:str, size:dict):
     shown = [(plain_text(o, 40), o) for o in options]
@@ -91,7 +101,8 @@ class _Controls:
                                   continuous_update=False, **_size(21.2, 3.2))
 
     @property
-    def choice(self) -> OrderChoice: return OrderChoice(**{name: getattr(self, name).value for name in self.names})
+    def choice(self) -> OrderChoice:
+        return OrderChoice(**{name: getattr(self, name).value for name in self.names})
 
     def rows(self) -> list:
         "The controls, two in a row."
@@ -105,7 +116,7 @@ def _escaped(text:str) -> str:
     return html.escape(plain_text(text, 240)).replace("$", "＄").replace("\\", "＼")
 
 class _Panel(_Controls):
-    "The controls, the words and the picture of one choice; `on_change` is called when it is another one."
+    "The controls, words and picture of one choice; `on_change` is called when it is another."
     def __init__(self, offer, choice:OrderChoice, on_change:Callable):
         self.offer, self.on_change = offer, on_change
         self.course, self.error = offer.course(choice), None
@@ -113,7 +124,8 @@ class _Panel(_Controls):
         self.text = widgets.HTML(layout={"width": "21rem"})
         place = {"width": f"{offer.side + 16}px", "align_self": "flex-start"}
         self.image = widgets.Image(format="png", layout=place)
-        self.box = widgets.VBox([*self.rows(), self.text, self.image], layout={"margin": "0 1rem 0 0"})
+        self.box = widgets.VBox([*self.rows(), self.text, self.image],
+                                layout={"margin": "0 1rem 0 0"})
         self._shown = None
         self._enable()
         for name in self.names: getattr(self, name).observe(self._changed, "value")
@@ -121,7 +133,8 @@ class _Panel(_Controls):
     def _changed(self, change):
         chosen = change["owner"] is self.order and self.order.value == "own"
         n = self.height.value * self.width.value
-        if chosen and not self.cells.value and 0 < n <= 256:            # an example; comes back here as a change
+        # an example; comes back here as a change
+        if chosen and not self.cells.value and 0 < n <= 256:
             self.cells.value = " ".join(map(str, reversed(range(n))))
             return
         try: self.course, self.error = self.offer.course(self.choice), None
@@ -143,7 +156,8 @@ class _Panel(_Controls):
     def draw(self, course:Course, at:int, heat:bool):
         "Bring words and picture up to date."
         self.words = f"⚠ {self.error}" if self.error else course.line(at)
-        style = "line-height: 1.4; min-height: 2.8em" + (f"; color: {TONES['alarm']}" if self.error else "")
+        style = "line-height: 1.4; min-height: 2.8em" + (f"; color: {TONES['alarm']}"
+                                                         if self.error else "")
         self.text.value = f'<div style="{style}">{_escaped(self.words)}</div>'
         now = course, at, heat, bool(self.error)
         if self._shown == now: return
@@ -159,16 +173,20 @@ class _SharedControls:
         self.back = self._button("step-backward", "one step back", -1)
         self.forward = self._button("step-forward", "one step on", 1)
         wide = {"button_width": "6rem"}
-        self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)], style=wide)
+        self.view = widgets.ToggleButtons(options=[("moment", False), ("heat map", True)],
+                                          style=wide)
         place = {"width": "8rem", "margin": "0 0.6rem"}
         tip = "another order and schedule beside the first"
-        self.second = widgets.ToggleButton(value=two, description="second panel", tooltip=tip, layout=place)
+        self.second = widgets.ToggleButton(value=two, description="second panel",
+                                           tooltip=tip, layout=place)
         tips = ["the course of fewer steps is finished earlier", "both end together"]
         paces = [("same step", "step"), ("same share", "share")]
         self.pace = widgets.ToggleButtons(options=paces, style=wide, tooltips=tips)
 
-        self._link = widgets.jslink((self.play, "value"), (self.clock, "value"))   # in the browser, kernel busy or not
-        for control in (self.clock, self.view, self.second, self.pace): control.observe(refresh, "value")
+        # in the browser, kernel busy or not
+        self._link = widgets.jslink((self.play, "value"), (self.clock, "value"))
+        for control in (self.clock, self.view, self.second, self.pace):
+            control.observe(refresh, "value")
         self.play.observe(self._stopped, "playing")
 
     def _button(self, icon:str, tip:str, by:int):
@@ -216,14 +234,17 @@ class _Screen(_SharedControls, Live):
     @property
     def scene(self) -> Scene:
         "What is on the screen, without the widgets."
-        return Scene(tuple(p.course for p in self._panels()), self.clock.value, self.pace.value, self.view.value)
+        return Scene(tuple(p.course for p in self._panels()), self.clock.value,
+                     self.pace.value, self.view.value)
 
     def refresh(self, change=None):
         "Bring everything up to date with the controls."
         self._reach(self.scene.ticks)
-        self.right.box.layout.display = self.pace.layout.display = None if self.second.value else "none"
+        self.right.box.layout.display = self.pace.layout.display = (None if self.second.value
+                                                                    else "none")
         scene = self.scene                                       # the clock may have been cut
-        for i, panel in enumerate(self._panels()): panel.draw(scene.courses[i], scene.at(i), scene.heat)
+        for i, panel in enumerate(self._panels()):
+            panel.draw(scene.courses[i], scene.at(i), scene.heat)
 
     def snapshot(self) -> Image.Image:
         "What the explorer shows now, as a picture."
@@ -246,18 +267,21 @@ def _note(runs:dict) -> str:
     "Why some orders are not offered."
     missing = [name for name, order in ORDERS.items() if order.adaptive and name not in runs]
     if not missing: return ""
-    return f"<small>Not offered: {_escaped(', '.join(missing))}. Such an order looks at a model's predictions; " \
-           "a run has one: <code>OrderExplorer(run=pipe.stream(labels, order=...))</code></small>"
+    return (f"<small>Not offered: {_escaped(', '.join(missing))}. "
+            "Such an order looks at a model's predictions; a run has one: "
+            "<code>OrderExplorer(run=pipe.stream(labels, order=...))</code></small>")
 
 # %% ../../nbs/views/820_explorer.ipynb #2a55d9e8
 class OrderExplorer(_Screen):
-    "Orders and schedules to play with. `.play .clock .back .forward .view .second .pace .left .right`; shows itself."
+    """Orders and schedules to play with.
+
+    `.play .clock .back .forward .view .second .pace .left .right`; shows itself."""
     def __init__(self,
         left:OrderChoice|None=None,      # what the panels begin with
-        right:OrderChoice|None=None,     # None: like the left one in another order, and hidden at first
-        *, orders:dict|None=None,        # orders of your own by name: an Order, or a permutation (n,) or (k, n)
+        right:OrderChoice|None=None,     # None: like the left one in another order; hidden at first
+        *, orders:dict|None=None,   # of your own by name: an Order, or a permutation (n,) or (k, n)
         masks:dict|None=None,            # known cells of your own by name: (h, w) bool
-        run=None,                        # steps of a sampler's stream, or {name: steps}: their orders are offered too
+        run=None,      # steps of a sampler's stream, or {name: steps}: their orders are offered too
         shape:tuple[int, ...]|None=None, # grid of the runs; default: see `run_courses`
         clock:int|None=None,             # where to begin; default: after a third of the steps
         side:int=320,                    # of each map in pixels of the page
@@ -266,7 +290,8 @@ class OrderExplorer(_Screen):
         check_int("side", side, 64, 1024)
         check_int("dense", dense, 1, 4)
         for name, choice in (("left", left), ("right", right)):
-            allowed = "must be an OrderChoice; the order of a model's run: OrderExplorer(run=pipe.stream(labels))"
+            allowed = ("must be an OrderChoice; the order of a model's run: "
+                       "OrderExplorer(run=pipe.stream(labels))")
             check(choice is None or isinstance(choice, OrderChoice), name, choice, allowed)
         orders, masks = dict(orders or {}), dict(masks or {})
         given = {} if run is None else run
@@ -283,6 +308,7 @@ class OrderExplorer(_Screen):
         if right: ticks = max(ticks, offer.course(right).total)
         start = ticks // 3 if clock is None else check_int("clock", clock, 0, ticks)
 
-        both = [_Panel(offer, choice, self.refresh) for choice in (left, right or offer.counterpart(left))]
+        both = [_Panel(offer, choice, self.refresh)
+                for choice in (left, right or offer.counterpart(left))]
         super().__init__(*both, right is not None, _note(runs), side)
         self.clock.value = start

@@ -38,7 +38,8 @@ class Axis:
     start: int = 0            # where it stands at first
 
     def __post_init__(self):
-        check(self.words, "words", self.words, f"must be what {self.name} can be set to, one at least")
+        check(self.words, "words", self.words,
+              f"must be what {self.name} can be set to, one at least")
         check_int("start", self.start, 0, len(self.words) - 1)
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Film:
     axes: tuple[Axis, ...]
     panels: dict[str, np.ndarray]    # name -> (*positions, h, w, 3) uint8
     captions: np.ndarray             # (*positions) texts
-    wiped: bool = False              # the first two panels lie on each other, wiped from one to the other
+    wiped: bool = False        # the first two panels lie on each other, wiped from one to the other
     strip: bool = False              # all positions of the last axis are shown small as well
 
     def __post_init__(self):
@@ -58,7 +59,8 @@ class Film:
         for name, shape in shapes.items():
             fits = shape[:-3] == positions and shape[-1] == 3
             check(fits, f"panels[{name!r}]", shape, f"must be {positions} pictures (h, w, 3)")
-        check(self.captions.shape == positions, "captions", self.captions.shape, f"must be {positions} texts")
+        check(self.captions.shape == positions, "captions", self.captions.shape,
+              f"must be {positions} texts")
 
     @property
     def positions(self) -> tuple[int, ...]: return tuple(len(axis.words) for axis in self.axes)
@@ -79,7 +81,8 @@ class Film:
             (one, first), (other, second), *more = pictures.items()
             pictures = {f"{one} | {other}": blend(first, second, .5), **dict(more)}
         words = [axis.words[i] for axis, i in zip(self.axes, at)]
-        return tile_sheet([list(pictures.values())], [list(pictures)], side=side, title=" · ".join(words))
+        return tile_sheet([list(pictures.values())], [list(pictures)], side=side,
+                          title=" · ".join(words))
 
     def _repr_png_(self) -> bytes: return png_bytes(self.picture())
 
@@ -100,20 +103,22 @@ def _packed(sheet:Image.Image) -> Image.Image:
 
 def _uri(sheet:Image.Image) -> str:
     "A picture as an address that holds it."
-    return "data:image/png;base64," + base64.b64encode(encode_png(_packed(sheet), compress_level=9)).decode()
+    return ("data:image/png;base64,"
+            + base64.b64encode(encode_png(_packed(sheet), compress_level=9)).decode())
 
 def film_data(film:Film) -> dict:
-    "A film as plain values for a page; every sprite has a row of pictures for each state of the axes but the last."
+    "A film as plain values for a page; sprites have a row of pictures a state of all axes but one."
     played = film.positions[-1]
     panels = []
     for name, pictures in film.panels.items():
         h, w = pictures.shape[-3:-1]
-        sheets = [_sheet(one.reshape(-1, played, h, w, 3)) for one in pictures.reshape(film.positions[0], -1, h, w, 3)]
+        sheets = [_sheet(one.reshape(-1, played, h, w, 3))
+                  for one in pictures.reshape(film.positions[0], -1, h, w, 3)]
         panels.append({"name": name, "w": w, "h": h, "sprites": [_uri(sheet) for sheet in sheets]})
     axes = [{"name": axis.name, "words": axis.words, "start": axis.start} for axis in film.axes]
     words = [plain_text(caption, 120) for caption in film.captions.ravel()]
-    return {"title": film.title, "about": film.about, "axes": axes, "panels": panels, "captions": words,
-            "wiped": film.wiped, "strip": film.strip}
+    return {"title": film.title, "about": film.about, "axes": axes, "panels": panels,
+            "captions": words, "wiped": film.wiped, "strip": film.strip}
 
 # %% ../../nbs/views/840_films.ipynb #7659d829
 _CELL = 8         # pixels of a cell in an order's map
@@ -131,16 +136,19 @@ def order_film(
         course = order_course(OrderChoice(orders[i], schedules[j], side, side, steps))
         for k in range(steps + 1):
             at = -(-k * course.total // steps)                # the first share is a step already
-            maps[i, j, k] = step_map(course.steps, course.shape, at=at, ahead=False, side=side * _CELL, numbers=False)
+            maps[i, j, k] = step_map(course.steps, course.shape, at=at, ahead=False,
+                                     side=side * _CELL, numbers=False)
             captions[i, j, k] = course.line(at)
-    axes = (Axis("order", orders, orders.index("halton")), Axis("schedule", schedules, len(schedules) // 2),
+    axes = (Axis("order", orders, orders.index("halton")),
+            Axis("schedule", schedules, len(schedules) // 2),
             Axis("share of the steps", tuple(f"{k}/{steps}" for k in range(steps + 1)), steps // 2))
-    about = "Orange is decided now, coloured was decided before (dark first), hatched is still open."
+    about = ("Orange is decided now, coloured was decided before (dark first), "
+             "hatched is still open.")
     return Film("Orders and schedules", about, axes, {"cells": maps}, captions)
 
 # %% ../../nbs/views/840_films.ipynb #c442ab9f
-_MODELS = ("tiny-randar", "tiny-maskgit", "tiny-pgm", "tiny-arpg", "tiny-lpd", "tiny-rar", "tiny-iar2", "tiny-vqkd",
-           "tiny-dar")
+_MODELS = ("tiny-randar", "tiny-maskgit", "tiny-pgm", "tiny-arpg", "tiny-lpd", "tiny-rar",
+           "tiny-iar2", "tiny-vqkd", "tiny-dar")
 _PICTURE = 64     # pixels of a picture and of its tokens
 
 def _decoder(pipe:Pipeline, seed:int) -> Callable:
@@ -148,7 +156,8 @@ def _decoder(pipe:Pipeline, seed:int) -> Callable:
     if is_progressive(pipe.tokenizer): return pipe.arriving(seed)
     return lambda codes: pipe.decode(codes.reshape(1, pipe.grid.n, -1))
 
-def _course(pipe:Pipeline, label:str, seed:int, count:int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def _course(pipe:Pipeline, label:str, seed:int,
+            count:int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     "(tokens, pictures, captions) of one sample at `count` shares of its steps."
     seen = list(moments(pipe.stream([label], seed=seed, rows=1)))
     some = [seen[-(-k * len(seen) // count) - 1] for k in range(1, count + 1)]
@@ -157,7 +166,8 @@ def _course(pipe:Pipeline, label:str, seed:int, count:int) -> tuple[np.ndarray, 
     pictures = [np.array(preview(m, 0, decode, shape, side=_PICTURE)) for m in some]
     return np.stack(tokens), np.stack(pictures), [_stand(m) for m in some]
 
-def _stand(m:Moment) -> str: return f"step {m.step + 1} of {m.steps} · {m.known[0].sum()} of {m.known.shape[1]} tokens"
+def _stand(m:Moment) -> str:
+    return f"step {m.step + 1} of {m.steps} · {m.known[0].sum()} of {m.known.shape[1]} tokens"
 
 def sampling_film(
     models:tuple[str, ...]=_MODELS,
@@ -174,8 +184,10 @@ def sampling_film(
         for j, label in enumerate(labels):
             tokens[i, j], pictures[i, j], captions[i, j] = _course(pipe, label, seed, count)
     shares = tuple(f"{k}/{count}" for k in range(1, count + 1))
-    axes = Axis("model", models), Axis("class", labels), Axis("share of the steps", shares, count // 2)
-    about = "Tokens in the colours of their steps, and the picture that they decode to; hatched is not known yet."
+    axes = Axis("model", models), Axis("class", labels), Axis("share of the steps",
+                                                              shares, count // 2)
+    about = ("Tokens in the colours of their steps, and the picture that they decode to; "
+             "hatched is not known yet.")
     return Film("Sampling", about, axes, {"tokens": tokens, "picture": pictures}, captions)
 
 # %% ../../nbs/views/840_films.ipynb #5240e2a4
@@ -203,18 +215,22 @@ def guidance_film(
         pictures = pipe.sample(asked, ids=[0, 1, 2, 3] * len(labels), **how)
         found[j, k] = [_four(pictures[4 * i:4 * i + 4]) for i in range(len(labels))]
         for i, label in enumerate(labels):
-            captions[i, j, k] = f"pipe.sample({label!r}, guidance={scales[k]:g}, temperature={temperatures[j]:g})"
-    table = np.stack([[[found[j, k][i] for k in range(shape[2])] for j in range(shape[1])] for i in range(shape[0])])
-    axes = (Axis("class", labels), Axis("temperature", tuple(f"{t:g}" for t in temperatures), shape[1] // 2),
+            captions[i, j, k] = (f"pipe.sample({label!r}, guidance={scales[k]:g}, "
+                                 f"temperature={temperatures[j]:g})")
+    table = np.stack([[[found[j, k][i] for k in range(shape[2])] for j in range(shape[1])]
+                      for i in range(shape[0])])
+    axes = (Axis("class", labels),
+            Axis("temperature", tuple(f"{t:g}" for t in temperatures), shape[1] // 2),
             Axis("guidance", tuple(f"{s:g}" for s in scales), shape[2] // 2))
-    about = f"Four samples of {model} on the same noise: right is more guidance, up is a higher temperature."
+    about = (f"Four samples of {model} on the same noise: right is more guidance, "
+             "up is a higher temperature.")
     return Film("Guidance and temperature", about, axes, {"samples 0 to 3": table}, captions)
 
 # %% ../../nbs/views/840_films.ipynb #47d47c39
 def shipped_tokenizers() -> dict:
     "The tokenizers that come with the package: what they do with a picture -> the tokenizer."
-    names = {"8x8 codes": "tiny-randar", "semantic and detail codes": "tiny-iar2", "a line of codes": "tiny-dar",
-             "words of a teacher": "tiny-vqkd"}
+    names = {"8x8 codes": "tiny-randar", "semantic and detail codes": "tiny-iar2",
+             "a line of codes": "tiny-dar", "words of a teacher": "tiny-vqkd"}
     found = {what: from_pretrained(name).tokenizer for what, name in names.items()}
     return found | {"semantic codes alone": found["semantic and detail codes"].first(1)}
 
@@ -240,10 +256,12 @@ def reconstruction_film(
     errors = np.stack([heat(error_map(images, back), 0, .5, "magma") for back in backs])
     prices = [_price(tokenizer, 32) for tokenizer in tokenizers.values()]
     mean = np.abs(originals.astype(np.float32) - backs).mean((2, 3, 4))
-    captions = np.array([[f"{price} · {m:.1f} of 255 off on average" for m in row] for price, row in zip(prices, mean)],
+    captions = np.array([[f"{price} · {m:.1f} of 255 off on average" for m in row]
+                         for price, row in zip(prices, mean)],
                         object)
     axes = Axis("tokenizer", tuple(tokenizers)), Axis("picture", tuple(names))
-    about = "Left of the line the picture, right of it its reconstruction; beside them where they differ."
+    about = ("Left of the line the picture, right of it its reconstruction; "
+             "beside them where they differ.")
     panels = {"picture": originals, "reconstruction": backs, "difference": errors}
     return Film("Reconstructions", about, axes, panels, captions, wiped=True)
 
@@ -256,7 +274,8 @@ def arrival_film(
     "Pictures from the first groups of tokens, class by class."
     pipe = from_pretrained(model)
     labels = labels or tuple(pipe.classes)
-    found = np.stack([pipe.previews(list(labels), seed=seed) for seed in seeds], 1)      # (b, seeds, k, h, w, 3)
+    # (b, seeds, k, h, w, 3)
+    found = np.stack([pipe.previews(list(labels), seed=seed) for seed in seeds], 1)
     count, n = found.shape[2], pipe.grid.n
     tokens = tuple(str(n * (k + 1) // count) for k in range(count))
     changes = np.zeros(found.shape[:-1], np.float32)
@@ -266,7 +285,8 @@ def arrival_film(
         words = f"{tokens[at[2]]} of {n} tokens · {at[2] + 1} of {count} denoising steps"
         since = f" · changed {changes[at].mean():.1%} since the last look" if at[2] else ""
         captions[at] = words + since
-    axes = Axis("class", labels), Axis("seed", tuple(map(str, seeds))), Axis("tokens", tokens, count - 1)
+    axes = (Axis("class", labels), Axis("seed", tuple(map(str, seeds))),
+            Axis("tokens", tokens, count - 1))
     about = f"What {model} decodes from the first tokens of a line, and what each group changed."
     panels = {"picture": found, "change, 0-25%": heat(changes, 0, .25, "magma")}
     return Film("Pictures that arrive", about, axes, panels, captions, strip=True)
@@ -338,8 +358,8 @@ def branch_film(
 
 # %% ../../nbs/views/840_films.ipynb #f0cc4f56
 FILMS:dict[str, Callable[[], Film]] = {     # name -> what makes it
-    "orders": order_film, "sampling": sampling_film, "guidance": guidance_film, "reconstructions": reconstruction_film,
-    "arrivals": arrival_film, "branches": branch_film}
+    "orders": order_film, "sampling": sampling_film, "guidance": guidance_film,
+    "reconstructions": reconstruction_film, "arrivals": arrival_film, "branches": branch_film}
 
 def film(name:str) -> Film:
     "One of the six by name, made now."

@@ -18,7 +18,7 @@ from ..pngs import encode_png
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 def has_kernel() -> bool:
-    "Whether a front end talks to this process, as to a notebook in JupyterLab; not to a script, not to `nbdev-test`."
+    "Whether a front end talks to this process, as JupyterLab does, not to a script or `nbdev-test`"
     from IPython import get_ipython
     return getattr(get_ipython(), "kernel", None) is not None
 
@@ -43,7 +43,7 @@ def quick_png(image:Image.Image) -> bytes:
     return encode_png(image, compress_level=1)
 
 class Live:
-    "A view with `.box` (widgets) and `.snapshot()` (their picture); as the last line of a cell it shows what it can."
+    "A view with `.box` (widgets) and `.snapshot()` (picture); shows itself as a cell's last line."
     box:widgets.Widget
 
     def snapshot(self) -> Image.Image:

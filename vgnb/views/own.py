@@ -28,12 +28,14 @@ def _opened(source, name:str) -> Image.Image:
     return Image.fromarray(pixels[0])
 
 def own_picture(
-    source,                            # a file, its bytes, a PIL picture; (h, w, 3) uint8; (3, h, w) in [-1, 1]
+    source,                # a file, its bytes, a PIL picture; (h, w, 3) uint8; (3, h, w) in [-1, 1]
     size:tuple[int, int]|None=None,    # (height, width) in pixels that it must have; None = any
     fit:bool=False,                    # one of another size is cut and resized
     name:str="",                       # what it is called in errors; default: the file's name
 ) -> np.ndarray:                       # (h, w, 3) uint8
-    "A picture from outside. Errors: `BadInput` for what is no picture, or has another size; `Missing` for no file."
+    """A picture from outside.
+
+    Errors: `BadInput` for what is no picture, or has another size; `Missing` for no file."""
     if isinstance(source, (str, Path)):
         name = name or Path(source).name
         check(Path(source).is_file(), "picture", str(source), "no such file", Missing)
@@ -43,7 +45,8 @@ def own_picture(
     except BadItem as e: raise BadInput("picture", name, e.reason) from None
     if size is None or image.size == size[::-1]: return np.array(image)
     sides = f"{image.height}x{image.width}"
-    allowed = f"is {sides} pixels and must be {size[0]}x{size[1]}; with fit, its middle is cut out and resized"
+    allowed = (f"is {sides} pixels and must be {size[0]}x{size[1]}; with fit, "
+               "its middle is cut out and resized")
     check(fit, "picture", name, allowed)
     return np.array(ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC))
 
@@ -51,14 +54,16 @@ def own_picture(
 class Upload:
     "A button for a picture of one's own. `.button .fit .row`."
     def __init__(self,
-        take:Callable[[np.ndarray, str], object],  # does something with the picture (h, w, 3) uint8 and its name
+        take:Callable[[np.ndarray, str], object],  # does something with the picture and its name
         fail:Callable[[Exception], object],        # is told why it can't be taken
-        size:Callable[[], tuple[int, int]|None],   # (height, width) that it must have, when it comes
+        size:Callable[[], tuple[int, int]|None],  # (height, width) that it must have, when it comes
     ):
         self._take, self._fail, self._size, self._refused = take, fail, size, None
-        self.button = widgets.FileUpload(accept="image/*", multiple=False, description="own picture",
+        self.button = widgets.FileUpload(accept="image/*",
+                                         multiple=False, description="own picture",
                                          tooltip="a picture of one's own", layout={"width": "9rem"})
-        self.fit = widgets.Checkbox(description="cut and resized to fit", indent=False, layout={"width": "13rem"},
+        self.fit = widgets.Checkbox(description="cut and resized to fit",
+                                    indent=False, layout={"width": "13rem"},
                                     tooltip="a picture of another size: its middle, resized")
         self.row = widgets.HBox([self.button, self.fit])
         self.button.observe(self._uploaded, "value")

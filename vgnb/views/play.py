@@ -79,7 +79,7 @@ class _Latest:
         self.wanted = self.done = self._task = None
 
     def ask(self, wish):
-        "Note a wish; it is carried out as soon as the kernel has time, or now where nothing else can run."
+        "Note a wish; it is carried out as soon as the kernel has time, or now if it never has."
         self.wanted = wish
         if self._task is not None and not self._task.done(): return
         try: loop = asyncio.get_running_loop()
@@ -115,7 +115,8 @@ def _slider(name:str, low, high, value, **more):
     "A slider that acts while it is dragged."
     kind = widgets.IntSlider if isinstance(low, int) else widgets.FloatSlider
     top = max(high, value)
-    return kind(min=low, max=top, value=value, description=name, continuous_update=True, **_LOOK, **more)
+    return kind(min=low, max=top, value=value, description=name,
+                continuous_update=True, **_LOOK, **more)
 
 def _chooser(name:str, options, value):
     shown = [(plain_text(text, 40), v) for text, v in options]
@@ -150,21 +151,25 @@ class _Choosers:
         classes = pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)]
         nothing = [("no class", None)] if null is not None or not classes else []
 
-        self.label = _chooser("class", [*((name, k) for k, name in enumerate(classes)), *nothing], label)
+        self.label = _chooser("class",
+                              [*((name, k) for k, name in enumerate(classes)), *nothing], label)
         self.seed = _slider("seed", 0, 99, seed)
         self.order = _chooser("order", orders, s.order)
         self.schedule = _chooser("schedule", schedules, s.schedule)
         self.steps = _slider("steps", 1, pipe.grid.n, min(s.steps, pipe.grid.n))
         self.guidance = _slider("guidance", 0.0, 10.0, getattr(s.guidance, "scale", 1.0), step=0.1)
-        self.temperature = _slider("temperature", 0.0, 2.0, _number(pick, "temperature", 1.0), step=0.05)
+        self.temperature = _slider("temperature", 0.0, 2.0,
+                                   _number(pick, "temperature", 1.0), step=0.05)
         self.top_k = _slider("top-k", 0, max(pipe.generator.vocab), _number(pick, "top_k", 0))
         self.top_p = _slider("top-p", 0.0, 1.0, _number(pick, "top_p", 1.0), step=0.01)
-        self.id = widgets.BoundedIntText(value=0, min=0, max=2 ** 31 - 1, description="sample", **_LOOK)
+        self.id = widgets.BoundedIntText(value=0, min=0, max=2 ** 31 - 1,
+                                         description="sample", **_LOOK)
         self.all = [getattr(self, name) for name in self.names]
 
         self.label.disabled = not classes
         self.guidance.disabled = not hasattr(s.guidance, "scale")
-        for name in ("temperature", "top_k", "top_p"): getattr(self, name).disabled = _number(pick, name, None) is None
+        for name in ("temperature", "top_k", "top_p"):
+            getattr(self, name).disabled = _number(pick, name, None) is None
         for chooser in (self.order, self.schedule): chooser.disabled = len(chooser.options) < 2
         self._enable()
 
@@ -174,10 +179,12 @@ class _Choosers:
         "What they say; None where it is what the pipeline's settings say."
         said = {name: control.value for name, control in zip(self.names, self.all)}
         pick = own.picks[0]
-        before = {"order": own.order, "schedule": own.schedule, "guidance": getattr(own.guidance, "scale", None)}
+        before = {"order": own.order, "schedule": own.schedule,
+                  "guidance": getattr(own.guidance, "scale", None)}
         before |= {name: getattr(pick, name, None) for name in ("temperature", "top_k", "top_p")}
         before["steps"] = said["steps"] if self.steps.disabled else own.steps
-        kept = [name for name in before if said[name] == before[name] or getattr(self, name).disabled]
+        kept = [name for name in before
+                if said[name] == before[name] or getattr(self, name).disabled]
         said |= dict.fromkeys(kept)
         if said["guidance"] is not None: said["guidance"] = _scaled(own.guidance, said["guidance"])
         return Wish(**said, base=self.base)
@@ -189,10 +196,10 @@ def _number(pick, name:str, default):
     return value if isinstance(value, (int, float)) else default
 
 def _scaled(guidance, scale:float):
-    "The guidance with another scale: a number where that says it all, so that it reads as one types it."
+    "The guidance with another scale: a number where that says it all, as one types it."
     if guidance == CFG(guidance.scale): return scale
     start = getattr(guidance, "start", None)
-    rises = start is not None and start <= guidance.scale        # a falling ramp begins where it began
+    rises = start is not None and start <= guidance.scale     # a falling ramp begins where it began
     return replace(guidance, scale=scale, **({"start": min(start, scale)} if rises else {}))
 
 # %% ../../nbs/views/822_play.ipynb #b721ad26
@@ -210,7 +217,7 @@ class _Frames:
 
     def _whole(self, codes) -> np.ndarray:
         "Codes (1, *grid) or (1, *grid, L) as the pipeline makes pictures of them."
-        key = codes.cpu().numpy().tobytes()                  # of a picture and of its recipe: decoded once
+        key = codes.cpu().numpy().tobytes()           # of a picture and of its recipe: decoded once
         if self._latest[0] != key:
             flat = codes.reshape(1, self.pipe.grid.n, -1)
             self._latest = key, self.pipe.decode(flat, ids=[self.wish.id], seed=self.wish.seed)
@@ -223,17 +230,20 @@ class _Frames:
             how = dict(seed=self.wish.seed, ids=[self.wish.id], **self.wish.changes)
             self.origin = self.pipe.origin(self.cond, **how)
         if step < last.steps:
-            return replace(self.origin, shown=(step, last.steps), cells=Cells.of(sheet.info["tiles"][1:2])).note()
+            return replace(self.origin, shown=(step, last.steps),
+                           cells=Cells.of(sheet.info["tiles"][1:2])).note()
         codes = torch.from_numpy(last.codes.clip(0)).long().reshape(1, self.pipe.grid.n, -1)
         decode = getattr(self.decode, "arriving", lambda codes, ids: self._whole(codes))
-        return with_samples(self.origin, decode(codes, torch.tensor([self.wish.id])), sheet, skip=1)[1].note()
+        return with_samples(self.origin, decode(codes, torch.tensor([self.wish.id])),
+                            sheet, skip=1)[1].note()
 
     def picture(self, step:int, by:str) -> Image.Image:
         "What stood there after `step` (from 1)."
         if (step, by) not in self._drawn:
             title = plain_text(self.title, 40)
             how = dict(by=by, side=self.side, title=title)
-            self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode, self.pipe.grid.shape, **how)
+            self._drawn[step, by] = draw_moment(self.seen[step - 1], 0, self.decode,
+                                                self.pipe.grid.shape, **how)
         return self._drawn[step, by]
 
 # %% ../../nbs/views/822_play.ipynb #241a1ea1
@@ -242,13 +252,15 @@ class _Stage(_Choosers, Live):
     def __init__(self, pipe:Pipeline, label:int|None, seed:int, null:int|None):
         super().__init__(pipe, label, seed, null)
         self.shown = _slider("shown step", 1, 1, 1)
-        self.by = widgets.ToggleButtons(options=["step", "confidence"], description="colour",
-                                        tooltips=["when a token was drawn", "how sure the model was"],
-                                        style={"description_width": "5.6rem", "button_width": "6rem"})
+        self.by = widgets.ToggleButtons(
+            options=["step", "confidence"], description="colour",
+            tooltips=["when a token was drawn", "how sure the model was"],
+            style={"description_width": "5.6rem", "button_width": "6rem"})
         place = {"align_self": "flex-start", "max_width": "100%"}
         self.image = widgets.Image(format="png", layout=place)
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
-        self.upload = widgets.FileUpload(accept=".png", multiple=False, description="settings of a picture")
+        self.upload = widgets.FileUpload(accept=".png", multiple=False,
+                                         description="settings of a picture")
         left = widgets.VBox([*self.all, self.upload])
         right = widgets.VBox([self.image, self.shown, self.by, self.text, self.busy])
         self.box = with_tooltips(widgets.HBox([left, right], layout={"flex_flow": "row wrap"}))
@@ -263,12 +275,12 @@ class _Stage(_Choosers, Live):
 
 # %% ../../nbs/views/822_play.ipynb #c6f285a8
 class LiveSampler(_Stage):
-    "The picture follows the controls: `.label .seed .order .steps ... .shown .by .image .text`; shows itself."
+    "The picture follows the controls: `.label .seed .order ... .by .image .text`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,          # the class to begin with, by name or number; None = the first
         *, seed:int=0,
-        text=None, mask=None,    # features (1, t, d) of a caption, for pipelines that follow captions
+        text=None, mask=None,  # features (1, t, d) of a caption, for pipelines that follow captions
         side:int=224,        # of the pictures in pixels
     ):
         self.side = check_int("side", side, 16, 1024)
@@ -279,7 +291,8 @@ class LiveSampler(_Stage):
             follows = pipe.generator.conditioned_on
             check(follows == "class", "text", None, "is needed: this pipeline follows captions")
             null = pipe._null_class()
-            label = class_ids(0 if label is None else label, pipe.classes, pipe.generator.classes)[0]
+            label = class_ids(0 if label is None else label, pipe.classes,
+                              pipe.generator.classes)[0]
         self._caption = None if by_class else pipe.condition(text=text, mask=mask)
         super().__init__(pipe, label, seed, null)
 
@@ -290,7 +303,7 @@ class LiveSampler(_Stage):
         for control in (self.shown, self.by): control.observe(self._draw, "value")
         self.upload.observe(self._uploaded, "value")
         self._latest.wanted = self.wish(self.own)
-        self._latest.settle()                                    # the first picture is there before anything is shown
+        self._latest.settle()                  # the first picture is there before anything is shown
 
     def _wished(self, change=None):
         if self._quiet: return
@@ -304,10 +317,12 @@ class LiveSampler(_Stage):
         began = time.monotonic()
         try:
             frames = _Frames(self.pipe, wish, self._cond(wish), self.side)
-            steps = self.pipe.stream(frames.cond, seed=wish.seed, ids=[wish.id], **wish.changes, min_rows=1)
+            steps = self.pipe.stream(frames.cond, seed=wish.seed, ids=[wish.id],
+                                     **wish.changes, min_rows=1)
             for moment in moments(steps):
                 frames.seen.append(moment)
-                slow = time.monotonic() - began > 1              # a second without a picture: show how far it is
+                # a second without a picture: show how far it is
+                slow = time.monotonic() - began > 1
                 if slow: began = self._show(frames)
                 yield
             self._show(frames)
@@ -332,8 +347,10 @@ def _draw(self:LiveSampler, change=None):
     "Bring picture and words up to date with the run and its two controls."
     if self._quiet: return
     moment = self.frames.seen[self.shown.value - 1]
-    self.image.value = png_bytes(self.frames.picture(self.shown.value, self.by.value), None, self.carried())
-    self.say(_line(moment, 0), self.frames.wish.call(self.pipe.classes) if self._caption is None else "")
+    self.image.value = png_bytes(self.frames.picture(self.shown.value, self.by.value),
+                                 None, self.carried())
+    self.say(_line(moment, 0),
+             self.frames.wish.call(self.pipe.classes) if self._caption is None else "")
 
 @patch
 def _fail(self:LiveSampler, error:Exception):
@@ -365,19 +382,26 @@ def wish_of(
     pipe:Pipeline,
     k:int=0,            # which of its samples
 ) -> Wish:
-    "What controls say to make a picture's k-th sample. Errors: `Mismatch` for one that they can't make."
+    """What controls say to make a picture's k-th sample.
+
+    Errors: `Mismatch` for one that they can't make."""
     who = plain_text(origin.model or " and ".join(origin.parts) or "another pipeline")
-    same = all(getattr(origin, name) == weights_hash(getattr(pipe, name)) for name in ("tokenizer", "generator"))
+    same = all(getattr(origin, name) == weights_hash(getattr(pipe, name))
+               for name in ("tokenizer", "generator"))
     message = "was made with other weights than these; vgnb.play(FILE) opens those"
     check(same, "picture", who, message, Mismatch)
-    plain = origin.work == "sample" and origin.given is None and origin.grid == pipe.grid.shape and origin.sampling
-    message = "is no sample from nothing, for which there are controls; vgnb.reopen(FILE) knows the rest"
+    plain = (origin.work == "sample" and origin.given is None and origin.grid == pipe.grid.shape
+             and origin.sampling)
+    message = ("is no sample from nothing, for which there are controls; "
+               "vgnb.reopen(FILE) knows the rest")
     check(plain and origin.ids, "picture", origin.work, message, Mismatch)
-    check(0 <= k < len(origin.ids), "k", k, f"must be from 0 to {len(origin.ids) - 1}: the picture's samples")
+    check(0 <= k < len(origin.ids), "k", k,
+          f"must be from 0 to {len(origin.ids) - 1}: the picture's samples")
 
     label = origin.labels[k] if origin.labels else None
     if label == pipe._null_class(): label = None
-    own, names = pipe.sampling, [f.name for f in fields(Sampling) if f.name not in ("rows", "min_rows")]
+    own = pipe.sampling
+    names = [f.name for f in fields(Sampling) if f.name not in ("rows", "min_rows")]
     both = [(name, getattr(origin.sampling, name)) for name in names]
     base = tuple((name, value) for name, value in both if value != getattr(own, name))
     return Wish(label, origin.seed, id=origin.ids[k], base=base)
@@ -390,7 +414,8 @@ def _stretch(slider, value):
 
 def _choose(chooser, value, text:str):
     "A chooser at a value, which is offered from now on."
-    if value not in [v for _, v in chooser.options]: chooser.options = [(plain_text(text, 40), value), *chooser.options]
+    if value not in [v for _, v in chooser.options]:
+        chooser.options = [(plain_text(text, 40), value), *chooser.options]
     chooser.value = value
 
 @patch
@@ -403,7 +428,8 @@ def put(self:_Choosers, wish:Wish, own:Sampling):
     _stretch(self.seed, wish.seed)
     self.id.value = wish.id
     self.steps.value = min(own.steps, self.steps.max)
-    numbers = {"guidance": getattr(own.guidance, "scale", None), "top_k": _number(pick, "top_k", None)}
+    numbers = {"guidance": getattr(own.guidance, "scale", None),
+               "top_k": _number(pick, "top_k", None)}
     numbers |= {name: _number(pick, name, None) for name in ("temperature", "top_p")}
     for name, value in numbers.items():
         getattr(self, name).disabled = value is None
@@ -412,7 +438,7 @@ def put(self:_Choosers, wish:Wish, own:Sampling):
 
 @patch
 def take(self:LiveSampler, picture, k:int=0):
-    "Move the controls to a picture's settings: a PNG, its bytes, or what `reopen` gave; `k`: which of its samples."
+    "Move the controls to a picture's settings: a PNG, its bytes, or `reopen`'s; `k`: which sample."
     opened = picture if isinstance(picture, Reopened) else reopen(picture, self.pipe)
     wish = wish_of(opened.origin, self.pipe, k)
     own = self.pipe.sampling.changed(**dict(wish.base))
@@ -428,12 +454,14 @@ def _uploaded(self:LiveSampler, change):
     if not change["new"]: return
     content = bytes(change["new"][0]["content"])
     self.upload.value = ()                   # the same file may come again
-    try: self.take(content)
-    except Exception as e: self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
+    try:
+        self.take(content)
+    except Exception as e:
+        self.say(f"⚠ {e if isinstance(e, BadInput) else _error_line(e)}", alarm=True)
 
 # %% ../../nbs/views/822_play.ipynb #da96e273
 def play(
-    pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, what `from_pretrained` takes, or a picture that tells
+    pipe:Pipeline|str|Path="tiny-randar",   # a pipeline, `from_pretrained`'s, or a picture
     label=None,                             # the class to begin with
     **kwargs,                               # as `LiveSampler`
 ) -> LiveSampler:

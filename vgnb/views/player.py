@@ -45,9 +45,9 @@ def colour_key(
 
 def draw_moment(
     moment:Moment,
-    sample:int,            # which row of its micro-batch
-    decode:Callable,       # codes (1, *shape) or (1, *shape, L) -> picture (anything `to_pixels` takes)
-    shape:tuple[int, ...], # grid: (h, w) or (n,)
+    sample:int,           # which row of its micro-batch
+    decode:Callable,      # codes (1, *shape) or (1, *shape, L) -> picture (as `to_pixels` takes it)
+    shape:tuple[int, ...],  # grid: (h, w) or (n,)
     *, by:str="step",
     side:int=224,
     title:str="",
@@ -55,7 +55,8 @@ def draw_moment(
     "Tokens and preview side by side, with the key to the colours."
     picture = preview(moment, sample, decode, shape, side=side)
     tokens = token_picture(moment, sample, shape, by=by, side=max(picture.size))
-    captions = [f"{moment.known[sample].sum()} of {math.prod(shape)} tokens", f"decoded after step {moment.step + 1}"]
+    captions = [f"{moment.known[sample].sum()} of {math.prod(shape)} tokens",
+                f"decoded after step {moment.step + 1}"]
     sheet = tile_sheet([[tokens, picture]], [captions], side=side, title=title)
 
     out = Image.new("RGB", (max(sheet.width, 320), sheet.height + 22), TONES["paper"])
@@ -70,7 +71,7 @@ class _Reel:
     def __init__(self, steps:Iterable, labels=None):
         self._source, self._labels = moments(steps), labels
         self.batches:list[list[Moment]] = []
-        self.places:list[tuple[int, int]] = []     # of each sample: its micro-batch and its row there
+        self.places:list[tuple[int, int]] = []   # of each sample: its micro-batch and its row there
         self.ended = False
 
     def pull(self) -> bool:
@@ -100,9 +101,11 @@ class _Reel:
         return [f"{i} {self.label(place)}".strip() for place, i in enumerate(ids)]
 
     def at(self, place:int, step:int) -> Moment:
-        "The moment after `step` (from 1) of a sample; reads on if need be, after the last step to what comes next."
+        "A sample's moment after `step` (from 1); reads on if need be, at the end to what is next."
         batch = self.batch(place)
-        while batch is self.batches[-1] and (len(batch) < step or step >= batch[0].steps) and self.pull(): pass
+        while (batch is self.batches[-1] and (len(batch) < step or step >= batch[0].steps)
+               and self.pull()):
+            pass
         return batch[min(step, len(batch)) - 1]
 
     def count(self, place:int) -> int:
@@ -113,7 +116,7 @@ class _Reel:
 
 # %% ../../nbs/views/800_player.ipynb #bb60dfd6
 def with_tooltips(widget:widgets.Widget) -> widgets.Widget:
-    "The widget, in which all that have no tooltip say their description; a browser shows `null` for those without."
+    "The widget, all inside with a tooltip, else a description: a browser shows `null` for none."
     for child in getattr(widget, "children", ()): with_tooltips(child)
     silent = widget.has_trait("tooltip") and widget.tooltip is None
     if silent: widget.tooltip = getattr(widget, "description", "")
@@ -128,9 +131,11 @@ class _Controls(Live):
         self.step = widgets.IntSlider(min=1, max=step, value=step, description="step", layout=wide)
         self.sample = widgets.Dropdown(options=[], description="sample")
         self.by = widgets.ToggleButtons(options=["step", "confidence"], description="colour",
-                                        tooltips=["when a token was drawn", "how sure the model was"],
+                                        tooltips=["when a token was drawn",
+                                                  "how sure the model was"],
                                         style={"button_width": "6rem"})
-        self.image = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.image = widgets.Image(format="png",
+                                   layout={"align_self": "flex-start", "max_width": "100%"})
         self.text = widgets.Label()
         rows = [[self.play, self.step], [self.sample, self.by]]
         self.box = with_tooltips(widgets.VBox([*map(widgets.HBox, rows), self.image, self.text]))
@@ -145,7 +150,8 @@ class _Controls(Live):
 
 def _line(m:Moment, row:int) -> str:
     "Where a sample stands, in words."
-    parts = [f"step {m.step + 1} of {m.steps}", f"{m.known[row].sum()} of {m.known.shape[1]} tokens"]
+    parts = [f"step {m.step + 1} of {m.steps}",
+             f"{m.known[row].sum()} of {m.known.shape[1]} tokens"]
     sure = m.confidence[row][m.drawn[row] == m.step]
     if len(sure): parts.append(f"confidence {sure.mean():.2f}")
     return " · ".join(parts)
@@ -159,30 +165,34 @@ def _shape_of(shape, cells:int) -> tuple[int, ...]:
     "The grid (h, w) or (n,) on which a run's cells lie."
     numbers = isinstance(shape, (tuple, list)) and all(isinstance(side, int) for side in shape)
     fits = numbers and len(shape) in (1, 2) and math.prod(shape) == cells
-    check(fits, "shape", shape, f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
+    check(fits, "shape", shape,
+          f"must be the grid of the run's {cells} cells, such as pipe.grid.shape")
     return tuple(shape)
 
 # %% ../../nbs/views/800_player.ipynb #439823d5
 class SamplingPlayer(_Controls):
-    "Scrubs through sampling: play, step, sample, colours. `.play .step .sample .by .image .text .box`; shows itself."
+    "Scrubs through sampling: `.play .step .sample .by .image .text .box`; shows itself."
     def __init__(self,
-        steps:Iterable,        # of a sampler's stream, or any list of steps
-        decode:Callable,       # codes (1, *shape) or (1, *shape, L) -> picture (anything `to_pixels` takes)
-        shape:tuple[int, ...], # grid: (h, w) or (n,)
-        *, labels=None,        # texts, one a sample in the stream's order
-        lazy:bool=False,       # read steps only when they are looked at
-        side:int=224,          # of the pictures in pixels
+        steps:Iterable,   # of a sampler's stream, or any list of steps
+        decode:Callable,  # codes (1, *shape) or (1, *shape, L) -> picture (as `to_pixels` takes it)
+        shape:tuple[int, ...],  # grid: (h, w) or (n,)
+        *, labels=None,   # texts, one a sample in the stream's order
+        lazy:bool=False,  # read steps only when they are looked at
+        side:int=224,     # of the pictures in pixels
     ):
         is_stream = isinstance(steps, Iterable)
-        check(is_stream, "steps", type(steps).__name__, "must be the steps of a run, such as pipe.stream(labels)")
-        check(callable(decode), "decode", decode, "must be a function of codes, such as pipe.tokenizer.decode")
+        check(is_stream, "steps", type(steps).__name__,
+              "must be the steps of a run, such as pipe.stream(labels)")
+        check(callable(decode), "decode", decode,
+              "must be a function of codes, such as pipe.tokenizer.decode")
         self.decode, self.side = decode, check_int("side", side, 16, 1024)
         self._reel, self._quiet = _Reel(steps, labels), False
         check(self._reel.pull(), "steps", type(steps).__name__, "must yield at least one step")
         self.shape = _shape_of(shape, self._reel.batch(0)[0].codes.shape[1])
         while not lazy and self._reel.pull(): pass
 
-        super().__init__(1 if lazy else self._reel.count(0))       # a finished picture, not a hatched square
+        # a finished picture, not a hatched square
+        super().__init__(1 if lazy else self._reel.count(0))
         self._png = functools.lru_cache(256)(self._frame)
         self._offer_samples()
         for control in (self.step, self.sample, self.by): control.observe(self._update, "value")
@@ -198,10 +208,11 @@ class SamplingPlayer(_Controls):
 
     def _picture(self, place:int, step:int, by:str) -> Image.Image:
         moment, row = self._reel.at(place, step), self._reel.places[place][1]
-        return draw_moment(moment, row, self.decode, self.shape, by=by, side=self.side, title=self._reel.label(place))
+        return draw_moment(moment, row, self.decode, self.shape, by=by, side=self.side,
+                           title=self._reel.label(place))
 
     def _update(self, change=None):
-        "Bring picture and text up to date with the controls; an error becomes the text before it is raised."
+        "Bring picture and text up to date with the controls; an error shows, then is raised."
         if self._quiet: return
         try:
             place = self.sample.value

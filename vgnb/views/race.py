@@ -66,11 +66,13 @@ def _lane(name:str, pipe:Pipeline, changes:dict) -> Lane:
 
 def lanes(
     pipes:Mapping[str, Pipeline],    # by name
-    orders=None,                     # names of `ORDERS`, orders, or {name: order}; None = each pipeline's own
+    orders=None,           # names of `ORDERS`, orders, or {name: order}; None = each pipeline's own
     steps:Sequence[int]=(4, 8, 16),  # numbers of steps
     **settings,                      # for all lanes, as `Pipeline.sample` takes them
 ) -> list[list[Lane]]:               # a row for each pipeline and order
-    "Who runs against whom. Errors: `BadInput` for words that mean nothing; what a model can't do is a refused lane."
+    """Who runs against whom.
+
+    Errors: `BadInput` for words that mean nothing; what a model can't do is a refused lane."""
     wanted = [check_int("steps", k, 1) for k in steps]
     check(wanted, "steps", steps, "must be at least one number of steps")
     rows = []
@@ -94,8 +96,8 @@ class Track:
     seed: int = 0
     id: int = 0
     seen: list[Moment] = field(default_factory=list)
-    asked: list[tuple[int, int, int]] = field(default_factory=list)    # of each step: known, asked for, branches
-    seconds: list[float] = field(default_factory=list)                 # of processor time, after each step
+    asked: list[tuple[int, int, int]] = field(default_factory=list)    # known, asked for, branches
+    seconds: list[float] = field(default_factory=list)          # of processor time, after each step
     finished: bool = False
     _work: np.ndarray|None = None
 
@@ -103,7 +105,8 @@ class Track:
         "Run, a step at a time."
         pipe = self.lane.pipe
         sampler = self.lane.settings.sampler(pipe.generator)
-        stream = pipe.stream([self.label], seed=self.seed, ids=[self.id], keep=("drawn",), **_options(self.lane))
+        stream = pipe.stream([self.label], seed=self.seed, ids=[self.id], keep=("drawn",),
+                             **_options(self.lane))
         levels = range(len(pipe.generator.vocab))
         spent, began = 0.0, time.process_time()
 
@@ -111,7 +114,8 @@ class Track:
             nonlocal spent, began
             for step in stream:
                 spent += time.process_time() - began
-                live = max(sampler.guidance.live(step.clock._replace(level=level)) for level in levels)
+                live = max(sampler.guidance.live(step.clock._replace(level=level))
+                           for level in levels)
                 self.asked.append((step.clock.done, step.kept["drawn"][0].shape[1], live))
                 self.seconds.append(spent)
                 yield step
@@ -132,7 +136,7 @@ class Track:
 
     @property
     def passes(self) -> np.ndarray:
-        "Passes through the network after each step, those of a guidance's second branch included: (steps + 1,)."
+        "Passes through the network after each step, a second branch of guidance too: (steps + 1,)."
         return np.cumsum([0, *(live for _, _, live in self.asked)])
 
 def _options(lane:Lane) -> dict:
@@ -190,13 +194,14 @@ def _amount(work:int) -> str:
     return str(work)
 
 def track_words(track:Track, at:int, times:bool=False) -> list[str]:
-    "What a lane did in its first `at` steps, in two lines; `times`: with the processor time it took here."
+    "What a lane did in its first `at` steps, in two lines; `times`: with its processor time here."
     n = track.lane.pipe.grid.n
     known = int(track.seen[at - 1].known[0].sum()) if at else 0
     took = f" · {1000 * track.seconds[at - 1] if at else 0:.0f} ms" if times else ""
     passes = int(track.passes[at])
-    return [f"step {at} of {track.seen[0].steps} · {known} of {n} tokens",
-            f"{passes} pass{'es' * (passes != 1)} · {_amount(int(track.work[at]))} multiply-adds{took}"]
+    return [
+        f"step {at} of {track.seen[0].steps} · {known} of {n} tokens",
+        f"{passes} pass{'es' * (passes != 1)} · {_amount(int(track.work[at]))} multiply-adds{took}"]
 
 # %% ../../nbs/views/842_race.ipynb #2d7aa85a
 class Tiles:
@@ -220,7 +225,8 @@ class Tiles:
     def prepare(self, wanted:Iterable[tuple[Track, int]]):
         "Draw what is missing, in few passes of the tokenizers."
         missing = [(t, at) for t, at in wanted if at and (t, at) not in self._drawn]
-        whole = [(t, at) for t, at in missing if not hasattr(_decoder(t.lane.pipe, t.seed), "arriving")]
+        whole = [(t, at) for t, at in missing
+                 if not hasattr(_decoder(t.lane.pipe, t.seed), "arriving")]
         found = self._decoded(whole)
         for t, at in missing:
             if (t, at) not in whole: self._draw(t, at, _decoder(t.lane.pipe, t.seed))
@@ -230,8 +236,9 @@ class Tiles:
 
     def _draw(self, track:Track, at:int, decode:Callable):
         moment, shape = track.seen[at - 1], track.lane.pipe.grid.shape
-        made = token_picture(moment, 0, shape, side=self.side), preview(moment, 0, decode, shape, side=self.side)
-        room = self.side, self.side                             # whole blocks may be too large for it
+        made = (token_picture(moment, 0, shape, side=self.side),
+                preview(moment, 0, decode, shape, side=self.side))
+        room = self.side, self.side                           # whole blocks may be too large for it
         fits = [p if max(p.size) <= self.side else p.resize(room, Image.LANCZOS) for p in made]
         self._drawn[track, at] = tuple(fits)
 
@@ -254,7 +261,8 @@ def _wrapped(words:str, font, width:int, most:int) -> list[str]:
     if len(lines) > most: lines = [*lines[:most - 1], lines[most - 1] + " ..."]
     return [line for line in lines if line]
 
-def _write_lane(out:Image.Image, corner:tuple[int, int], race:Race, track:Track, tiles:Tiles, times:bool):
+def _write_lane(out:Image.Image, corner:tuple[int, int], race:Race, track:Track,
+                tiles:Tiles, times:bool):
     "A track in its place: bar, tokens, picture, words."
     (x, y), side, at = corner, tiles.side, race.at(track)
     pen, small = ImageDraw.Draw(out), house_font(10)
@@ -262,7 +270,8 @@ def _write_lane(out:Image.Image, corner:tuple[int, int], race:Race, track:Track,
     whole, done = (round(wide * int(work) / most) for work in (track.work[-1], track.work[at]))
     pen.rectangle((x, y, x + max(whole, 1) - 1, y + 3), TONES["line"])
     if done: pen.rectangle((x, y, x + done - 1, y + 3), PALETTE[1])
-    for k, picture in enumerate(tiles.of(track, at)): out.paste(picture, (x + k * (side + 4), y + 7))
+    for k, picture in enumerate(tiles.of(track, at)):
+        out.paste(picture, (x + k * (side + 4), y + 7))
     for k, line in enumerate(track_words(track, at, times)):
         pen.text((x, y + side + 11 + k * _LINE), line, TONES["ink" if k == 0 else "muted"], small)
 
@@ -270,7 +279,8 @@ def _refusals(lanes:list[Lane], side:int, columns:int) -> list[list[str]]:
     "The lines of each refused lane; of one that speaks for its whole row, as wide as the row."
     alone = len({lane.refused for lane in lanes}) == 1
     wide = (_width(side) + 2 * _GAP) * (columns if alone else 1) - 2 * _GAP
-    return [_wrapped(lane.refused, house_font(10), wide, 8) for lane in (lanes[:1] if alone else lanes)]
+    return [_wrapped(lane.refused, house_font(10), wide, 8)
+            for lane in (lanes[:1] if alone else lanes)]
 
 def _write_refusal(out:Image.Image, corner:tuple[int, int], lines:list[str]):
     (x, y), pen, small = corner, ImageDraw.Draw(out), house_font(10)
@@ -289,10 +299,14 @@ def _row_picture(race:Race, row:tuple, tiles:Tiles, times:bool, columns:int) -> 
     ImageDraw.Draw(out).text((_GAP, 4), plain_text(name, 80), TONES["ink"], house_font(12, True))
     for c, lane in enumerate(row[:len(said)] if said else row):
         corner = _GAP + c * wide, head
-        if said: _write_refusal(out, corner, said[c])
-        elif isinstance(lane, Lane): _write_refusal(out, corner, _refusals([lane], tiles.side, 1)[0])
-        elif lane.finished: _write_lane(out, corner, race, lane, tiles, times)
-        else: ImageDraw.Draw(out).text(corner, "not there yet", TONES["muted"], house_font(10))
+        if said:
+            _write_refusal(out, corner, said[c])
+        elif isinstance(lane, Lane):
+            _write_refusal(out, corner, _refusals([lane], tiles.side, 1)[0])
+        elif lane.finished:
+            _write_lane(out, corner, race, lane, tiles, times)
+        else:
+            ImageDraw.Draw(out).text(corner, "not there yet", TONES["muted"], house_font(10))
     return out
 
 def race_picture(
@@ -332,14 +346,16 @@ class RaceWish:
         "The numbers of steps."
         words = self.steps.replace(",", " ").split()
         fits = words and all(word.isdecimal() and 0 < int(word) < 2 ** 20 for word in words)
-        check(fits, "steps", plain_text(self.steps, 40), "must be numbers of steps, such as 4, 8, 16")
+        check(fits, "steps", plain_text(self.steps, 40),
+              "must be numbers of steps, such as 4, 8, 16")
         return sorted({int(word) for word in words})
 
 # %% ../../nbs/views/842_race.ipynb #c09d85b4
 def _listed(name:str, words, chosen) -> widgets.SelectMultiple:
     "A list of which several lines can be marked."
     shown = [(plain_text(word, 40), word) for word in words]
-    return widgets.SelectMultiple(options=shown, value=tuple(chosen), description=name, rows=min(len(shown), 7),
+    return widgets.SelectMultiple(options=shown, value=tuple(chosen),
+                                  description=name, rows=min(len(shown), 7),
                                   style={"description_width": "5.6rem"}, layout={"width": "22rem"})
 
 class _RaceDesk(Live):
@@ -354,19 +370,22 @@ class _RaceDesk(Live):
         schedules = [("each model's own", ""), *((name, name) for name in SCHEDULES)]
         self.schedule = _chooser("schedule", schedules, first.schedule or "")
         self.play = widgets.Play(min=0, max=TICKS, value=TICKS, interval=120, tooltip="play")
-        self.clock = widgets.IntSlider(min=0, max=TICKS, value=TICKS, description="clock", readout=False,
-                                       layout={"width": "24rem"})
+        self.clock = widgets.IntSlider(min=0, max=TICKS, value=TICKS, description="clock",
+                                       readout=False, layout={"width": "24rem"})
         self.pace = widgets.ToggleButtons(options=[(words, pace) for pace, words in _PACES.items()],
                                           tooltips=["all end together", "the cheap are there first",
-                                                    "few steps are over first"], style={"button_width": "11rem"})
-        self.image = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+                                                    "few steps are over first"],
+                                          style={"button_width": "11rem"})
+        self.image = widgets.Image(format="png",
+                                   layout={"align_self": "flex-start", "max_width": "100%"})
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         self.wishes = [self.label, self.seed, self.orders, self.steps, self.schedule, self.models]
         self._link = widgets.jslink((self.play, "value"), (self.clock, "value"))
         wrap = {"flex_flow": "row wrap"}
         shown = self.wishes if len(models) > 1 else self.wishes[:-1]
         right = [widgets.HBox([self.play, self.clock]), self.pace, self.image, self.text, self.busy]
-        self.box = with_tooltips(widgets.HBox([widgets.VBox(shown), widgets.VBox(right)], layout=wrap))
+        self.box = with_tooltips(widgets.HBox([widgets.VBox(shown), widgets.VBox(right)],
+                                              layout=wrap))
 
     def say(self, words:str, alarm:bool=False):
         colour = f"; color: {TONES['alarm']}" if alarm else ""
@@ -376,30 +395,34 @@ class _RaceDesk(Live):
 
 # %% ../../nbs/views/842_race.ipynb #a99bd4f2
 class LiveRace(_RaceDesk):
-    "A race under the hand: `.label .seed .orders .steps .schedule .models .clock .pace .image .text`; shows itself."
+    "A race under the hand: `.label .seed .orders .steps .models .clock .pace ...`; shows itself."
     def __init__(self,
-        pipes:Mapping[str, Pipeline],    # by name
-        label=None,                      # the class to begin with, by name or number; None = the first
-        orders=None,                     # to begin with: names, orders, or {name: order}; None = see below
+        pipes:Mapping[str, Pipeline],  # by name
+        label=None,               # the class to begin with, by name or number; None = the first
+        orders=None,              # to begin with: names, orders, or {name: order}; None = see below
         steps:Sequence[int]=(4, 8, 16),
         *, schedule:str|None=None, seed:int=0,
-        side:int=96,                     # of the pictures in pixels
-        **settings,                      # of all lanes, as `Pipeline.sample` takes them
+        side:int=96,              # of the pictures in pixels
+        **settings,               # of all lanes, as `Pipeline.sample` takes them
     ):
         self.pipes, self.settings = dict(pipes), settings
         check(self.pipes, "pipes", pipes, "must be at least one pipeline")
         self.tiles = Tiles(check_int("side", side, 32, 512))
-        if orders is None: orders = ("raster", "random", "halton") if len(self.pipes) == 1 else [None]
-        given = {_OWN if word is None else word: order for word, order in _named_orders(orders).items()}
+        if orders is None:
+            orders = ("raster", "random", "halton") if len(self.pipes) == 1 else [None]
+        given = {_OWN if word is None else word: order
+                 for word, order in _named_orders(orders).items()}
         self.known = {_OWN: None, **dict(zip(ORDERS, ORDERS)), **given}
-        lanes(self.pipes, {word: self.known[word] for word in given}, steps, schedule=schedule, **settings)
+        lanes(self.pipes, {word: self.known[word] for word in given}, steps,
+              schedule=schedule, **settings)
 
         first = next(iter(self.pipes.values()))
         classes = list(first.classes) or [f"class {k}" for k in range(first.generator.classes)]
         check(classes, "pipes", next(iter(self.pipes)), "must follow classes")
         label = class_ids(0 if label is None else label, first.classes, first.generator.classes)[0]
         numbers = ", ".join(map(str, sorted(set(steps))))
-        wish = RaceWish(label, check_int("seed", seed, 0), tuple(given), numbers, schedule, tuple(self.pipes))
+        wish = RaceWish(label, check_int("seed", seed, 0), tuple(given), numbers,
+                        schedule, tuple(self.pipes))
         super().__init__(list(self.pipes), classes, list(self.known), wish)
         self.rows:tuple = ()
         self._kept:dict[tuple, Track] = {}
@@ -408,7 +431,7 @@ class LiveRace(_RaceDesk):
         self.clock.observe(self._draw, "value")
         self.pace.observe(self._paced, "value")
         self._wished()
-        self.settle()                                            # all lanes are there before anything is shown
+        self.settle()                                 # all lanes are there before anything is shown
 
 # %% ../../nbs/views/842_race.ipynb #7d02ef31
 @patch(as_prop=True)
@@ -424,12 +447,14 @@ def _wished(self:LiveRace, change=None): self._latest.ask(self.wish)
 @patch
 def _tracks(self:LiveRace, wish:RaceWish) -> tuple:
     "Rows of tracks, those that ran before as they are, and refused lanes."
-    for name in ("models", "orders"): check(getattr(wish, name), name, "none", "must be at least one: mark a line")
+    for name in ("models", "orders"):
+        check(getattr(wish, name), name, "none", "must be at least one: mark a line")
     orders = {word: self.known[word] for word in wish.orders}
     pipes = {name: self.pipes[name] for name in wish.models}
     rows = lanes(pipes, orders, wish.numbers(), schedule=wish.schedule, **self.settings)
     count = sum(map(len, rows))
-    check(count <= _MOST, "lanes", count, f"must be at most {_MOST}: models x orders x numbers of steps")
+    check(count <= _MOST, "lanes", count,
+          f"must be at most {_MOST}: models x orders x numbers of steps")
     return tuple(tuple(self._track(lane, wish) for lane in row) for row in rows)
 
 @patch
@@ -446,10 +471,11 @@ def _track(self:LiveRace, lane:Lane, wish:RaceWish) -> Track|Lane:
 
 @patch
 def _run(self:LiveRace, wish:RaceWish) -> Iterator[None]:
-    "Run what hasn't, one step a slice, the fewest steps first; in the end show it, or say why it can't be."
+    "Run what hasn't, a step a slice, the fewest steps first; at last show it, or say why not."
     try:
         rows, shown = self._tracks(wish), 0.0
-        tracks = [track for row in rows for track in row if isinstance(track, Track) and not track.finished]
+        tracks = [track for row in rows for track in row
+                  if isinstance(track, Track) and not track.finished]
         for track in sorted(tracks, key=lambda t: t.lane.steps):
             for _ in track.steps(): yield
             self._kept[track.lane.pipe, track.lane.settings, track.label, track.seed] = track
@@ -510,10 +536,12 @@ def _fail(self:LiveRace, error:Exception):
 
 def _clock_words(race:Race) -> str:
     "Where the clock stands."
-    if race.pace == "step": return f"after step {race.clock} of {race.ticks}, the others at their end"
+    if race.pace == "step":
+        return f"after step {race.clock} of {race.ticks}, the others at their end"
     share = f"{100 * race.clock / race.ticks:.0f} %"
     if race.pace == "share": return f"after {share} of each lane's work"
-    return f"after {_amount(race.clock * race.most // race.ticks)} multiply-adds, {share} of the costliest lane"
+    return (f"after {_amount(race.clock * race.most // race.ticks)} multiply-adds, "
+            f"{share} of the costliest lane")
 
 @patch
 def settle(self:LiveRace):
@@ -534,17 +562,18 @@ def _named_pipes(models) -> dict[str, Pipeline]:
         listed = [models] if isinstance(models, (str, Pipeline)) else list(models)
         named = {}
         for model in listed:
-            name = model if isinstance(model, str) else str(model.where) or f"model {len(named) + 1}"
+            name = (model if isinstance(model, str)
+                    else str(model.where) or f"model {len(named) + 1}")
             if name in named: name = f"{name} {len(named) + 1}"
             named[name] = model
     return {name: m if isinstance(m, Pipeline) else from_pretrained(m) for name, m in named.items()}
 
 def race(
-    models="tiny-randar",    # a pipeline, what `from_pretrained` takes, several of them, or {name: pipeline}
-    label=None,              # the class to begin with
-    orders=None,             # names, orders, or {name: order}; None = three of one model, or each model's own
+    models="tiny-randar",   # a pipeline, what `from_pretrained` takes, several, or {name: pipeline}
+    label=None,             # the class to begin with
+    orders=None,   # names, orders, or {name: order}; None = three of one model, or each model's own
     steps:Sequence[int]=(4, 8, 16),
-    **kwargs,                # as `LiveRace`
+    **kwargs,               # as `LiveRace`
 ) -> LiveRace:
     "Orders, numbers of steps and models against each other on the same noise."
     return LiveRace(_named_pipes(models), label, orders, steps, **kwargs)

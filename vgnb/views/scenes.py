@@ -55,7 +55,7 @@ class OrderChoice:
     seed:int = 0              # of orders that draw
     sample:int = 0            # whose order
     known:str = "nothing"     # one of KNOWN, or a mask of the user's
-    cells:str = ""            # order "own": cell numbers in reading order, separated by spaces or commas
+    cells:str = ""       # order "own": cell numbers in reading order, separated by spaces or commas
 
 # %% ../../nbs/views/815_scenes.ipynb #8971cf7c
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,8 @@ class Course:
     keyed: bool = False      # another seed or sample may give another course
 
     @functools.cached_property
-    def counts(self) -> np.ndarray: return np.bincount(self.steps[self.steps >= 0], minlength=self.total)     # (total,)
+    def counts(self) -> np.ndarray:
+        return np.bincount(self.steps[self.steps >= 0], minlength=self.total)  # (total,)
 
     def line(self, at:int, largest:bool=True) -> str:
         "What there is to say after `at` steps, with the size of the largest group or without."
@@ -82,11 +83,16 @@ class Course:
         if largest: parts.append(f"largest group {self.counts.max():,}")
         return " · ".join(parts)
 
-    def picture(self, at:int|None=None, *, ahead:bool=False, titled:bool=True, **look) -> Image.Image:
-        "Map, bars and key after `at` steps (None: the whole plan). `look`: side and dense, see `order_panel`."
+    def picture(self, at:int|None=None, *, ahead:bool=False, titled:bool=True,
+                **look) -> Image.Image:
+        """Map, bars and key after `at` steps (None: the whole plan).
+
+        `look`: side and dense, see `order_panel`."""
         whole = at is None
-        text = dict(title=self.title, text=self.line(self.total if whole else at, False)) if titled else {}
-        return order_panel(self.steps, self.shape, at=at, ahead=ahead or whole, total=self.total, **text, **look)
+        text = (dict(title=self.title, text=self.line(self.total if whole else at, False))
+                if titled else {})
+        return order_panel(self.steps, self.shape, at=at, ahead=ahead or whole,
+                           total=self.total, **text, **look)
 
 # %% ../../nbs/views/815_scenes.ipynb #d0e33bb5
 class _Watched(Keyed):
@@ -99,7 +105,8 @@ class _Watched(Keyed):
 def _own(cells:str, n:int) -> Given:
     "The order that a text field spells."
     words = cells.replace(",", " ").split()
-    check(words and all(w.isdecimal() and len(w) < 7 for w in words), "cells", plain_text(cells, 40),
+    check(words and all(w.isdecimal() and len(w) < 7 for w in words),
+          "cells", plain_text(cells, 40),
           f"must be the numbers 0 to {n - 1}, each once, separated by spaces or commas")
     return Given(check_permutation(torch.tensor([int(w) for w in words]), n, "cells")[0])
 
@@ -118,7 +125,8 @@ def fixed_orders() -> dict[str, Order]:
 
 def _order(choice:OrderChoice, own:dict, n:int) -> Order:
     "The order that is asked for: a registered one, one of the user's, or one that is spelt out."
-    orders = fixed_orders() | {name: o if isinstance(o, Order) else Given(o) for name, o in own.items()}
+    orders = fixed_orders() | {name: o if isinstance(o, Order) else Given(o)
+                               for name, o in own.items()}
     name, adaptive = choice.order, "looks at a model's confidence: show a run of it"
     check(name not in ORDERS or name in orders, "order", name, adaptive)
     check_choice("order", name, (*orders, "own"))
@@ -152,7 +160,7 @@ def order_course(
     check_counts(counts, grid.n, start)
 
     one_for_each = isinstance(order, Given) and isinstance(order.cells[0], tuple)
-    steps = order_steps(perm[0], [start, *counts]) - 1              # the known ones come first, in "step" -1
+    steps = order_steps(perm[0], [start, *counts]) - 1     # the known ones come first, in "step" -1
     title = f"{c.order} · {c.schedule} · {c.height}x{c.width}"
     return Course(title, shape, steps, len(counts), keyed=draws.asked or one_for_each)
 
@@ -167,19 +175,21 @@ def _run_grid(n:int, shape:tuple|None) -> Grid:
 
 def run_courses(
     steps:Iterable,                  # of a sampler's stream, to the end
-    shape:tuple[int, ...]|None=None, # grid; default: a square if the cells make one, else a sequence
+    shape:tuple[int, ...]|None=None, # grid; default: a square if cells make one, else a sequence
     title:str="run",
 ) -> dict[int, Course]: # sample id -> course
     "What each sample of a run decided when. Raises BadInput."
     out, steps = {}, list(steps)
     check(steps, "run", title, "must hold at least one step")
     for s in steps:
-        if s.clock.step < s.clock.steps - 1: continue            # the last step of a micro-batch knows of all others
+        # the last step of a micro-batch knows of all others
+        if s.clock.step < s.clock.steps - 1: continue
         filled = s.filled().cpu().numpy()                        # (b, n)
         grid = _run_grid(filled.shape[1], shape)
         size = "x".join(map(str, grid.shape))
         for i, row in zip(s.ids.tolist(), filled):
-            out[i] = Course(f"{title} · sample {i} · {size}", grid.shape, row, s.clock.steps, keyed=True)
+            out[i] = Course(f"{title} · sample {i} · {size}", grid.shape, row,
+                            s.clock.steps, keyed=True)
     last = steps[-1].clock
     check(out, "run", title, f"must be whole; its last step is {last.step + 1} of {last.steps}")
     return out
@@ -189,9 +199,9 @@ def run_courses(
 class Scene:
     "What the explorer shows: courses side by side under one clock."
     courses: tuple[Course, ...]
-    clock: int = 0           # 0 = before the first step
-    pace: str = "step"       # "step": each after `clock` steps, the shorter finished earlier; "share": at equal shares
-    heat: bool = False       # the whole plan in colour, the steps to come as well
+    clock: int = 0        # 0 = before the first step
+    pace: str = "step"    # "step": each after `clock` steps, short ones end early; "share": of each
+    heat: bool = False    # the whole plan in colour, the steps to come as well
 
     @property
     def ticks(self) -> int: return max((c.total for c in self.courses), default=0)
@@ -200,13 +210,16 @@ class Scene:
         "After how many of its own steps course `i` is shown."
         total = self.courses[i].total
         if self.pace == "step": return min(self.clock, total)
-        return -(-min(self.clock, self.ticks) * total // max(self.ticks, 1))       # the first tick is a first step
+        # the first tick is a first step
+        return -(-min(self.clock, self.ticks) * total // max(self.ticks, 1))
 
     def lines(self) -> list[str]: return [c.line(self.at(i)) for i, c in enumerate(self.courses)]
 
     def picture(self, side:int=320, dense:int=1) -> Image.Image:
         "All panels, side by side."
-        made = [c.picture(self.at(i), ahead=self.heat, side=side, dense=dense) for i, c in enumerate(self.courses)]
-        out = Image.new("RGB", (sum(p.width for p in made), max(p.height for p in made)), TONES["paper"])
+        made = [c.picture(self.at(i), ahead=self.heat, side=side, dense=dense)
+                for i, c in enumerate(self.courses)]
+        out = Image.new("RGB",
+                        (sum(p.width for p in made), max(p.height for p in made)), TONES["paper"])
         for i, p in enumerate(made): out.paste(p, (i * p.width, 0))
         return out

@@ -43,8 +43,8 @@ from .player import _error_line, with_tooltips
 from .race import _named_pipes
 
 # %% ../../nbs/views/844_sight.ipynb #af7bd0cf
-def _visible(q:Tensor, k:Tensor, v:Tensor, attn_mask:Tensor|None=None, dropout_p:float=0., is_causal:bool=False,
-             **kwargs) -> np.ndarray: # (n, m) bool
+def _visible(q:Tensor, k:Tensor, v:Tensor, attn_mask:Tensor|None=None, dropout_p:float=0.,
+             is_causal:bool=False, **kwargs) -> np.ndarray:  # (n, m) bool
     "Which of m keys each of n queries looks at, for the arguments of PyTorch's attention."
     n, m = q.shape[-2], k.shape[-2]
     if attn_mask is None: return np.tri(n, m, dtype=bool) if is_causal else np.ones((n, m), bool)
@@ -79,7 +79,7 @@ class Column(NamedTuple):
     reads: int = -1  # of a query: the cell whose code is its input, where there is one
 
 class Layout(NamedTuple):
-    "The columns of a forward's mask, and in which of its calls the queries are asked: the first (0) or the last (-1)."
+    "A forward's mask's columns, and in which call queries are asked: first (0) or last (-1)."
     columns: list[Column]
     call: int = 0
 
@@ -89,8 +89,11 @@ def _codes(state, kind:str="code") -> list[Column]:
 
 @singledispatch
 def layout(generator:Generator, state, asked:list[int]) -> Layout:
-    "What stands in the columns of a forward; families register theirs. Errors: a family that hasn't."
-    raise BadInput("generator", type(generator).__name__, "must say what stands in its columns: see layout.register")
+    """What stands in the columns of a forward; families register theirs.
+
+    Errors: a family that hasn't."""
+    raise BadInput("generator", type(generator).__name__,
+                   "must say what stands in its columns: see layout.register")
 
 # %% ../../nbs/views/844_sight.ipynb #6249f9e4
 @layout.register
@@ -100,7 +103,7 @@ def _of_raster(generator:RasterTransformer, state, asked):
 @layout.register
 def _of_rows_at_once(generator:RowsAtOnce, state, asked):
     known, wide = set(state.positions[0, :state.done].tolist()), state.grid.shape[-1]
-    def led(cell):                                     # a question begins with the code before it, or what stands in
+    def led(cell):                    # a question begins with the code before it, or what stands in
         above = generator.stand_in == "above" and cell - 1 not in known
         return max((k for k in known if k < (cell - wide + 1 if above else cell)), default=-1)
     questions = [Column("query", cell, led(cell)) for cell in asked]
@@ -108,16 +111,20 @@ def _of_rows_at_once(generator:RowsAtOnce, state, asked):
 
 @layout.register
 def _of_random_order(generator:RandomOrderTransformer, state, asked):
-    pairs = [column for code in _codes(state) for column in (Column("instruction", code.cell), code)]
-    return Layout([Column("class")] * generator.prefix_places + pairs + [Column("query", c) for c in asked])
+    pairs = [column for code in _codes(state)
+             for column in (Column("instruction", code.cell), code)]
+    return Layout([Column("class")] * generator.prefix_places + pairs + [
+        Column("query", c) for c in asked])
 
 @layout.register
 def _of_annealed_order(generator:AnnealedOrderTransformer, state, asked):
     there = int(state.column().max())                  # columns before the one that is asked for
-    return Layout([Column("register"), Column("class")] + [Column("code", c) for c in state.cells[0, :there].tolist()])
+    return Layout([Column("register"), Column("class")] + [
+        Column("code", c) for c in state.cells[0, :there].tolist()])
 
 @layout.register
-def _of_two_streams(generator:TwoStreamTransformer, state, asked): return Layout([Column("class"), *_codes(state)], -1)
+def _of_two_streams(generator:TwoStreamTransformer, state, asked):
+    return Layout([Column("class"), *_codes(state)], -1)
 
 @layout.register
 def _of_joint_queries(generator:JointQueryTransformer, state, asked):
@@ -126,7 +133,8 @@ def _of_joint_queries(generator:JointQueryTransformer, state, asked):
 @layout.register
 def _of_masked(generator:MaskedTransformer, state, asked):
     c = generator.config
-    check(c.patch == 1, "patch", c.patch, "must be 1: a column that stands for several cells has no place of its own")
+    check(c.patch == 1, "patch", c.patch,
+          "must be 1: a column that stands for several cells has no place of its own")
     canvas = enumerate(state.canvas[0].tolist())
     cells = [Column("hidden" if code == state.mask_code else "code", cell) for cell, code in canvas]
     return Layout(cells + [Column("register")] * c.registers, -1)
@@ -137,7 +145,8 @@ def _of_partition(generator:PartitionTransformer, state, asked):
     return Layout([Column("register")] * (registers - registers // 2 + 1) + _codes(state), -1)
 
 # %% ../../nbs/views/844_sight.ipynb #f3d80915
-OPEN, SEEN, UNSEEN, ASKED, TOGETHER, APART = range(6)      # what a cell is to a query, see `Sight.cells`
+# what a cell is to a query, see `Sight.cells`
+OPEN, SEEN, UNSEEN, ASKED, TOGETHER, APART = range(6)
 
 @dataclass(frozen=True, eq=False)
 class Sight:
@@ -146,7 +155,7 @@ class Sight:
     step: int                    # from 0
     steps: int
     asked: tuple[int, ...]       # the cell of each query
-    decided: tuple[int, ...]     # cells that the step decided: all of them, or those that an order chose
+    decided: tuple[int, ...]     # cells that the step decided: all, or those that an order chose
     names: tuple[str, ...]       # of the code that is asked for, where a cell has several
     columns: tuple[Column, ...]
     mask: np.ndarray             # (queries, columns) bool
@@ -154,7 +163,8 @@ class Sight:
     def codes(self, query:int) -> set[int]:
         "The cells whose codes a query sees."
         seen = [c for c, there in zip(self.columns, self.mask[query]) if there]
-        return {c.cell for c in seen if c.kind in ("code", "lower")} | {c.reads for c in seen if c.reads >= 0}
+        return {c.cell for c in seen if c.kind in ("code", "lower")} | {
+            c.reads for c in seen if c.reads >= 0}
 
     @cached_property
     def states(self) -> np.ndarray: # (queries, n) int8
@@ -172,14 +182,15 @@ class Sight:
         return out
 
     def cells(self, query:int) -> np.ndarray: # (n,) int8
-        "What each cell is to a query: `OPEN`, `SEEN`, `UNSEEN`, `ASKED` (itself), `TOGETHER` (seen), `APART`."
+        "What cells are to a query: `OPEN`, `SEEN`, `UNSEEN`, `ASKED`, `TOGETHER` (seen), `APART`."
         return self.states[query]
 
     def words(self, query:int) -> str:
         "The same in a line."
         kinds = [c.kind for c in self.columns]
         seen = [c.kind for c, there in zip(self.columns, self.mask[query]) if there]
-        counts = [(KINDS[kind][1], seen.count(kind), kinds.count(kind)) for kind in KINDS if kind in kinds]
+        counts = [(KINDS[kind][1], seen.count(kind), kinds.count(kind))
+                  for kind in KINDS if kind in kinds]
         told = ", ".join(f"{name} {some} of {all}" for name, some, all in counts)
         cell = ",".join(map(str, np.unravel_index(self.asked[query], self.shape)))
         name = f" ({self.names[query]})" if self.names else ""
@@ -192,11 +203,12 @@ def _first_level(generator, state, positions:Tensor, masks:list) -> tuple[list[C
     columns, call = layout(generator, state, asked)
     mask = masks[call]
     fits = mask.shape[1] == len(columns)
-    check(fits, "layout", len(columns), f"must have a column for each of {mask.shape[1]} keys", Mismatch)
+    check(fits, "layout", len(columns),
+          f"must have a column for each of {mask.shape[1]} keys", Mismatch)
     return columns, np.broadcast_to(mask[-len(asked):], (len(asked), len(columns)))
 
 def _with_lower(before:tuple, cell:int, masks:list) -> tuple[list[Column], np.ndarray]:
-    "The query of a further code of a cell: it sees what the first one saw, and the head's last place, the code below."
+    "The query of a cell's further code: it sees what the first one saw, and the code below."
     columns, mask = before
     row = np.append(mask[:1], [[masks[-1][-1, -1]]], 1)
     return [*columns, Column("lower", cell)], np.concatenate([np.pad(mask, ((0, 0), (0, 1))), row])
@@ -220,11 +232,14 @@ def sights(
     *, seed:int=0, id:int=0,
     **kwargs,            # as `Pipeline.stream`: order, schedule, steps, given, ...
 ) -> Iterator[Sight]:
-    "Run a sampler and tell of each step who may look at what. Errors: a family that doesn't say what its columns are."
+    """Run a sampler and tell of each step who may look at what.
+
+    Errors: a family that doesn't say what its columns are."""
     how = {"min_rows": 1} | kwargs
     settings = {name: value for name, value in how.items() if name not in ("text", "mask", "given")}
-    generator, stream = pipe.sampler(**settings).generator, pipe.stream(label, seed=seed, ids=[id], **how)
-    asked, levels = [], []                   # of the step: its cells, and (columns, rows) of each code of a cell
+    generator = pipe.sampler(**settings).generator
+    stream = pipe.stream(label, seed=seed, ids=[id], **how)
+    asked, levels = [], []      # of the step: its cells, and (columns, rows) of each code of a cell
 
     def note(state, positions, given, masks):
         asked[:] = positions[0].tolist()
@@ -237,16 +252,17 @@ def sights(
         columns, mask = levels[-1]
         names = generator.level_names[:len(levels)] if len(levels) > 1 else ()
         asks, decided = tuple(asked) * len(levels), tuple(step.positions[0].tolist())
-        yield Sight(pipe.grid.shape, step.clock.step, step.clock.steps, asks, decided, names, tuple(columns), mask)
+        yield Sight(pipe.grid.shape, step.clock.step, step.clock.steps, asks, decided, names,
+                    tuple(columns), mask)
 
 # %% ../../nbs/views/844_sight.ipynb #d66c03de
-_TONES = {OPEN: TONES["paper"], SEEN: PALETTE[0], UNSEEN: "#C9DEEC", ASKED: PALETTE[1], TOGETHER: PALETTE[5],
-          APART: "#F4E2BD"}
+_TONES = {OPEN: TONES["paper"], SEEN: PALETTE[0], UNSEEN: "#C9DEEC", ASKED: PALETTE[1],
+          TOGETHER: PALETTE[5], APART: "#F4E2BD"}
 
 def running_mask(
     run:list[Sight],     # all steps of a run
     upto:int|None=None,  # only so many of them; the later rows are open
-) -> np.ndarray:         # (decided cells, n) int: what each cell is to each query, see `Sight.cells`
+) -> np.ndarray:        # (decided cells, n) int: what each cell is to each query, see `Sight.cells`
     "Queries and codes in the order in which cells are decided; those that were given come first."
     check(run, "run", 0, "must have a step at least")
     decided = [cell for sight in run for cell in sight.decided]
@@ -256,7 +272,8 @@ def running_mask(
     seen = run if upto is None else run[:check_int("upto", upto, 0, len(run))]
     out, y = np.full((len(decided), n), OPEN, np.int8), 0
     for sight in seen:
-        query = {cell: k for k, cell in reversed(list(enumerate(sight.asked)))}     # a cell's first code
+        # a cell's first code
+        query = {cell: k for k, cell in reversed(list(enumerate(sight.asked)))}
         rows = sight.states[[query[cell] for cell in sight.decided]]
         out[y:y + len(rows)] = rows[:, order]
         y += len(rows)
@@ -266,11 +283,11 @@ def _coloured(states:np.ndarray) -> np.ndarray: # (..., 3) uint8
     "States of `Sight.cells` as colours."
     return np.take(np.stack([rgb(_TONES[k]) for k in range(6)]), states, axis=0)
 
-# %% ../../nbs/views/844_sight.ipynb #5f9c083f
+# %% ../../nbs/views/844_sight.ipynb #05c15479
 _GAP, _TEXT, _TALL = 10, 16, 180
 
 def _squares(colours:np.ndarray, high:int, wide:int) -> np.ndarray:
-    "A block of pixels for each cell (rows, columns, 3), with paper between them where there is room."
+    "A block of pixels for each cell (rows, columns, 3), with paper between where there is room."
     out = colours.repeat(high, 0).repeat(wide, 1)
     if high >= 4: out[high - 1::high] = rgb("paper")
     if wide >= 4: out[:, wide - 1::wide] = rgb("paper")
@@ -288,13 +305,16 @@ def _staircase(run:list[Sight], at:int, query:int, side:int) -> Image.Image:
     image = Image.fromarray(_squares(_coloured(states), block, block))
     sight = run[at - 1]
     if sight.asked[query] in sight.decided:
-        y = block * (sum(len(s.decided) for s in run[:at - 1]) + sight.decided.index(sight.asked[query]))
-        ImageDraw.Draw(image).rectangle((0, y - 1, image.width - 1, y + block - 1), outline=PALETTE[1])
+        y = block * (sum(len(s.decided) for s in run[:at - 1])
+                     + sight.decided.index(sight.asked[query]))
+        ImageDraw.Draw(image).rectangle((0, y - 1, image.width - 1, y + block - 1),
+                                        outline=PALETTE[1])
     image = _within(image, side, side)
     edge = Image.new("RGB", (image.width + 2, image.height + 2), TONES["line"])
     edge.paste(image, (1, 1))
     return edge
 
+# %% ../../nbs/views/844_sight.ipynb #5f9c083f
 def _seen_grid(sight:Sight, query:int, side:int) -> Image.Image:
     "The grid as one query sees it."
     states = fold(sight.cells(query), sight.shape)
@@ -330,7 +350,8 @@ def mask_picture(
 # %% ../../nbs/views/844_sight.ipynb #f2e64eba
 def _legend(sight:Sight, wide:int) -> Image.Image:
     "Swatches and words: of the grid in the first line, of the columns in those below."
-    shown = {OPEN: "not known yet", SEEN: "seen", ASKED: "this query", TOGETHER: "asked together, seen",
+    shown = {OPEN: "not known yet", SEEN: "seen", ASKED: "this query",
+             TOGETHER: "asked together, seen",
              APART: "asked together, not seen", UNSEEN: "known, not seen"}
     present = set(np.unique(sight.states))
     cells = [(_TONES[k], words) for k, words in shown.items() if k in present]
@@ -351,7 +372,8 @@ def _legend(sight:Sight, wide:int) -> Image.Image:
         for x, colour, words in line:
             swatch = np.full((10, 14, 3), rgb(colour))
             is_open = words == shown[OPEN]
-            out.paste(Image.fromarray(hatch(swatch, [[True]]) if is_open else swatch), (x, 15 * k + 2))
+            out.paste(Image.fromarray(hatch(swatch, [[True]]) if is_open else swatch),
+                      (x, 15 * k + 2))
             pen.text((x + 18, 15 * k + 7), words, TONES["muted"], font, "lm")
     return out
 
@@ -370,15 +392,18 @@ def sight_picture(
     sight = run[at - 1]
     check_int("query", query, 0, len(sight.asked) - 1)
     above = [_staircase(run, at, query, side), _seen_grid(sight, query, side)]
-    parts = [mask_picture(sight, query, 2 * side + _GAP), _legend(sight, 2 * side + _GAP)] if whole else []
+    parts = ([mask_picture(sight, query, 2 * side + _GAP), _legend(sight, 2 * side + _GAP)]
+             if whole else [])
     wide = max([sum(p.width for p in above) + _GAP, *(p.width for p in parts)]) + 2 * _GAP
     head = _TEXT + 4 if title else 4
     top = head + (_TEXT if whole else 0)
-    tall = top + max(p.height for p in above) + sum(p.height + _GAP for p in parts) + _GAP + (_TEXT if whole else 0)
+    tall = (top + max(p.height for p in above) + sum(p.height + _GAP for p in parts) + _GAP
+            + (_TEXT if whole else 0))
     out = Image.new("RGB", (wide, tall), TONES["paper"])
     pen, small = ImageDraw.Draw(out), house_font(10)
     if title: pen.text((_GAP, 4), plain_text(title, 70), TONES["ink"], house_font(12, True))
-    x, places = _GAP, (f"running mask, step {at} of {sight.steps}", "the grid, as the query sees it")
+    x = _GAP
+    places = (f"running mask, step {at} of {sight.steps}", "the grid, as the query sees it")
     for picture, words in zip(above, places):
         if whole: pen.text((x, head), words, TONES["muted"], small)
         out.paste(picture, (x, top))
@@ -386,7 +411,8 @@ def sight_picture(
     y = top + max(p.height for p in above) + _GAP
     for k, picture in enumerate(parts):
         if k == 0:
-            many = f"{len(sight.asked)} quer{'ies' if len(sight.asked) > 1 else 'y'} x {len(sight.columns)} columns"
+            many = (f"{len(sight.asked)} quer{'ies' if len(sight.asked) > 1 else 'y'} x "
+                    f"{len(sight.columns)} columns")
             pen.text((_GAP, y - 4), f"the mask of this step: {many}", TONES["muted"], small)
             y += _TEXT - 4
         out.paste(picture, (_GAP, y))
@@ -407,12 +433,14 @@ class _SightDesk(Live):
     "The widgets, without what they do."
     def __init__(self, models:list[str], pipe:Pipeline, seed:int):
         self.model = _chooser("model", [(name, name) for name in models], models[0])
-        self.order, self.schedule = (_chooser(name, [("", None)], None) for name in ("order", "schedule"))
+        self.order, self.schedule = (_chooser(name, [("", None)], None)
+                                     for name in ("order", "schedule"))
         self.steps, self.seed = _slider("steps", 1, pipe.grid.n, 1), _slider("seed", 0, 99, seed)
         self.step, self.query = _slider("step", 1, 1, 1), _slider("query", 1, 1, 1)
         self.play = widgets.Play(min=1, max=1, value=1, interval=250, tooltip="play")
         self._link = widgets.jslink((self.play, "value"), (self.step, "value"))
-        self.image = widgets.Image(format="png", layout={"align_self": "flex-start", "max_width": "100%"})
+        self.image = widgets.Image(format="png",
+                                   layout={"align_self": "flex-start", "max_width": "100%"})
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         self.wishes = [self.model, self.order, self.schedule, self.steps, self.seed]
         shown = self.wishes if len(models) > 1 else self.wishes[1:]
@@ -433,25 +461,27 @@ class _SightDesk(Live):
 
     def say(self, words:str, alarm:bool=False):
         colour = f"; color: {TONES['alarm']}" if alarm else ""
-        self.text.value = f'<div style="line-height: 1.5; max-width: 440px{colour}">{_escaped(words)}</div>'
+        self.text.value = ('<div style="line-height: 1.5; max-width: '
+                           f'440px{colour}">{_escaped(words)}</div>')
 
     def _busy(self, now:bool): self.busy.value = "<em>looking ...</em>" if now else ""
 
 # %% ../../nbs/views/844_sight.ipynb #f3822227
 class LiveSight(_SightDesk):
-    "What sees what, step by step: `.model .order .schedule .steps .seed .step .query .image .text`; shows itself."
+    "What sees what, step by step: `.model .order .steps .seed .step .query ...`; shows itself."
     def __init__(self,
         pipes:Mapping[str, Pipeline],    # by name
         label=None,                      # a class; None = the first
         *, seed:int=0,
         side:int=208,                    # of the running mask in pixels
-        **settings,                      # as `Pipeline.stream`: order, schedule and steps to begin with, given, ...
+        **settings,      # as `Pipeline.stream`: order, schedule and steps to begin with, given, ...
     ):
         self.pipes = dict(pipes)
         check(self.pipes, "pipes", pipes, "must be at least one pipeline")
         check_int("seed", seed, 0)
         self.side, self.label = check_int("side", side, 64, 1024), 0 if label is None else label
-        first = {name: settings.pop(name) for name in ("order", "schedule", "steps") if name in settings}
+        first = {name: settings.pop(name) for name in ("order", "schedule", "steps")
+                 if name in settings}
         self.settings = settings
         name, pipe = next(iter(self.pipes.items()))
         own = pipe.settings(**first)
@@ -467,16 +497,20 @@ class LiveSight(_SightDesk):
         self.settle()
 
     def _begin_with(self, own, first:dict):
-        "Move the controls to settings that were given. Errors: an order that this pipeline isn't offered."
+        """Move the controls to settings that were given.
+
+        Errors: an order that this pipeline isn't offered."""
         offered = [value for _, value in self.order.options]
-        check(own.order in offered, "order", first.get("order"), "must be one that this generator takes")
+        check(own.order in offered, "order", first.get("order"),
+              "must be one that this generator takes")
         self.order.value, self.schedule.value = own.order, own.schedule
         self.steps.value = min(own.steps, self.steps.max)
 
     @property
     def wish(self) -> SightWish:
         "What the controls say."
-        return SightWish(self.model.value, self.order.value, self.schedule.value, self.steps.value, self.seed.value)
+        return SightWish(self.model.value, self.order.value, self.schedule.value,
+                         self.steps.value, self.seed.value)
 
     def _wished(self, change=None):
         if self._quiet: return
@@ -498,7 +532,7 @@ def _look(self:LiveSight, wish:SightWish) -> Iterator[None]:
         for sight in sights(self.pipes[wish.model], self.label, seed=wish.seed, **how):
             run.append(sight)
             yield
-            slow = time.monotonic() - began > 0.2               # a long run is shown as far as it is
+            slow = time.monotonic() - began > 0.2              # a long run is shown as far as it is
             if slow: began = self._show(run, wish)
         self._show(run, wish)
     except Exception as e: self._fail(e)
@@ -529,7 +563,8 @@ def _draw(self:LiveSight, change=None):
 
 @patch
 def _picture(self:LiveSight) -> Image.Image:
-    at, title = min(self.step.value, len(self.run)), f"{self._shown[0].model} · {self.run[0].steps} steps"
+    at = min(self.step.value, len(self.run))
+    title = f"{self._shown[0].model} · {self.run[0].steps} steps"
     return sight_picture(self.run, at, self.query.value - 1, side=self.side, title=title)
 
 # %% ../../nbs/views/844_sight.ipynb #888f58eb
@@ -553,9 +588,9 @@ def snapshot(self:LiveSight) -> Image.Image:
     return self._picture()
 
 def sight(
-    models="tiny-randar",    # a pipeline, what `from_pretrained` takes, several of them, or {name: pipeline}
-    label=None,              # a class; None = the first
-    **kwargs,                # as `LiveSight`
+    models="tiny-randar",   # a pipeline, what `from_pretrained` takes, several, or {name: pipeline}
+    label=None,             # a class; None = the first
+    **kwargs,               # as `LiveSight`
 ) -> LiveSight:
     "What each query of a sampler's step may see, for one model or several."
     return LiveSight(_named_pipes(models), label, **kwargs)

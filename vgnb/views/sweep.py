@@ -39,7 +39,8 @@ def _halvings(n:int) -> list[int]:
     "In which round each of n places in a row is reached: the ends, then middles of what is left."
     rounds, edges = [0] * n, [(0, n - 1)]
     for k in itertools.count(1):
-        edges = [pair for a, b in edges if b - a > 1 for pair in ((a, (a + b) // 2), ((a + b) // 2, b))]
+        edges = [pair for a, b in edges if b - a > 1
+                 for pair in ((a, (a + b) // 2), ((a + b) // 2, b))]
         if not edges: return rounds
         for a, _ in edges[1::2]: rounds[a] = k
 
@@ -101,11 +102,12 @@ class PickByRow:
     def ramps(self): return ()
 
     def __call__(self, logits:Tensor, clock:Clock, draws, at:At) -> tuple[Tensor, Tensor]:
-        "Logits (b, k, V) -> tokens (b, k) and their probabilities, each row as its own pick has them."
+        "Logits (b, k, V) -> tokens (b, k) and their probabilities, each row by its own pick."
         b, tokens, sure = len(logits), None, None
         for part, rows in _groups(self.parts, b):
             here = rows.to(logits.device)
-            drawn = part(logits[here], clock, draws, at._replace(ids=at.ids[here], positions=at.positions[here]))
+            drawn = part(logits[here], clock, draws,
+                         at._replace(ids=at.ids[here], positions=at.positions[here]))
             tokens, sure = (_put(out, rows, t, b) for out, t in zip((tokens, sure), drawn))
         return tokens, sure
 
@@ -121,13 +123,14 @@ def batch_sampler(
     picks = [way.picks * levels if len(way.picks) == 1 else way.picks for way in ways]
     by_level = tuple(PickByRow(level) for level in zip(*picks, strict=True))
     order = first.order if first.compat is None else first.order.published(generator)
-    return Sampler(generator, order, SCHEDULES[first.schedule], GuidanceByRow([way.guidance for way in ways]), by_level,
-                   first.steps, len(ways), first.compat, 1, first.precision, "inductor" if first.compile else None)
+    return Sampler(generator, order, SCHEDULES[first.schedule],
+                   GuidanceByRow([way.guidance for way in ways]), by_level, first.steps, len(ways),
+                   first.compat, 1, first.precision, "inductor" if first.compile else None)
 
 # %% ../../nbs/views/846_sweep.ipynb #4f621816
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    "A table of samples: a row for each temperature, the highest first, a column for each guidance scale."
+    "A table of samples: a row a temperature, the highest first, a column a guidance scale."
     scales: tuple[float, ...]
     temperatures: tuple[float, ...]
     codes: dict           # (row, column) -> (n, L)
@@ -141,7 +144,8 @@ class Sweep:
 
     def near(self, place:tuple[int, int]) -> tuple[int, int]|None:
         "The place that is found and nearest to another one."
-        return min(self.pictures, key=lambda p: (p[0] - place[0]) ** 2 + (p[1] - place[1]) ** 2, default=None)
+        return min(self.pictures,
+                   key=lambda p: (p[0] - place[0]) ** 2 + (p[1] - place[1]) ** 2, default=None)
 
 def _numbers(name:str, values, low:float=0.0) -> tuple[float, ...]:
     "Numbers in rising order, each once."
@@ -162,15 +166,17 @@ def sweep(
     *, seed:int=0, id:int=0,
     **settings,                              # as `Pipeline.sample`: steps, order, top_k, ...
 ) -> Iterator[Sweep]:
-    "Fill a table from the coarse to the fine; yields what is found, after every step of the sampler."
+    "Fill a table from the coarse to the fine; yields what is found, step by step of the sampler."
     columns, rows = _numbers("scales", scales), _numbers("temperatures", temperatures)[::-1]
     own = pipe.settings(**settings)
     cond, draws = pipe.condition([label]), Keyed(check_int("seed", seed, 0))
     table = Sweep(columns, rows, {}, {})
     for places in coarse_to_fine(*table.shape):
-        ways = [own.changed(guidance=_guided(own.guidance, columns[c]), temperature=rows[r]) for r, c in places]
+        ways = [own.changed(guidance=_guided(own.guidance, columns[c]), temperature=rows[r])
+                for r, c in places]
         nobody = torch.zeros(len(places), dtype=torch.long, device=pipe.device)
-        stream = batch_sampler(pipe.generator, ways).stream(cond.rows(nobody), nobody + id, draws, grid=pipe.grid)
+        stream = batch_sampler(pipe.generator, ways).stream(cond.rows(nobody), nobody + id,
+                                                            draws, grid=pipe.grid)
         for step in stream:
             codes = step.codes()
             yield table
@@ -202,11 +208,15 @@ def sweep_picture(
     for r, c in itertools.product(range(rows), range(columns)):
         out.paste(_cell(table, (r, c), side), (c * block + gap // 2, r * block + gap // 2))
     for r, temperature in enumerate(table.temperatures):
-        pen.text((columns * block + 6, r * block + block // 2), f"{temperature:g}", TONES["ink"], small, "lm")
+        pen.text((columns * block + 6, r * block + block // 2), f"{temperature:g}",
+                 TONES["ink"], small, "lm")
     for c, scale in enumerate(table.scales):
-        pen.text((c * block + block // 2, rows * block + _SIDE // 2), f"{scale:g}", TONES["ink"], small, "mm")
-    pen.text((columns * block // 2, rows * block + 3 * _SIDE // 2), "guidance", TONES["muted"], small, "mm")
-    pen.text((columns * block + 6, rows * block + _SIDE // 2), "temperature", TONES["muted"], small, "lm")
+        pen.text((c * block + block // 2, rows * block + _SIDE // 2), f"{scale:g}",
+                 TONES["ink"], small, "mm")
+    pen.text((columns * block // 2, rows * block + 3 * _SIDE // 2), "guidance",
+             TONES["muted"], small, "mm")
+    pen.text((columns * block + 6, rows * block + _SIDE // 2), "temperature",
+             TONES["muted"], small, "lm")
     if chosen is not None:
         r, c = chosen
         _frame(pen, (c * block, r * block, (c + 1) * block - 1, (r + 1) * block - 1), PALETTE[1])
@@ -237,16 +247,23 @@ class _SweepDesk(Live):
     def __init__(self, pipe:Pipeline, first:SweepWish):
         classes = [*pipe.classes] or [f"class {k}" for k in range(pipe.generator.classes)]
         nothing = [("no class", None)] if pipe._null_class() is not None else []
-        self.label = _chooser("class", [*((name, k) for k, name in enumerate(classes)), *nothing], first.label)
-        self.seed, self.steps = _slider("seed", 0, 99, first.seed), _slider("steps", 1, pipe.grid.n, first.steps or 1)
+        self.label = _chooser("class", [*((name, k) for k, name in enumerate(classes)), *nothing],
+                              first.label)
+        self.seed = _slider("seed", 0, 99, first.seed)
+        self.steps = _slider("steps", 1, pipe.grid.n, first.steps or 1)
         self.steps.disabled = first.steps is None
-        look = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"}, "continuous_update": False}
+        look = {"style": {"description_width": "5.6rem"}, "layout": {"width": "22rem"},
+                "continuous_update": False}
         self.scales = widgets.Text(value=first.scales, description="scales", **look)
-        self.temperatures = widgets.Text(value=first.temperatures, description="temperatures", **look)
-        self.column, self.row = (_slider(name, 1, 1, 1, readout=False) for name in ("guidance", "temperature"))
-        self.pin, self.close_ = (widgets.Button(description=word, icon=icon, layout={"width": "7rem"})
+        self.temperatures = widgets.Text(value=first.temperatures,
+                                         description="temperatures", **look)
+        self.column, self.row = (_slider(name, 1, 1, 1, readout=False)
+                                 for name in ("guidance", "temperature"))
+        self.pin, self.close_ = (widgets.Button(description=word,
+                                                icon=icon, layout={"width": "7rem"})
                                  for word, icon in (("pin", "thumb-tack"), ("close", "times")))
-        self.image, self.sheet = (widgets.Image(format="png", layout={"max_width": "100%"}) for _ in range(2))
+        self.image, self.sheet = (widgets.Image(format="png", layout={"max_width": "100%"})
+                                  for _ in range(2))
         self.text, self.busy = widgets.HTML(), widgets.HTML(layout={"min_height": "1.4em"})
         self.sheet.layout = {"display": "none", "align_self": "flex-start", "max_width": "100%"}
         self.place, self.beside = widgets.VBox(), widgets.VBox(layout={"flex": "1 1 40rem"})
@@ -255,7 +272,8 @@ class _SweepDesk(Live):
         hand = [self.column, self.row, widgets.HBox([self.pin, self.close_])]
         parts = [*self.wishes, self.place, *hand, self.text, self.busy, self.sheet]
         left = widgets.VBox(parts, layout={"min_width": "22.5rem"})
-        self.box = with_tooltips(widgets.HBox([left, self.beside], layout={"flex_flow": "row wrap"}))
+        self.box = with_tooltips(widgets.HBox([left, self.beside],
+                                              layout={"flex_flow": "row wrap"}))
 
     def lay_out(self, table:Sweep, block:int, press):
         "A see-through button on each place of the table."
@@ -278,7 +296,7 @@ class _SweepDesk(Live):
 
 # %% ../../nbs/views/846_sweep.ipynb #53272fa1
 class LiveSweep(_SweepDesk):
-    "A table to touch: `.label .seed .steps .scales .temperatures .column .row .pin .image .text`; shows itself."
+    "A table to touch: `.label .seed .steps .scales .temperatures .column .row ...`; shows itself."
     def __init__(self,
         pipe:Pipeline,
         label=None,                              # the class to begin with; None = the first
@@ -292,7 +310,8 @@ class LiveSweep(_SweepDesk):
         self.side, self.id = check_int("side", side, 24, 512), check_int("id", id, 0)
         self.pipe, self.settings = pipe, settings
         follows = pipe.generator.conditioned_on
-        check(follows == "class", "pipe", follows, "must follow classes: captions have no names to choose from")
+        check(follows == "class", "pipe", follows,
+              "must follow classes: captions have no names to choose from")
         own = pipe.settings(**settings)
         label = class_ids(0 if label is None else label, pipe.classes, pipe.generator.classes)[0]
         typed = [", ".join(f"{v:g}" for v in _numbers(name, values))
@@ -311,12 +330,13 @@ class LiveSweep(_SweepDesk):
         self._wished()
         self.settle()
 
-# %% ../../nbs/views/846_sweep.ipynb #5ec9deb1
+# %% ../../nbs/views/846_sweep.ipynb #62567e91
 @patch(as_prop=True)
 def wish(self:LiveSweep) -> SweepWish:
     "What the controls say."
     steps = None if self.steps.disabled else self.steps.value
-    return SweepWish(self.label.value, self.seed.value, steps, self.scales.value, self.temperatures.value)
+    return SweepWish(self.label.value, self.seed.value, steps, self.scales.value,
+                     self.temperatures.value)
 
 @patch(as_prop=True)
 def chosen(self:LiveSweep) -> tuple[int, int]:
@@ -328,22 +348,25 @@ def _wished(self:LiveSweep, change=None): self._latest.ask(self.wish)
 
 @patch
 def _fill(self:LiveSweep, wish:SweepWish) -> Iterator[None]:
-    "Fill the table that is wished for, one step of the sampler a slice; show it whenever there is more of it."
+    "Fill the wished table, one step of the sampler a slice; show it whenever there is more of it."
     try:
         steps = {} if wish.steps is None else {"steps": wish.steps}
         how = dict(seed=wish.seed, id=self.id) | self.settings | steps
         seen = 0
-        for table in sweep(self.pipe, wish.label, wish.axis("scales"), wish.axis("temperatures"), **how):
+        for table in sweep(self.pipe, wish.label, wish.axis("scales"),
+                           wish.axis("temperatures"), **how):
             if len(table.pictures) > seen:
                 seen = len(table.pictures)
                 self._show(table, wish)
             yield
     except Exception as e: self._fail(e)
 
+# %% ../../nbs/views/846_sweep.ipynb #5ec9deb1
 @patch
 def _show(self:LiveSweep, table:Sweep, wish:SweepWish):
     "Put a table on the stage."
-    other = self.table is None or (self.table.scales, self.table.temperatures) != (table.scales, table.temperatures)
+    other = (self.table is None
+             or (self.table.scales, self.table.temperatures) != (table.scales, table.temperatures))
     self.table, self._shown = table, wish
     if other:
         self._quiet = True
@@ -390,7 +413,7 @@ def choose(self:LiveSweep, place:tuple[int, int]):
 
 @patch
 def open(self:LiveSweep, place:tuple[int, int]|None=None):
-    "Open a place beside the table, with all the controls of `Pipeline.play`; None = the chosen one."
+    "Open a place beside the table, with all controls of `Pipeline.play`; None = the chosen one."
     self.choose(self.chosen if place is None else place)
     if self.player is not None: return
     wish = self._chosen_wish()
@@ -418,7 +441,8 @@ def _pinned(self:LiveSweep):
 @patch
 def _strip(self:LiveSweep) -> Image.Image:
     names = [str(k + 1) for k in range(len(self.pins))]
-    return image_grid(np.stack([picture for _, picture in self.pins]), names, columns=6, side=self.side)
+    return image_grid(np.stack([picture for _, picture in self.pins]), names,
+                      columns=6, side=self.side)
 
 @patch
 def _fail(self:LiveSweep, error:Exception):
