@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'TONES', 'to_image', 'png_bytes', 'png_uri', 'rgb', 'house_style', 'house_figure', 'use_house_style',
            'plain_text', 'to_array', 'to_pixels', 'house_font', 'tile', 'tile_sheet', 'image_grid', 'error_map', 'heat',
-           'hatch', 'reconstruction_sheet', 'cross', 'code_cells']
+           'hatch', 'reconstruction_sheet', 'cross', 'code_cells', 'refinement_sheet']
 
 # %% ../nbs/002_figures.ipynb #290e9267
 import base64
@@ -412,3 +412,27 @@ def code_cells(
     out = heat(codes, 0, top, cmap).repeat(cell, 0).repeat(cell, 1)
     if known is not None: out = hatch(out, ~to_array(known).astype(bool))
     return out if wrong is None else cross(out, to_array(wrong))
+
+# %% ../nbs/002_figures.ipynb #f1c50002
+def refinement_sheet(
+    looks,                   # (b, k, h, w, 3) uint8: k looks at each picture, the last is all of it
+    names,                   # b texts
+    words,                   # k texts, e.g. how many tokens were there
+    *, bright:float=.25,     # change at the bright end of the scale, as a fraction of the range
+    side:int=96,
+    title:str="",
+) -> Image.Image:
+    "Looks at pictures, PSNR to the last below each, and what changed since the look before."
+    looks = np.asarray(looks)
+    fits = looks.ndim == 5 and looks.shape[:2] == (len(names), len(words))
+    check(fits, "looks", looks.shape, f"must be ({len(names)}, {len(words)}, h, w, 3)")
+    rows, captions, before = [], [], []
+    for picture, name in zip(looks, names):
+        far = _decibels(picture, np.broadcast_to(picture[-1:], picture.shape))
+        words_below = [f"{w} · {d:.1f} dB" for w, d in zip(words, far)]
+        changes = error_map(picture[1:], picture[:-1])
+        rows += [list(picture), [None, *heat(changes, 0, bright, "magma")]]
+        captions += [[*words_below[:-1], f"{words[-1]} · all"],
+                     ["", *(f"changed {c.mean():.1%}" for c in changes)]]
+        before += [name, f"change, 0-{bright:.0%}"]
+    return tile_sheet(rows, captions, before, side=side, title=title, whole=True)

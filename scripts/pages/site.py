@@ -23,7 +23,8 @@ MADE_BY = "vgnb-site/1"           # in the record: other tools call a file built
 ASSETS = ("style.css", "site.js", "films.js")
 FILM_PAGES = {                    # a film and the page beside whose widget it stands
     "orders": "views/820_explorer.ipynb", "sampling": "views/800_player.ipynb", "guidance": "views/822_play.ipynb",
-    "reconstructions": "views/810_desk.ipynb", "arrivals": "sampling/450_streaming.ipynb"}
+    "reconstructions": "views/810_desk.ipynb", "arrivals": "sampling/450_streaming.ipynb",
+    "branches": "views/824_branch.ipynb"}
 WORD = re.compile(r"[^\W_][\w]*")
 
 

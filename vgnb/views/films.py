@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILMS', 'Axis', 'Film', 'film_data', 'order_film', 'sampling_film', 'guidance_film', 'shipped_tokenizers',
-           'reconstruction_film', 'arrival_film', 'film']
+           'reconstruction_film', 'arrival_film', 'branch_film', 'film']
 
 # %% ../../nbs/views/840_films.ipynb #976b2478
 import base64
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..core import check, check_choice, check_int
@@ -22,7 +23,9 @@ from ..moments import Moment, moments, preview, token_picture
 from ..order_maps import step_map
 from ..pipeline import Pipeline, from_pretrained
 from ..pngs import encode_png
+from ..sampling.branches import Branch, Branching, Candidates
 from ..sampling.streaming import is_progressive
+from .branch import Plot, picture_map
 from .desk import blend, reconstruct
 from .scenes import OrderChoice, fixed_orders, order_course
 
@@ -275,19 +278,89 @@ def arrival_film(
     found = np.stack([pipe.previews(list(labels), seed=seed) for seed in seeds], 1)
     count, n = found.shape[2], pipe.grid.n
     tokens = tuple(str(n * (k + 1) // count) for k in range(count))
-    words = [f"{t} of {n} tokens · {k + 1} of {count} denoising steps"
-             for k, t in enumerate(tokens)]
-    captions = np.broadcast_to(np.array(words, object), found.shape[:3])
+    changes = np.zeros(found.shape[:-1], np.float32)
+    changes[:, :, 1:] = _changes(found[:, :, 1:], found[:, :, :-1])
+    captions = np.empty(found.shape[:3], object)
+    for at in np.ndindex(captions.shape):
+        words = f"{tokens[at[2]]} of {n} tokens · {at[2] + 1} of {count} denoising steps"
+        since = f" · changed {changes[at].mean():.1%} since the last look" if at[2] else ""
+        captions[at] = words + since
     axes = (Axis("class", labels), Axis("seed", tuple(map(str, seeds))),
             Axis("tokens", tokens, count - 1))
-    about = f"What {model} decodes from the first tokens of a line, before the others are there."
-    return Film("Pictures that arrive", about, axes, {"picture": found}, captions, strip=True)
+    about = f"What {model} decodes from the first tokens of a line, and what each group changed."
+    panels = {"picture": found, "change, 0-25%": heat(changes, 0, .25, "magma")}
+    return Film("Pictures that arrive", about, axes, panels, captions, strip=True)
+
+def _changes(after:np.ndarray, before:np.ndarray) -> np.ndarray: # (..., h, w) in [0, 1]
+    "The `error_map` of pictures (..., h, w, 3)."
+    size = after.shape[-3:]
+    return error_map(after.reshape(-1, *size), before.reshape(-1, *size)).reshape(after.shape[:-1])
+
+# %% ../../nbs/views/840_films.ipynb #b1e1e41c
+def _standing(run:Branch, k:int) -> Moment:
+    "Where a run stood after its first `k` steps."
+    there = run.when < k                                              # given ones (-1) always
+    codes = torch.where(there[:, None], run.codes, -1).numpy().astype(np.int32)
+    drawn = torch.where(there, run.when, -1).numpy().astype(np.int32)
+    sure = torch.where(there, run.confidence, torch.nan).numpy().astype(np.float32)
+    return Moment(k - 1, run.steps, codes[None], drawn[None], sure[None], np.zeros(1, np.int64))
+
+def _fork(tree:Branching, early:float) -> tuple[Branch, Candidates]:
+    "The run in which a cell, drawn at a share of the steps, holds its likeliest other code."
+    first = next(iter(tree.all.values()))
+    tree.go(first)
+    cell = int((first.when - early * first.steps).abs().argmin())
+    seen = tree.candidates(cell)
+    other = next(code for code in seen.ranked(2) if code != seen.code)
+    return tree.branch(cell, other), seen
+
+def _fork_words(first:Branch, run:Branch, seen:Candidates, at:int) -> str:
+    "What is forced, and how many cells hold another code so far."
+    changed = int((first.differs(run) & (first.when < at)).sum())
+    where = ",".join(map(str, seen.where))
+    what = f"cell {where}: code {run.forced[0].code}, not {seen.code}"
+    return f"step {at} of {run.steps} · {what} · {changed} cells differ"
+
+def branch_film(
+    model:str="tiny-randar",
+    labels:tuple[str, ...]=("heart", "star", "ring"),
+    early:tuple[float, ...]=(0, .1, .25),  # when the cell is drawn: shares of the steps
+    seed:int=0,
+    count:int=8,                              # moments of each run
+) -> Film:
+    "A cell gets another code, and what comes after it is drawn again: beside the run as it was."
+    pipe = from_pretrained(model)
+    decode, plot = _decoder(pipe, seed), Plot(pipe.grid.shape, 2 * _PICTURE)
+    shape = len(labels), len(early), count
+    captions = np.empty(shape, object)
+    names = "as drawn", "another code", "difference"
+    panels = {name: np.empty((*shape, *plot.size[::-1], 3), np.uint8) for name in names}
+
+    for i, label in enumerate(labels):
+        tree = pipe.tree(label, seed=seed)
+        first = tree.now
+        for j, share in enumerate(early):
+            run, seen = _fork(tree, share)
+            for k in range(count):
+                at = -(-(k + 1) * first.steps // count)
+                pair = [preview(_standing(r, at), 0, decode, plot.shape, side=2 * _PICTURE)
+                        for r in (first, run)]
+                off = heat(error_map(*pair)[0], 0, .5, "magma")
+                for name, picture, r in zip(names, (*pair, off), (first, run, run)):
+                    panels[name][i, j, k] = picture_map(np.array(picture), r, plot, seen.cell)
+                captions[i, j, k] = _fork_words(first, run, seen, at)
+    shares = tuple(f"{k}/{count}" for k in range(1, count + 1))
+    when = tuple(f"after {share:.0%}" if share else "first" for share in early)
+    axes = (Axis("class", labels), Axis("cell is drawn", when),
+            Axis("share of the steps", shares, count - 1))
+    about = "The framed cell holds its likeliest other code; what comes after it is drawn again."
+    return Film("Branches", about, axes, panels, captions)
 
 # %% ../../nbs/views/840_films.ipynb #f0cc4f56
 FILMS:dict[str, Callable[[], Film]] = {     # name -> what makes it
     "orders": order_film, "sampling": sampling_film, "guidance": guidance_film,
-    "reconstructions": reconstruction_film, "arrivals": arrival_film}
+    "reconstructions": reconstruction_film, "arrivals": arrival_film, "branches": branch_film}
 
 def film(name:str) -> Film:
-    "One of the five by name, made now."
+    "One of the six by name, made now."
     return FILMS[check_choice("film", name, FILMS)]()
