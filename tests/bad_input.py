@@ -1012,7 +1012,7 @@ ROWS = [
     Bad("too-few-for-kid", "kid_size", "9", "must be at most the number of pictures, 8",
         lambda w: measured("good.npz", "good.npz", "kid", kid_size=9),
         EVALUATE.format("good.npz", "good.npz") + " --metrics kid --kid-size 9"),
-    Bad("unknown-metric", "metrics", "'fad'", "must be one of fid, is, kid, pr, dc, accuracy",
+    Bad("unknown-metric", "metrics", "'fad'", "must be one of fid, sfid, is, kid, mind, pr, dc, accuracy",
         lambda w: measured("good.npz", "good.npz", "fad")),
     Bad("unknown-extractor", "extractor", "'resnet'",
         "must be one of dinov2, inception, inception-clean, inception-halton, inception-pytorch, shapes-judge",

@@ -20,13 +20,13 @@ FEW = dict(steps=6, schedule="even")
 def randar(): return from_pretrained("tiny-randar")
 
 
-@pytest.mark.parametrize("eight", [dict(weights="int8"), dict(cache="fp8"), dict(weights="int8", cache="fp8")])
+@pytest.mark.parametrize("eight", [dict(layers="int8"), dict(cache="fp8"), dict(layers="int8", cache="fp8")])
 def test_few_tokens_change_and_nothing_stays(randar, eight):
     before = randar.codes(["heart", "star"], **FEW)
     found = agreement(randar, ["heart", "star"], "fp32", seeds=(0,), **eight, **FEW)
     least = 0.5 if "cache" in eight else 0.9               # fp8 has a digit less than bf16
     assert least < found.forced <= 1 and found.free <= found.forced and found.tokens == 128
-    assert (found.weights, found.cache) == (eight.get("weights", "whole"), eight.get("cache", "whole"))
+    assert (found.layers, found.cache) == (eight.get("layers", "whole"), eight.get("cache", "whole"))
     assert torch.equal(randar.codes(["heart", "star"], **FEW), before)
     assert not any("forward" in vars(layer) for layer in int8_layers(randar.generator))
 
@@ -47,16 +47,16 @@ def test_two_streams_reads_its_memory_itself():
 def test_refused_by_name(randar):
     masked = from_pretrained("tiny-maskgit")
     with pytest.raises(BadInput, match="cache='fp8'.*MaskedTransformer keeps no keys"): masked.codes(1, cache="fp8")
-    assert masked.codes(1, weights="int8").shape == (1, 64, 1)
-    with pytest.raises(BadInput, match="weights='int4'.*int8"): randar.codes(1, weights="int4")
-    with pytest.raises(BadInput, match="weights='int8'.*compile"): randar.sampler(weights="int8", compile=True)
+    assert masked.codes(1, layers="int8").shape == (1, 64, 1)
+    with pytest.raises(BadInput, match="layers='int4'.*int8"): randar.codes(1, layers="int4")
+    with pytest.raises(BadInput, match="layers='int8'.*compile"): randar.sampler(layers="int8", compile=True)
     small = MaskedTextConfig(layers=1, dim=16, heads=2, grid=(4, 4), vocab=12, text_dim=8, text_tokens=3)
     with pytest.raises(BadInput, match="MaskedTextTransformer takes its matrices apart"):
-        Sampling(weights="int8").sampler(MaskedTextTransformer(small))
+        Sampling(layers="int8").sampler(MaskedTextTransformer(small))
 
 
 def test_a_setting_as_others():
-    how = Sampling(weights="int8", cache="fp8")
+    how = Sampling(layers="int8", cache="fp8")
     assert from_json(to_json(how), Sampling) == how
 
 

@@ -446,7 +446,8 @@ def test_play_answers_with_a_still_where_no_kernel_is(pipe):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_first_picture_is_one_run_of_one_picture(pipes, name, monkeypatch):
-    "From the call to the picture, and from a change to its picture: each step once, for one sample, decoded once."
+    """From the call to the picture, and from a change to its picture: each step once, for one sample. It is decoded at
+    the end, and seldom on the way: where a run takes longer than a tenth of a second."""
     pipe, rows, decoded = pipes[name], [], []
     predict, decode = pipe.generator.predict, Pipeline.decode
 
@@ -461,6 +462,7 @@ def test_the_first_picture_is_one_run_of_one_picture(pipes, name, monkeypatch):
     monkeypatch.setattr(pipe.generator, "predict", counted)
     monkeypatch.setattr(Pipeline, "decode", noted)
     live = pipe.play("star")
-    assert rows == [1] * pipe.sampling.steps and decoded == [1]
+    assert rows == [1] * pipe.sampling.steps and set(decoded) == {1} and len(decoded) <= 12
+    before = len(decoded)
     live.seed.value += 1
-    assert rows == [1] * 2 * pipe.sampling.steps and decoded == [1, 1]
+    assert rows == [1] * 2 * pipe.sampling.steps and set(decoded) == {1} and before < len(decoded) <= before + 12

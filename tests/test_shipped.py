@@ -30,7 +30,7 @@ def card(name: str) -> dict:
 def test_all_are_there_and_small():
     assert set(shipped()) == set(LEAST)
     files = list(shipped_root().rglob("*.safetensors"))
-    assert len(files) == 14
+    assert len(files) == 15
     assert max(f.stat().st_size for f in files) <= 2_500_000
 
 

@@ -27,7 +27,7 @@ class Agreement:
     free: float        # share of tokens that are the same in two whole runs
     levels: float      # mean difference of pixels decoded from the same codes, in grey levels
     tokens: int        # that were compared
-    weights: str = "whole"    # or int8
+    layers: str = "whole"    # or int8
     cache: str = "whole"      # or fp8
 
 @delegates(spelled)
@@ -36,7 +36,7 @@ def agreement(
     labels,                   # classes, as `Pipeline.sample` takes them: one sample each
     precision:str,            # compared with fp32
     *, seeds:tuple[int, ...]=(0, 1, 2),
-    weights:str="whole",      # int8: what the compared run's linear layers multiply by
+    layers:str="whole",      # int8: what the compared run's linear layers multiply by
     cache:str="whole",        # fp8: what it keeps keys and values in
     **kwargs,                 # other settings of both runs
 ) -> Agreement:
@@ -45,8 +45,8 @@ def agreement(
     check_ints("seeds", seeds, 0)
     cond = pipe.condition(labels)
     ids, rows = torch.arange(cond.b, device=pipe.device), dict(rows=cond.b, min_rows=cond.b)
-    exact = pipe.sampler(**kwargs | rows, precision="fp32", weights="whole", cache="whole")
-    other = pipe.sampler(**kwargs | rows, precision=precision, weights=weights, cache=cache)
+    exact = pipe.sampler(**kwargs | rows, precision="fp32", layers="whole", cache="whole")
+    other = pipe.sampler(**kwargs | rows, precision=precision, layers=layers, cache=cache)
     forced, free, levels = [], [], []
     for seed in seeds:
         asked = dict(cond=cond, ids=ids, draws=Keyed(seed), grid=pipe.grid)
@@ -60,4 +60,4 @@ def agreement(
         levels.append(np.abs(one - two).mean())
     forced, free = torch.cat(forced), torch.cat(free)
     shares = (float(t.float().mean()) for t in (forced, free))
-    return Agreement(precision, *shares, float(np.mean(levels)), len(free), weights, cache)
+    return Agreement(precision, *shares, float(np.mean(levels)), len(free), layers, cache)

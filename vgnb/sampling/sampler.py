@@ -114,7 +114,7 @@ class Sampler:
     precision: str|None = None             # of `PRECISIONS`; None = as whoever calls has it
     # backend of torch.compile for the generator's blocks; None = as they are
     compile: str|None = None
-    weights: str = "whole"                 # int8: what linear layers multiply by, see `eight_bits`
+    layers: str = "whole"                 # int8: what linear layers multiply by, see `eight_bits`
     cache: str = "whole"                   # fp8: what keys and values are kept in
 
     def __post_init__(self):
@@ -123,7 +123,7 @@ class Sampler:
         if self.min_rows is not None: check_int("min_rows", self.min_rows, 1)
         check_choice("compat", self.compat, (None, "upstream"))
         if self.precision is not None: check_precision(self.precision)
-        check_eight_bits(self.generator, self.weights, self.cache, self.compile)
+        check_eight_bits(self.generator, self.layers, self.cache, self.compile)
 
         g = self.generator = self.order.asks(self.generator)
         for name in ("order", "guidance"):
@@ -389,7 +389,7 @@ def _choose(self:Sampler, run:_Run, cells:Tensor, confidence:Tensor|None,
 def _passes(self:Sampler, device):
     "The generator's passes: in the sampler's precision, compiled if that is asked for."
     as_said = arithmetic(device, self.precision), compiled(self.generator, self.compile)
-    eight = int8_weights(self.generator, self.weights == "int8"), kept_in(cache_dtype(self.cache))
+    eight = int8_weights(self.generator, self.layers == "int8"), kept_in(cache_dtype(self.cache))
     with contextlib.ExitStack() as stack:
         for part in (*as_said, *eight): stack.enter_context(part)
         yield

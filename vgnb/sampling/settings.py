@@ -18,7 +18,7 @@ from ..generators.schedules import SCHEDULES
 from ..glance import glance, own_fields
 from ..kinds import shelf, shelf_of
 from ..precision import check_precision
-from .eight_bits import CACHES, WEIGHTS
+from .eight_bits import CACHES, LAYERS
 from .guidance import CFG
 from .pick import Pick
 from .sampler import Sampler
@@ -65,7 +65,7 @@ class Sampling:
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False               # the generator's blocks; compiled code gives other low bits
     # of the generator's linear layers, see `eight_bits`
-    weights: Literal["whole", "int8"] = "whole"
+    layers: Literal["whole", "int8"] = "whole"
     cache: Literal["whole", "fp8"] = "whole"      # what the generator's keys and values are kept in
 
     def __post_init__(self):
@@ -81,7 +81,7 @@ class Sampling:
         check_choice("compat", self.compat, (None, "upstream"))
         check_precision(self.precision)
         check(isinstance(self.compile, bool), "compile", self.compile, "must be True or False")
-        for name, words in (("weights", WEIGHTS), ("cache", CACHES)):
+        for name, words in (("layers", LAYERS), ("cache", CACHES)):
             check_choice(name, getattr(self, name), words)
 
     def _repr_html_(self): return glance("Sampling", own_fields(self))
@@ -94,7 +94,7 @@ class Sampling:
         parts = (order, SCHEDULES[self.schedule], self.guidance, picks)
         return Sampler(generator, *parts, self.steps, self.rows, self.compat,
                        self.min_rows, self.precision,
-                       "inductor" if self.compile else None, self.weights, self.cache)
+                       "inductor" if self.compile else None, self.layers, self.cache)
 
 # %% ../../nbs/sampling/430_settings.ipynb #9b88cf40
 _OF_PICKS = ("temperature", "top_k", "top_p")
@@ -113,7 +113,7 @@ def spelled(
     min_rows:int|None=None,       # of the smallest micro-batch
     precision:str|None=None,      # fp32, tf32, bf16 or fp16, see `vgnb.precision`
     compile:bool|None=None,       # the generator's blocks, by torch.compile
-    weights:str|None=None,       # whole or int8, of the generator's linear layers: see `eight_bits`
+    layers:str|None=None,       # whole or int8, of the generator's linear layers: see `eight_bits`
     cache:str|None=None,          # whole or fp8, of its keys and values
 ) -> dict:
     "What a call may change of the settings; what is left out stays as it is."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import check, check_float, check_ints
-from ..draws import At, Draws
+from ..draws import At
 from ..kinds import register_part
 from .nearest import exact, straight_through
 from .quantizers import Quantizer, UsageMeter, check_counted
@@ -31,8 +31,7 @@ class FSQConfig:
         object.__setattr__(self, "levels", check_ints("levels", self.levels, 3))
         check_counted("levels", self.levels, prod(self.levels), self.usage)
         most = 1 / (max(self.levels) - 1)
-        check(check_float("eps", self.eps, 0) < most, "eps", self.eps,
-              f"must be below {most:.4g}, 1 / (levels - 1)")
+        check(check_float("eps", self.eps, 0) < most, "eps", self.eps, f"must be below {most:.4g}")
 
     @property
     def vocab(self) -> tuple[int, ...]: return (prod(self.levels),)
@@ -41,8 +40,7 @@ class FSQConfig:
     def dim(self) -> int: return len(self.levels)
 
     @property
-    # no weight shows them: see `Tokenizer.coding`
-    def coding(self) -> tuple: return (self.levels, self.eps)
+    def coding(self) -> tuple: return (self.levels, self.eps)    # no weight shows them
 
 # %% ../../nbs/tokenizers/215_fsq.ipynb #038db8c0
 class FSQ(Quantizer):
@@ -51,13 +49,11 @@ class FSQ(Quantizer):
         c = self.config = config
         super().__init__(c.vocab, c.dim, UsageMeter(c.vocab[0], c.usage) if c.usage else None)
         self.register_buffer("levels", torch.tensor(c.levels), persistent=False)
-        self.register_buffer("place", torch.tensor([prod(c.levels[:i]) for i in range(c.dim)]),
-                             persistent=False)
+        self.register_buffer("place", self.levels.cumprod(0) // self.levels, persistent=False)
 
     def curve(self) -> tuple[Tensor, Tensor, Tensor]:
         "Reach to a side, half a step for even numbers (no middle), what sends 0 to 0: (d,) fp32."
-        reach = (self.levels - 1).float() * (1 - self.config.eps) / 2
-        half = (1 - self.levels % 2).float() / 2
+        reach, half = (self.levels - 1) * (1 - self.config.eps) / 2, (1 - self.levels % 2) / 2
         return reach, half, (half / reach).atanh()
 
     def bounded(self, z:Tensor) -> Tensor:
@@ -76,8 +72,7 @@ class FSQ(Quantizer):
 
     def unquantized(self, z:Tensor) -> Tensor: return self.scaled(self.bounded(z))
 
-    def forward(self, z:Tensor, draws:Draws|None=None, at:At|None=None,
-                learn:bool=True) -> Quantized:
+    def forward(self, z:Tensor, draws=None, at:At|None=None, learn:bool=True) -> Quantized:
         with exact(z):
             y = self.bounded(z)
             digits = y.detach().round()

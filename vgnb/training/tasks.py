@@ -184,11 +184,11 @@ class GeneratorTask(Task):
         loss_rows:int=0,    # samples whose logits its loss has at once, see `head_loss`; 0 = all
     ):
         self.modules = {"generator": generator}
-        who = type(generator).__name__
-        splits = generator.splits_loss or not check_int("loss_rows", loss_rows, 0)
-        check(splits, "loss_rows", loss_rows,
-              f"must be 0: the loss of {who} takes all logits at once")
-        generator.loss_rows = loss_rows
+        splits = getattr(generator, "splits_loss", False)
+        fits = splits or not check_int("loss_rows", loss_rows, 0)
+        check(fits, "loss_rows", loss_rows,
+              f"must be 0: the loss of {type(generator).__name__} takes all logits at once")
+        if loss_rows: generator.loss_rows = loss_rows
 
     def phases(self, step:int) -> tuple[Phase, ...]: return (Phase.of("train", "generator"),)
 
