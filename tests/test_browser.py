@@ -462,7 +462,7 @@ def test_compare(chromium, lab, tmp_path):
             "Wait until both sides say so, and their runs are over."
             for _ in range(200):
                 counts = [output.get_by_text(text).count() for text in ("step 6 of 6", *texts)]
-                if set(counts) == {2}: return
+                if min(counts) >= 2: return         # a pinned run is named in its list, too
                 page.wait_for_timeout(100)
             raise AssertionError(f"both sides must say {texts}")
         both("pipe.sample('heart', seed=1")
