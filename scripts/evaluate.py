@@ -179,8 +179,10 @@ def _open_coder(o: Options, eyes: Eyes, samples, reference, device):
     "The tokenizer among the eyes."
     from vgnb.core import check
     from vgnb.evaluation.code_distance import check_codes, coder_id
+    from vgnb.evaluation.features import check_device
     from vgnb.shipped import open_part
     check(o.tokenizer is not None, "tokenizer", None, "must name whose codes are counted: --tokenizer tiny-maskgit")
+    check_device(device)
     eyes.tokenizer = open_part(o.tokenizer, "tokenizer", device=device)
     check_codes(samples, reference, eyes.tokenizer)
     told = {"tokenizer": coder_id(eyes.tokenizer)} if eyes.extractor else {}

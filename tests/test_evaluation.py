@@ -258,9 +258,6 @@ def test_spatial_statistics_serve_sfid_as_pictures_do(tmp_path):
     assert stored.values == pytest.approx(whole.values, rel=1e-5) and whole.values["sfid"] != whole.values["fid"]
     theirs = np.load(tmp_path / "b.npz")
     assert theirs["mu_s"].shape == (448,) and theirs["sigma_s"].shape == (448, 448)
-    # the same picture turned upside down: features of places notice more than pooled ones
-    turned = measure.measure(b[:, ::-1].copy(), b, net, metrics=("fid", "sfid")).values
-    assert turned["sfid"] > 0
     reference.extract_reference(b, tmp_path / "plain.npz", net, progress=False)
     with pytest.raises(BadInput, match="mu_s and sigma_s"):
         measure.measure(a, tmp_path / "plain.npz", net, metrics=("sfid",))
@@ -271,6 +268,8 @@ def test_spatial_statistics_serve_sfid_as_pictures_do(tmp_path):
     # a file with fid's statistics and pictures, but none for sfid: those are looked at, and it says so
     np.savez(tmp_path / "both.npz", arr_0=b[:100], mu=theirs["mu"], sigma=theirs["sigma"])
     mixed = measure.measure(a, tmp_path / "both.npz", net, metrics=("fid", "sfid"))
+    alone = measure.measure(a, tmp_path / "both.npz", net, metrics=("sfid",)).protocol
+    assert (alone.reference_count, alone.reference_statistics) == (100, "computed")
     assert any("none for sFID: it rests on 100 pictures" in note for note in mixed.notes)
     once = measure.look_at(net, samples.open_samples(b))
     with pytest.raises(BadInput, match="spatial=True"): measure.measure(a, b, net, metrics=("sfid",), base=once)
@@ -302,6 +301,8 @@ def test_code_distance_counts_codes_on_any_number_of_processes():
     values = code_distance.measure_codes(a, b, layered).values
     mean = (values["code_distance_1"] + values["code_distance_2"]) / 2
     assert values["code_distance"] == pytest.approx(mean)
+    odd = np.zeros((3, 30, 31, 3), np.uint8)
+    with pytest.raises(BadInput, match="^reference=.*multiples of 4"): code_distance.measure_codes(a, odd, tokenizer)
     with pytest.raises(BadInput, match="must hold pictures"):
         code_distance.measure_codes(samples.Samples(None, statistics=samples.Statistics(4), id="s"), b, tokenizer)
 

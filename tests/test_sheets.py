@@ -117,6 +117,10 @@ def test_what_is_otherwise_is_said(pipe):
     (dict(forced=[[0, 1, 3, 2, .5]]), "^level=1"), (dict(forced=[[0, 0, 3]]), "^recipe.forced"),
     (dict(forced=[[0, .5, 3, 1, 0]]), "^recipe.forced"), (dict(work="race"), "^recipe.more"),
     (dict(work="race", more={"rows": [[{}]], "models": {}}), "^recipe.more"),
+    (dict(work="race", more={"rows": [["x"]], "models": {}}), "^recipe.more"),
+    (dict(work="race", more={"rows": [], "models": {}}), "^recipe.more"),
+    (dict(work="race", more={"rows": [[{}]], "models": {"a": 5}}), "^recipe.more"),
+    (dict(work="race", more={"rows": [[{}]], "models": {}, "seconds": 5}), "^recipe.more"),
     (dict(work="sweep"), "^scales"), (dict(work="sight"), "^recipe.more")])
 def test_entries_of_strangers_are_named(pipe, change, words):
     live = pipe.branch("heart", side=64, count=2, **SHORT)

@@ -149,3 +149,11 @@ def test_the_newest_wish_wins(pipe):
     (dict(seed=-1), "^seed="), (dict(side=3), "^side="), (dict(colour=1), "^setting='colour'")])
 def test_what_means_nothing_is_refused_by_name(pipe, how, words):
     with pytest.raises(BadInput, match=words): small(pipe, **how)
+
+
+@pytest.mark.parametrize("eight", [dict(layers="int8"), dict(cache="fp8")])
+def test_a_table_in_eight_bits_is_that_of_samples_in_eight_bits(pipe, eight):
+    table = last(sweep(pipe, "heart", (2.0,), (1.0,), seed=1, steps=4, **eight))
+    alone = pipe("heart", seed=1, guidance=2.0, steps=4, **eight)
+    assert (table.pictures[0, 0] == alone[0]).all()
+    assert not (alone == pipe("heart", seed=1, guidance=2.0, steps=4)).all()

@@ -124,8 +124,8 @@ class _Search:
 
     def __post_init__(self):
         self.out = check_place("out", self.out)
-        self.scales = tuple(float(s) for s in self.scales)
-        self.metrics = tuple(self.metrics)
+        self.scales, self.metrics = tuple(map(float, self.scales)), tuple(self.metrics)
+        check("sfid" not in self.metrics, "metrics", "sfid", "is not searched by; fid is")
         different = len(self.scales) and len(set(self.scales)) == len(self.scales)
         check(different, "scales", self.scales, "must be different numbers, at least one")
         check_choice("by", self.by, tuple(_BETTER))
@@ -220,7 +220,7 @@ class _SearchFolder(_Search):
         "The reference's features, if they are needed: looked at once, then read from the folder."
         stored = self.reference.statistics
         fits = stored and stored.dims == self.extractor.dims
-        of_points = {"kid", "pr", "dc"} & set(self.metrics)
+        of_points = {"kid", "mind", "pr", "dc"} & set(self.metrics)
         if not of_points and ("fid" not in self.metrics or fits): return None
         facts = self.reference.id, self.extractor.id, self.reference.times
         file, seal = self.out / "reference.looks", digest(*filter(None, facts))

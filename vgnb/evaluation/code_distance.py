@@ -9,7 +9,9 @@ __all__ = ['check_codes', 'code_counts', 'coder_id', 'measure_codes']
 from collections.abc import Callable
 from importlib import metadata
 
-from ..core import check, check_int
+import numpy as np
+
+from ..core import check, check_int, named_as
 from .measure import MetricProtocol, Report, size_note, size_of, spread
 from .reconstruction import CodebookMeter, codebook_distance
 from .samples import Samples, open_samples
@@ -26,6 +28,8 @@ def check_codes(samples:Samples, reference:Samples, tokenizer:Tokenizer):
     check(tokenizer.vocab, "tokenizer", name, "must have codes; it makes continuous rows")
     for side, s in (("samples", samples), ("reference", reference)):
         check(len(s), side, s.id, "must hold pictures: their codes are counted")
+        blank = np.zeros((1, *size_of(s), 3), np.uint8)     # a tokenizer may not take every side
+        with named_as(images=side): codes_of(tokenizer, blank, 1)
 
 def code_counts(
     pictures:Samples,
@@ -40,7 +44,7 @@ def code_counts(
     share = -(-n // world)
     start, done = min(rank * share, n), 0
     for images in pictures.batches(check_int("batch", batch, 1), start, min(start + share, n)):
-        codes = codes_of(tokenizer, images, batch).cpu()        # (b, n, L)
+        codes = codes_of(tokenizer, np.array(images), batch).cpu()      # (b, n, L)
         for meter, level in zip(meters, codes.unbind(-1)): meter.update(level)
         done += len(images)
         if progress: progress(done)
@@ -75,9 +79,17 @@ def measure_codes(
     levels = [codebook_distance(ours, theirs) for ours, theirs in zip(*counted)]
     values = {"code_distance": sum(levels) / len(levels)}
     if len(levels) > 1: values |= {f"code_distance_{i}": d for i, d in enumerate(levels, 1)}
-    unlike = size_note(samples, reference)
-    return Report(values, _protocol(samples, reference, tokenizer, **recorded),
-                  [unlike] if unlike else [])
+    notes = [*filter(None, (size_note(samples, reference), _count_note(*counted)))]
+    return Report(values, _protocol(samples, reference, tokenizer, **recorded), notes)
+
+_ENOUGH = 100    # codes counted for each entry of the codebook
+
+def _count_note(ours:list[CodebookMeter], theirs:list[CodebookMeter]) -> str|None:
+    "What to say of histograms of few codes."
+    fewest, size = min((int(m.counts.sum()), m.vocab) for m in (*ours, *theirs))
+    if fewest >= _ENOUGH * size: return None
+    return (f"{fewest:,} codes of a codebook of {size:,}: sets of the same kind are apart, too, "
+            "at so few; compare at equal counts only")
 
 def _protocol(samples:Samples, reference:Samples, tokenizer:Tokenizer,
               **recorded) -> MetricProtocol:

@@ -168,6 +168,7 @@ def check_request(
     if mind_size is None: mind_size = max(2, min(5000, few))
     settings = dict(metrics=list(metrics), kid_size=kid_size, mind_size=mind_size, **settings)
     _check_settings(settings)
+    if "mind" not in metrics: del settings["mind_size"]
 
     check(len(samples), "samples", samples.id, "must hold pictures, not only statistics")
     check_int("number of samples", len(samples), 2)
@@ -276,9 +277,8 @@ def _notes(settings:dict, gaussians:dict, stored:Statistics|None, extractor:Extr
         if metric not in metrics: continue
         ours, theirs = gaussians[metric]
         out += _few(distance, ours, theirs)
-    size = settings["mind_size"]
-    if "mind" in metrics and size != 5000:
-        out.append(f"MIND of {size} pictures a side; published ones rest on 5,000")
+    size = settings.get("mind_size", 5000)
+    if size != 5000: out.append(f"MIND of {size} pictures a side; published ones rest on 5,000")
     if "sfid" in metrics and stored and gaussians["sfid"][1].count != stored.count:
         out.append("the stored statistics hold none for sFID: "
                    f"it rests on {gaussians['sfid'][1].count} pictures")
@@ -325,13 +325,15 @@ def _judge(
     "The report on what was seen."
     ours, theirs = _gaussian(seen.pool, extractor, samples), stored
     if theirs is None and base: theirs = _gaussian(base.pool, extractor, reference)
-    count = theirs.count if theirs else len(reference)
     gaussians, spatial = {"fid": (ours, theirs)}, _fitting_spatial(reference, extractor)
     if "sfid" in settings["metrics"]:
         known = spatial or _gaussian(base.spatial, extractor, reference)
         gaussians["sfid"] = _gaussian(seen.spatial, extractor, samples), known
+    of_places = "sfid" in settings["metrics"] and "fid" not in settings["metrics"]
+    first, held = (gaussians["sfid"][1], spatial) if of_places else (theirs, stored)
+    count = first.count if first else len(reference)
 
-    protocol = _protocol(samples, reference, extractor, count, bool(stored),
+    protocol = _protocol(samples, reference, extractor, count, bool(held),
                          settings=settings, **recorded)
     notes = _notes(settings, gaussians, stored, extractor)
     notes += _reference_notes(_needs_base(settings, stored, spatial), samples, reference, count)

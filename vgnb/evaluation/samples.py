@@ -257,8 +257,8 @@ def load_statistics(
     mu, cov = (_as_double(arrays[k], path) for k in ("mu", "sigma" if "sigma" in arrays else "cov"))
     square = mu.dim() == 1 and cov.shape == (len(mu), len(mu))
     check(square and bool(mu.isfinite().all() and cov.isfinite().all()), "statistics", path,
-          f"must be finite, mu (d,) and sigma (d, d); got {tuple(mu.shape)} and {tuple(cov.shape)}",
-          Mismatch)
+          f"must be finite, {'mu_s' if spatial else 'mu'} (d,) and its sigma (d, d); "
+          f"got {tuple(mu.shape)} and {tuple(cov.shape)}", Mismatch)
     count = int(facts["count"]) if str(facts.get("count", "")).isdigit() else None
     scatter = cov if count is None else cov * (count - 1)
     return Statistics(len(mu), facts.get("extractor", ""), facts.get("source", path.name),

@@ -19,8 +19,8 @@ from ..layers import linear_map
 class _Pieces(torch.autograd.Function):
     "The loss, some samples at a time; forward already knows what it does to its inputs."
     @staticmethod
-    def forward(ctx, x, weight, bias, codes, weights, total, rows, dtype):
-        learns = ctx.needs_input_grad[:3]
+    def forward(ctx, x, weight, bias, codes, weights, total, rows, dtype, learning):
+        learns = [learning and needed for needed in ctx.needs_input_grad[:3]]
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
         ce = torch.empty(codes.shape, dtype=torch.float32, device=x.device)
         right = torch.empty_like(codes, dtype=torch.bool)
@@ -51,7 +51,7 @@ class _Pieces(torch.autograd.Function):
         scale = grad * ctx.share
         found = [g if g is None else g.mul_(scale) for g in (x, weight, bias)]
         if x is not None: found[0] = found[0].to(ctx.dtype)
-        return *found, None, None, None, None, None
+        return *found, *[None] * 6
 
 def _log_softmax(states:Tensor, weight:Tensor, bias:Tensor|None) -> tuple[Tensor, Tensor]:
     "Of logits (m, V) in fp32, and the likeliest codes (m, 1)."
@@ -83,7 +83,9 @@ def head_loss(
     weights = torch.ones(codes.shape, device=x.device) if weights is None else weights.float()
     kind, total = x.device.type, weights.sum().clamp(min=1)
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return HeadLoss(*_Pieces.apply(x, weight, bias, codes, weights, total, rows, dtype))
+    learning = torch.is_grad_enabled()                # inside `forward` it never is
+    found = _Pieces.apply(x, weight, bias, codes, weights, total, rows, dtype, learning)
+    return HeadLoss(*found)
 
 head_loss._torchdynamo_disable = True     # as torch.compiler.disable, which imports the compiler
 

@@ -47,7 +47,9 @@ _MADE = weakref.WeakKeyDictionary()    # layer -> (which weight, its Int8)
 
 def _int8_of(layer:nn.Linear) -> Int8:
     "Made once for the weight as it is now."
-    now = layer.weight.data_ptr(), layer.weight._version, str(layer.weight.device)
+    weight = layer.weight
+    version = 0 if weight.is_inference() else weight._version
+    now = weight.data_ptr(), version, str(weight.device)
     known = _MADE.get(layer)
     if known is None or known[0] != now: _MADE[layer] = known = now, Int8.of(layer.weight.detach())
     return known[1]

@@ -647,5 +647,6 @@ def work_of(
     peak = peak_flops(run.peak, recipe.precision, processes.device)
     share = Share(0, processes.world, run.accumulate, recipe.exact)
     share.check(recipe.batch)
-    flops = trace(recipe, share.size(recipe.batch)).flops * share.chunks
+    once = recomputing(recipe.model, False) or recipe.model     # what is done twice counts once
+    flops = trace(replace(recipe, model=once), share.size(recipe.batch)).flops * share.chunks
     return Work(flops, peak * processes.world, run.peak)

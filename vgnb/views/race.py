@@ -648,8 +648,8 @@ def composed(
 ) -> np.ndarray:                               # (1, h, w, 3) uint8
     "The sheet of a recipe: every lane runs again. Errors: `BadInput` names the wrong entry."
     more = origin.more or {}
-    said = isinstance(more.get("rows"), list) and isinstance(more.get("models"), dict)
-    check(said, "recipe.more", sorted(more), "must name a race's models and rows", Mismatch)
+    check(_names_a_race(more), "recipe.more", sorted(more), "must name a race's models and rows",
+          Mismatch)
     pipes, took = _pipes_of(pipe, origin, more["models"]), iter(more.get("seconds", ()))
     rows = tuple(tuple(_run_again(lane, pipes, pipe, origin) for lane in row)
                  for row in more["rows"])
@@ -657,6 +657,16 @@ def composed(
     for track, seconds in zip(race.tracks, took): track.seconds = [float(seconds)] * len(track.seen)
     tiles = Tiles(check_int("recipe.more.side", more.get("side"), 32, 512))
     return np.asarray(race_picture(race, tiles, times=bool(more.get("seconds"))))[None]
+
+def _names_a_race(more:dict) -> bool:
+    "Whether a stranger's entries are of the kinds that a race writes."
+    rows, models, seconds = (more.get(name) for name in ("rows", "models", "seconds"))
+    lanes = isinstance(rows, list) and rows and all(isinstance(row, list) and row for row in rows)
+    timed = seconds is None or (isinstance(seconds, list)
+                                and all(isinstance(s, int | float) for s in seconds))
+    return bool(lanes and all(isinstance(lane, dict) for row in rows for lane in row)
+                and isinstance(models, dict) and timed
+                and all(isinstance(note, dict) for note in models.values()))
 
 def _run_again(entry:dict, pipes:dict, pipe:Pipeline, origin:Origin) -> Track|Lane:
     "A lane of a recipe, run, or refused as it was."

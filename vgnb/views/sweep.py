@@ -129,7 +129,8 @@ def batch_sampler(
     order = first.order if first.compat is None else first.order.published(generator)
     return Sampler(generator, order, SCHEDULES[first.schedule],
                    GuidanceByRow([way.guidance for way in ways]), by_level, first.steps, len(ways),
-                   first.compat, 1, first.precision, "inductor" if first.compile else None)
+                   first.compat, 1, first.precision, "inductor" if first.compile else None,
+                   first.layers, first.cache)
 
 # %% ../../nbs/views/846_sweep.ipynb #4f621816
 @dataclass(frozen=True, eq=False)
