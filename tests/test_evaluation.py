@@ -298,7 +298,9 @@ def test_code_distance_counts_codes_on_any_number_of_processes():
         shares = [code_distance.code_counts(a, tokenizer, processes=Rank(r, world))[0].counts for r in range(world)]
         assert torch.equal(sum(shares), both[0].counts), world
     layered = open_part("tiny-iar2", "tokenizer")
-    values = code_distance.measure_codes(a, b, layered).values
+    found = code_distance.measure_codes(a, b, layered)
+    assert any("3,200 codes of a codebook of 64:" in note for note in found.notes), "the level with too few is named"
+    values = found.values
     mean = (values["code_distance_1"] + values["code_distance_2"]) / 2
     assert values["code_distance"] == pytest.approx(mean)
     odd = np.zeros((3, 30, 31, 3), np.uint8)

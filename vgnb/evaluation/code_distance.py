@@ -86,7 +86,8 @@ _ENOUGH = 100    # codes counted for each entry of the codebook
 
 def _count_note(ours:list[CodebookMeter], theirs:list[CodebookMeter]) -> str|None:
     "What to say of histograms of few codes."
-    fewest, size = min((int(m.counts.sum()), m.vocab) for m in (*ours, *theirs))
+    scarcest = min((*ours, *theirs), key=lambda m: int(m.counts.sum()) / m.vocab)
+    fewest, size = int(scarcest.counts.sum()), scarcest.vocab
     if fewest >= _ENOUGH * size: return None
     return (f"{fewest:,} codes of a codebook of {size:,}: sets of the same kind are apart, too, "
             "at so few; compare at equal counts only")

@@ -22,7 +22,6 @@ from ..core import BadInput, check, check_float, check_int
 from ..draws import At, Keyed
 from ..figures import PALETTE, TONES, hatch, house_font, image_grid, plain_text, tile
 from ..generators.generator import Clock, Cond, Prediction
-from ..generators.schedules import SCHEDULES
 from ..moments import moments, preview
 from ..pipeline import Pipeline, class_ids
 from ..pngs import pixel_hash
@@ -126,11 +125,9 @@ def batch_sampler(
     check(alike, "ways", len(ways), "must differ in guidance and picks alone")
     picks = [way.picks * levels if len(way.picks) == 1 else way.picks for way in ways]
     by_level = tuple(PickByRow(level) for level in zip(*picks, strict=True))
-    order = first.order if first.compat is None else first.order.published(generator)
-    return Sampler(generator, order, SCHEDULES[first.schedule],
-                   GuidanceByRow([way.guidance for way in ways]), by_level, first.steps, len(ways),
-                   first.compat, 1, first.precision, "inductor" if first.compile else None,
-                   first.layers, first.cache)
+    guidance = GuidanceByRow([way.guidance for way in ways])
+    return replace(first.sampler(generator), generator=generator, guidance=guidance, picks=by_level,
+                   rows=len(ways), min_rows=1)
 
 # %% ../../nbs/views/846_sweep.ipynb #4f621816
 @dataclass(frozen=True, eq=False)
