@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['RMSNorm', 'linear_map', 'Linear', 'ffn_width', 'SwiGLU', 'Noise', 'Dropout', 'drop_path', 'drop_path_rates',
            'DropPath', 'rotary_angles', 'rotary_table', 'rotary_1d', 'grid_angles', 'rotary_2d', 'zero_prefix',
-           'HalfTurns', 'half_turns', 'rotate', 'causal_mask', 'additive', 'kept_in', 'Past', 'Cache', 'attend',
-           'check_kv_heads', 'Attention', 'Portions', 'compiled', 'TransformerBlock', 'Blocks', 'dropped',
-           'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock', 'init_normal']
+           'HalfTurns', 'half_turns', 'rotate', 'causal_mask', 'additive', 'kept_in', 'first_weight', 'Past', 'Cache',
+           'attend', 'check_kv_heads', 'Attention', 'Portions', 'compiled', 'TransformerBlock', 'in_one_call', 'Blocks',
+           'dropped', 'LabelEmbedder', 'null_class', 'CaptionEmbedder', 'modulate', 'Modulation', 'AdaBlock',
+           'init_normal']
 
 # %% ../nbs/200_layers.ipynb #021959bf
 import contextlib
@@ -28,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from .core import check, check_float, check_int
 from .draws import At, Draws, keyed_generator
 from .native import native
+from .small_blocks import BlockWeights, are_small, only_numbers, small_block
 
 # %% ../nbs/200_layers.ipynb #7a82606c
 class RMSNorm(nn.Module):
@@ -40,10 +42,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x:Tensor) -> Tensor:
-        y = x.float()                                                   # (b, n, d)
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return y.type_as(x) * self.weight
+    def forward(self, x:Tensor) -> Tensor:                              # (b, n, d)
+        shape = self.weight.shape
+        if x.dtype == self.weight.dtype == torch.float32:
+            return F.rms_norm(x, shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), shape, None, self.eps).type_as(x) * self.weight
 
 # %% ../nbs/200_layers.ipynb #16725705
 _LARGE = 2 ** 20    # entries of a matrix that is read from memory, not from a cache
@@ -296,11 +299,21 @@ def kept_in(dtype:torch.dtype|None):
     try: yield
     finally: _KEPT_IN.reset(before)
 
+def first_weight(
+    q:Tensor,     # (b, h, n, c)
+    k:Tensor,     # (b, kv, m, c); kv divides h
+) -> Tensor:      # (b,)
+    "Attention of the last query to the first key, the mean over heads."
+    q = q[:, :, -1].unflatten(1, (k.shape[1], -1)).float()                       # (b, kv, h/kv, c)
+    scores = q @ k.float().mT / q.shape[-1] ** 0.5                               # (b, kv, h/kv, m)
+    return (scores[..., 0] - scores.logsumexp(-1)).exp().mean((1, 2))
+
 class Past(NamedTuple):
     "One layer's keys and values for some rows of a batch, and how many places are filled."
     keys: Tensor     # (b, kv, length, c), a view
     values: Tensor
     start: int
+    first: Tensor|None = None    # (b,): gets how much the last query looks at the first place
 
     def extend(self, k:Tensor, v:Tensor) -> tuple[Tensor, Tensor]:
         "Write n new places (b, kv, n, c); returns all start + n."
@@ -315,7 +328,8 @@ class Past(NamedTuple):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def asked(self, q:Tensor, k:Tensor):
-        "Queries (b, h, n, c) and the keys they meet: nothing to do here, but a past may watch."
+        "Queries (b, h, n, c) and the keys they meet."
+        if self.first is not None: self.first.copy_(first_weight(q, k))
 
 class Cache:
     """Keys and values, allocated once; addresses never move.
@@ -483,6 +497,38 @@ class TransformerBlock(nn.Module):
         y = self.ffn(self.norm2(x))
         return x + self.path2(self.drop2(y, noise), noise)
 
+# %% ../nbs/200_layers.ipynb #5ba11b11
+def _is_heard(module:nn.Module) -> bool:
+    "Whether a call of a module does more than its forward pass."
+    return bool(module._forward_hooks or module._forward_pre_hooks
+                or module._compiled_call_impl is not None or "forward" in module.__dict__)
+
+def _weights_of(block:nn.Module) -> BlockWeights|None:
+    "What a plain block consists of; None for any other one."
+    if type(block) is not TransformerBlock: return None
+    attention, ffn, norms = block.attention, block.ffn, (block.norm1, block.norm2)
+    if type(attention) is not Attention or type(ffn) is not SwiGLU or attention.halves: return None
+    layers = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.down)
+    plain = (all(type(norm) is RMSNorm for norm in norms)
+             and all(type(layer) is Linear and layer.bias is None for layer in layers))
+    if not plain or any(map(_is_heard, (block, attention, ffn, *norms, *layers))): return None
+    qkv, out, *wide = (layer.weight for layer in layers)
+    return BlockWeights(norms[0].weight, qkv, out, norms[1].weight, *wide, attention.heads,
+                        attention.kv_heads, (norms[0].eps, norms[1].eps))
+
+def in_one_call(
+    block:nn.Module,
+    x:Tensor,                    # (b, n, d)
+    rotary:Tensor|None, mask:Tensor|str|None,
+    past:Past,                   # extended, if so
+) -> Tensor|None:                # None: the block has to be called
+    "What a small plain block makes of `x`, computed in one call."
+    if type(past) is not Past or nn.modules.module._has_any_global_hook(): return None
+    weights = _weights_of(block)
+    if weights is None or not are_small(weights.tensors): return None
+    return small_block(x, weights, rotary, mask, past.keys, past.values, past.start, past.first)
+
+# %% ../nbs/200_layers.ipynb #5ba11b12
 class Blocks(Portions):
     "Blocks one after the other."
     # True: training keeps only what stands between blocks and runs each again in the backward pass
@@ -498,10 +544,13 @@ class Blocks(Portions):
         recompute = self.recompute and past is None and torch.is_grad_enabled()
         shared = past is not None and torch.is_tensor(mask) and mask.dtype == torch.bool
         if shared: mask = additive(mask)             # once, where each layer would do it for itself
+        by_loop = past is not None and noise is None and only_numbers(x)
         for i, block in enumerate(self):
             args = (x, rotary, mask, None if past is None else past[i], noise)
-            x = (checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-                 if recompute else block(*args))
+            y = in_one_call(block, *args[:-1]) if by_loop else None
+            if y is not None: x = y
+            elif not recompute: x = block(*args)
+            else: x = checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
             if taps is not None and i in taps: taps[i] = x
         return x
 

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['semantic_detail_presets', 'iar2_names', 'IAR2', 'SemanticDetailConfig', 'FusedCodes', 'window_cells', 'windows',
-           'TwoLevelHead', 'PerCell', 'half_rate', 'SemanticDetailTransformer', 'first_weight', 'WatchedCache',
-           'SemanticDetailState', 'iar2_config', 'iar2_spec', 'recognise_iar2']
+           'TwoLevelHead', 'PerCell', 'half_rate', 'SemanticDetailTransformer', 'WatchedCache', 'SemanticDetailState',
+           'iar2_config', 'iar2_spec', 'recognise_iar2']
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #abe84ae4
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from fastcore.basics import patch
@@ -245,23 +245,6 @@ def loss(self:SemanticDetailTransformer, logits:tuple[Tensor, ...], codes:Tensor
     return Loss(total, {"semantic": semantic.detach(), "detail": detail.detach()})
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #27f283e8
-def first_weight(
-    q:Tensor,     # (b, h, n, c)
-    k:Tensor,     # (b, kv, m, c); kv divides h
-) -> Tensor:      # (b,)
-    "Attention of the last query to the first key, the mean over heads."
-    q = q[:, :, -1].unflatten(1, (k.shape[1], -1)).float()                       # (b, kv, h/kv, c)
-    scores = q @ k.float().mT / q.shape[-1] ** 0.5                               # (b, kv, h/kv, m)
-    return (scores[..., 0] - scores.logsumexp(-1)).exp().mean((1, 2))
-
-class _WatchedPast(NamedTuple):
-    "A layer's past that writes down how much its first place is looked at."
-    past: Past
-    weight: Tensor     # (b,), a view
-
-    def extend(self, k:Tensor, v:Tensor) -> tuple[Tensor, Tensor]: return self.past.extend(k, v)
-    def asked(self, q:Tensor, k:Tensor): self.weight.copy_(first_weight(q, k))
-
 class WatchedCache(Cache):
     "A cache that knows how much the last layer's newest query looks at the first place."
     def __init__(self, layers:int, rows:int, kv_heads:int, length:int, channels:int,
@@ -269,9 +252,9 @@ class WatchedCache(Cache):
         super().__init__(layers, rows, kv_heads, length, channels, dtype, device)
         self.weight = torch.zeros(rows, device=device)
 
-    def past(self, start:int, n:int, rows:slice=slice(None)) -> list:
+    def past(self, start:int, n:int, rows:slice=slice(None)) -> list[Past]:
         *others, last = super().past(start, n, rows)
-        return [*others, _WatchedPast(last, self.weight[rows])]
+        return [*others, last._replace(first=self.weight[rows])]
 
 # %% ../../nbs/generators/345_semantic_detail.ipynb #2d352078
 class SemanticDetailState(DecoderState):
