@@ -16,7 +16,6 @@ from vgnb.generators.semantic_detail import (
     IAR2,
     SemanticDetailConfig,
     SemanticDetailTransformer,
-    first_weight,
     half_rate,
     iar2_config,
     iar2_names,
@@ -24,7 +23,7 @@ from vgnb.generators.semantic_detail import (
     windows,
 )
 from vgnb.kinds import from_json, to_json
-from vgnb.layers import rotate
+from vgnb.layers import first_weight, rotate
 from vgnb.sampling.applications import Inpaint
 from vgnb.sampling.attended_guidance import AttendedGuidance, iar2_guidance
 from vgnb.sampling.guidance import CFG, GUIDANCES, Unguided

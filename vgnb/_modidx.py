@@ -4191,7 +4191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vgnb.small_blocks._fits': ('small_blocks.html#_fits', 'vgnb/small_blocks.py'),
                                    'vgnb.small_blocks._fits_cache': ('small_blocks.html#_fits_cache', 'vgnb/small_blocks.py'),
                                    'vgnb.small_blocks._fits_rows': ('small_blocks.html#_fits_rows', 'vgnb/small_blocks.py'),
-                                   'vgnb.small_blocks._row': ('small_blocks.html#_row', 'vgnb/small_blocks.py'),
+                                   'vgnb.small_blocks._stride': ('small_blocks.html#_stride', 'vgnb/small_blocks.py'),
                                    'vgnb.small_blocks.are_small': ('small_blocks.html#are_small', 'vgnb/small_blocks.py'),
                                    'vgnb.small_blocks.only_numbers': ('small_blocks.html#only_numbers', 'vgnb/small_blocks.py'),
                                    'vgnb.small_blocks.small_block': ('small_blocks.html#small_block', 'vgnb/small_blocks.py')},

@@ -299,6 +299,7 @@ def kept_in(dtype:torch.dtype|None):
     try: yield
     finally: _KEPT_IN.reset(before)
 
+# %% ../nbs/200_layers.ipynb #5ba11b13
 def first_weight(
     q:Tensor,     # (b, h, n, c)
     k:Tensor,     # (b, kv, m, c); kv divides h

@@ -267,7 +267,7 @@ def _fits(x:Tensor, weights:BlockWeights, rotary, mask, keys:Tensor, values:Tens
             and _fits_rows(rotary, b, (n, c // 2, 2)) and not (rotary is not None and c % 2)
             and _fits_rows(mask, b, (1, n, start + n)))
 
-def _row(t:Tensor|None, b:int) -> int:
+def _stride(t:Tensor|None, b:int) -> int:
     "Numbers from one row's entries of a contiguous tensor to the next one's."
     return t[0].numel() if t is not None and t.dim() == 4 and len(t) == b else 0
 
@@ -289,7 +289,7 @@ def small_block(
     if rotary is not None: rotary = rotary.contiguous()
     mask = None if causal or mask is None else mask.contiguous()
     sizes = _Sizes(b, n, d, weights.heads, weights.kv_heads, c, hidden, start, *keys.stride()[:2],
-                   _row(rotary, b), _row(mask, b), causal, *weights.eps)
+                   _stride(rotary, b), _stride(mask, b), causal, *weights.eps)
 
     y, filled = torch.empty_like(x), -(-b * n // 4) * 4
     columns = d + (2 * weights.heads + 2 * weights.kv_heads) * c + 2 * hidden
