@@ -155,7 +155,8 @@ def nbs(tmp_path) -> Path:
     for name in (place / "lamp.png", tmp_path / "out.png"): name.write_bytes(png_bytes(lamp().picture()))
     save(place, "000_first.ipynb", "first", cell("#| default_exp first"), cell("#| export\n" + CELL),
          text("## Anger & <b>bold</b>\n\nSee `Plan` and [second](more/010_second.ipynb), [gone](gone.ipynb), "
-              "[web](https://example.org) and $x_0$."))
+              "[web](https://example.org) and $x_0$. Headings: [here](#Anger-&-%3Cb%3Ebold%3C/b%3E), "
+              "[there](more/010_second.ipynb#A-part)."))
     save(place, "more/010_second.ipynb", "second", text(f"# A part\n\n{HOSTILE}\n\n[x](javascript:alert(1)) `<i>`"),
          cell("#| hide\nsecret = 1"),
          cell(f"print({HOSTILE!r})", {"output_type": "stream", "name": "stdout", "text": HOSTILE},
@@ -215,6 +216,7 @@ def test_a_small_site_links_searches_and_escapes(nbs, tmp_path):
     assert tour.count("<img") == 1 and re.search(r'<img src="figures/\w+.png" loading="lazy" alt="a lamp">', tour)
     first, second = ((out / f).read_text() for f in ("000_first.html", "more/010_second.html"))
     assert '<a href="more/010_second.html">second</a>' in first
+    assert '<a href="#anger-b-bold-b">here' in first and '<a href="more/010_second.html#a-part">there' in first
     assert '<a class="name" href="000_first.html#Plan">' in first
     assert "gone.html" not in first and '<a href="https://example.org">web</a>' in first
     assert 'id="Plan.draw"' in first and "&lt;b&gt;bold&lt;/b&gt;" in first and "<msub><mi>x</mi>" in first

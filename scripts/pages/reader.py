@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from html import escape, unescape
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
+from urllib.parse import unquote
 
 import bleach
 from bleach.css_sanitizer import CSSSanitizer
@@ -207,10 +208,12 @@ class Writer:
 
     def resolve(self, url: str) -> str | None:
         "Where a link of the prose leads; None: nowhere in this site."
-        if EXTERNAL.match(url) or url.startswith("#"): return url
-        path, hash, anchor = url.partition("#")
+        if EXTERNAL.match(url): return url
+        path, hash, heading = url.partition("#")
+        anchor = hash and hash + slug(escape(unquote(heading)), set())      # a notebook's has the heading's capitals
+        if not path: return anchor
         target = normpath(join(dirname(self.source.path), path))
-        return self.to(self.pages[target] + hash + anchor) if target in self.pages else None
+        return self.to(self.pages[target] + anchor) if target in self.pages else None
 
     def beside(self, url: str) -> Path | None:
         "A picture that lies among the notebooks; None for anything else."
