@@ -28,6 +28,7 @@ from vgnb.core import (
     check_bool,
     check_choice,
     get_settings,
+    names_of,
 )
 from .downloads import by_hand, differs, fetch, hub_file
 from vgnb.families import (
@@ -199,6 +200,7 @@ def unwrap(
     "The state dict inside: unwrapped, `module.` and `_orig_mod.` stripped."
     check(isinstance(content, dict), "checkpoint", type(content).__name__,
           "must hold a dictionary of tensors")
+    prefer = names_of("prefer", prefer)
     inner = next((content[k] for k in prefer if isinstance(content.get(k), dict)), content)
     tensors = {k: v for k, v in inner.items() if torch.is_tensor(v) and isinstance(k, str)}
     found = sorted(map(str, content))[:5]
@@ -296,6 +298,8 @@ def load_published(
     check_bool("strict", strict)
     known = checkpoint(path)
     if known:
+        check(system in (None, known.system, *known.family.systems), "system", system,
+              f"must be left out: {path} is a file of {known.system}")
         path, system = checkpoint_file(str(path)), known.family.system
         spec = known.spec if spec is None else spec
     content = read_published(path)
