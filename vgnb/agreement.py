@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from fastcore.meta import delegates
 
-from .core import check_ints
+from .core import check_class, check_ints
 from .draws import Keyed
 from .pipeline import Pipeline
 from .precision import check_precision
@@ -41,6 +41,7 @@ def agreement(
     **kwargs,                 # other settings of both runs
 ) -> Agreement:
     "Sample in fp32 and beside it otherwise, for each seed. Errors: as `Pipeline.codes`."
+    check_class("pipe", pipe, Pipeline)
     check_precision(precision, pipe.device)
     check_ints("seeds", seeds, 0)
     cond = pipe.condition(labels)

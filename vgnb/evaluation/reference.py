@@ -22,6 +22,7 @@ from vgnb.core import (
     BadItem,
     as_json,
     check,
+    check_class,
     check_int,
     digest,
     load_card,
@@ -161,6 +162,7 @@ def reference_plan(
     """What the reference will rest on.
 
     Errors: a name that is taken or of another kind, too few pictures."""
+    check_class("extractor", extractor, Extractor)
     out = Path(out)
     check(out.suffix in (".npz", ".safetensors", ".pt"), "out", out,
           "must end in .npz, .safetensors or .pt")
