@@ -47,7 +47,7 @@ class Options:
     orientation: Literal["upright", "stored"] = "upright"
     "pictures turned as their EXIF says, or as published code reads them"
     features: int = 0
-    "pictures, evenly spread, whose features are kept for precision, recall and KID"
+    "pictures, drawn with a fixed seed, whose features are kept for precision, recall and KID"
     spatial: bool = False
     "also the statistics for sFID (mu_s and sigma_s, as in ADM's files)"
     batch: int = 64

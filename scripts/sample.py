@@ -366,7 +366,24 @@ def in_words(job, processes) -> str:
     what = f"on grid {job.pipe.grid.shape}" if job.what is None else job.what.words()
     where = f"on {processes.world} process(es), {processes.device}"
     chosen = "" if job.reject is None else f", each the one of {job.reject.words(job.classifier)}"
-    return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling}{chosen} {where}"
+    how = f"{steps_of(job)}with {drawn_by(job.pipe.sampling)}"
+    return f"{job.count * job.each} images {start}{what} {how}{chosen} {where}"
+
+
+def steps_of(job) -> str:
+    "How many steps each sample takes, where it is drawn from nothing to its end: what the order and the schedule make."
+    import torch
+    if job.what is not None or job.preview is not None: return ""
+    first = job.cond(slice(0, 1))
+    ids = torch.zeros(1, dtype=torch.long, device=job.pipe.device)
+    counts, = job.pipe.sampler().check_request(first, ids, job.pipe.grid)
+    return f"in {len(counts)} step{'s' * (len(counts) > 1)} "
+
+
+def drawn_by(sampling: Sampling) -> str:
+    "The settings that differ from the plain ones; steps only where the schedule is asked for some."
+    from vgnb.sampling.settings import short_form
+    return short_form(replace(sampling, steps=1) if sampling.schedule == "one-by-one" else sampling)
 
 
 def write_picture(job, path: Path, sheet, origin):

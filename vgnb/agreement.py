@@ -6,6 +6,8 @@
 __all__ = ['Agreement', 'agreement']
 
 # %% ../nbs/714_agreement.ipynb #44f74566
+import sys
+import types
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,3 +64,12 @@ def agreement(
     forced, free = torch.cat(forced), torch.cat(free)
     shares = (float(t.float().mean()) for t in (forced, free))
     return Agreement(precision, *shares, float(np.mean(levels)), len(free), layers, cache)
+
+# %% ../nbs/714_agreement.ipynb #3a48ef34
+class _Room(types.ModuleType):
+    "A module that can be called."
+    def __call__(self, pipe:Pipeline, labels, precision:str, **kwargs) -> Agreement:
+        "See `agreement`."
+        return agreement(pipe, labels, precision, **kwargs)
+
+sys.modules[__name__].__class__ = _Room
