@@ -54,6 +54,7 @@ def subject(o: Options):
     "The tokenizer whose table the centres become."
     from dataclasses import replace
 
+    from vgnb.cli import check_read
     from vgnb.core import check, check_int, get_settings
     from vgnb.shipped import open_part
     from vgnb.tokenizers.feature_objective import find_teacher
@@ -61,6 +62,8 @@ def subject(o: Options):
     from vgnb.tokenizers.quantizers import TableQuantizer
     one = bool(o.teacher) != bool(o.tokenizer)
     check(one, "teacher", o.teacher, "must be given, or else --tokenizer: whose features are to be clustered")
+    of_tokenizers = dict.fromkeys(("ema", "tokenizer_system", "tokenizer_prefix"), (not o.teacher, "--tokenizer"))
+    check_read(o, {"weights": (bool(o.teacher), "--teacher")} | of_tokenizers)
     codes = check_int("codes", 8192 if o.codes is None else o.codes, 1)
     for name, least in (("iterations", 0), ("every", 0), ("seed", 0)): check_int(name, getattr(o, name), least)
     if o.teacher:

@@ -36,9 +36,9 @@ class Options:
     "npz, statistics, folder or address"
     samples: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SAMPLES")]
     "npz, folder or address"
-    extractor: str = "inception"
-    """the network that looks: inception, inception-clean, inception-halton, inception-pytorch, dinov2, shapes-judge,
-    or one of your own; numbers of different extractors have nothing to do with each other"""
+    extractor: str | None = None
+    """the network that looks: inception (None), inception-clean, inception-halton, inception-pytorch, dinov2,
+    shapes-judge, or one of your own; numbers of different extractors have nothing to do with each other"""
     weights: Path | None = None
     "its weights (Inception: a local copy of torch-fidelity's file)"
     metrics: tuple[Literal["fid", "sfid", "is", "kid", "mind", "pr", "dc", "accuracy", "codes"], ...] = (
@@ -78,6 +78,23 @@ class Options:
     "numbers of other samples or settings that lie there may go"
     dry_run: bool = False
     "open everything, say what would be compared, stop"
+
+
+READ_BY = {"is_split": ("is",), "is_shuffle": ("is",), "kid_subsets": ("kid",), "kid_size": ("kid",),
+           "mind_size": ("mind",), "k": ("pr", "dc"), "tokenizer": ("codes",)}      # option -> metrics
+
+
+def check_options(o: Options):
+    "Nothing is asked that these metrics and these pictures leave unread."
+    from vgnb.cli import check_read
+    from vgnb.evaluation.samples import is_stored
+    read = {name: (bool({*metrics} & {*o.metrics}), f"--metrics {' or '.join(metrics)}")
+            for name, metrics in READ_BY.items()}
+    networks = o.metrics != ("codes",), "metrics that a network looks for; codes alone are the --tokenizer's"
+    sources = not (is_stored(o.reference) and is_stored(o.samples))
+    cropped = sources, "folders, tars and addresses; pixels in an npz stay as they are"
+    check_read(o, read | {"extractor": networks, "weights": networks, "size": cropped, "orientation": cropped,
+                          "crop": (o.size is not None, "--size"), "overwrite": (o.json is not None, "--json")})
 
 
 def made_as(run: dict) -> dict:
@@ -161,12 +178,11 @@ class Eyes:
 
 def opened(o: Options, samples, reference, device) -> Eyes:
     "The eyes that the metrics need. Errors: everything that could fail, before any picture is looked at."
-    from vgnb.core import check
     from vgnb.evaluation.features import load_extractor
     from vgnb.evaluation.measure import check_request
-    check("codes" in o.metrics or o.tokenizer is None, "tokenizer", o.tokenizer, "goes with --metrics codes only")
     eyes, of_pictures = Eyes(), tuple(m for m in o.metrics if m != "codes")
     if of_pictures or not o.metrics:
+        o.extractor = o.extractor or "inception"
         eyes.extractor = load_extractor(o.extractor, o.weights, device)
         eyes.asked = dict(metrics=of_pictures, is_split=o.is_split, is_shuffle=o.is_shuffle, kid_subsets=o.kid_subsets,
                           kid_size=o.kid_size, mind_size=o.mind_size, k=o.k)
@@ -243,6 +259,7 @@ def main(argv: list[str]) -> int:
     from vgnb.places import locked_file
     from vgnb.processes import Processes
 
+    check_options(o)
     check(o.json is None or o.json.parent.is_dir(), "json", o.json, "its folder must exist")
     check_int("batch", o.batch, 1)
     how = dict(size=o.size, crop=o.crop, orientation=o.orientation)

@@ -58,7 +58,9 @@ class Options:
 
 def check_views(o: Options):
     "Options that go together."
+    from vgnb.cli import check_read
     from vgnb.core import check
+    check_read(o, {"crop_range": (o.ten_crop, "--ten-crop"), "backend": (o.compile, "--compile")})
     check(not (o.ten_crop and o.flip), "flip", True,
           "can't be combined with --ten-crop, which has the mirror images already")
     check(not o.ten_crop or o.crop == "adm", "crop", o.crop,

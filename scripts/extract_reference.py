@@ -47,7 +47,7 @@ class Options:
     orientation: Literal["upright", "stored"] = "upright"
     "pictures turned as their EXIF says, or as published code reads them"
     features: int = 0
-    "pictures, evenly spread, whose features are kept for precision, recall and KID"
+    "pictures, drawn with a fixed seed, whose features are kept for precision, recall and KID"
     spatial: bool = False
     "also the statistics for sFID (mu_s and sigma_s, as in ADM's files)"
     batch: int = 64
@@ -66,6 +66,15 @@ class Options:
     "open everything, say what would be looked at, stop"
 
 
+def check_options(o: Options):
+    "Nothing is asked that these pictures leave unread."
+    from vgnb.cli import check_read
+    from vgnb.evaluation.samples import is_stored
+    sources = not is_stored(o.images), "folders, tars and addresses; pixels in an npz stay as they are"
+    check_read(o, {"size": sources, "orientation": sources, "max_bad": sources,
+                   "crop": (o.size is not None, "--size")})
+
+
 def main(argv: list[str]) -> int:
     from vgnb.cli import typed_cli
     o = typed_cli(Options, args=argv, description=__doc__)
@@ -77,6 +86,7 @@ def main(argv: list[str]) -> int:
     from vgnb.places import check_record, check_times
     from vgnb.processes import Processes
 
+    check_options(o)
     check_place("out", o.out.parent)
     images, processes = open_samples(o.images, o.size, o.crop, o.max_bad, o.orientation), Processes()
     extractor = load_extractor(o.extractor, o.weights, o.device or processes.device)

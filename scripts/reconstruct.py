@@ -206,8 +206,10 @@ def strip_of(o: Options, tokenizer, source, count: int):
 
 def check_options(o: Options):
     "Names that are free, and numbers that can be."
+    from vgnb.cli import check_read
     from vgnb.core import check, check_int, check_place
     from vgnb.places import check_vacant
+    check_read(o, {"weights": (o.lpips, "--lpips")})
     check_int("seed", o.seed, 0)
     for name, suffix in (("out", ".npz"), ("originals", ".npz"), ("strip", ".png")):
         path = getattr(o, name)

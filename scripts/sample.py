@@ -206,13 +206,15 @@ class Options:
 
 
 def open_part(source: Source, argument: str, device):
-    "A tokenizer or a generator, wherever it lies."
+    "A tokenizer or a generator, wherever it lies; `ema` is asked of those that may have averages."
     from vgnb.core import check
-    from vgnb.shipped import open_part as opened
+    from vgnb.shipped import is_published, open_part as opened
     where, system = getattr(source, argument), getattr(source, f"{argument}_system")
     check(where, argument, where or None, "is needed: give a pipeline folder, or --tokenizer and --generator")
     prefix = getattr(source, f"{argument}_prefix")
-    return opened(where, argument, system=system or None, ema=source.ema, prefix=prefix, device=device)
+    of_the_other = is_published(where) and not (is_published(source.tokenizer) and is_published(source.generator))
+    ema = None if of_the_other else source.ema
+    return opened(where, argument, system=system or None, ema=ema, prefix=prefix, device=device)
 
 
 def open_pipeline(source: Source, sampling: Sampling, device):
@@ -252,6 +254,7 @@ def encode_prompts(source: Source, count: int):
 
 def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     "What is asked of each sample: its class, or its caption's features and their mask."
+    from vgnb.cli import check_read
     from vgnb.core import check
     from vgnb.data.sources import find_class
     from vgnb.jobs import planned_labels
@@ -261,6 +264,7 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
         check(source.prompts, "prompts", None, "are needed: this generator follows captions")
         check(not source.classes, "classes", source.classes, "must be left out: this generator follows captions, "
               "of --prompts, and knows no classes")
+        check_read(source, {"labels": (False, "a generator that takes classes; this one follows captions")})
         text, mask = encode_prompts(source, count)
         return {"labels": None, "text": text, "mask": mask}
 
@@ -270,6 +274,7 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
     only = [find_class(c, pipe.classes, pipe.generator.classes, "classes") for c in source.classes]
     of_the_pictures = not only and names and set(names) <= set(known)
     if of_the_pictures:
+        check_read(source, {"labels": (False, "--classes here: these pictures have classes of their own")})
         own = [known[names[label]] for label in images.labels]
         only = [own[i % len(own)] for i in range(count)]
         return {"labels": planned_labels(count, pipe.generator.classes, only=only)}
@@ -278,10 +283,14 @@ def asked_of_each(source: Source, pipe, images, names: list[str]) -> dict:
 
 def check_options(source: Source, output: Output):
     "Words that go together, and names of files that can be."
+    from vgnb.cli import check_read
     from vgnb.core import check, check_int, check_place
     for part in ("tokenizer", "generator"):
         given = getattr(source, part)
         check(not (source.pipeline and given), part, given, f"can't be combined with the pipeline {source.pipeline}")
+        check_read(source, {f"{part}_{of_a_file}": (bool(given), f"--{part}, a published file")
+                            for of_a_file in ("system", "prefix")})
+    check_read(source, {"text_encoder": (source.prompts is not None, "--prompts")})
     if source.count is not None: check_int("count", source.count, 1)
     check(output.out.suffix == ".npz", "out", output.out, "must end in .npz")
     for name, path in output.pictures():
@@ -357,7 +366,24 @@ def in_words(job, processes) -> str:
     what = f"on grid {job.pipe.grid.shape}" if job.what is None else job.what.words()
     where = f"on {processes.world} process(es), {processes.device}"
     chosen = "" if job.reject is None else f", each the one of {job.reject.words(job.classifier)}"
-    return f"{job.count * job.each} images {start}{what} with {job.pipe.sampling}{chosen} {where}"
+    how = f"{steps_of(job)}with {drawn_by(job.pipe.sampling)}"
+    return f"{job.count * job.each} images {start}{what} {how}{chosen} {where}"
+
+
+def steps_of(job) -> str:
+    "How many steps each sample takes, where it is drawn from nothing to its end: what the order and the schedule make."
+    import torch
+    if job.what is not None or job.preview is not None: return ""
+    first = job.cond(slice(0, 1))
+    ids = torch.zeros(1, dtype=torch.long, device=job.pipe.device)
+    counts, = job.pipe.sampler().check_request(first, ids, job.pipe.grid)
+    return f"in {len(counts)} step{'s' * (len(counts) > 1)} "
+
+
+def drawn_by(sampling: Sampling) -> str:
+    "The settings that differ from the plain ones; steps only where the schedule is asked for some."
+    from vgnb.sampling.settings import short_form
+    return short_form(replace(sampling, steps=1) if sampling.schedule == "one-by-one" else sampling)
 
 
 def write_picture(job, path: Path, sheet, origin):

@@ -26,7 +26,7 @@ from vgnb.data.stored import KaggleImages
 from vgnb.data.transforms import Augment, to_tensor
 from vgnb.evaluation.features import Extractor, Features, load_extractor
 from vgnb.evaluation.measure import measure
-from vgnb.evaluation.reference import extract_reference
+from vgnb.evaluation.reference import chosen_ids, extract_reference
 from vgnb.evaluation.samples import load_statistics, open_samples
 from vgnb.saved import load_model
 from vgnb.tokenizers.vqgan import vqgan
@@ -479,9 +479,27 @@ def test_a_reference_is_numpys_mean_and_covariance_from_any_number_of_processes(
     back = open_samples(tmp_path / "one.npz")
     np.testing.assert_allclose(back.statistics.mean, features.mean(0), rtol=1e-6)
     np.testing.assert_allclose(back.statistics.cov, np.cov(features.T), rtol=1e-5)
-    kept = np.unique(np.linspace(0, 52, 20).round().astype(int))
+    kept = chosen_ids(53, 20)
+    assert len(set(kept)) == 20 and back.protocol["chosen"] == "first of a keyed order, seed 0"
     assert found.count == 53 and back.points == 20 and np.allclose(back.features, features[kept])
     assert back.protocol["size"] == [32, 32] and back.protocol["images"] == source.fingerprint
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_kept_features_do_not_beat_against_classes_that_take_turns(classes):
+    labels = np.arange(10_000) % classes
+    for keep in (100, 1_000, 5_000):
+        seen = len(set(labels[chosen_ids(10_000, keep)]))
+        assert seen > 0.5 * min(classes, keep), "every n-th picture would be of few classes"
+        assert (chosen_ids(10_000, keep) == chosen_ids(10_000, keep)).all()
+    assert (chosen_ids(10_000, 20_000) == np.arange(10_000)).all() and not len(chosen_ids(10_000, 0))
+
+
+def test_a_reference_whose_features_were_chosen_otherwise_is_another_one(tmp_path, monkeypatch):
+    extract_reference(Shapes(53, 32), tmp_path / "a.npz", Mean(), keep=20, progress=False)
+    monkeypatch.setattr("vgnb.evaluation.reference._CHOSEN", "every n-th")
+    with pytest.raises(BadInput, match="rests on something else"):
+        extract_reference(Shapes(53, 32), tmp_path / "a.npz", Mean(), keep=20, progress=False)
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("tiny-randar", "tiny-maskgit", "tiny-pgm")
 OFFERED = {"Pipeline", "from_pretrained", "zoo", "shipped", "open_images", "reopen",
            "OrderExplorer", "SamplingPlayer", "editor", "atlas", "desk", "race", "sight", "play",
-           "board"}
+           "board", "Sampling", "agreement"}
 
 
 def fresh(code: str) -> str:
@@ -82,6 +82,8 @@ def test_whatever_is_offered_is_there():
     assert {*SHIPPED, "tiny-dar", "tiny-iar2", "tiny-vqkd"} <= set(vgnb.shipped())
     assert vgnb.shipped.shipped_folder("tiny-pgm").is_dir()
     assert vgnb.zoo.load_published and vgnb.Pipeline is Pipeline
+    from vgnb.agreement import agreement
+    assert vgnb.Sampling is Sampling and vgnb.agreement.agreement is agreement      # a module that can be called
     with pytest.raises(AttributeError, match="no attribute 'pipelin'"): print(vgnb.pipelin)
 
 

@@ -8,7 +8,7 @@ import torch
 from tests.train_on_two import generator_recipe, write_codes
 from vgnb.core import BadInput
 from vgnb.training.commands import TrainOptions, train
-from vgnb.training.plan import peak_flops, product_rate, trace
+from vgnb.training.plan import other_peak, peak_flops, product_rate, trace
 from vgnb.training.run_folder import Run
 from vgnb.training.trackers import read_log
 
@@ -60,3 +60,24 @@ def test_a_peak_that_is_none_is_refused_before_anything(codes, tmp_path):
 def test_peaks():
     assert peak_flops("2.5", "fp32") == 2.5e12 and peak_flops("h200", "bf16") == 989e12
     assert product_rate(side=64, tries=2) > 0
+
+
+def test_a_gpus_peak_on_another_processor_is_said_once(codes, tmp_path, capsys, monkeypatch):
+    run(codes, tmp_path / "run", "h100")
+    told = [line for line in capsys.readouterr().err.splitlines() if "peak=" in line]
+    assert len(told) == 1 and told[0].startswith("warning: peak=h100: this run computes on a CPU")
+
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert "peak=h100: this run computes on NVIDIA H200" in other_peak("h100", gpu)
+    assert [other_peak(peak, gpu) for peak in ("h200", "measured", "700", None)] == [""] * 4
+
+
+def test_a_share_above_the_whole_is_said_once(codes, tmp_path, capsys):
+    lines, _ = run(codes, tmp_path / "run", "0.001")
+    told = [line for line in capsys.readouterr().err.splitlines() if "mfu=" in line]
+    above = [line for line in lines if line["mfu"] > 1]
+    assert len(above) == 2, "the test's peak is not low enough"
+    assert len(told) == 1 and "more than all of peak=0.001, which is too low" in told[0]
+    run(codes, tmp_path / "other", "10000")
+    assert "mfu=" not in capsys.readouterr().err

@@ -1,4 +1,5 @@
 "Published files by name: from the folder of weights, from the hub, and what is said where neither has them."
+import html
 import http.server
 import threading
 from dataclasses import replace
@@ -282,6 +283,17 @@ def test_the_table_tells_what_is_stated_and_what_is_not():
     assert "FID 1.50" in row["result"] and "Ramped" in row["sampler"] and "temperature=1.02" in row["sampler"]
     page = zoo.table(system="iar2")._repr_html_()
     assert page.count("<tr>") == 6 and page.count("not stated") >= 10 and "&lt;" not in page
+    lines = str(table).splitlines()
+    assert len(lines) == 52
+    for line, row in zip(lines, table.rows(), strict=True):
+        told = line.split(None, 3)                   # whatever their length, columns don't run into each other
+        assert told == [row["name"], row["system"], row["role"], row["file"]]
+    assert len({line.index(f" {row['system']} ") for line, row in zip(lines, table.rows())}) == 1, "a straight column"
+    page = table._repr_html_()
+    for row in table.rows():                         # what is cut is whole in a tooltip
+        file = html.escape(row["file"])
+        assert f">{file}</td>" in page or f'title="{file}"' in page
+    assert str(zoo.Table({})) == "" and "no such file" in zoo.Table({})._repr_html_()
     assert set(zoo.table(role="tokenizer")) < set(table)
     assert {k.system for k in zoo.table("pgm").known.values()} == {"pgm"}
     with pytest.raises(BadInput, match="system='rarr'"): zoo.table("rarr")

@@ -27,6 +27,8 @@ What there is:
     race                        orders, numbers of steps and models against each other
     sight                       who may look at whom in each step of a sampler
     board                       a training run while it runs, or several on one axis
+    Sampling                    how tokens are drawn: order, schedule, guidance, picks, precision ... as values
+    agreement                   how many tokens bf16 or eight bits leave as they are in fp32
 
 Every part is a module of its own in vgnb.tokenizers, generators, sampling, training, evaluation, data, recipes and
 views, imported by its name: from vgnb.sampling.guidance import CFG. Each is explained by a notebook in nbs/, beginning
@@ -51,7 +53,9 @@ _HOME = {
     "desk": "vgnb.views.desk",
     "race": "vgnb.views.race",
     "sight": "vgnb.views.sight",
-    "board": "vgnb.views.board"}
+    "board": "vgnb.views.board",
+    "Sampling": "vgnb.sampling.settings",
+    "agreement": "vgnb.agreement"}
 
 
 def __getattr__(name: str):

@@ -6,13 +6,15 @@
 __all__ = ['Agreement', 'agreement']
 
 # %% ../nbs/714_agreement.ipynb #44f74566
+import sys
+import types
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from fastcore.meta import delegates
 
-from .core import check_ints
+from .core import check_class, check_ints
 from .draws import Keyed
 from .pipeline import Pipeline
 from .precision import check_precision
@@ -41,6 +43,7 @@ def agreement(
     **kwargs,                 # other settings of both runs
 ) -> Agreement:
     "Sample in fp32 and beside it otherwise, for each seed. Errors: as `Pipeline.codes`."
+    check_class("pipe", pipe, Pipeline)
     check_precision(precision, pipe.device)
     check_ints("seeds", seeds, 0)
     cond = pipe.condition(labels)
@@ -61,3 +64,12 @@ def agreement(
     forced, free = torch.cat(forced), torch.cat(free)
     shares = (float(t.float().mean()) for t in (forced, free))
     return Agreement(precision, *shares, float(np.mean(levels)), len(free), layers, cache)
+
+# %% ../nbs/714_agreement.ipynb #3a48ef34
+class _Room(types.ModuleType):
+    "A module that can be called."
+    def __call__(self, pipe:Pipeline, labels, precision:str, **kwargs) -> Agreement:
+        "See `agreement`."
+        return agreement(pipe, labels, precision, **kwargs)
+
+sys.modules[__name__].__class__ = _Room

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from .core import Missing, check, check_choice
+from .core import Missing, check, check_choice, names_of
 from .figures import PALETTE, TONES, house_figure, house_style, plain_text, to_array
 
 # %% ../nbs/002a_charts.ipynb #0b3a537a
@@ -267,8 +267,9 @@ def curves_figure(
     found = _quantities(runs, x)
     lengths = [len(r) for r in runs.values()]
     check(found, "runs", lengths, f"must hold records with '{x}' and at least one numeric entry")
-    keys = list(found) if keys is None else list(keys)
+    keys = list(found) if keys is None else names_of("keys", keys)
     for k in keys: check_choice("keys", k, tuple(found))
+    log, exact = names_of("log", log), names_of("exact", exact)
 
     wide = min(columns, len(keys))
     tall = math.ceil(len(keys) / wide)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VgnbError', 'BadInput', 'Missing', 'Mismatch', 'BadItem', 'check', 'check_int', 'check_ints', 'check_float',
            'check_bool', 'check_list', 'hint_at', 'check_choice', 'check_codes', 'check_levels_of', 'check_place',
-           'named_as', 'as_tensor', 'as_mask', 'as_pair', 'Section', 'Settings', 'get_settings', 'Registry', 'digest',
-           'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir', 'remove_dir', 'remove_planned',
-           'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings', 'save_card', 'load_card',
-           'run_manifest', 'write_run']
+           'named_as', 'as_tensor', 'as_mask', 'as_pair', 'names_of', 'check_class', 'Section', 'Settings',
+           'get_settings', 'Registry', 'digest', 'digest_file', 'reason_of', 'write_aside', 'publish_dir', 'aside_dir',
+           'remove_dir', 'remove_planned', 'sweep_aside', 'save_json', 'as_json', 'load_json', 'load_settings',
+           'save_card', 'load_card', 'run_manifest', 'write_run']
 
 # %% ../nbs/000_core.ipynb #32df4d87
 import configparser
@@ -214,6 +214,28 @@ def as_pair(argument:str, value, allowed:str) -> tuple:
     is_pair = isinstance(plain, (list, tuple)) and len(plain) == 2
     check(is_pair, argument, value, allowed)
     return tuple(plain)
+
+# %% ../nbs/000_core.ipynb #2162865a
+def names_of(argument:str, value) -> tuple[str, ...]:
+    "Names as a tuple; a word alone is one name, never its letters. Errors: anything but words."
+    try: names = (value,) if isinstance(value, str) else tuple(value)
+    except TypeError: names = (None,)
+    check(all(isinstance(name, str) for name in names), argument, value,
+          "must be a name or a list of names")
+    return names
+
+def check_class(argument:str, value, kind:type, error=BadInput):
+    """`value` must be an object of a class, not its name or something else; returns it.
+
+    A class may say in `opened_by` what gives one for a name."""
+    is_name = isinstance(value, (str, Path))
+    word = kind.__name__.lower()
+    article = "an" if word[0] in "aeiou" else "a"
+    opened_by = getattr(kind, "opened_by", "")
+    how = f" itself: {opened_by} gives one" if opened_by else ""
+    check(isinstance(value, kind), argument, value if is_name else type(value).__name__,
+          f"must be {article} {word}{how}", error)
+    return value
 
 # %% ../nbs/000_core.ipynb #904953ef
 class Section(dict):

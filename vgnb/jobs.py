@@ -29,6 +29,7 @@ from vgnb.core import (
     as_json,
     check,
     check_choice,
+    check_class,
     check_int,
     check_place,
     digest,
@@ -245,6 +246,7 @@ class SampleJob:
     denoise: int|None = None        # steps of a decoder that begins with noise; None = its own
 
     def __post_init__(self):
+        check_class("pipe", self.pipe, Pipeline)
         self.out = Path(self.out)
         check(self.out.suffix == ".npz", "out", self.out, "must end in .npz")
         check_place("out", self.out.parent)

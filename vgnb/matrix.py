@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .core import VgnbError, check, check_choice
+from .core import VgnbError, check, check_choice, names_of
 from .families import without_memory
 from .generators.generator import Cond, Generator
 from .generators.orders import ORDERS
@@ -187,7 +187,8 @@ def matrix(
     Nothing runs, and nothing needs memory."""
     own_tokenizers, own_generators = tiny_parts() if None in (tokenizers, generators) else ({}, {})
     tokenizers, generators = tokenizers or own_tokenizers, generators or own_generators
-    words = orders if isinstance(orders, Mapping) else {word: word for word in (orders or ORDERS)}
+    words = (orders if isinstance(orders, Mapping)
+             else {word: word for word in names_of("orders", orders or tuple(ORDERS))})
     for name in words:
         check(isinstance(name, str), "orders", name, "must be names of orders, or {name: order}")
     cells = []

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .core import BadInput, Mismatch, check, load_json, write_aside
+from .core import BadInput, Mismatch, check, load_json, names_of, write_aside
 from .generators.generator import Generator
 from .kinds import called, kind_of
 from .sampling.settings import Sampling, short_form
@@ -232,6 +232,7 @@ def model_card(
     "A page on a model: what it is, how it is opened, made, sampled, measured, and may be used."
     for name, word in {"summary": summary, "licence": licence}.items():
         check(isinstance(word, str), name, word, "must be a string")
+    classes = names_of("classes", classes)
     licences = _licences(parts, licence)
     blocks = [_front(parts, licences), MARK, f"# {Path(where).name}"]
     words = [summary, *(stated(part).get("summary", "") for part in parts.values())]

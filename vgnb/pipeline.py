@@ -32,9 +32,11 @@ from vgnb.core import (
     as_tensor,
     check,
     check_choice,
+    check_class,
     check_int,
     digest,
     load_card,
+    names_of,
     save_card,
     sweep_aside,
 )
@@ -163,6 +165,7 @@ def check_line(tokenizer:Tokenizer, grid:Grid) -> Grid:
 # %% ../nbs/710_pipeline.ipynb #464a59bc
 class Pipeline(_Named):
     "Tokenizer + generator + sampling settings: labels (or captions) in, uint8 images out."
+    opened_by = "vgnb.from_pretrained(NAME)"
     def __init__(self,
         tokenizer:Tokenizer, generator:Generator,
         sampling:Sampling=Sampling(),         # defaults of every call
@@ -170,10 +173,8 @@ class Pipeline(_Named):
         grid:tuple[int, ...]|None=None,       # code grid; default: the generator's own
         *, mixed:bool=False,     # the generator learnt another tokenizer's codes, and that is meant
     ):
-        check(isinstance(tokenizer, Tokenizer), "tokenizer", type(tokenizer).__name__,
-              "must be a tokenizer", Mismatch)
-        check(isinstance(generator, Generator), "generator", type(generator).__name__,
-              "must be a generator", Mismatch)
+        check_class("tokenizer", tokenizer, Tokenizer, Mismatch)
+        check_class("generator", generator, Generator, Mismatch)
         same_codes = tuple(tokenizer.vocab or ()) == tuple(generator.vocab)
         check(same_codes, "generator", generator.vocab,
               f"must speak the tokenizer's codes {tokenizer.vocab}", Mismatch)
@@ -721,7 +722,7 @@ def _caption(self:Pipeline, cond:Cond, prompts) -> dict:
     "What is known of captions: a hash of their features, and their words if they are told."
     said = {"sha256": digest({"text": cond.text,
                               "mask": cond.mask if cond.mask is not None else 0})}
-    return said | {"prompts": list(prompts)} if prompts else said
+    return said | {"prompts": list(names_of("prompts", prompts))} if prompts else said
 
 @patch
 def _asked(self:Pipeline, cond:Cond, prompts=()) -> dict:
@@ -1128,6 +1129,8 @@ def from_pretrained(
     _check_device(device)
     if precision is not None: check_precision(precision, device)
     if _named(where):
+        check(ema is None, "ema", ema, "only goes with a folder of ours: which weights "
+              f"there are of {where} is its authors' choice")
         pipe = _published_pipeline(where, mixed, strict).to(device)
         pipe.where = where
         pipe.sampling = pipe.sampling.changed(precision=precision)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .core import check, check_choice
+from .core import check, check_choice, names_of
 from .downloads import Remote, remotes
 from .evaluation.features import load_extractor
 from .evaluation.samples import load_statistics
@@ -64,7 +64,7 @@ def needed_by(name:str) -> list[str]:
 
 def files_for(names:list[str]) -> dict[str, tuple[Remote, ...]]:
     "The files of names, and of what they need; each once. ImageNet, which is a data set, has none."
-    every = dict.fromkeys(part for name in names for part in needed_by(name))
+    every = dict.fromkeys(part for name in names_of("names", names) for part in needed_by(name))
     files = checkpoints()
     return {part: (files[part].file,) if part in files else remotes.get(part, ()) for part in every}
 

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .core import Mismatch, check, check_float, check_int
+from .core import Mismatch, check, check_class, check_float, check_int
 from .draws import Keyed
 from .evaluation.features import Extractor
 from .pipeline import Pipeline
@@ -79,7 +79,7 @@ def check_classifier(classifier:Extractor, pipe:Pipeline):
     by_class = pipe.generator.conditioned_on == "class"
     check(by_class, "generator", type(pipe.generator).__name__,
           "must be asked for classes: rejection looks for them")
-    known = classifier.classes
+    known = check_class("classifier", classifier, Extractor).classes
     fits = known == pipe.generator.classes
     check(fits, "classifier", known,
           f"must score the generator's {pipe.generator.classes} classes", Mismatch)

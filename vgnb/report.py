@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from .charts import running_mean
-from .core import check, check_choice, check_float
+from .core import check, check_choice, check_float, names_of
 from .figures import PALETTE, TONES, plain_text, png_uri
 
 # %% ../nbs/003_report.ipynb #c684a47e
@@ -157,7 +157,8 @@ def curves_svg(
     def is_number(v): return isinstance(v, (int, float)) and not isinstance(v, bool)
     records = [r for r in records if is_number(r.get(x))]
     found = dict.fromkeys(k for r in records for k, v in r.items() if is_number(v) and k != x)
-    keys = list(found) if keys is None else [k for k in keys if k in found]
+    keys = list(found) if keys is None else [k for k in names_of("keys", keys) if k in found]
+    plain = names_of("plain", plain)
     check(keys, "records", len(records), f"must hold '{x}' and at least one more number")
 
     panels = []

@@ -25,11 +25,13 @@ from vgnb.core import (
     as_json,
     check,
     check_choice,
+    check_class,
     check_float,
     check_int,
     check_place,
     digest,
     load_card,
+    names_of,
     run_manifest,
     save_card,
     sweep_aside,
@@ -123,8 +125,9 @@ class _Search:
     keep_samples: bool = False
 
     def __post_init__(self):
+        check_class("pipe", self.pipe, Pipeline)
         self.out = check_place("out", self.out)
-        self.scales, self.metrics = tuple(map(float, self.scales)), tuple(self.metrics)
+        self.scales, self.metrics = (*map(float, self.scales),), names_of("metrics", self.metrics)
         check("sfid" not in self.metrics, "metrics", "sfid", "is not searched by; fid is")
         different = len(self.scales) and len(set(self.scales)) == len(self.scales)
         check(different, "scales", self.scales, "must be different numbers, at least one")
@@ -141,15 +144,14 @@ class _Search:
 
     def _check_sampled(self, pipe:Pipeline):
         "What cannot be sampled is refused now."
-        first = self.classes(1)
-        cond = pipe.condition(first.tolist())
-        pipe.sampler().check_request(cond, torch.zeros_like(first), pipe.grid)
+        cond = pipe.condition(self.classes(1).tolist())
+        pipe.sampler().check_request(cond, torch.zeros(1, dtype=torch.long), pipe.grid)
 
     def _check_count(self, n:int):
         "What `measure` would refuse, for n images."
         pictures = np.broadcast_to(np.zeros((1, 1, 1, 3), np.uint8), (n, 1, 1, 3))
-        names = self.pipe.classes or None
-        planned = Samples(pictures, self.classes(n), id="planned", classes=names)
+        planned = Samples(pictures, self.classes(n), id="planned",
+                          classes=self.pipe.classes or None)
         check_request(planned, self.reference, self.extractor, self.metrics, None,
                       is_split=5000, is_shuffle=None, kid_subsets=100, k=3)
 

@@ -28,6 +28,7 @@ from vgnb.core import (
     check_bool,
     check_choice,
     get_settings,
+    names_of,
 )
 from .downloads import by_hand, differs, fetch, hub_file
 from vgnb.families import (
@@ -123,6 +124,15 @@ def _in_words(sampling:Sampling) -> str:
     steps = "" if sampling.schedule == "one-by-one" else f", {sampling.steps} steps"
     return f"{sampling.schedule}{steps}; {'; '.join(parts)}"
 
+# %% ../nbs/700_zoo.ipynb #b6fc1298
+def _cell(column:str, value:str) -> str:
+    "A cell of the table as HTML: names stay on one line, addresses are cut and whole in a tooltip."
+    most = 44 if column == "file" else 160
+    wrap = "white-space: nowrap" if column in ("name", "size") else "overflow-wrap: anywhere"
+    shown = one_line(value, most)
+    whole = "" if shown == one_line(value, 1000) else f' title="{one_line(value, 1000)}"'
+    return f'<td style="text-align: left; {wrap}"{whole}>{shown}</td>'
+
 class Table:
     "Published files by name; shows itself in a notebook."
     def __init__(self, known:dict[str, Known]): self.known = known
@@ -136,14 +146,16 @@ class Table:
         return [{"name": name} | _told(known) for name, known in self.known.items()]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{row['name']:28}{row['system']:10}{row['role']:11}{row['file']}"
-                         for row in self.rows())
+        rows = self.rows()
+        wide = {column: max((len(row[column]) for row in rows), default=0) + 2
+                for column in ("name", "system", "role")}
+        return "\n".join("".join(row[column].ljust(wide[column]) for column in wide) + row["file"]
+                         for row in rows)
 
     def _repr_html_(self) -> str:
         left, rows = ' style="text-align: left"', self.rows()
         head = "".join(f"<th{left}>{word}</th>" for word in (rows or [{"no such file": ""}])[0])
-        lines = ("".join(f"<td{left}>{one_line(value)}</td>" for value in row.values())
-                 for row in rows)
+        lines = ("".join(_cell(*cell) for cell in row.items()) for row in rows)
         return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 def table(
@@ -199,6 +211,7 @@ def unwrap(
     "The state dict inside: unwrapped, `module.` and `_orig_mod.` stripped."
     check(isinstance(content, dict), "checkpoint", type(content).__name__,
           "must hold a dictionary of tensors")
+    prefer = names_of("prefer", prefer)
     inner = next((content[k] for k in prefer if isinstance(content.get(k), dict)), content)
     tensors = {k: v for k, v in inner.items() if torch.is_tensor(v) and isinstance(k, str)}
     found = sorted(map(str, content))[:5]
@@ -296,6 +309,8 @@ def load_published(
     check_bool("strict", strict)
     known = checkpoint(path)
     if known:
+        check(system in (None, known.system, *known.family.systems), "system", system,
+              f"must be left out: {path} is a file of {known.system}")
         path, system = checkpoint_file(str(path)), known.family.system
         spec = known.spec if spec is None else spec
     content = read_published(path)

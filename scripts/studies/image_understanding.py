@@ -15,7 +15,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -26,6 +25,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from scripts.studies.pieces import kept
+
 FILE = ROOT / "nbs" / "studies" / "image_understanding.json"
 TOKENIZERS = ("VQGAN", "CVQ-VAE", "FSQ", "VQ-KD", "Cluster")
 OF_FEATURES = ("VQ-KD", "Cluster")
@@ -155,16 +156,6 @@ def network_recipe(o: Options, name: str, seed: int, vocab: int):
 
 
 # ---- how it is carried out
-
-def kept(path: Path, work: Callable[[], dict]) -> dict:
-    "What a piece of work found; from its file, where it was done before."
-    from vgnb.core import load_json, save_json
-    if path.exists(): return load_json(path)
-    found = work()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, found)
-    return found
-
 
 class Watch:
     "Processor seconds of a piece of work, over all its sessions."

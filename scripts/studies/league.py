@@ -240,7 +240,8 @@ def place_of(o: Options, name: str) -> Path:
 
 def tokenizer(bench: Bench, name: str) -> dict:
     "Train it, if it is not shipped; write the codes that generators learn; look at reconstructions: the ceiling."
-    from scripts.studies.image_understanding import kept, train
+    from scripts.studies.image_understanding import train
+    from scripts.studies.pieces import kept
     from vgnb.data.codes import CodeStore
     from vgnb.tokenizers.pictures import codes_of
     o, place, spent = bench.o, place_of(bench.o, name), {}

@@ -112,18 +112,9 @@ def found_with(page: ModuleType, place: Path, seed: int) -> dict:
 
 def piece(page: ModuleType, o: Options, seed: int, facts: dict) -> dict:
     "As `found_with`; from its file, where it was done before. Errors: it was, with other settings."
-    from vgnb.core import Mismatch, check, load_json, save_json
+    from scripts.studies.pieces import kept
     place = o.out / facts["page"]          # what another text of the page made lies elsewhere
-    path = place / f"seed-{seed}.json"
-    if path.exists():
-        known = load_json(path)
-        allowed = "holds seeds measured with other settings; choose another"
-        check(known["settings"] == facts, "out", o.out, allowed, Mismatch)
-        return known["found"]
-    found = found_with(page, place, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, {"settings": facts, "found": found})
-    return found
+    return kept(place / f"seed-{seed}.json", lambda: found_with(page, place, seed), facts, o.out)
 
 
 # ---- what is committed

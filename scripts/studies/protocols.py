@@ -339,18 +339,10 @@ def settings(o: Options, bench: Bench) -> dict:
 
 def piece(o: Options, bench: Bench, row: Switch, seed: int, facts: dict) -> dict:
     "What a row found with a seed; from its file, where it was done before. Errors: it was, with other settings."
-    from vgnb.core import Mismatch, check, load_json, save_json
+    from scripts.studies.pieces import kept
     path = o.out / f"seed-{seed}" / f"{row.kind}-{row.name.replace(' ', '-')}.json"
     own = {k: v for k, v in facts.items() if k != "seeds"} | {"value": row.value}
-    if path.exists():
-        known = load_json(path)
-        allowed = "holds pieces measured with other settings; choose another"
-        check(known["settings"] == own, "out", o.out, allowed, Mismatch)
-        return known["found"]
-    found = switched(bench, row, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_json(path, {"settings": own, "found": found})
-    return found
+    return kept(path, lambda: switched(bench, row, seed), own, o.out)
 
 
 def command(o: Options) -> str:

@@ -11,7 +11,7 @@ from importlib import metadata
 
 import numpy as np
 
-from ..core import check, check_int, named_as
+from ..core import check, check_class, check_int, named_as
 from .measure import MetricProtocol, Report, size_note, size_of, spread
 from .reconstruction import CodebookMeter, codebook_distance
 from .samples import Samples, open_samples
@@ -24,7 +24,7 @@ from ..tokenizers.tokenizer import Tokenizer
 # %% ../../nbs/evaluation/623_code_distance.ipynb #e9bb1dea
 def check_codes(samples:Samples, reference:Samples, tokenizer:Tokenizer):
     "Everything that could fail, before any picture is looked at."
-    name = type(tokenizer).__name__
+    name = type(check_class("tokenizer", tokenizer, Tokenizer)).__name__
     check(tokenizer.vocab, "tokenizer", name, "must have codes; it makes continuous rows")
     for side, s in (("samples", samples), ("reference", reference)):
         check(len(s), side, s.id, "must hold pictures: their codes are counted")
@@ -39,6 +39,7 @@ def code_counts(
     processes:Processes|None=None,            # each counts a share
 ) -> list[CodebookMeter]:                     # one a level
     "How often each code of each level is taken for the pictures."
+    check_class("tokenizer", tokenizer, Tokenizer)
     n, meters = len(pictures), [CodebookMeter(size) for size in tokenizer.vocab]
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     share = -(-n // world)
@@ -58,6 +59,7 @@ def _join(meters:list[CodebookMeter], processes:Processes):
 # %% ../../nbs/evaluation/623_code_distance.ipynb #622442cc
 def coder_id(tokenizer:Tokenizer) -> str:
     "What names a tokenizer in a protocol: its kind and its weights' hash."
+    check_class("tokenizer", tokenizer, Tokenizer)
     return f"{kind_of(tokenizer.config)}@{weights_hash(tokenizer)[:8]}"
 
 def measure_codes(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import check, check_int
+from ..core import check, check_class, check_int
 from ..draws import keyed_generator, shuffled
 from .features import accuracy
 from ..names import NameTable, Rename
@@ -32,7 +32,7 @@ def mean_rows(
     """What the decoder is given, averaged over the grid: of each picture's codes one row.
 
     Errors: one in training mode."""
-    name = type(tokenizer).__name__
+    name = type(check_class("tokenizer", tokenizer, Tokenizer)).__name__
     check(not tokenizer.training, "tokenizer", name,
           "must be in eval mode: training may move its codebook")
     parts = images.split(check_int("rows", rows, 1))

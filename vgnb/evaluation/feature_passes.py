@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_int, digest
+from ..core import Mismatch, check, check_class, check_int, digest
 from ..data.sources import ImageSource, relabelling
 from ..data.transforms import Augment
 from ..draws import Keyed
@@ -79,6 +79,7 @@ def dataset_rows(
     what:str="rows",       # for the progress
 ) -> tuple[Tensor, Tensor]: # (m, d) fp32, (m,) int64: of all views of good pictures, everywhere
     "What a probe reads of a data set: of each picture's codes one row."
+    check_class("tokenizer", tokenizer, Tokenizer)
     processes, device = passes.processes, passes.processes.device
     tokenizer = tokenizer.to(device).eval()
     rows, labels, places = [], [], []

@@ -30,6 +30,7 @@ from vgnb.core import (
     Mismatch,
     Missing,
     check,
+    check_class,
     check_int,
     digest,
     digest_file,
@@ -51,6 +52,7 @@ class Features(NamedTuple):
 
 class Extractor:
     "A named look at pictures. Subclasses fill `id`, `dims`, `classes`, `names` and `look`."
+    opened_by = "vgnb.evaluation.features.load_extractor(NAME)"
     id: str                        # name@hash of the weights
     dims: int                      # length of a feature vector
     classes: int|None = None       # number of logits, None without
@@ -255,6 +257,7 @@ def extract(
     spatial:bool=False, # keep what says what is where, as long again as the features
 ) -> Features:        # (n, d), (n, k) or None, (n, s) or None
     "Features of every picture."
+    check_class("extractor", extractor, Extractor)
     seen, done = [], 0
     for images in batches:
         found = extractor(images)

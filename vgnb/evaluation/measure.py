@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import Mismatch, check, check_choice, check_int, save_card
+from ..core import Mismatch, check, check_choice, check_class, check_int, names_of, save_card
 from ..data.sources import class_index
 from .features import Extractor, Features, accuracy, extract
 from vgnb.evaluation.fid import (
@@ -161,6 +161,8 @@ def check_request(
     **settings,                    # as in `measure`
 ) -> tuple[dict, Statistics|None]: # settings filled in; stored statistics that serve this extractor
     "Everything that could fail, before any picture is looked at."
+    check_class("extractor", extractor, Extractor)
+    metrics = names_of("metrics", metrics)
     stored = _fitting(reference, extractor)
     points = len(reference) or (reference.points if stored else 0)
     few = min(len(samples), points)
@@ -201,6 +203,7 @@ def look_at(
     spatial:bool=False,                       # also what says what is where, for sFID
 ) -> Features:
     "Features of all pictures, or those that are stored in their place."
+    check_class("extractor", extractor, Extractor)
     if samples.images is None and samples.features is not None:
         return Features(torch.from_numpy(np.array(samples.features)))
     if processes is None or processes.world == 1:
@@ -367,6 +370,7 @@ def measure(
     base:Features|None=None,         # the reference's, where they were looked at before (`look_at`)
 ) -> Report:
     "Compare samples with a reference."
+    metrics = names_of("metrics", metrics)
     samples, reference = open_samples(samples), open_samples(reference)
     check_int("batch", batch, 1)
     settings, stored = check_request(samples, reference, extractor, metrics, kid_size, mind_size,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CROPS', 'Member', 'npz_members', 'check_crc', 'read_npz', 'Statistics', 'save_statistics', 'load_statistics',
-           'class_numbers', 'Samples', 'open_samples', 'save_samples']
+           'class_numbers', 'Samples', 'is_stored', 'open_samples', 'save_samples']
 
 # %% ../../nbs/evaluation/615_samples.ipynb #de468832
 import io
@@ -420,6 +420,13 @@ def _labels(source:ImageSource):
     return labels if len(source.classes) > 1 else None
 
 # %% ../../nbs/evaluation/615_samples.ipynb #dd7a238d
+_TABLES = (".safetensors", ".pt", ".pth")     # of statistics alone
+
+def is_stored(where) -> bool:
+    "Whether a file of pixels or statistics is meant: no size, crop or orientation changes those."
+    is_place = isinstance(where, (str, Path)) and "://" not in str(where)
+    return is_place and Path(where).suffix in (".npz", *_TABLES)
+
 def open_samples(
     where,   # .npz, statistics, folder, .tar, address (shapes://..., datasets://...), source, array
     size:int|None=None, # centre-crop pictures of a source to this side
@@ -435,7 +442,7 @@ def open_samples(
     if "://" not in str(where) and not isinstance(where, ImageSource):
         check(path.exists(), "samples", str(where), "no such file or folder", Missing)
         if path.suffix == ".npz": return _open_npz(path)
-        if path.suffix in (".safetensors", ".pt", ".pth"):
+        if path.suffix in _TABLES:
             return Samples(None, None, load_statistics(path), _file_id(path))
 
     if size is not None: check_int("size", size, 1)

@@ -177,9 +177,8 @@ class State:
 
 # %% ../../nbs/generators/300_generator.ipynb #c266a891
 class Generator(nn.Module):
-    """A model of tokens on a grid.
-
-    Subclasses say what can be asked of them; the rest comes from `config`."""
+    "A model of tokens on a grid. Subclasses say what can be asked; the rest comes from `config`."
+    opened_by = "vgnb.shipped.open_part(NAME, 'generator')"
     vocab:tuple[int, ...] = ()              # codes of each level
     level_names:tuple[str, ...] = ()        # what the levels are called, where there are several
     traits:frozenset[str] = frozenset()

@@ -15,7 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import check, check_int
+from ..core import check, check_class, check_int
 from ..draws import At, Keyed
 from ..generators.generator import Clock, Cond, Grid
 from ..kinds import called
@@ -248,6 +248,7 @@ class Branching(Course):
         id:int=0,                         # the sample's number
         given:tuple[Tensor, Tensor]|None=None,   # (codes (1, n, L), known (1, n)) that are fixed
     ):
+        check_class("sampler", sampler, Sampler)
         check(cond.b == 1, "cond", cond.b, "must be of one sample: each has a tree of its own")
         words = ("draws cells that are decided again in every step: "
                  "there is no step that decides one")

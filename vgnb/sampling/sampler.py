@@ -15,7 +15,15 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from ..core import BadInput, check, check_choice, check_int, check_levels_of
+from vgnb.core import (
+    BadInput,
+    check,
+    check_choice,
+    check_class,
+    check_int,
+    check_levels_of,
+    names_of,
+)
 from ..draws import At, Keyed
 from vgnb.generators.generator import (
     Clock,
@@ -102,6 +110,7 @@ def computed_rows(
 @dataclass
 class Sampler:
     "Fills grids with tokens. Every system is a choice of these parts."
+    opened_by = "pipe.sampler()"
     generator: Generator
     order: Order = field(default_factory=Raster)
     schedule: Schedule = one_by_one
@@ -118,6 +127,7 @@ class Sampler:
     cache: str = "whole"                   # fp8: what keys and values are kept in
 
     def __post_init__(self):
+        check_class("generator", self.generator, Generator)
         check_int("steps", self.steps, 1)
         check_int("rows", self.rows, 1)
         if self.min_rows is not None: check_int("min_rows", self.min_rows, 1)
@@ -244,7 +254,7 @@ def check_request(self:Sampler,
     self.generator.check_cond(cond)
     self.generator.check_grid(grid)
     self.order.check(grid, ids)
-    for k in keep: check_choice("keep", k, ("logits", "drawn"))
+    for k in names_of("keep", keep): check_choice("keep", k, ("logits", "drawn"))
     if given is not None: self._check_given(given, len(ids), grid)
     self._check_branches(cond, ids, grid)
     return self.groups(grid, None if given is None else given[1], ids, draws)
@@ -478,6 +488,7 @@ def stream(self:Sampler,
     """Steps of one micro-batch after the other (see `micro_batches`).
 
     Raises BadInput before any work."""
+    keep = names_of("keep", keep)
     groups = self.check_request(cond, ids, grid, given, keep, draws)
     return (step for _, step in self._stream(cond, ids, draws, given, grid, groups, keep))
 

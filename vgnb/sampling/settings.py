@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from fastcore.basics import patch
 
-from ..core import BadInput, check, check_choice, check_int
+from ..core import BadInput, check, check_choice, check_class, check_int
 from ..generators.generator import Generator
 from ..generators.orders import Raster
 from ..generators.schedules import SCHEDULES
@@ -88,6 +88,7 @@ class Sampling:
 
     def sampler(self, generator:Generator) -> Sampler:
         "The parts around a generator."
+        check_class("generator", generator, Generator)
         order = self.order if self.compat is None else self.order.published(generator)
         levels = len(generator.vocab)
         picks = self.picks * levels if len(self.picks) == 1 else self.picks

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import check, check_int, named_as
+from ..core import check, check_class, check_int, named_as
 from ..data.transforms import to_uint8
 from ..draws import At, Draws, Keyed
 from ..precision import arithmetic
@@ -28,7 +28,7 @@ def need_pixels(
     what:str,            # that needs them: "a preview"
 ) -> Tokenizer:
     "The tokenizer, if it makes pixels. Errors: `BadInput` says what it makes and who needs more."
-    name = type(tokenizer).__name__
+    name = type(check_class("tokenizer", tokenizer, Tokenizer)).__name__
     check(tokenizer.makes == "pixels", "tokenizer", name,
           f"makes {tokenizer.makes}, but {what} needs pixels")
     return tokenizer

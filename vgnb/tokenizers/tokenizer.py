@@ -71,6 +71,7 @@ def _side(n:int) -> int:
 # %% ../../nbs/tokenizers/205_tokenizer.ipynb #451d6308
 class Tokenizer(nn.Module, ABC):
     "Images ↔ codes. `decode(encode(x))` is the reconstruction; training goes through `forward`."
+    opened_by = "vgnb.shipped.open_part(NAME, 'tokenizer')"
     vocab: tuple[int, ...]|None = None   # codebook size of each level; None: continuous
     makes: Literal["pixels", "features", "nothing"] = "pixels"
     dims: int = 2                        # axes of the code grid: 2 for (h, w), 1 for a sequence

@@ -48,7 +48,15 @@ from ..saved import save_model
 # %% ../../nbs/training/550_commands.ipynb #8f71cd39
 from .checkpoints import checkpoints
 from .feed import Data
-from .plan import Cluster, peak_flops, plan_json, plan_run, plan_text, work_of
+from vgnb.training.plan import (
+    Cluster,
+    other_peak,
+    peak_flops,
+    plan_json,
+    plan_run,
+    plan_text,
+    work_of,
+)
 from .previews import Preview
 from .randar_yaml import published_recipe, read_yaml
 from vgnb.training.recipes import (
@@ -491,7 +499,8 @@ def train(
     work = work_of(recipe, run, processes)
     trainer = Trainer(task, data, recipe, out, run, on_log=on_log, every=previews, work=work)
     slow = slow_precision(trainer.processes.device, recipe.precision)
-    if slow and trainer.processes.main: print(slow, file=sys.stderr)
+    for told in filter(None, (slow, other_peak(run.peak, trainer.processes.device))):
+        if trainer.processes.main: print(f"warning: {told}", file=sys.stderr)
     begin = (lambda: tell_start(task, out)) if trainer.processes.main else None
     opened = (lambda step: tell_step(step, recipe.steps)) if trainer.processes.main else None
     done = trainer.fit(begin=begin, opened=opened)

@@ -24,6 +24,7 @@ from vgnb.core import (
     BadItem,
     check,
     check_choice,
+    check_class,
     check_int,
     digest,
     load_card,
@@ -124,6 +125,7 @@ def code_plan(
     """What a store of this tokenizer's codes will hold.
 
     Errors: whatever does not fit, before the first picture."""
+    check_class("tokenizer", tokenizer, Tokenizer)
     words = (repr(augment) if check_precision(precision) == "fp32"
              else f"{augment!r}, encoded in {precision}")
     check(not source.streaming, "data", source.fingerprint,
@@ -155,6 +157,7 @@ def compiled_encode(
     precision:str="fp32",
 ) -> Callable: # images -> codes, as `tokenizer.encode`
     "`tokenizer.encode`, compiled and tried. Errors: `BadInput` when it cannot be compiled here."
+    check_class("tokenizer", tokenizer, Tokenizer)
     if not callable(backend):
         check_choice("backend", backend, sorted(torch.compiler.list_backends(exclude_tags=())))
     encode = torch.compile(tokenizer.encode, backend=backend, dynamic=False)

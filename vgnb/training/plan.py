@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PEAKS', 'KINDS', 'FLOPS', 'PARTS', 'GPUS', 'Cluster', 'Ledger', 'shapes_of', 'vocab_of', 'Trace', 'trace',
            'recomputing', 'Sizes', 'sizes_of', 'memory', 'rows_that_fit', 'data_order', 'plan_run', 'plan_text',
-           'plan_json', 'product_rate', 'peak_flops', 'work_of']
+           'plan_json', 'product_rate', 'peak_flops', 'other_peak', 'work_of']
 
 # %% ../../nbs/training/548_plan.ipynb #be4c7b7e
 import contextlib
@@ -636,6 +636,18 @@ def peak_flops(peak:str, precision:str, device:str|torch.device="cpu") -> float:
     except BadInput as e:
         raise BadInput("peak", peak, f"must be one of {', '.join(PEAKS)}, a number of TFLOP/s, "
                                      "or measured") from e
+
+def other_peak(
+    peak:str|None,          # as a run is told it
+    device:torch.device,    # on which it computes
+) -> str:
+    "Why a GPU's peak says nothing of this device; empty if it is its own, or nobody's."
+    if peak not in PEAKS: return ""
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else f"a {device.type.upper()}"
+    if peak in name.lower(): return ""
+    return (f"peak={peak}: this run computes on {name}, so that its mfu is a share of what "
+            "another processor can do; `measured` asks this one")
 
 def work_of(
     recipe:Recipe,

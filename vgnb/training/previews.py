@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from ..core import Mismatch, check, check_int
+from ..core import Mismatch, check, check_int, names_of
 from ..data.codes import Codes
 from ..draws import At, Draws, Keyed
 from ..figures import tile_sheet
@@ -116,7 +116,7 @@ def draw(self:Preview,
     rows = [list(pictures(self.tokenizer, c, ids=ids, draws=draws, shape=shape))
             for c in (codes, forced, made)]
     blank = [""] * len(codes)
-    captions = [blank, blank, class_names(batch, names) or blank]
+    captions = [blank, blank, class_names(batch, names_of("names", names)) or blank]
     return tile_sheet(rows, captions, ["stored", "teacher-forced", "sampled"],
                       side=self.side, title=title)
 

@@ -74,6 +74,7 @@ class Session:
         self.saved:int|None = None       # step of the last checkpoint that is known to be published
         self.tracker:Tracker|None = None  # on the main process, while it is open
         self.work:Work|None = None        # what a step computes, where that is known
+        self.told_share = False           # that its share of the peak can't be true
 
     def open(self):
         "Take over the run folder: last checkpoint or equal weights, run.json, log."
@@ -194,6 +195,14 @@ class Work(NamedTuple):
     def share(self, rate:float) -> float:
         "Model FLOPs utilisation (arXiv 2204.02311 §4.1) at so many steps a second."
         return self.flops * rate / self.peak
+
+def _tell_share(session:Session, line:dict):
+    "Say once that nothing computes more than it can: then the peak that the run was told is none."
+    share = line.get("mfu") or 0
+    if share <= 1 or session.told_share: return
+    session.told_share = True
+    print(f"warning: mfu={share}: the run computes more than all of peak={session.work.source}, "
+          "which is too low for this processor; --peak measured asks it", file=sys.stderr)
 
 # %% ../../nbs/training/530_trainer.ipynb #fa36c184
 class Speed:
@@ -369,6 +378,7 @@ def _log(self:Trainer, speed:Speed, progress:Progress):
     self.shown = self.stepper.meter.read(self.processes)
     line = _line(self, self.shown, speed.read(self.step))
     if not self.processes.main: return
+    _tell_share(self, line)
     self.tracker.log(self.step, line)
     progress.note(self._numbers() | {k: v for k, v in line.items() if k == "mfu"})
     if self.on_log: self.on_log(self, line)

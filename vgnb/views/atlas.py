@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..charts import curves_figure, fold
-from ..core import BadInput, check, check_int, named_as
+from ..core import BadInput, check, check_class, check_int, named_as
 from ..data.shapes import Shapes
 from vgnb.figures import (
     PALETTE,
@@ -232,6 +232,7 @@ class LiveAtlas(_Shelf):
         side:int=256,        # of the codes' picture in pixels
         count:int=8,         # neighbours that are shown
     ):
+        check_class("tokenizer", tokenizer, Tokenizer)
         self.side = check_int("side", side, 64, 1024)
         self.count = check_int("count", count, 1, 16)
         self.tokenizer, self._images, self._atlases, self._quiet = tokenizer, images, {}, True

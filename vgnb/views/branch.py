@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
 from ..charts import fold
-from ..core import BadInput, check_int
+from ..core import BadInput, check_class, check_int
 from ..figures import PALETTE, TONES, hatch, heat, house_font, plain_text, rgb
 from ..pipeline import Pipeline
 from ..pngs import pixel_hash
@@ -268,6 +268,7 @@ class LiveBranches(_Desk):
         count:int=8,             # candidates that are listed
         **kwargs,                # as `Pipeline.tree`
     ):
+        check_class("pipe", pipe, Pipeline)
         check_int("side", side, 64, 1024)
         self.count = check_int("count", count, 2, 32)
         self.pipe, self.seed, self._origin = pipe, seed, None

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import check, check_int
+from ..core import check, check_class, check_int
 from ..figures import house_figure, house_style, tile_sheet
 from ..tokenizers.pictures import device_of, evaluating
 from ..tokenizers.tokenizer import Tokenizer
@@ -114,6 +114,7 @@ def rows_of(
     """Every row of a codebook as the decoder is given it.
 
     Errors: no codes; a level that can't be looked up alone."""
+    check_class("tokenizer", tokenizer, Tokenizer)
     check(tokenizer.vocab is not None, "tokenizer", type(tokenizer).__name__,
           "is continuous and has no codes")
     check_int("level", level, 0, len(tokenizer.vocab) - 1)

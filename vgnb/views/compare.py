@@ -13,7 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..core import check
+from ..core import check, check_class
 from ..figures import TONES, heat, house_font, image_grid, plain_text, tile_sheet
 from ..pipeline import Pipeline
 from ..sampling.settings import Sampling
@@ -117,6 +117,7 @@ class LivePair(_Table):
         right:dict|None=None,
         **kwargs,                # seed, side, ...: as `LiveSampler`
     ):
+        check_class("pipe", pipe, Pipeline)
         for name, given in (("left", left), ("right", right)):
             is_dict = given is None or isinstance(given, dict)
             check(is_dict, name, given, "must be settings: dict(guidance=2.0, steps=12)")

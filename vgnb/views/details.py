@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..core import BadInput, check, check_choice, check_int
+from ..core import BadInput, check, check_choice, check_class, check_int
 from ..draws import Keyed
 from ..figures import PALETTE, TONES, hatch, house_font, plain_text, tile, tile_sheet
 from ..pipeline import Pipeline, from_pretrained
@@ -75,6 +75,7 @@ class Detailing(Course):
         seed:int=0,
         **settings,              # as `Pipeline.sample`
     ):
+        check_class("pipe", pipe, Pipeline)
         vocab, names = pipe.generator.vocab, pipe.generator.level_names
         words = "must write two codes a cell, a semantic and a detail code, as tiny-iar2 does"
         check(len(vocab) == 2 and pipe.tokenizer.dims == 2, "pipe",

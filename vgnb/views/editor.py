@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..charts import fold
-from ..core import BadInput, check_int
+from ..core import BadInput, check_class, check_int
 from ..figures import PALETTE, TONES, house_font, plain_text, rgb
 from ..pipeline import Pipeline, from_pretrained
 from .branch import _MOST, Plot, _frame, _over, _spoken, picture_map, token_map
@@ -164,16 +164,16 @@ class LiveEditor(_Bench):
         side:int=256,            # of the picture in pixels
         **kwargs,                # as `Editing`
     ):
+        by_class = check_class("pipe", pipe, Pipeline).generator.conditioned_on == "class"
         self.side = check_int("side", side, 64, 1024)
         check_int("seed", seed, 0)
-        if label is None and pipe.generator.conditioned_on == "class": label = 0
+        if label is None and by_class: label = 0
         self.edits = Editing(pipe, label, picture=picture, seed=seed, **kwargs)
-        now, by_class = self.edits.now, self.edits._caption is None
         classes = ((pipe.classes or [f"class {k}" for k in range(pipe.generator.classes)])
                    if by_class else [])
         null = [("no class", None)] if not by_class or pipe._null_class() is not None else []
         super().__init__(self.edits, [*((name, k) for k, name in enumerate(classes)), *null],
-                         now.label, seed)
+                         self.edits.now.label, seed)
         self.only_onwards = "any_order" not in pipe.generator.traits     # it can't fill gaps
         self._serial, self._quiet, self._scrubbed = itertools.count(), False, None
         self._grower, self._drawer = (_Latest(self._grow, self._busy),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..charts import fold
-from ..core import check, check_choice, check_int
+from ..core import check, check_choice, check_class, check_int
 from ..draws import Keyed
 from ..figures import hatch
 from ..generators.generator import Cond, Grid
@@ -117,7 +117,7 @@ class Editing(Course):
         id:int=0,                # the sample's number
         **settings,              # as `Pipeline.sample`
     ):
-        self.pipe, self.settings = pipe, {"min_rows": 1} | settings
+        self.pipe, self.settings = check_class("pipe", pipe, Pipeline), {"min_rows": 1} | settings
         self.sampler = copy.copy(pipe.sampler(**self.settings))
         self.sampler._state = None                             # a memory of its own
         self.id = check_int("id", id, 0, 2 ** 32 - 1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import check, check_choice, check_int
+from ..core import check, check_choice, check_int, names_of
 from ..data.shapes import Shapes
 from ..figures import error_map, heat, plain_text, png_bytes, tile_sheet
 from ..moments import Moment, moments, preview, token_picture
@@ -129,6 +129,7 @@ def order_film(
     steps:int=12,          # asked of a schedule
 ) -> Film:
     "Orders and schedules: which cells are decided when."
+    schedules = names_of("schedules", schedules)
     orders = tuple(fixed_orders())
     captions = np.empty((len(orders), len(schedules), steps + 1), object)
     maps = np.empty((*captions.shape, side * _CELL, side * _CELL, 3), np.uint8)
@@ -176,6 +177,7 @@ def sampling_film(
     count:int=16,          # moments of each run
 ) -> Film:
     "A sample of each class grows, model by model."
+    models, labels = names_of("models", models), names_of("labels", labels)
     shape = len(models), len(labels), count
     captions = np.empty(shape, object)
     tokens, pictures = (np.empty((*shape, _PICTURE, _PICTURE, 3), np.uint8) for _ in range(2))
@@ -205,6 +207,7 @@ def guidance_film(
     steps:int=12,
 ) -> Film:
     "Four samples of each class under every scale and temperature, on the same noise."
+    labels = names_of("labels", labels)
     pipe = from_pretrained(model)
     asked = [label for label in labels for _ in range(4)]
     shape = len(labels), len(temperatures), len(scales)
@@ -273,7 +276,7 @@ def arrival_film(
 ) -> Film:
     "Pictures from the first groups of tokens, class by class."
     pipe = from_pretrained(model)
-    labels = labels or tuple(pipe.classes)
+    labels = names_of("labels", labels or pipe.classes)
     # (b, seeds, k, h, w, 3)
     found = np.stack([pipe.previews(list(labels), seed=seed) for seed in seeds], 1)
     count, n = found.shape[2], pipe.grid.n
@@ -329,6 +332,7 @@ def branch_film(
     count:int=8,                              # moments of each run
 ) -> Film:
     "A cell gets another code, and what comes after it is drawn again: beside the run as it was."
+    labels = names_of("labels", labels)
     pipe = from_pretrained(model)
     decode, plot = _decoder(pipe, seed), Plot(pipe.grid.shape, 2 * _PICTURE)
     shape = len(labels), len(early), count

@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image
 
-from ..core import BadInput, Mismatch, check, check_int
+from ..core import BadInput, Mismatch, check, check_class, check_int
 from ..figures import TONES, plain_text
 from ..generators.generator import Cond
 from ..generators.orders import ORDERS
@@ -282,9 +282,9 @@ class LiveSampler(_Stage):
         side:int=224,        # of the pictures in pixels
         at_once:bool=True,   # False: nothing is drawn before something is wished for, see `turn_to`
     ):
+        self.pipe, self.own = check_class("pipe", pipe, Pipeline), pipe.sampling
         self.side = check_int("side", side, 16, 1024)
         check_int("seed", seed, 0)
-        self.pipe, self.own = pipe, pipe.sampling
         by_class, null = text is None, None
         if by_class:
             follows = pipe.generator.conditioned_on

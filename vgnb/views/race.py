@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 
-from ..core import BadInput, Mismatch, check, check_choice, check_int
+from ..core import BadInput, Mismatch, check, check_choice, check_class, check_int
 from ..figures import PALETTE, TONES, hatch, house_font, plain_text
 from ..generators.cost import work_by_step
 from ..generators.generator import Cond
@@ -79,6 +79,7 @@ def lanes(
     check(wanted, "steps", steps, "must be at least one number of steps")
     rows = []
     for model, pipe in pipes.items():
+        check_class("pipes", pipe, Pipeline)
         for word, order in _named_orders(orders).items():
             changes = settings | ({} if order is None else {"order": order})
             changed = pipe.settings(**changes)

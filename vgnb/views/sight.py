@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..charts import fold
-from ..core import BadInput, Mismatch, check, check_int
+from ..core import BadInput, Mismatch, check, check_class, check_int
 from ..figures import PALETTE, TONES, hatch, house_font, plain_text, rgb
 from ..generators.annealed_order import AnnealedOrderTransformer
 from ..generators.generator import Cond, Generator
@@ -236,6 +236,7 @@ def sights(
     """Run a sampler and tell of each step who may look at what.
 
     Errors: a family that doesn't say what its columns are."""
+    check_class("pipe", pipe, Pipeline)
     how = {"min_rows": 1} | kwargs
     settings = {name: value for name, value in how.items() if name not in ("text", "mask", "given")}
     generator = pipe.sampler(**settings).generator

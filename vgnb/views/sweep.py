@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..core import BadInput, check, check_float, check_int
+from ..core import BadInput, check, check_class, check_float, check_int
 from ..draws import At, Keyed
 from ..figures import PALETTE, TONES, hatch, house_font, image_grid, plain_text, tile
 from ..generators.generator import Clock, Cond, Prediction
@@ -176,6 +176,7 @@ def sweep(
     **settings,                              # as `Pipeline.sample`: steps, order, top_k, ...
 ) -> Iterator[Sweep]:
     "Fill a table from coarse to fine; yields what is found after every step of the sampler."
+    check_class("pipe", pipe, Pipeline)
     columns, rows = _numbers("scales", scales), _numbers("temperatures", temperatures)[::-1]
     own = pipe.settings(**settings)
     cond = label if isinstance(label, Cond) else pipe.condition([label])
@@ -329,6 +330,7 @@ class LiveSweep(_SweepDesk):
         side:int=72,                             # of the pictures in pixels
         **settings,                              # as `Pipeline.sample`: steps, order, top_k, ...
     ):
+        check_class("pipe", pipe, Pipeline)
         check_int("seed", seed, 0)
         self.side, self.id = check_int("side", side, 24, 512), check_int("id", id, 0)
         self.pipe, self.settings = pipe, settings
