@@ -592,9 +592,12 @@ def test_evaluate_script_counts_codes_with_and_without_a_network(root, tmp_path)
     assert values["protocol"]["settings"]["tokenizer"] == codes["protocol"]["extractor"]
     again = evaluate(root, *asked, "--json", tmp_path / "all.json")
     assert again.code == 0 and "finished already" in again.out, again.err
-    wrong = {"tokenizer=None": ("--metrics", "codes"), "--metrics codes only": ("--metrics", "fid", *coder)}
+    judge = "--extractor", "shapes-judge"
+    wrong = {"tokenizer=None": ("--metrics", "codes"),
+             "only goes with --metrics codes": ("--metrics", "fid", *coder, *judge),
+             "only goes with metrics that a network looks for": ("--metrics", "codes", *coder, *judge)}
     for words, more in wrong.items():
-        bad = evaluate(root, *both, "--extractor", "shapes-judge", *more)
+        bad = evaluate(root, *both, *more)
         assert bad.code == 2 and words in bad.err and len(bad.err.strip().splitlines()) == 1, bad.err
 
 

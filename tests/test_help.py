@@ -123,3 +123,12 @@ def test_a_dry_run_of_a_check_names_what_it_would_compare(helped, tmp_path, scri
     assert ran.code == 0 and first == name and last.startswith("1 "), ran
     none = helped(script, tmp_path, "--system", "other", "--dry-run")
     assert none.code == 1 and none.out.startswith("0 "), none
+
+
+@pytest.mark.parametrize("words, said", [
+    (("tiny-llamagen",), "in 64 steps with Sampling(order=Raster(), guidance="),        # one cell a step, not "steps=1"
+    (("tiny-randar", "--steps", 12), "in 12 steps with Sampling(order=Random(), schedule='cosine', steps=12"),
+    (("tiny-randar", "--order", "raster", "--schedule", "one-by-one"), "in 64 steps with Sampling(order=Raster()")])
+def test_a_sampling_says_in_how_many_steps_it_draws(helped, tmp_path, words, said):
+    ran = helped("sample.py", *words, "--count", 2, "--out", tmp_path / "s.npz", "--dry-run")
+    assert ran.code == 0 and said in ran.out and "steps=1," not in ran.out, ran
