@@ -58,12 +58,6 @@ def toys(monkeypatch, tmp_path):
     return tmp_path, models
 
 
-def test_the_names_of_a_printed_table_stand_apart(toys):
-    lines = repr(zoo.table()).splitlines()
-    assert [line.split()[0] for line in lines] == list(zoo.table())
-    assert repr(zoo.Table({})) == ""
-
-
 def test_a_shipped_name_that_is_nearly_right_is_suggested():
     with pytest.raises(Missing, match="did you mean tiny-maskgit"): vgnb.from_pretrained("tiny-maskgti")
 
