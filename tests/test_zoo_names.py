@@ -58,6 +58,10 @@ def toys(monkeypatch, tmp_path):
     return tmp_path, models
 
 
+def test_a_shipped_name_that_is_nearly_right_is_suggested():
+    with pytest.raises(Missing, match="did you mean tiny-maskgit"): vgnb.from_pretrained("tiny-maskgti")
+
+
 def test_a_name_loads_from_the_folder_of_weights(toys):
     home, models = toys
     (home / "published").rename(home / "weights")

@@ -35,6 +35,7 @@ from vgnb.core import (
     check_class,
     check_int,
     digest,
+    hint_at,
     load_card,
     names_of,
     save_card,
@@ -1086,7 +1087,8 @@ def find_pretrained(where:str|Path) -> Path:
     is_repository = isinstance(where, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", where)
     allowed = (f"must be a folder written by save_pretrained, one of {names}, the name of a "
                "published generator (vgnb.zoo.table()), or a hub repository owner/name")
-    check(is_repository, "where", where, allowed + _advice(folder), Missing)
+    advice = _advice(folder) or hint_at(where, shipped())
+    check(is_repository, "where", where, allowed + advice, Missing)
     return find_pretrained(_fetched(where))
 
 def _advice(folder:Path) -> str:
