@@ -9,6 +9,7 @@ __all__ = ['INTERRUPTED', 'STOPS', 'end_with_launcher', 'is_launched', 'leave', 
 # %% ../nbs/009_processes.ipynb #f772cb60
 import atexit
 import contextlib
+import copy
 import ctypes
 import errno
 import gc
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from functools import lru_cache
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -92,6 +94,7 @@ class Processes:
         atexit.register(leave)
         self.device = self.state.device
         _tell_no_gpu(self.device)
+        self.group = None       # torch's, that exchanges go through; None: the first one
         self.rank = self.state.process_index
         self.world = self.state.num_processes
 
@@ -121,8 +124,14 @@ class Processes:
     def share(self, value):
         "The main process's (picklable) value, on every process."
         box = [value]
-        if self.world > 1: dist.broadcast_object_list(box, 0)
+        if self.world > 1: dist.broadcast_object_list(box, 0, group=self.group)
         return box[0]
+
+    def collect(self, value) -> list:
+        "The (picklable) values of all processes, in rank order, on every process."
+        found = [value] * self.world
+        if self.world > 1: dist.all_gather_object(found, value, group=self.group)
+        return found
 
     def wait(self): self.state.wait_for_everyone()
 
@@ -145,6 +154,37 @@ def together(self:Processes, work:Callable):
     if error: raise error
     if failed: raise VgnbError(failed)
     return self.share(result)
+
+@patch
+def each(self:Processes, work:Callable) -> list:
+    """Run `work` on every process; all (picklable) results, in rank order.
+
+    Errors: a process's own, or else the first one's."""
+    result = error = None
+    try: result = work()
+    except Exception as e:                  # of any kind: the others wait to hear of it
+        error = e
+    told = self.collect((result, _words(error) if error else None))
+    if error: raise error
+    failed = next((words for _, words in told if words), None)
+    if failed: raise VgnbError(failed)
+    return [found for found, _ in told]
+
+# %% ../nbs/009_processes.ipynb #ef4be8d5
+_A_DAY = timedelta(days=1)
+
+@patch
+def beside(self:Processes) -> Processes:
+    "The same processes with a group of their own, for a thread; all of them ask, in their main one."
+    other = copy.copy(self)
+    if self.world > 1: other.group = dist.new_group(backend="gloo", timeout=_A_DAY)
+    return other
+
+@patch
+def part(self:Processes):
+    "Give the group of `beside` up."
+    group, self.group = self.group, None
+    if group is not None and dist.is_initialized(): dist.destroy_process_group(group)
 
 # %% ../nbs/009_processes.ipynb #414367c2
 INTERRUPTED = 75

@@ -30,16 +30,19 @@ from vgnb.core import (
     remove_dir,
     sweep_aside,
 )
+from ..processes import Processes
 from vgnb.training.checkpoints import (
     Background,
     HostCopies,
     best,
     checkpoints,
     mirror_checkpoint,
+    open_checkpoint,
     read_checkpoint,
     verify,
     write_checkpoint,
 )
+from .piece_files import Stored
 from .recipes import Recipe, check_name, check_same
 from .trackers import trackers
 
@@ -171,6 +174,8 @@ class RunFolder:
         self.saves = self.path / "checkpoints"
         self.mirror = Mirror(self.path, run) if run.mirror else None
         self.copies, self.background = HostCopies(), Background()
+        # of a run that is shared out: what its processes tell each other while they write
+        self.beside:Processes|None = None
         # step of the last checkpoint that was written since `choose`
         self.published:int|None = None
 
@@ -278,21 +283,25 @@ def write(self:RunFolder,
     Errors: those of the one before."""
     self.wait()
     taken = self.copies.take(files)
-    self.background.start(f"the checkpoint of step {step}",
-                          lambda: self._publish(step, taken, state, then))
+    kept = dict(keep=self.run.keep_last, keep_every=self.run.keep_every)
+    self._start(step, lambda: write_checkpoint(self.saves, step, taken, state, **kept), then)
 
 @patch
-def _publish(self:RunFolder, step:int, files:dict[str, dict[str, Tensor]], state:dict,
-             then:Callable[[], None]):
-    run = self.run
-    try:
-        path = write_checkpoint(self.saves, step, files, state, keep=run.keep_last,
-                                keep_every=run.keep_every)
+def _start(self:RunFolder, step:int, work:Callable[[], Path], then:Callable[[], None],
+           main:bool=True):
+    self.background.start(f"the checkpoint of step {step}",
+                          lambda: self._publish(step, work, then, main))
+
+@patch
+def _publish(self:RunFolder, step:int, work:Callable[[], Path], then:Callable[[], None],
+             main:bool):
+    try: path = work()
     except (BadInput, OSError) as e:
-        if run.on_save_error == "stop": raise
-        print(f"warning: {e}", file=sys.stderr)
+        if self.run.on_save_error == "stop": raise
+        if main: print(f"warning: {e}", file=sys.stderr)
         return
     self.published = step
+    if not main: return
     then()
     if self.mirror: self.mirror.follow(path)
 
@@ -319,15 +328,46 @@ def close(self:RunFolder):
     except Exception as e: print(f"warning: {e}", file=sys.stderr)
     if self.mirror: self.mirror.close()
 
+# %% ../../nbs/training/525_run_folder.ipynb #85824811
+@patch
+def write_shared(self:RunFolder,
+    step:int,
+    files:dict[str, dict[str, Tensor]],     # live tensors, pieces among them
+    state:dict,
+    processes:Processes,
+    then:Callable[[], None]=lambda: None,   # called in the main one's thread
+):
+    """The same for a run that is shared out: all processes call it, and each writes its pieces.
+
+    Errors: those of the one before, and where any process has no memory for a copy."""
+    # takes seconds to import: who shares nothing out does without
+    from vgnb.training.shared_checkpoints import take_pieces, write_shared
+    if self.beside is None: self.beside = processes.beside()
+    beside, taken = self.beside, []
+    def take():
+        self.wait()
+        taken.append(take_pieces(self.copies, files))
+    processes.each(take)           # no thread begins to write where another one would not
+    kept = dict(keep=self.run.keep_last, keep_every=self.run.keep_every)
+    def work(): return write_shared(self.saves, step, taken[0], state, beside, **kept)
+    self._start(step, work, then, processes.main)
+
+@patch
+def part(self:RunFolder):
+    "Give up what processes told each other through; nothing is being written any more."
+    if self.beside: self.beside.part()
+    self.beside = None
+
 # %% ../../nbs/training/525_run_folder.ipynb #824641d5
 def read_same(
     path:str|Path,   # a checkpoint
     recipe:Recipe,
     data:str,        # fingerprint of the training set
     given:bool=False, # by `resume_from`: it is another run's
-) -> tuple[dict[str, dict[str, Tensor]], dict]: # its files, its state
+    lazily:bool=False, # one that is verified already; tensors are read when and where asked for
+) -> tuple[dict[str, dict[str, Tensor|Stored]], dict]: # its files, its state
     "A checkpoint of this very recipe and data."
-    files, state = read_checkpoint(path)
+    files, state = open_checkpoint(path) if lazily else read_checkpoint(path)
     check_same(state["recipe"], recipe, path, given)
     message = f"the run in {path} was started on other data ({state['data']})"
     check(state["data"] == data, "data", data, message, Mismatch)

@@ -31,7 +31,7 @@ from vgnb.training.optimizers import (
     guarded_step,
     make_optimizer,
 )
-from .pieces import consolidated, piece_like
+from .pieces import consolidated, held, piece_like, whole
 from .recipes import Optim, Recipe, rate_at
 from .sharded import Sharded, Sharding, shard
 from .tasks import Phase, Task, parameter_groups
@@ -106,32 +106,39 @@ class TrainState:
         "The losses as they are called: after a backward pass, gradients are processes' means."
         return Sharded(losses) if self.sharding else data_parallel(losses, self.processes)
 
-    def files(self, optimizers:bool=True) -> dict[str, dict[str, Tensor]]:
-        """The tensors, as the files of a checkpoint.
-
-        All processes ask; what is shared out comes to the main one only."""
+    def live(self, optimizers:bool=True) -> dict[str, dict[str, Tensor]]:
+        "The tensors that training changes, as the files of a checkpoint; pieces where shared out."
         found = {f"model.{m}": module.state_dict(keep_vars=True)
                  for m, module in self.task.modules.items()}
         found |= {f"ema.{m}": ema.state() for m, ema in self.averages.items()}
         groups = self.groups if optimizers else {}
         found |= {f"optim.{g}": optimizer_tensors(self.optimizers[g], named)
                   for g, named in groups.items()}
-        return consolidated(found, self.processes.main)
+        return found
+
+    def files(self, optimizers:bool=True) -> dict[str, dict[str, Tensor]]:
+        """Whole tensors, as the files of a checkpoint.
+
+        All processes ask; what is shared out comes to the main one only."""
+        return consolidated(self.live(optimizers), self.processes.main)
 
     def not_finite(self, files:dict[str, dict[str, Tensor]]) -> str|None:
-        "The first number of a checkpoint's `files` that is NaN or infinite, by file and tensor."
+        """The first number here of a checkpoint's `files` that is NaN or infinite.
+
+        By file and tensor."""
         def learnt(module): return {k for k, _ in module.named_parameters(remove_duplicate=False)}
         for file, tensors in files.items():
             kind, _, name = file.partition(".")
             masks = set() if kind == "optim" else tensors.keys() - learnt(self.task.modules[name])
-            if found := not_finite(tensors, masks): return f"{found} of {file}"
+            here = {k: held(t.detach()) for k, t in tensors.items()}
+            if found := not_finite(here, masks): return f"{found} of {file}"
         return None
 
 # %% ../../nbs/training/528_step.ipynb #17a5a48a
 def _as_held(state:dict[str, Tensor], module:nn.Module) -> dict[str, Tensor]:
     "A file's tensors, those of a shared-out module cut like its own; others as they are."
     own = module.state_dict()
-    return {k: piece_like(t, own[k]) if k in own else t for k, t in state.items()}
+    return {k: piece_like(t, own[k]) if k in own else whole(t) for k, t in state.items()}
 
 @patch
 def load(self:TrainState,

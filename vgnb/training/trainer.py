@@ -79,7 +79,7 @@ class Session:
     def open(self):
         "Take over the run folder: last checkpoint or equal weights, run.json, log."
         path = self.processes.together(lambda: self.folder.choose(self.recipe))
-        if path: self._restore(path)
+        if path: self.processes.each(lambda: self._restore(path))
         else: self.state.broadcast()
         self.versions = self.processes.together(lambda: self._record(resumed=path is not None))
         if self.folder.run.compile:
@@ -87,7 +87,8 @@ class Session:
 
     def _restore(self, path:Path):
         files, state = read_same(path, self.recipe, self.data.fingerprint,
-                                 given=path.parent != self.folder.saves)
+                                 given=path.parent != self.folder.saves,
+                                 lazily=self.state.sharding is not None)   # only its own pieces
         odd = changed_since(state, self.data.times)
         if odd and self.processes.main:
             print(f"warning: data, since {path}: {odd}", file=sys.stderr)
@@ -116,7 +117,7 @@ class Session:
         return int(self.state.guard.streak)
 
 # %% ../../nbs/training/530_trainer.ipynb #eaa3b948
-_PATIENCE = 30.0     # seconds
+_WHILE = 30.0     # seconds
 
 @patch
 def save(self:Session, last:bool=False) -> bool: # whether there was nothing in the way
@@ -124,8 +125,9 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
     if self.streak and not last: return False
     self._settle()
     if self.saved == self.step: return True
-    files = self.state.files()               # all processes: what is shared out comes together here
-    self.processes.together(lambda: self._check_numbers(files))
+    is_shared = self.state.sharding is not None
+    files = self.state.live() if is_shared else self.state.files()
+    self._check_numbers(files, everywhere=is_shared)
     state = dict(
         samples_seen=self.step * self.recipe.batch,
         recipe=to_json(self.recipe),
@@ -136,7 +138,9 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
         lanes=self.lanes,
         arithmetic=kernels(self.processes.device) if self.recipe.exact else {},
         versions=self.versions)
-    self.processes.together(lambda: self.folder.write(self.step, files, state, self._write_page))
+    what = self.step, files, state
+    if is_shared: self.folder.write_shared(*what, self.processes, self._write_page)
+    else: self.processes.together(lambda: self.folder.write(*what, self._write_page))
     if last: self._settle()
     return True
 
@@ -144,8 +148,8 @@ def save(self:Session, last:bool=False) -> bool: # whether there was nothing in 
 def _settle(self:Session):
     "Wait for the checkpoint that is being written; its error is everybody's."
     # joins of processes have a limit
-    while self.processes.share(self.folder.is_writing(_PATIENCE)): pass
-    written = self.processes.together(self.folder.wait)
+    while any(self.processes.collect(self.folder.is_writing(_WHILE))): pass
+    written = self.processes.each(self.folder.wait)[0]
     if written is not None: self.saved = written
 
 # %% ../../nbs/training/530_trainer.ipynb #0644fe1d
@@ -154,15 +158,20 @@ def close(self:Session):
     "Wait for the checkpoint under way, close the log."
     try:
         if self.tracker: self.tracker.close()
-    finally: self.folder.close()
+    finally:
+        self.folder.close()
+        self.folder.part()
 
 # %% ../../nbs/training/530_trainer.ipynb #8e0b9f75
 @patch
-def _check_numbers(self:Session, files:dict[str, dict[str, Tensor]]):
-    "No checkpoint holds a number that is none."
-    found = self.state.not_finite(files)
-    if found:
-        raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {self._advice()}")
+def _check_numbers(self:Session, files:dict[str, dict[str, Tensor]], everywhere:bool):
+    "No checkpoint holds a number that is none, on the main process or in anybody's pieces."
+    looks = everywhere or self.processes.main
+    found = self.processes.each(lambda: self.state.not_finite(files) if looks else None)
+    found = next((words for words in found if words), None)
+    if not found: return
+    advice = self.processes.together(self._advice)
+    raise VgnbError(f"stopped at step {self.step}: {found} is not finite; {advice}")
 
 @patch
 def _advice(self:Session) -> str:
