@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIECES', 'Chunk', 'OpenFiles', 'Stored', 'whole_tensors', 'pieces_card', 'piece_tensors', 'stored_tensors']
 
-# %% ../../nbs/training/519a_piece_files.ipynb #1c18f310
+# %% ../../nbs/training/519a_piece_files.ipynb #2023ec0f
 import json
 from collections.abc import Iterable
 from math import prod
@@ -20,7 +20,7 @@ from ..core import BadInput, Mismatch, check, load_card
 from ..saved import aliases_in
 from ..tensor_files import open_safetensors
 
-# %% ../../nbs/training/519a_piece_files.ipynb #95ec3c37
+# %% ../../nbs/training/519a_piece_files.ipynb #81e96f6a
 class Chunk(NamedTuple):
     "A box of a tensor, as an entry of a file."
     file: Path
@@ -44,7 +44,7 @@ def _behind(window:tuple[slice, ...], start:Iterable[int]) -> tuple[slice, ...]:
     "A window as seen from `start`."
     return tuple(slice(w.start - a, w.stop - a) for w, a in zip(window, start))
 
-# %% ../../nbs/training/519a_piece_files.ipynb #435f5d3b
+# %% ../../nbs/training/519a_piece_files.ipynb #7625f967
 class Stored:
     "A tensor in files, whole or in pieces: `stored[...]` reads it, `stored[window]` a part."
     def __init__(self, shape:Iterable[int], dtype:torch.dtype, chunks:list[Chunk], files:OpenFiles):
@@ -72,7 +72,7 @@ class Stored:
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             raise Mismatch("checkpoint", chunk.file, f"can't be read: {chunk.name} ({e})") from None
 
-# %% ../../nbs/training/519a_piece_files.ipynb #3730bed7
+# %% ../../nbs/training/519a_piece_files.ipynb #0ba5f221
 def _entry(file, name:str) -> tuple[torch.dtype, tuple[int, ...]]:
     "Type and shape of a tensor in an open file."
     part = file.get_slice(name)
@@ -94,7 +94,7 @@ def _with_ties(found:dict[str, Stored], aliases:dict[str, str], path:Path) -> di
     check(complete, "checkpoint", path, "names an alias of a tensor it does not hold", Mismatch)
     return found | {name: found[holder] for name, holder in aliases.items()}
 
-# %% ../../nbs/training/519a_piece_files.ipynb #c8920dbe
+# %% ../../nbs/training/519a_piece_files.ipynb #a466858c
 PIECES = "pieces.json"
 _FORMAT = "vgnb-pieces/1"
 _SHARDING = "DCP_SHARDING_INFO"     # torch's word for the header's entry
@@ -130,7 +130,7 @@ def _read_card(folder:Path) -> tuple[_Shapes, _Aliases]:
     check(known, "checkpoint", folder, f"has a damaged {PIECES}", Mismatch)
     return shapes, aliases
 
-# %% ../../nbs/training/519a_piece_files.ipynb #d22cdc14
+# %% ../../nbs/training/519a_piece_files.ipynb #f1ce8930
 def _chunks_in(path:Path, files:OpenFiles) -> list[tuple[str, torch.dtype, Chunk]]:
     "(name, type, box) of each piece in a file."
     file = files[path]
@@ -157,7 +157,7 @@ def _fault(shape:tuple[int, ...], chunks:list[Chunk]) -> str|None:
     there = sum(prod(c.shape) for c in chunks)
     return None if there == prod(shape) else f"{prod(shape) - there:,} of {prod(shape):,} numbers lack"
 
-# %% ../../nbs/training/519a_piece_files.ipynb #123d7d93
+# %% ../../nbs/training/519a_piece_files.ipynb #df0cb4ba
 def piece_tensors(
     folder:Path,
     paths:Iterable[Path],  # its files of pieces

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Piece', 'Taken', 'take_pieces', 'write_pieces', 'write_shared']
 
-# %% ../../nbs/training/521_shared_checkpoints.ipynb #bf30a49f
+# %% ../../nbs/training/521_shared_checkpoints.ipynb #3c5713ba
 import shutil
 from math import prod
 from pathlib import Path
@@ -43,7 +43,7 @@ from vgnb.training.checkpoints import (
 from .piece_files import PIECES, pieces_card, stored_tensors
 from .pieces import held, window_of
 
-# %% ../../nbs/training/521_shared_checkpoints.ipynb #7035fa44
+# %% ../../nbs/training/521_shared_checkpoints.ipynb #772f2d2b
 class Piece(NamedTuple):
     "What a process holds of a tensor."
     tensor: Tensor
@@ -80,7 +80,7 @@ def take_pieces(
               for file, tensors in once.items()}
     return Taken(pieces, pieces_card(shapes, aliases))
 
-# %% ../../nbs/training/521_shared_checkpoints.ipynb #f7723362
+# %% ../../nbs/training/521_shared_checkpoints.ipynb #37815455
 class _Planner(DefaultSavePlanner):
     "The pieces of `Taken` as torch's writer wants them."
     def __init__(self): super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -109,7 +109,7 @@ def write_pieces(folder:Path, taken:Taken, processes:Processes) -> list[Path]:
     writer.per_thread_copy_ahead = 0     # of tensors on an accelerator; these are on the host
     try:
         dcp.save(taken.pieces, storage_writer=writer, planner=_Planner(),
-                 process_group=processes.group, no_dist=processes.world == 1)
+                 process_group=processes.group)
     except CheckpointException as e:
         rank, (error, _) = min(e.failures.items(), key=lambda failure: failure[0])
         raise VgnbError(f"process {rank}: {_reason(error, folder)}") from error
@@ -126,7 +126,7 @@ def _renamed(path:Path, files:list[str], processes:Processes) -> Path:
     part = f"{processes.rank + 1:05d}-of-{processes.world:05d}"
     return path.rename(path.with_name(f"{file}.{part}.safetensors"))
 
-# %% ../../nbs/training/521_shared_checkpoints.ipynb #a166f079
+# %% ../../nbs/training/521_shared_checkpoints.ipynb #70fb95f6
 def write_shared(
     folder:str|Path,      # the run's `checkpoints` folder, on a disk that all processes see
     step:int,
