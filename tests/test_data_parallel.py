@@ -2,12 +2,15 @@
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.utils import _to_kwargs
 
+from tests.forked import on_two
 from tests.players_on_many import RECIPE, Players
 from tests.toy_training import Pair, Points, result
 from vgnb.core import BadInput
@@ -15,7 +18,7 @@ from vgnb.draws import At
 from vgnb.processes import Processes
 from vgnb.saved import load_tensors
 from vgnb.training.checkpoints import newest
-from vgnb.training.data_parallel import PhaseLoss, check_launcher, data_parallel
+from vgnb.training.data_parallel import PhaseLoss, _Call, check_launcher, data_parallel
 from vgnb.training.run_folder import Run
 from vgnb.training.step import Stepper, TrainState
 from vgnb.training.trackers import read_log
@@ -78,22 +81,37 @@ def test_one_process_needs_no_engine():
     assert data_parallel(losses, Processes()) is losses
 
 
-def test_what_wraps_a_task_looks_for_what_is_unused_and_leaves_buffers(monkeypatch):
-    made = {}
-    monkeypatch.setattr("vgnb.training.data_parallel.DistributedDataParallel", FakeEngine)
-    def note(module, **kw): made.update(kw)
-    FakeEngine.note = staticmethod(note)
-    two = Processes()
-    two.world = 2
-    data_parallel(PhaseLoss(Pair()), two)
-    assert made.pop("find_unused_parameters") is True and list(made.values()) == [False]
-    assert "buffers" in next(iter(made))
+def test_accelerate_wraps_what_looks_for_the_unused_and_leaves_buffers(tmp_path):
+    """As torch's wrapper, by accelerate's way and whatever its launcher was told of what is ours; in silence, and
+    twice in one process. It goes when a fit ends."""
+    def work(rank):
+        told = dict(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4",
+                    ACCELERATE_DYNAMO_BACKEND="INDUCTOR", ACCELERATE_USE_PARALLELISM_CONFIG="true",
+                    PARALLELISM_CONFIG_DP_REPLICATE_SIZE="2")
+        before, processes = os.environ | told, Processes()
+        os.environ.update(told)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engines = [data_parallel(PhaseLoss(Pair()), processes) for _ in range(2)]
+        assert {k: os.environ[k] for k in before} == before
+        for name in told: del os.environ[name]
+        (wrapped,) = {type(engine.wrapped).__name__ for engine in engines}
+        found = engines[0].wrapped
+        plain = vars(found.module.losses.forward.__self__).get("forward") is None       # nobody patched it
+        first = wrapped, found.find_unused_parameters, found.broadcast_buffers, found.static_graph, plain
+        trainer = Trainer(Pair(), Points(), replace(RECIPE, precision="fp32"), tmp_path / "run", Run(progress=False))
+        trainer.fit(2)
+        return first, trainer.stepper.engine
+
+    assert on_two(work) == [(("DistributedDataParallel", True, False, False, True), None)] * 2
 
 
-class FakeEngine:
-    def __new__(cls, module, *, forward_sync_buffers=True, find_unused_parameters=False):
-        cls.note(module, forward_sync_buffers=forward_sync_buffers, find_unused_parameters=find_unused_parameters)
-        return module
+def test_what_a_phase_leaves_for_the_next_is_no_copy():
+    "A wrapper that knows its device moves what it is given there, and rebuilds dictionaries for that."
+    carry = {"out": torch.zeros(2)}
+    ((moved,),) = _to_kwargs((_Call(carry),), {}, torch.device("cpu"), False)[0]
+    assert moved.args[0] is carry
+    assert _to_kwargs((carry,), {}, torch.device("cpu"), False)[0][0][0] is not carry
 
 
 def test_the_engine_goes_when_a_fit_ends(tmp_path):
