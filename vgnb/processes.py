@@ -175,7 +175,7 @@ _A_DAY = timedelta(days=1)
 
 @patch
 def beside(self:Processes) -> Processes:
-    "The same processes with a group of their own, for a thread; all of them ask, in their main one."
+    "The same processes with a group of their own, for a thread; all ask, in their main one."
     other = copy.copy(self)
     if self.world > 1: other.group = dist.new_group(backend="gloo", timeout=_A_DAY)
     return other

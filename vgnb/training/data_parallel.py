@@ -7,13 +7,11 @@ __all__ = ['PhaseLoss', 'data_parallel', 'no_sync', 'check_launcher']
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #ab5a003b
 import contextlib
-import inspect
 import os
 import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..core import check
 from ..draws import At, Keyed
@@ -42,16 +40,56 @@ def _device(task:Task) -> torch.device:
     return next(p.device for module in task.modules.values() for p in module.parameters())
 
 # %% ../../nbs/training/527a_data_parallel.ipynb #dbac1389
+# What a launcher's settings mean to accelerate's `Accelerator`, beside what is asked of it here:
+# precision, micro-batches and compiling are the step's, and sharing out is `shard`'s.
+_OURS = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    "ACCELERATE_DYNAMO_BACKEND": "no",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "false"}
+
+def _prepared(module:nn.Module) -> nn.Module:
+    "A module as accelerate wraps it where every process holds all of it."
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import patch_environment
+    how = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    with patch_environment(**_OURS), warnings.catch_warnings():
+        # torch's newer name is `forward_sync_buffers`; accelerate knows the older one
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[how])
+        return accelerator.prepare_model(module, device_placement=False)
+
+class _Call:
+    "The arguments of a loss as one thing, which no wrapper looks into."
+    def __init__(self, *args): self.args = args
+
+class _Called(nn.Module):
+    def __init__(self, losses:PhaseLoss):
+        super().__init__()
+        self.losses = losses
+
+    def forward(self, call:_Call) -> Tensor: return self.losses(*call.args)
+
+class _DataParallel(nn.Module):
+    "The losses as called: gradients are means over the processes after a backward pass."
+    def __init__(self, losses:PhaseLoss):
+        super().__init__()
+        self.wrapped = _prepared(_Called(losses))       # torch's `DistributedDataParallel`
+
+    def forward(self, *args) -> Tensor: return self.wrapped(_Call(*args))
+
+    def no_sync(self):
+        "Inside, backward passes add to gradients here; the next outside joins sums."
+        return self.wrapped.no_sync()
+
+# %% ../../nbs/training/527a_data_parallel.ipynb #5f0e2c1b
 def data_parallel(losses:PhaseLoss, processes:Processes) -> nn.Module:
     "The module as it is called: gradients are means over the processes after its backward pass."
     if processes.world == 1: return losses
     # of 1x1 convolutions in channels-last: their gradients are the same numbers in one of two equal
     # orders
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    known = inspect.signature(DistributedDataParallel).parameters
-    # its older name
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(losses, find_unused_parameters=True, **{buffers: False})
+    return _DataParallel(losses)
 
 def no_sync(engine:nn.Module, last:bool):
     "The context of a micro-batch: only the last one's backward pass joins all gradients."

@@ -148,14 +148,15 @@ def _chunks_in(path:Path, files:OpenFiles) -> list[tuple[str, torch.dtype, Chunk
 
 def _fault(shape:tuple[int, ...], chunks:list[Chunk]) -> str|None:
     "Why boxes are not each number of a tensor exactly once; None if they are."
-    starts = torch.tensor([c.start for c in chunks], dtype=torch.int64).view(len(chunks), len(shape))
+    starts = torch.tensor([c.start for c in chunks], dtype=torch.int64)
+    starts = starts.view(len(chunks), len(shape))
     ends = starts + torch.tensor([c.shape for c in chunks], dtype=torch.int64).view_as(starts)
     if (ends > torch.tensor(shape, dtype=torch.int64)).any(): return "a piece reaches beyond it"
     low = torch.maximum(starts[:, None], starts[None])
     shared = (low < torch.minimum(ends[:, None], ends[None])).all(-1)
     if int(shared.sum()) > len(chunks): return "pieces overlap"
-    there = sum(prod(c.shape) for c in chunks)
-    return None if there == prod(shape) else f"{prod(shape) - there:,} of {prod(shape):,} numbers lack"
+    size, there = prod(shape), sum(prod(c.shape) for c in chunks)
+    return None if there == size else f"{size - there:,} of {size:,} numbers lack"
 
 # %% ../../nbs/training/519a_piece_files.ipynb #df0cb4ba
 def piece_tensors(

@@ -20,12 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     MetadataIndex,
     TensorProperties,
 )
-from torch.distributed.checkpoint.planner import (
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from ..core import VgnbError, aside_dir, check, reason_of, save_card
 from ..processes import Processes
@@ -61,7 +56,7 @@ def _ties(tensors:dict[str, Tensor]) -> dict[str, str]:
     first:dict[int, str] = {}
     shared = {name: first.setdefault(id(t), name) for name, t in tensors.items()
               if name not in plain}
-    return split_ties(plain)[1] | {name: holder for name, holder in shared.items() if name != holder}
+    return split_ties(plain)[1] | {k: holder for k, holder in shared.items() if k != holder}
 
 def take_pieces(
     copies:HostCopies,
