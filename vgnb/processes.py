@@ -127,12 +127,6 @@ class Processes:
         if self.world > 1: dist.broadcast_object_list(box, 0, group=self.group)
         return box[0]
 
-    def collect(self, value) -> list:
-        "The (picklable) values of all processes, in rank order, on every process."
-        found = [value] * self.world
-        if self.world > 1: dist.all_gather_object(found, value, group=self.group)
-        return found
-
     def wait(self): self.state.wait_for_everyone()
 
 # %% ../nbs/009_processes.ipynb #7caafe4a
@@ -154,6 +148,13 @@ def together(self:Processes, work:Callable):
     if error: raise error
     if failed: raise VgnbError(failed)
     return self.share(result)
+
+@patch
+def collect(self:Processes, value) -> list:
+    "The (picklable) values of all processes, in rank order, on every process."
+    found = [value] * self.world
+    if self.world > 1: dist.all_gather_object(found, value, group=self.group)
+    return found
 
 @patch
 def each(self:Processes, work:Callable) -> list:

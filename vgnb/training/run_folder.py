@@ -174,8 +174,7 @@ class RunFolder:
         self.saves = self.path / "checkpoints"
         self.mirror = Mirror(self.path, run) if run.mirror else None
         self.copies, self.background = HostCopies(), Background()
-        # of a run that is shared out: what its processes tell each other while they write
-        self.beside:Processes|None = None
+        self.beside:Processes|None = None    # of a run that is shared out, while it is written
         # step of the last checkpoint that was written since `choose`
         self.published:int|None = None
 

@@ -32,7 +32,7 @@ from vgnb.training.checkpoints import (
     place_of,
     put_in_place,
     rotate,
-    seal,
+    seal_checkpoint,
     sums_of,
 )
 from .piece_files import PIECES, pieces_card, stored_tensors
@@ -154,6 +154,6 @@ def _publish(aside:Path, final:Path, step:int, card:dict, state:dict, sums:dict[
               f"must be on a disk that all processes see: {name}, which one wrote, is not here")
     save_card(aside / PIECES, card)
     stored_tensors(aside, [*sums, PIECES])
-    seal(aside, step, state, sums)
+    seal_checkpoint(aside, step, state, sums)
     put_in_place(aside, final)
     note_intact(final)

@@ -31,7 +31,7 @@ from vgnb.training.optimizers import (
     guarded_step,
     make_optimizer,
 )
-from .pieces import consolidated, held, piece_like, whole
+from .pieces import consolidated, held, piece_like, read_whole
 from .recipes import Optim, Recipe, rate_at
 from .sharded import Sharded, Sharding, shard
 from .tasks import Phase, Task, parameter_groups
@@ -138,7 +138,7 @@ class TrainState:
 def _as_held(state:dict[str, Tensor], module:nn.Module) -> dict[str, Tensor]:
     "A file's tensors, those of a shared-out module cut like its own; others as they are."
     own = module.state_dict()
-    return {k: piece_like(t, own[k]) if k in own else whole(t) for k, t in state.items()}
+    return {k: piece_like(t, own[k]) if k in own else read_whole(t) for k, t in state.items()}
 
 @patch
 def load(self:TrainState,
