@@ -112,6 +112,18 @@ def test_a_click_opens_the_place_with_its_settings(pipe):
     assert live.player is None and live.beside.children == ()
 
 
+
+def test_what_is_open_follows_another_table(pipe):
+    "Other scales, another class and another seed move the table; the picture beside it is its chosen place."
+    live = small(pipe)
+    live.open((1, 0))
+    live.settle()
+    for control, value in ((live.scales, "1, 2, 4"), (live.label, 5), (live.seed, 2)):
+        control.value = value
+        live.settle()
+        open_, place = live.player, live.table.codes[live.chosen]
+        assert (open_.frames.seen[-1].codes[0] == place).all(), control.description
+
 def test_pins_stay_and_mistakes_are_said(pipe):
     live = small(pipe)
     live.pin.click()

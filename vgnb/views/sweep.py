@@ -395,6 +395,7 @@ def _show(self:LiveSweep, table:Sweep, wish:SweepWish):
     "Put a table on the stage."
     other = (self.table is None
              or (self.table.scales, self.table.temperatures) != (table.scales, table.temperatures))
+    moved = other or wish != self._shown
     self.table, self._shown = table, wish
     if other:
         self._quiet = True
@@ -404,6 +405,7 @@ def _show(self:LiveSweep, table:Sweep, wish:SweepWish):
         self._quiet = False
         self.lay_out(table, self.side + 4, self.open)
     self._draw()
+    if moved and self.player is not None: turn_to(self.player, self._chosen_wish())
 
 @patch
 def _draw(self:LiveSweep):
