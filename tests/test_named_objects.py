@@ -97,6 +97,21 @@ def test_a_name_is_refused_with_what_opens_it(call, argument, how):
         assert how in message
 
 
+class Wrapped:
+    "Another extractor, counted."
+    def __init__(self, judge): self.judge, self.calls = judge, 0
+    def __getattr__(self, name): return getattr(self.judge, name)
+
+    def __call__(self, images):
+        self.calls += 1
+        return self.judge(images)
+
+
+def test_what_acts_like_an_extractor_is_one():
+    judge = Wrapped(load_extractor("shapes-judge"))
+    assert measure(PHOTOS, PHOTOS[::-1], judge, metrics="mind").values.keys() == {"mind"} and judge.calls == 2
+
+
 def test_so_are_a_classifier_and_a_sampler_by_name():
     with pytest.raises(BadInput, match="classifier='shapes-judge': must be an extractor itself"):
         pipe().select(["heart"], Rejection(), "shapes-judge")

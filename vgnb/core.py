@@ -227,13 +227,17 @@ def names_of(argument:str, value) -> tuple[str, ...]:
 def check_class(argument:str, value, kind:type, error=BadInput):
     """`value` must be an object of a class, not its name or something else; returns it.
 
-    A class may say in `opened_by` what gives one for a name."""
+    A class may say in `opened_by` what gives one for a name, and in `told_by` which attributes
+    are enough, of whatever class their object is."""
     is_name = isinstance(value, (str, Path))
     word = kind.__name__.lower()
     article = "an" if word[0] in "aeiou" else "a"
     opened_by = getattr(kind, "opened_by", "")
     how = f" itself: {opened_by} gives one" if opened_by else ""
-    check(isinstance(value, kind), argument, value if is_name else type(value).__name__,
+    enough = getattr(kind, "told_by", ())
+    acts = bool(enough) and all(hasattr(value, name) for name in enough)
+    fits = isinstance(value, kind) or acts
+    check(fits, argument, value if is_name else type(value).__name__,
           f"must be {article} {word}{how}", error)
     return value
 

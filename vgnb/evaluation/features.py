@@ -53,6 +53,7 @@ class Features(NamedTuple):
 class Extractor:
     "A named look at pictures. Subclasses fill `id`, `dims`, `classes`, `names` and `look`."
     opened_by = "vgnb.evaluation.features.load_extractor(NAME)"
+    told_by = ("id", "dims", "__call__")     # one that wraps another is as good
     id: str                        # name@hash of the weights
     dims: int                      # length of a feature vector
     classes: int|None = None       # number of logits, None without
