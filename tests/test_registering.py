@@ -24,7 +24,7 @@ from vgnb.kinds import discover, from_json, kinds, register_part, shelf, shelves
 from vgnb.pipeline import Pipeline, from_pretrained, named_pipeline, saved_sampling
 from vgnb.sampling.guidance import CFG, Between, Constant, Linear, Ramped, SpatialGuidance
 from vgnb.sampling.pick import HaltonPick, Pick
-from vgnb.sampling.settings import Sampling
+from vgnb.sampling.settings import Sampling, short_form
 from vgnb.saved import load_model, save_model
 from vgnb.shipped import shipped_folder
 from vgnb.tokenizers.objectives import VQGANLossConfig
@@ -347,7 +347,7 @@ def test_a_pipeline_of_the_hub_brings_its_settings(sample, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "_fetched", lambda repository: shipped_folder("tiny-maskgit"))
     assert saved_sampling("owner/name") == from_pretrained("tiny-maskgit").sampling != Sampling()
     assert sample.main(["owner/name", "--count", "1", "--dry-run"]) == 0
-    assert str(from_pretrained("tiny-maskgit").sampling) in capsys.readouterr().out
+    assert short_form(from_pretrained("tiny-maskgit").sampling) in capsys.readouterr().out
 
 
 def test_the_pipeline_is_the_word_that_is_read_as_one():
@@ -358,7 +358,7 @@ def test_the_pipeline_is_the_word_that_is_read_as_one():
 
 @pytest.mark.parametrize("words", [
     "tiny-maskgit --count 1", "--count 1 tiny-maskgit",
-    "--classes heart --text-encoder tiny-randar tiny-maskgit --count 1",
+    "--classes heart --sheet heart.png tiny-maskgit --count 1",
     "--order confidence --order.noise 4 tiny-maskgit --count 1"])
 def test_its_settings_are_the_defaults(sample, capsys, words):
     assert sample.main([*words.split(), "--dry-run"]) == 0
