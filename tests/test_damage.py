@@ -40,15 +40,17 @@ from vgnb.generators.raster import RasterConfig, RasterTransformer
 from vgnb.jobs import Part, SampleJob, planned_labels
 from vgnb.pipeline import Pipeline
 from vgnb.pngs import pixel_hash
+from vgnb.processes import Processes
 from vgnb.reopened import reopen
 from vgnb.sampling.settings import Sampling
 from vgnb.saved import load_model, save_model
 from vgnb.search import GuidanceSearch
 from vgnb.tokenizers.streamed_kmeans import Clusters
 from vgnb.tokenizers.vqgan import vqgan
-from vgnb.training.checkpoints import newest, read_checkpoint, write_checkpoint
+from vgnb.training.checkpoints import HostCopies, newest, read_checkpoint, write_checkpoint
 from vgnb.training.extract import extract_codes
 from vgnb.training.run_folder import Run
+from vgnb.training.shared_checkpoints import take_pieces, write_shared
 from vgnb.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -228,6 +230,13 @@ def saved(folder, seed):
         write_checkpoint(folder / "saves", step, files, {"recipe": {"seed": seed}})
 
 
+def saved_in_pieces(folder, seed):
+    "Two checkpoints as the processes of a shared-out run write them; here one holds all pieces."
+    for step in (1, 2):
+        files = {"model": {"w": torch.full((64,), float(step + seed))}}
+        write_shared(folder / "saves", step, take_pieces(HostCopies(), files), {"recipe": {"seed": seed}}, Processes())
+
+
 def chosen(folder):
     "What a run would go on from: the last checkpoint, or the one before."
     found = newest(folder / "saves", lambda reason: None)
@@ -390,6 +399,11 @@ KINDS = {
                   lambda pipe, folder: chosen(folder)),
     "checkpoint": Kind("saves/step-000000002/model.safetensors", lambda pipe, folder, seed: saved(folder, seed),
                        lambda pipe, folder: chosen(folder)),
+    "pieces": Kind("saves/step-000000002/model.00001-of-00001.safetensors",
+                   lambda pipe, folder, seed: saved_in_pieces(folder, seed), lambda pipe, folder: chosen(folder)),
+    "card of pieces": Kind("saves/step-000000002/pieces.json",
+                           lambda pipe, folder, seed: saved_in_pieces(folder, seed),
+                           lambda pipe, folder: chosen(folder)),
     "numbers": Kind("numbers.json", named("numbers.json"),
                     lambda pipe, folder: digest(load_card(folder / "numbers.json")["values"])),
     "judge": Kind("shapes-judge.safetensors", lambda pipe, folder, seed: judge_in(folder),
