@@ -304,6 +304,7 @@ def halves(tensors, where): tensors[NAME] = tensors[NAME].half()
 def strange(tensors, where): tensors["x"], where["x"] = torch.ones(1), {"saved_offsets": [0]}
 def nowhere(tensors, where): del where[NAME]
 def words_for(tensors, where): where[NAME]["saved_offsets"] = "here"
+def too_far(tensors, where): where[NAME]["saved_offsets"] = [2 ** 70, 0]
 
 
 @pytest.mark.parametrize("change, words", [
@@ -314,7 +315,8 @@ def words_for(tensors, where): where[NAME]["saved_offsets"] = "here"
     (halves, "holds a piece of model.net/inner.weight that is not of it"),
     (strange, "holds a piece of x that is not of it"),
     (nowhere, "does not say where its pieces belong"),
-    (words_for, "does not say where its pieces belong")])
+    (words_for, "does not say where its pieces belong"),
+    (too_far, "does not say where its pieces belong")])
 def test_pieces_that_make_no_whole_are_refused_though_hashes_fit(runs, tmp_path, change, words):
     shutil.copytree(saves(runs / "line"), tmp_path / "checkpoints")
     path = newest(tmp_path / "checkpoints")
@@ -350,6 +352,24 @@ def test_a_full_disk_anywhere_is_everybodys_error_and_the_previous_stays(runs, t
     assert [p.name for p in saves(tmp_path / "run").iterdir()] == ["step-000000004"]
     fit(2, tmp_path / "run")
     assert result(tmp_path / "run") == result(runs / "line")
+
+
+@pytest.mark.fault
+def test_a_file_that_gets_no_name_on_one_process_is_everybodys_error(runs, tmp_path):
+    shutil.copytree(runs / "half", tmp_path / "run")
+    def work(rank):
+        real = Path.rename
+        def rename(self, target):
+            if rank == 1 and "-of-" in str(target): raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
+            return real(self, target)
+        Path.rename = rename
+        try: trainer(tmp_path / "run").fit()
+        except Exception as e: return type(e).__name__, str(e)
+
+    for kind, words in world(2, work):
+        assert kind == "BadInput" and os.strerror(errno.EDQUOT) in words
+        assert "the previous checkpoint is untouched" in words
+    assert [p.name for p in saves(tmp_path / "run").iterdir()] == ["step-000000004"]
 
 
 @pytest.mark.fault

@@ -160,7 +160,23 @@ def _transposed(blocks):
     down.weight.data = down.weight.data.T.contiguous().T
 
 
-@pytest.mark.parametrize("change", [_hooked, _other_class, _patched, _biased, _transposed])
+def _dropped_hook(blocks): blocks[0].drop1.register_forward_hook(lambda *_: None)
+
+
+def _turned_elsewhere(blocks):
+    plain = blocks[0].attention.project
+    blocks[0].attention.project = lambda x, rotary: plain(x, rotary)
+
+
+class _Wrapped(torch.nn.Parameter): "As weights in few bits are made."
+
+
+def _wrapped(blocks):
+    blocks[0].ffn.down.weight = _Wrapped(blocks[0].ffn.down.weight.data)
+
+
+@pytest.mark.parametrize("change", [_hooked, _other_class, _patched, _biased, _transposed, _dropped_hook,
+                                    _turned_elsewhere, _wrapped])
 @torch.no_grad()
 def test_a_block_with_something_of_its_own_runs_as_it_is(monkeypatch, change):
     blocks, calls = stack(), used(monkeypatch)
@@ -210,6 +226,64 @@ def test_wrong_shapes_get_torchs_error_and_touch_no_memory():
         with pytest.raises(RuntimeError): blocks(x, wrong, None, past)
     with pytest.raises(RuntimeError): blocks(x, rotary, None, [p._replace(start=9) for p in past])
     with pytest.raises(RuntimeError): blocks(x[..., :40], rotary, None, past)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_precision_changes_nothing(dtype):
+    blocks = stack()
+    x, rotary, past = asked(n=1)
+    before = blocks(x, rotary, None, past)
+    told = torch.zeros(3, dtype=dtype)
+    torch.set_default_dtype(dtype)
+    try:
+        after = blocks(x, rotary, None, past)
+        watched = blocks(x, rotary, None, [p._replace(first=told) for p in past])
+    finally: torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, after) and after.dtype == torch.float32
+    assert torch.allclose(watched, before, atol=1e-4) and 0 < told.min() and told.max() < 1
+
+
+@torch.no_grad()
+def test_addresses_that_are_none_are_never_read(monkeypatch):
+    blocks, calls = stack(), used(monkeypatch)
+    x, rotary, past = asked()
+    for wrong in (dict(keys=past[0].keys.to("meta"), values=past[0].values.to("meta")),
+                  dict(keys=past[0].keys[:1].expand(3, -1, -1, -1), values=past[0].values[:1].expand(3, -1, -1, -1))):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            blocks(x, rotary, None, [p._replace(**wrong) for p in past])
+    with pytest.raises((RuntimeError, NotImplementedError)): blocks(x, rotary.to("meta"), None, past)
+    assert not any(calls)
+    weights = layers._weights_of(blocks[0])._replace(heads=3)
+    assert small_blocks.small_block(x, weights, rotary, None, past[0].keys, past[0].values, 5) is None
+    nobody = [p._replace(keys=p.keys[:0], values=p.values[:0]) for p in past]
+    assert blocks(x[:0], rotary, None, nobody).shape == (0, 2, 48)
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_tracing_batching_and_compiling_see_torchs_operations():
+    blocks = stack().requires_grad_(False)
+    x, rotary, past = asked()
+    plain = blocks(x, rotary, None, past)
+    traced = torch.jit.trace(lambda x: blocks(x, rotary, None, past), x, check_trace=False)
+    assert torch.allclose(traced(x), plain, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(torch.compile(lambda x: blocks(x, rotary, None, past), backend="eager", fullgraph=True)(x),
+                          plain, rtol=1e-4, atol=1e-4)
+    alone = torch.vmap(lambda x: blocks(x, rotary, None, past), randomness="error")
+    with contextlib.suppress(RuntimeError):                       # a cache is written into, which vmap may refuse
+        assert torch.allclose(alone(x[None])[0], plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_who_sees_nothing_gets_a_mixture_of_nothing(monkeypatch):
+    blocks = stack()
+    seen = torch.ones(3, 1, 2, 7) == 1
+    seen[1, :, 0] = False
+    x, rotary, past = asked()
+    ours = blocks(x, rotary, seen, past)
+    with torch_only(monkeypatch): theirs = blocks(x, rotary, seen, asked()[2])
+    assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

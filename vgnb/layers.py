@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from .core import check, check_float, check_int
 from .draws import At, Draws, keyed_generator
 from .native import native
-from .small_blocks import BlockWeights, are_small, only_numbers, small_block
+from .small_blocks import BlockWeights, only_numbers, small_block
 
 # %% ../nbs/200_layers.ipynb #7a82606c
 class RMSNorm(nn.Module):
@@ -500,9 +500,10 @@ class TransformerBlock(nn.Module):
 
 # %% ../nbs/200_layers.ipynb #5ba11b11
 def _is_heard(module:nn.Module) -> bool:
-    "Whether a call of a module does more than its forward pass."
-    return bool(module._forward_hooks or module._forward_pre_hooks
-                or module._compiled_call_impl is not None or "forward" in module.__dict__)
+    "Whether a call of a module does more than its class says."
+    own = not module.__dict__.keys().isdisjoint(type(module).__dict__)       # a method put over it
+    return bool(own or module._forward_hooks or module._forward_pre_hooks
+                or module._compiled_call_impl is not None)
 
 def _weights_of(block:nn.Module) -> BlockWeights|None:
     "What a plain block consists of; None for any other one."
@@ -510,9 +511,12 @@ def _weights_of(block:nn.Module) -> BlockWeights|None:
     attention, ffn, norms = block.attention, block.ffn, (block.norm1, block.norm2)
     if type(attention) is not Attention or type(ffn) is not SwiGLU or attention.halves: return None
     layers = (attention.qkv, attention.out, ffn.gate, ffn.up, ffn.down)
+    beside = (block.drop1, block.drop2, block.path1, block.path2)      # that drop nothing here
     plain = (all(type(norm) is RMSNorm for norm in norms)
-             and all(type(layer) is Linear and layer.bias is None for layer in layers))
-    if not plain or any(map(_is_heard, (block, attention, ffn, *norms, *layers))): return None
+             and all(type(layer) is Linear and layer.bias is None for layer in layers)
+             and [type(part) for part in beside] == [Dropout, Dropout, DropPath, DropPath])
+    parts = (block, attention, ffn, *norms, *layers, *beside)
+    if not plain or any(map(_is_heard, parts)): return None
     qkv, out, *wide = (layer.weight for layer in layers)
     return BlockWeights(norms[0].weight, qkv, out, norms[1].weight, *wide, attention.heads,
                         attention.kv_heads, (norms[0].eps, norms[1].eps))
@@ -526,7 +530,7 @@ def in_one_call(
     "What a small plain block makes of `x`, computed in one call."
     if type(past) is not Past or nn.modules.module._has_any_global_hook(): return None
     weights = _weights_of(block)
-    if weights is None or not are_small(weights.tensors): return None
+    if weights is None: return None
     return small_block(x, weights, rotary, mask, past.keys, past.values, past.start, past.first)
 
 # %% ../nbs/200_layers.ipynb #5ba11b12

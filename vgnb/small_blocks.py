@@ -129,8 +129,10 @@ static float mixture(const float *q, const float *keys, const float *values, con
         weights[j] = dot(q, keys + j * c, c) * scale + (mask ? mask[j] : 0);
         if (!(weights[j] <= most)) most = weights[j];
     }
+    if (most == -__builtin_inff()) most = 0;             /* nothing is seen: a mixture of nothing */
     for (i64 j = 0; j < seen; j++) weights[j] = exponential(weights[j] - most);
     for (i64 j = 0; j < seen; j++) sum += weights[j];
+    if (sum == 0) sum = 1;
     clear(out, c);
     for (i64 j = 0; j < seen; j++)
         for (i64 i = 0; i < c; i++) out[i] += weights[j] * values[j * c + i];
@@ -225,45 +227,55 @@ class BlockWeights(NamedTuple):
 # %% ../nbs/013_small_blocks.ipynb #684f46b6
 _SMALL = 2 ** 21     # weights of a block
 
+def _is_plain(t) -> bool:
+    "Whether a tensor is fp32 numbers at an address of this process; no class of its own says more."
+    return (type(t) in (Tensor, torch.nn.Parameter) and t.dtype == torch.float32
+            and t.device.type == "cpu")
+
 def only_numbers(x:Tensor) -> bool:
     "Whether a pass from `x` on is fp32 on a CPU, and nobody asks how."
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and type(x) is Tensor
-    if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"): return False
-    listened = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
-    return not listened and not torch.compiler.is_compiling() and _block_loop() is not None
+    # first, for a compiler reads on here
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None: return False
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _is_plain(x): return False
+    heard = (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+             or torch._C._functorch.peek_interpreter_stack() is not None)
+    return not heard and _block_loop() is not None
 
 def are_small(tensors:tuple[Tensor, ...]) -> bool:
     "Whether a block's weights are few, and lie as the loop reads them."
     return (sum(t.numel() for t in tensors) < _SMALL
-            and all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
-                    for t in tensors))
+            and all(_is_plain(t) and t.is_contiguous() for t in tensors))
 
 # %% ../nbs/013_small_blocks.ipynb #13d9797f
 def _fits_cache(x:Tensor, weights:BlockWeights, keys:Tensor, values:Tensor, start:int) -> bool:
     "Whether the cache has room for the new places, and the weights have its heads."
     (b, n, d), (rows, kv, places, c) = x.shape, keys.shape
     heads, hidden = weights.heads, len(weights.gate)
-    alike = keys.dtype == values.dtype == torch.float32 and keys.stride() == values.stride()
-    return (alike and keys.shape == values.shape and keys.stride()[2:] == (c, 1)
-            and (rows, kv) == (b, weights.kv_heads) and 0 <= start <= places - n
-            and [t.shape for t in weights.tensors] == [
+    row, head, *inside = keys.stride()
+    alike = (_is_plain(keys) and _is_plain(values) and keys.shape == values.shape
+             and keys.stride() == values.stride())
+    apart = ((kv == 1 or head >= places * c) and (rows == 1 or row >= kv * places * c)
+             and inside == [c, 1])
+    return (alike and apart and (rows, kv) == (b, weights.kv_heads) and heads % kv == 0
+            and 0 <= start <= places - n and [t.shape for t in weights.tensors] == [
                 (d,), ((heads + 2 * kv) * c, d), (d, heads * c), (d,), (hidden, d), (hidden, d),
                 (d, hidden)])
 
 def _fits_rows(t:Tensor|None, b:int, rest:tuple[int, ...]) -> bool:
     "Whether a tensor is one for all rows, or one for each, in fp32."
-    return t is None or (isinstance(t, Tensor) and t.dtype == torch.float32
-                         and t.shape in (rest, (1, *rest), (b, *rest)))
+    return t is None or (_is_plain(t) and t.shape in (rest, (1, *rest), (b, *rest)))
 
 def _fits(x:Tensor, weights:BlockWeights, rotary, mask, keys:Tensor, values:Tensor,
           start:int, first:Tensor|None) -> bool:
     "Whether shapes and precisions are those that the loop knows."
     (b, n, _), c = x.shape, keys.shape[-1]
-    told = first is None or (first.shape == (b,) and first.is_contiguous() and mask is None)
+    told = first is None or (_is_plain(first) and first.shape == (b,) and first.is_contiguous())
+    if not b * n * weights.kv_heads or not are_small(weights.tensors): return False
     if isinstance(mask, str):
         if mask != "causal" or start: return False
         mask = None
-    return (told and _fits_cache(x, weights, keys, values, start)
+    told = told and (first is None or mask is None)
+    return (_is_plain(x) and told and _fits_cache(x, weights, keys, values, start)
             and _fits_rows(rotary, b, (n, c // 2, 2)) and not (rotary is not None and c % 2)
             and _fits_rows(mask, b, (1, n, start + n)))
 
@@ -282,7 +294,8 @@ def small_block(
     first:Tensor|None=None,      # (b,): gets the last query's attention to place 0
 ) -> Tensor|None:                # None: for torch's operations
     "A pre-norm block in one call: x + attention(norm x), then x + SwiGLU(norm x)."
-    if not _fits(x, weights, rotary, mask, keys, values, start, first): return None
+    fits = _fits(x, weights, rotary, mask, keys, values, start, first)
+    if _block_loop() is None or not fits: return None
     (b, n, d), c, hidden = x.shape, keys.shape[-1], len(weights.gate)
     causal = isinstance(mask, str)
     x = x.contiguous()
@@ -293,7 +306,7 @@ def small_block(
 
     y, filled = torch.empty_like(x), -(-b * n // 4) * 4
     columns = d + (2 * weights.heads + 2 * weights.kv_heads) * c + 2 * hidden
-    work = torch.empty(filled * columns + start + n)
+    work = x.new_empty(filled * columns + start + n)
     places = [None if t is None else t.data_ptr()
               for t in (x, y, *weights.tensors, rotary, mask, keys, values, first, work)]
     _block_loop()(sizes, *places)

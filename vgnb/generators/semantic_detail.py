@@ -250,7 +250,7 @@ class WatchedCache(Cache):
     def __init__(self, layers:int, rows:int, kv_heads:int, length:int, channels:int,
                  dtype=torch.float32, device=None):
         super().__init__(layers, rows, kv_heads, length, channels, dtype, device)
-        self.weight = torch.zeros(rows, device=device)
+        self.weight = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def past(self, start:int, n:int, rows:slice=slice(None)) -> list[Past]:
         *others, last = super().past(start, n, rows)

@@ -51,7 +51,11 @@ _OURS = {
 def _prepared(module:nn.Module) -> nn.Module:
     "A module as accelerate wraps it where every process holds all of it."
     from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
     from accelerate.utils import patch_environment
+    before = AcceleratorState._shared_state.get("_mixed_precision", "no")
+    check(before == "no", "mixed_precision", before,
+          'must be "no" in an Accelerator made before: a run\'s precision is its recipe\'s')
     how = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     with patch_environment(**_OURS), warnings.catch_warnings():
         # torch's newer name is `forward_sync_buffers`; accelerate knows the older one

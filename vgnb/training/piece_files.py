@@ -111,6 +111,12 @@ def pieces_card(
                for file, entries in shapes.items()}
     return {"format": _FORMAT, "tensors": tensors, "aliases": aliases}
 
+_LARGEST = 2 ** 60
+
+def _are_sizes(numbers:Iterable[int]) -> bool:
+    "Whether they can be places in a tensor."
+    return all(0 <= n <= _LARGEST for n in numbers)
+
 def _dtype(word:str) -> torch.dtype:
     found = getattr(torch, word)
     if not isinstance(found, torch.dtype): raise ValueError
@@ -125,6 +131,9 @@ def _read_card(folder:Path) -> tuple[_Shapes, _Aliases]:
                          for name, (dtype, *shape) in entries.items()}
                   for file, entries in card["tensors"].items()}
         aliases = {file: dict(entries) for file, entries in card["aliases"].items()}
+        sizes = [shape for entries in shapes.values() for _, shape in entries.values()]
+        holders = [name for ties in aliases.values() for name in ties.values()]
+        known &= all(map(_are_sizes, sizes)) and all(isinstance(name, str) for name in holders)
     except (BadInput, KeyError, TypeError, ValueError, AttributeError):
         known = False
     check(known, "checkpoint", folder, f"has a damaged {PIECES}", Mismatch)
@@ -140,7 +149,7 @@ def _chunks_in(path:Path, files:OpenFiles) -> list[tuple[str, torch.dtype, Chunk
         for name in file.keys():
             start = tuple(map(int, starts[name]["saved_offsets"]))
             dtype, shape = _entry(file, name)
-            if len(start) != len(shape) or min(start, default=0) < 0: raise ValueError
+            if len(start) != len(shape) or not _are_sizes(start): raise ValueError
             out.append((name, dtype, Chunk(path, name, start, shape)))
     except (KeyError, TypeError, ValueError, RecursionError):
         raise Mismatch("checkpoint", path, "does not say where its pieces belong") from None
@@ -154,7 +163,7 @@ def _fault(shape:tuple[int, ...], chunks:list[Chunk]) -> str|None:
     if (ends > torch.tensor(shape, dtype=torch.int64)).any(): return "a piece reaches beyond it"
     low = torch.maximum(starts[:, None], starts[None])
     shared = (low < torch.minimum(ends[:, None], ends[None])).all(-1)
-    if int(shared.sum()) > len(chunks): return "pieces overlap"
+    if shared.sum() > shared.diagonal().sum(): return "pieces overlap"
     size, there = prod(shape), sum(prod(c.shape) for c in chunks)
     return None if there == size else f"{size - there:,} of {size:,} numbers lack"
 

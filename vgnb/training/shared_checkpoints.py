@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from ..core import VgnbError, aside_dir, check, reason_of, save_card
+from ..core import BadInput, VgnbError, aside_dir, check, reason_of, save_card
 from ..processes import Processes
 from ..saved import split_ties
 from vgnb.training.checkpoints import (
@@ -108,8 +108,9 @@ def write_pieces(folder:Path, taken:Taken, processes:Processes) -> list[Path]:
     except CheckpointException as e:
         rank, (error, _) = min(e.failures.items(), key=lambda failure: failure[0])
         raise VgnbError(f"process {rank}: {_reason(error, folder)}") from error
-    return [_renamed(path, files, processes)
-            for path in sorted(folder.glob(f"shard-{processes.rank + 1:05d}-*.safetensors"))]
+    mine = f"shard-{processes.rank + 1:05d}-*.safetensors"
+    def named(): return [_renamed(path, files, processes) for path in sorted(folder.glob(mine))]
+    return processes.each(named)[processes.rank]
 
 def _reason(error:BaseException, folder:Path) -> str:
     if isinstance(error, OSError): return reason_of(error, folder)
@@ -140,10 +141,13 @@ def write_shared(
         sums = processes.each(lambda: sums_of(own))
         listed = {name: entry for process in sums for name, entry in process.items()}
         processes.together(lambda: _publish(aside, final, step, taken.card, state, listed))
-        processes.together(lambda: rotate(final.parent, keep, keep_every))
     except (OSError, VgnbError) as e: raise not_written(final, _reason(e, final)) from e
-    finally:
-        if aside and processes.main: shutil.rmtree(aside, ignore_errors=True)
+    finally:                   # by everybody: on a disk that isn't shared each has its own pieces
+        if aside: shutil.rmtree(aside, ignore_errors=True)
+    try: processes.together(lambda: rotate(final.parent, keep, keep_every))
+    except (OSError, VgnbError) as e:
+        raise BadInput("checkpoint", final.parent,
+                       f"keeps older ones that could not be removed ({_reason(e, final)})") from e
     return final
 
 def _publish(aside:Path, final:Path, step:int, card:dict, state:dict, sums:dict[str, dict]):
