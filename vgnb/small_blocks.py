@@ -283,6 +283,7 @@ def _stride(t:Tensor|None, b:int) -> int:
     "Numbers from one row's entries of a contiguous tensor to the next one's."
     return t[0].numel() if t is not None and t.dim() == 4 and len(t) == b else 0
 
+# %% ../nbs/013_small_blocks.ipynb #5ba11c01
 def small_block(
     x:Tensor,                    # (b, n, d)
     weights:BlockWeights,

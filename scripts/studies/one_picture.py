@@ -6,8 +6,8 @@
 A pipeline is asked for one picture, as a visitor does, after a first one that warms it up. Parts: *network*, the
 generator's forward passes; *draws*, noise and the choice by it; *loop*, what is left of the sampler; *decoder*, codes
 to pixels. Whole pictures and pictures with watched parts take turns. Times are of the processor, not of the clock, so
-that other work on the machine changes them little; the medians are kept. Operations are torch's, views left out. Rows
-of other pipelines in the file stay.
+that other work on the machine changes them little; the medians are kept. Operations are torch's, views left out, and as
+they are without the loops in C, which nobody can count. Rows of other pipelines in the file stay.
 """
 import json
 import os
